@@ -1,0 +1,51 @@
+"""What every layer may import: the frozen config base, the user's error and its 'did you mean'.
+
+A `Config` is an immutable, validated record; unknown keys are errors. A `UserError` is a mistake of the user: it prints as
+one `error:` line (what is wrong, with the file, key or flag and the value found) and one `hint:` line (what to type).
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Base of every configurable thing: frozen, no unknown keys, defaults validated too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; shown as an `error:` and a `hint:` line, without a traceback, exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(f"{problem}\nhint: {hint}")
+        self.problem = problem
+        self.hint = hint
+
+
+class RunFailed(UserError):
+    """Work that stopped through nobody's typing mistake (a diverged loss, a full disk); exit code 1."""
+
+    exit_code = 1
+
+
+class ImageShape(NamedTuple):
+    """Shape of one image or latent: channels, height, width."""
+
+    channels: int
+    height: int
+    width: int
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`choose one of a, b, c (did you mean 'b'?)`, the guess only where one is close."""
+    choices = list(choices)
+    close = get_close_matches(word.lower(), [c.lower() for c in choices], n=1, cutoff=0.5)
+    guess = next((c for c in choices if close and c.lower() == close[0]), None)
+    listed = ", ".join(choices)
+    return f"choose one of {listed}" + (f" (did you mean '{guess}'?)" if guess else "")

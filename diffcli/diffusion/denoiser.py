@@ -1,0 +1,76 @@
+"""A network made into a denoiser: from (x_t, t) to x0 and eps, whatever the network regresses.
+
+Every target is a x0 + b eps. With x_t = alpha x0 + sigma eps this is one 2x2 system, [alpha sigma; a b][x0; eps] = [x_t; y],
+so each parameterization on each schedule is the same three lines.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from diffcli.diffusion.schedule import Schedule
+
+Target = Literal["eps", "x0", "v", "flow"]
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says about x_t; x_t = alpha x0 + sigma eps holds exactly up to rounding."""
+
+    x0: Tensor  # (B, C, *S) float32
+    eps: Tensor  # (B, C, *S) float32
+    var_frac: Tensor | None = None  # (B, C, *S): 0 is var_small, 1 is var_large, on a log scale
+
+
+Denoise = Callable[[Tensor, Tensor], Prediction]
+"""(x_t (B, C, *S), t () or (B,)) -> Prediction, with condition and guidance already bound."""
+
+
+def coefficients(target: Target, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, b) such that the target is a * x0 + b * eps, shaped like alpha.
+
+    Source: Salimans & Ho 2022, section 4 and appendix D (arXiv 2202.00512) for v; Lipman et al. 2022 for flow.
+    """
+    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+    match target:
+        case "eps":
+            return zero, one
+        case "x0":
+            return one, zero
+        case "v":
+            return -sigma, alpha
+        case "flow":
+            return -one, one
+        case _:
+            assert_never(target)
+
+
+def over(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient () or (B,) shaped to multiply x (B, C, *S), in x's dtype and on its device."""
+    return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient.to(x)
+
+
+class Denoiser(nn.Module):
+    """Owns the network; knows the path and the target. `forward` gives float32 whatever autocast the network runs in."""
+
+    def __init__(self, network: nn.Module, schedule: Schedule, target: Target, learn_variance: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+        self.target = target
+        self.learn_variance = learn_variance
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: object) -> Prediction:
+        """x_t: (B, C, *S); t: () or (B,), in (0, 1], on the CPU; cond goes to the network unread."""
+        time = self.schedule.network_time(t).to(x_t.device, torch.float32).expand(len(x_t))
+        y, var_frac = self.network(x_t, time, cond).float(), None
+        if self.learn_variance:
+            y, v = y.chunk(2, dim=1)
+            var_frac = (v + 1) / 2  # Nichol & Dhariwal 2021, section 3.1: v in [-1, 1], not enforced
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        a, b = coefficients(self.target, alpha, sigma)
+        det = alpha * b - sigma * a
+        x0 = over(b / det, x_t) * x_t - over(sigma / det, x_t) * y
+        eps = over(alpha / det, x_t) * y - over(a / det, x_t) * x_t
+        return Prediction(x0, eps, var_frac)

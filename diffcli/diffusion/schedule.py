@@ -1,0 +1,197 @@
+"""Noise schedules: alpha and sigma over t in [0, 1], and the Gaussian between any two times.
+
+x_t = alpha(t) x0 + sigma(t) eps. Schedule arithmetic is float64 on the CPU; callers cast where it meets x. A discrete schedule
+is a table of log alpha-bar = log alpha^2 at t = 0, 1/T, ..., 1 (exactly 0 at t = 0), interpolated linearly between.
+"""
+
+import math
+from abc import abstractmethod
+from functools import cached_property
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from diffcli.config import Config
+
+MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the last step of a cosine schedule from being singular
+
+
+class Schedule(Config):
+    """alpha and sigma as functions of time; every method keeps the shape of its argument and returns float64."""
+
+    @abstractmethod
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at times t in [0, 1]; (1, 0) at t = 0."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The t in [0, 1] at which log(alpha^2 / sigma^2) has this value: the inverse of `log_snr`."""
+
+    @abstractmethod
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest time that training visits; 0 stays 0. The identity for a continuous schedule."""
+
+    @abstractmethod
+    def trained_time(self, u: Tensor) -> Tensor:
+        """Maps u uniform on [0, 1) to a time uniform on those that training visits, all of them in (0, 1]."""
+
+    @abstractmethod
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told at time t, in 0..1000."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2), falling in t; +inf at t = 0."""
+        alpha, sigma = self.alpha_sigma(t)
+        return 2 * (alpha.log() - sigma.log())
+
+    @property
+    def leftover_signal(self) -> float:
+        """alpha at t = 1: what remains of x0 where sampling starts from pure N(0, 1)."""
+        return float(self.alpha_sigma(torch.tensor(1.0))[0])
+
+
+class DiscreteSchedule(Schedule):
+    """A schedule given by `steps` betas; anything between its steps is interpolated in log alpha-bar."""
+
+    steps: int = Field(1000, ge=1, description="T, the number of diffusion steps trained")
+
+    @abstractmethod
+    def betas(self) -> Tensor:
+        """beta_1..beta_T, float64 (T,), each in (0, 1)."""
+
+    @cached_property
+    def log_alpha_bar(self) -> Tensor:
+        """log alpha-bar at 0, 1/T, ..., 1; float64 (T + 1,), strictly falling from 0."""
+        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas()).cumsum(0)])
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_alpha_bar = self._interpolate(t)
+        return (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        target = torch.nn.functional.logsigmoid(log_snr.double()).clamp(self.log_alpha_bar[-1], 0)
+        right = torch.searchsorted(-self.log_alpha_bar, -target).clamp(1, self.steps)
+        low, high = self.log_alpha_bar[right - 1], self.log_alpha_bar[right]
+        return (right - 1 + (target - low) / (high - low)) / self.steps
+
+    def snap(self, t: Tensor) -> Tensor:
+        index = torch.floor(t.double() * self.steps + 0.5).clamp(1, self.steps)
+        return torch.where(t > 0, index / self.steps, 0.0)
+
+    def trained_time(self, u: Tensor) -> Tensor:
+        return (torch.floor(u.double() * self.steps) + 1).clamp(max=self.steps) / self.steps
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The index of the literature, 0 for the first step; T steps are spread over 0..1000 - 1000 / T."""
+        return ((t.double() * self.steps - 1) * (1000 / self.steps)).clamp(min=0)
+
+    def _interpolate(self, t: Tensor) -> Tensor:
+        position = t.double().clamp(0, 1) * self.steps
+        nearest = position.round()
+        position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # k / T * T is not always k
+        left = position.floor().long().clamp(max=self.steps - 1)
+        return torch.lerp(self.log_alpha_bar[left], self.log_alpha_bar[left + 1], position - left)
+
+
+class Linear(DiscreteSchedule):
+    """Betas from 1e-4 to 0.02 at T = 1000, scaled by 1000 / T elsewhere. Source: Ho et al. 2020, arXiv 2006.11239."""
+
+    kind: Literal["linear"] = "linear"
+
+    def betas(self) -> Tensor:
+        scale = 1000 / self.steps
+        return torch.linspace(1e-4 * scale, 0.02 * scale, self.steps, dtype=torch.float64).clamp(max=MAX_BETA)
+
+
+class ScaledLinear(DiscreteSchedule):
+    """Square roots of betas from 0.00085 to 0.012 at T = 1000. Source: Rombach et al. 2022, arXiv 2112.10752, code."""
+
+    kind: Literal["scaled_linear"] = "scaled_linear"
+
+    def betas(self) -> Tensor:
+        roots = torch.linspace(0.00085**0.5, 0.012**0.5, self.steps, dtype=torch.float64)
+        return (roots.square() * (1000 / self.steps)).clamp(max=MAX_BETA)
+
+
+class CurveSchedule(DiscreteSchedule):
+    """A discrete schedule given by its alpha-bar curve; only betas are capped, nothing at the clean end."""
+
+    @abstractmethod
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        """alpha-bar up to a constant factor, at t in [0, 1]."""
+
+    def betas(self) -> Tensor:
+        curve = self.alpha_bar(torch.linspace(0, 1, self.steps + 1, dtype=torch.float64))
+        return (1 - curve[1:] / curve[:-1]).clamp(max=MAX_BETA)
+
+
+class Cosine(CurveSchedule):
+    """alpha-bar = cos^2 of (t + 0.008) / 1.008 * pi / 2. Source: Nichol & Dhariwal 2021, eq. 17, arXiv 2102.09672."""
+
+    kind: Literal["cosine"] = "cosine"
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        return torch.cos((t + 0.008) / 1.008 * (math.pi / 2)).square()
+
+
+class Sigmoid(CurveSchedule):
+    """alpha-bar falls along a sigmoid cut to [start, end]. Source: Jabri et al. 2022, algorithm 1, arXiv 2212.11972."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = Field(1.0, gt=0)
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        low, high = math.exp(-self.end / self.tau), (t * (self.end - self.start) + self.start) / self.tau
+        return 1 / (1 + low) - torch.sigmoid(high)
+
+
+class Flow(Schedule):
+    """The straight path alpha = 1 - t, sigma = t. Source: Lipman et al. 2022, arXiv 2210.02747; Liu et al. 2022."""
+
+    kind: Literal["flow"] = "flow"
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.double()
+        return 1 - t, t
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr.double() / 2)
+
+    def snap(self, t: Tensor) -> Tensor:
+        return t.double()
+
+    def trained_time(self, u: Tensor) -> Tensor:
+        return 1 - u.double()
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return 1000 * t.double()
+
+
+class Transition(NamedTuple):
+    """q(x_s | x_t, x0) = N(c_x x_t + c_x0 x0, var) with the two choices of variance that Ho et al. 2020 compare."""
+
+    c_x: Tensor
+    c_x0: Tensor
+    var_small: Tensor  # beta tilde: the posterior's own
+    var_large: Tensor  # beta
+
+
+def transition(schedule: Schedule, t: Tensor, s: Tensor) -> Transition:
+    """The Gaussian q(x_s | x_t, x0) for any two times s < t.
+
+    Depends on the end points only, so a strided sampler needs no respaced schedule.
+    t, s: same shape, 0 <= s < t <= 1. At s = 0 the mean is x0 and var_small is 0.
+    Source: Kingma et al. 2021, appendix A (arXiv 2107.00630).
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+    ratio = alpha_t / alpha_s
+    beta = sigma_t**2 - (ratio * sigma_s) ** 2
+    keep = (sigma_s / sigma_t) ** 2
+    return Transition(c_x=ratio * keep, c_x0=alpha_s * beta / sigma_t**2, var_small=beta * keep, var_large=beta)
+
+
+AnySchedule = Annotated[Linear | ScaledLinear | Cosine | Sigmoid | Flow, Field(discriminator="kind")]

@@ -1,0 +1,101 @@
+"""Counter-based random numbers: every draw is a pure function of (key, draw, element).
+
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") written in integer tensor operations, so
+one vectorised call serves a whole batch with a stream of its own for each sample, and the bits are the same on every device,
+for any batch split and any number of processes. Nothing here keeps state that a checkpoint would have to save.
+"""
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+MASK = 0xFFFFFFFF
+ROUNDS = 10
+TO_UNIT = 2.0**-32
+
+
+class Domain(IntEnum):
+    """Keeps draws for different purposes apart although they share a seed."""
+
+    NOISE = 0
+    LABEL = 1
+    TRAIN = 2
+    ORDER = 3
+    AUGMENT = 4
+    DROPOUT = 5
+    PREVIEW = 6
+
+
+def philox(key: Tensor, counter: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four words in [0, 2^32), as int64, for each broadcast (key, counter).
+
+    key: int64, all 64 bits used. counter: four int64 tensors or ints in [0, 2^32) that broadcast with the key.
+    Source: Salmon et al. 2011, doi 10.1145/2063384.2063405.
+    """
+    k0, k1 = key & MASK, (key >> 32) & MASK
+    c0, c1, c2, c3 = (torch.as_tensor(c, dtype=torch.int64, device=key.device) for c in counter)
+    for _ in range(ROUNDS):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps modulo 2^64: the bits are those of the unsigned product
+        c0, c2 = ((p1 >> 32) & MASK) ^ c1 ^ k0, ((p0 >> 32) & MASK) ^ c3 ^ k1
+        c1, c3 = p1 & MASK, p0 & MASK
+        k0, k1 = (k0 + 0x9E3779B9) & MASK, (k1 + 0xBB67AE85) & MASK
+    return c0, c1, c2, c3
+
+
+def signed64(seed: int) -> int:
+    """Any Python integer as the signed 64-bit integer with the same low 64 bits."""
+    seed &= (1 << 64) - 1
+    return seed - (1 << 64) if seed >> 63 else seed
+
+
+def derive(seed: int, domain: Domain, counter: Tensor, other: int = 0) -> Tensor:
+    """One 63-bit seed for each counter: independent streams from (seed, domain, counter, other).
+
+    counter: int64, non-negative, any shape; other: int in [0, 2^32). Returns int64 of counter's shape, non-negative.
+    """
+    key = torch.full((), signed64(seed), dtype=torch.int64, device=counter.device)
+    low, high, _, _ = philox(key, (counter & MASK, counter >> 32, other, int(domain)))
+    return (((high << 32) | low) & ((1 << 63) - 1)).expand(counter.shape)
+
+
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """A random order of 0..n-1 that depends on (seed, epoch, n) alone; int64 (n,)."""
+    return derive(seed, Domain.ORDER, torch.arange(n), epoch).argsort(stable=True)
+
+
+class Noise:
+    """One stream of random numbers per sample: what sample i receives depends on seed i alone.
+
+    Each call is the next draw of every stream; `domain` separates purposes that share a seed.
+    """
+
+    def __init__(self, seeds: Sequence[int] | Tensor, device: torch.device, domain: Domain = Domain.NOISE) -> None:
+        if not isinstance(seeds, Tensor):
+            seeds = torch.tensor([signed64(s) for s in seeds], dtype=torch.int64)
+        self.key = seeds.to(device)[:, None]  # (B, 1)
+        self.domain = domain
+        self.draw = 0
+
+    def words(self, blocks: int) -> Tensor:
+        """The next draw of every stream: (B, 4, blocks) int64 in [0, 2^32)."""
+        counter = torch.arange(blocks, device=self.key.device)[None]
+        words = philox(self.key, (counter, self.draw, int(self.domain), 0))
+        self.draw += 1
+        return torch.stack([w.expand(len(self.key), blocks) for w in words], dim=1)
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """N(0, 1) with like's shape (B, ...), device and dtype, by Box and Muller 1958."""
+        n = math.prod(like.shape[1:])
+        words = self.words(-(-n // 4)).float()  # (B, 4, n/4)
+        radius = words[:, :2].add_(0.5).mul_(TO_UNIT).log_().mul_(-2).clamp_(min=0).sqrt_()
+        angle = words[:, 2:].mul_(2 * math.pi * TO_UNIT)
+        normal = torch.cat([radius * angle.cos(), radius * angle.sin_()], dim=1).flatten(1)
+        return normal[:, :n].reshape(like.shape).to(like)
+
+    def uniform(self) -> Tensor:
+        """U[0, 1) with 53 bits, one a stream: float64 (B,) on the CPU, where schedule arithmetic lives."""
+        words = self.words(1)[:, :2, 0].cpu()
+        return ((words[:, 0] >> 5).double() * 2.0**26 + (words[:, 1] >> 6).double()) * 2.0**-53
