@@ -1,0 +1,150 @@
+"""The blocks that convolutional denoisers are made of: time embedding, modulated norm, residual block, attention.
+
+Contract: a block maps x (B, C, H, W) to (B, C', H', W'), any H and W, and is told everything else by `Signal`. Every block
+ends in a zero-initialised layer on a true residual, so that an untrained block is the identity (or its projection).
+Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), the "ADM" line of Ho et al. 2020 (arXiv 2006.11239).
+"""
+
+import math
+from typing import Literal, NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffcli.networks.dropout import Dropout
+
+Resample = Literal["down", "up"]
+Size = tuple[int, int]
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class Signal(NamedTuple):
+    """What every block of a network is told beside x."""
+
+    emb: Tensor  # (B, E)   time and condition, already through SiLU
+    seeds: Tensor | None = None  # (B,) int64   streams of dropout
+
+
+def zero(layer: Layer) -> Layer:
+    """The layer with all its parameters 0: what ends a residual branch."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def sinusoid(time: Tensor, dim: int, max_period: float = 10_000) -> Tensor:
+    """(B,) -> (B, dim): cosines, then sines, of `time` (0..999) at geometric frequencies from 1 to about 1 / max_period.
+
+    Source: Vaswani et al. 2017, section 3.5 (arXiv 1706.03762), in the order of the ADM code; an odd dim ends in a 0.
+    """
+    half = dim // 2
+    frequency = torch.exp(torch.arange(half, device=time.device) * (-math.log(max_period) / max(half, 1)))
+    angle = time.float()[:, None] * frequency  # (B, half)
+    return F.pad(torch.cat([angle.cos(), angle.sin()], dim=1), (0, dim % 2))
+
+
+class Embedding(nn.Module):
+    """Time, and the condition vector where there is one, as one vector (B, dim) that every block projects."""
+
+    def __init__(self, width: int, dim: int, vector: int) -> None:
+        super().__init__()
+        self.width = width
+        self.time = nn.Sequential(nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.vector = nn.Linear(vector, dim) if vector else None
+
+    def forward(self, time: Tensor, vector: Tensor | None) -> Tensor:
+        emb = self.time(sinusoid(time, self.width))
+        if self.vector is not None:
+            emb = emb + self.vector(vector)
+        return F.silu(emb)  # (B, dim)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with gcd(32, channels) groups; optionally modulated, y = norm(x) (1 + scale) + shift."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.groups = math.gcd(32, channels)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, scale_shift: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W). scale_shift: (B, 2C), or None for the plain norm."""
+        if scale_shift is None:
+            return torch.group_norm(x, self.groups, self.weight, self.bias)
+        scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
+        return torch.group_norm(x, self.groups, self.weight, self.bias) * (1 + scale) + shift
+
+
+def halve(x: Tensor) -> Tensor:
+    """2x2 means; an odd last row or column is the mean of what is there, so sizes round up."""
+    return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
+def enlarge(x: Tensor, size: Size) -> Tensor:
+    """Nearest neighbour to `size` (rows, columns), which is twice x's or one less: the inverse of `halve`'s rounding."""
+    return F.interpolate(x, size=size, mode="nearest")
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, conv; modulated norm, SiLU, dropout, zero conv; residual. Resamples inside where asked (ADM)."""
+
+    def __init__(
+        self, channels: int, out_channels: int, emb_dim: int, dropout: float = 0.0, resample: Resample | None = None
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.norm1 = GroupNorm(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.modulate = nn.Linear(emb_dim, 2 * out_channels)
+        self.norm2 = GroupNorm(out_channels)
+        self.dropout = Dropout(dropout)
+        self.conv2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, signal: Signal, size: Size | None = None) -> Tensor:
+        """size: where the block enlarges, the (H', W') to reach."""
+        h = F.silu(self.norm1(x))
+        if self.resample == "down":
+            h, x = halve(h), halve(x)
+        elif self.resample == "up":
+            assert size is not None
+            h, x = enlarge(h, size), enlarge(x, size)
+        h = self.norm2(self.conv1(h), self.modulate(signal.emb))
+        h = self.dropout(F.silu(h), signal.seeds)
+        return self.skip(x) + self.conv2(h)
+
+
+class ConvResample(nn.Module):
+    """The plain alternative of Ho et al. 2020: a stride-2 convolution down, nearest neighbour and a convolution up."""
+
+    def __init__(self, channels: int, resample: Resample) -> None:
+        super().__init__()
+        self.resample = resample
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2 if resample == "down" else 1, padding=1)
+
+    def forward(self, x: Tensor, signal: Signal, size: Size | None = None) -> Tensor:
+        if self.resample == "up":
+            assert size is not None
+            x = enlarge(x, size)
+        return self.conv(x)
+
+
+class Attention(nn.Module):
+    """Norm, self-attention over all positions in heads of `head_dim`, zero projection; residual."""
+
+    def __init__(self, channels: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = channels // head_dim
+        self.norm = GroupNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        b, c, height, width = x.shape
+        h = self.norm(x).flatten(2).transpose(1, 2)  # (B, L, C)
+        q, k, v = self.qkv(h).view(b, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, L, D)
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = self.out(h.transpose(1, 2).reshape(b, height * width, c))
+        return x + h.transpose(1, 2).reshape(x.shape)
