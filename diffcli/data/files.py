@@ -1,0 +1,183 @@
+"""One view of the files in a folder, a tar or a zip: names, and bytes by name. Archives are read in place, never unpacked.
+
+A name is the path below the source with forward slashes. Members that would leave the source ("../x", "/x") are refused.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from diffcli.config import UserError
+
+MAX_MEMBER = 1 << 30  # bytes of one file inside a zip; more is a bomb, not an image
+ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, EOFError, zlib.error)
+MAX_IN_MEMORY = 4 << 30  # bytes of a compressed tar that is read without a place to unpack it to
+DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
+IGNORED = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+
+
+class Span(NamedTuple):
+    """A stretch of bytes of a file: how a member lies in an uncompressed tar."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+class ZipEntry(NamedTuple):
+    """A member of a zip."""
+
+    path: Path
+    name: str
+
+
+Location = Path | Span | ZipEntry | bytes  # picklable, so that worker processes can read for themselves
+
+
+class FileTree:
+    """The files of one source, sorted by name."""
+
+    def __init__(self, source: Path, locations: dict[str, Location]) -> None:
+        self.source = source
+        self.locations = {name: locations[name] for name in sorted(locations) if not _hidden(name)}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.locations)
+
+    def read(self, name: str) -> bytes:
+        return read_location(self.locations[name])
+
+    def find(self, *basenames: str) -> str | None:
+        """The first file with one of these basenames, the shallowest first; None where there is none."""
+        found = [name for name in self.locations if name.rsplit("/", 1)[-1] in basenames]
+        return min(found, key=lambda name: (name.count("/"), name), default=None)
+
+    def shown(self, name: str) -> str:
+        """The file as the user knows it."""
+        return str(self.source / name)
+
+
+def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
+    """The files of a folder or of a .tar, .tar.gz, .tar.xz, .tar.bz2 or .zip archive.
+
+    key: what the user typed to name the source (`data.root`, `SOURCE`), for errors. work: where the plain tar of a compressed
+    one is kept while it is needed; in memory where it is None. Raises UserError where source is missing or broken.
+    """
+    if not source.exists():
+        raise UserError(f"{key} is '{source}', which does not exist", f"check the path, then set {key} to it")
+    try:
+        if source.is_dir():
+            return FileTree(source, dict(_walk(source)))
+        if zipfile.is_zipfile(source):
+            return FileTree(source, dict(_zip_members(source)))
+        return FileTree(source, dict(_tar_members(source, work)))
+    except ARCHIVE_ERRORS as error:
+        hint = f"take a fresh copy, or set {key} to a folder, .tar, .tar.gz, .tar.xz or .zip"
+        raise UserError(f"{key} is '{source}', which is not a whole archive ({error})", hint) from error
+    except PermissionError as error:
+        raise UserError(f"{key} is '{source}', which may not be read", "check its permissions") from error
+
+
+def read_location(location: Location) -> bytes:
+    """The bytes at a location. Raises OSError or one of ARCHIVE_ERRORS."""
+    match location:
+        case bytes():
+            return location
+        case Span(path, offset, size):
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+            if len(data) != size:
+                raise EOFError(f"{path} ends before byte {offset + size}")
+            return data
+        case ZipEntry(path, name):
+            return _open_zip(path).read(name)
+        case _:
+            return location.read_bytes()
+
+
+def is_archive(path: Path) -> bool:
+    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+
+
+@lru_cache(maxsize=4)
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)  # reading its directory again for every member would be quadratic
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part in IGNORED for part in name.split("/"))
+
+
+def _walk(root: Path) -> Iterator[tuple[str, Path]]:
+    seen = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above would never end
+            folders.clear()
+            continue
+        seen.add(real)
+        for file in files:
+            path = Path(folder, file)
+            yield path.relative_to(root).as_posix(), path
+
+
+def _safe(name: str, source: Path) -> str:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
+        raise UserError(
+            f"{source} holds the member '{name}', which points outside of the archive",
+            "do not trust that archive; take it from its official source",
+        )
+    return str(path)
+
+
+def _zip_members(source: Path) -> Iterator[tuple[str, ZipEntry]]:
+    for info in _open_zip(source).infolist():
+        name = _safe(info.filename, source)
+        if info.is_dir():
+            continue
+        if info.flag_bits & 1:
+            raise UserError(f"{source} is encrypted ('{name}')", "unpack it with its password, then give the folder")
+        if info.file_size <= MAX_MEMBER or name.endswith(".npz"):
+            yield name, ZipEntry(source, info.filename)
+
+
+def _tar_members(source: Path, work: Path | None) -> Iterator[tuple[str, Location]]:
+    with source.open("rb") as file:
+        magic = file.read(6)
+    opener = next((opener for start, opener in DECOMPRESSORS.items() if magic.startswith(start)), None)
+    plain = source if opener is None else _decompress(source, opener, work)
+    with io.BytesIO(plain) if isinstance(plain, bytes) else plain.open("rb") as file, tarfile.open(fileobj=file) as tar:
+        for member in tar:
+            name = _safe(member.name, source)
+            if not member.isreg():
+                continue
+            start, size = member.offset_data, member.size
+            yield name, plain[start : start + size] if isinstance(plain, bytes) else Span(plain, start, size)
+
+
+def _decompress(source: Path, opener: Callable, work: Path | None) -> Path | bytes:
+    """The plain tar inside a compressed one: random access into xz or gzip would decompress it all for every member."""
+    with opener(source, "rb") as stream:
+        if work is None:
+            plain = stream.read(MAX_IN_MEMORY + 1)
+            if len(plain) > MAX_IN_MEMORY:
+                problem = f"{source} is too large to read from its archive (over {MAX_IN_MEMORY >> 30} GiB unpacked)"
+                raise UserError(problem, f"run `diffcli prep-data KIND {source} --out DIR` first, then use DIR")
+            return plain
+        target = work / f"{source.name}.plain"
+        with target.open("wb") as file:
+            shutil.copyfileobj(stream, file, 1 << 20)
+    return target

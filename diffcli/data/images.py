@@ -1,0 +1,127 @@
+"""Map-style image data: `read(indices)` gives named fields, from one uint8 tensor in memory or decoded on demand.
+
+Fields: image uint8 (B, C, H, W); label int64 (B,) where the set has classes.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffcli.config import ImageShape, UserError
+from diffcli.data.pixels import decode
+
+MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a set is held in memory unless the preset says otherwise
+DECODE_CHUNK = 256  # images a thread decodes before it asks for more
+
+
+class ImageData(ABC):
+    """Images of one shape by index.
+
+    classes: names of the classes, None where there are none. labels: int64 (N,) on the CPU, None where there are none.
+    """
+
+    def __init__(self, shape: ImageShape, labels: Tensor | None, classes: Sequence[str] | None) -> None:
+        self.shape = shape
+        self.labels = labels
+        self.classes = tuple(classes) if classes is not None else None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def pixels(self, indices: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) for int64 indices (B,)."""
+
+    def read(self, indices: Tensor) -> dict[str, Tensor]:
+        """The named fields of these images. Raises UserError where a file cannot be decoded."""
+        fields = {"image": self.pixels(indices)}
+        return fields if self.labels is None else fields | {"label": self.labels[indices]}
+
+    def to(self, device: torch.device | str) -> "ImageData":
+        """The same data with its pixels on a device; files stay files."""
+        return self
+
+
+class MemoryImages(ImageData):
+    """All pixels in one uint8 tensor (N, C, H, W), on the CPU or a GPU."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None, classes: Sequence[str] | None = None) -> None:
+        super().__init__(ImageShape(*images.shape[1:]), labels, classes)
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        return self.images.index_select(0, indices.to(self.images.device, non_blocking=True))
+
+    def to(self, device: torch.device | str) -> "MemoryImages":
+        return MemoryImages(self.images.to(device), self.labels, self.classes)
+
+
+class Encoded(Protocol):
+    """Image files by number, still encoded; picklable, for the workers of a DataLoader."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """The file as the user knows it."""
+
+    def read(self, index: int) -> bytes: ...
+
+
+class FileImages(ImageData):
+    """Images decoded, cropped and resized when they are asked for."""
+
+    def __init__(
+        self, files: Encoded, shape: ImageShape, labels: Tensor | None = None, classes: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(shape, labels, classes)
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
+        for image, index in zip(images, indices.tolist(), strict=True):
+            image.copy_(torch.from_numpy(self._decode(index)))
+        return images
+
+    def _decode(self, index: int):
+        name = self.files.name(index)
+        try:
+            return decode(self.files.read(index), name, self.shape)
+        except (OSError, EOFError) as error:
+            raise UserError(f"image {name} cannot be read: {error}", "check that the file is still there") from error
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """What the decoded set would take."""
+        return len(self) * self.shape.channels * self.shape.height * self.shape.width
+
+    def load(self) -> MemoryImages:
+        """Every image decoded once, by as many threads as there are cores (Pillow decodes outside of Python's lock)."""
+        images = torch.empty(len(self), *self.shape, dtype=torch.uint8)
+        with ThreadPoolExecutor(_cores()) as pool:
+            for chunk, pixels in zip(images.split(DECODE_CHUNK), pool.map(self.pixels, self._chunks()), strict=True):
+                chunk.copy_(pixels)
+        return MemoryImages(images, self.labels, self.classes)
+
+    def _chunks(self) -> Sequence[Tensor]:
+        return torch.arange(len(self)).split(DECODE_CHUNK)
+
+
+def held(data: FileImages, in_memory: bool | None) -> ImageData:
+    """`data` decoded into memory where `in_memory` says so, or says nothing and it fits MEMORY_LIMIT."""
+    fits = data.bytes_in_memory <= MEMORY_LIMIT
+    return data.load() if (fits if in_memory is None else in_memory) else data
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

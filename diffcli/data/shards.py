@@ -1,0 +1,198 @@
+"""Prepared sets: tar shards in the WebDataset layout, an index of byte offsets for each, and `dataset.json` over all.
+
+Images are read by random access straight from the tars, by any number of processes:
+
+    dataset.json            kind, count, size, channels, classes, source, licence, and for each split its shards
+    train-000000.tar        members KEY.cls (the label in ASCII) and KEY.png or KEY.jpg, for each image
+    train-000000.json       Index: where each image lies in the tar, its label, and what was skipped
+"""
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, StringConstraints, ValidationError
+from torch import Tensor
+
+from diffcli.config import Config, UserError
+from diffcli.data.listing import Split
+
+DATASET = "dataset.json"
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(tar|json)$")]  # never a path
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+AGAIN = (
+    "run `diffcli prep-data` with the same arguments again: it rewrites what is missing (delete a broken shard first)"
+)
+
+
+class Skipped(Config):
+    """An input that could not be used."""
+
+    path: str
+    reason: str
+
+
+class Index(Config):
+    """The contents of one shard. offset and size: where the bytes of each image lie in the tar."""
+
+    keys: list[str]
+    extensions: list[Literal["png", "jpg"]]
+    offset: list[NonNegativeInt]
+    size: list[NonNegativeInt]
+    labels: list[NonNegativeInt] | None
+    channels: Literal[1, 3]
+    image_size: tuple[int, int] | None
+    skipped: list[Skipped]
+    bytes: NonNegativeInt
+    sha256: Digest
+
+
+class Shard(Config):
+    """One tar of a split as dataset.json lists it."""
+
+    tar: FileName
+    index: FileName
+    count: NonNegativeInt
+    bytes: NonNegativeInt
+    sha256: Digest
+    index_sha256: Digest
+
+
+class PreparedSplit(Config):
+    """Shards in order; count is the sum of theirs."""
+
+    count: NonNegativeInt
+    shards: list[Shard]
+
+
+class Request(Config):
+    """What prep-data was asked for; the same request into the same folder continues, another one is refused."""
+
+    kind: str
+    source: str
+    size: int | None
+    limit: int | None
+    images_per_shard: int
+    fingerprint: Digest
+
+
+class PreparedSet(Config):
+    """dataset.json. size: (height, width) of every image, None where they differ. classes: names, None without labels."""
+
+    format: Literal[1] = 1
+    kind: str
+    count: NonNegativeInt
+    skipped: NonNegativeInt
+    size: tuple[int, int] | None
+    channels: Literal[1, 3]
+    classes: tuple[str, ...] | None
+    source: str
+    licence: str
+    splits: dict[Split, PreparedSplit] = Field(min_length=1)
+    request: Request
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether `diffcli prep-data` finished a set in this folder."""
+    return (path.expanduser() / DATASET).is_file()
+
+
+def open_shards(root: Path, key: str) -> PreparedSet:
+    """The description of a prepared set. Raises UserError where there is none or it is garbled."""
+    path = root / DATASET
+    if not path.is_file():
+        what = "has no dataset.json: it is not a finished set of prep-data" if root.is_dir() else "does not exist"
+        hint = f"run `diffcli prep-data KIND SOURCE --out {root}`, or set {key} to a folder that it wrote"
+        raise UserError(f"{key} is '{root}', which {what}", hint)
+    try:
+        return PreparedSet.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path} is not a set of this version: {where}: {first['msg']}", AGAIN) from error
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ShardFiles:
+    """The encoded images of one split of a prepared set, by number; opens its shards when they are first read.
+
+    Raises UserError that names the shard where one is missing, has another size, or its index was changed.
+    """
+
+    def __init__(self, root: Path, prepared: PreparedSet, split: Split) -> None:
+        self.root = root
+        self.shards = prepared.splits[split].shards
+        indexes = [_checked_index(root, shard) for shard in self.shards]
+        counts = torch.tensor([shard.count for shard in self.shards], dtype=torch.int64)
+        self.shard = torch.repeat_interleave(torch.arange(len(counts)), counts)  # tensors: millions of tuples are heavy
+        self.offset = torch.tensor([value for index in indexes for value in index.offset], dtype=torch.int64)
+        self.size = torch.tensor([value for index in indexes for value in index.size], dtype=torch.int64)
+        self.first = counts.cumsum(0) - counts
+        self.labels = _labels(indexes, prepared, root)
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def name(self, index: int) -> str:
+        shard = int(self.shard[index])
+        return f"{self.root / self.shards[shard].tar} (image {index - int(self.first[shard])})"
+
+    def read(self, index: int) -> bytes:
+        path = self.root / self.shards[int(self.shard[index])].tar
+        size = int(self.size[index])
+        opened = _open(path)  # held while it is read: the cache may forget it meanwhile
+        data = os.pread(opened.descriptor, size, int(self.offset[index]))  # keeps no position: safe across forks
+        if len(data) != size:
+            raise UserError(f"{path} ends within image {index}: it was truncated", AGAIN)
+        return data
+
+    def verify(self) -> None:
+        """Compares every shard with its digest."""
+        for shard in self.shards:
+            if sha256(self.root / shard.tar) != shard.sha256:
+                raise UserError(f"{self.root / shard.tar} was changed: its digest is not that of {DATASET}", AGAIN)
+
+
+class _OpenShard:
+    """A file descriptor that closes with its last user."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+_open = lru_cache(maxsize=256)(_OpenShard)  # below the 1024 descriptors that a process may usually hold
+
+
+def _checked_index(root: Path, shard: Shard) -> Index:
+    tar, path = root / shard.tar, root / shard.index
+    for file in (tar, path):
+        if not file.is_file():
+            raise UserError(f"{file} is missing", AGAIN)
+    if tar.stat().st_size != shard.bytes:
+        raise UserError(f"{tar} has {tar.stat().st_size} bytes, not {shard.bytes}: it was truncated or changed", AGAIN)
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        raise UserError(f"{path} was changed: its digest is not that of {DATASET}", AGAIN)
+    return Index.model_validate_json(data)
+
+
+def _labels(indexes: list[Index], prepared: PreparedSet, root: Path) -> Tensor | None:
+    if prepared.classes is None:
+        return None
+    labels = torch.tensor([label for index in indexes for label in index.labels or ()], dtype=torch.int64)
+    if len(labels) and int(labels.max()) >= len(prepared.classes):
+        problem = f"{root} holds the label {int(labels.max())}, but {DATASET} names {len(prepared.classes)} classes"
+        raise UserError(problem, AGAIN)
+    return labels
