@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 CLASSES = 10
+Tensors = list[Tensor] | tuple[Tensor, ...]
 MEAN, STD = 0.1307, 0.3081  # of MNIST pixels in [0, 1]
 
 
@@ -122,7 +124,8 @@ def spread_within(values: Tensor, labels: Tensor) -> Tensor:
 def train(args: argparse.Namespace) -> None:
     """Train, test and save the judge."""
     images, labels = read_mnist(args.data, "train")
-    judge = Judge(args.width).to(memory_format=torch.channels_last)
+    judge = Judge(args.width)
+    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rng = torch.Generator().manual_seed(args.seed)
     for p in judge.parameters():
         if p.ndim > 1:
@@ -151,8 +154,8 @@ def train(args: argparse.Namespace) -> None:
     _finish(average.module, args)
 
 
-def _ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+def _ema(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         keep = min(decay, (1 + int(count)) / (10 + int(count)))
         for a, c in zip(averaged, current, strict=True):
             a.lerp_(c, 1 - keep) if a.is_floating_point() else a.copy_(c)
@@ -160,7 +163,8 @@ def _ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], N
     return update
 
 
-def _finish(judge: Judge, args: argparse.Namespace) -> None:
+def _finish(judge: nn.Module, args: argparse.Namespace) -> None:
+    assert isinstance(judge, Judge)
     images, labels = read_mnist(args.data, "t10k")
     probabilities, features = read_all(judge, images)
     accuracy = (probabilities.argmax(1) == labels).double().mean().item()
@@ -206,15 +210,15 @@ def judge_samples(args: argparse.Namespace) -> None:
         "features": spread_within(features, labels) / reference["features"],
         "pixels": spread_within(images, labels) / reference["pixels"],
     }
-    rows = []
-    for k in range(CLASSES):
+    rows: list[dict[str, Any]] = []
+    for k in labels.unique().tolist():  # the classes that were asked for
         of_class = labels == k
         share = right[of_class].double().mean().item()
         rows.append(
             {"class": k, "n": int(of_class.sum()), "right": share} | {f: v[k].item() for f, v in varied.items()}
         )
     total = {"n": len(images), "right": right.double().mean().item()} | {
-        f: v.nanmean().item() for f, v in varied.items()
+        f: v[labels.unique()].mean().item() for f, v in varied.items()
     }
     if args.json:
         print(json.dumps({"total": total, "classes": rows, "judge_test_accuracy": test_accuracy}))

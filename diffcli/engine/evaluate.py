@@ -283,7 +283,8 @@ def _write_cache(path: Path, summary: Summary) -> list[str]:
             partial = Path(file.name)
         try:
             with partial.open("wb") as file:
-                np.savez(file, **summary.arrays())
+                arrays: dict[str, Any] = dict(summary.arrays())
+                np.savez(file, **arrays)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -40,8 +40,9 @@ class ClassifierFeatures:
         self.notes: list[str] = []
         probe = self(torch.zeros(1, *shape, dtype=torch.uint8))
         assert probe.logits is not None
-        self.dim, self.num_logits = probe.features.shape[1], probe.logits.shape[1]
-        self.classes = classes or tuple(str(k) for k in range(self.num_logits))
+        self.dim = probe.features.shape[1]
+        self.num_logits: int | None = probe.logits.shape[1]
+        self.classes: tuple[str, ...] | None = classes or tuple(str(k) for k in range(probe.logits.shape[1]))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> FeatureBatch:

@@ -26,7 +26,7 @@ from diffcli.data.shards import DATASET, is_prepared, open_shards
 from diffcli.metrics.statistics import Statistics
 
 Images = tuple[Tensor, Tensor | None]  # uint8 (B, C, H, W), C = 1 or 3; labels int64 (B,) where there are any
-SPLITS: tuple[str, ...] = get_args(Split)
+SPLITS: tuple[Split, ...] = get_args(Split)
 KINDS = "a folder of images, .npz samples, .npz statistics, a prepared data set or NAME:SPLIT of a preset's data"
 READERS = 4  # threads that decode ahead; Pillow releases the interpreter lock
 ZIP_ERRORS = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
@@ -66,16 +66,17 @@ def resolve(text: str, overrides: Iterable[str] = ()) -> Source:
     name, colon, split = text.rpartition(":")
     if not colon:
         raise UserError(f"{text} does not exist", f"give {KINDS} (such as digits:train)")
-    if split not in SPLITS:
+    chosen = next((s for s in SPLITS if s == split), None)
+    if chosen is None:
         raise UserError(f"{text}: '{split}' is not a split", did_you_mean(split, SPLITS))
     prepared = Path(name).expanduser()
     if is_prepared(prepared):
-        return prepared_source(prepared, split)
-    chosen = preset.load(name, list(overrides))
-    return data_source(f"{chosen.name}:{split}", chosen.data, split)
+        return prepared_source(prepared, chosen)
+    loaded = preset.load(name, list(overrides))
+    return data_source(f"{loaded.name}:{chosen}", loaded.data, chosen)
 
 
-def data_source(name: str, config: DataConfig, split: str) -> Source:
+def data_source(name: str, config: DataConfig, split: Split) -> Source:
     """A split of a preset's data; files are decoded as they are read, whatever `in_memory` says of training."""
     data = config.model_copy(update={"in_memory": False}).build(split)
 
@@ -92,16 +93,15 @@ def data_source(name: str, config: DataConfig, split: str) -> Source:
     return Source(name, batches, len(data), data.classes is not None, data.classes, fingerprint=identity)
 
 
-def prepared_source(root: Path, split: str | None = None) -> Source:
+def prepared_source(root: Path, split: Split | None = None) -> Source:
     """A set that prep-data wrote: the split asked for, else `train`, else its only one."""
     prepared = open_shards(root, "the prepared data set")
-    if split is None:
-        split = "train" if "train" in prepared.splits else next(iter(prepared.splits))
+    chosen: Split = split or ("train" if "train" in prepared.splits else next(iter(prepared.splits)))
     if prepared.size is None:
         raise UserError(
-            f"{root} holds images of different sizes", f"prepare it with --size N, or score with NAME:{split}"
+            f"{root} holds images of different sizes", f"prepare it with --size N, or score with NAME:{chosen}"
         )
-    return data_source(f"{root}:{split}", Shards(root=root, size=prepared.size, channels=prepared.channels), split)
+    return data_source(f"{root}:{chosen}", Shards(root=root, size=prepared.size, channels=prepared.channels), chosen)
 
 
 def folder_source(folder: Path) -> Source:

@@ -3,7 +3,7 @@
 real is the reference, fake what is scored. Adding a metric: a class here, its place in `AnyMetric`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
@@ -235,7 +235,9 @@ AnyMetric = Annotated[
     Fid | Kid | InceptionScore | Precision | Recall | Accuracy,
     Field(discriminator="kind"),
 ]
-METRICS: dict[str, type[Metric]] = {cls.model_fields["kind"].default: cls for cls in get_args(get_args(AnyMetric)[0])}
+METRICS: dict[str, Callable[[], Metric]] = {
+    cls.model_fields["kind"].default: cls for cls in get_args(get_args(AnyMetric)[0])
+}
 
 
 def metrics_by_name(names: Sequence[str]) -> list[Metric]:

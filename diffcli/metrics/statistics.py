@@ -8,7 +8,7 @@ Everything is float64 and computed once over all images. Source: Heusel et al. 2
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -28,9 +28,10 @@ class Statistics(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Write an `.npz` with `mu` and `sigma`, as other tools expect them, and our `n`, `features`, `layer`."""
-        ours = {k: np.array(v) for k, v in self._asdict().items() if k in ("n", "features", "layer") and v is not None}
+        arrays: dict[str, Any] = {"mu": self.mu.cpu().numpy(), "sigma": self.sigma.cpu().numpy()}
+        arrays |= {k: np.array(v) for k, v in self._asdict().items() if k not in arrays and v is not None}
         with open(path, "wb") as file:  # an open file: numpy would add .npz to a name without it
-            np.savez(file, mu=self.mu.cpu().numpy(), sigma=self.sigma.cpu().numpy(), **ours)
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -62,31 +63,29 @@ class Moments:
 
     def __init__(self) -> None:
         self.n = 0
-        self.shift: Tensor | None = None  # (D,)
-        self.total: Tensor | None = None  # (D,)
-        self.outer: Tensor | None = None  # (D, D)
+        self.sums: tuple[Tensor, Tensor, Tensor] | None = None  # shift (D,), sum (D,), sum of outer products (D, D)
 
     def update(self, features: Tensor) -> None:
         """Add features (B, D) of any float type, on any device that has float64."""
         if not len(features):
             return
         x = features.double()
-        if self.shift is None:
-            self.shift = x.mean(0)
-            self.total = torch.zeros_like(self.shift)
-            self.outer = torch.zeros(len(self.shift), len(self.shift), dtype=x.dtype, device=x.device)
-        x = x - self.shift
-        self.total += x.sum(0)
-        self.outer.addmm_(x.T, x)
+        if self.sums is None:
+            self.sums = x.mean(0), x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1], x.shape[1])
+        shift, total, outer = self.sums
+        x = x - shift
+        total += x.sum(0)
+        outer.addmm_(x.T, x)
         self.n += len(x)
 
     def statistics(self) -> Statistics:
         """Mean and unbiased covariance of all that was added, on the CPU; at least 2 images."""
-        if self.n < 2:
+        if self.sums is None or self.n < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {self.n}")
-        mean = self.total / self.n
-        sigma = (self.outer - self.n * torch.outer(mean, mean)) / (self.n - 1)
-        return Statistics((self.shift + mean).cpu(), sigma.cpu(), self.n)
+        shift, total, outer = self.sums
+        mean = total / self.n
+        sigma = (outer - self.n * torch.outer(mean, mean)) / (self.n - 1)
+        return Statistics((shift + mean).cpu(), sigma.cpu(), self.n)
 
 
 def frechet(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> float:
