@@ -1,0 +1,1 @@
+"""The verbs: train, sample, evaluate; one loop each, for any task."""

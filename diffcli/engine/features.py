@@ -1,7 +1,7 @@
 """`--features`: the network that turns images into features, Inception or a classifier that diffcli itself trained."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from diffcli.metrics.summary import FeatureBatch
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, Pillow's grey
 
 
+@runtime_checkable
 class ScoringTask(Protocol):
     """What a classifier task offers: penultimate features, and logits from them."""
 
@@ -88,16 +89,14 @@ def size_text(shape: ImageShape) -> str:
 
 
 def _of_run(path: Path, device: torch.device | str) -> Extractor:
-    from diffcli import checkpoint
-    from diffcli.engine.sample import load_model
+    from diffcli.engine.sample import load_model  # brings the whole engine with it, which Inception does not need
 
-    model = load_model(path, device=torch.device(device))
-    if not (hasattr(model.task, "features") and hasattr(model.task, "logits")):
+    model = load_model(path, torch.device(device))
+    task = model.task
+    if not isinstance(task, ScoringTask):
         raise UserError(
             f"--features {path} is a run of a {model.preset.task.kind} task, which has no features to score with",
             "train a classifier: diffcli train --preset digits-classifier",
         )
-    whole = checkpoint.locate(path)
-    digest = checkpoint.sha256(whole if whole.is_file() else whole / "ema.safetensors")
-    name = f"{model.preset.name}-step{model.step}-{digest[:8]}"
-    return ClassifierFeatures(model.task.eval(), name, model.preset.data.shape, model.classes, device)
+    name = f"{model.preset.name}-step{model.step}-{model.digest[:8]}"
+    return ClassifierFeatures(task, name, model.preset.data.shape, model.classes, device)

@@ -96,7 +96,8 @@ def data_source(name: str, config: DataConfig, split: Split) -> Source:
 def prepared_source(root: Path, split: Split | None = None) -> Source:
     """A set that prep-data wrote: the split asked for, else `train`, else its only one."""
     prepared = open_shards(root, "the prepared data set")
-    chosen: Split = split or ("train" if "train" in prepared.splits else next(iter(prepared.splits)))
+    first: Split = next(iter(prepared.splits))
+    chosen: Split = split or ("train" if "train" in prepared.splits else first)
     if prepared.size is None:
         raise UserError(
             f"{root} holds images of different sizes", f"prepare it with --size N, or score with NAME:{chosen}"

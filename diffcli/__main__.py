@@ -1,0 +1,5 @@
+"""`python -m diffcli`: what torchrun starts."""
+
+from diffcli.cli import main
+
+main()

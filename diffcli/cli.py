@@ -1,0 +1,334 @@
+"""The commands: parse, call the engine, print a UserError as two lines. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 done; 2 the user's mistake; 130 interrupted after saving; 1 anything else. Data to stdout, talk to stderr.
+"""
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from diffcli import __version__, session
+
+if TYPE_CHECKING:
+    from diffcli.engine.distributed import Group
+
+app = typer.Typer(
+    name="diffcli",
+    help="Train, resume, sample, animate and score diffusion models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+presets_app = typer.Typer(help="List, show and check presets.", no_args_is_help=True)
+app.add_typer(presets_app, name="presets")
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Show(StrEnum):
+    x = "x"
+    x0 = "x0"
+
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+Nproc = Annotated[int, typer.Option(min=1, help="Worker processes on this machine, started through torchrun.")]
+Ckpt = Annotated[Path, typer.Option("--ckpt", help="Run directory, checkpoint folder or ema.safetensors file.")]
+N = Annotated[int | None, typer.Option(min=1, help="Number of images in all.")]
+Class = Annotated[str | None, typer.Option("--class", help="ID, NAME, all (in turn) or random.", show_default="all")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; image i has seed + i.")]
+SamplerOption = Annotated[
+    str | None, typer.Option("--sampler", help="ddpm, ddim, heun or dpmpp_2m.", show_default="the run's")
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps.", show_default="the run's")]
+Eta = Annotated[float | None, typer.Option("--ddim-eta", min=0, max=1, help="0 deterministic, 1 DDPM; implies ddim.")]
+Guidance = Annotated[float | None, typer.Option(help="null + S (cond - null): 1 is off.", show_default="the run's")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change them.")]
+Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Use the averaged weights.")]
+Out = Annotated[Path, typer.Option(help="Where to write.")]
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Option(help="A preset's name (see `presets list`) or a YAML file.")],
+    overrides: Set = None,
+    data: Annotated[Path | None, typer.Option(help="data.root: files, or what prep-data wrote.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where to write.", show_default="runs/NAME")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="train.steps: updates.", show_default="the preset's")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The run's seed.", show_default="the preset's")] = None,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
+    nnodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    rdzv_endpoint: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where machine 0 listens.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run/--no-dry-run", help="Print the plan; train nothing.")] = False,
+) -> None:
+    """Train a model from a preset into a run directory."""
+    from diffcli import preset as presets
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.runlog import RunDir
+
+    flags = [f"{key}={value}" for key, value in (("train.steps", steps), ("seed", seed)) if value is not None]
+    chosen = presets.load(preset, [*(overrides or []), *flags], data)
+    run = RunDir(run_dir or Path("runs") / chosen.name)
+    how = Launch(nproc, nnodes, node_rank, rdzv_endpoint)
+    if dry_run:
+        session.print_plan(chosen, run.path, device, how)
+    else:
+        session.run_training(chosen, run, None, device, how)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of the run.")],
+    from_step: Annotated[
+        int | None, typer.Option("--from", help="Go on from this checkpoint.", show_default="newest")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="train.steps: updates in all.")] = None,
+    overrides: Set = None,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
+) -> None:
+    """Go on with a run, exactly as if it had not stopped."""
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.resume import reopen
+
+    flags = [] if steps is None else [f"train.steps={steps}"]
+    chosen, run, start = reopen(run_dir, from_step, [*(overrides or []), *flags])
+    session.run_training(chosen, run, start, device, Launch(nproc))
+
+
+@app.command()
+def sample(
+    ckpt: Ckpt,
+    out: Out = Path("samples.png"),
+    n: N = None,
+    labels: Class = None,
+    seed: Seed = 0,
+    sampler: SamplerOption = None,
+    steps: Steps = None,
+    ddim_eta: Eta = None,
+    guidance: Guidance = None,
+    batch_size: BatchSize = 64,
+    ema: Ema = True,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
+) -> None:
+    """Draw images: a grid (.png), one file an image (a folder) or arrays (.npz)."""
+    from diffcli.console import track
+    from diffcli.engine import output
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.sample import SampleOptions, draw
+
+    options = SampleOptions(
+        n=n,
+        labels=labels,
+        seed=seed,
+        sampler=sampler,
+        steps=steps,
+        eta=ddim_eta,
+        guidance=guidance,
+        batch_size=batch_size,
+    )
+    output.check_output(out, (".png", ".npz"), folder_allowed=True)
+
+    def work(group: "Group") -> None:
+        req = session.open_request(ckpt, options, group, ema)
+        drawn = draw(req, group)
+        if group.leads:
+            output.write(out, track(drawn, req.n, "sampling"), req.describe())
+            print(out)
+        else:
+            list(drawn)
+
+    session.in_group(work, device, Launch(nproc))
+
+
+@app.command()
+def gif(
+    ckpt: Ckpt,
+    out: Out = Path("denoise.gif"),
+    n: N = None,
+    labels: Class = None,
+    seed: Seed = 0,
+    sampler: SamplerOption = None,
+    steps: Steps = None,
+    ddim_eta: Eta = None,
+    guidance: Guidance = None,
+    ema: Ema = True,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.")] = 10,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames in all.", show_default="one a step")] = None,
+    show: Annotated[Show, typer.Option(help="The noisy x, or the x0 predicted from it.")] = Show.x,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Animate the denoising of images (.gif, .mp4 or .webp)."""
+    from diffcli.console import track
+    from diffcli.engine import output
+    from diffcli.engine import sample as engine
+    from diffcli.engine.distributed import Launch
+
+    options = engine.SampleOptions(
+        n=n or 1, labels=labels, seed=seed, sampler=sampler, steps=steps, eta=ddim_eta, guidance=guidance
+    )
+    output.check_output(out, output.ANIMATIONS, folder_allowed=False)
+
+    def work(group: "Group") -> None:
+        req = session.open_request(ckpt, options, group, ema)
+        shown = output.pick(engine.frames(req, show.value), req.sampler.steps, frames)
+        count = output.write_animation(out, track(shown, frames or req.sampler.steps, "frames"), fps)
+        described = req.describe() | {"frames": count, "fps": fps, "show": show.value}
+        output.sidecar(out).write_text(json.dumps(described, indent=1) + "\n")
+        print(out)
+
+    session.in_group(work, device, Launch(1))
+
+
+@app.command("fid")
+def fid(
+    sides: Annotated[
+        list[str] | None, typer.Argument(metavar="[A B]", help="Folder, .npz, prepared data or NAME:SPLIT.")
+    ] = None,
+    ckpt: Annotated[Path | None, typer.Option("--ckpt", help="Score samples of this checkpoint instead of A.")] = None,
+    ref: Annotated[str | None, typer.Option(help="The reference.", show_default="the run's own training data")] = None,
+    n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
+    metrics: Annotated[str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy.")] = "fid",
+    features: Annotated[
+        str, typer.Option(help="inception, or the run directory of a diffcli classifier.")
+    ] = "inception",
+    weights: Annotated[
+        Path | None, typer.Option(help="File with the extractor's weights.", show_default="its cache")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
+    labels: Class = None,
+    seed: Seed = 0,
+    sampler: SamplerOption = None,
+    steps: Steps = None,
+    ddim_eta: Eta = None,
+    guidance: Guidance = None,
+    batch_size: BatchSize = 64,
+    ema: Ema = True,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
+) -> None:
+    """Score images, or samples of a checkpoint, against a reference: FID, KID, IS, precision, recall, accuracy."""
+    from diffcli.engine import score
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.sample import SampleOptions
+
+    options = SampleOptions(
+        n=n,
+        labels=labels,
+        seed=seed,
+        sampler=sampler,
+        steps=steps,
+        eta=ddim_eta,
+        guidance=guidance,
+        batch_size=batch_size,
+    )
+    job = score.Job(tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema)
+    job.check()
+
+    def work(group: "Group") -> None:
+        report = job.run(group)
+        if report is not None:
+            print(json.dumps(report.as_dict()) if as_json else "\n".join(report.lines()))
+
+    session.in_group(work, device, Launch(nproc))
+
+
+@app.command("prep-data")
+def prep_data(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="What SOURCE is: mnist, cifar10, folder or imagenet64.")],
+    source: Annotated[Path | None, typer.Argument(help="Folder, archive or files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the shards.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Edge in pixels.", show_default="as it is")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode and encode.")] = os.cpu_count() or 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images of each split at most.", show_default="all")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Keep the shards that a killed run finished.")
+    ] = True,
+    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Stop at the first broken image.")] = False,
+) -> None:
+    """Turn a data set into WebDataset shards with an index."""
+    from diffcli.config import UserError
+    from diffcli.console import watch_preparation
+    from diffcli.data.prep import prepare
+
+    if out is None:
+        raise UserError("--out is missing", f"type diffcli prep-data {kind} SOURCE --out DIR")
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise UserError(
+            f"--no-resume: {out} is not empty", "leave --no-resume out to go on there, or give an empty --out"
+        )
+    reports = prepare(kind, source, out, size=size, workers=workers, limit=limit, strict=strict)
+    print(watch_preparation(reports))
+
+
+@presets_app.command("list")
+def presets_list() -> None:
+    """Names of the presets that --preset finds, and what each is."""
+    from diffcli import preset as presets
+
+    for name, path in sorted(presets.available().items()):
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        print(f"{name:<20} {first.partition(' - ')[2] or first}")
+
+
+@presets_app.command("show")
+def presets_show(name: Annotated[str, typer.Argument(help="A preset's name or file.")]) -> None:
+    """Print the file of a preset."""
+    from diffcli import preset as presets
+
+    print(presets.find(name).read_text(encoding="utf-8"), end="")
+
+
+@presets_app.command("check")
+def presets_check(file: Annotated[str, typer.Argument(help="A preset's name or file.")]) -> None:
+    """Validate a preset and print it resolved, with every default."""
+    from diffcli import preset as presets
+    from diffcli.console import say
+    from diffcli.engine.plan import build_on_meta
+
+    chosen = presets.load(file)
+    build_on_meta(chosen)
+    print(presets.dump(chosen), end="")
+    for advice in chosen.advice():
+        say(f"note:  {advice}")
+
+
+@presets_app.command("schema")
+def presets_schema() -> None:
+    """Print the JSON schema of presets."""
+    from diffcli.preset import Preset
+
+    print(json.dumps(Preset.model_json_schema(), indent=1))
+
+
+def version(asked: bool) -> None:
+    if asked:
+        print(f"diffcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Runs a command and exits with the code that the contract gives to its outcome."""
+    sys.exit(session.run(app))

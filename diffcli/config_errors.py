@@ -1,0 +1,86 @@
+"""Pydantic's verdict on a preset, as one `error:` that names file, key and value and one `hint:` that says what to type."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from diffcli.config import UserError, did_you_mean
+
+TEXTS = {
+    "missing": ("{key} is missing", "add it to the file, or --set {key}=VALUE"),
+    "extra_forbidden": ("{key} is not a known key", "{guess}"),
+    "union_tag_invalid": ("{key}.kind is {tag!r}", "{guess}"),
+    "union_tag_not_found": ("{key} has no kind", "add kind: {guess}"),
+}
+
+
+def explain(
+    error: ValidationError, tree: dict[str, Any], model: type[BaseModel], source: str, changed: Sequence[str]
+) -> UserError:
+    """The first error of a validation, with the number of others. `changed`: keys that --set gave."""
+    first = error.errors(include_url=False)[0]
+    path = plain_path(tree, first["loc"])
+    key, value, context = ".".join(map(str, path)), first.get("input"), first.get("ctx", {})
+    known = known_keys(model, tree, path[:-1])
+    problem, hint = TEXTS.get(
+        first["type"], ("{key} is {value!r}: {message}", "change {key}, for example with --set {key}=VALUE")
+    )
+    tags = [t.strip(" '") for t in context.get("expected_tags", "").split(",")]
+    words = {
+        "key": key,
+        "value": value,
+        "message": first["msg"],
+        "tag": context.get("tag"),
+        "guess": did_you_mean(str(context.get("tag") or (path[-1] if path else "")), tags if tags != [""] else known),
+    }
+    if first["type"] == "union_tag_not_found":
+        words["guess"] = "one of the kinds that `diffcli presets schema` lists"
+    if first["type"] == "value_error":  # a contradiction that a config found: "what is wrong; what to do"
+        message, _, remedy = str(context["error"]).partition("; ")
+        problem, hint = (f"{key}: " if key else "") + message, remedy
+        return UserError(_where(source, key, changed) + problem, hint)
+    others = error.error_count() - 1
+    more = f" (and {others} more mistake{'s' if others > 1 else ''})" if others else ""
+    return UserError(_where(source, key, changed) + problem.format(**words) + more, hint.format(**words))
+
+
+def plain_path(tree: Any, loc: Sequence[int | str]) -> list[int | str]:
+    """pydantic's location without the tags of discriminated unions, which are no keys of the file."""
+    path: list[int | str] = []
+    node = tree
+    for part in loc:
+        if isinstance(node, dict) and part not in node and part == node.get("kind"):
+            continue
+        path.append(part)
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return path
+
+
+def known_keys(model: type[BaseModel], tree: Any, path: Sequence[int | str]) -> list[str]:
+    """The keys that the schema allows at a path, following each node's `kind`."""
+    schema = model.model_json_schema()
+    node, definitions = schema, schema.get("$defs", {})
+    for part in path:
+        tree = tree[part] if isinstance(tree, dict | list) else None
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        node = _resolve(node, definitions, tree)
+    return list(node.get("properties", {}))
+
+
+def _resolve(node: dict[str, Any], definitions: dict[str, Any], tree: Any) -> dict[str, Any]:
+    kind = tree.get("kind") if isinstance(tree, dict) else None
+    mapping = node.get("discriminator", {}).get("mapping", {})
+    if kind in mapping:
+        node = {"$ref": mapping[kind]}
+    if "$ref" in node:
+        node = definitions.get(node["$ref"].rsplit("/", 1)[-1], {})
+    return node
+
+
+def _where(source: str, key: str, changed: Sequence[str]) -> str:
+    from_flag = any(key == c or key.startswith(c + ".") or c.startswith(key + ".") for c in changed if key)
+    return f"{source} with --set: " if from_flag else f"{source}: "

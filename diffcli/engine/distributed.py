@@ -1,0 +1,190 @@
+"""Several processes as one: starting workers through torchrun's launcher, joining its group, and collectives of one line.
+
+A worker that `launch` started leaves its UserError in the launcher's error file, so that it is told once, by the parent.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from diffcli.config import UserError
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+LAUNCHED = "DIFFCLI_LAUNCHED"  # set for workers that `launch` started
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among its peers."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, n: int) -> range:
+        """This rank's contiguous share of range(n)."""
+        return range(self.rank * n // self.world, (self.rank + 1) * n // self.world)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the ranks, on every rank; values: any shape, on the group's device."""
+        if self.world > 1:
+            dist.all_reduce(values)
+            values /= self.world
+        return values
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all ranks on rank 0, in rank order; an empty list elsewhere. All of one shape."""
+        if self.world == 1:
+            return [tensor]
+        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(parts, tensor.contiguous())
+        return parts if self.leads else []
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many workers to start, on how many machines."""
+
+    nproc: int = 1
+    nnodes: int = 1
+    node_rank: int = 0
+    rdzv_endpoint: str = ""
+
+    @property
+    def world(self) -> int:
+        return self.nproc * self.nnodes
+
+    def check(self) -> None:
+        """Raises UserError for numbers that contradict each other."""
+        if self.nnodes > 1 and not self.rdzv_endpoint:
+            raise UserError(
+                f"--nnodes is {self.nnodes} without --rdzv-endpoint", "add --rdzv-endpoint HOST:PORT of node 0"
+            )
+        if not 0 <= self.node_rank < self.nnodes:
+            raise UserError(
+                f"--node-rank is {self.node_rank} of --nnodes {self.nnodes}",
+                f"use 0 to {self.nnodes - 1}, one for each node",
+            )
+
+
+def pick_device(name: DeviceName) -> torch.device:
+    """The device that --device means on this machine. Raises UserError where it is absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda: no CUDA device is available", "use --device cpu, or install a CUDA build of torch"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: no Apple GPU is available", "use --device cpu")
+    if name == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(name)
+
+
+def is_worker() -> bool:
+    """Whether torchrun (ours or the user's) started this process."""
+    return "LOCAL_RANK" in os.environ and "RANK" in os.environ
+
+
+@contextmanager
+def join(name: DeviceName) -> Iterator[Group]:
+    """The group that torchrun made, or a group of one."""
+    device = pick_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not is_worker():
+        yield Group(0, 1, device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Group(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def launch(how: Launch, arguments: Sequence[str]) -> int:
+    """Runs `python -m diffcli ARGUMENTS` in how.nproc workers through torchrun's launcher; returns the exit code.
+
+    Raises the UserError of the first worker that failed with one.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    how.check()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // how.nproc)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ[LAUNCHED] = "1"
+    _quiet_launcher()
+    config = LaunchConfig(
+        min_nodes=how.nnodes,
+        max_nodes=how.nnodes,
+        nproc_per_node=how.nproc,
+        run_id="diffcli",
+        rdzv_backend="static" if how.nnodes > 1 else "c10d",
+        rdzv_endpoint=how.rdzv_endpoint or "localhost:0",
+        rdzv_configs={"rank": how.node_rank} if how.nnodes > 1 else {},
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn",
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", "diffcli", *arguments)
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        told = _told(Path(failure.error_file))
+        if told is not None:
+            raise told from None
+        return failure.exitcode if failure.exitcode > 0 else 1
+    except SignalException:
+        return 130
+    return 0
+
+
+def tell_launcher(error: UserError) -> bool:
+    """Leaves the error for the parent; False where no `launch` of ours started this process."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if LAUNCHED not in os.environ or not path:
+        return False
+    told = {"problem": error.problem, "hint": error.hint, "exit_code": error.exit_code}
+    Path(path).write_text(
+        json.dumps({"message": {"message": error.problem, "extraInfo": {"timestamp": "0"}}, "diffcli": told})
+    )
+    return True
+
+
+def _told(path: Path) -> UserError | None:
+    try:
+        told = json.loads(path.read_text())["diffcli"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    error = UserError(told["problem"], told["hint"])
+    error.exit_code = told["exit_code"]
+    return error
+
+
+def _quiet_launcher() -> None:
+    """Its own report of a failed worker repeats what the worker said, at length."""
+    import logging
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)

@@ -1,0 +1,111 @@
+"""Where samples go: one grid, a folder of files or an .npz, each with a .json sidecar beside it; and animations."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.engine.images import grid, write_png
+from diffcli.engine.sample import Drawn
+
+ANIMATIONS = (".gif", ".mp4", ".webp")
+HOLD = 1.0  # seconds that an animation rests on its last frame
+
+
+def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) -> None:
+    """Raises UserError, before any work, where `path` cannot become a file of one of these kinds (or a folder)."""
+    folder = folder_allowed and not path.suffix
+    if not folder and path.suffix not in suffixes:
+        kinds = ", ".join(suffixes) + (" or a folder" if folder_allowed else "")
+        raise UserError(f"--out {path}: cannot write '{path.suffix or 'a folder'}'", f"end it in one of {kinds}")
+    parent = path if folder else path.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        probe = parent / f".{path.name}.probe"
+        probe.touch()
+        probe.unlink()
+        if path.is_dir() and not folder:
+            raise IsADirectoryError(21, "is a folder")
+    except OSError as error:
+        raise UserError(
+            f"--out {path}: cannot be written ({error.strerror})", "give a place that you may write to"
+        ) from error
+
+
+def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) -> None:
+    """Writes all images to `path` as its name says, then the sidecar."""
+    try:
+        if path.suffix == ".npz":
+            write_npz(path, drawn)
+        elif path.suffix == ".png":
+            images = torch.cat([d.images for d in drawn])
+            classes = description.get("class_names") or ()
+            write_png(path, grid(images, columns=len(classes) if whole_rows(description, len(classes)) else None))
+        else:
+            for i, image in enumerate(images_of(drawn)):
+                write_png(path / f"{i:06d}.png", image.permute(1, 2, 0).numpy())
+        sidecar(path).write_text(json.dumps(description, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"--out {path}: cannot be written ({error.strerror})", "free some space, or give another place"
+        ) from error
+
+
+def whole_rows(description: Mapping[str, Any], classes: int) -> bool:
+    """Whether the labels cycle through few enough classes that a row of the grid should hold each once."""
+    labels = description.get("labels")
+    return 1 < classes <= 20 and bool(labels) and len(labels) >= classes and labels[:classes] == list(range(classes))
+
+
+def write_npz(path: Path, drawn: Iterable[Drawn]) -> None:
+    """`arr_0` uint8 NHWC and, where there are labels, `arr_1` int64."""
+    batches = list(drawn)
+    arrays = {"arr_0": np.concatenate([d.images.permute(0, 2, 3, 1).numpy() for d in batches])}
+    labels = [d.labels.numpy() for d in batches if d.labels is not None]
+    if labels:
+        arrays["arr_1"] = np.concatenate(labels)
+    np.savez(path, **arrays)
+
+
+def write_animation(path: Path, frames: Iterable[Tensor], fps: float) -> int:
+    """Writes grids of uint8 (n, C, H, W) as .gif, .webp or .mp4; the last one stays for a second. Returns their number."""
+    sheets = [np.repeat(sheet, 3, axis=2) if sheet.shape[-1] == 1 else sheet for sheet in map(grid, frames)]
+    try:
+        if path.suffix == ".mp4":
+            even = [np.pad(s, ((0, s.shape[0] % 2), (0, s.shape[1] % 2), (0, 0))) for s in sheets]  # H.264 wants it
+            held = even + even[-1:] * round(HOLD * fps)
+            imageio.imwrite(path, np.stack(held), fps=fps, codec="libx264", plugin="FFMPEG", macro_block_size=2)
+        else:
+            durations = [1000 / fps] * (len(sheets) - 1) + [1000 * HOLD]
+            imageio.imwrite(path, np.stack(sheets), duration=durations, loop=0, plugin="pillow")
+    except ImportError as error:
+        raise UserError(
+            f"--out {path}: writing it needs a package ({error})", "pip install 'imageio[ffmpeg]', or use .gif"
+        ) from error
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written ({error})", "give another place, or use .gif") from error
+    return len(sheets)
+
+
+def pick(frames: Iterable[Tensor], total: int, wanted: int | None) -> Iterator[Tensor]:
+    """`wanted` of `total` frames, spread evenly, the last always among them."""
+    count = min(wanted or total, total)
+    chosen = {round((i + 1) * total / count) - 1 for i in range(count)}
+    return (frame for i, frame in enumerate(frames) if i in chosen)
+
+
+def images_of(drawn: Iterable[Drawn]) -> Iterator[Tensor]:
+    """One image (C, H, W) after the other."""
+    for batch in drawn:
+        yield from batch.images
+
+
+def sidecar(path: Path) -> Path:
+    """The .json that stands beside an output."""
+    return path.with_suffix(".json") if path.suffix else path.parent / f"{path.name}.json"

@@ -1,0 +1,85 @@
+"""What a run would do, without doing it: parameters, memory, arithmetic, epochs and paths, for `train --dry-run`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffcli.config import UserError
+from diffcli.engine.train import autocast
+from diffcli.noise import Domain, derive
+from diffcli.preset import Preset
+from diffcli.tasks.task import Task
+
+COPIES = 5  # float32 values a parameter: itself, its gradient, two moments of Adam, its average
+
+
+def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
+    """Facts about a resolved preset, by name; estimates are for one process. Builds the task on the meta device."""
+    cfg = preset.train
+    task = build_on_meta(preset).train()
+    parameters = sum(p.numel() for p in task.parameters())
+    local = max(1, cfg.batch_size // (world * cfg.accumulate))
+    flops, kept = measure(task, preset)
+    state, activations = parameters * 4 * COPIES, kept * local
+    facts = {
+        "parameters": f"{parameters:,}",
+        "flops": f"{flops / 1e9:.3g} GFLOP forward and backward an image, {flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
+        "memory": f"about {(state + activations) / 2**30:.2g} GiB a process: weights, gradients, moments and average "
+        f"{state / 2**30:.2g}, activations of {local} images {activations / 2**30:.2g}",
+    }
+    try:
+        images = len(preset.data.build("train"))
+        facts["images"] = f"{images:,}"
+        facts["epochs"] = (
+            f"{images / cfg.batch_size:.4g} steps an epoch, {cfg.steps * cfg.batch_size / images:.4g} epochs in all"
+        )
+    except UserError as error:
+        facts["images"] = f"unknown: {error.problem}"
+    return facts | {
+        "run directory": str(run),
+        "log": f"{run}/log.jsonl, {run}/tensorboard/",
+        "previews": f"{run}/previews/step-{cfg.every.preview:08d}.png ..." if cfg.every.preview else "never",
+        "checkpoints": f"{run}/checkpoints/step-{cfg.every.save or cfg.steps:08d} ..., the last {cfg.keep_last} kept",
+    }
+
+
+def build_on_meta(preset: Preset) -> Task:
+    """The task without memory for its weights. Raises UserError where its parts contradict each other."""
+    with torch.device("meta"):
+        return preset.task.build(preset.data.shape)
+
+
+def measure(task: Task, preset: Preset) -> tuple[int, int]:
+    """(FLOP forward and backward, bytes kept for the backward pass) of one image, counted on meta tensors."""
+    batch = {
+        "image": torch.zeros(1, *preset.data.shape, device="meta"),
+        "label": torch.zeros(1, dtype=torch.int64, device="meta"),
+        "position": torch.zeros(1, dtype=torch.int64),
+        "stream": derive(0, Domain.TRAIN, torch.zeros(1, dtype=torch.int64)),
+    }
+    with (
+        FlopCounterMode(display=False) as counter,
+        kept_bytes() as kept,
+        autocast(torch.device("cpu"), preset.train.precision),
+    ):
+        task(batch, task.phases[0])["loss"].backward()
+    return counter.get_total_flops(), kept[0]
+
+
+@contextmanager
+def kept_bytes() -> Iterator[list[int]]:
+    """Counts the bytes of distinct tensors, parameters apart, that autograd keeps within it, in a list of one number."""
+    total, seen = [0], set()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if not (tensor.is_leaf and tensor.requires_grad) and storage._cdata not in seen:
+            seen.add(storage._cdata)
+            total[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total

@@ -1,0 +1,86 @@
+"""`diffcli fid` put together: which two sides, which extractor, and samples of a checkpoint as one of the sides."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffcli.config import UserError
+from diffcli.engine.distributed import Group
+from diffcli.engine.evaluate import Progress, Report, evaluate
+from diffcli.engine.features import extractor_for
+from diffcli.engine.sample import Request, SampleOptions, draw, load_model, request
+from diffcli.engine.sources import Images, Source, data_source, resolve
+from diffcli.metrics.scores import metrics_by_name
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command line asks for. `sides`: A B, or none where `ckpt` is sampled and compared with `ref`."""
+
+    sides: Sequence[str]
+    ckpt: Path | None
+    ref: str | None
+    options: SampleOptions
+    metrics: Sequence[str]
+    features: str
+    weights: Path | None
+    ema: bool
+
+    def check(self) -> None:
+        """Raises UserError for options that contradict each other, before anything is loaded."""
+        metrics_by_name(self.metrics)
+        if self.ckpt is None and len(self.sides) != 2:
+            raise UserError(
+                f"fid compares two sides, {len(self.sides)} given"
+                + (f" ({', '.join(self.sides)})" if self.sides else ""),
+                "type diffcli fid A B, or diffcli fid --ckpt RUN --ref B",
+            )
+        if self.ckpt is not None and self.sides:
+            raise UserError(
+                f"fid takes either A B or --ckpt, both given: {' '.join(self.sides)}", "use --ref for the reference"
+            )
+        if self.ckpt is None and self.ref is not None:
+            raise UserError(f"--ref {self.ref} goes with --ckpt", "type diffcli fid A B, the reference second")
+
+    def run(self, group: Group, progress: Progress | None = None) -> Report | None:
+        """The report, on the leading rank; the others help to sample and return None."""
+        if self.ckpt is None:
+            if not group.leads:
+                return None
+            fake, real, details = resolve(self.sides[0]), resolve(self.sides[1]), {}
+        else:
+            model = load_model(self.ckpt, group.device, self.ema)
+            req = request(model, self.options)
+            fake = samples(req, group)
+            if not group.leads:
+                assert fake.batches is not None
+                for _ in fake.batches(req.batch_size):
+                    pass
+                return None
+            name = f"{model.preset.name}:train"
+            real = resolve(self.ref) if self.ref else data_source(name, model.preset.data, "train")
+            details = {
+                "checkpoint": f"{model.path} (step {model.step})",
+                "ema": model.ema,
+                "sampler": req.sampler.kind,
+                "steps": req.sampler.steps,
+                "nfe": req.sampler.nfe,
+                "guidance": req.guidance,
+                "seed": req.seed,
+            }
+        needed = fake.statistics is None or real.statistics is None
+        extractor = extractor_for(self.features, self.weights, group.device) if needed else None
+        n = self.options.n if self.ckpt else None
+        size = self.options.batch_size
+        return evaluate(real, fake, self.metrics, extractor, n=n, batch_size=size, progress=progress, details=details)
+
+
+def samples(req: Request, group: Group) -> Source:
+    """The images of a request as a side; drawn while they are read, never held whole."""
+
+    def batches(batch_size: int) -> Iterator[Images]:
+        for drawn in draw(req, group):
+            yield drawn.images, drawn.labels
+
+    labelled = req.labels is not None
+    return Source(f"samples of {req.model.path}", batches, req.n, labelled, req.model.classes)

@@ -1,0 +1,365 @@
+"""The one training loop: any task, on any number of processes, resumed exactly.
+
+Training state is a pure function of the step: data order, augmentation, times, noise and dropout follow from (seed, step,
+position in the global batch), so a checkpoint holds weights, averages and optimizer moments and nothing else.
+"""
+
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from diffcli import __version__, checkpoint
+from diffcli.config import RunFailed, UserError
+from diffcli.data.images import FileImages, ImageData
+from diffcli.data.loader import batches, evaluation_batches
+from diffcli.engine.distributed import Group, is_worker
+from diffcli.engine.resume import set_aside
+from diffcli.engine.runlog import RunDir, RunLog
+from diffcli.engine.tuning import auto_precision, memory_format, tune_allocator
+from diffcli.optim import Ema, optimizer_tensors, restore_optimizer
+from diffcli.preset import Preset, dump
+from diffcli.tasks.task import Batch, Task
+
+
+class Progress(NamedTuple):
+    """What a step did, for whoever watches."""
+
+    step: int
+    steps: int
+    values: dict[str, float]  # loss terms and grad_norm of this step
+    images_per_s: float
+    event: str = ""  # what was written, if anything
+
+
+class Settled(NamedTuple):
+    """The numbers of a step, on the host."""
+
+    step: int
+    values: dict[str, float]
+    stopping: bool  # some rank was asked to stop
+
+
+@dataclass
+class State:
+    """Everything that a step changes."""
+
+    task: Task
+    ema: Ema
+    optimizers: dict[str, torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    names: dict[nn.Parameter, str]
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of a checkpoint."""
+        moments = {
+            f"{phase}/{name}": value
+            for phase, optimizer in self.optimizers.items()
+            for name, value in optimizer_tensors(optimizer, self.names).items()
+        }
+        for key, value in self.scaler.state_dict().items():
+            moments[f"scaler/{key}"] = torch.tensor(float(value))
+        return {"ema": self.ema.module.state_dict(), "task": self.task.state_dict(), "optimizer": moments}
+
+    def restore(self, path: Path, record: dict[str, Any]) -> None:
+        """Puts a checkpoint's tensors back."""
+        load_weights(self.task, checkpoint.read_part(path, "task", record), path)
+        load_weights(self.ema.module, checkpoint.read_part(path, "ema", record), path)
+        saved = checkpoint.read_part(path, "optimizer", record)
+        for phase, optimizer in self.optimizers.items():
+            own = {k.removeprefix(f"{phase}/"): v for k, v in saved.items() if k.startswith(f"{phase}/")}
+            restore_optimizer(optimizer, self.names, own)
+        scale = {k.removeprefix("scaler/"): v.item() for k, v in saved.items() if k.startswith("scaler/")}
+        if scale:
+            scale["_growth_tracker"] = int(scale["_growth_tracker"])
+            self.scaler.load_state_dict(scale)
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Strictly loads a state dict. Raises UserError naming the first keys that do not fit."""
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = " ".join(str(error).split()[:40])
+        raise UserError(
+            f"{path}: weights do not fit the network of its preset ({first})",
+            "the checkpoint was changed by hand or written by another version: use the diffcli that wrote it",
+        ) from error
+
+
+def resolved(preset: Preset, device: torch.device) -> Preset:
+    """The preset with what depends on the machine decided, so that a resumed run decides the same."""
+    if preset.train.precision != "auto":
+        return preset
+    precision = auto_precision(device)
+    return preset.model_copy(update={"train": preset.train.model_copy(update={"precision": precision})})
+
+
+def build_state(preset: Preset, device: torch.device) -> State:
+    """Fresh weights drawn from the preset's seed, their average and the optimizers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(preset.seed)  # the same weights on every device and rank
+        task = preset.task.build(preset.data.shape)
+    task = task.to(device)
+    task.to(memory_format=memory_format(device, preset.train.precision))
+    ema = Ema(task, preset.train.ema)
+    optimizers = {phase: preset.train.optimizer.build(task.trained(phase)) for phase in task.phases}
+    scaler = torch.amp.GradScaler(device.type, enabled=preset.train.precision == "fp16")
+    return State(task, ema, optimizers, scaler, {p: name for name, p in task.named_parameters()})
+
+
+def check_processes(preset: Preset, world: int) -> None:
+    """Raises UserError where a process would have nothing to do."""
+    cfg = preset.train
+    if world > cfg.batch_size // cfg.accumulate:
+        raise UserError(
+            f"--nproc: {world} processes for {cfg.batch_size // cfg.accumulate} images "
+            f"(train.batch_size {cfg.batch_size} / train.accumulate {cfg.accumulate})",
+            "start fewer processes, or raise train.batch_size",
+        )
+
+
+def check_data(preset: Preset, task: Task, data: ImageData) -> None:
+    """Raises UserError where the data do not give what the task takes, before any step."""
+    if data.shape != preset.data.shape:
+        raise UserError(
+            f"data: images are {tuple(data.shape)} (channels, height, width), the preset expects {tuple(preset.data.shape)}",
+            "set data.channels and data.size to those of the images",
+        )
+    fields: dict[str, Any] = {"image": torch.empty(0)}
+    if data.labels is not None:
+        fields["label"] = data.labels
+    task.check(fields)
+
+
+def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) -> Iterator[Progress]:
+    """Trains to preset.train.steps, from the checkpoint `start` or from the beginning; yields after every step.
+
+    Saves at train.every.save, at the end, and when SIGINT or SIGTERM asks to stop (then raises KeyboardInterrupt).
+    Raises RunFailed where the loss or the gradient is no longer finite: the last checkpoint is the last good state.
+    """
+    tune_allocator()
+    preset = resolved(preset, group.device)
+    check_processes(preset, group.world)
+    data = preset.data.build("train").to(group.device)
+    state = build_state(preset, group.device)
+    check_data(preset, state.task, data)
+    record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
+    first = 0
+    if start is not None:
+        found = checkpoint.read_record(start)
+        first = found["step"]
+        state.restore(start, found)
+        group.barrier()
+        if group.leads:
+            set_aside(run.checkpoints, start)
+    if group.leads:
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.preset.write_text(dump(preset))
+    yield from Loop(preset, run, group, state, data, record).steps(first)
+
+
+class Loop:
+    """The steps of one run and what is due after each."""
+
+    def __init__(
+        self, preset: Preset, run: RunDir, group: Group, state: State, data: ImageData, record: dict[str, Any]
+    ) -> None:
+        self.preset, self.cfg, self.run, self.group = preset, preset.train, run, group
+        self.state, self.data, self.record = state, data, record
+        self.model = wrap(state.task, group, self.cfg.compile)
+
+    def steps(self, first: int) -> Iterator[Progress]:
+        """Updates first + 1 to the last."""
+        cfg, log = self.cfg, RunLog(self.run, first) if self.group.leads else None
+        feed = batches(
+            self.data,
+            batch_size=cfg.batch_size,
+            seed=self.preset.seed,
+            first=first,
+            last=cfg.steps,
+            rank=self.group.rank,
+            world=self.group.world,
+            flip=self.preset.data.flip,
+            device=self.group.device,
+            workers=cfg.workers if isinstance(self.data, FileImages) else 0,
+        )
+        self.state.task.train()
+        pending: deque[tuple[int, list[str], Tensor]] = deque()
+        before = time.perf_counter()
+        try:
+            with stop_signals() as stop:
+                for step, batch in feed:
+                    pending.append(self.update(step, batch, stop.asked))
+                    due = self.due(step)
+                    # a GPU is asked for a step's numbers only once the next step is under way, so that it never waits
+                    lag = 0 if due or self.group.device.type == "cpu" else 1
+                    settled = [self.settle(*pending.popleft()) for _ in range(len(pending) - lag)]
+                    stopping = any(s.stopping for s in settled)
+                    if stopping:
+                        settled += [self.settle(*item) for item in pending]
+                    now = time.perf_counter()
+                    rate, before = cfg.batch_size / (now - before), now
+                    event = self.after(step, settled[-1].values, rate, due, stopping, log) if due or stopping else ""
+                    for s in settled:
+                        yield Progress(s.step, cfg.steps, s.values, rate, event if s.step == step else "")
+                    if stopping and step < cfg.steps:
+                        raise KeyboardInterrupt
+                    before += time.perf_counter() - now  # writing is not training
+        finally:
+            if log is not None:
+                log.close()
+
+    def update(self, step: int, batch: Batch, stopping: bool) -> tuple[int, list[str], Tensor]:
+        """One optimizer update of every phase; returns the step, and names and values (on the device) of its terms."""
+        cfg, state, values = self.cfg, self.state, {}
+        rate = cfg.curve.factor(step, cfg.steps) * cfg.optimizer.lr
+        for phase in state.task.phases:
+            optimizer, parameters = state.optimizers[phase], state.task.trained(phase)
+            with state.task.only(phase):
+                terms = self.accumulate(batch, phase)
+            state.scaler.unscale_(optimizer)
+            norm = clip_gradients(parameters, cfg.clip)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            state.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+            prefix = "" if len(state.task.phases) == 1 else f"{phase}/"
+            values |= {prefix + name: value for name, value in terms.items()} | {f"{prefix}grad_norm": norm}
+        state.scaler.update()
+        state.ema.update(step)
+        values["stop"] = torch.tensor(float(stopping), device=self.group.device)
+        return step, list(values), self.group.mean(torch.stack(list(values.values())))
+
+    def accumulate(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        """Gradients of the mean loss over the global batch, left in .grad; this rank's terms, scaled to average over ranks."""
+        size, total = self.cfg.batch_size, {}
+        micro = split(batch, self.cfg.accumulate)
+        for i, part in enumerate(micro):
+            # DDP averages over the ranks, so each part counts by its share of the global batch times their number
+            weight = len(part["position"]) * self.group.world / size
+            last = i == len(micro) - 1
+            quiet = nullcontext() if last or self.group.world == 1 else self.model.no_sync()
+            with quiet:
+                with autocast(self.group.device, self.cfg.precision):
+                    terms = self.model(part, phase)
+                self.state.scaler.scale(terms["loss"] * weight).backward()
+            for name, value in terms.items():
+                total[name] = total.get(name, 0.0) + value.detach() * weight
+        return total
+
+    def settle(self, step: int, names: list[str], values: Tensor) -> "Settled":
+        """The numbers of a step on the host. Raises RunFailed if not finite."""
+        shown = dict(zip(names, values.tolist(), strict=True))
+        stopping = shown.pop("stop") > 0
+        bad = [name for name, value in shown.items() if not abs(value) < float("inf")]
+        if self.cfg.precision == "fp16":  # the scaler meets overflowing gradients by skipping the update
+            bad = [name for name in bad if not name.endswith("grad_norm")]
+        if bad:
+            kept = checkpoint.checkpoints(self.run.checkpoints)
+            terms = ", ".join(f"{name} {value:g}" for name, value in shown.items())
+            raise RunFailed(
+                f"step {step}: {' and '.join(bad)} not finite ({terms}); "
+                + (f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"),
+                "lower train.optimizer.lr, set train.clip, or use train.precision=fp32"
+                + (f", then: diffcli resume {self.run.path} --set train.optimizer.lr=..." if kept else ""),
+            )
+        return Settled(step, shown, stopping)
+
+    def due(self, step: int) -> set[str]:
+        """What is to be written after this step."""
+        every = self.cfg.every
+        due = {name for name in ("log", "preview", "save") if getattr(every, name) and step % getattr(every, name) == 0}
+        return due | {"log", "save"} if step == self.cfg.steps else due
+
+    def after(
+        self, step: int, shown: dict[str, float], rate: float, due: set[str], stopping: bool, log: RunLog | None
+    ) -> str:
+        """Writes what is due; on rank 0. Returns what was written, for the one who watches."""
+        if log is None:
+            return ""
+        told = []
+        if "log" in due or stopping:
+            lr = self.cfg.curve.factor(step, self.cfg.steps) * self.cfg.optimizer.lr
+            epoch = step * self.cfg.batch_size / len(self.data)
+            log.line(step, {**shown, "lr": lr, "epoch": round(epoch, 4), "images_per_s": round(rate, 2)})
+            told.append("log")
+        if "save" in due or stopping:
+            told.append(str(checkpoint.save(self.run.checkpoints, step, self.state.parts(), self.record)))
+            checkpoint.prune(self.run.checkpoints, self.cfg.keep_last)
+        if "preview" in due:
+            told.append(str(log.preview(step, self.preview())))
+        return ", ".join(told)
+
+    @torch.no_grad()
+    def preview(self) -> Tensor:
+        """Images of the averaged model, always of the same seeds and conditions."""
+        count = min(self.cfg.previews, len(self.data))
+        batch = next(evaluation_batches(self.data, count, self.group.device))
+        task = self.state.ema.module
+        assert isinstance(task, Task)
+        return task.preview(batch, self.preset.sampler, self.preset.guidance)
+
+
+def wrap(task: Task, group: Group, compiled: bool) -> Any:
+    """The task as the loop calls it: compiled in place, so that no prefix reaches a checkpoint, and inside DDP."""
+    if compiled:
+        task.network_to_compile.compile()
+    if group.world == 1:
+        return task
+    ids = [group.device.index] if group.device.type == "cuda" else None
+    return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
+    """A batch as `parts` micro-batches of nearly equal size, none empty."""
+    if parts == 1:
+        return [dict(batch)]
+    chunks = {name: value.tensor_split(parts) for name, value in batch.items()}
+    micro = [{name: chunk[i] for name, chunk in chunks.items()} for i in range(parts)]
+    return [part for part in micro if len(part["position"])]
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+    """The norm of all gradients together, before they are scaled down to `limit`; ()."""
+    if limit is not None:
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context that a network trains in; float32 is no autocast at all."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+class Stop:
+    """Set by a signal; read once a step."""
+
+    asked = False
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """SIGINT and SIGTERM set `asked`; a second one interrupts at once, but for workers, whose launcher repeats the first."""
+    stop = Stop()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.asked and not is_worker():
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,223 @@
+"""Presets: one validated tree of nouns that says everything about a run.
+
+`load` reads a YAML file (a path, ./presets/NAME.yaml, or one shipped in the package), applies `--set KEY=VALUE` overrides and
+validates the whole; every error names the file, the key and the value found. `dump` writes the resolved tree back.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from diffcli.config import Config, UserError, did_you_mean
+from diffcli.config_errors import explain
+from diffcli.data.datasets import AnyData, DataConfig, at_root
+from diffcli.diffusion.samplers import AnySampler, Ddim, Ddpm
+from diffcli.diffusion.schedule import Schedule
+from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
+from diffcli.tasks.classifier import ClassifierConfig
+from diffcli.tasks.diffusion import DiffusionConfig
+
+LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
+
+AnyTask = Annotated[DiffusionConfig | ClassifierConfig, Field(discriminator="kind")]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class Every(Config):
+    """How often, in steps; 0 is never."""
+
+    log: int = Field(50, ge=0)
+    preview: int = Field(1000, ge=0)
+    save: int = Field(1000, ge=0)
+
+
+class TrainConfig(Config):
+    """How a task is trained; batch_size is global, over all processes and accumulated micro-batches."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(128, ge=1)
+    accumulate: int = Field(1, ge=1, description="micro-batches that one update is split into")
+    optimizer: AnyOptimizer = AdamW()
+    curve: AnyCurve = Constant()
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null clips nothing")
+    ema: float = Field(0.9999, ge=0, lt=1)
+    precision: Precision = "auto"
+    compile: bool = False
+    workers: int = Field(2, ge=0, description="processes that decode images where the data are not held in memory")
+    every: Every = Every()
+    previews: int = Field(36, ge=1, description="images in a preview grid")
+    keep_last: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TrainConfig":
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate is {self.accumulate}, more than the batch_size {self.batch_size}; set train.accumulate lower"
+            )
+        return self
+
+
+class Preset(Config):
+    """Everything about a run: the same preset and seed are the same run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: AnyData
+    task: AnyTask
+    train: TrainConfig
+    sampler: AnySampler = Ddim()
+    guidance: float = 1.0
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Preset":
+        if self.guidance != 1 and isinstance(self.task, DiffusionConfig):
+            check_guidance(self.guidance, self.task)
+        learned = isinstance(self.task, DiffusionConfig) and self.task.learn_variance
+        if isinstance(self.sampler, Ddpm) and self.sampler.variance == "learned" and not learned:
+            raise ValueError(
+                "sampler.variance is 'learned' but task.learn_variance is false; set sampler.variance to small or large"
+            )
+        return self
+
+    def advice(self) -> list[str]:
+        """What is allowed but probably not meant, one sentence each."""
+        schedule = self.task.schedule if isinstance(self.task, DiffusionConfig) else None
+        if isinstance(schedule, Schedule) and schedule.leftover_signal > LEFTOVER_SIGNAL:
+            return [
+                f"task.schedule {schedule.kind} leaves {schedule.leftover_signal:.3f} of the image at t = 1, but sampling "  # type: ignore[attr-defined]
+                "starts from pure noise: overall brightness may drift towards grey"
+            ]
+        return []
+
+
+def check_guidance(guidance: float, task: DiffusionConfig) -> None:
+    """Raises ValueError where a guidance scale asks for a branch that the model has not learned."""
+    if not task.conditioners:
+        raise ValueError(f"guidance is {guidance} but the model is unconditional; leave guidance at 1")
+    if task.drop_condition == 0:
+        raise ValueError(
+            f"guidance is {guidance} but task.drop_condition is 0, so the unconditional branch was never trained; "
+            "set task.drop_condition to 0.1 or guidance to 1"
+        )
+
+
+def folders() -> list[Path]:
+    """Where presets are looked up by name, in this order."""
+    package = Path(__file__).parent / "presets"
+    shipped = package if package.is_dir() else Path(__file__).parent.parent / "presets"
+    return [Path("presets"), shipped]
+
+
+def available() -> dict[str, Path]:
+    """Preset names and files; a local ./presets/NAME.yaml hides the shipped one."""
+    return {p.stem: p for folder in reversed(folders()) for p in sorted(folder.glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file that --preset NAME|FILE means."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise UserError(
+                f"--preset {name}: no such file", "give a preset's name, see `diffcli presets list`, or a YAML file"
+            )
+        return path
+    presets = available()
+    if name not in presets:
+        raise UserError(f"--preset {name}: no such preset", did_you_mean(name, sorted(presets)))
+    return presets[name]
+
+
+def load(name: str, overrides: Sequence[str] = (), data: Path | None = None) -> Preset:
+    """The preset NAME|FILE with `--set KEY=VALUE` overrides and `--data PATH` applied, validated."""
+    path = find(name)
+    return build(read(path), str(path), overrides, data)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The raw tree of a YAML file."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: is not readable YAML ({reason})", "compare it with `diffcli presets show digits`"
+        ) from error
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{path}: holds {type(raw).__name__}, not a mapping", "compare it with `diffcli presets show digits`"
+        )
+    return raw
+
+
+def build(raw: Mapping[str, Any], source: str, overrides: Iterable[str] = (), data: Path | None = None) -> Preset:
+    """Validates a raw tree after overrides; `source` names it in errors."""
+    tree: dict[str, Any] = _copy(raw)
+    changed = [_override(tree, item) for item in overrides]
+    try:
+        preset = Preset.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, tree, Preset, source, changed) from None
+    return preset if data is None else preset.model_copy(update={"data": _rooted(preset.data, data, source)})
+
+
+def dump(preset: Preset) -> str:
+    """The resolved preset as YAML; `load` gives the same preset back."""
+    return yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def _rooted(config: DataConfig, root: Path, source: str) -> DataConfig:
+    try:
+        return at_root(config, root)
+    except ValidationError as error:
+        message, _, remedy = str(error.errors()[0]["ctx"]["error"]).partition("; ")
+        raise UserError(f"{source} with --data {root}: {message}", remedy) from None
+
+
+def _override(tree: dict[str, Any], item: str) -> str:
+    """Applies one `KEY=VALUE` (VALUE in YAML); returns KEY."""
+    key, equals, value = item.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {item}: has no KEY=VALUE", "write for example --set train.steps=1000")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(
+            f"--set {key}: {value!r} is not a YAML value", "quote it, or write lists as [1, 2, 2]"
+        ) from None
+    node: Any = tree
+    *parents, last = key.split(".")
+    for part in parents:
+        if isinstance(node, list):
+            node = _item(node, part, key)
+        else:
+            child = node.get(part)
+            if not isinstance(child, dict | list):
+                child = node[part] = {}
+            node = child
+    if isinstance(node, list):
+        _item(node, last, key)
+        node[int(last)] = parsed
+    else:
+        if last == "kind" and node.get("kind") != parsed:
+            node.clear()  # another kind has other keys: those of the old one would only be refused
+        node[last] = parsed
+    return key
+
+
+def _item(items: list[Any], index: str, key: str) -> Any:
+    if not index.isdigit() or int(index) >= len(items):
+        raise UserError(
+            f"--set {key}: '{index}' is not an item of a list of {len(items)}",
+            "count from 0, as in task.conditioners.0",
+        )
+    return items[int(index)]
+
+
+def _copy(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {k: _copy(v) for k, v in node.items()}
+    return [_copy(v) for v in node] if isinstance(node, list | tuple) else node

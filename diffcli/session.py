@@ -1,0 +1,119 @@
+"""How a command runs: alone or as workers of a group, in front of a person, with every outcome turned into an exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from diffcli.console import complain, say, watch_training
+
+if TYPE_CHECKING:
+    from diffcli.engine.distributed import Group, Launch
+    from diffcli.engine.runlog import RunDir
+    from diffcli.engine.sample import Request, SampleOptions
+    from diffcli.preset import Preset
+
+TRACEBACKS = "DIFFCLI_TRACEBACK"  # set it to see where a user's error was raised
+
+
+def run(app: typer.Typer) -> int:
+    """Runs the command line; returns 0, 2 for the user's mistakes, 130 for interruption. Other exceptions pass: exit code 1."""
+    try:
+        code = typer.main.get_command(app)(standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has seen enough
+        return 0
+    except Exception as error:
+        return _exit_code(error)
+
+
+def _exit_code(error: Exception) -> int:
+    """Tells a mistake of the user and returns its exit code; raises everything else again."""
+    if hasattr(error, "format_message"):  # the command-line parser's own errors, whichever click typer carries
+        context = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(context.get_help())
+            return 2
+        complain(error.format_message(), f"see `{context.command_path if context else 'diffcli'} --help`")
+        return 2
+    from diffcli.config import UserError
+
+    if not isinstance(error, UserError) or TRACEBACKS in os.environ:
+        raise error
+    from diffcli.engine.distributed import tell_launcher
+
+    if not tell_launcher(error):
+        complain(error.problem, error.hint)
+    return error.exit_code
+
+
+def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> None:
+    """Calls `work` in this process, or starts workers that run this same command line and call it there."""
+    from diffcli.engine.distributed import is_worker, join, launch
+
+    if how.world > 1 and not is_worker():
+        code = launch(how, sys.argv[1:])
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            raise typer.Exit(code)
+        return
+    with join(device) as group:  # type: ignore[arg-type]
+        work(group)
+
+
+def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: str, how: "Launch") -> None:
+    """Trains or resumes, shows progress, and says how to go on where it was interrupted."""
+    from diffcli.engine.distributed import is_worker, pick_device
+    from diffcli.engine.train import check_processes, train
+
+    pick_device(device)  # type: ignore[arg-type]
+    check_processes(preset, how.world)
+    if not is_worker():
+        if start is None:
+            run.claim()
+        for advice in preset.advice():
+            say(f"note:  {advice}")
+
+    def work(group: "Group") -> None:
+        watch_training(train(preset, run, group, start), group.leads)
+
+    try:
+        in_group(work, device, how)
+    except KeyboardInterrupt:
+        if not is_worker():
+            say(f"interrupted; go on with: diffcli resume {run.path}")
+        raise
+    if not is_worker():
+        print(run.path)
+
+
+def open_request(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool) -> "Request":
+    """The checkpoint loaded and the request completed from it."""
+    from diffcli.engine.sample import load_model, request
+
+    return request(load_model(ckpt, group.device, ema), options)
+
+
+def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None:
+    """The resolved preset as YAML, then facts as comments of it."""
+    from diffcli.engine.distributed import pick_device
+    from diffcli.engine.plan import plan
+    from diffcli.engine.train import check_processes, resolved
+    from diffcli.preset import dump
+
+    how.check()
+    check_processes(preset, how.world)
+    preset = resolved(preset, pick_device(device))  # type: ignore[arg-type]
+    print(dump(preset), end="")
+    for name, value in plan(preset, path, how.world).items():
+        print(f"# {name}: {value}")
+    for advice in preset.advice():
+        say(f"note:  {advice}")

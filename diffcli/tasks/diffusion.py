@@ -1,0 +1,154 @@
+"""Diffusion as a task: codec, conditioners and denoiser joined; its loss, and the Denoise that samplers walk with."""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from diffcli.config import Config, ImageShape
+from diffcli.diffusion.denoiser import Denoise, Denoiser, Prediction, Target
+from diffcli.diffusion.guidance import classifier_free, clip_x0
+from diffcli.diffusion.losses import AnyTimes, UniformTimes, denoising_loss
+from diffcli.diffusion.samplers import Sampler, Step
+from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
+from diffcli.networks.conditioning import AnyConditioner, Conditioner, Conditioning, cond_shape, condition
+from diffcli.networks.unet import AnyNetwork
+from diffcli.noise import Noise
+from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
+from diffcli.tasks.task import Batch, Task
+
+
+class DiffusionTask(Task):
+    """A denoiser of encoded images under conditions."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        codec: Codec,
+        conditioners: Sequence[Conditioner],
+        times: AnyTimes,
+        drop_condition: float,
+        size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.codec = codec
+        self.conditioners = nn.ModuleList(conditioners)
+        self.times = times
+        self.drop_condition = drop_condition
+        self.size = size
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is anything to guide."""
+        return len(self.conditioners) > 0
+
+    @property
+    def network_to_compile(self) -> nn.Module:
+        return self.denoiser.network
+
+    def check(self, batch: Batch) -> None:
+        for conditioner in self.conditioners:
+            conditioner.check(batch)
+
+    def forward(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+        x0 = self.codec.encode(batch["image"])
+        noise = Noise(batch["stream"], x0.device)
+        t, weight = self.times.sample(noise.uniform(), batch["position"], self.denoiser.schedule)
+        keep = (noise.uniform() >= self.drop_condition).to(x0.device)
+        cond = condition(self.conditioners, batch, keep, x0, seeds=batch["stream"])
+        terms = denoising_loss(self.denoiser, x0, noise(x0), t, cond, weight)
+        return {name: term.mean() for name, term in terms.items()}
+
+    def denoise(self, batch: Batch, guidance: float, n: int) -> Denoise:
+        """The denoiser of n images with the batch's condition and this guidance scale bound.
+
+        Both branches of guidance run as one batch; a scale of 1 or 0 runs the one branch that it needs.
+        """
+        like = torch.empty(self.latent_shape(n), device=self.device)
+        keep = torch.ones(n, dtype=torch.bool, device=self.device)
+        schedule = self.denoiser.schedule
+        if not self.conditional or guidance in (0, 1):
+            cond = condition(self.conditioners, batch, keep & (guidance != 0), like)
+
+            def bound(x: Tensor, t: Tensor) -> Prediction:
+                return self.denoiser(x, t, cond)
+        else:
+            twice = {name: torch.cat([value, value]) for name, value in batch.items() if isinstance(value, Tensor)}
+            both: Conditioning = condition(self.conditioners, twice, torch.cat([keep, ~keep]), torch.cat([like, like]))
+
+            def pair(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
+                cond_null = self.denoiser(torch.cat([x, x]), t, both)
+                halves = [(None, None) if field is None else field.chunk(2) for field in cond_null]
+                return Prediction(*(h[0] for h in halves)), Prediction(*(h[1] for h in halves))
+
+            bound = classifier_free(pair, guidance)
+        return clip_x0(bound, schedule) if self.codec.bounded else bound
+
+    def trajectory(self, batch: Batch, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Iterator[Step]:
+        """Samples one image for each seed, in diffusion space; `decode` makes a Step's x or x0 an image."""
+        noise = Noise(seeds, self.device)
+        x = noise(torch.empty(self.latent_shape(len(seeds)), device=self.device))
+        return sampler.trajectory(self.denoise(batch, guidance, len(seeds)), self.denoiser.schedule, x, noise)
+
+    def latent_shape(self, n: int) -> tuple[int, int, int, int]:
+        """Shape of n images in diffusion space."""
+        height, width = (side // self.codec.downscale for side in self.size)
+        return n, self.codec.channels, height, width
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Diffusion space -> images (B, C, H, W), clamped to [-1, 1]."""
+        return self.codec.decode(z).clamp(-1, 1)
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
+        *_, last = self.trajectory(batch, range(len(batch["image"])), sampler, guidance)
+        return self.decode(last.x)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class DiffusionConfig(Config):
+    """A diffusion model: what the network regresses, along which path, under which conditions."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    target: Target = "eps"
+    learn_variance: bool = False
+    schedule: AnySchedule = Cosine()
+    network: AnyNetwork
+    conditioners: tuple[AnyConditioner, ...] = ()
+    drop_condition: float = Field(0.0, ge=0, lt=1, description="share of samples trained without their condition")
+    codec: AnyCodec = PixelCodecConfig()
+    times: AnyTimes = UniformTimes()
+
+    @model_validator(mode="after")
+    def _agree(self) -> "DiffusionConfig":
+        if self.target == "eps" and self.schedule.kind == "flow":
+            raise ValueError(
+                "target 'eps' cannot give x0 at t = 1 on the flow schedule, where no signal is left; "
+                "set task.target to flow, v or x0"
+            )
+        if self.learn_variance and not isinstance(self.schedule, DiscreteSchedule):
+            raise ValueError(
+                "learn_variance needs a discrete schedule, flow has no steps; set task.learn_variance to false"
+            )
+        if self.drop_condition > 0 and not self.conditioners:
+            raise ValueError(
+                f"drop_condition is {self.drop_condition} but there are no conditioners; "
+                "set task.drop_condition to 0 or add one to task.conditioners"
+            )
+        return self
+
+    def build(self, shape: ImageShape) -> DiffusionTask:
+        """The task for images of this shape, its weights drawn from torch's current generator."""
+        codec = self.codec.build(shape)
+        conditioners = [c.build() for c in self.conditioners]
+        inner = ImageShape(codec.channels, shape.height // codec.downscale, shape.width // codec.downscale)
+        outputs = inner.channels * (2 if self.learn_variance else 1)
+        network = self.network.build(inner, outputs, cond_shape(conditioners))
+        denoiser = Denoiser(network, self.schedule, self.target, self.learn_variance)
+        return DiffusionTask(denoiser, codec, conditioners, self.times, self.drop_condition, shape[1:])

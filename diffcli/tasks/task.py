@@ -1,0 +1,55 @@
+"""The contract of everything that the engine can train.
+
+A task owns every weight and knows its losses; it knows no optimizer, rank, file or step. All its random draws follow from the
+batch: `stream` holds one seed a sample, so a result does not depend on how samples were dealt to micro-batches or processes.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from diffcli.diffusion.samplers import Sampler
+
+Batch = Mapping[str, Any]
+"""Named fields: image (B, C, H, W) in [-1, 1], label, ... and, in training, index, position and stream, each (B,) int64."""
+
+
+class Task(nn.Module):
+    """What is trained."""
+
+    phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer each, stepped in this order
+
+    def trained(self, phase: str) -> list[nn.Parameter]:
+        """The parameters that this phase's optimizer steps."""
+        return list(self.parameters())
+
+    @contextmanager
+    def only(self, phase: str) -> Iterator[None]:
+        """Within it, gradients reach this phase's parameters alone."""
+        mine = {id(p) for p in self.trained(phase)}
+        others = [p for p in self.parameters() if id(p) not in mine and p.requires_grad]
+        for p in others:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in others:
+                p.requires_grad_(True)
+
+    @property
+    def network_to_compile(self) -> nn.Module:
+        """The module that takes nearly all of a step's time."""
+        raise NotImplementedError
+
+    def check(self, batch: Batch) -> None:
+        """Raises UserError where the data lack a field or hold a value that this task cannot take. For CPU batches."""
+
+    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        """Means over the batch: "loss", and named terms for the log; each ()."""
+        raise NotImplementedError
+
+    def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] for the run log, one for each row of a batch of data."""
+        raise NotImplementedError
