@@ -26,7 +26,7 @@ class Domain(IntEnum):
     ORDER = 3
     AUGMENT = 4
     DROPOUT = 5
-    PREVIEW = 6
+    CHANCE = 6
 
 
 def philox(key: Tensor, counter: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

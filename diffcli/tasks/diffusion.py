@@ -15,7 +15,7 @@ from diffcli.diffusion.samplers import Sampler, Step
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.networks.conditioning import AnyConditioner, Conditioner, Conditioning, cond_shape, condition
 from diffcli.networks.unet import AnyNetwork
-from diffcli.noise import Noise
+from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
 from diffcli.tasks.task import Batch, Task
 
@@ -55,10 +55,11 @@ class DiffusionTask(Task):
 
     def forward(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         x0 = self.codec.encode(batch["image"])
+        chance = Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE)
+        t, weight = self.times.sample(chance.uniform(), batch["position"], self.denoiser.schedule)
+        keep = (chance.uniform() >= self.drop_condition).to(x0.device)
         noise = Noise(batch["stream"], x0.device)
-        t, weight = self.times.sample(noise.uniform(), batch["position"], self.denoiser.schedule)
-        keep = (noise.uniform() >= self.drop_condition).to(x0.device)
-        cond = condition(self.conditioners, batch, keep, x0, seeds=batch["stream"])
+        cond = condition(self.conditioners, batch, keep, x0, seeds=batch["stream"].to(x0.device))
         terms = denoising_loss(self.denoiser, x0, noise(x0), t, cond, weight)
         return {name: term.mean() for name, term in terms.items()}
 
