@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from diffcli.config import UserError
 
@@ -35,10 +35,11 @@ class Span(NamedTuple):
 
 
 class ZipEntry(NamedTuple):
-    """A member of a zip."""
+    """A member of a zip; size in bytes once unpacked."""
 
     path: Path
     name: str
+    size: int
 
 
 Location = Path | Span | ZipEntry | bytes  # picklable, so that worker processes can read for themselves
@@ -57,6 +58,16 @@ class FileTree:
 
     def read(self, name: str) -> bytes:
         return read_location(self.locations[name])
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        match self.locations[name]:
+            case bytes() as data:
+                return len(data)
+            case Span(_, _, size) | ZipEntry(_, _, size):
+                return size
+            case path:
+                return path.stat().st_size if path.exists() else 0  # a dangling link: reading it says so
 
     def find(self, *basenames: str) -> str | None:
         """The first file with one of these basenames, the shallowest first; None where there is none."""
@@ -101,14 +112,21 @@ def read_location(location: Location) -> bytes:
             if len(data) != size:
                 raise EOFError(f"{path} ends before byte {offset + size}")
             return data
-        case ZipEntry(path, name):
+        case ZipEntry(path, name, _):
             return _open_zip(path).read(name)
         case _:
             return location.read_bytes()
 
 
-def is_archive(path: Path) -> bool:
-    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+def open_location(location: Location) -> IO[bytes]:
+    """A stream over a location; a member of a zip is unpacked as it is read."""
+    match location:
+        case Path():
+            return location.open("rb")
+        case ZipEntry(path, name, _):
+            return _open_zip(path).open(name)
+        case _:
+            return io.BytesIO(read_location(location))
 
 
 @lru_cache(maxsize=4)
@@ -151,7 +169,7 @@ def _zip_members(source: Path) -> Iterator[tuple[str, ZipEntry]]:
         if info.flag_bits & 1:
             raise UserError(f"{source} is encrypted ('{name}')", "unpack it with its password, then give the folder")
         if info.file_size <= MAX_MEMBER or name.endswith(".npz"):
-            yield name, ZipEntry(source, info.filename)
+            yield name, ZipEntry(source, info.filename, info.file_size)
 
 
 def _tar_members(source: Path, work: Path | None) -> Iterator[tuple[str, Location]]:

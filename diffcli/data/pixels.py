@@ -7,7 +7,7 @@ strangers are safe to open. Nothing here imports torch: the workers of prep-data
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from diffcli.config import ImageShape, UserError
 
@@ -40,6 +40,8 @@ def open_image(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
         return flatten(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:  # its own text holds a memory address
+        raise BrokenImage(name, f"it is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's parsers raise nearly anything on garbled files, decompression bombs included
         raise BrokenImage(name, str(error).removesuffix(".") or type(error).__name__) from error
 
@@ -85,6 +87,20 @@ def channels_first(image: Image.Image) -> np.ndarray:
 def to_image(pixels: np.ndarray) -> Image.Image:
     """The inverse of channels_first: uint8 (C, H, W), C 1 or 3."""
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether a file that decodes is a JPEG whose pixels need no change: grey or RGB, and stored upright."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return image.format == "JPEG" and image.mode in ("L", "RGB") and upright
+
+
+def to_png(image: Image.Image) -> bytes:
+    """A PNG of the pixels alone: no profile, no comments of the file that they came from."""
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(file, "PNG")
+    return file.getvalue()
 
 
 def decode(data: bytes, name: str, shape: ImageShape) -> np.ndarray:

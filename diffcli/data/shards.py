@@ -36,10 +36,12 @@ class Skipped(Config):
 
 
 class Index(Config):
-    """The contents of one shard. offset and size: where the bytes of each image lie in the tar."""
+    """The contents of one shard. members: the names of its images; offset and size: where their bytes lie in the tar.
 
-    keys: list[str]
-    extensions: list[Literal["png", "jpg"]]
+    image_size: (height, width) of all of them, None where they differ or there are none.
+    """
+
+    members: list[str]
     offset: list[NonNegativeInt]
     size: list[NonNegativeInt]
     labels: list[NonNegativeInt] | None

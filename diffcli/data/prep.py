@@ -1,0 +1,262 @@
+"""prep-data: turns files or archives into a prepared set of shards that trains by random access.
+
+A source lists its images in a fixed order; shard k of a split holds positions [k * n, (k + 1) * n), whichever of them turn
+out to be broken. Every shard is therefore its own job: they run in any order in any number of processes, a killed run keeps
+the finished ones, and the bytes are the same in the end.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import groupby, islice
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from diffcli.config import UserError, did_you_mean
+from diffcli.data.listing import Split
+from diffcli.data.prep_items import Source
+from diffcli.data.prep_shard import Job, write_shards, write_whole
+from diffcli.data.prep_sources import KINDS
+from diffcli.data.shards import (
+    DATASET,
+    Index,
+    PreparedSet,
+    PreparedSplit,
+    Request,
+    Shard,
+    Skipped,
+    is_prepared,
+    open_shards,
+    sha256,
+)
+
+IMAGES_PER_SHARD = 5000
+LARGE_IMAGES_PER_SHARD = 1000  # where originals of any size are kept: a shard then stays near the usual gigabyte
+SKIPPED = "skipped.jsonl"
+REQUEST = "request.json"
+WORK = ".work"  # the request and temporary files; on the same disk as the shards, so that renaming is atomic
+
+
+class PrepReport(NamedTuple):
+    """How far a preparation is, in images: of `total`, `done` are `written` or `skipped`.
+
+    broken: the first image that was skipped; notes: worth telling the user.
+    """
+
+    kind: str
+    out: Path
+    total: int
+    written: int = 0
+    skipped: int = 0
+    broken: Skipped | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> int:
+        return self.written + self.skipped
+
+    def plus(self, index: Index) -> "PrepReport":
+        """This report after one more shard."""
+        return self._replace(
+            written=self.written + len(index.members),
+            skipped=self.skipped + len(index.skipped),
+            broken=self.broken or next(iter(index.skipped), None),
+        )
+
+
+class Plan(NamedTuple):
+    """A shard to be: its name without suffix, the number of its first image, and positions in the source."""
+
+    split: Split
+    stem: str
+    first: int
+    positions: Sequence[int]
+
+
+def prepare(
+    kind: str,
+    source: Path | None,
+    out: Path,
+    *,
+    size: int | None = None,
+    workers: int = 1,
+    limit: int | None = None,
+    strict: bool = False,
+    images_per_shard: int | None = None,
+) -> Iterator[PrepReport]:
+    """Writes a prepared set into `out`, yielding a report at the start and after every shard; the last one is final.
+
+    size: edge in pixels to crop and resize to; None keeps what is there. limit: at most so many images of each split, spread
+    evenly over it. strict: a broken image is an error; otherwise it is listed in skipped.jsonl. Running again continues.
+    Raises UserError for a broken source, an `out` that cannot be written or holds something else, and with strict.
+    """
+    if kind not in KINDS:
+        raise UserError(f"prep-data KIND is '{kind}'", did_you_mean(kind, KINDS))
+    if source is None:
+        raise UserError(f"prep-data {kind} needs a SOURCE", KINDS[kind].where)
+    source, out = source.expanduser(), out.expanduser()
+    per_shard = images_per_shard or (LARGE_IMAGES_PER_SHARD if kind == "folder" and size is None else IMAGES_PER_SHARD)
+    with _stopping(out):
+        work = _claim(out)
+        opened = KINDS[kind].open(source, work)
+        request = Request(
+            kind=kind,
+            source=source.resolve().name,
+            size=size,
+            limit=limit,
+            images_per_shard=per_shard,
+            fingerprint=opened.fingerprint,
+        )
+        _check_request(out, work, request)
+        plans = [plan for split, items in opened.splits.items() for plan in _plans(split, len(items), limit, per_shard)]
+        for report in _write(plans, opened, out, request, workers):
+            if strict and report.broken:
+                hint = "mend or delete that file, or leave out --strict: it is then skipped and listed in skipped.jsonl"
+                raise UserError(f"SOURCE '{source}': {report.broken.path} cannot be used: {report.broken.reason}", hint)
+            yield report
+        _finish(plans, opened, out, request)
+        shutil.rmtree(work)
+
+
+def _claim(out: Path) -> Path:
+    """Makes the folder and its work folder. Raises UserError where it holds anything but a prepared set or part of one."""
+    if out.is_file():
+        raise UserError(f"--out is '{out}', which is a file", "give a folder that is new or empty")
+    work = out / WORK
+    if out.is_dir() and not is_prepared(out) and not work.is_dir():
+        other = next((path.name for path in sorted(out.iterdir()) if not path.name.startswith(".")), None)
+        if other:
+            raise UserError(
+                f"--out is '{out}', which holds other files ('{other}')", "give a folder that is new or empty"
+            )
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _check_request(out: Path, work: Path, request: Request) -> None:
+    """Refuses to mix two requests in one folder; notes down this one where it is the first."""
+    path = work / REQUEST
+    if is_prepared(out):
+        before = open_shards(out, "--out").request
+    elif path.is_file():
+        try:
+            before = Request.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise UserError(f"{path} is garbled", f"delete the folder '{out}' and run again") from error
+    else:
+        write_whole(path, request.model_dump_json().encode(), work)
+        return
+    old, new = before.model_dump(), request.model_dump()
+    changed = next((field for field in old if old[field] != new[field]), None)
+    if changed:
+        if is_prepared(out):
+            shutil.rmtree(work)
+        what = f"{changed} {old[changed]}, not {new[changed]}"
+        if changed == "fingerprint":
+            what = "other contents of SOURCE"
+        raise UserError(f"--out '{out}' holds a set made with {what}", "choose another --out, or delete that folder")
+
+
+def _plans(split: Split, count: int, limit: int | None, per_shard: int) -> Iterator[Plan]:
+    wanted: Sequence[int] = range(count)
+    if limit is not None and limit < count:
+        wanted = [
+            number * count // limit for number in range(limit)
+        ]  # sources are sorted by class: take from all of them
+    for number, first in enumerate(range(0, len(wanted), per_shard)):
+        yield Plan(split, f"{split}-{number:06d}", first, wanted[first : first + per_shard])
+
+
+def _write(plans: list[Plan], source: Source, out: Path, request: Request, workers: int) -> Iterator[PrepReport]:
+    """Writes the shards that are not there yet; a report first, and one after each."""
+    tally = PrepReport(request.kind, out, sum(len(plan.positions) for plan in plans), notes=source.notes)
+    todo = []
+    for plan in plans:
+        index = _finished(out, plan)
+        if index is None:
+            todo.append(plan)
+        else:
+            tally = tally.plus(index)
+    yield tally
+    for index in write_shards(_jobs(todo, source, out, request.size), min(workers, len(todo))):
+        tally = tally.plus(index)
+        yield tally
+    if not tally.written:
+        why = f"{tally.broken.path}: {tally.broken.reason}" if tally.broken else "it is empty"
+        raise UserError(f"SOURCE '{request.source}' has no usable image ({why})", KINDS[request.kind].where)
+
+
+def _finished(out: Path, plan: Plan) -> Index | None:
+    """The index of a shard that an earlier run finished, None where it did not or where the tar has another size."""
+    tar, path = out / f"{plan.stem}.tar", out / f"{plan.stem}.json"
+    try:
+        index = Index.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    whole = tar.is_file() and tar.stat().st_size == index.bytes
+    return index if whole and len(index.members) + len(index.skipped) == len(plan.positions) else None
+
+
+def _jobs(plans: list[Plan], source: Source, out: Path, size: int | None) -> Iterator[Job]:
+    for split, group in groupby(plans, key=lambda plan: plan.split):
+        todo = list(group)
+        items = source.splits[split].items([position for plan in todo for position in plan.positions])
+        for plan in todo:
+            yield Job(out, out / WORK, plan.stem, plan.first, size, list(islice(items, len(plan.positions))))
+
+
+def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> None:
+    """Writes skipped.jsonl and then dataset.json, which says that the set is whole; both follow from the indexes alone."""
+    shards: dict[Split, list[Shard]] = {split: [] for split in source.splits}
+    skipped, sizes, channels = [], set(), 1
+    for plan in plans:
+        path = out / f"{plan.stem}.json"
+        index = Index.model_validate_json(path.read_bytes())
+        skipped += [json.dumps({"split": plan.split} | entry.model_dump()) + "\n" for entry in index.skipped]
+        if index.members:
+            sizes.add(index.image_size)
+            channels = max(channels, index.channels)
+        shards[plan.split].append(_shard(plan.stem, path, index))
+    splits = {name: PreparedSplit(count=sum(shard.count for shard in s), shards=s) for name, s in shards.items()}
+    prepared = PreparedSet(
+        kind=request.kind,
+        count=sum(split.count for split in splits.values()),
+        skipped=len(skipped),
+        size=sizes.pop() if len(sizes) == 1 else None,
+        channels=channels,
+        classes=source.classes,
+        source=request.source,
+        licence=KINDS[request.kind].licence,
+        splits=splits,
+        request=request,
+    )
+    write_whole(out / SKIPPED, "".join(skipped).encode(), out / WORK)
+    write_whole(out / DATASET, prepared.model_dump_json(indent=1).encode() + b"\n", out / WORK)
+
+
+def _shard(stem: str, path: Path, index: Index) -> Shard:
+    return Shard(
+        tar=f"{stem}.tar",
+        index=path.name,
+        count=len(index.members),
+        bytes=index.bytes,
+        sha256=index.sha256,
+        index_sha256=sha256(path),
+    )
+
+
+@contextmanager
+def _stopping(out: Path) -> Iterator[None]:
+    """What the disk refuses becomes an error of the user; the shards that are finished stay."""
+    try:
+        yield
+    except OSError as error:
+        hint = "make room or mend the permissions, then run the same command again: it continues where it stopped"
+        raise UserError(f"--out '{out}' cannot be written: {error}", hint) from error
+    except BrokenProcessPool as error:
+        hint = "run the same command again with fewer --workers: it continues where it stopped"
+        raise UserError(f"a worker of prep-data into '{out}' was killed, probably for its memory", hint) from error
