@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffcli import __version__, checkpoint, preset
-from diffcli.config import ImageShape, UserError, did_you_mean
+from diffcli.config import UserError, did_you_mean
 from diffcli.data.datasets import DataConfig, Shards
 from diffcli.data.listing import Split
 from diffcli.data.pixels import SUFFIXES, channels_first, open_image
@@ -178,11 +178,6 @@ def read_ahead(read: Callable[[T], R], items: Iterable[T], workers: int = READER
         finally:  # also where the reader stops early or an item fails
             for future in pending:
                 future.cancel()
-
-
-def shape_of(images: Tensor) -> ImageShape:
-    """Channels, height, width of a batch."""
-    return ImageShape(*images.shape[1:])
 
 
 def _folder_like(path: Path) -> Source:

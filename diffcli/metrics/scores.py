@@ -3,6 +3,7 @@
 real is the reference, fake what is scored. Adding a metric: a class here, its place in `AnyMetric`.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, get_args
 
@@ -28,9 +29,9 @@ class Metric(Config):
     keeps_fake: ClassVar[frozenset[Part]] = frozenset()
     least: ClassVar[int] = 2  # images a side
 
+    @abstractmethod
     def compute(self, real: Summary, fake: Summary) -> dict[str, float]:
         """The scores by name."""
-        raise NotImplementedError
 
     def warnings(self, real: Summary, fake: Summary) -> list[str]:
         """What the reader of the scores must know about these summaries."""

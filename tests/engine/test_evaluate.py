@@ -464,3 +464,74 @@ def test_memory_of_npz_samples_stays_that_of_a_batch(tmp_path, monkeypatch):
     )
     assert len(read(resolve(str(path)), batch_size=16)) == 200
     assert max(largest) == 16
+
+
+DIFFUSION = """
+kind: diffusion
+target: v
+schedule: {kind: cosine, steps: 1000}
+network: {kind: unet, width: 32, mult: [1], blocks: [res], attend_at: [], head_dim: 32}
+conditioners: [{kind: class, num_classes: 10, dim: 8}]
+"""
+
+
+def save_run(path: Path, task: str) -> Path:
+    """A run directory of preset digits with an untrained task of this kind."""
+    import yaml
+
+    from diffcli import checkpoint, preset
+
+    tree = {"name": "tiny", "data": {"kind": "digits"}, "task": yaml.safe_load(task), "train": {"steps": 1}}
+    built = preset.build(tree, "test")
+    with torch.random.fork_rng():
+        weights = built.task.build(built.data.shape).state_dict()
+    record = {"preset": built.model_dump(mode="json"), "classes": list("0123456789"), "version": "0"}
+    checkpoint.save(path / "checkpoints", 7, {"ema": weights, "task": weights, "optimizer": {}}, record)
+    return path
+
+
+def test_a_classifier_run_scores_images(tmp_path):
+    run = save_run(tmp_path / "run", "{kind: classifier, num_classes: 10, network: {width: 4}}")
+    extractor = extractor_for(str(run))
+    assert extractor.name.startswith("tiny-step7-")
+    assert (extractor.layer, extractor.dim, extractor.num_logits) == ("penultimate", 16, 10)
+    assert extractor.classes == tuple("0123456789")
+    side = resolve("digits:test")
+    report = evaluate(side, side, ["fid", "accuracy", "precision"], extractor, n=200, batch_size=100)
+    assert report.scores["precision"] == 1
+    assert 0 < report.scores["accuracy"] < 0.5  # untrained, but labels and logits do meet
+    assert report.features == extractor.name
+
+
+def test_a_run_that_is_no_classifier_is_refused_as_features(tmp_path):
+    run = save_run(tmp_path / "run", DIFFUSION)
+    with pytest.raises(UserError, match="is a run of a diffusion task") as error:
+        extractor_for(str(run))
+    assert "digits-classifier" in error.value.hint
+    with pytest.raises(UserError, match="is a run or a checkpoint"):
+        resolve(str(run))
+
+
+def test_images_drawn_from_a_checkpoint_are_a_side(tmp_path):
+    from diffcli.engine.distributed import Group
+    from diffcli.engine.sample import SampleOptions, draw, load_model, request
+
+    cpu = torch.device("cpu")
+    drawn = request(load_model(save_run(tmp_path / "run", DIFFUSION), cpu), SampleOptions(n=10, batch_size=4, steps=1))
+    classes = drawn.model.classes
+    fake = Source("tiny, step 7", lambda _: draw(drawn, Group(0, 1, cpu)), drawn.n, drawn.labels is not None, classes)
+    run = save_run(tmp_path / "judge", "{kind: classifier, num_classes: 10, network: {width: 4}}")
+    report = evaluate(resolve("digits:test"), fake, ["fid", "accuracy"], extractor_for(str(run)))
+    assert str(report.fake) == "tiny, step 7, 10 images of 28x28x1"
+    assert report.scores["fid"] > 0
+    assert report.scores["accuracy"] in {k / 10 for k in range(11)}
+
+
+def test_a_prepared_set_is_a_side(tmp_path):
+    from diffcli.data.prep import prepare
+
+    folder = write_folder(tmp_path / "images", pixels(1, 12, 3))
+    prepare("folder", folder, tmp_path / "set", size=8, workers=1, limit=None, strict=True)
+    source = resolve(str(tmp_path / "set"))
+    assert as_set(read(source)) == as_set(read(resolve(str(folder))))
+    assert resolve(f"{tmp_path / 'set'}:train").fingerprint == source.fingerprint
