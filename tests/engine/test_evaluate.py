@@ -531,7 +531,7 @@ def test_a_prepared_set_is_a_side(tmp_path):
     from diffcli.data.prep import prepare
 
     folder = write_folder(tmp_path / "images", pixels(1, 12, 3))
-    prepare("folder", folder, tmp_path / "set", size=8, workers=1, limit=None, strict=True)
+    list(prepare("folder", folder, tmp_path / "set", size=8, workers=1))
     source = resolve(str(tmp_path / "set"))
     assert as_set(read(source)) == as_set(read(resolve(str(folder))))
     assert resolve(f"{tmp_path / 'set'}:train").fingerprint == source.fingerprint
