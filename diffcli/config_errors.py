@@ -12,6 +12,7 @@ TEXTS = {
     "extra_forbidden": ("{key} is not a known key", "{guess}"),
     "union_tag_invalid": ("{key}.kind is {tag!r}", "{guess}"),
     "union_tag_not_found": ("{key} has no kind", "add kind: {guess}"),
+    "literal_error": ("{key} is {value!r}", "{guess}"),
 }
 
 
@@ -26,7 +27,8 @@ def explain(
     problem, hint = TEXTS.get(
         first["type"], ("{key} is {value!r}: {message}", "change {key}, for example with --set {key}=VALUE")
     )
-    tags = [t.strip(" '") for t in context.get("expected_tags", "").split(",")]
+    expected = context.get("expected_tags", context.get("expected", "")).replace(" or ", ", ")
+    tags = [t.strip(" '") for t in expected.split(",")]
     words = {
         "key": key,
         "value": value,
@@ -34,6 +36,8 @@ def explain(
         "tag": context.get("tag"),
         "guess": did_you_mean(str(context.get("tag") or (path[-1] if path else "")), tags if tags != [""] else known),
     }
+    if first["type"] == "literal_error":
+        words["guess"] = did_you_mean(str(value), tags)
     if first["type"] == "union_tag_not_found":
         words["guess"] = "one of the kinds that `diffcli presets schema` lists"
     if first["type"] == "value_error":  # a contradiction that a config found: "what is wrong; what to do"
@@ -62,13 +66,27 @@ def plain_path(tree: Any, loc: Sequence[int | str]) -> list[int | str]:
 
 def known_keys(model: type[BaseModel], tree: Any, path: Sequence[int | str]) -> list[str]:
     """The keys that the schema allows at a path, following each node's `kind`."""
+    return list(_schema_at(model, tree, path).get("properties", {}))
+
+
+def default_kind(model: type[BaseModel], tree: Any, path: Sequence[int | str]) -> str | None:
+    """The `kind` that a key takes where the file leaves it out; None where it has none."""
+    field = _schema_at(model, tree, path[:-1]).get("properties", {}).get(path[-1], {})
+    default = field.get("default")
+    return default.get("kind") if isinstance(default, dict) else None
+
+
+def _schema_at(model: type[BaseModel], tree: Any, path: Sequence[int | str]) -> dict[str, Any]:
     schema = model.model_json_schema()
     node, definitions = schema, schema.get("$defs", {})
     for part in path:
-        tree = tree[part] if isinstance(tree, dict | list) else None
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            tree = None
         node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
         node = _resolve(node, definitions, tree)
-    return list(node.get("properties", {}))
+    return node
 
 
 def _resolve(node: dict[str, Any], definitions: dict[str, Any], tree: Any) -> dict[str, Any]:

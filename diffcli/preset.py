@@ -12,15 +12,17 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from diffcli.config import Config, UserError, did_you_mean
-from diffcli.config_errors import explain
+from diffcli.config_errors import default_kind, explain, known_keys
 from diffcli.data.datasets import AnyData, DataConfig, at_root
-from diffcli.diffusion.samplers import AnySampler, Ddim, Ddpm
+from diffcli.diffusion.samplers import AnySampler, Ddim, Ddpm, Sampler
 from diffcli.diffusion.schedule import Schedule
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion import DiffusionConfig
 
 LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
+
+NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # PyYAML on 2024-13-45, !!timestamp x, [[[[...
 
 AnyTask = Annotated[DiffusionConfig | ClassifierConfig, Field(discriminator="kind")]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -73,8 +75,10 @@ class Preset(Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "Preset":
-        if self.guidance != 1 and isinstance(self.task, DiffusionConfig):
-            check_guidance(self.guidance, self.task)
+        if isinstance(self.task, DiffusionConfig):
+            if self.guidance != 1:
+                check_guidance(self.guidance, self.task)
+            check_steps(self.sampler, self.task)
         learned = isinstance(self.task, DiffusionConfig) and self.task.learn_variance
         if isinstance(self.sampler, Ddpm) and self.sampler.variance == "learned" and not learned:
             raise ValueError(
@@ -102,6 +106,14 @@ def check_guidance(guidance: float, task: DiffusionConfig) -> None:
             f"guidance is {guidance} but task.drop_condition is 0, so the unconditional branch was never trained; "
             "set task.drop_condition to 0.1 or guidance to 1"
         )
+
+
+def check_steps(sampler: Sampler, task: DiffusionConfig) -> None:
+    """Raises ValueError where the sampler asks for times that the schedule does not have: at the first preview it is late."""
+    try:
+        sampler.times(task.schedule)
+    except UserError as error:
+        raise ValueError(f"{error.problem}; {error.hint.replace('--steps ', '--set sampler.steps=')}") from None
 
 
 def folders() -> list[Path]:
@@ -141,7 +153,7 @@ def read(path: Path) -> dict[str, Any]:
     """The raw tree of a YAML file."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, *NOT_YAML) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: is not readable YAML ({reason})", "compare it with `diffcli presets show digits`"
@@ -153,10 +165,14 @@ def read(path: Path) -> dict[str, Any]:
     return raw
 
 
-def build(raw: Mapping[str, Any], source: str, overrides: Iterable[str] = (), data: Path | None = None) -> Preset:
-    """Validates a raw tree after overrides; `source` names it in errors."""
+def build(raw: object, source: str, overrides: Iterable[str] = (), data: Path | None = None) -> Preset:
+    """Validates a raw tree, a mapping, after overrides; `source` names it in errors."""
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{source}: holds no preset", "it was changed by hand: copy it again from where it was written")
     tree: dict[str, Any] = _copy(raw)
-    changed = [_override(tree, item) for item in overrides]
+    changed: list[str] = []
+    for item in overrides:
+        changed.append(_override(tree, item, changed))
     try:
         preset = Preset.model_validate(tree)
     except ValidationError as error:
@@ -177,39 +193,53 @@ def _rooted(config: DataConfig, root: Path, source: str) -> DataConfig:
         raise UserError(f"{source} with --data {root}: {message}", remedy) from None
 
 
-def _override(tree: dict[str, Any], item: str) -> str:
-    """Applies one `KEY=VALUE` (VALUE in YAML); returns KEY."""
+def _override(tree: dict[str, Any], item: str, changed: Sequence[str]) -> str:
+    """Applies one `KEY=VALUE` (VALUE in YAML) after those of `changed`; returns KEY."""
     key, equals, value = item.partition("=")
     if not equals or not key:
         raise UserError(f"--set {item}: has no KEY=VALUE", "write for example --set train.steps=1000")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except NOT_YAML:
         raise UserError(
             f"--set {key}: {value!r} is not a YAML value", "quote it, or write lists as [1, 2, 2]"
         ) from None
     node: Any = tree
+    path: list[int | str] = []
     *parents, last = key.split(".")
     for part in parents:
+        path.append(int(part) if isinstance(node, list) and part.isdecimal() else part)
         if isinstance(node, list):
             node = _item(node, part, key)
         else:
             child = node.get(part)
             if not isinstance(child, dict | list):
-                child = node[part] = {}
+                kind = default_kind(Preset, tree, path)
+                child = node[part] = {"kind": kind} if kind else {}
             node = child
     if isinstance(node, list):
         _item(node, last, key)
         node[int(last)] = parsed
+    elif last == "kind" and path and node.get("kind", parsed) != parsed:
+        node["kind"] = parsed
+        _keep_shared(node, known_keys(Preset, tree, path), ["kind", *(c.removeprefix(key[:-4]) for c in changed)])
     else:
-        if last == "kind" and node.get("kind") != parsed:
-            node.clear()  # another kind has other keys: those of the old one would only be refused
         node[last] = parsed
     return key
 
 
+def _keep_shared(node: dict[str, Any], known: Sequence[str], given: Sequence[str]) -> None:
+    """Drops what the file said for another kind, but for plain values of keys that both have; --set is never dropped."""
+    for name, value in list(node.items()):
+        plain = not isinstance(value, dict) and not (
+            isinstance(value, list) and any(isinstance(v, dict) for v in value)
+        )
+        if not (name in known and plain) and not any(g == name or g.startswith(f"{name}.") for g in given):
+            del node[name]
+
+
 def _item(items: list[Any], index: str, key: str) -> Any:
-    if not index.isdigit() or int(index) >= len(items):
+    if not index.isdecimal() or int(index) >= len(items):
         raise UserError(
             f"--set {key}: '{index}' is not an item of a list of {len(items)}",
             "count from 0, as in task.conditioners.0",
