@@ -10,10 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config, ImageShape
+from diffcli.networks.layers import GroupNorm
 
 
 class ConvNetConfig(Config):
-    """Three sizes, one residual block each, of width x (1, 2, 4) channels; global mean; one linear layer."""
+    """Three sizes, one residual block each, of width x (1, 2, 4) channels; global mean; one linear layer.
+
+    Group norm, not batch norm: an image's logits, and so an update, do not depend on how a batch was dealt to processes.
+    """
 
     kind: Literal["convnet"] = "convnet"
     width: int = Field(32, ge=1)
@@ -23,14 +27,14 @@ class ConvNetConfig(Config):
 
 
 class Residual(nn.Module):
-    """Conv, batch norm, ReLU, conv, batch norm; residual; ReLU."""
+    """Conv, norm, ReLU, conv, norm; residual; ReLU."""
 
     def __init__(self, channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.norm1 = GroupNorm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.norm2 = GroupNorm(out_channels)
         self.skip = nn.Conv2d(channels, out_channels, 1, stride, bias=False) if stride > 1 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ class ConvNet(nn.Module):
         self.feature_dim = 4 * width
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            GroupNorm(width),
             nn.ReLU(),
             nn.MaxPool2d(2),
             Residual(width, width, 1),
