@@ -115,6 +115,8 @@ def read_record(path: Path) -> dict[str, Any]:
             record = json.loads(metadata[HEADER])
         else:
             record = json.loads((path / RECORD).read_text())
+        if isinstance(record, dict) and record.get("format") == FORMAT and not isinstance(record.get("step"), int):
+            raise ValueError("it has no step")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({_reason(error)})", _another(path)) from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:

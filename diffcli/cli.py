@@ -6,13 +6,32 @@ Exit codes: 0 done; 2 the user's mistake; 130 interrupted after saving; 1 anythi
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from diffcli import __version__, session
+from diffcli.cli_options import (
+    BatchSize,
+    Ckpt,
+    Class,
+    Device,
+    DeviceOption,
+    Ema,
+    Eta,
+    FewN,
+    Guidance,
+    N,
+    Nproc,
+    Out,
+    SamplerOption,
+    Seed,
+    Set,
+    Show,
+    Steps,
+    finite,
+)
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group
@@ -26,36 +45,6 @@ app = typer.Typer(
 )
 presets_app = typer.Typer(help="List, show and check presets.", no_args_is_help=True)
 app.add_typer(presets_app, name="presets")
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    mps = "mps"
-
-
-class Show(StrEnum):
-    x = "x"
-    x0 = "x0"
-
-
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
-Nproc = Annotated[int, typer.Option(min=1, help="Worker processes on this machine, started through torchrun.")]
-Ckpt = Annotated[Path, typer.Option("--ckpt", help="Run directory, checkpoint folder or ema.safetensors file.")]
-N = Annotated[int | None, typer.Option(min=1, help="Number of images in all.")]
-Class = Annotated[str | None, typer.Option("--class", help="ID, NAME, all (in turn) or random.", show_default="all")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; image i has seed + i.")]
-SamplerOption = Annotated[
-    str | None, typer.Option("--sampler", help="ddpm, ddim, heun or dpmpp_2m.", show_default="the run's")
-]
-Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps.", show_default="the run's")]
-Eta = Annotated[float | None, typer.Option("--ddim-eta", min=0, max=1, help="0 deterministic, 1 DDPM; implies ddim.")]
-Guidance = Annotated[float | None, typer.Option(help="null + S (cond - null): 1 is off.", show_default="the run's")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change them.")]
-Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Use the averaged weights.")]
-Out = Annotated[Path, typer.Option(help="Where to write.")]
 
 
 @app.command()
@@ -158,18 +147,22 @@ def sample(
 def gif(
     ckpt: Ckpt,
     out: Out = Path("denoise.gif"),
-    n: N = None,
+    n: FewN = None,
     labels: Class = None,
     seed: Seed = 0,
     sampler: SamplerOption = None,
     steps: Steps = None,
     ddim_eta: Eta = None,
     guidance: Guidance = None,
+    batch_size: BatchSize = 64,
     ema: Ema = True,
-    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.")] = 10,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames in all.", show_default="one a step")] = None,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.", callback=finite)] = 10,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames in all, evenly spread.", show_default="the noise, then one a step")
+    ] = None,
     show: Annotated[Show, typer.Option(help="The noisy x, or the x0 predicted from it.")] = Show.x,
     device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
 ) -> None:
     """Animate the denoising of images (.gif, .mp4 or .webp)."""
     from diffcli.console import track
@@ -178,19 +171,28 @@ def gif(
     from diffcli.engine.distributed import Launch
 
     options = engine.SampleOptions(
-        n=n or 1, labels=labels, seed=seed, sampler=sampler, steps=steps, eta=ddim_eta, guidance=guidance
+        n=1 if n is None and labels != "all" else n,
+        labels=labels,
+        seed=seed,
+        sampler=sampler,
+        steps=steps,
+        eta=ddim_eta,
+        guidance=guidance,
+        batch_size=batch_size,
     )
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
 
     def work(group: "Group") -> None:
         req = session.open_request(ckpt, options, group, ema)
-        shown = output.pick(engine.frames(req, show.value), req.sampler.steps, frames)
-        count = output.write_animation(out, track(shown, frames or req.sampler.steps, "frames"), fps)
-        described = req.describe() | {"frames": count, "fps": fps, "show": show.value}
-        output.sidecar(out).write_text(json.dumps(described, indent=1) + "\n")
-        print(out)
+        total = engine.frame_count(req, show.value)
+        drawn = track(engine.frames(req, show.value, group), total, "frames")
+        if group.leads:
+            output.write_animation(out, output.pick(drawn, total, frames), fps, req.describe() | {"show": show.value})
+            print(out)
+        else:
+            list(drawn)
 
-    session.in_group(work, device, Launch(1))
+    session.in_group(work, device, Launch(nproc))
 
 
 @app.command("fid")

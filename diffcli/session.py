@@ -1,10 +1,12 @@
 """How a command runs: alone or as workers of a group, in front of a person, with every outcome turned into an exit code."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -41,7 +43,7 @@ def _exit_code(error: Exception) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(context.get_help())
             return 2
-        complain(error.format_message(), f"see `{context.command_path if context else 'diffcli'} --help`")
+        complain(_with_value(error), f"see `{context.command_path if context else 'diffcli'} --help`")
         return 2
     from diffcli.config import UserError
 
@@ -52,6 +54,15 @@ def _exit_code(error: Exception) -> int:
     if not tell_launcher(error):
         complain(error.problem, error.hint)
     return error.exit_code
+
+
+def _with_value(error: Any) -> str:
+    """The parser's message, and the value that it was given where the message does not tell it."""
+    message: str = error.format_message()
+    options = getattr(getattr(error, "param", None), "opts", [])
+    given = [value for option, value in pairwise(sys.argv) if option in options]
+    given += [item.partition("=")[2] for item in sys.argv if item.partition("=")[0] in options and "=" in item]
+    return message if not given or given[-1] in message else f"{message} (found {given[-1]!r})"
 
 
 def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> None:
@@ -71,12 +82,16 @@ def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> Non
 
 def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: str, how: "Launch") -> None:
     """Trains or resumes, shows progress, and says how to go on where it was interrupted."""
-    from diffcli.engine.distributed import is_worker, pick_device
+    from diffcli.checkpoint import checkpoints
+    from diffcli.engine.distributed import pick_device, speaks
+    from diffcli.engine.plan import build_on_meta
     from diffcli.engine.train import check_processes, train
 
+    how.check()
     pick_device(device)  # type: ignore[arg-type]
     check_processes(preset, how.world)
-    if not is_worker():
+    if speaks():
+        build_on_meta(preset)  # a network that cannot be built is told before data are read and folders made
         if start is None:
             run.claim()
         for advice in preset.advice():
@@ -88,10 +103,14 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     try:
         in_group(work, device, how)
     except KeyboardInterrupt:
-        if not is_worker():
-            say(f"interrupted; go on with: diffcli resume {run.path}")
+        if speaks():
+            resumable = bool(checkpoints(run.checkpoints))
+            command = (
+                f"go on with: diffcli resume {shlex.quote(str(run.path))}" if resumable else "nothing was saved yet"
+            )
+            say(f"interrupted; {command}")
         raise
-    if not is_worker():
+    if speaks():
         print(run.path)
 
 

@@ -34,9 +34,9 @@ class Group:
     def leads(self) -> bool:
         return self.rank == 0
 
-    def share(self, n: int) -> range:
-        """This rank's contiguous share of range(n)."""
-        return range(self.rank * n // self.world, (self.rank + 1) * n // self.world)
+    def shares(self, n: int) -> list[range]:
+        """Every rank's contiguous share of range(n)."""
+        return [range(rank * n // self.world, (rank + 1) * n // self.world) for rank in range(self.world)]
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the ranks, on every rank; values: any shape, on the group's device."""
@@ -103,6 +103,11 @@ def pick_device(name: DeviceName) -> torch.device:
 def is_worker() -> bool:
     """Whether torchrun (ours or the user's) started this process."""
     return "LOCAL_RANK" in os.environ and "RANK" in os.environ
+
+
+def speaks() -> bool:
+    """Whether this process answers to the person: the one that was typed, or rank 0 where the person typed torchrun."""
+    return not is_worker() or (LAUNCHED not in os.environ and os.environ["RANK"] == "0")
 
 
 @contextmanager

@@ -39,7 +39,14 @@ def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) ->
 
 
 def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) -> None:
-    """Writes all images to `path` as its name says, then the sidecar."""
+    """Writes all images to `path` as its name says, then the sidecar. Refuses a folder that would keep other images."""
+    names = [f"{i:06d}.png" for i in range(description["n"])]
+    stale = [] if path.suffix else sorted({p.name for p in path.glob("*.png")} - set(names))
+    if stale:
+        raise UserError(
+            f"--out {path}: holds {stale[0]} and {len(stale) - 1} other images that are none of the {description['n']} asked",
+            "give an empty folder, so that whoever reads it finds these images alone",
+        )
     try:
         if path.suffix == ".npz":
             write_npz(path, drawn)
@@ -48,8 +55,8 @@ def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) ->
             classes = description.get("class_names") or ()
             write_png(path, grid(images, columns=len(classes) if whole_rows(description, len(classes)) else None))
         else:
-            for i, image in enumerate(images_of(drawn)):
-                write_png(path / f"{i:06d}.png", image.permute(1, 2, 0).numpy())
+            for name, image in zip(names, images_of(drawn), strict=True):
+                write_png(path / name, image.permute(1, 2, 0).numpy())
         sidecar(path).write_text(json.dumps(description, indent=1) + "\n")
     except OSError as error:
         raise UserError(
@@ -73,8 +80,8 @@ def write_npz(path: Path, drawn: Iterable[Drawn]) -> None:
     np.savez(path, **arrays)
 
 
-def write_animation(path: Path, frames: Iterable[Tensor], fps: float) -> int:
-    """Writes grids of uint8 (n, C, H, W) as .gif, .webp or .mp4; the last one stays for a second. Returns their number."""
+def write_animation(path: Path, frames: Iterable[Tensor], fps: float, description: Mapping[str, Any]) -> None:
+    """Writes grids of uint8 (n, C, H, W) as .gif, .webp or .mp4, the last of them held for a second, then the sidecar."""
     sheets = [np.repeat(sheet, 3, axis=2) if sheet.shape[-1] == 1 else sheet for sheet in map(grid, frames)]
     try:
         if path.suffix == ".mp4":
@@ -84,19 +91,20 @@ def write_animation(path: Path, frames: Iterable[Tensor], fps: float) -> int:
         else:
             durations = [1000 / fps] * (len(sheets) - 1) + [1000 * HOLD]
             imageio.imwrite(path, np.stack(sheets), duration=durations, loop=0, plugin="pillow")
+        described = {**description, "frames": len(sheets), "fps": fps}
+        sidecar(path).write_text(json.dumps(described, indent=1) + "\n")
     except ImportError as error:
         raise UserError(
             f"--out {path}: writing it needs a package ({error})", "pip install 'imageio[ffmpeg]', or use .gif"
         ) from error
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written ({error})", "give another place, or use .gif") from error
-    return len(sheets)
 
 
 def pick(frames: Iterable[Tensor], total: int, wanted: int | None) -> Iterator[Tensor]:
-    """`wanted` of `total` frames, spread evenly, the last always among them."""
+    """`wanted` of `total` frames, spread evenly, the last and (of two or more) the first always among them."""
     count = min(wanted or total, total)
-    chosen = {round((i + 1) * total / count) - 1 for i in range(count)}
+    chosen = {total - 1} if count == 1 else {round(i * (total - 1) / (count - 1)) for i in range(count)}
     return (frame for i, frame in enumerate(frames) if i in chosen)
 
 

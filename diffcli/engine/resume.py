@@ -28,7 +28,7 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
         checkpoint.read_part(start, "ema", record)
         checkpoint.read_part(start, "task", record)
         checkpoint.read_part(start, "optimizer", record)
-    resolved = preset.build(record["preset"], f"{start}/{checkpoint.RECORD}", overrides)
+    resolved = preset.build(record.get("preset"), f"{start}/{checkpoint.RECORD}", overrides)
     if record["step"] >= resolved.train.steps:
         raise UserError(
             f"{path}: is at step {record['step']} of {resolved.train.steps}: there is nothing left to do",

@@ -5,6 +5,7 @@ Image i of a request starts from seed + i, and everything random about it (its n
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,6 +27,7 @@ from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
 from diffcli.tasks.task import Task
 
 DEFAULT_N = 16
+FEW_CLASSES = 20  # that a hint can still list
 
 
 class SampleOptions(Config):
@@ -112,7 +114,7 @@ def load_model(path: Path, device: torch.device, use_ema: bool = True) -> Model:
     """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged."""
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
-    resolved = preset.build(record["preset"], f"{found}/{checkpoint.RECORD}")
+    resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
     part = "ema" if use_ema else "task"
     tensors = checkpoint.read_part(found, part, record)
     with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away
@@ -163,7 +165,11 @@ def choose_sampler(trained: Sampler, options: SampleOptions, task: DiffusionConf
     except ValidationError as error:
         kinds = [tag.strip(" '") for tag in error.errors()[0].get("ctx", {}).get("expected_tags", "").split(",")]
         raise UserError(f"--sampler {kind}: no such sampler", did_you_mean(kind, kinds)) from None
-    sampler.times(task.schedule)  # refuses more steps than the schedule has
+    try:
+        sampler.times(task.schedule)
+    except UserError as error:  # more steps than the schedule has
+        flag = f"--steps {options.steps}" if options.steps else f"--sampler {kind}"
+        raise UserError(f"{flag}: {error.problem}", error.hint) from None
     return sampler
 
 
@@ -190,13 +196,14 @@ def class_id(which: str, classes: tuple[str, ...] | None, count: int) -> int:
     for known in (names, [name.lower() for name in names]):
         if which in known or which.lower() in known:
             return known.index(which if which in known else which.lower())
-    if which.isdigit() and int(which) < count:
+    if which.isdecimal() and int(which) < count:
         return int(which)
-    if which.lstrip("-").isdigit():
+    if which.lstrip("-").isdecimal():
         raise UserError(
             f"--class {which}: the model has the classes 0 to {count - 1}", f"use 0 to {count - 1}, all or random"
         )
-    raise UserError(f"--class {which}: no such class", did_you_mean(which, [*names, "all", "random"]))
+    shown = names if len(names) <= FEW_CLASSES else get_close_matches(which, names, n=5, cutoff=0.3)
+    raise UserError(f"--class {which}: no such class", did_you_mean(which, [*shown, "all", "random"]))
 
 
 @torch.no_grad()
@@ -217,12 +224,39 @@ def draw(req: Request, group: Group) -> Iterator[Drawn]:
             yield Drawn(part[: len(done)].cpu(), labels)
 
 
+def frame_count(req: Request, show: Literal["x", "x0"]) -> int:
+    """How many `frames` a request has: one a step, and for x the noise before the first."""
+    return req.sampler.steps + (show == "x")
+
+
 @torch.no_grad()
-def frames(req: Request, show: Literal["x", "x0"]) -> Iterator[Tensor]:
-    """The trajectory of a request as uint8 (n, C, H, W), from noise to images; show x or the x0 that is predicted."""
-    rows = range(req.n)
-    for step in req.task.trajectory(req.batch(rows), req.seeds(rows), req.sampler, req.guidance):
-        yield to_uint8(req.task.decode(step.x0 if show == "x0" else step.x))
+def frames(req: Request, show: Literal["x", "x0"], group: Group) -> Iterator[Tensor]:
+    """The trajectory of all images of a request as uint8 (n, C, H, W), on rank 0; the other ranks help and yield nothing.
+
+    show: x, from pure noise to the samples, or the x0 that each step predicts, the last of which are the samples.
+    """
+    shares = group.shares(req.n)
+    mine, most = shares[group.rank], max(map(len, shares))
+    starts = range(mine.start, mine.stop, req.batch_size)
+    walks = [walk(req, range(start, min(start + req.batch_size, mine.stop)), show) for start in starts]
+    for _ in range(frame_count(req, show)):
+        images = torch.zeros(most, *req.model.preset.data.shape, dtype=torch.uint8)
+        if walks:
+            images[: len(mine)] = torch.cat([next(each) for each in walks])
+        parts = group.gather(images.to(group.device))
+        if parts:
+            yield torch.cat([part[: len(rows)] for part, rows in zip(parts, shares, strict=True)]).cpu()
+
+
+@torch.no_grad()
+def walk(req: Request, rows: range, show: Literal["x", "x0"]) -> Iterator[Tensor]:
+    """`frames` of the images `rows` alone, computed as one batch."""
+    task, seeds = req.task, req.seeds(rows)
+    if show == "x":  # the same draw that the trajectory starts from
+        noise = Noise(seeds, task.device)(torch.empty(task.latent_shape(len(rows)), device=task.device))
+        yield to_uint8(task.decode(noise))
+    for step in task.trajectory(req.batch(rows), seeds, req.sampler, req.guidance):
+        yield to_uint8(task.decode(step.x0 if show == "x0" else step.x))
 
 
 def rows_of(req: Request, start: int) -> range:

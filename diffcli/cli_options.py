@@ -1,0 +1,63 @@
+"""The options that several commands share, each with its help; imports no torch."""
+
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Show(StrEnum):
+    x = "x"
+    x0 = "x0"
+
+
+def finite(value: float | None) -> float | None:
+    """Refuses nan and inf, which every range check lets pass."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+Nproc = Annotated[int, typer.Option(min=1, help="Worker processes on this machine, started through torchrun.")]
+Ckpt = Annotated[Path, typer.Option("--ckpt", help="Run directory, checkpoint folder or ema.safetensors file.")]
+N = Annotated[
+    int | None, typer.Option(min=1, help="Number of images in all.", show_default="16; with --class all one a class")
+]
+FewN = Annotated[
+    int | None, typer.Option("--n", min=1, help="Images side by side.", show_default="1; with --class all one a class")
+]
+Class = Annotated[str | None, typer.Option("--class", help="ID, NAME, all (in turn) or random.", show_default="all")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; image i has seed + i.")]
+SamplerOption = Annotated[
+    str | None, typer.Option("--sampler", help="ddpm, ddim, heun or dpmpp_2m.", show_default="the run's")
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps.", show_default="the run's")]
+Eta = Annotated[
+    float | None,
+    typer.Option(
+        "--ddim-eta",
+        min=0,
+        max=1,
+        help="0 deterministic, 1 DDPM; implies ddim.",
+        show_default="the run's",
+        callback=finite,
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="null + S (cond - null): 1 is off, 0 unconditional.", show_default="the run's", callback=finite),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change them.")]
+Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Use the averaged weights.")]
+Out = Annotated[Path, typer.Option(help="Where to write.")]
