@@ -64,15 +64,18 @@ class Sampler(Config):
         if isinstance(schedule, DiscreteSchedule):
             ends = torch.tensor([1.0, 1 / schedule.steps], dtype=torch.float64)
         high, low = schedule.log_snr(ends)
-        times = schedule.snap(schedule.time(torch.linspace(high, low, self.steps, dtype=torch.float64)))
-        times = torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+        times = schedule.time(torch.linspace(high, low, self.steps, dtype=torch.float64))
         times[0] = 1.0
-        if bool((times.diff() >= 0).any()):
-            raise UserError(
-                f"sampler.steps is {self.steps}: log_snr spacing visits a time of this schedule twice",
-                "use fewer steps, or --set sampler.spacing=uniform",
-            )
-        return times
+        if isinstance(schedule, DiscreteSchedule):
+            times = _distinct(schedule.snap(times), schedule.steps)
+        return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+
+
+def _distinct(times: Tensor, steps: int) -> Tensor:
+    """Falling times k / steps with repetitions moved to the next free ones, as where a last beta near 1 leaves a gap in SNR."""
+    after = torch.arange(len(times))
+    index = ((times * steps).round().long() + after).cummin(0).values - after  # each at least one below the one before
+    return index.maximum(len(times) - after).double() / steps  # and room left for those that follow
 
 
 class Ddpm(Sampler):
