@@ -6,7 +6,7 @@ one `error:` line (what is wrong, with the file, key or flag and the value found
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,6 +26,16 @@ class UserError(Exception):
         super().__init__(f"{problem}\nhint: {hint}")
         self.problem = problem
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Exceptions are rebuilt from their text, which is not what a subclass's __init__ takes; workers send them whole."""
+        return _revive, (type(self), self.args, self.__dict__)
+
+
+def _revive(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class RunFailed(UserError):

@@ -47,13 +47,24 @@ def _exit_code(error: Exception) -> int:
         return 2
     from diffcli.config import UserError
 
-    if not isinstance(error, UserError) or TRACEBACKS in os.environ:
+    if not isinstance(error, UserError):
+        if "torch" in sys.modules and _lost_a_peer():
+            return 1
+        raise error
+    if TRACEBACKS in os.environ:
         raise error
     from diffcli.engine.distributed import tell_launcher
 
     if not tell_launcher(error):
         complain(error.problem, error.hint)
     return error.exit_code
+
+
+def _lost_a_peer() -> bool:
+    """Whether a worker of the same launch has told an error: then this one's broken connection is no news."""
+    from diffcli.engine.distributed import is_worker, told_errors
+
+    return is_worker() and bool(told_errors())
 
 
 def _with_value(error: Any) -> str:
@@ -67,7 +78,8 @@ def _with_value(error: Any) -> str:
 
 def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> None:
     """Calls `work` in this process, or starts workers that run this same command line and call it there."""
-    from diffcli.engine.distributed import is_worker, join, launch
+    from diffcli.config import UserError
+    from diffcli.engine.distributed import is_worker, join, launch, tell_launcher
 
     if how.world > 1 and not is_worker():
         code = launch(how, sys.argv[1:])
@@ -77,7 +89,11 @@ def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> Non
             raise typer.Exit(code)
         return
     with join(device) as group:  # type: ignore[arg-type]
-        work(group)
+        try:
+            work(group)
+        except UserError as error:
+            tell_launcher(error)  # before leaving the group, which the others notice
+            raise
 
 
 def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: str, how: "Launch") -> None:

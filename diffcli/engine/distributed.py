@@ -1,6 +1,7 @@
 """Several processes as one: starting workers through torchrun's launcher, joining its group, and collectives of one line.
 
-A worker that `launch` started leaves its UserError in the launcher's error file, so that it is told once, by the parent.
+A worker that `launch` started leaves its UserError in a file, so that it is told once, by the parent; a worker that fails because
+such a peer has left says nothing.
 """
 
 import json
@@ -10,16 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffcli.config import UserError
+from diffcli.config import RunFailed, UserError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-LAUNCHED = "DIFFCLI_LAUNCHED"  # set for workers that `launch` started
+LAUNCHED = "DIFFCLI_LAUNCHED"  # for workers that `launch` started: the folder where they leave their errors
+SAVING = (
+    600  # seconds that interrupted workers have to end their step and save, before they are killed; older torch has 30
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,6 @@ def launch(how: Launch, arguments: Sequence[str]) -> int:
     how.check()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // how.nproc)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ[LAUNCHED] = "1"
     _quiet_launcher()
     config = LaunchConfig(
         min_nodes=how.nnodes,
@@ -151,45 +155,54 @@ def launch(how: Launch, arguments: Sequence[str]) -> int:
         max_restarts=0,
         monitor_interval=0.1,
         start_method="spawn",
+        **({"shutdown_timeout": SAVING} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}),
     )
-    try:
-        elastic_launch(config, sys.executable)("-u", "-m", "diffcli", *arguments)
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        told = _told(Path(failure.error_file))
-        if told is not None:
-            raise told from None
-        return failure.exitcode if failure.exitcode > 0 else 1
-    except SignalException:
-        return 130
+    with TemporaryDirectory(prefix="diffcli-") as folder:
+        os.environ[LAUNCHED] = folder
+        try:
+            elastic_launch(config, sys.executable)("-u", "-m", "diffcli", *arguments)
+        except ChildFailedError as error:
+            for told in told_errors():
+                raise told from None
+            rank, failure = error.get_first_failure()
+            if failure.exitcode < 0:
+                raise RunFailed(
+                    f"worker {rank} was killed by signal {-failure.exitcode}",
+                    "where memory ran out, use a smaller batch or fewer processes; a training goes on with `diffcli resume`",
+                ) from None
+            return failure.exitcode
+        except SignalException:
+            return 130
+        finally:
+            del os.environ[LAUNCHED]
     return 0
 
 
 def tell_launcher(error: UserError) -> bool:
     """Leaves the error for the parent; False where no `launch` of ours started this process."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if LAUNCHED not in os.environ or not path:
+    if LAUNCHED not in os.environ or not is_worker():
         return False
-    told = {"problem": error.problem, "hint": error.hint, "exit_code": error.exit_code}
-    Path(path).write_text(
-        json.dumps({"message": {"message": error.problem, "extraInfo": {"timestamp": "0"}}, "diffcli": told})
-    )
+    path = Path(os.environ[LAUNCHED]) / f"rank-{int(os.environ['RANK']):06d}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"problem": error.problem, "hint": error.hint, "exit_code": error.exit_code}))
+    partial.rename(path)
     return True
 
 
-def _told(path: Path) -> UserError | None:
-    try:
-        told = json.loads(path.read_text())["diffcli"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    error = UserError(told["problem"], told["hint"])
-    error.exit_code = told["exit_code"]
-    return error
+def told_errors() -> list[UserError]:
+    """What workers of this launch have told so far, in the order of their ranks."""
+    errors = []
+    for path in sorted(Path(os.environ[LAUNCHED]).glob("rank-*.json")) if LAUNCHED in os.environ else []:
+        told = json.loads(path.read_text())
+        errors.append(UserError(told["problem"], told["hint"]))
+        errors[-1].exit_code = told["exit_code"]
+    return errors
 
 
 def _quiet_launcher() -> None:
     """Its own report of a failed worker repeats what the worker said, at length."""
     import logging
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in [*logging.root.manager.loggerDict]:  # each has a level of its own
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -6,6 +6,7 @@ position in the global batch), so a checkpoint holds weights, averages and optim
 
 import signal
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -316,7 +317,9 @@ def wrap(task: Task, group: Group, compiled: bool) -> Any:
     if group.world == 1:
         return task
     ids = [group.device.index] if group.device.type == "cuda" else None
-    return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers, which 2.6 needs
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
