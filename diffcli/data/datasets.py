@@ -17,8 +17,9 @@ from diffcli.data.cifar import CLASSES as CIFAR_CLASSES
 from diffcli.data.cifar import find_batches, read_batches
 from diffcli.data.files import FileTree, Location, open_tree, read_location
 from diffcli.data.idx import read_pair
-from diffcli.data.images import FileImages, ImageData, MemoryImages, held
+from diffcli.data.images import FileImages, ImageData, MemoryImages
 from diffcli.data.listing import Split, list_images
+from diffcli.data.loader import held
 from diffcli.data.mnist import find_idx, read_split
 from diffcli.data.pixels import fit_all
 from diffcli.data.shards import ShardFiles, is_prepared, open_shards
@@ -88,7 +89,7 @@ class Digits(DataConfig):
     def build(self, split: Split) -> ImageData:
         folder = package_files("diffcli.data") / "digits"
         names = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
-        images, labels = read_pair(*((folder / name).read_bytes() for name in names), names)
+        images, labels = read_pair((folder / names[0]).read_bytes(), (folder / names[1]).read_bytes(), names)
         held_out = np.arange(len(images)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         chosen = held_out if split == "test" else ~held_out
         return self._arrays(images[chosen], labels[chosen], DIGITS)

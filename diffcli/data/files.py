@@ -4,6 +4,7 @@ A name is the path below the source with forward slashes. Members that would lea
 """
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -15,14 +16,18 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError
 
 MAX_MEMBER = 1 << 30  # bytes of one file inside a zip; more is a bomb, not an image
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, EOFError, zlib.error)
 MAX_IN_MEMORY = 4 << 30  # bytes of a compressed tar that is read without a place to unpack it to
-DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
+DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"BZh": bz2.open,
+}
 IGNORED = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 
 
@@ -96,8 +101,10 @@ def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
     except ARCHIVE_ERRORS as error:
         hint = f"take a fresh copy, or set {key} to a folder, .tar, .tar.gz, .tar.xz or .zip"
         raise UserError(f"{key} is '{source}', which is not a whole archive ({error})", hint) from error
-    except PermissionError as error:
-        raise UserError(f"{key} is '{source}', which may not be read", "check its permissions") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # no fault of the source
+            raise
+        raise UserError(f"{key} is '{source}', which cannot be read: {error}", "check its permissions") from error
 
 
 def read_location(location: Location) -> bytes:
@@ -140,7 +147,7 @@ def _hidden(name: str) -> bool:
 
 def _walk(root: Path) -> Iterator[tuple[str, Path]]:
     seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:  # a link to a folder above would never end
             folders.clear()
@@ -149,6 +156,10 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
         for file in files:
             path = Path(folder, file)
             yield path.relative_to(root).as_posix(), path
+
+
+def _refuse(error: OSError) -> None:
+    raise error  # os.walk leaves out what it may not read, and a class would be missing in silence
 
 
 def _safe(name: str, source: Path) -> str:
@@ -177,7 +188,8 @@ def _tar_members(source: Path, work: Path | None) -> Iterator[tuple[str, Locatio
         magic = file.read(6)
     opener = next((opener for start, opener in DECOMPRESSORS.items() if magic.startswith(start)), None)
     plain = source if opener is None else _decompress(source, opener, work)
-    with io.BytesIO(plain) if isinstance(plain, bytes) else plain.open("rb") as file, tarfile.open(fileobj=file) as tar:
+    stream: IO[bytes] = io.BytesIO(plain) if isinstance(plain, bytes) else plain.open("rb")
+    with stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in tar:
             name = _safe(member.name, source)
             if not member.isreg():
@@ -186,7 +198,7 @@ def _tar_members(source: Path, work: Path | None) -> Iterator[tuple[str, Locatio
             yield name, plain[start : start + size] if isinstance(plain, bytes) else Span(plain, start, size)
 
 
-def _decompress(source: Path, opener: Callable, work: Path | None) -> Path | bytes:
+def _decompress(source: Path, opener: Callable[..., Any], work: Path | None) -> Path | bytes:
     """The plain tar inside a compressed one: random access into xz or gzip would decompress it all for every member."""
     with opener(source, "rb") as stream:
         if work is None:

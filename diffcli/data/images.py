@@ -3,20 +3,16 @@
 Fields: image uint8 (B, C, H, W); label int64 (B,) where the set has classes.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
 from diffcli.data.pixels import decode
-
-MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a set is held in memory unless the preset says otherwise
-DECODE_CHUNK = 256  # images a thread decodes before it asks for more
 
 
 class ImageData(ABC):
@@ -93,7 +89,7 @@ class FileImages(ImageData):
             image.copy_(torch.from_numpy(self._decode(index)))
         return images
 
-    def _decode(self, index: int):
+    def _decode(self, index: int) -> np.ndarray:
         name = self.files.name(index)
         try:
             return decode(self.files.read(index), name, self.shape)
@@ -104,24 +100,3 @@ class FileImages(ImageData):
     def bytes_in_memory(self) -> int:
         """What the decoded set would take."""
         return len(self) * self.shape.channels * self.shape.height * self.shape.width
-
-    def load(self) -> MemoryImages:
-        """Every image decoded once, by as many threads as there are cores (Pillow decodes outside of Python's lock)."""
-        images = torch.empty(len(self), *self.shape, dtype=torch.uint8)
-        with ThreadPoolExecutor(_cores()) as pool:
-            for chunk, pixels in zip(images.split(DECODE_CHUNK), pool.map(self.pixels, self._chunks()), strict=True):
-                chunk.copy_(pixels)
-        return MemoryImages(images, self.labels, self.classes)
-
-    def _chunks(self) -> Sequence[Tensor]:
-        return torch.arange(len(self)).split(DECODE_CHUNK)
-
-
-def held(data: FileImages, in_memory: bool | None) -> ImageData:
-    """`data` decoded into memory where `in_memory` says so, or says nothing and it fits MEMORY_LIMIT."""
-    fits = data.bytes_in_memory <= MEMORY_LIMIT
-    return data.load() if (fits if in_memory is None else in_memory) else data
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

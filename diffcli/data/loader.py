@@ -5,6 +5,7 @@ permutation(seed, epoch, N)[p % N]; everything random about it derives from (see
 exact, on any number of processes, a batch may straddle two epochs, and a set may be smaller than a batch.
 """
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,16 +16,20 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffcli import noise
 from diffcli.config import UserError
-from diffcli.data.images import ImageData
+from diffcli.data.images import FileImages, ImageData, MemoryImages
 from diffcli.noise import Domain
+
+MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a set is held in memory unless the preset says otherwise
+LOAD_CHUNK = 256  # images that a worker decodes before it hands them over
+WORTH_WORKERS = 4096  # images; fewer are decoded before the first worker process would have started
 
 
 class Plan(NamedTuple):
     """What one rank reads in one step; all (b,), b its share of the batch."""
 
-    index: Tensor  # int64: which image
-    position: Tensor  # int64: place in the endless stream
-    flip: Tensor  # bool: mirrored left to right
+    indices: Tensor  # int64: which image
+    positions: Tensor  # int64: place in the endless stream
+    flips: Tensor  # bool: mirrored left to right
 
 
 class Stream:
@@ -91,10 +96,10 @@ def batches(
     for step, (plan, fields) in enumerate(_read_ahead(data, plans(), device, workers), start=first + 1):
         batch = on_device(fields, device)
         if flip:
-            mirror = plan.flip.to(device, non_blocking=True)[:, None, None, None]
+            mirror = plan.flips.to(device, non_blocking=True)[:, None, None, None]
             batch["image"] = torch.where(mirror, batch["image"].flip(-1), batch["image"])
-        batch["index"], batch["position"] = plan.index, plan.position
-        batch["stream"] = noise.derive(seed, Domain.TRAIN, plan.position)
+        batch["index"], batch["position"] = plan.indices, plan.positions
+        batch["stream"] = noise.derive(seed, Domain.TRAIN, plan.positions)
         yield step, batch
 
 
@@ -106,7 +111,22 @@ def evaluation_batches(
     nothing = torch.zeros(0, dtype=torch.bool)
     plans = (Plan(index, index, nothing) for index in torch.arange(n).split(batch_size) if len(index))
     for plan, fields in _read_ahead(data, plans, device, workers):
-        yield on_device(fields, device) | {"index": plan.index}
+        yield on_device(fields, device) | {"index": plan.indices}
+
+
+def held(data: FileImages, in_memory: bool | None) -> ImageData:
+    """`data` decoded into memory where `in_memory` says so, or says nothing and it takes at most 2 GiB.
+
+    Decoded once, by as many processes as there are cores: small images spend their time in Python's lock, not in Pillow.
+    """
+    if not (data.bytes_in_memory <= MEMORY_LIMIT if in_memory is None else in_memory):
+        return data
+    images = torch.empty(len(data), *data.shape, dtype=torch.uint8)
+    plans = (Plan(chunk, chunk, chunk) for chunk in torch.arange(len(data)).split(LOAD_CHUNK))
+    workers = _cores() if len(data) >= WORTH_WORKERS else 0
+    for plan, fields in _read_ahead(data, plans, images.device, workers):
+        images[plan.indices] = fields["image"]
+    return MemoryImages(images, data.labels, data.classes)
 
 
 def on_device(fields: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -140,7 +160,7 @@ def _read_ahead(
     pin = device.type == "cuda"
     if not workers:
         for plan in plans:
-            fields = data.read(plan.index)
+            fields = data.read(plan.indices)
             yield plan, {name: _pinned(value) for name, value in fields.items()} if pin else fields
         return
     pending: deque[Plan] = deque()
@@ -148,7 +168,7 @@ def _read_ahead(
     def indices() -> Iterator[list[int]]:
         for plan in plans:
             pending.append(plan)
-            yield plan.index.tolist()
+            yield plan.indices.tolist()
 
     generator = torch.Generator()  # its own: a DataLoader would draw from the global one
     loader = DataLoader(
@@ -158,6 +178,10 @@ def _read_ahead(
         if isinstance(fields, UserError):
             raise fields
         yield pending.popleft(), fields
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _pinned(value: Tensor) -> Tensor:

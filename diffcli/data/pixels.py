@@ -38,8 +38,8 @@ def open_image(data: bytes, name: str) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
-        return flatten(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return flatten(image)
     except UnidentifiedImageError as error:  # its own text holds a memory address
         raise BrokenImage(name, f"it is none of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's parsers raise nearly anything on garbled files, decompression bombs included
@@ -60,7 +60,7 @@ def flatten(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         image = white
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def fit(image: Image.Image, shape: ImageShape) -> np.ndarray:
@@ -68,7 +68,8 @@ def fit(image: Image.Image, shape: ImageShape) -> np.ndarray:
 
     Resampling straight from the crop's box avoids rounding the intermediate size to whole pixels.
     """
-    image = image.convert("L" if shape.channels == 1 else "RGB")
+    mode = "L" if shape.channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)  # converting to the same mode would copy
     if image.size != (shape.width, shape.height):
         scale = min(image.width / shape.width, image.height / shape.height)  # source pixels for one of ours
         width, height = min(shape.width * scale, image.width), min(shape.height * scale, image.height)

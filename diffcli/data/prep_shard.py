@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_complete
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from webdataset.writer import TarWriter
@@ -45,37 +45,30 @@ class Picture(NamedTuple):
     size: tuple[int, int]
 
 
+class Member(NamedTuple):
+    """An image in the tar: its name there, where its bytes begin, itself, its label."""
+
+    name: str
+    offset: int
+    picture: Picture
+    label: int | None
+
+
 def write_shard(job: Job) -> Index:
     """Writes the shard and returns its index. Raises OSError where the disk does not take it; broken images are skipped."""
-    members, offsets, pictures, labels, skipped = [], [], [], [], []
     temporary = job.work / f"{job.stem}.{os.getpid()}.tar"
-    position = 0
     with temporary.open("wb") as file:
-        with TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
-            for number, item in enumerate(job.items, start=job.first):
-                picture = encode(item, job.size)
-                if isinstance(picture, Skipped):
-                    skipped.append(picture)
-                    continue
-                sample = {picture.extension: picture.data}
-                if item.label is not None:
-                    sample["cls"] = str(item.label).encode()
-                    labels.append(item.label)
-                tar.write({"__key__": f"{number:08d}"} | sample)
-                ends = dict(_ends(sample, position))
-                position = max(ends.values())
-                members.append(f"{number:08d}.{picture.extension}")
-                offsets.append(ends[picture.extension] - _padded(len(picture.data)))
-                pictures.append(picture)
+        members, skipped = _write_tar(file, job)
         file.flush()
         os.fsync(file.fileno())
-    sizes = {picture.size for picture in pictures}
+    sizes = {member.picture.size for member in members}
+    labels = [member.label for member in members if member.label is not None]
     index = Index(
-        members=members,
-        offset=offsets,
-        size=[len(picture.data) for picture in pictures],
-        labels=labels if len(labels) == len(pictures) and labels else None,
-        channels=3 if any(picture.channels == 3 for picture in pictures) else 1,
+        members=[member.name for member in members],
+        offset=[member.offset for member in members],
+        size=[len(member.picture.data) for member in members],
+        labels=labels or None,
+        channels=max((member.picture.channels for member in members), default=1),
         image_size=sizes.pop() if len(sizes) == 1 else None,
         skipped=skipped,
         bytes=temporary.stat().st_size,
@@ -111,16 +104,17 @@ def encode(item: Item, size: int | None) -> Picture | Skipped:
     """The image as it is stored: a JPEG that needs no change keeps its bytes, anything else becomes a PNG."""
     try:
         if isinstance(item.image, np.ndarray):
-            channels, height, width = item.image.shape
-            shape = ImageShape(channels, size or height, size or width)
-            return Picture("png", to_png(to_image(fit_all(item.image[None], shape)[0])), channels, shape[1:])
+            native = ImageShape(*item.image.shape)
+            shape = native if size is None else ImageShape(native.channels, size, size)
+            png = to_png(to_image(fit_all(item.image[None], shape)[0]))
+            return Picture("png", png, shape.channels, (shape.height, shape.width))
         data = read_location(item.image)
         image = open_image(data, item.name)
-        channels, unchanged = (1 if image.mode == "L" else 3), size is None or image.size == (size, size)
-        if unchanged and is_plain_jpeg(data):
-            return Picture("jpg", data, channels, (image.height, image.width))
-        if not unchanged:
+        channels = 1 if image.mode == "L" else 3
+        if size is not None and image.size != (size, size):
             image = to_image(fit(image, ImageShape(channels, size, size)))
+        elif is_plain_jpeg(data):
+            return Picture("jpg", data, channels, (image.height, image.width))
         return Picture("png", to_png(image), channels, (image.height, image.width))
     except BrokenImage as error:
         return Skipped(path=item.name, reason=error.reason)
@@ -146,11 +140,23 @@ def _start_worker() -> None:
         Thread(target=lambda: connection.wait([parent.sentinel]) and os._exit(1), daemon=True).start()
 
 
-def _ends(sample: dict[str, bytes], position: int) -> Iterator[tuple[str, int]]:
-    """Where in the tar each member of a sample ends; TarWriter sorts them by extension."""
-    for extension in sorted(sample):
-        position += BLOCK + _padded(len(sample[extension]))
-        yield extension, position
+def _write_tar(file: IO[bytes], job: Job) -> tuple[list[Member], list[Skipped]]:
+    members, skipped, position = [], [], 0
+    with TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
+        for number, item in enumerate(job.items, start=job.first):
+            picture = encode(item, job.size)
+            if isinstance(picture, Skipped):
+                skipped.append(picture)
+                continue
+            key, sample = f"{number:08d}", {picture.extension: picture.data}
+            if item.label is not None:
+                sample["cls"] = str(item.label).encode()
+            tar.write({"__key__": key} | sample)
+            for extension in sorted(sample):  # the order in which TarWriter writes them
+                if extension == picture.extension:
+                    members.append(Member(f"{key}.{extension}", position + BLOCK, picture, item.label))
+                position += BLOCK + _padded(len(sample[extension]))
+    return members, skipped
 
 
 def _padded(size: int) -> int:

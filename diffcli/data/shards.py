@@ -130,8 +130,8 @@ class ShardFiles:
     """
 
     def __init__(self, root: Path, prepared: PreparedSet, split: Split) -> None:
-        self.root = root
         self.shards = prepared.splits[split].shards
+        self.paths = [root / shard.tar for shard in self.shards]
         indexes = [_checked_index(root, shard) for shard in self.shards]
         counts = torch.tensor([shard.count for shard in self.shards], dtype=torch.int64)
         self.shard = torch.repeat_interleave(torch.arange(len(counts)), counts)  # tensors: millions of tuples are heavy
@@ -145,10 +145,10 @@ class ShardFiles:
 
     def name(self, index: int) -> str:
         shard = int(self.shard[index])
-        return f"{self.root / self.shards[shard].tar} (image {index - int(self.first[shard])})"
+        return f"{self.paths[shard]} (image {index - int(self.first[shard])})"
 
     def read(self, index: int) -> bytes:
-        path = self.root / self.shards[int(self.shard[index])].tar
+        path = self.paths[int(self.shard[index])]
         size = int(self.size[index])
         opened = _open(path)  # held while it is read: the cache may forget it meanwhile
         data = os.pread(opened.descriptor, size, int(self.offset[index]))  # keeps no position: safe across forks
@@ -158,9 +158,9 @@ class ShardFiles:
 
     def verify(self) -> None:
         """Compares every shard with its digest."""
-        for shard in self.shards:
-            if sha256(self.root / shard.tar) != shard.sha256:
-                raise UserError(f"{self.root / shard.tar} was changed: its digest is not that of {DATASET}", AGAIN)
+        for path, shard in zip(self.paths, self.shards, strict=True):
+            if sha256(path) != shard.sha256:
+                raise UserError(f"{path} was changed: its digest is not that of {DATASET}", AGAIN)
 
 
 class _OpenShard:
