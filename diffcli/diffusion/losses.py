@@ -20,6 +20,7 @@ from diffcli.diffusion.schedule import DiscreteSchedule, Schedule, transition
 VLB_WEIGHT = 0.001
 GOLDEN = (math.sqrt(5) - 1) / 2
 HALF_BIN = 1 / 255  # half the distance of two grey levels in [-1, 1]
+FAR = 1e3  # deviations from the mean; farther out the derivative of float32's log_ndtr overflows
 
 
 class Times(Config):
@@ -100,7 +101,7 @@ def discretised_log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor) -> Ten
     Source: Ho et al. 2020, eq. 13.
     """
     scale = (-log_var / 2).exp()
-    upper, lower = (x0 - mean + HALF_BIN) * scale, (x0 - mean - HALF_BIN) * scale
+    upper, lower = (((x0 - mean + edge) * scale).clamp(-FAR, FAR) for edge in (HALF_BIN, -HALF_BIN))
     below, above = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
     # mirrored where the bin lies in the upper tail, so that the difference of the two is one of small numbers
     flip = lower > 0
