@@ -6,6 +6,7 @@ such a peer has left says nothing.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -124,6 +125,8 @@ def join(name: DeviceName) -> Iterator[Group]:
     if not is_worker():
         yield Group(0, 1, device)
         return
+    if LAUNCHED in os.environ and sys.platform == "linux":
+        _stop_with_parent()
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), device)
@@ -197,6 +200,14 @@ def told_errors() -> list[UserError]:
         errors.append(UserError(told["problem"], told["hint"]))
         errors[-1].exit_code = told["exit_code"]
     return errors
+
+
+def _stop_with_parent() -> None:
+    """Asks Linux for SIGTERM when the launcher dies, even by kill -9: orphans would go on writing beside a resumed run."""
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _quiet_launcher() -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,10 @@ class RunLog:
         return path
 
     def close(self) -> None:
-        """Flushes and closes what is open."""
-        self._file.close()
-        self._board.close()
+        """Flushes and closes what is open; a disk that is full has been told of by whoever wrote."""
+        for file in (self._file, self._board):
+            with suppress(OSError):
+                file.close()
 
     def _full(self, error: OSError) -> RunFailed:
         kept = checkpoints(self.run.checkpoints)
