@@ -9,7 +9,7 @@ Where the compiled operators load, or torchvision is imported already, nothing i
 """
 
 import sys
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 
 import torch
@@ -22,7 +22,8 @@ SCHEMAS = {
 
 def install() -> tuple[str, ...]:
     """Declares the missing operators and returns their names; empty where there is nothing to do."""
-    if "torchvision" in sys.modules or _load_compiled():
+    package = find_spec("torchvision")
+    if "torchvision" in sys.modules or package is None or _load_compiled(package):
         return ()
     missing = tuple(name for name in SCHEMAS if not hasattr(torch.ops.torchvision, name))
     for name in missing:
@@ -30,14 +31,11 @@ def install() -> tuple[str, ...]:
     return missing
 
 
-def _load_compiled() -> bool:
+def _load_compiled(package: ModuleSpec) -> bool:
     """Loads torchvision's own operators, exactly as its import would; a second load of the same file changes nothing.
 
     Asking first matters: declaring a schema that the library declares again later would be an error.
     """
-    package = find_spec("torchvision")
-    if package is None:
-        return False
     library = PathFinder.find_spec("_C", package.submodule_search_locations)
     if library is None or library.origin is None:
         return False

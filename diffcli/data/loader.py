@@ -6,6 +6,7 @@ exact, on any number of processes, a batch may straddle two epochs, and a set ma
 """
 
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -172,12 +173,24 @@ def _read_ahead(
 
     generator = torch.Generator()  # its own: a DataLoader would draw from the global one
     loader = DataLoader(
-        _Reader(data), sampler=indices(), batch_size=None, num_workers=workers, pin_memory=pin, generator=generator
+        _Reader(data),
+        sampler=indices(),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        generator=generator,
+        worker_init_fn=_leave_signals,
     )
     for fields in loader:
         if isinstance(fields, UserError):
             raise fields
         yield pending.popleft(), fields
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the parent decides when to stop, and needs its batches until then."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _cores() -> int:
