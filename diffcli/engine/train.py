@@ -80,8 +80,8 @@ class State:
             restore_optimizer(optimizer, self.names, own)
         scale = {k.removeprefix("scaler/"): v.item() for k, v in saved.items() if k.startswith("scaler/")}
         if scale:
-            scale["_growth_tracker"] = int(scale["_growth_tracker"])
-            self.scaler.load_state_dict(scale)
+            kinds = {name: type(value) for name, value in self.scaler.state_dict().items()}  # some are counts
+            self.scaler.load_state_dict({name: kinds.get(name, float)(value) for name, value in scale.items()})
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
