@@ -6,11 +6,13 @@ checkpoint.json holds what the caller records (step, preset, class names, ...), 
 record also travels in the header of ema.safetensors, so that this one file can be sampled from. Nothing is ever unpickled.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +42,13 @@ def save(root: Path, step: int, parts: Mapping[str, Tensors], record: Mapping[st
     parts: tensors of each of PARTS; record: JSON values. Where the disk fails, nothing of it stays and RunFailed names the
     newest checkpoint that does.
     """
-    final, partial = step_dir(root, step), root / f".partial-step-{step:08d}"
-    body = {"format": FORMAT, "step": step, **record}
+    final = step_dir(root, step)
+    partial = _own(root, "partial", final)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        _sweep(root)
         partial.mkdir(parents=True)
-        digests = {}
-        for name in PARTS:
-            path = partial / f"{name}.safetensors"
-            header = {HEADER: json.dumps(body, sort_keys=True)} if name == "ema" else {}
-            save_file(_plain(parts[name]), path, metadata=header)
-            digests[path.name] = sha256(path)
-        (partial / RECORD).write_text(json.dumps(body | {"sha256": digests}, indent=1, sort_keys=True) + "\n")
-        for path in [*partial.iterdir(), partial]:
-            _flush(path)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        _write(partial, parts, {"format": FORMAT, "step": step, **record})
+        _put(partial, final)
         _flush(root)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -71,14 +64,13 @@ def save(root: Path, step: int, parts: Mapping[str, Tensors], record: Mapping[st
 def prune(root: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints; a removed one vanishes by a rename first, so it is never half there."""
     for path in checkpoints(root)[:-keep]:
-        gone = root / f".removed-{path.name}"
-        path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        _discard(path)
 
 
 def checkpoints(root: Path) -> list[Path]:
     """The checkpoint folders below `root`, oldest first."""
-    return sorted(p for p in root.glob("step-????????") if (p / RECORD).is_file())
+    found = [p for p in root.glob("step-*") if p.name[5:].isdecimal() and (p / RECORD).is_file()]
+    return sorted(found, key=lambda p: int(p.name[5:]))
 
 
 def locate(path: Path) -> Path:
@@ -104,27 +96,21 @@ def locate(path: Path) -> Path:
 def read_record(path: Path) -> dict[str, Any]:
     """The JSON record of a located checkpoint. Raises UserError for a damaged one or one of another format."""
     try:
-        if path.is_file():
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            if HEADER not in metadata:
-                raise UserError(
-                    f"{path}: is a safetensors file, but not one of diffcli's",
-                    "give the ema.safetensors of a checkpoint",
-                )
-            record = json.loads(metadata[HEADER])
-        else:
-            record = json.loads((path / RECORD).read_text())
-        if isinstance(record, dict) and record.get("format") == FORMAT and not isinstance(record.get("step"), int):
-            raise ValueError("it has no step")
+        record = _header(path) if path.is_file() else json.loads((path / RECORD).read_text())
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({_reason(error)})", _another(path)) from error
+    if record is None and path.is_file():
+        raise UserError(
+            f"{path}: is a safetensors file, but not one of diffcli's", "give the ema.safetensors of a checkpoint"
+        )
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else None
         raise UserError(
             f"{path}: checkpoint format is {found!r}, this diffcli reads format {FORMAT}",
             f"use the diffcli version that wrote it ({record.get('version') if isinstance(record, dict) else 'unknown'})",
         )
+    if path.is_dir() and not _record_agrees(path, record):
+        raise UserError(f"{path / RECORD}: does not match the record in ema.safetensors: changed", _another(path))
     return record
 
 
@@ -135,9 +121,8 @@ def read_part(path: Path, part: str, record: Mapping[str, Any]) -> dict[str, Ten
             f"{path}: an exported file has no '{part}' weights", "give the checkpoint folder or the run directory"
         )
     file = path if path.is_file() else path / f"{part}.safetensors"
-    expected = record.get("sha256", {}).get(file.name)
     try:
-        if path.is_dir() and sha256(file) != expected:
+        if path.is_dir() and sha256(file) != _digests(record).get(file.name):
             raise UserError(f"{file}: does not match the digest in {RECORD}: truncated or changed", _another(path))
         return load_file(file)
     except (OSError, SafetensorError) as error:
@@ -145,11 +130,17 @@ def read_part(path: Path, part: str, record: Mapping[str, Any]) -> dict[str, Ten
 
 
 def is_whole(path: Path) -> bool:
-    """Every file is there and matches its digest."""
+    """Every file is there, matches its digest, and is of this format."""
     try:
-        digests = read_record(path)["sha256"]
-        return all(sha256(path / f"{part}.safetensors") == digests[f"{part}.safetensors"] for part in PARTS)
-    except (UserError, OSError, KeyError):
+        record = json.loads((path / RECORD).read_text())
+        files = {f"{part}.safetensors": path / f"{part}.safetensors" for part in PARTS}
+        return (
+            isinstance(record, dict)
+            and record.get("format") == FORMAT
+            and _record_agrees(path, record)
+            and {name: sha256(file) for name, file in files.items()} == _digests(record)
+        )
+    except (OSError, ValueError):
         return False
 
 
@@ -177,9 +168,89 @@ def _refuse_foreign(path: Path) -> Path:
     return path
 
 
+def _header(file: Path) -> Any:
+    """The record that a safetensors file carries; None where it is not one of ours."""
+    with safe_open(file, framework="pt") as opened:
+        text = (opened.metadata() or {}).get(HEADER)
+    return None if text is None else json.loads(text)
+
+
+def _record_agrees(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether checkpoint.json, which has no digest of its own, says what the digested ema.safetensors says."""
+    try:
+        inside = _header(path / "ema.safetensors")
+    except (OSError, ValueError, SafetensorError):
+        return True  # that file is damaged, which reading it will tell
+    return inside == {key: value for key, value in record.items() if key != "sha256"}
+
+
+def _digests(record: Mapping[str, Any]) -> dict[str, str]:
+    found = record.get("sha256")
+    return found if isinstance(found, dict) else {}
+
+
+def _write(folder: Path, parts: Mapping[str, Tensors], body: Mapping[str, Any]) -> None:
+    """All files of a checkpoint, flushed to disk."""
+    digests = {}
+    for name in PARTS:
+        path = folder / f"{name}.safetensors"
+        header = {HEADER: json.dumps(body, sort_keys=True)} if name == "ema" else {}
+        save_file(_plain(parts[name]), path, metadata=header)
+        digests[path.name] = sha256(path)
+    (folder / RECORD).write_text(json.dumps({**body, "sha256": digests}, indent=1, sort_keys=True) + "\n")
+    for path in [*folder.iterdir(), folder]:
+        _flush(path)
+
+
 def _plain(tensors: Tensors) -> dict[str, Tensor]:
     """Contiguous in the default order and on the CPU: the file does not depend on device or memory format."""
     return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+
+
+def _own(root: Path, purpose: str, path: Path) -> Path:
+    """A hidden name that no other process uses: two writers never share a half-written folder."""
+    return root / f".{purpose}-{path.name}.{os.getpid()}"
+
+
+def _put(partial: Path, final: Path) -> None:
+    """Renames `partial` to `final`, in the place of whatever another writer has put there."""
+    while True:
+        _discard(final)
+        try:
+            partial.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            return
+
+
+def _discard(path: Path) -> None:
+    """Removes a folder by renaming it first, so that nobody finds it half there; nothing where it does not exist."""
+    gone = _own(path.parent, "removed", path)
+    shutil.rmtree(gone, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sweep(root: Path) -> None:
+    """Removes what processes that died while saving or removing have left behind."""
+    for path in [*root.glob(".partial-*"), *root.glob(".removed-*")]:
+        owner = path.name.rpartition(".")[2]
+        if owner == str(os.getpid()) or not _runs(owner):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process of this machine has the id."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:

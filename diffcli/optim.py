@@ -122,8 +122,9 @@ def restore_optimizer(
                 f"optimizer.safetensors: {name} {tuple(value.shape)} fits no parameter of this preset",
                 "resume without changing the network; to start anew from weights, train into another --run-dir",
             )
-        # the step counter stays where torch keeps it for a fused kernel: beside the parameter
-        optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
+        # fused kernels walk memory: moments need the parameter's strides (channels last), the counter its device
+        like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=parameter.device)
+        optimizer.state[parameter][key] = like.detach().to(value.dtype).copy_(value)
 
 
 class Ema:
