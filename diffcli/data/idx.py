@@ -45,12 +45,12 @@ def read_pair(images: bytes, labels: bytes, names: tuple[str, str]) -> tuple[np.
 
 
 def _shape(header: bytes, name: str, ndim: int) -> tuple[int, ...]:
+    magic = struct.pack(">HBB", 0, UNSIGNED_BYTE, ndim)
+    if not magic.startswith(header[:4]):
+        start = f"it starts with {header[:4].hex()}, not {magic.hex()}"
+        raise _broken(name, f"is not an IDX file of {ndim}-D bytes: {start}")
     if len(header) != 4 + 4 * ndim:
         raise _broken(name, "ends within its header")
-    zeros, kind, dimensions = struct.unpack(">HBB", header[:4])
-    if (zeros, kind, dimensions) != (0, UNSIGNED_BYTE, ndim):
-        expected = f"0000{UNSIGNED_BYTE:02x}{ndim:02x}"
-        raise _broken(name, f"is not an IDX file of {ndim}-D bytes: it starts with {header[:4].hex()}, not {expected}")
     shape = struct.unpack(f">{ndim}I", header[4:])
     if math.prod(shape) > LIMIT:
         raise _broken(name, f"promises {_times(shape)} bytes in its header, which cannot be")

@@ -49,7 +49,7 @@ class Stream:
 
     def plan(self, first: int, last: int, flip: bool) -> Plan:
         """Positions first <= p < last."""
-        indices, flips = [], []
+        indices, flips = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.bool)]  # a share may be empty
         for epoch in range(first // self.n, -(-last // self.n)):
             start = epoch * self.n
             index = self.order(epoch)[max(first - start, 0) : last - start]

@@ -5,6 +5,7 @@ strangers are safe to open. Nothing here imports torch: the workers of prep-data
 """
 
 import io
+from contextlib import suppress
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -38,7 +39,9 @@ def open_image(data: bytes, name: str) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+        with suppress(Exception):  # garbled EXIF is common in photographs whose pixels are whole
+            ImageOps.exif_transpose(image, in_place=True)
         return flatten(image)
     except UnidentifiedImageError as error:  # its own text holds a memory address
         raise BrokenImage(name, f"it is none of {', '.join(FORMATS)}") from error
@@ -93,7 +96,10 @@ def to_image(pixels: np.ndarray) -> Image.Image:
 def is_plain_jpeg(data: bytes) -> bool:
     """Whether a file that decodes is a JPEG whose pixels need no change: grey or RGB, and stored upright."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        try:
+            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        except Exception:  # as in open_image
+            upright = False
         return image.format == "JPEG" and image.mode in ("L", "RGB") and upright
 
 

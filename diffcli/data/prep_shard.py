@@ -57,10 +57,14 @@ class Member(NamedTuple):
 def write_shard(job: Job) -> Index:
     """Writes the shard and returns its index. Raises OSError where the disk does not take it; broken images are skipped."""
     temporary = job.work / f"{job.stem}.{os.getpid()}.tar"
-    with temporary.open("wb") as file:
-        members, skipped = _write_tar(file, job)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            members, skipped = _write_tar(file, job)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk, give the room back
+        raise
     sizes = {member.picture.size for member in members}
     labels = [member.label for member in members if member.label is not None]
     index = Index(

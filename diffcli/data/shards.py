@@ -148,9 +148,10 @@ class ShardFiles:
         return f"{self.paths[shard]} (image {index - int(self.first[shard])})"
 
     def read(self, index: int) -> bytes:
-        path = self.paths[int(self.shard[index])]
+        number = int(self.shard[index])
+        path = self.paths[number]
         size = int(self.size[index])
-        opened = _open(path)  # held while it is read: the cache may forget it meanwhile
+        opened = _open(path, self.shards[number].sha256)  # held while it is read: the cache may forget it meanwhile
         data = os.pread(opened.descriptor, size, int(self.offset[index]))  # keeps no position: safe across forks
         if len(data) != size:
             raise UserError(f"{path} ends within image {index}: it was truncated", AGAIN)
@@ -164,9 +165,9 @@ class ShardFiles:
 
 
 class _OpenShard:
-    """A file descriptor that closes with its last user."""
+    """A file descriptor that closes with its last user; digest tells sets apart that lay at one path in turn."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, digest: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:

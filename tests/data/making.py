@@ -1,0 +1,87 @@
+"""Tiny data sets made on the spot, as their publishers lay them out."""
+
+import gzip
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def pixels(n: int, channels: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 (n, channels, height, width)."""
+    return np.random.default_rng(seed).integers(0, 256, (n, channels, height, width), dtype=np.uint8)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def mnist(folder: Path, n: int = 20, suffix: str = ".gz") -> tuple[np.ndarray, np.ndarray]:
+    """Writes the four files, n training and n // 2 test images; returns the training images (n, 1, 28, 28) and labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = pixels(n, 1, 28, 28), np.arange(n) % 10
+    for prefix, count in (("train", n), ("t10k", n // 2)):
+        for name, array in (("images-idx3", images[:count, 0]), ("labels-idx1", labels[:count])):
+            data = idx(array)
+            path = folder / f"{prefix}-{name}-ubyte{suffix}"
+            path.write_bytes(gzip.compress(data, mtime=0) if suffix else data)
+    return images, labels
+
+
+def cifar10_binary(folder: Path, n: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the binary version with n images a batch; returns the 5 n training images and labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = pixels(6 * n, 3, 32, 32), np.arange(6 * n) % 10
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
+    for k, name in enumerate(names):
+        rows = [bytes([labels[i]]) + images[i].tobytes() for i in range(k * n, (k + 1) * n)]
+        (folder / name).write_bytes(b"".join(rows))
+    return images[: 5 * n], labels[: 5 * n]
+
+
+def png(array: np.ndarray) -> bytes:
+    """A PNG of uint8 (C, H, W)."""
+    return encoded(Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)), "PNG")
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def class_folders(root: Path, classes: tuple[str, ...] = ("cat", "dog"), n: int = 3, size: int = 8) -> np.ndarray:
+    """Writes n PNGs of (3, size, size) a class; returns them in the order of their names."""
+    images = pixels(len(classes) * n, 3, size, size)
+    for k, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            (root / name / f"{i:03d}.png").write_bytes(png(images[k * n + i]))
+    return images
+
+
+def npz_batch(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """An official ImageNet 64x64 batch; labels from 1."""
+    file = io.BytesIO()
+    np.savez(file, data=images.reshape(len(images), -1), labels=labels, mean=np.zeros(12288))
+    return file.getvalue()
+
+
+def imagenet64(folder: Path, n: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Writes part1.zip, part2.zip and val.zip with n images a batch; returns the training images and labels from 1."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = pixels(10 * n, 3, 64, 64), np.random.default_rng(1).integers(1, 1001, 10 * n)
+    labels[:2] = 1, 1000
+    batches = {f"train_data_batch_{k + 1}.npz": slice(k * n, (k + 1) * n) for k in range(10)}
+    for part, names in ((1, list(batches)[:5]), (2, list(batches)[5:])):
+        with zipfile.ZipFile(folder / f"Imagenet64_train_part{part}.zip", "w", zipfile.ZIP_DEFLATED) as file:
+            for name in names:
+                file.writestr(name, npz_batch(images[batches[name]], labels[batches[name]]))
+    with zipfile.ZipFile(folder / "Imagenet64_val.zip", "w") as file:
+        file.writestr("val_data.npz", npz_batch(images[:n], labels[:n]))
+    return images, labels

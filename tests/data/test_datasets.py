@@ -1,0 +1,243 @@
+"""Every kind of data keeps one contract, and what is wrong with the files is said by name."""
+
+import gzip
+import inspect
+import lzma
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from diffcli.config import ImageShape, UserError
+from diffcli.data.datasets import AnyData, Cifar10, DataConfig, Digits, Folder, Mnist, Shards, at_root
+from diffcli.data.images import FileImages, MemoryImages
+from diffcli.data.prep import prepare
+from tests.data import making
+
+CONFIGS = {config.model_fields["kind"].default: config for config in get_args(get_args(AnyData)[0])}
+
+
+def prepared(root: Path) -> Path:
+    making.class_folders(root / "source/train")
+    making.class_folders(root / "source/test", n=1)
+    list(prepare("folder", root / "source", root / "set", images_per_shard=2))
+    return root / "set"
+
+
+def write(kind: str, root: Path) -> DataConfig:
+    """A tiny set of a kind on disk, and its config."""
+    match kind:
+        case "digits":
+            return Digits()
+        case "mnist":
+            making.mnist(root)
+            return Mnist(root=root)
+        case "cifar10":
+            making.cifar10_binary(root)
+            return Cifar10(root=root)
+        case "folder":
+            making.class_folders(root / "train")
+            making.class_folders(root / "test", n=1)
+            return Folder(root=root, size=8)
+        case "shards":
+            return Shards(root=prepared(root), size=8)
+    raise AssertionError(f"no tiny set of kind {kind}: write one here")
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> DataConfig:
+    return write(request.param, tmp_path)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_kind_yields_the_fields_of_the_contract(config: DataConfig, split: str):
+    data = config.build(split)
+    batch = data.read(torch.tensor([1, 0, 1]))
+    assert batch["image"].shape == (3, *config.shape)
+    assert batch["image"].dtype == torch.uint8
+    assert batch["label"].dtype == torch.int64
+    assert data.shape == config.shape
+    assert data.labels.shape == (len(data),)
+    assert 0 <= data.labels.min() <= data.labels.max() < len(data.classes)
+
+
+def test_every_kind_is_deterministic_by_index(config: DataConfig):
+    one, other = config.build("train"), config.build("train")
+    index = torch.arange(min(len(one), 10))
+    assert torch.equal(one.read(index)["image"], other.read(index)["image"])
+    for i in index.tolist():
+        single = one.read(torch.tensor([i]))
+        assert torch.equal(single["image"][0], one.read(index)["image"][i])
+        assert single["label"].item() == one.labels[i]
+
+
+def test_every_kind_resizes_and_converts(config: DataConfig):
+    other = config.model_copy(update={"size": (6, 10), "channels": 4 - config.channels})
+    assert other.build("test").read(torch.tensor([0]))["image"].shape == (1, 4 - config.channels, 6, 10)
+
+
+def test_every_kind_is_chosen_by_its_name(config: DataConfig):
+    again = TypeAdapter(AnyData).validate_python(config.model_dump())
+    assert again == config
+    assert inspect.getdoc(type(config))
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_files_on_demand_are_the_images_held_in_memory(tmp_path: Path, kind: str):
+    config = write(kind, tmp_path)
+    held = config.model_copy(update={"in_memory": True}).build("train")
+    files = config.model_copy(update={"in_memory": False}).build("train")
+    assert isinstance(held, MemoryImages)
+    assert isinstance(files, FileImages)
+    assert torch.equal(files.read(torch.arange(6))["image"], held.images)
+
+
+def test_the_embedded_digits_are_mnists_test_images_in_two_parts():
+    train, test = Digits().build("train"), Digits().build("test")
+    assert (len(train), len(test), train.shape) == (9000, 1000, ImageShape(1, 28, 28))
+    assert train.classes == tuple("0123456789")
+    assert train.labels[:9].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5]  # the first of t10k are 7 2 1 0 4 1 4 9 5 9
+    assert test.labels[0] == 9
+    counts = train.labels.bincount() + test.labels.bincount()
+    assert counts.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_digits_take_no_root(tmp_path: Path):
+    with pytest.raises(ValidationError, match="comes with diffcli"):
+        Digits(root=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("below", ["", "MNIST/raw"])
+def test_mnist_is_read_plain_or_gzipped_and_below_a_folder(tmp_path: Path, suffix: str, below: str):
+    images, labels = making.mnist(tmp_path / below, suffix=suffix)
+    data = Mnist(root=tmp_path).build("train")
+    assert np.array_equal(data.images.numpy(), images)
+    assert data.labels.tolist() == labels.tolist()
+    assert len(Mnist(root=tmp_path).build("test")) == 10
+
+
+def test_cifar10_is_read_from_the_binary_version_and_its_archive(tmp_path: Path):
+    images, labels = making.cifar10_binary(tmp_path / "cifar-10-batches-bin")
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "cifar-10-batches-bin", "cifar-10-batches-bin")
+    for root in (tmp_path / "cifar-10-batches-bin", tmp_path, tmp_path / "cifar-10-binary.tar.gz"):
+        data = Cifar10(root=root).build("train")
+        assert np.array_equal(data.images.numpy(), images)
+        assert data.labels.tolist() == labels.tolist()
+        assert data.classes == making.CIFAR
+        assert len(Cifar10(root=root).build("test")) == 4
+
+
+def test_cifar10_is_read_from_image_folders_and_their_archive(tmp_path: Path):
+    root = tmp_path / "cifar10"
+    images = making.class_folders(root / "train", making.CIFAR, 2, 32)
+    making.class_folders(root / "test", making.CIFAR, 1, 32)
+    with lzma.open(tmp_path / "cifar10.tar.xz", "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        tar.add(root, ".")
+    for source in (root, tmp_path / "cifar10.tar.xz"):
+        data = Cifar10(root=source).build("train")
+        assert data.classes == making.CIFAR
+        assert torch.equal(data.read(torch.arange(20))["image"], torch.from_numpy(images))
+
+
+def test_the_pickles_of_cifar10_are_refused(tmp_path: Path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py/data_batch_1").write_bytes(b"\x80\x04.")
+    with pytest.raises(UserError, match=r"python version of CIFAR-10: pickles.*\n.*cifar-10-binary\.tar\.gz"):
+        Cifar10(root=tmp_path).build("train")
+
+
+def test_a_flat_folder_trains_without_labels(tmp_path: Path):
+    making.class_folders(tmp_path / "x")
+    data = Folder(root=tmp_path / "x/cat", size=8).build("train")
+    assert data.classes is None
+    assert data.read(torch.arange(3)).keys() == {"image"}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 1])
+
+
+@pytest.mark.parametrize(
+    ("config", "spoil", "told"),
+    [
+        (Mnist(), lambda root: None, "data.root is not set"),
+        (Mnist(root=Path("nowhere")), lambda root: None, "data.root is 'nowhere', which does not exist"),
+        (Mnist(), lambda root: making.class_folders(root), "no file train-images-idx3-ubyte.gz"),
+        (Mnist(), lambda root: (making.mnist(root), truncate(root / "train-images-idx3-ubyte.gz")), "whole gzip"),
+        (Cifar10(), lambda root: (making.cifar10_binary(root), truncate(root / "data_batch_3.bin")), "records of 3073"),
+        (
+            Cifar10(),
+            lambda root: (making.cifar10_binary(root), (root / "data_batch_3.bin").unlink()),
+            "data_batch_3.bin",
+        ),
+        (Cifar10(), lambda root: (root / "x").mkdir(parents=True), "which holds no images"),
+        (Folder(size=8), lambda root: root.mkdir(), "which holds no images"),
+        (Folder(size=8), lambda root: root.write_bytes(b""), "which is a file"),
+        (Folder(size=8), lambda root: (making.class_folders(root), truncate(root / "dog/001.png")), "dog/001.png"),
+        (Shards(size=8), lambda root: root.mkdir(), "has no dataset.json"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_wrong_is_said_by_name(tmp_path: Path, config: DataConfig, spoil: Callable, told: str):
+    root = tmp_path / "set"
+    spoil(root)
+    if "not set" not in told and config.root is None:
+        config = config.model_copy(update={"root": root})
+    with pytest.raises(UserError) as caught:
+        config.build("train")
+    assert told in caught.value.problem
+    assert caught.value.hint
+
+
+def test_a_label_out_of_range_is_said(tmp_path: Path):
+    making.cifar10_binary(tmp_path)
+    data = bytearray((tmp_path / "test_batch.bin").read_bytes())
+    data[3073] = 10
+    (tmp_path / "test_batch.bin").write_bytes(data)
+    with pytest.raises(UserError, match=r"test_batch\.bin holds the label 10"):
+        Cifar10(root=tmp_path).build("test")
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_a_split_that_is_not_there_is_said(tmp_path: Path, kind: str):
+    making.class_folders(tmp_path / "source")
+    list(prepare("folder", tmp_path / "source", tmp_path / "set"))
+    config = Folder(root=tmp_path / "source", size=8) if kind == "folder" else Shards(root=tmp_path / "set", size=8)
+    with pytest.raises(UserError, match="no split 'test'"):
+        config.build("test")
+
+
+def test_a_prepared_set_takes_the_place_of_any_kind(tmp_path: Path):
+    root = prepared(tmp_path)
+    found = at_root(Digits(size=16, flip=True), root)
+    assert found == Shards(root=root, size=16, channels=1, flip=True)
+    assert at_root(Shards(size=8, verify=True), root) == Shards(root=root, size=8, verify=True)
+
+
+def test_a_new_root_keeps_the_kind_and_is_validated(tmp_path: Path):
+    assert at_root(Mnist(size=32), tmp_path) == Mnist(root=tmp_path, size=32)
+    with pytest.raises(ValidationError, match="comes with diffcli"):
+        at_root(Digits(), tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, -1, (8, 0), (8,), "big"])
+def test_sizes_that_are_no_sizes_are_refused(size: object):
+    with pytest.raises(ValidationError):
+        Folder(size=size)
+
+
+def test_an_idx_bomb_is_not_unpacked(tmp_path: Path):
+    """A header of four bytes a pixel and gigabytes of zeros after it: only what was promised is read."""
+    making.mnist(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(
+        gzip.compress(making.idx(np.zeros((1, 2, 2))) + bytes(1 << 24))
+    )
+    with pytest.raises(UserError, match="more than the 4 bytes"):
+        Mnist(root=tmp_path).build("train")

@@ -1,0 +1,157 @@
+"""Folders and archives look alike, nothing leaves them, and broken ones are the user's error."""
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from diffcli.config import UserError
+from diffcli.data.files import FileTree, open_tree
+from diffcli.data.listing import list_images
+
+NAMES = {"b/two.png": b"2", "a/one.png": b"1" * 600, ".hidden/x.png": b"h", "__MACOSX/a/._one.png": b"m"}
+PACKED = ("tar", "tar.gz", "tar.xz", "tar.bz2", "zip")
+
+
+def pack(path: Path, files: dict[str, bytes]) -> Path:
+    """An archive of the kind that the name ends with."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        return path
+    with tarfile.open(path, "w:" + path.suffix.removeprefix(".").replace("tar", "")) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def unpack(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def tree(*names: str, source: Path = Path("archive.tar")) -> FileTree:
+    return FileTree(source, dict.fromkeys(names, b""))
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_an_archive_is_the_folder_that_was_packed(tmp_path: Path, kind: str, in_memory: bool):
+    folder = open_tree(unpack(tmp_path / "folder", NAMES), "SOURCE")
+    archive = open_tree(pack(tmp_path / f"x.{kind}", NAMES), "SOURCE", None if in_memory else tmp_path)
+    assert archive.names == folder.names == ["a/one.png", "b/two.png"]
+    for name in folder.names:
+        assert archive.read(name) == folder.read(name) == NAMES[name]
+        assert archive.size(name) == folder.size(name) == len(NAMES[name])
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/evil.png", "..\\evil.png", "C:\\evil.png"])
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
+def test_a_member_that_leaves_the_archive_is_refused(tmp_path: Path, kind: str, name: str):
+    with pytest.raises(UserError, match=r"evil.*outside of the archive"):
+        open_tree(pack(tmp_path / f"x.{kind}", {"fine.png": b"", name: b""}), "SOURCE", tmp_path)
+
+
+def test_links_inside_a_tar_are_left_out(tmp_path: Path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as archive:
+        link = tarfile.TarInfo("passwords.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert open_tree(path, "SOURCE").names == []
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_a_truncated_archive_is_the_users_error(tmp_path: Path, kind: str):
+    path = pack(tmp_path / f"x.{kind}", {"a.png": os.urandom(5000), "b.png": os.urandom(5000)})
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UserError, match="not a whole archive"):
+        open_tree(path, "SOURCE", tmp_path)
+
+
+def test_other_files_and_missing_ones_are_the_users_error(tmp_path: Path):
+    text = tmp_path / "notes.txt"
+    text.write_text("hello")
+    with pytest.raises(UserError, match=r"SOURCE is '.*notes\.txt', which is not a whole archive"):
+        open_tree(text, "SOURCE")
+    with pytest.raises(UserError, match=r"data\.root is '.*nowhere', which does not exist"):
+        open_tree(tmp_path / "nowhere", "data.root")
+
+
+def test_an_encrypted_zip_is_the_users_error(tmp_path: Path):
+    path = pack(tmp_path / "x.zip", {"a.png": b"1"})
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="encrypted"):
+        open_tree(path, "SOURCE")
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path):
+    unpack(tmp_path / "elsewhere", {"1.png": b"1"})
+    root = unpack(tmp_path / "root", {"a/0.png": b"0"})
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "loop").symlink_to(root)
+    assert open_tree(root, "SOURCE").names == ["a/0.png", "b/1.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_not_left_out(tmp_path: Path):
+    root = unpack(tmp_path / "root", {"a/0.png": b"0", "b/1.png": b"1"})
+    (root / "b").chmod(0)
+    with pytest.raises(UserError, match="cannot be read"):
+        open_tree(root, "SOURCE")
+    (root / "b").chmod(0o755)
+
+
+def test_class_folders_become_labels_in_the_order_of_their_names():
+    listing = list_images(tree("dog/1.png", "cat/2.JPG", "cat/deep/3.jpeg", "cat/notes.txt"), "x")["train"]
+    assert listing.names == ["cat/2.JPG", "cat/deep/3.jpeg", "dog/1.png"]
+    assert listing.labels == [0, 0, 1]
+    assert listing.classes == ("cat", "dog")
+
+
+def test_a_flat_folder_has_no_classes():
+    assert list_images(tree("2.png", "1.png"), "x") == {"train": (["1.png", "2.png"], None, None)}
+
+
+@pytest.mark.parametrize("name", ["test", "val", "valid", "validation"])
+def test_folders_named_as_splits_are_splits(name: str):
+    splits = list_images(tree("train/a/1.png", "train/b/2.png", f"{name}/b/3.png"), "x")
+    assert {split: listing.labels for split, listing in splits.items()} == {"train": [0, 1], "test": [1]}
+    assert splits["test"].classes == ("a", "b")
+    flat = list_images(tree("train/1.png", f"{name}/2.png"), "x")
+    assert flat["test"].names == [f"{name}/2.png"]
+    assert flat["test"].classes is None
+
+
+def test_a_class_called_train_among_others_is_a_class():
+    assert list_images(tree("train/1.png", "car/2.png"), "x")["train"].classes == ("car", "train")
+
+
+def test_the_folder_around_an_archive_does_not_count(tmp_path: Path):
+    wrapped = list_images(tree("cifar/train/a/1.png", "cifar/test/a/2.png"), "x")
+    assert wrapped["test"].names == ["cifar/test/a/2.png"]
+    assert wrapped["test"].classes == ("a",)
+    assert list_images(tree("photos/1.png", "photos/2.png"), "x")["train"].classes is None
+    (tmp_path / "cat").mkdir()
+    assert list_images(tree("cat/1.png", source=tmp_path), "x")["train"].classes == ("cat",)
+
+
+def test_what_makes_no_sense_is_the_users_error():
+    with pytest.raises(UserError, match=r"x is 'archive\.tar', which holds no images"):
+        list_images(tree("notes.txt"), "x")
+    with pytest.raises(UserError, match=r"loose\.png lies beside the class folders cat"):
+        list_images(tree("cat/1.png", "loose.png"), "x")
+    with pytest.raises(UserError, match="class folder 'c', which the training images do not have"):
+        list_images(tree("train/a/1.png", "test/c/2.png"), "x")
+    with pytest.raises(UserError, match="has a class, but"):
+        list_images(tree("train/1.png", "test/c/2.png"), "x")
