@@ -22,6 +22,7 @@ from diffcli.networks.layers import (
     ConvResample,
     Embedding,
     GroupNorm,
+    Pointwise,
     Resample,
     ResBlock,
     Signal,
@@ -125,7 +126,7 @@ class Stage(nn.Module):
         super().__init__()
         starts = bool(names) and BLOCKS[names[0]].changes_width
         project = channels != out_channels and not starts
-        self.project = nn.Conv2d(channels, out_channels, 1) if project else None
+        self.project = Pointwise(channels, out_channels) if project else None
         widths = [channels if starts else out_channels] + [out_channels] * len(names)
         self.blocks = nn.ModuleList(
             BLOCKS[name].build(width, out_channels, emb_dim, config) for name, width in zip(names, widths, strict=False)
