@@ -1,0 +1,163 @@
+"""The house rules that need no running: who imports whom, and how long a file may be."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import diffcli
+
+PACKAGE = Path(diffcli.__file__).parent
+MAX_LINES = 350
+
+# A part is a folder or file of diffcli/. It imports from itself and from rows below its own, never from its neighbours.
+ROWS: list[set[str]] = [
+    {"cli", "__main__"},
+    {"session", "console", "cli_options"},
+    {"engine"},
+    {"preset"},
+    {"tasks"},
+    {"diffusion", "networks", "data", "metrics", "optim", "checkpoint"},
+    {"noise", "torchvision_compat", "config_errors"},
+    {"config"},
+    {"__init__"},
+]
+ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}
+NEIGHBOURS = {("session", "console"), ("__main__", "cli")}  # the exceptions: run a command, say what came of it
+LIGHT = ["cli", "cli_options", "session", "console"]  # `diffcli --help` answers in 0.3 s
+HEAVY = {"torch", "torchvision", "pydantic", "numpy", "imageio", "safetensors", "yaml", "webdataset", "torchmetrics"}
+
+
+class Import(NamedTuple):
+    """One module that a file imports."""
+
+    module: str  # the whole dotted name
+    line: int
+    at_top: bool  # not inside a function or `if TYPE_CHECKING`
+
+
+def sources() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if "presets" not in path.parts)
+
+
+def part_of(path: Path) -> str:
+    """The folder below diffcli/ that a file lives in, or its own name."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Every import in a file, wherever it stands."""
+    yield from imports_below(ast.parse(path.read_text()), top=True)
+
+
+def imports_below(node: ast.AST, top: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, child.lineno, top) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"line {child.lineno}: relative import"
+            for alias in child.names:  # `from diffcli import noise` imports diffcli.noise
+                deeper = f"{child.module}.{alias.name}"
+                yield Import(deeper if child.module == "diffcli" else str(child.module), child.lineno, top)
+        else:
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) or type_checking(child)
+            yield from imports_below(child, top and not inside)
+
+
+def type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def imported_part(module: str) -> str | None:
+    """The part of diffcli that a module belongs to; None for other packages. `from diffcli import __version__`: __init__."""
+    first, _, rest = module.partition(".")
+    if first != "diffcli":
+        return None
+    name = rest.split(".")[0]
+    return name if name in ROW else "__init__"
+
+
+def allowed(part: str, other: str) -> bool:
+    return part == other or (part, other) in NEIGHBOURS or ROW[other] > ROW[part]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def test_every_part_has_a_row():
+    assert {part_of(path) for path in sources()} == set(ROW)
+
+
+@pytest.mark.parametrize("path", sources(), ids=name)
+def test_a_file_imports_from_its_own_folder_or_from_rows_below(path):
+    part = part_of(path)
+    for found in imports(path):
+        other = imported_part(found.module)
+        assert other is None or allowed(part, other), f"{name(path)}:{found.line}: {part} imports {found.module}"
+
+
+def test_the_rule_itself_tells_right_from_wrong():
+    assert allowed("engine", "tasks")
+    assert allowed("diffusion", "diffusion")
+    assert allowed("diffusion", "noise")
+    assert allowed("session", "console")
+    assert not allowed("diffusion", "networks")
+    assert not allowed("networks", "tasks")
+    assert not allowed("console", "session")
+    assert not allowed("config", "noise")
+    tree = ast.parse("def f():\n    from diffcli import engine\nfrom diffcli.tasks.task import Task\nimport torch.nn")
+    assert [(i.module, i.at_top) for i in imports_below(tree, True)] == [
+        ("diffcli.engine", False),
+        ("diffcli.tasks.task", True),
+        ("torch.nn", True),
+    ]
+
+
+@pytest.mark.parametrize("path", sources(), ids=name)
+def test_no_file_is_longer_than_it_may_be(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("path", sources(), ids=name)
+def test_torchvision_is_imported_only_after_its_compatibility_module(path):
+    """Its compiled operators cannot be loaded beside a CPU-only torch; see diffcli/torchvision_compat.py."""
+    ready = [found.line for found in imports(path) if found.module == "diffcli.torchvision_compat" and found.at_top]
+    for found in imports(path):
+        if found.module.partition(".")[0] == "torchvision":
+            assert ready, f"{name(path)}:{found.line}: import diffcli.torchvision_compat before {found.module}"
+            assert min(ready) < found.line
+
+
+@pytest.mark.parametrize("part", LIGHT)
+def test_the_command_line_imports_nothing_heavy_at_the_top(part):
+    """Neither torch nor pydantic, nor a part of diffcli that would import them."""
+    seen: set[str] = set()
+
+    def visit(path: Path) -> None:
+        if path in seen:
+            return
+        seen.add(path)
+        for found in imports(path):
+            if not found.at_top:
+                continue
+            assert found.module.partition(".")[0] not in HEAVY, f"{name(path)}:{found.line} imports {found.module}"
+            if imported_part(found.module) is not None:
+                relative = found.module.replace(".", "/").removeprefix("diffcli").removeprefix("/")
+                target = PACKAGE / f"{relative}.py"
+                visit(target if target.is_file() else PACKAGE / "__init__.py")
+
+    visit(PACKAGE / f"{part}.py")
+
+
+@pytest.mark.parametrize("path", sources(), ids=name)
+def test_randomness_is_derived_and_never_seeded_globally(path):
+    """One exception: the first weights are drawn from torch's generator, inside a fork of its state."""
+    seeding = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("manual_seed", "manual_seed_all", "seed_all")
+    ]
+    assert len(seeding) <= (1 if name(path) == "engine/train.py" else 0), f"{name(path)}: lines {seeding}"
