@@ -99,27 +99,29 @@ def prepare(
     if source is None:
         raise UserError(f"prep-data {kind} needs a SOURCE", KINDS[kind].where)
     source, out = source.expanduser(), out.expanduser()
-    per_shard = images_per_shard or (LARGE_IMAGES_PER_SHARD if kind == "folder" and size is None else IMAGES_PER_SHARD)
+    per_shard = images_per_shard or _per_shard(kind, size)
     with _stopping(out):
         work = _claim(out)
         opened = KINDS[kind].open(source, work)
-        request = Request(
-            kind=kind,
-            source=source.resolve().name,
-            size=size,
-            limit=limit,
-            images_per_shard=per_shard,
-            fingerprint=opened.fingerprint,
-        )
+        asked = {"kind": kind, "source": source.resolve().name, "size": size, "limit": limit}
+        request = Request(**asked, images_per_shard=per_shard, fingerprint=opened.fingerprint)
         _check_request(out, work, request)
         plans = [plan for split, items in opened.splits.items() for plan in _plans(split, len(items), limit, per_shard)]
         for report in _write(plans, opened, out, request, workers):
             if strict and report.broken:
-                hint = "mend or delete that file, or leave out --strict: it is then skipped and listed in skipped.jsonl"
-                raise UserError(f"SOURCE '{source}': {report.broken.path} cannot be used: {report.broken.reason}", hint)
+                raise _broken(source, report.broken)
             yield report
         _finish(plans, opened, out, request)
         shutil.rmtree(work)
+
+
+def _per_shard(kind: str, size: int | None) -> int:
+    return LARGE_IMAGES_PER_SHARD if kind == "folder" and size is None else IMAGES_PER_SHARD
+
+
+def _broken(source: Path, skipped: Skipped) -> UserError:
+    hint = "mend or delete that file, or leave out --strict: it is then skipped and listed in skipped.jsonl"
+    return UserError(f"SOURCE '{source}': {skipped.path} cannot be used: {skipped.reason}", hint)
 
 
 def _claim(out: Path) -> Path:

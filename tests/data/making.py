@@ -7,7 +7,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from diffcli.data.datasets import Shards
+from diffcli.data.prep import PrepReport, prepare
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -85,3 +89,20 @@ def imagenet64(folder: Path, n: int = 3) -> tuple[np.ndarray, np.ndarray]:
     with zipfile.ZipFile(folder / "Imagenet64_val.zip", "w") as file:
         file.writestr("val_data.npz", npz_batch(images[:n], labels[:n]))
     return images, labels
+
+
+def run(kind: str, source: Path, out: Path, **more: object) -> PrepReport:
+    """Prepares a set and returns the final report."""
+    *_, report = prepare(kind, source, out, **more)
+    return report
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read(root: Path, size: int, channels: int, split: str = "train") -> dict[str, torch.Tensor]:
+    """A whole split of a prepared set."""
+    data = Shards(root=root, size=size, channels=channels).build(split)
+    return data.read(torch.arange(len(data)))

@@ -12,33 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from diffcli.config import UserError
 from diffcli.data import prep_shard
-from diffcli.data.datasets import Shards
-from diffcli.data.prep import PrepReport, prepare
+from diffcli.data.prep import prepare
 from diffcli.data.prep_sources import KINDS
 from diffcli.data.shards import Index, open_shards
 from tests.data import making
+from tests.data.making import contents, read, run
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def run(kind: str, source: Path, out: Path, **more: object) -> PrepReport:
-    """The final report."""
-    *_, report = prepare(kind, source, out, **more)
-    return report
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def read(root: Path, size: int, channels: int, split: str = "train"):
-    data = Shards(root=root, size=size, channels=channels).build(split)
-    return data.read(torch.arange(len(data)))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -70,63 +54,6 @@ def test_cifar10_end_to_end_from_both_versions(tmp_path: Path):
     run("cifar10", tmp_path / "folders", tmp_path / "b")
     assert np.array_equal(read(tmp_path / "b", 32, 3)["image"].numpy(), images)
     assert open_shards(tmp_path / "b", "x").classes == making.CIFAR
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_imagenet64_end_to_end(tmp_path: Path, packed: bool):
-    images, labels = making.imagenet64(tmp_path / "source")
-    if not packed:
-        for path in list((tmp_path / "source").glob("*.zip")):
-            zipfile.ZipFile(path).extractall(tmp_path / "source")
-            path.unlink()
-    report = run("imagenet64", tmp_path / "source", tmp_path / "out", images_per_shard=4)
-    assert (report.written, report.skipped, report.notes) == (33, 0, ())
-    batch = read(tmp_path / "out", 64, 3)
-    assert np.array_equal(batch["image"].numpy(), images)
-    assert batch["label"].tolist() == (labels - 1).tolist()
-    assert len(read(tmp_path / "out", 64, 3, "test")["label"]) == 3
-    assert len(open_shards(tmp_path / "out", "x").classes) == 1000
-
-
-def test_a_part_of_imagenet64_says_so(tmp_path: Path):
-    making.imagenet64(tmp_path)
-    report = run("imagenet64", tmp_path / "Imagenet64_train_part1.zip", tmp_path / "out")
-    assert report.written == 15
-    assert "6, 7, 8, 9, 10 are not there" in report.notes[0]
-
-
-def test_a_lone_npz_batch_is_a_source(tmp_path: Path):
-    (tmp_path / "val_data.npz").write_bytes(making.npz_batch(making.pixels(2, 3, 64, 64), np.array([1, 2])))
-    run("imagenet64", tmp_path / "val_data.npz", tmp_path / "out")
-    assert read(tmp_path / "out", 64, 3, "test")["label"].tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "told"),
-    [
-        (making.pixels(2, 3, 32, 32), np.array([1, 2]), "not uint8"),
-        (making.pixels(2, 3, 64, 64).astype(np.float32), np.array([1, 2]), "float32"),
-        (making.pixels(2, 3, 64, 64), np.array([1]), "2 images, but labels"),
-        (making.pixels(2, 3, 64, 64), np.array([0, 1]), "labels from 0 to 1"),
-        (making.pixels(2, 3, 64, 64), np.array([1, 1001]), "to 1001"),
-        (making.pixels(2, 3, 64, 64), np.array([object(), 1], dtype=object), "Object arrays cannot be loaded"),
-    ],
-)
-def test_a_garbled_npz_batch_is_named_and_never_unpickled(
-    tmp_path: Path, images: np.ndarray, labels: np.ndarray, told: str
-):
-    (tmp_path / "train_data_batch_1.npz").write_bytes(making.npz_batch(images, labels))
-    with pytest.raises(UserError, match=rf"train_data_batch_1\.npz is not a batch of ImageNet 64x64: .*{told}"):
-        run("imagenet64", tmp_path / "train_data_batch_1.npz", tmp_path / "out")
-
-
-def test_a_truncated_npz_batch_is_named(tmp_path: Path):
-    making.imagenet64(tmp_path)
-    with zipfile.ZipFile(tmp_path / "Imagenet64_train_part1.zip") as file:
-        data = file.read("train_data_batch_2.npz")
-    (tmp_path / "train_data_batch_2.npz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"train_data_batch_2\.npz is not a batch"):
-        run("imagenet64", tmp_path / "train_data_batch_2.npz", tmp_path / "out")
 
 
 def test_a_folder_keeps_jpegs_turns_the_rest_to_png_and_resizes_on_request(tmp_path: Path):
@@ -290,14 +217,6 @@ def test_a_limit_takes_evenly_from_all_classes(tmp_path: Path):
     making.class_folders(tmp_path / "in", ("a", "b", "c"), 10)
     assert run("folder", tmp_path / "in", tmp_path / "out", limit=6).written == 6
     assert read(tmp_path / "out", 8, 3)["label"].tolist() == [0, 0, 1, 1, 2, 2]
-
-
-def test_a_limit_in_imagenet64_skips_through_its_batches(tmp_path: Path):
-    images, labels = making.imagenet64(tmp_path / "in", n=3)
-    run("imagenet64", tmp_path / "in", tmp_path / "out", limit=7, images_per_shard=2)
-    chosen = [number * 30 // 7 for number in range(7)]
-    assert np.array_equal(read(tmp_path / "out", 64, 3)["image"].numpy(), images[chosen])
-    assert read(tmp_path / "out", 64, 3)["label"].tolist() == (labels[chosen] - 1).tolist()
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, broken: Path):
