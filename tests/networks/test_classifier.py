@@ -1,0 +1,40 @@
+"""The classifier: logits of features, each image for itself, and that it learns."""
+
+import torch
+import torch.nn.functional as F
+
+from diffcli.config import ImageShape
+from diffcli.networks.classifier import ConvNetConfig
+from tests.networks.waking import normal
+
+
+def test_logits_are_a_linear_function_of_the_features() -> None:
+    network = ConvNetConfig(width=8).build(ImageShape(1, 28, 28), 10).eval()
+    x = normal(3, 1, 28, 28)
+    features = network.features(x)
+    assert features.shape == (3, network.feature_dim)
+    torch.testing.assert_close(network(x), F.linear(features, network.head.weight, network.head.bias))
+
+
+def test_features_of_an_image_do_not_depend_on_its_batch() -> None:
+    network = ConvNetConfig(width=8).build(ImageShape(3, 32, 32), 10).eval()
+    x = normal(4, 3, 32, 32)
+    torch.testing.assert_close(network.features(x)[2:3], network.features(x[2:3]))
+
+
+def test_it_learns_to_tell_bars_apart() -> None:
+    network = ConvNetConfig(width=8).build(ImageShape(1, 16, 16), 2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    label = torch.arange(32) % 2
+    image = torch.full((32, 1, 16, 16), -1.0)
+    for i in range(32):
+        line = 2 + i % 12
+        if label[i]:
+            image[i, 0, line] = 1
+        else:
+            image[i, 0, :, line] = 1
+    for _ in range(30):
+        optimizer.zero_grad()
+        F.cross_entropy(network(image), label).backward()
+        optimizer.step()
+    assert (network.eval()(image).argmax(1) == label).float().mean() == 1

@@ -1,0 +1,58 @@
+"""Conditioners: null rows, declared widths, labels refused at the door."""
+
+import pytest
+import torch
+
+from diffcli.config import UserError
+from diffcli.networks.conditioning import ClassConditionerConfig, Conditioning, CondShape, cond_shape, condition
+
+KEEP = torch.tensor([True, False, True])
+LIKE = torch.empty(3, 1, 4, 4)
+
+
+def test_rows_not_kept_are_the_null_row_whatever_their_label() -> None:
+    conditioner = ClassConditionerConfig(num_classes=5, dim=7).build()
+    told = conditioner({"label": torch.tensor([4, 2, 0])}, KEEP, LIKE)
+    rows = conditioner.embedding.weight
+    assert told.shape == (3, conditioner.dim) == (3, 7)
+    assert torch.equal(told, rows[[4, 5, 0]])
+
+
+def test_the_null_row_is_learned() -> None:
+    conditioner = ClassConditionerConfig(num_classes=5, dim=7).build()
+    conditioner({"label": torch.tensor([4, 2, 0])}, KEEP, LIKE).sum().backward()
+    assert conditioner.embedding.weight.grad is not None
+    assert conditioner.embedding.weight.grad.abs().sum(dim=1).nonzero().flatten().tolist() == [0, 4, 5]
+
+
+def test_conditioners_of_one_slot_are_joined_in_order() -> None:
+    two = [ClassConditionerConfig(num_classes=5, dim=7).build(), ClassConditionerConfig(num_classes=9, dim=2).build()]
+    batch = {"label": torch.tensor([4, 2, 0])}
+    cond = condition(two, batch, KEEP, LIKE, seeds=torch.arange(3))
+    assert cond_shape(two) == CondShape(vector=9)
+    assert cond.vector is not None
+    assert torch.equal(cond.vector, torch.cat([c(batch, KEEP, LIKE) for c in two], dim=1))
+    assert (cond.tokens, cond.spatial) == (None, None)
+    assert torch.equal(cond.seeds, torch.arange(3))
+
+
+def test_without_conditioners_every_slot_is_absent() -> None:
+    assert condition([], {}, KEEP, LIKE) == Conditioning()
+    assert cond_shape([]) == CondShape(0, 0, 0)
+
+
+@pytest.mark.parametrize("label", [-1, 10, 4711])
+def test_a_label_out_of_range_is_the_users_error_and_names_the_range(label: int) -> None:
+    conditioner = ClassConditionerConfig(num_classes=10).build()
+    batch = {"label": torch.tensor([0, label, 3])}
+    with pytest.raises(UserError) as caught:
+        conditioner(batch, KEEP, LIKE)
+    assert str(label) in caught.value.problem
+    assert "0..9" in caught.value.problem
+    assert "from 0 to 9" in caught.value.hint
+
+
+def test_data_without_labels_are_the_users_error() -> None:
+    with pytest.raises(UserError, match="label") as caught:
+        ClassConditionerConfig(num_classes=10).build().check({"image": LIKE})
+    assert "image" in caught.value.problem

@@ -1,0 +1,117 @@
+"""The layers against their plain formulas, in value and in gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from diffcli.networks.layers import (
+    Attention,
+    GroupNorm,
+    Pointwise,
+    ResBlock,
+    Signal,
+    attend,
+    enlarge,
+    enlarged_conv,
+    halve,
+    sinusoid,
+)
+from tests.networks.waking import normal, wake
+
+
+def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of a fixed random projection of y."""
+    return torch.autograd.grad((y * normal(*y.shape, seed=99).to(y)).sum(), inputs)
+
+
+def assert_same(ours: Tensor, plain: Tensor, *inputs: Tensor) -> None:
+    """Equal values, and equal gradients to every input."""
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(gradients(ours, *inputs), gradients(plain, *inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_neighbouring_times_are_near_and_distant_times_far() -> None:
+    code = sinusoid(torch.arange(1000), 128)
+    near = (code[1:] - code[:-1]).norm(dim=1)
+    assert near.max() < 0.35 * code[0].norm()
+    assert ((code[500] - code[[0, 100, 900, 999]]).norm(dim=1) > 0.6 * code[0].norm()).all()
+    assert near.min() > 0.1, "neighbours must be told apart"
+
+
+def test_the_sinusoid_is_cosines_then_sines_of_the_published_frequencies() -> None:
+    code = sinusoid(torch.tensor([3.0]), 8)[0].double()
+    frequency = torch.tensor([10_000 ** (-i / 4) for i in range(4)], dtype=torch.float64)
+    torch.testing.assert_close(code, torch.cat([(3 * frequency).cos(), (3 * frequency).sin()]), atol=1e-6, rtol=0)
+    assert sinusoid(torch.tensor([3.0]), 9).shape == (1, 9)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 32, 48, 130])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_modulated_group_norm_is_the_plain_formula_in_value_and_gradient(
+    channels: int, layout: torch.memory_format
+) -> None:
+    norm = wake(GroupNorm(channels)).double()
+    x = normal(3, channels, 5, 4).double().contiguous(memory_format=layout).requires_grad_()
+    told = normal(3, 2 * channels, seed=1).double().requires_grad_()
+    scale, shift = told[:, :, None, None].chunk(2, dim=1)
+    plain = F.group_norm(x, norm.groups, norm.weight, norm.bias) * (1 + scale) + shift
+    assert_same(norm(x, told), plain, x, told, norm.weight, norm.bias)
+
+
+def test_group_norm_takes_one_pixel() -> None:
+    assert GroupNorm(64)(normal(1, 64, 1, 1)).isfinite().all()
+
+
+def test_pointwise_is_the_one_by_one_convolution_in_value_and_gradient() -> None:
+    layer, x = Pointwise(5, 7).double(), normal(3, 5, 4, 6).double().requires_grad_()
+    assert_same(layer(x), F.conv2d(x, layer.weight, layer.bias), x, layer.weight, layer.bias)
+
+
+@pytest.mark.parametrize("height", range(1, 8))
+@pytest.mark.parametrize("width", [1, 4, 7])
+def test_halving_rounds_up_and_enlarging_returns_to_the_size(height: int, width: int) -> None:
+    x = normal(2, 3, height, width)
+    small = halve(x)
+    assert small.shape[2:] == (-(-height // 2), -(-width // 2))
+    back = enlarge(small, (height, width))
+    rows, columns = torch.arange(height) // 2, torch.arange(width) // 2
+    torch.testing.assert_close(back, small[:, :, rows][:, :, :, columns])
+    torch.testing.assert_close(small[0, 0, -1, -1], x[0, 0, 2 * ((height - 1) // 2) :, 2 * ((width - 1) // 2) :].mean())
+
+
+@given(height=st.integers(1, 5), width=st.integers(1, 5), odd=st.tuples(st.booleans(), st.booleans()))
+@settings(max_examples=20, deadline=None)
+def test_the_enlarged_convolution_is_enlarging_then_convolving_in_value_and_gradient(
+    height: int, width: int, odd: tuple[bool, bool]
+) -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1).double()
+    x = normal(2, 3, height, width).double().requires_grad_()
+    size = (2 * height - odd[0], 2 * width - odd[1])
+    assert_same(enlarged_conv(x, conv, size), conv(enlarge(x, size)), x, conv.weight, conv.bias)
+
+
+@pytest.mark.parametrize("length", [1, 40, 600])  # below and above the length at which the CPU changes its way
+def test_attention_is_the_softmax_of_scaled_products_in_value_and_gradient(length: int) -> None:
+    q, k, v = (normal(2, 3, 8, length, seed=s).double().requires_grad_() for s in range(3))  # (B, heads, D, L)
+    weight = (torch.einsum("bhdl,bhdm->bhlm", q, k) / 8**0.5).softmax(dim=3)
+    assert_same(attend(q, k, v), torch.einsum("bhlm,bhdm->bhdl", weight, v), q, k, v)
+
+
+def test_attention_does_not_know_the_order_of_positions() -> None:
+    block, x = wake(Attention(16, 8)), normal(2, 16, 3, 4)
+    order = normal(12, seed=5).argsort()
+    signal = Signal(torch.zeros(2, 1))
+    shuffled = block(x.flatten(2)[:, :, order].view(x.shape), signal)
+    torch.testing.assert_close(shuffled.flatten(2), block(x, signal).flatten(2)[:, :, order])
+
+
+def test_untrained_blocks_are_the_identity() -> None:
+    x, signal = normal(2, 16, 5, 4), Signal(normal(2, 8, seed=1))
+    assert torch.equal(ResBlock(16, 16, 8)(x, signal), x)
+    assert torch.equal(Attention(16, 8)(x, signal), x)
+    assert torch.equal(ResBlock(16, 16, 8, resample="down")(x, signal), halve(x))
+    assert torch.equal(ResBlock(16, 16, 8, resample="up")(x, signal, (9, 8)), enlarge(x, (9, 8)))

@@ -1,0 +1,224 @@
+"""The U-Net: any size, width and order of blocks; known answers; the published architecture."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffcli.config import ImageShape, UserError
+from diffcli.networks.conditioning import Conditioning, CondShape
+from diffcli.networks.unet import BLOCKS, UNet, UNetConfig, stages
+from tests.networks.waking import normal, wake
+
+SMALL = UNetConfig(width=16, mult=(1, 2), blocks=("res", "attention"), attend_at=(4,), head_dim=8)
+SHAPE = ImageShape(3, 8, 8)
+TIME = torch.tensor([0.0, 500.0])
+
+
+def run(network: UNet, x: Tensor, **slots: Tensor) -> Tensor:
+    return network(x, torch.linspace(0, 999, len(x)), Conditioning(**slots))
+
+
+@pytest.mark.parametrize("resample", ["residual", "conv"])
+@pytest.mark.parametrize("vector", [0, 6])
+def test_the_untrained_network_returns_zero(resample: str, vector: int) -> None:
+    network = SMALL.model_copy(update={"resample": resample}).build(SHAPE, 5, CondShape(vector=vector))
+    told = {"vector": normal(2, vector)} if vector else {}
+    assert torch.equal(run(network, normal(2, 3, 8, 8), **told), torch.zeros(2, 5, 8, 8))
+
+
+@given(
+    blocks=st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4),
+    size=st.tuples(st.integers(2, 11), st.integers(2, 11)),
+    mult=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    channels=st.integers(1, 4),
+    vector=st.sampled_from([0, 5]),
+    attend_at=st.sampled_from([(), (8,)]),
+    resample=st.sampled_from(["residual", "conv"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_size_channels_and_order_of_blocks_work_and_every_parameter_receives_a_gradient(
+    blocks: list[str],
+    size: tuple[int, int],
+    mult: list[int],
+    channels: int,
+    vector: int,
+    attend_at: tuple[int, ...],
+    resample: str,
+) -> None:
+    config = UNetConfig(
+        width=6, mult=tuple(mult), blocks=tuple(blocks), attend_at=attend_at, head_dim=2, resample=resample
+    )
+    network = wake(config.build(ImageShape(channels, 8, 8), 2 * channels, CondShape(vector=vector)))
+    told = {"vector": normal(2, vector, seed=1)} if vector else {}
+    out = run(network, normal(2, channels, *size), **told)
+    assert out.shape == (2, 2 * channels, *size)
+    (out * normal(*out.shape, seed=2)).sum().backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    # one value a group is normalised to nothing: then, and only then, the layers before that norm are not heard
+    assert not without or -(-max(size) // 2 ** (len(mult) - 1)) < 2, without
+
+
+@pytest.mark.parametrize(
+    "blocks", [("attention",), ("attention", "res"), ("res", "attention", "attention", "res"), ("res",)]
+)
+def test_one_image_alone_gives_what_it_gives_in_a_batch(blocks: tuple[str, ...]) -> None:
+    config = SMALL.model_copy(update={"blocks": blocks})
+    network = wake(config.build(SHAPE, 3, CondShape(vector=4))).eval()
+    x, vector, time = normal(3, 3, 8, 8), normal(3, 4, seed=1), torch.tensor([1.0, 500.0, 999.0])
+    whole = network(x, time, Conditioning(vector=vector))
+    alone = network(x[1:2], time[1:2], Conditioning(vector=vector[1:2]))
+    torch.testing.assert_close(whole[1:2], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_channels_last_gives_the_same() -> None:
+    network, x = wake(SMALL.build(SHAPE, 3, CondShape())), normal(2, 3, 8, 8)
+    plain = network(x, TIME)
+    last = network.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), TIME)
+    torch.testing.assert_close(last, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_the_output_depends_on_time_and_on_each_condition() -> None:
+    network = wake(SMALL.build(SHAPE, 3, CondShape(vector=4, spatial=2)))
+    x, vector, spatial = normal(2, 3, 8, 8), normal(2, 4, seed=1), normal(2, 2, 8, 8, seed=2)
+    told = network(x, TIME, Conditioning(vector=vector, spatial=spatial))
+    assert not torch.allclose(network(x, TIME + 300, Conditioning(vector=vector, spatial=spatial)), told)
+    assert not torch.allclose(network(x, TIME, Conditioning(vector=-vector, spatial=spatial)), told)
+    assert not torch.allclose(network(x, TIME, Conditioning(vector=vector, spatial=-spatial)), told)
+
+
+def test_nearby_times_give_nearby_outputs() -> None:
+    network, x = wake(SMALL.build(SHAPE, 3, CondShape())), normal(1, 3, 8, 8).expand(4, -1, -1, -1)
+    out = network(x, torch.tensor([500.0, 501.0, 900.0, 0.0]))
+    near, *far = ((out[i] - out[0]).norm() for i in (1, 2, 3))
+    assert all(near < d / 4 for d in far)
+
+
+def test_bf16_autocast_stays_near_float32() -> None:
+    network, x = wake(SMALL.build(SHAPE, 3, CondShape())), normal(2, 3, 8, 8)
+    full = network(x, TIME)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network(x, TIME)
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - full).norm() < 0.03 * full.norm()
+
+
+def test_dropout_follows_from_each_samples_seed() -> None:
+    network = wake(SMALL.model_copy(update={"dropout": 0.3}).build(SHAPE, 3, CondShape()))
+    x, seeds = normal(1, 3, 8, 8).expand(3, -1, -1, -1), torch.tensor([7, 8, 7])
+    out = network(x, torch.zeros(3), Conditioning(seeds=seeds))
+    torch.testing.assert_close(out[0], out[2])
+    assert not torch.allclose(out[0], out[1])
+    quiet = network.eval()(x, torch.zeros(3))
+    torch.testing.assert_close(quiet[0], quiet[1])
+
+
+def test_a_state_dict_from_one_network_fills_another_built_on_meta() -> None:
+    network, x = wake(SMALL.build(SHAPE, 3, CondShape())), normal(2, 3, 8, 8)
+    with torch.device("meta"):
+        empty = SMALL.build(SHAPE, 3, CondShape())
+    empty.load_state_dict(network.state_dict(), assign=True)
+    assert torch.equal(empty(x, TIME), network(x, TIME))
+
+
+def test_stages_start_at_every_block_that_can_change_the_width() -> None:
+    assert stages(("res", "attention", "res", "attention")) == [["res", "attention"], ["res", "attention"]]
+    assert stages(("attention", "res", "attention")) == [["attention"], ["res", "attention"]]
+    assert stages(("attention",)) == [["attention"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "cond", "words"),
+    [
+        ({"attend_at": (16, 5)}, CondShape(), ["attend_at", "16", "8, 4"]),
+        ({"head_dim": 64}, CondShape(), ["head_dim", "64", "32", "head_dim=32"]),
+        ({"head_dim": 12}, CondShape(), ["head_dim", "12", "head_dim=8"]),
+        ({"mult": (1, 0)}, CondShape(), ["mult", "[1, 0]"]),
+        ({}, CondShape(tokens=77), ["takes no tokens", "77"]),
+    ],
+)
+def test_what_cannot_be_built_is_the_users_error(change: dict, cond: CondShape, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        SMALL.model_copy(update=change).build(SHAPE, 3, cond)
+    told = f"{caught.value.problem}\n{caught.value.hint}"
+    assert not [word for word in words if word not in told], told
+
+
+def test_the_network_of_imagenet64_has_the_shape_that_was_published() -> None:
+    """Improved DDPM's ImageNet 64: 128 channels x (1, 2, 3, 4), three blocks a level, attention at 16 and 8."""
+    config = UNetConfig(width=128, mult=(1, 2, 3, 4), blocks=("res", "attention") * 3, attend_at=(16, 8))
+    with torch.device("meta"):
+        network = config.build(ImageShape(3, 64, 64), 6, CondShape(vector=512))
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    assert 115 < millions < 130  # 121 M in Nichol & Dhariwal 2021, table 8
+
+
+def test_equal_to_diffusers_with_its_weights() -> None:
+    """The same architecture, weight for weight; diffusers leaves out the norm of the middle attention, so give it one."""
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=2,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=16,
+        resnet_time_scale_shift="scale_shift",
+    )
+    theirs.mid_block.attentions[0].group_norm = torch.nn.GroupNorm(32, 64)
+    wake(theirs).eval()
+    config = UNetConfig(
+        width=32, mult=(1, 2), blocks=("res", "attention") * 2, attend_at=(4,), head_dim=16, resample="conv"
+    )
+    ours = config.build(SHAPE, 3, CondShape()).eval()
+    adopt(ours, theirs)
+    x, time = normal(2, 3, 8, 8), torch.tensor([3, 777])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, time), theirs(x, time).sample, atol=2e-5, rtol=2e-5)
+
+
+def adopt(ours: UNet, theirs: torch.nn.Module) -> None:
+    """Copies every weight of a diffusers UNet2DModel."""
+    copy = [
+        (ours.embedding.time[0], theirs.time_embedding.linear_1),
+        (ours.embedding.time[2], theirs.time_embedding.linear_2),
+        (ours.stem, theirs.conv_in),
+        (ours.norm, theirs.conv_norm_out),
+        (ours.head, theirs.conv_out),
+    ]
+    sides = [*zip(ours.down, theirs.down_blocks, strict=True), *zip(ours.up, theirs.up_blocks, strict=True)]
+    for mine, other in sides:
+        resampler = getattr(other, "downsamplers", None) or getattr(other, "upsamplers", None)
+        if mine.resample is not None:
+            copy.append((mine.resample.conv, resampler[0].conv))
+        attentions = getattr(other, "attentions", None) or [None] * len(other.resnets)
+        for stage, res, attention in zip(mine.stages, other.resnets, attentions, strict=True):
+            copy += [
+                pair for block, part in zip(stage.blocks, (res, attention), strict=False) for pair in match(block, part)
+            ]
+    middle = theirs.mid_block
+    for block, part in zip(
+        ours.middle.blocks, (middle.resnets[0], middle.attentions[0], middle.resnets[1]), strict=True
+    ):
+        copy += match(block, part)
+    with torch.no_grad():
+        for mine, other in copy:
+            mine.weight.copy_(other.weight.view(mine.weight.shape))
+            mine.bias.copy_(other.bias)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+
+
+def match(block: torch.nn.Module, part: torch.nn.Module) -> list[tuple]:
+    """Pairs of (our layer, diffusers' layer) of a residual or attention block."""
+    if hasattr(block, "conv1"):
+        pairs = [(block.norm1, part.norm1), (block.conv1, part.conv1), (block.modulate, part.time_emb_proj)]
+        pairs += [(block.norm2, part.norm2), (block.conv2, part.conv2)]
+        return pairs if part.conv_shortcut is None else [*pairs, (block.skip, part.conv_shortcut)]
+    qkv, three = torch.nn.Linear(1, 1), (part.to_q, part.to_k, part.to_v)
+    for name in ("weight", "bias"):
+        by_head = [getattr(layer, name).unflatten(0, (block.heads, -1)) for layer in three]
+        setattr(qkv, name, torch.nn.Parameter(torch.stack(by_head, dim=1).flatten(0, 2)))
+    return [(block.norm, part.group_norm), (block.qkv, qkv), (block.out, part.to_out[0])]
