@@ -124,7 +124,7 @@ def test_a_gif_does_not_depend_on_the_batch_size_or_the_number_of_processes(
 def test_other_animations_hold_the_same_frames(cli: Cli, trained: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"a{suffix}"
     assert cli("gif", "--ckpt", trained, "--out", out, "--fps", 5, "--n", 2).code == 0
-    frames = imageio.imread(out, index=None, plugin="FFMPEG" if suffix == ".mp4" else "pillow")
+    frames = imageio.imread(out, index=..., plugin="FFMPEG" if suffix == ".mp4" else "pillow")
     assert len(frames) == (4 + 5 if suffix == ".mp4" else 4)  # a film rests by repeating its last frame for a second
     last = samples(cli, trained, tmp_path, "--n", 2)
     shown = frames[-1][: last.shape[0], : last.shape[1], 0].astype(float)

@@ -52,7 +52,7 @@ def test_a_run_directory_holds_what_the_contract_names(tiny: Callable[..., Path]
     assert sorted(p.name for p in (run / "checkpoints" / "step-00000004").iterdir()) == files
     assert [p.name for p in (run / "previews").iterdir()] == ["step-00000003.png"]
     assert imageio.imread(run / "previews" / "step-00000003.png").shape == (22, 22)  # four 8x8 images, gaps of 2
-    assert [p.name for p in (run / "tensorboard").iterdir()][0].startswith("events.out.tfevents")
+    assert next(p.name for p in (run / "tensorboard").iterdir()).startswith("events.out.tfevents")
     assert logged(run) == [2, 4]
     line = next(read_log(run / "log.jsonl"))
     wanted = {"step", "loss", "mse", "grad_norm", "lr", "epoch", "images_per_s", "time"}
@@ -137,7 +137,7 @@ def test_a_full_disk_under_the_log_is_told_once_and_names_the_checkpoint(tmp_pat
     log = RunLog(run, 0)
     log._file.close()
     log._file = open("/dev/full", "a")  # noqa: SIM115  the log closes it
-    with pytest.raises(RunFailed, match="No space left on device.*step-00000003 stays usable"):
+    with pytest.raises(RunFailed, match=r"No space left on device.*step-00000003 stays usable"):
         log.line(4, {"loss": 1.0})
     log.close()
 
