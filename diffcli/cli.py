@@ -43,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-presets_app = typer.Typer(help="List, show and check presets.", no_args_is_help=True)
+presets_app = typer.Typer(help="List, show and check presets; alone it lists.", invoke_without_command=True)
 app.add_typer(presets_app, name="presets")
 
 
@@ -51,7 +51,9 @@ app.add_typer(presets_app, name="presets")
 def train(
     preset: Annotated[str, typer.Option(help="A preset's name (see `presets list`) or a YAML file.")],
     overrides: Set = None,
-    data: Annotated[Path | None, typer.Option(help="data.root: files, or what prep-data wrote.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="data.root: files, or what prep-data wrote.", show_default="the preset's")
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where to write.", show_default="runs/NAME")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="train.steps: updates.", show_default="the preset's")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The run's seed.", show_default="the preset's")] = None,
@@ -83,7 +85,9 @@ def resume(
     from_step: Annotated[
         int | None, typer.Option("--from", help="Go on from this checkpoint.", show_default="newest")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="train.steps: updates in all.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="train.steps: updates in all.", show_default="the run's")
+    ] = None,
     overrides: Set = None,
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
@@ -200,7 +204,9 @@ def fid(
     sides: Annotated[
         list[str] | None, typer.Argument(metavar="[A B]", help="Folder, .npz, prepared data or NAME:SPLIT.")
     ] = None,
-    ckpt: Annotated[Path | None, typer.Option("--ckpt", help="Score samples of this checkpoint instead of A.")] = None,
+    ckpt: Annotated[
+        Path | None, typer.Option("--ckpt", help="Score samples of this checkpoint instead of A.", show_default="none")
+    ] = None,
     ref: Annotated[str | None, typer.Option(help="The reference.", show_default="the run's own training data")] = None,
     n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
     metrics: Annotated[str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy.")] = "fid",
@@ -251,8 +257,8 @@ def fid(
 @app.command("prep-data")
 def prep_data(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="What SOURCE is: mnist, cifar10, folder or imagenet64.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shards.")],
     source: Annotated[Path | None, typer.Argument(help="Folder, archive or files.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the shards.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Edge in pixels.", show_default="as it is")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that decode and encode.")] = os.cpu_count() or 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Images of each split at most.", show_default="all")] = None,
@@ -266,8 +272,6 @@ def prep_data(
     from diffcli.console import watch_preparation
     from diffcli.data.prep import prepare
 
-    if out is None:
-        raise UserError("--out is missing", f"type diffcli prep-data {kind} SOURCE --out DIR")
     if not resume and out.is_dir() and any(out.iterdir()):
         raise UserError(
             f"--no-resume: {out} is not empty", "leave --no-resume out to go on there, or give an empty --out"
@@ -276,13 +280,19 @@ def prep_data(
     print(watch_preparation(reports))
 
 
+@presets_app.callback()
+def presets_alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        presets_list()
+
+
 @presets_app.command("list")
 def presets_list() -> None:
     """Names of the presets that --preset finds, and what each is."""
     from diffcli import preset as presets
 
     for name, path in sorted(presets.available().items()):
-        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         print(f"{name:<20} {first.partition(' - ')[2] or first}")
 
 

@@ -27,7 +27,10 @@ def finite(value: float | None) -> float | None:
     return value
 
 
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable.", show_default="nothing"),
+]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
 Nproc = Annotated[int, typer.Option(min=1, help="Worker processes on this machine, started through torchrun.")]
 Ckpt = Annotated[Path, typer.Option("--ckpt", help="Run directory, checkpoint folder or ema.safetensors file.")]

@@ -1,6 +1,7 @@
 """Pydantic's verdict on a preset, as one `error:` that names file, key and value and one `hint:` that says what to type."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -77,7 +78,7 @@ def default_kind(model: type[BaseModel], tree: Any, path: Sequence[int | str]) -
 
 
 def _schema_at(model: type[BaseModel], tree: Any, path: Sequence[int | str]) -> dict[str, Any]:
-    schema = model.model_json_schema()
+    schema = _schema(model)
     node, definitions = schema, schema.get("$defs", {})
     for part in path:
         try:
@@ -89,10 +90,15 @@ def _schema_at(model: type[BaseModel], tree: Any, path: Sequence[int | str]) -> 
     return node
 
 
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
 def _resolve(node: dict[str, Any], definitions: dict[str, Any], tree: Any) -> dict[str, Any]:
     kind = tree.get("kind") if isinstance(tree, dict) else None
     mapping = node.get("discriminator", {}).get("mapping", {})
-    if kind in mapping:
+    if isinstance(kind, str) and kind in mapping:
         node = {"$ref": mapping[kind]}
     if "$ref" in node:
         node = definitions.get(node["$ref"].rsplit("/", 1)[-1], {})

@@ -1,0 +1,191 @@
+"""The shipped presets, --set, and the errors of both."""
+
+import subprocess
+import sys
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffcli import preset as presets
+from diffcli.config import UserError
+from diffcli.engine.plan import build_on_meta, plan
+from diffcli.optim import Adam, AdamW
+from tests.conftest import ROOT, TINY, changed
+
+SHIPPED = {p.stem: p for p in sorted((ROOT / "presets").glob("*.yaml"))}
+
+# every key that the contract lets scripts override, with a value that fits the tiny preset
+OVERRIDES = [
+    "seed=7", "data.size=12", "train.steps=9", "train.batch_size=32", "train.accumulate=2", "train.precision=fp32",
+    "train.precision=bf16", "train.precision=fp16", "train.clip=0.5", "train.clip=null", "train.ema=0.99",
+    "train.optimizer.kind=adam", "train.optimizer.lr=1e-4", "train.curve.kind=constant", "train.curve.kind=linear",
+    "train.curve.kind=cosine", "train.every.log=3", "train.every.preview=0", "train.every.save=5", "train.keep_last=4",
+    "task.target=eps", "task.target=x0", "task.target=v", "task.target=flow", "task.learn_variance=true",
+    "task.drop_condition=0.2", "task.schedule.kind=linear", "task.schedule.kind=scaled_linear",
+    "task.schedule.kind=cosine", "task.schedule.kind=sigmoid", "task.schedule.kind=flow", "task.schedule.steps=100",
+    "task.network.kind=unet", "task.network.width=16", "task.network.mult=[1, 2, 2]", "task.network.dropout=0.1",
+    "sampler.kind=ddpm", "sampler.kind=ddim", "sampler.kind=heun", "sampler.kind=dpmpp_2m", "sampler.steps=25",
+    "sampler.eta=0.5", "guidance=3",
+]  # fmt: skip
+
+
+def value_at(tree: object, key: str) -> object:
+    for part in key.split("."):
+        tree = tree[part]  # type: ignore[index]
+    return tree
+
+
+def test_the_presets_of_the_first_release_are_there() -> None:
+    assert {"digits", "digits-classifier", "mnist", "cifar10", "cifar10-class", "imagenet64"} <= SHIPPED.keys()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_preset_loads_dumps_and_loads_again_to_the_same(name: str, tmp_path: Path) -> None:
+    preset = presets.load(name)
+    assert preset.name == name
+    again = tmp_path / "again.yaml"
+    again.write_text(presets.dump(preset))
+    assert presets.load(str(again)) == preset
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_preset_builds_and_its_step_can_be_counted_without_memory(name: str) -> None:
+    preset = presets.load(name)
+    task = build_on_meta(preset)
+    assert all(p.is_meta for p in task.parameters())
+    facts = plan(preset, Path("runs"), 1)
+    assert int(facts["parameters"].replace(",", "")) == sum(p.numel() for p in task.parameters())
+    assert preset.advice() == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_preset_is_short_and_says_what_it_is(name: str) -> None:
+    lines = SHIPPED[name].read_text().splitlines()
+    assert lines[0].startswith(f"# {name} - ")
+    assert len(lines[0]) > len(f"# {name} - ") + 20
+    assert len(lines) < 45
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("setting", OVERRIDES)
+def test_every_key_that_scripts_override_can_be_overridden(name: str, setting: str) -> None:
+    """On every shipped diffusion preset, whatever sections its file leaves out, and the key alone changes."""
+    plain = presets.load(name)
+    diffusion = plain.task.kind == "diffusion"
+    key, _, value = setting.partition("=")
+    if not diffusion and key.partition(".")[0] in ("task", "sampler", "guidance"):
+        pytest.skip("not a key of a classifier")
+    if not diffusion and key == "data.size":
+        pytest.skip("its network is made for one size")
+    extra = []
+    if setting == "task.schedule.kind=flow":
+        extra = ["task.target=flow", "task.learn_variance=false"]
+    if setting == "sampler.eta=0.5":
+        extra = ["sampler.kind=ddim"]
+    if setting == "task.schedule.steps=100":
+        extra = ["sampler.steps=10"]
+    if setting == "task.drop_condition=0.2" or setting == "guidance=3":
+        extra = ["task.conditioners=[{kind: class, num_classes: 10}]", "task.drop_condition=0.2"]
+    preset = presets.load(name, [*extra, setting])
+    assert str(value_at(preset.model_dump(mode="json"), key)) == str(yaml.safe_load(value)) or float(
+        value_at(preset.model_dump(mode="json"), key)  # type: ignore[arg-type]
+    ) == pytest.approx(float(value))
+
+
+def test_another_kind_keeps_what_both_kinds_know() -> None:
+    def build(*overrides: str) -> presets.Preset:
+        return presets.build(TINY, "tiny.yaml", overrides)
+
+    assert build("train.optimizer.kind=adam").train.optimizer == Adam(lr=2e-3)
+    assert build("sampler.kind=heun").sampler.steps == 3
+    assert build("task.schedule.steps=400", "task.schedule.kind=linear").task.schedule.steps == 400
+    assert build("task.schedule.kind=linear", "task.schedule.steps=400").task.schedule.steps == 400
+    assert build("data.kind=folder").data.shape == (3, 8, 8)
+    with pytest.raises(UserError, match=r"sampler\.eta is not a known key"):
+        build("sampler.eta=0.5", "sampler.kind=heun")  # asked for by flag: never dropped in silence
+
+
+def test_a_key_of_a_section_that_the_file_leaves_out_takes_the_default_kind() -> None:
+    bare = changed(TINY, sampler=None, train__optimizer=None)
+    preset = presets.build(bare, "bare", ["sampler.steps=7", "train.optimizer.lr=1e-5", "train.curve.warmup=3"])
+    assert (preset.sampler.kind, preset.sampler.steps) == ("ddim", 7)
+    assert preset.train.optimizer == AdamW(lr=1e-5)
+    assert preset.train.curve.factor(1, 10) == pytest.approx(1 / 3)
+
+
+def test_overrides_leave_the_tree_they_are_given_alone() -> None:
+    tree = changed(TINY)
+    presets.build(tree, "tiny", ["task.network.width=16", "task.conditioners.0.dim=4", "sampler.kind=heun"])
+    assert tree == TINY
+
+
+def test_learning_rates_may_be_written_as_yaml_reads_them() -> None:
+    """YAML reads 3e-4 as a string."""
+    assert presets.build(TINY, "tiny", ["train.optimizer.lr=3e-4"]).train.optimizer.lr == 3e-4
+
+
+def test_a_schedule_that_leaves_signal_is_advised_against() -> None:
+    preset = presets.build(TINY, "tiny", ["task.schedule={kind: scaled_linear, steps: 1000}"])
+    (advice,) = preset.advice()
+    assert "scaled_linear" in advice
+
+
+KEYS = st.sampled_from(
+    ["name", "seed", "data", "task", "train", "sampler", "guidance", "kind", "steps", "network", "width", "mult", "schedule",
+     "conditioners", "0", "1", "²", "-1", "optimizer", "lr", "every", "save", "curve", "times", "codec", "", "a b", "batch_size"]
+)  # fmt: skip
+PATHS = st.lists(KEYS, min_size=1, max_size=5).map(".".join)
+VALUES = st.one_of(
+    st.text(max_size=30),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(["null", "[]", "{}", "[1, 2]", "{kind: heun}", "heun", "cosine", "flow", "true", "~", "2024-13-45",
+                     "!!timestamp x", "!!python/object:os.system x", "&a [*a]", "1" * 5000, "[" * 400, "? [1]", "=", "'"]),
+)  # fmt: skip
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.one_of(st.tuples(PATHS, VALUES).map("=".join), st.text(max_size=20)), max_size=3))
+def test_no_override_gives_anything_but_a_preset_or_a_users_error(overrides: list[str]) -> None:
+    with suppress(UserError):
+        preset = presets.build(TINY, "tiny.yaml", overrides)
+        assert presets.build(yaml.safe_load(presets.dump(preset)), "dumped") == preset
+
+
+def test_the_weights_of_a_seed_do_not_depend_on_what_was_drawn_before() -> None:
+    from diffcli.engine.train import build_state
+
+    preset = presets.build(TINY, "tiny")
+    first = build_state(preset, torch.device("cpu")).task.state_dict()
+    torch.rand(3)
+    second = build_state(preset, torch.device("cpu")).task.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_presets_and_the_digits(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--quiet", "--wheel-dir", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+        for name, path in SHIPPED.items():
+            assert file.read(f"diffcli/presets/{name}.yaml") == path.read_bytes()
+        assert "diffcli/data/digits/t10k-images-idx3-ubyte.gz" in names
+        assert "diffcli/cli.py" in names
+        assert not any(name.startswith("tests") for name in names)
+        entry = next(name for name in names if name.endswith("entry_points.txt"))
+        assert b"diffcli = diffcli.cli:main" in file.read(entry)
+        file.extractall(tmp_path / "installed")
+    script = "from diffcli import preset; print(preset.load('imagenet64').name, preset.available()['digits'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["imagenet64", str(tmp_path / "installed/diffcli/presets/digits.yaml")]
