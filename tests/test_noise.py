@@ -219,6 +219,19 @@ def test_permutations_differ_by_seed_and_epoch_and_favour_no_place():
     assert float(fixed) == pytest.approx(1, abs=0.2)  # a random permutation has one fixed point
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_the_same_numbers():
+    gpu, like, seeds = torch.device("cuda"), torch.empty(4, 3, 33, 31), [0, -1, 2**63, 77]
+    here, there = Noise(seeds, CPU), Noise(seeds, gpu)
+    for _ in range(3):
+        torch.testing.assert_close(
+            there(like.to(gpu)).cpu(), here(like), rtol=1e-5, atol=1e-5
+        )  # log and cos round apart
+    assert torch.equal(there.words(100).cpu(), here.words(100))
+    assert torch.equal(there.uniform(), here.uniform())
+
+
 @pytest.mark.slow
 def test_noise_costs_less_than_three_percent_of_a_training_step():
     """A U-Net of 6.5 M parameters on 32 images of 32x32x3; medians of alternating measurements."""

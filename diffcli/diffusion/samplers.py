@@ -54,6 +54,11 @@ class Sampler(Config):
         return self._log_snr_times(schedule)
 
     @property
+    def name(self) -> str:
+        """Its name in presets and on the command line."""
+        return str(self.model_dump(include={"kind"})["kind"])
+
+    @property
     def nfe(self) -> int:
         """Network evaluations for one image, guidance not counted: both its branches are one evaluation."""
         return self.evaluations * (self.steps - 1) + 1

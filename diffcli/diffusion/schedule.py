@@ -6,11 +6,11 @@ is a table of log alpha-bar = log alpha^2 at t = 0, 1/T, ..., 1 (exactly 0 at t 
 
 import math
 from abc import abstractmethod
-from functools import cached_property
-from typing import Annotated, Literal, NamedTuple
+from functools import cache
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffcli.config import Config
@@ -61,17 +61,17 @@ class DiscreteSchedule(Schedule):
     def betas(self) -> Tensor:
         """beta_1..beta_T, float64 (T,), each in (0, 1)."""
 
-    @cached_property
+    @property
     def log_alpha_bar(self) -> Tensor:
         """log alpha-bar at 0, 1/T, ..., 1; float64 (T + 1,), strictly falling from 0."""
-        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-self.betas()).cumsum(0)])
+        return _log_alpha_bar(self)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha_bar = self._interpolate(t)
         return (log_alpha_bar / 2).exp(), (-torch.expm1(log_alpha_bar)).sqrt()
 
     def time(self, log_snr: Tensor) -> Tensor:
-        target = torch.nn.functional.logsigmoid(log_snr.double()).clamp(self.log_alpha_bar[-1], 0)
+        target = torch.nn.functional.logsigmoid(log_snr.double()).clamp(float(self.log_alpha_bar[-1]), 0)
         right = torch.searchsorted(-self.log_alpha_bar, -target).clamp(1, self.steps)
         low, high = self.log_alpha_bar[right - 1], self.log_alpha_bar[right]
         return (right - 1 + (target - low) / (high - low)) / self.steps
@@ -93,6 +93,11 @@ class DiscreteSchedule(Schedule):
         position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # k / T * T is not always k
         left = position.floor().long().clamp(max=self.steps - 1)
         return torch.lerp(self.log_alpha_bar[left], self.log_alpha_bar[left + 1], position - left)
+
+
+@cache  # not in the config, where comparing and copying would meet it
+def _log_alpha_bar(schedule: DiscreteSchedule) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-schedule.betas()).cumsum(0)])
 
 
 class Linear(DiscreteSchedule):
@@ -147,6 +152,15 @@ class Sigmoid(CurveSchedule):
     def alpha_bar(self, t: Tensor) -> Tensor:
         low, high = math.exp(-self.end / self.tau), (t * (self.end - self.start) + self.start) / self.tau
         return 1 / (1 + low) - torch.sigmoid(high)
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if not bool((self.log_alpha_bar.diff() < 0).all()):
+            raise ValueError(
+                f"the sigmoid from {self.start:g} to {self.end:g} with tau {self.tau:g} is flat somewhere, so some of its "
+                f"{self.steps} steps add no noise; set start below end and tau to 0.2 or more"
+            )
+        return self
 
 
 class Flow(Schedule):

@@ -7,6 +7,7 @@ float64 tables put in their place, so those two are held to 1e-9. The others cas
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from diffcli.diffusion.schedule import Cosine, DiscreteSchedule, Flow, Linear, S
 from diffcli.noise import Noise
 from tests.diffusion.oracle import kind, last, prediction, recorded
 
-diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 
 Model = Callable[[Tensor, Tensor], Tensor]
 VP = [Linear(), ScaledLinear(), Cosine()]

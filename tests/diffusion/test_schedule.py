@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from diffcli.diffusion.schedule import (
     MAX_BETA,
@@ -157,6 +158,22 @@ def test_sigmoid_follows_the_curve_of_jabri():
     low, high = 1 / (1 + math.exp(3 / 0.9)), 1 / (1 + math.exp(-3 / 0.9))
     expected = (high - torch.sigmoid((t * 6 - 3) / 0.9)) / (high - low)
     torch.testing.assert_close(schedule.alpha_sigma(t)[0] ** 2, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("shape", [{"tau": 0.05}, {"start": 1, "end": 1}, {"start": -50}])
+def test_a_sigmoid_that_is_flat_somewhere_is_refused(shape):
+    with pytest.raises(ValidationError, match="some of its 1000 steps add no noise; set start below end and tau"):
+        Sigmoid(**shape)
+
+
+@pytest.mark.parametrize("cls", [type(s) for s in DISCRETE], ids=kind)
+def test_a_schedule_that_was_used_can_be_compared_and_copied_with_another_number_of_steps(cls):
+    one, other, half = cls(), cls(), torch.tensor(0.5)
+    assert one.alpha_sigma(half) == other.alpha_sigma(half)
+    assert one == other
+    assert one != cls(steps=500)
+    copy = one.model_copy(update={"steps": 500})
+    assert copy.alpha_sigma(half) == cls(steps=500).alpha_sigma(half)
 
 
 def test_flow_is_the_straight_path():
