@@ -136,8 +136,8 @@ class Ema:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._averaged = list(self.module.parameters())
-        self._source = list(module.parameters())
+        self._averaged: list[Tensor] = list(self.module.parameters())
+        self._source: list[Tensor] = list(module.parameters())
         self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
 
     @torch.no_grad()

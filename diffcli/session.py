@@ -40,7 +40,7 @@ def _exit_code(error: Exception) -> int:
     """Tells a mistake of the user and returns its exit code; raises everything else again."""
     if hasattr(error, "format_message"):  # the command-line parser's own errors, whichever click typer carries
         context = getattr(error, "ctx", None)
-        if type(error).__name__ == "NoArgsIsHelpError":
+        if context is not None and type(error).__name__ == "NoArgsIsHelpError":
             print(context.get_help())
             return 2
         complain(_with_value(error), f"see `{context.command_path if context else 'diffcli'} --help`")

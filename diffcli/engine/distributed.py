@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -147,6 +147,9 @@ def launch(how: Launch, arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // how.nproc)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _quiet_launcher()
+    patience: dict[str, Any] = (
+        {"shutdown_timeout": SAVING} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}
+    )
     config = LaunchConfig(
         min_nodes=how.nnodes,
         max_nodes=how.nnodes,
@@ -158,7 +161,7 @@ def launch(how: Launch, arguments: Sequence[str]) -> int:
         max_restarts=0,
         monitor_interval=0.1,
         start_method="spawn",
-        **({"shutdown_timeout": SAVING} if "shutdown_timeout" in LaunchConfig.__dataclass_fields__ else {}),
+        **patience,
     )
     with TemporaryDirectory(prefix="diffcli-") as folder:
         os.environ[LAUNCHED] = folder

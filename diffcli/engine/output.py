@@ -66,14 +66,14 @@ def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) ->
 
 def whole_rows(description: Mapping[str, Any], classes: int) -> bool:
     """Whether the labels cycle through few enough classes that a row of the grid should hold each once."""
-    labels = description.get("labels")
-    return 1 < classes <= 20 and bool(labels) and len(labels) >= classes and labels[:classes] == list(range(classes))
+    labels = description.get("labels") or []
+    return 1 < classes <= 20 and len(labels) >= classes and labels[:classes] == list(range(classes))
 
 
 def write_npz(path: Path, drawn: Iterable[Drawn]) -> None:
     """`arr_0` uint8 NHWC and, where there are labels, `arr_1` int64."""
     batches = list(drawn)
-    arrays = {"arr_0": np.concatenate([d.images.permute(0, 2, 3, 1).numpy() for d in batches])}
+    arrays: dict[str, Any] = {"arr_0": np.concatenate([d.images.permute(0, 2, 3, 1).numpy() for d in batches])}
     labels = [d.labels.numpy() for d in batches if d.labels is not None]
     if labels:
         arrays["arr_1"] = np.concatenate(labels)

@@ -19,8 +19,7 @@ from diffcli.config import Config, UserError, did_you_mean
 from diffcli.diffusion.samplers import AnySampler, Sampler
 from diffcli.engine.distributed import Group
 from diffcli.engine.images import to_uint8
-from diffcli.engine.train import load_weights
-from diffcli.engine.tuning import memory_format
+from diffcli.engine.state import load_weights, place
 from diffcli.noise import Domain, Noise
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
@@ -118,9 +117,9 @@ def load_model(path: Path, device: torch.device, use_ema: bool = True) -> Model:
     part = "ema" if use_ema else "task"
     tensors = checkpoint.read_part(found, part, record)
     with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away
-        task = resolved.task.build(resolved.data.shape)
-    load_weights(task, tensors, found)
-    task = task.to(device, memory_format=memory_format(device, "fp32")).eval().requires_grad_(False)
+        built = resolved.task.build(resolved.data.shape)
+    load_weights(built, tensors, found)
+    task = place(built, device, "fp32").eval().requires_grad_(False)
     file = found if found.is_file() else found / f"{part}.safetensors"
     classes = tuple(record["classes"]) if record.get("classes") else None
     return Model(found, record["step"], resolved, task, classes, use_ema, checkpoint.sha256(file))

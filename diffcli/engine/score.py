@@ -62,7 +62,7 @@ class Job:
             details = {
                 "checkpoint": f"{model.path} (step {model.step})",
                 "ema": model.ema,
-                "sampler": req.sampler.kind,
+                "sampler": req.sampler.name,
                 "steps": req.sampler.steps,
                 "nfe": req.sampler.nfe,
                 "guidance": req.guidance,

@@ -10,7 +10,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +24,8 @@ from diffcli.data.loader import batches, evaluation_batches
 from diffcli.engine.distributed import Group, is_worker
 from diffcli.engine.resume import set_aside
 from diffcli.engine.runlog import RunDir, RunLog
-from diffcli.engine.tuning import auto_precision, memory_format, tune_allocator
-from diffcli.optim import Ema, optimizer_tensors, restore_optimizer
+from diffcli.engine.state import State, build_state, resolved
+from diffcli.engine.tuning import tune_allocator
 from diffcli.preset import Preset, dump
 from diffcli.tasks.task import Batch, Task
 
@@ -47,74 +46,6 @@ class Settled(NamedTuple):
     step: int
     values: dict[str, float]
     stopping: bool  # some rank was asked to stop
-
-
-@dataclass
-class State:
-    """Everything that a step changes."""
-
-    task: Task
-    ema: Ema
-    optimizers: dict[str, torch.optim.Optimizer]
-    scaler: torch.amp.GradScaler
-    names: dict[nn.Parameter, str]
-
-    def parts(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of a checkpoint."""
-        moments = {
-            f"{phase}/{name}": value
-            for phase, optimizer in self.optimizers.items()
-            for name, value in optimizer_tensors(optimizer, self.names).items()
-        }
-        for key, value in self.scaler.state_dict().items():
-            moments[f"scaler/{key}"] = torch.tensor(float(value))
-        return {"ema": self.ema.module.state_dict(), "task": self.task.state_dict(), "optimizer": moments}
-
-    def restore(self, path: Path, record: dict[str, Any]) -> None:
-        """Puts a checkpoint's tensors back."""
-        load_weights(self.task, checkpoint.read_part(path, "task", record), path)
-        load_weights(self.ema.module, checkpoint.read_part(path, "ema", record), path)
-        saved = checkpoint.read_part(path, "optimizer", record)
-        for phase, optimizer in self.optimizers.items():
-            own = {k.removeprefix(f"{phase}/"): v for k, v in saved.items() if k.startswith(f"{phase}/")}
-            restore_optimizer(optimizer, self.names, own)
-        scale = {k.removeprefix("scaler/"): v.item() for k, v in saved.items() if k.startswith("scaler/")}
-        if scale:
-            kinds = {name: type(value) for name, value in self.scaler.state_dict().items()}  # some are counts
-            self.scaler.load_state_dict({name: kinds.get(name, float)(value) for name, value in scale.items()})
-
-
-def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Strictly loads a state dict. Raises UserError naming the first keys that do not fit."""
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = " ".join(str(error).split()[:40])
-        raise UserError(
-            f"{path}: weights do not fit the network of its preset ({first})",
-            "the checkpoint was changed by hand or written by another version: use the diffcli that wrote it",
-        ) from error
-
-
-def resolved(preset: Preset, device: torch.device) -> Preset:
-    """The preset with what depends on the machine decided, so that a resumed run decides the same."""
-    if preset.train.precision != "auto":
-        return preset
-    precision = auto_precision(device)
-    return preset.model_copy(update={"train": preset.train.model_copy(update={"precision": precision})})
-
-
-def build_state(preset: Preset, device: torch.device) -> State:
-    """Fresh weights drawn from the preset's seed, their average and the optimizers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(preset.seed)  # the same weights on every device and rank
-        task = preset.task.build(preset.data.shape)
-    task = task.to(device)
-    task.to(memory_format=memory_format(device, preset.train.precision))
-    ema = Ema(task, preset.train.ema)
-    optimizers = {phase: preset.train.optimizer.build(task.trained(phase)) for phase in task.phases}
-    scaler = torch.amp.GradScaler(device.type, enabled=preset.train.precision == "fp16")
-    return State(task, ema, optimizers, scaler, {p: name for name, p in task.named_parameters()})
 
 
 def check_processes(preset: Preset, world: int) -> None:
@@ -221,7 +152,8 @@ class Loop:
 
     def update(self, step: int, batch: Batch, stopping: bool) -> tuple[int, list[str], Tensor]:
         """One optimizer update of every phase; returns the step, and names and values (on the device) of its terms."""
-        cfg, state, values = self.cfg, self.state, {}
+        cfg, state = self.cfg, self.state
+        values: dict[str, Tensor] = {}
         rate = cfg.curve.factor(step, cfg.steps) * cfg.optimizer.lr
         for phase in state.task.phases:
             optimizer, parameters = state.optimizers[phase], state.task.trained(phase)
@@ -242,7 +174,8 @@ class Loop:
 
     def accumulate(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Gradients of the mean loss over the global batch, left in .grad; this rank's terms, scaled to average over ranks."""
-        size, total = self.cfg.batch_size, {}
+        size = self.cfg.batch_size
+        total: dict[str, Any] = {}
         micro = split(batch, self.cfg.accumulate)
         for i, part in enumerate(micro):
             # DDP averages over the ranks, so each part counts by its share of the global batch times their number

@@ -95,6 +95,7 @@ class Pointwise(nn.Conv2d):
         if x.device.type != "cpu":
             return super().forward(x)
         weight = self.weight.flatten(1).expand(len(x), -1, -1)  # (B, C', C)
+        assert self.bias is not None
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
 
 

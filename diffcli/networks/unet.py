@@ -6,8 +6,8 @@ W work: sizes round up on the way down, and the way up returns to the size of th
 Source: Dhariwal & Nichol 2021 (arXiv 2105.05233); Nichol & Dhariwal 2021 (arXiv 2102.09672).
 """
 
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -206,7 +206,7 @@ class UNet(nn.Module):
         signal = Signal(self.embedding(time, cond.vector), cond.seeds)
         h = self.stem(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1))
         kept = [h]
-        for level in self.down:
+        for level in cast(Iterable[Level], self.down):
             for stage in level.stages:
                 h = stage(h, signal)
                 kept.append(h)
@@ -214,7 +214,7 @@ class UNet(nn.Module):
                 h = level.resample(h, signal)
                 kept.append(h)
         h = self.middle(h, signal)
-        for level in self.up:
+        for level in cast(Iterable[Level], self.up):
             for stage in level.stages:
                 h = stage(torch.cat([h, kept.pop()], dim=1), signal)
             if level.resample is not None:

@@ -1,7 +1,7 @@
 """Diffusion as a task: codec, conditioners and denoiser joined; its loss, and the Denoise that samplers walk with."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -50,7 +50,7 @@ class DiffusionTask(Task):
         return self.denoiser.network
 
     def check(self, batch: Batch) -> None:
-        for conditioner in self.conditioners:
+        for conditioner in cast(Iterable[Conditioner], self.conditioners):
             conditioner.check(batch)
 
     def forward(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
@@ -59,9 +59,14 @@ class DiffusionTask(Task):
         t, weight = self.times.sample(chance.uniform(), batch["position"], self.denoiser.schedule)
         keep = (chance.uniform() >= self.drop_condition).to(x0.device)
         noise = Noise(batch["stream"], x0.device)
-        cond = condition(self.conditioners, batch, keep, x0, seeds=batch["stream"].to(x0.device))
+        cond = self.condition(batch, keep, x0, seeds=batch["stream"].to(x0.device))
         terms = denoising_loss(self.denoiser, x0, noise(x0), t, cond, weight)
         return {name: term.mean() for name, term in terms.items()}
+
+    def condition(self, batch: Batch, keep: Tensor, like: Tensor, seeds: Tensor | None = None) -> Conditioning:
+        """What the network is told of a batch; rows with keep False get the null condition."""
+        conditioners = cast(Iterable[Conditioner], self.conditioners)
+        return condition(conditioners, batch, keep, like, seeds)
 
     def denoise(self, batch: Batch, guidance: float, n: int) -> Denoise:
         """The denoiser of n images with the batch's condition and this guidance scale bound.
@@ -72,21 +77,21 @@ class DiffusionTask(Task):
         keep = torch.ones(n, dtype=torch.bool, device=self.device)
         schedule = self.denoiser.schedule
         if not self.conditional or guidance in (0, 1):
-            cond = condition(self.conditioners, batch, keep & (guidance != 0), like)
+            cond = self.condition(batch, keep & (guidance != 0), like)
 
             def bound(x: Tensor, t: Tensor) -> Prediction:
                 return self.denoiser(x, t, cond)
+
+            denoise: Denoise = bound
         else:
             twice = {name: torch.cat([value, value]) for name, value in batch.items() if isinstance(value, Tensor)}
-            both: Conditioning = condition(self.conditioners, twice, torch.cat([keep, ~keep]), torch.cat([like, like]))
+            both = self.condition(twice, torch.cat([keep, ~keep]), torch.cat([like, like]))
 
             def pair(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
-                cond_null = self.denoiser(torch.cat([x, x]), t, both)
-                halves = [(None, None) if field is None else field.chunk(2) for field in cond_null]
-                return Prediction(*(h[0] for h in halves)), Prediction(*(h[1] for h in halves))
+                return halves(self.denoiser(torch.cat([x, x]), t, both))
 
-            bound = classifier_free(pair, guidance)
-        return clip_x0(bound, schedule) if self.codec.bounded else bound
+            denoise = classifier_free(pair, guidance)
+        return clip_x0(denoise, schedule) if self.codec.bounded else denoise
 
     def trajectory(self, batch: Batch, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Iterator[Step]:
         """Samples one image for each seed, in diffusion space; `decode` makes a Step's x or x0 an image."""
@@ -111,6 +116,13 @@ class DiffusionTask(Task):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def halves(p: Prediction) -> tuple[Prediction, Prediction]:
+    """A prediction of 2B samples as two of B."""
+    x0, eps = p.x0.chunk(2), p.eps.chunk(2)
+    var_frac = (None, None) if p.var_frac is None else p.var_frac.chunk(2)
+    return Prediction(x0[0], eps[0], var_frac[0]), Prediction(x0[1], eps[1], var_frac[1])
 
 
 class DiffusionConfig(Config):
