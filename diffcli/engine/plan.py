@@ -31,7 +31,7 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
         f"{state / 2**30:.2g}, activations of {local} images {activations / 2**30:.2g}",
     }
     try:
-        images = len(preset.data.build("train"))
+        images = len(preset.data.model_copy(update={"in_memory": False}).build("train"))  # counted, not decoded
         facts["images"] = f"{images:,}"
         facts["epochs"] = (
             f"{images / cfg.batch_size:.4g} steps an epoch, {cfg.steps * cfg.batch_size / images:.4g} epochs in all"
