@@ -6,17 +6,21 @@ Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), the "ADM" line of Ho et al. 2
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffcli.networks.dropout import Dropout
 
 Resample = Literal["down", "up"]
 Size = tuple[int, int]
 Layer = TypeVar("Layer", bound=nn.Module)
+UNFUSED_LENGTH = 512
 
 
 class Signal(NamedTuple):
@@ -171,14 +175,27 @@ class ConvResample(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention, each argument and the result (B, heads, D, L): channels first, as images lie.
 
-    On the CPU, up to a few hundred positions, two matrix products and a softmax take half the time of torch's fused kernel
-    (its backward is slow, in bf16 above all) and need no copies; longer sequences would not fit in memory that way.
+    On the CPU in bf16, up to a few hundred positions, torch's unfused kernel takes little more than half the time of its fused
+    one, whose backward is slow there, and needs no copies; longer sequences would not fit in memory that way.
     """
-    if q.device.type == "cpu" and q.shape[-1] <= 512:
-        weight = (q * q.shape[-2] ** -0.5).transpose(-2, -1) @ k  # (B, heads, L, L)
-        return (weight.softmax(-1) @ v.transpose(-2, -1)).transpose(-2, -1)  # so backward copies no (L, L) gradient
-    q, k, v = (z.transpose(-2, -1).contiguous() for z in (q, k, v))  # the fused kernels want (B, heads, L, D)
+    q, k, v = (z.transpose(-2, -1) for z in (q, k, v))  # (B, heads, L, D)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= UNFUSED_LENGTH:
+        with unfused_in_bf16():
+            return F.scaled_dot_product_attention(q, k, v).transpose(-2, -1)
+    q, k, v = (z.contiguous() for z in (q, k, v))  # what the fused kernels want
     return F.scaled_dot_product_attention(q, k, v).transpose(-2, -1)
+
+
+@contextmanager
+def unfused_in_bf16() -> Iterator[None]:
+    """Within it, scaled_dot_product_attention is two matrix products and a softmax, without its detour through float32."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # named after CUDA, but heeded on every device
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 class Attention(nn.Module):
