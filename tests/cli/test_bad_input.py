@@ -257,6 +257,16 @@ def test_a_pickle_is_refused_and_never_loaded(cli: Cli, tmp_path: Path, name: st
     assert not trace.exists()
 
 
+def test_a_pickle_in_letters_is_refused_by_its_name(cli: Cli, tmp_path: Path) -> None:
+    """Protocol 0 has no mark at its start."""
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps(Bomb(tmp_path / "exploded"), protocol=0))
+    cli("sample", "--ckpt", path).refused("model.pkl", "pickle", "never loaded")
+    path = path.rename(tmp_path / "model.safetensors")
+    cli("sample", "--ckpt", path).refused("model.safetensors")
+    assert not (tmp_path / "exploded").exists()
+
+
 def test_files_that_are_no_checkpoint_are_refused(cli: Cli, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -52,12 +52,14 @@ def descendants(pid: int) -> list[int]:
 
 def kill_in_preview(process: subprocess.Popen[str], run: Path) -> None:
     """kill -9 for the process and its workers, once step 25 is logged and before step 26 can be."""
-    deadline = time.monotonic() + WAIT
-    while not any(line["step"] >= 25 for line in read_log(run / "log.jsonl")):
+    deadline, step, workers = time.monotonic() + WAIT, 0, []
+    while step < 25:
+        step = max((line["step"] for line in read_log(run / "log.jsonl")), default=0)
+        workers = workers or (descendants(process.pid) if step else [])  # asked early: the kill itself must be quick
         assert process.poll() is None, finish(process).err
         assert time.monotonic() < deadline, "step 25 was never logged"
         time.sleep(0.01)
-    for pid in [process.pid, *descendants(process.pid)]:
+    for pid in [*workers, process.pid]:
         os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=WAIT)
     assert process.returncode == -signal.SIGKILL
