@@ -229,6 +229,7 @@ def fid(
     nproc: Nproc = 1,
 ) -> None:
     """Score images, or samples of a checkpoint, against a reference: FID, KID, IS, precision, recall, accuracy."""
+    from diffcli.console import counting, say
     from diffcli.engine import score
     from diffcli.engine.distributed import Launch
     from diffcli.engine.sample import SampleOptions
@@ -247,8 +248,11 @@ def fid(
     job.check()
 
     def work(group: "Group") -> None:
-        report = job.run(group)
+        with counting() as show:
+            report = job.run(group, show)
         if report is not None:
+            for warning in report.warnings:
+                say(f"note:  {warning}")
             print(json.dumps(report.as_dict()) if as_json else "\n".join(report.lines()))
 
     session.in_group(work, device, Launch(nproc))

@@ -2,14 +2,18 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from diffcli.data.prep import PrepReport
     from diffcli.engine.train import Progress
 
 T = TypeVar("T")
+Show = Callable[[str, int, int | None], None]  # what, done, total
 QUIET_SECONDS = 10.0  # between plain lines of progress
 
 
@@ -37,7 +41,9 @@ def watch_training(steps: "Iterator[Progress]", leads: bool) -> None:
 
 def watch_preparation(reports: "Iterator[PrepReport]") -> str:
     """Runs prep-data to its end; returns the line that tells its outcome."""
-    *_, last = _tracked_reports(reports) if sys.stderr.isatty() else _report_lines(reports)
+    with counting() as show:
+        for last in reports:
+            show("preparing", last.done, last.total)
     for note in last.notes:
         say(f"note:  {note}")
     skipped = f", {last.skipped} skipped (see {last.out / 'skipped.jsonl'})" if last.skipped else ""
@@ -46,54 +52,45 @@ def watch_preparation(reports: "Iterator[PrepReport]") -> str:
 
 def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
     """Passes items through; shows how many of `total` are done. Batches of images count by their length."""
+    done = 0
+    with counting() as show:
+        for item in items:
+            yield item
+            done += len(getattr(item, "images", "1"))
+            show(what, done, total)
+
+
+@contextmanager
+def counting() -> Iterator[Show]:
+    """Gives a function that shows (what, done, total): bars on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
-        yield from _track_lines(items, total, what)
+        yield _line_now_and_then()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        for item in items:
-            yield item
-            bar.advance(task, _count(item))
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield show
 
 
-def _track_lines(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
-    done, told = 0, time.monotonic()
-    for item in items:
-        yield item
-        done += _count(item)
+def _line_now_and_then() -> Show:
+    told = time.monotonic()
+
+    def show(what: str, done: int, total: int | None) -> None:
+        nonlocal told
         if time.monotonic() - told > QUIET_SECONDS:
             told = time.monotonic()
             say(f"{what}: {done}" + (f" of {total}" if total else ""))
 
-
-def _tracked_reports(reports: "Iterator[PrepReport]") -> "Iterator[PrepReport]":
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("preparing")
-        for report in reports:
-            bar.update(task, total=report.total, completed=report.done)
-            yield report
-
-
-def _report_lines(reports: "Iterator[PrepReport]") -> "Iterator[PrepReport]":
-    told = time.monotonic()
-    for report in reports:
-        if time.monotonic() - told > QUIET_SECONDS:
-            told = time.monotonic()
-            say(f"preparing: {report.done} of {report.total}")
-        yield report
-
-
-def _count(item: object) -> int:
-    images = getattr(item, "images", None)
-    return len(images) if images is not None else 1
+    return show
 
 
 def _bar(steps: "Iterator[Progress]") -> None:
