@@ -189,9 +189,10 @@ def gif(
     def work(group: "Group") -> None:
         req = session.open_request(ckpt, options, group, ema)
         total = engine.frame_count(req, show.value)
-        drawn = track(engine.frames(req, show.value, group), total, "frames")
+        drawn = engine.frames(req, show.value, group)
         if group.leads:
-            output.write_animation(out, output.pick(drawn, total, frames), fps, req.describe() | {"show": show.value})
+            shown = output.pick(track(drawn, total, "frames"), total, frames)
+            output.write_animation(out, shown, fps, req.describe() | {"show": show.value})
             print(out)
         else:
             list(drawn)

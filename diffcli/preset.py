@@ -75,6 +75,8 @@ class Preset(Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "Preset":
+        if self.guidance != 1 and not isinstance(self.task, DiffusionConfig):
+            raise ValueError(f"guidance is {self.guidance} but task.kind is '{self.task.kind}'; leave guidance at 1")
         if isinstance(self.task, DiffusionConfig):
             if self.guidance != 1:
                 check_guidance(self.guidance, self.task)
@@ -88,13 +90,19 @@ class Preset(Config):
 
     def advice(self) -> list[str]:
         """What is allowed but probably not meant, one sentence each."""
+        found = []
+        warmup, steps = self.train.curve.warmup, self.train.steps
+        if warmup >= steps:
+            found.append(
+                f"train.curve.warmup is {warmup}, so the {steps} steps of the run end before the full learning rate"
+            )
         schedule = self.task.schedule if isinstance(self.task, DiffusionConfig) else None
         if isinstance(schedule, Schedule) and schedule.leftover_signal > LEFTOVER_SIGNAL:
-            return [
+            found.append(
                 f"task.schedule {schedule.kind} leaves {schedule.leftover_signal:.3f} of the image at t = 1, but sampling "  # type: ignore[attr-defined]
                 "starts from pure noise: overall brightness may drift towards grey"
-            ]
-        return []
+            )
+        return found
 
 
 def check_guidance(guidance: float, task: DiffusionConfig) -> None:

@@ -1,7 +1,9 @@
 """Where samples go: one grid, a folder of files or an .npz, each with a .json sidecar beside it; and animations."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) ->
     parent = path if folder else path.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        probe = parent / f".{path.name}.probe"
+        probe = parent / f".{path.name}.{os.getpid()}.probe"  # every worker of --nproc comes by here
         probe.touch()
         probe.unlink()
         if path.is_dir() and not folder:
@@ -53,7 +55,9 @@ def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) ->
         elif path.suffix == ".png":
             images = torch.cat([d.images for d in drawn])
             classes = description.get("class_names") or ()
-            write_png(path, grid(images, columns=len(classes) if whole_rows(description, len(classes)) else None))
+            columns = len(classes) if whole_rows(description, len(classes)) else None
+            with whole(path) as partial:
+                write_png(partial, grid(images, columns))
         else:
             for name, image in zip(names, images_of(drawn), strict=True):
                 write_png(path / name, image.permute(1, 2, 0).numpy())
@@ -77,20 +81,16 @@ def write_npz(path: Path, drawn: Iterable[Drawn]) -> None:
     labels = [d.labels.numpy() for d in batches if d.labels is not None]
     if labels:
         arrays["arr_1"] = np.concatenate(labels)
-    np.savez(path, **arrays)
+    with whole(path) as partial:
+        np.savez(partial, **arrays)
 
 
 def write_animation(path: Path, frames: Iterable[Tensor], fps: float, description: Mapping[str, Any]) -> None:
     """Writes grids of uint8 (n, C, H, W) as .gif, .webp or .mp4, the last of them held for a second, then the sidecar."""
     sheets = [np.repeat(sheet, 3, axis=2) if sheet.shape[-1] == 1 else sheet for sheet in map(grid, frames)]
     try:
-        if path.suffix == ".mp4":
-            even = [np.pad(s, ((0, s.shape[0] % 2), (0, s.shape[1] % 2), (0, 0))) for s in sheets]  # H.264 wants it
-            held = even + even[-1:] * round(HOLD * fps)
-            imageio.imwrite(path, np.stack(held), fps=fps, codec="libx264", plugin="FFMPEG", macro_block_size=2)
-        else:
-            durations = [1000 / fps] * (len(sheets) - 1) + [1000 * HOLD]
-            imageio.imwrite(path, np.stack(sheets), duration=durations, loop=0, plugin="pillow")
+        with whole(path) as partial:
+            _write_frames(partial, sheets, fps)
         described = {**description, "frames": len(sheets), "fps": fps}
         sidecar(path).write_text(json.dumps(described, indent=1) + "\n")
     except ImportError as error:
@@ -99,6 +99,27 @@ def write_animation(path: Path, frames: Iterable[Tensor], fps: float, descriptio
         ) from error
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written ({error})", "give another place, or use .gif") from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path of the same kind, which becomes `path` once all is written: an earlier file is never half replaced."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_frames(path: Path, sheets: list[np.ndarray], fps: float) -> None:
+    if path.suffix == ".mp4":
+        even = [np.pad(s, ((0, s.shape[0] % 2), (0, s.shape[1] % 2), (0, 0))) for s in sheets]  # H.264 wants it
+        held = even + even[-1:] * round(HOLD * fps)
+        imageio.imwrite(path, np.stack(held), fps=fps, codec="libx264", plugin="FFMPEG", macro_block_size=2)
+    else:
+        durations = [1000 / fps] * (len(sheets) - 1) + [1000 * HOLD]
+        imageio.imwrite(path, np.stack(sheets), duration=durations, loop=0, plugin="pillow")
 
 
 def pick(frames: Iterable[Tensor], total: int, wanted: int | None) -> Iterator[Tensor]:

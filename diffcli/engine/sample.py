@@ -138,8 +138,8 @@ def request(model: Model, options: SampleOptions) -> Request:
         if guidance != 1:
             preset.check_guidance(guidance, task)
     except ValueError as error:
-        problem, _, hint = str(error).partition("; ")
-        raise UserError(f"--guidance for {model.path}: {problem}", hint) from None
+        problem = str(error).partition("; ")[0]
+        raise UserError(f"--guidance for {model.path}: {problem}", "use --guidance 1, which is off") from None
     sampler = choose_sampler(model.preset.sampler, options, task)
     n = options.n or (len(model.classes or ()) if options.labels == "all" else DEFAULT_N)
     return Request(model, n, options.seed, choose_labels(model, options, n), sampler, guidance, options.batch_size)
