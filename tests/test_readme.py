@@ -1,0 +1,44 @@
+"""The README speaks the truth: its commands parse, its files exist, its make targets are there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from diffcli.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+LINES = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+INLINE = re.findall(r"`(diffcli [^`]*)`", README)
+COMMANDS = sorted({line for line in LINES + INLINE if line.startswith("diffcli ")})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_parses(command: str) -> None:
+    words = shlex.split(command)[1:]
+    group = typer.main.get_command(app)
+    context = group.make_context("diffcli", words, resilient_parsing=False)
+    rest = [*context._protected_args, *context.args]
+    while rest:
+        name, sub, rest = context.command.resolve_command(context, rest)
+        assert sub is not None, f"{name} is no command"
+        context = sub.make_context(name, rest, parent=context)  # raises where an option or a value does not exist
+        rest = [*context._protected_args, *context.args] if hasattr(sub, "resolve_command") else []
+
+
+def test_there_are_commands_to_test() -> None:
+    assert {c.split()[1] for c in COMMANDS} >= {"train", "resume", "sample", "gif", "fid", "prep-data", "presets"}
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(([^)#]+)\)", README))
+def test_every_linked_file_exists(path: str) -> None:
+    assert path.startswith("http") or (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)`?", README))))
+def test_every_make_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
