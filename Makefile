@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 DIFFCLI := $(BIN)/diffcli
 QUICK := not slow and not gpu
 
-.PHONY: install demo test test-slow check format bench clean
+.PHONY: help install demo test test-slow check format bench judge clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -45,6 +45,11 @@ format: $(STAMP) ## rewrite the code as `make check` wants it
 bench: $(STAMP) ## training speed beside diffusers and denoising-diffusion-pytorch: about 5 minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/train_speed.py
+
+judge: $(STAMP) ## how often an independent classifier reads the demo's digits as asked (DATA=folder of MNIST's IDX files)
+	test -f runs/judge.safetensors || $(BIN)/python benchmarks/judge_digits.py train $(DATA) --weights runs/judge.safetensors
+	$(DIFFCLI) sample --ckpt runs/demo --class all --n 1000 --out runs/demo/judged.npz
+	$(BIN)/python benchmarks/judge_digits.py judge runs/demo/judged.npz --weights runs/judge.safetensors
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .hypothesis .ruff_cache .mypy_cache
