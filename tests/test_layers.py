@@ -20,7 +20,7 @@ ROWS: list[set[str]] = [
     {"preset"},
     {"tasks"},
     {"diffusion", "networks", "data", "metrics", "optim", "checkpoint"},
-    {"noise", "torchvision_compat", "config_errors"},
+    {"noise", "digest", "torchvision_compat", "config_errors"},
     {"config"},
     {"__init__"},
 ]

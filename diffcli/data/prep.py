@@ -31,8 +31,8 @@ from diffcli.data.shards import (
     Skipped,
     is_prepared,
     open_shards,
-    sha256,
 )
+from diffcli.digest import sha256
 
 IMAGES_PER_SHARD = 5000
 LARGE_IMAGES_PER_SHARD = 1000  # where originals of any size are kept: a shard then stays near the usual gigabyte

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffcli.config import Config, UserError
 from diffcli.data.listing import Split
+from diffcli.digest import sha256
 
 DATASET = "dataset.json"
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(tar|json)$")]  # never a path
@@ -115,12 +116,6 @@ def open_shards(root: Path, key: str) -> PreparedSet:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(f"{path} is not a set of this version: {where}: {first['msg']}", AGAIN) from error
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ShardFiles:
