@@ -14,10 +14,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 import diffcli.torchvision_compat  # noqa: F401  before anything that imports torchvision
 from diffcli import session
 from diffcli.cli import app
+
+settings.register_profile("ci", derandomize=True)  # there the change is judged, not the luck of the day
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 ROOT = Path(__file__).parent.parent
 WAIT = 120  # seconds that a subprocess may take on a loaded machine
