@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffcli.config import RunFailed, UserError
+from diffcli.config import UserError
 
 FORMAT = 1
 RECORD = "checkpoint.json"
@@ -39,7 +39,7 @@ def step_dir(root: Path, step: int) -> Path:
 def save(root: Path, step: int, parts: Mapping[str, Tensors], record: Mapping[str, Any]) -> Path:
     """Writes root/step-NNNNNNNN under a temporary name, flushes it to disk and renames it. Returns its path.
 
-    parts: tensors of each of PARTS; record: JSON values. Where the disk fails, nothing of it stays and RunFailed names the
+    parts: tensors of each of PARTS; record: JSON values. Where the disk fails, nothing of it stays and UserError names the
     newest checkpoint that does.
     """
     final = step_dir(root, step)
@@ -54,7 +54,7 @@ def save(root: Path, step: int, parts: Mapping[str, Tensors], record: Mapping[st
         shutil.rmtree(partial, ignore_errors=True)
         kept = checkpoints(root)
         usable = f"{kept[-1]} stays usable" if kept else "no earlier checkpoint exists"
-        raise RunFailed(
+        raise UserError(
             f"{final}: cannot write the checkpoint of step {step} ({_reason(error)}); {usable}",
             f"free some disk space or mend the permissions of {root}, then resume the run",
         ) from error

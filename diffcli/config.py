@@ -39,7 +39,7 @@ def _revive(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any])
 
 
 class RunFailed(UserError):
-    """Work that stopped through nobody's typing mistake (a diverged loss, a full disk); exit code 1."""
+    """Work that stopped through nobody's typing mistake (a diverged loss, a killed worker); exit code 1."""
 
     exit_code = 1
 

@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from diffcli.config import Config, UserError
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Config):
-    """Adam's hyper-parameters; lr is the peak that the curve scales."""
+    """Adam's hyper-parameters; lr is the peak that the curve scales, betas the decays of the two moments."""
 
     lr: float = Field(2e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
 

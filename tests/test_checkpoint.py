@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcli import checkpoint
-from diffcli.config import RunFailed, UserError
+from diffcli.config import UserError
 from diffcli.noise import Noise
 
 FILES = ["checkpoint.json", "ema.safetensors", "optimizer.safetensors", "task.safetensors"]
@@ -125,9 +125,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_nothing_partial(tmp_path,
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(RunFailed, match="No space left on device") as raised:
+    with pytest.raises(UserError, match="No space left on device") as raised:
         save(tmp_path, 20)
-    assert raised.value.exit_code == 1
+    assert raised.value.exit_code == 2
     assert f"{earlier} stays usable" in raised.value.problem
     assert os.listdir(tmp_path) == [earlier.name]
     assert contents(earlier) == before
@@ -142,7 +142,7 @@ def test_a_disk_that_fails_while_flushing_leaves_nothing_partial(tmp_path, monke
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(RunFailed, match="Input/output error"):
+    with pytest.raises(UserError, match="Input/output error"):
         save(tmp_path, 20)
     assert os.listdir(tmp_path) == [earlier.name]
 
@@ -172,7 +172,7 @@ def test_a_really_full_disk_leaves_the_earlier_checkpoint_usable(tmp_path):
     try:
         earlier, big = save(root, 10), parts()
         big["task"]["w"] = torch.zeros(60_000)
-        with pytest.raises(RunFailed, match="No space left on device"):
+        with pytest.raises(UserError, match="No space left on device"):
             checkpoint.save(root, 20, big, RECORD)
         assert os.listdir(root) == [earlier.name]
         assert_parts(read(earlier), parts())
@@ -184,13 +184,13 @@ def test_a_really_full_disk_leaves_the_earlier_checkpoint_usable(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(RunFailed, match="Permission denied"):
+    with pytest.raises(UserError, match="Permission denied"):
         save(tmp_path / "run", 1)
 
 
 def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
     (tmp_path / "checkpoints").write_text("in the way")
-    with pytest.raises(RunFailed, match="cannot write the checkpoint of step 1"):
+    with pytest.raises(UserError, match="cannot write the checkpoint of step 1"):
         save(tmp_path / "checkpoints", 1)
 
 

@@ -263,3 +263,9 @@ def test_the_average_goes_on_from_its_state_bit_for_bit(memory_format):
         ema.update(step)
         resumed.update(step)
     assert torch.equal(weights(ema.module), weights(resumed.module))
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.999), (0.9, 1.0), (-0.1, 0.999), (0.9, 1.5)])
+def test_a_moment_that_never_forgets_or_grows_is_refused_before_training(betas):
+    with pytest.raises(ValueError, match=r"betas\.[01]"):
+        AdamW(betas=betas)
