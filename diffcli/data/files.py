@@ -10,6 +10,7 @@ import io
 import lzma
 import os
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -21,7 +22,17 @@ from typing import IO, Any, NamedTuple
 from diffcli.config import UserError
 
 MAX_MEMBER = 1 << 30  # bytes of one file inside a zip; more is a bomb, not an image
-ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, gzip.BadGzipFile, EOFError, zlib.error)
+ARCHIVE_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    RuntimeError,  # zipfile: a password or a compression that it does not know
+    KeyError,  # zipfile: a member that is gone
+    struct.error,  # zipfile: a member's header cut short
+)
 MAX_IN_MEMORY = 4 << 30  # bytes of a compressed tar that is read without a place to unpack it to
 DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -136,9 +147,17 @@ def open_location(location: Location) -> IO[bytes]:
             return io.BytesIO(read_location(location))
 
 
-@lru_cache(maxsize=4)
 def _open_zip(path: Path) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)  # reading its directory again for every member would be quadratic
+    return _opened(path, os.getpid())
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, process: int) -> zipfile.ZipFile:
+    """Kept, since reading its directory again for every member would be quadratic; for the process that opened it alone.
+
+    A forked worker inherits the open file with the position that it shares with all the others.
+    """
+    return zipfile.ZipFile(path)
 
 
 def _hidden(name: str) -> bool:

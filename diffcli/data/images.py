@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
+from diffcli.data.files import ARCHIVE_ERRORS
 from diffcli.data.pixels import decode
 
 
@@ -92,9 +93,11 @@ class FileImages(ImageData):
     def _decode(self, index: int) -> np.ndarray:
         name = self.files.name(index)
         try:
-            return decode(self.files.read(index), name, self.shape)
-        except (OSError, EOFError) as error:
-            raise UserError(f"image {name} cannot be read: {error}", "check that the file is still there") from error
+            data = self.files.read(index)
+        except (OSError, *ARCHIVE_ERRORS) as error:
+            problem = f"image {name} cannot be read: {str(error) or type(error).__name__}"
+            raise UserError(problem, "check that the file is still there, and that its archive is whole") from error
+        return decode(data, name, self.shape)
 
     @property
     def bytes_in_memory(self) -> int:

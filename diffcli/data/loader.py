@@ -118,13 +118,13 @@ def evaluation_batches(
 def held(data: FileImages, in_memory: bool | None) -> ImageData:
     """`data` decoded into memory where `in_memory` says so, or says nothing and it takes at most 2 GiB.
 
-    Decoded once, by as many processes as there are cores: small images spend their time in Python's lock, not in Pillow.
+    Decoded once, by as many processes as this rank has cores: small images spend their time in Python's lock, not in Pillow.
     """
     if not (data.bytes_in_memory <= MEMORY_LIMIT if in_memory is None else in_memory):
         return data
     images = torch.empty(len(data), *data.shape, dtype=torch.uint8)
     plans = (Plan(chunk, chunk, chunk) for chunk in torch.arange(len(data)).split(LOAD_CHUNK))
-    workers = _cores() if len(data) >= WORTH_WORKERS else 0
+    workers = _decoders() if len(data) >= WORTH_WORKERS else 0
     for plan, fields in _read_ahead(data, plans, images.device, workers):
         images[plan.indices] = fields["image"]
     return MemoryImages(images, data.labels, data.classes)
@@ -191,6 +191,11 @@ def _leave_signals(worker: int) -> None:
     """Ctrl-C reaches the whole process group; the parent decides when to stop, and needs its batches until then."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _decoders() -> int:
+    """Cores for each process that torchrun started on this machine (LOCAL_WORLD_SIZE of them): all load at once."""
+    return max(1, _cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _cores() -> int:

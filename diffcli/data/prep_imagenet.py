@@ -149,7 +149,7 @@ def _npz(part: Part, work: Path) -> Iterator[zipfile.ZipFile]:
                 shutil.copyfileobj(packed, file, 1 << 20)
         with zipfile.ZipFile(location if isinstance(location, Path) else copy) as npz:
             yield npz
-    except (OSError, ValueError, KeyError, *ARCHIVE_ERRORS) as error:
+    except (OSError, ValueError, *ARCHIVE_ERRORS) as error:
         raise UserError(f"{part.tree.shown(part.name)} is not a batch of ImageNet 64x64: {error}", HINT) from error
     finally:
         copy.unlink(missing_ok=True)

@@ -123,7 +123,7 @@ def encode(item: Item, size: int | None) -> Picture | Skipped:
         return Picture("png", to_png(image), channels, (image.height, image.width))
     except BrokenImage as error:
         return Skipped(path=item.name, reason=error.reason)
-    except (OSError, RuntimeError, *ARCHIVE_ERRORS) as error:  # zipfile raises RuntimeError for what it cannot unpack
+    except (OSError, *ARCHIVE_ERRORS) as error:
         return Skipped(path=item.name, reason=getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 

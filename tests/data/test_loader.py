@@ -1,5 +1,9 @@
 """Batches are a pure function of (seed, step): resume, ranks, epochs and workers cannot change what a run sees."""
 
+import lzma
+import struct
+import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from torch import Tensor
 from diffcli import noise
 from diffcli.config import ImageShape, UserError
 from diffcli.data import loader
+from diffcli.data.datasets import Cifar10
 from diffcli.data.images import FileImages, MemoryImages
 from diffcli.data.loader import batches, evaluation_batches, flipped, held, to_float
 from diffcli.noise import Domain
@@ -221,3 +226,90 @@ def test_shards_of_a_folder_of_files_pickle_for_spawned_workers(tmp_path: Path):
 
     data = pickle.loads(pickle.dumps(files(4)))
     assert same(data.read(torch.arange(4)), numbered(4).read(torch.arange(4)))
+
+
+@pytest.fixture
+def zipped(tmp_path: Path) -> Path:
+    """A zip of 800 PNGs, each its own bytes; large enough that several processes are inside it at once."""
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for number, image in enumerate(pixels(800, 3, 8, 8)):
+            file.writestr(f"train/a/{number:04d}.png", png(image))
+    return path
+
+
+def test_workers_do_not_share_their_place_in_a_zip(zipped: Path):
+    """Forked processes share the position of a file that their parent opened."""
+    data = Cifar10(root=zipped, size=8, in_memory=False).build("train")
+    found = list(evaluation_batches(data, 10, CPU, workers=4))
+    assert torch.equal(torch.cat([batch["image"] for batch in found]), to_float(torch.from_numpy(pixels(800, 3, 8, 8))))
+
+
+def test_a_zip_is_held_in_memory_by_several_processes(zipped: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader, "WORTH_WORKERS", 800)
+    monkeypatch.setattr(loader, "LOAD_CHUNK", 10)
+    monkeypatch.setattr(loader, "_cores", lambda: 4)
+    data = Cifar10(root=zipped, size=8, in_memory=True).build("train")
+    assert isinstance(data, MemoryImages)
+    assert torch.equal(data.images, torch.from_numpy(pixels(800, 3, 8, 8)))
+
+
+@pytest.mark.parametrize(("ranks", "decoders"), [(None, 8), ("1", 8), ("2", 4), ("3", 2), ("16", 1)])
+def test_the_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch, ranks: str | None, decoders: int):
+    """torchrun tells each process how many it started on this machine."""
+    monkeypatch.setattr(loader, "_cores", lambda: 8)
+    monkeypatch.setattr(loader, "WORTH_WORKERS", 1)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    asked: list[int] = []
+
+    def read_here(data, plans, device, workers: int):
+        asked.append(workers)
+        return read_ahead(data, plans, device, 0)
+
+    read_ahead = loader._read_ahead
+    monkeypatch.setattr(loader, "_read_ahead", read_here)
+    assert isinstance(held(files(10), True), MemoryImages)
+    assert asked == [decoders]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("gone"),
+        EOFError("x.tar ends before byte 9"),
+        RuntimeError("That compression method is not supported"),
+        NotImplementedError("compression type 97"),
+        zipfile.BadZipFile("Bad CRC-32"),
+        zlib.error("Error -3 while decompressing data"),
+        lzma.LZMAError("Corrupt input data"),
+        struct.error("unpack requires a buffer of 30 bytes"),
+        KeyError("There is no item named 'a.png' in the archive"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_an_archive_refuses_names_the_image(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    data = files(3)
+
+    def refuse(index: int) -> bytes:
+        raise error
+
+    monkeypatch.setattr(data.files, "read", refuse)
+    with pytest.raises(UserError, match=r"image file-1\.png cannot be read: .") as caught:
+        data.read(torch.tensor([1]))
+    assert str(error.args[0]) in caught.value.problem
+
+
+def test_a_garbled_member_of_a_zip_is_the_users_error_in_a_worker(zipped: Path):
+    with zipfile.ZipFile(zipped) as file:
+        member = file.getinfo("train/a/0005.png")
+    garbled = bytearray(zipped.read_bytes())
+    garbled[member.header_offset + 8] = 97  # the compression method, in the member's own header ...
+    start = garbled.index(b"PK\x01\x02")
+    where = garbled.index(b"train/a/0005.png", start) - 46
+    garbled[where + 10] = 97  # ... and in the directory
+    zipped.write_bytes(garbled)
+    data = Cifar10(root=zipped, size=8, in_memory=False).build("train")
+    with pytest.raises(UserError, match=r"set\.zip/train/a/0005\.png cannot be read: .*compression"):
+        list(evaluation_batches(data, 10, CPU, limit=10, workers=1))
