@@ -241,3 +241,10 @@ def test_an_idx_bomb_is_not_unpacked(tmp_path: Path):
     )
     with pytest.raises(UserError, match="more than the 4 bytes"):
         Mnist(root=tmp_path).build("train")
+
+
+@pytest.mark.parametrize("config", [Mnist(), Cifar10(), Folder(size=8), Shards(size=8)], ids=lambda config: config.kind)
+def test_a_set_without_a_place_says_how_to_give_one(config: DataConfig):
+    with pytest.raises(UserError, match=r"data\.root is not set") as caught:
+        config.build("train")
+    assert caught.value.hint == "type --data PATH (or --set data.root=PATH)"
