@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcli.engine.images import GAP, grid, to_uint8
+from diffcli.engine.images import GAP, grid, squarest, to_uint8
 from diffcli.engine.output import pick
 from diffcli.noise import Noise
 from tests.conftest import Cli, in_subprocess
@@ -90,7 +90,7 @@ def test_a_gif_of_x0_ends_in_the_sample_too(
 
 def test_a_gif_shows_one_image_and_of_all_classes_one_each(animate: Callable[..., Image.Image]) -> None:
     assert animate().size == (8 + 2 * GAP, 8 + 2 * GAP)
-    columns, rows = 4, 3  # the squarest grid of ten
+    columns, rows = 5, 2  # ten without a gap
     assert animate("--class", "all").size == (columns * (8 + GAP) + GAP, rows * (8 + GAP) + GAP)
 
 
@@ -138,3 +138,16 @@ def test_an_animation_has_a_sidecar(cli: Cli, trained: Path, tmp_path: Path) -> 
     expected = {"frames": 3, "fps": 2.5, "show": "x0", "labels": [3], "seeds": [0], "steps": 3, "guidance": 2}
     assert expected.items() <= told.items()
     assert told["checkpoint"].endswith("step-00000004")
+
+
+def test_a_grid_without_a_gap_is_preferred_to_a_squarer_one_with() -> None:
+    assert {n: squarest(n) for n in (1, 2, 7, 8, 10, 16, 36, 100)} == {
+        1: 1,
+        2: 2,
+        7: 3,
+        8: 4,
+        10: 5,
+        16: 4,
+        36: 6,
+        100: 10,
+    }
