@@ -4,17 +4,16 @@ A name is the path below the source with forward slashes. Members that would lea
 """
 
 import bz2
-import errno
 import gzip
 import io
 import lzma
 import os
-import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -33,6 +32,7 @@ ARCHIVE_ERRORS = (
     KeyError,  # zipfile: a member that is gone
     struct.error,  # zipfile: a member's header cut short
 )
+COPY_CHUNK = 1 << 20  # bytes
 MAX_IN_MEMORY = 4 << 30  # bytes of a compressed tar that is read without a place to unpack it to
 DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -40,6 +40,10 @@ DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
     b"BZh": bz2.open,
 }
 IGNORED = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+
+
+class WriteError(OSError):
+    """The disk did not take a temporary file; no fault of what was being read."""
 
 
 class Span(NamedTuple):
@@ -99,23 +103,51 @@ def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
     """The files of a folder or of a .tar, .tar.gz, .tar.xz, .tar.bz2 or .zip archive.
 
     key: what the user typed to name the source (`data.root`, `SOURCE`), for errors. work: where the plain tar of a compressed
-    one is kept while it is needed; in memory where it is None. Raises UserError where source is missing or broken.
+    one is kept while it is needed; in memory where it is None. Raises UserError where source is missing or broken, and
+    WriteError where `work` does not take the plain tar.
     """
-    if not source.exists():
-        raise UserError(f"{key} is '{source}', which does not exist", f"check the path, then set {key} to it")
     try:
+        if not source.exists():
+            raise UserError(f"{key} is '{source}', which does not exist", f"check the path, then set {key} to it")
         if source.is_dir():
             return FileTree(source, dict(_walk(source)))
         if zipfile.is_zipfile(source):
             return FileTree(source, dict(_zip_members(source)))
         return FileTree(source, dict(_tar_members(source, work)))
+    except WriteError:
+        raise
     except ARCHIVE_ERRORS as error:
         hint = f"take a fresh copy, or set {key} to a folder, .tar, .tar.gz, .tar.xz or .zip"
         raise UserError(f"{key} is '{source}', which is not a whole archive ({error})", hint) from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:  # no fault of the source
-            raise
-        raise UserError(f"{key} is '{source}', which cannot be read: {error}", "check its permissions") from error
+        raise unreadable(source, key, error) from error
+
+
+def unreadable(source: Path | str, key: str, error: OSError) -> UserError:
+    """What the user is told of a source, typed as `key`, that the system does not let us read."""
+    return UserError(f"{key} is '{source}', which cannot be read: {error}", "check its permissions and its disk")
+
+
+def copy(stream: IO[bytes], target: Path) -> None:
+    """Copies a stream into a file, or leaves none. Raises WriteError for the file; what the stream raises stays as it is."""
+    try:
+        file = _write(target.open, "wb")
+        try:
+            while chunk := stream.read(COPY_CHUNK):
+                _write(file.write, chunk)
+        finally:
+            _write(file.close)
+    except BaseException:
+        with suppress(OSError):
+            target.unlink(missing_ok=True)  # on a full disk, give the room back
+        raise
+
+
+def _write(action: Callable[..., Any], *args: object) -> Any:
+    try:
+        return action(*args)
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror, error.filename) from error
 
 
 def read_location(location: Location) -> bytes:
@@ -227,6 +259,5 @@ def _decompress(source: Path, opener: Callable[..., Any], work: Path | None) -> 
                 raise UserError(problem, f"run `diffcli prep-data KIND {source} --out DIR` first, then use DIR")
             return plain
         target = work / f"{source.name}.plain"
-        with target.open("wb") as file:
-            shutil.copyfileobj(stream, file, 1 << 20)
+        copy(stream, target)
     return target

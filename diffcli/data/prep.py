@@ -17,10 +17,11 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from diffcli.config import UserError, did_you_mean
+from diffcli.data.files import WriteError, unreadable
 from diffcli.data.listing import Split
 from diffcli.data.prep_items import Source
 from diffcli.data.prep_shard import Job, write_shards, write_whole
-from diffcli.data.prep_sources import KINDS
+from diffcli.data.prep_sources import KINDS, SOURCE
 from diffcli.data.shards import (
     DATASET,
     Index,
@@ -102,8 +103,9 @@ def prepare(
     per_shard = images_per_shard or _per_shard(kind, size)
     with _stopping(out):
         work = _claim(out)
-        opened = KINDS[kind].open(source, work)
-        asked = {"kind": kind, "source": source.resolve().name, "size": size, "limit": limit}
+        with _reading(source):
+            opened, name = KINDS[kind].open(source, work), source.resolve().name
+        asked = {"kind": kind, "source": name, "size": size, "limit": limit}
         request = Request(**asked, images_per_shard=per_shard, fingerprint=opened.fingerprint)
         _check_request(out, work, request)
         plans = [plan for split, items in opened.splits.items() for plan in _plans(split, len(items), limit, per_shard)]
@@ -184,7 +186,7 @@ def _write(plans: list[Plan], source: Source, out: Path, request: Request, worke
         else:
             tally = tally.plus(index)
     yield tally
-    for index in write_shards(_jobs(todo, source, out, request.size), min(workers, len(todo))):
+    for index in write_shards(_jobs(todo, source, out, request), min(workers, len(todo))):
         tally = tally.plus(index)
         yield tally
     if not tally.written:
@@ -203,12 +205,14 @@ def _finished(out: Path, plan: Plan) -> Index | None:
     return index if whole and len(index.members) + len(index.skipped) == len(plan.positions) else None
 
 
-def _jobs(plans: list[Plan], source: Source, out: Path, size: int | None) -> Iterator[Job]:
+def _jobs(plans: list[Plan], source: Source, out: Path, request: Request) -> Iterator[Job]:
     for split, group in groupby(plans, key=lambda plan: plan.split):
         todo = list(group)
         items = source.splits[split].items([position for plan in todo for position in plan.positions])
         for plan in todo:
-            yield Job(out, out / WORK, plan.stem, plan.first, size, list(islice(items, len(plan.positions))))
+            with _reading(request.source):
+                chosen = list(islice(items, len(plan.positions)))
+            yield Job(out, out / WORK, plan.stem, plan.first, request.size, chosen)
 
 
 def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> None:
@@ -252,8 +256,22 @@ def _shard(stem: str, path: Path, index: Index) -> Shard:
 
 
 @contextmanager
+def _reading(source: Path | str) -> Iterator[None]:
+    """What cannot be read is an error of SOURCE; temporary files that the disk refuses while it is read are not."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise unreadable(source, SOURCE, error) from error
+
+
+@contextmanager
 def _stopping(out: Path) -> Iterator[None]:
-    """What the disk refuses becomes an error of the user; the shards that are finished stay."""
+    """What the disk refuses to write becomes an error of the user; the shards that are finished stay.
+
+    All that reads from the source stands in a _reading of its own, or raises UserError that names what it reads.
+    """
     try:
         yield
     except OSError as error:

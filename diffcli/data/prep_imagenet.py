@@ -6,17 +6,17 @@ Arrays are parsed without pickle. Source: Chrabaszcz, Loshchilov and Hutter 2017
 """
 
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
 from diffcli.config import ImageShape, UserError
-from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_location, open_tree
+from diffcli.data.files import ARCHIVE_ERRORS, FileTree, WriteError, open_location, open_tree
+from diffcli.data.files import copy as copy_file
 from diffcli.data.listing import Split
 from diffcli.data.prep_items import Item, Items, Source, fingerprint
 
@@ -145,11 +145,14 @@ def _npz(part: Part, work: Path) -> Iterator[zipfile.ZipFile]:
     location, copy = part.tree.locations[part.name], work / "batch.npz"
     try:
         if not isinstance(location, Path):
-            with open_location(location) as packed, copy.open("wb") as file:
-                shutil.copyfileobj(packed, file, 1 << 20)
+            with open_location(location) as packed:
+                copy_file(packed, copy)
         with zipfile.ZipFile(location if isinstance(location, Path) else copy) as npz:
             yield npz
+    except WriteError:
+        raise
     except (OSError, ValueError, *ARCHIVE_ERRORS) as error:
         raise UserError(f"{part.tree.shown(part.name)} is not a batch of ImageNet 64x64: {error}", HINT) from error
     finally:
-        copy.unlink(missing_ok=True)
+        with suppress(OSError):  # the whole of `work` goes in the end
+            copy.unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+"""Whose fault it is: what cannot be read names SOURCE, what cannot be written names --out."""
+
+import errno
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from diffcli.config import UserError
+from diffcli.data import prep_sources
+from diffcli.data.files import FileTree, WriteError, copy, open_tree
+from diffcli.data.prep import prepare
+from diffcli.data.shards import open_shards
+from tests.data import making
+from tests.data.making import contents, run
+
+FULL = Path("/dev/full")  # takes nothing: every write is 'No space left on device'
+has_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Class folders with six images."""
+    making.class_folders(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def fail_to_stat(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    whole = Path.stat
+
+    def stat(self: Path, **more: bool) -> os.stat_result:
+        if self == path:
+            raise OSError(errno.EIO, "Input/output error", str(self))
+        return whole(self, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)
+
+
+def test_a_stat_that_fails_in_the_source_names_the_source(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fail_to_stat(monkeypatch, source / "dog/001.png")
+    with pytest.raises(UserError, match=r"SOURCE is '.*source', which cannot be read: .*dog/001\.png") as caught:
+        run("folder", source, tmp_path / "out")
+    assert "--out" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["SOURCE", "data.root"])
+def test_a_source_that_may_not_be_looked_at_names_itself(source: Path, monkeypatch: pytest.MonkeyPatch, key: str):
+    fail_to_stat(monkeypatch, source)
+    with pytest.raises(UserError, match=rf"{key} is '.*source', which cannot be read: .*Input/output error"):
+        open_tree(source, key)
+
+
+def test_a_file_that_vanishes_while_the_source_is_opened_names_the_source(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def vanish(tree: FileTree, key: str):
+        listings = list_images(tree, key)
+        (source / "cat/002.png").unlink()
+        monkeypatch.setattr(Path, "exists", lambda self: True)  # it vanishes between the question and the look
+        return listings
+
+    list_images = prep_sources.list_images
+    monkeypatch.setattr(prep_sources, "list_images", vanish)
+    with pytest.raises(UserError, match=r"SOURCE is '.*source', which cannot be read: .*cat/002\.png"):
+        run("folder", source, tmp_path / "out")
+
+
+def test_a_file_that_vanishes_before_its_turn_is_skipped_by_name(source: Path, tmp_path: Path):
+    work = prepare("folder", source, tmp_path / "out", images_per_shard=3)
+    next(work)
+    (source / "dog/000.png").unlink()
+    *_, report = work
+    assert (report.written, report.skipped) == (5, 1)
+    assert (report.broken.path, report.broken.reason) == ("dog/000.png", "No such file or directory")
+    assert open_shards(tmp_path / "out", "x").count == 5
+
+
+def test_items_that_cannot_be_read_name_the_source(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def items(self, positions):
+        raise OSError(errno.ESTALE, "Stale file handle")
+        yield
+
+    monkeypatch.setattr(prep_sources.FileItems, "items", items)
+    with pytest.raises(UserError, match=r"SOURCE is 'source', which cannot be read: .*Stale file handle"):
+        run("folder", source, tmp_path / "out")
+
+
+@pytest.fixture
+def packed(source: Path, tmp_path: Path) -> Path:
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as tar:
+        tar.add(source, ".")
+    return tmp_path / "set.tar.gz"
+
+
+def test_an_archive_that_cannot_be_unpacked_beside_the_shards_names_out(packed: Path, tmp_path: Path):
+    (tmp_path / "out/.work/set.tar.gz.plain").mkdir(parents=True)  # in the place of the plain tar
+    with pytest.raises(UserError, match=r"--out '.*out' cannot be written: .*Is a directory"):
+        run("folder", packed, tmp_path / "out")
+
+
+@has_full
+def test_a_disk_that_fills_up_while_an_archive_is_unpacked_names_out(packed: Path, tmp_path: Path):
+    (tmp_path / "out/.work").mkdir(parents=True)
+    (tmp_path / "out/.work/set.tar.gz.plain").symlink_to(FULL)
+    with pytest.raises(UserError, match=r"--out '.*out' cannot be written: .*No space left on device"):
+        run("folder", packed, tmp_path / "out")
+    assert run("folder", packed, tmp_path / "out").written == 6
+    run("folder", packed, tmp_path / "other")
+    assert contents(tmp_path / "out") == contents(tmp_path / "other")
+
+
+@has_full
+def test_a_disk_that_fills_up_while_a_batch_of_imagenet_is_unpacked_names_out(tmp_path: Path):
+    making.imagenet64(tmp_path / "source")
+    (tmp_path / "out/.work").mkdir(parents=True)
+    (tmp_path / "out/.work/batch.npz").symlink_to(FULL)
+    with pytest.raises(UserError, match=r"--out '.*out' cannot be written: .*No space left on device"):
+        run("imagenet64", tmp_path / "source", tmp_path / "out")
+
+
+def test_a_truncated_archive_names_the_source_although_it_was_being_written(packed: Path, tmp_path: Path):
+    packed.write_bytes(packed.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"SOURCE is '.*set\.tar\.gz', which is not a whole archive"):
+        run("folder", packed, tmp_path / "out")
+
+
+@has_full
+def test_copying_tells_reading_from_writing_and_leaves_no_half(tmp_path: Path, packed: Path):
+    with packed.open("rb") as stream:
+        copy(stream, tmp_path / "whole")
+    assert (tmp_path / "whole").read_bytes() == packed.read_bytes()
+    (tmp_path / "full").symlink_to(FULL)
+    with packed.open("rb") as stream, pytest.raises(WriteError, match="No space left on device"):
+        copy(stream, tmp_path / "full")
+    with (tmp_path / "whole").open("wb") as stream, pytest.raises(io.UnsupportedOperation) as caught:
+        copy(stream, tmp_path / "half")
+    assert not isinstance(caught.value, WriteError)
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "set.tar.gz", "whole"}
