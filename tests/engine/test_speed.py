@@ -8,19 +8,20 @@ import pytest
 import torch
 
 from diffcli import preset as presets
-from diffcli.diffusion.samplers import Ddim, Ddpm, Sampler
+from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2M, Sampler
 
 STEPS, BATCH = 5, 4
 
 
 def seconds(work: Callable[[], object]) -> float:
-    before = time.perf_counter()
+    """Of the processor, not of the clock: neighbours on the machine do not count."""
+    before = time.process_time()
     work()
-    return time.perf_counter() - before
+    return time.process_time() - before
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", [Ddim(steps=STEPS), Ddpm(steps=STEPS)])
+@pytest.mark.parametrize("sampler", [Ddim(steps=STEPS), Ddpm(steps=STEPS), DpmPlusPlus2M(steps=STEPS)])
 def test_a_sampling_step_costs_the_network_and_at_most_three_percent(sampler: Sampler) -> None:
     """The U-Net of preset cifar10; forward passes and sampling alternate, so that both meet the same machine."""
     preset = presets.load("cifar10")
