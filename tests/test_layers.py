@@ -25,7 +25,8 @@ ROWS: list[set[str]] = [
     {"__init__"},
 ]
 ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}
-NEIGHBOURS = {("session", "console"), ("__main__", "cli"), ("cli", "cli_presets")}  # the exceptions: run a command, say what came of it
+# the exceptions: run a command, say what came of it
+NEIGHBOURS = {("session", "console"), ("__main__", "cli"), ("cli", "cli_presets")}
 LIGHT = ["cli", "cli_options", "cli_presets", "session", "console"]  # `diffcli --help` answers in 0.3 s
 HEAVY = {"torch", "torchvision", "pydantic", "numpy", "imageio", "safetensors", "yaml", "webdataset", "torchmetrics"}
 

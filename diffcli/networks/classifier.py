@@ -66,6 +66,3 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
-
-
-ClassifierNetworkConfig = ConvNetConfig

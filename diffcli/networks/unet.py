@@ -154,8 +154,6 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig, channels: int, out_channels: int, cond: CondShape, sizes: list[int]) -> None:
         super().__init__()
-        self.channels = channels
-        self.cond = cond
         self.config = config
         self.emb_dim = 4 * config.width
         widths = [config.width * m for m in config.mult]
