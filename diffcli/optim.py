@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from diffcli.config import Config, UserError
 
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -79,9 +79,10 @@ def _with_value(error: Any) -> str:
 def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> None:
     """Calls `work` in this process, or starts workers that run this same command line and call it there."""
     from diffcli.config import UserError
-    from diffcli.engine.distributed import is_worker, join, launch, tell_launcher
+    from diffcli.engine.distributed import is_worker, join, launch, pick_device, tell_launcher
 
     if how.world > 1 and not is_worker():
+        pick_device(device, how.nproc)  # type: ignore[arg-type]
         code = launch(how, sys.argv[1:])
         if code == 130:
             raise KeyboardInterrupt
@@ -101,16 +102,17 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     from diffcli.checkpoint import checkpoints
     from diffcli.engine.distributed import pick_device, speaks
     from diffcli.engine.plan import build_on_meta
+    from diffcli.engine.resume import changes
     from diffcli.engine.train import check_processes, train
 
     how.check()
-    pick_device(device)  # type: ignore[arg-type]
+    pick_device(device, how.nproc)  # type: ignore[arg-type]
     check_processes(preset, how.world)
     if speaks():
         build_on_meta(preset)  # a network that cannot be built is told before data are read and folders made
         if start is None:
             run.claim()
-        for advice in preset.advice():
+        for advice in [*preset.advice(), *(changes(preset, start) if start else [])]:
             say(f"note:  {advice}")
 
     def work(group: "Group") -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -23,9 +24,10 @@ from diffcli.config import RunFailed, UserError
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 LAUNCHED = "DIFFCLI_LAUNCHED"  # for workers that `launch` started: the folder where they leave their errors
-SAVING = (
-    600  # seconds that interrupted workers have to end their step and save, before they are killed; older torch has 30
-)
+SAVING = 600  # seconds for interrupted workers to end their step and save before they are killed; older torch has 30
+
+
+COLLECTIVES = timedelta(hours=2)  # that ranks wait for one that saves, reads a large reference or decodes its data
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,11 @@ class Launch:
             )
 
 
-def pick_device(name: DeviceName) -> torch.device:
-    """The device that --device means on this machine. Raises UserError where it is absent."""
+def pick_device(name: DeviceName, nproc: int = 1) -> torch.device:
+    """The device that --device means on this machine, for this one of nproc processes.
+
+    Raises UserError where it is absent, or where there are fewer CUDA devices than processes.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -102,7 +107,14 @@ def pick_device(name: DeviceName) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: no Apple GPU is available", "use --device cpu")
     if name == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        rank, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        wanted = max(nproc, rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        if wanted > found:
+            raise UserError(
+                f"--nproc {wanted}: only {found} CUDA device{'s' if found > 1 else ''}",
+                f"start at most {found} on this machine, or add --device cpu",
+            )
+        return torch.device("cuda", rank)
     return torch.device(name)
 
 
@@ -127,7 +139,7 @@ def join(name: DeviceName) -> Iterator[Group]:
         return
     if LAUNCHED in os.environ and sys.platform == "linux":
         _stop_with_parent()
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVES)
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), device)
     finally:

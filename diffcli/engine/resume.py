@@ -5,6 +5,7 @@ from pathlib import Path
 
 from diffcli import checkpoint, preset
 from diffcli.config import UserError
+from diffcli.engine.distributed import speaks
 from diffcli.engine.runlog import RunDir
 from diffcli.preset import Preset
 
@@ -12,22 +13,25 @@ SUPERSEDED = "superseded"  # where checkpoints go that a run resumed from an old
 
 
 def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple[Preset, RunDir, Path]:
-    """The preset, the run and the checkpoint to go on from. Raises UserError where the run cannot go on as asked."""
+    """The preset, the run and the checkpoint to go on from. Raises UserError where the run cannot go on as asked.
+
+    Reads the record alone: every process checks the digests of the files when it loads them, before the run is touched.
+    """
     run = RunDir(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such run directory", "give the directory that `diffcli train` printed")
     for item in overrides:
-        if not item.startswith("train."):
+        if not item.startswith(("train.", "data.root=")):
             raise UserError(
-                f"--set {item}: a resumed run changes train.* keys only; its data, task and seed stay",
+                f"--set {item}: a resumed run changes train.* keys only, and data.root where its data have moved; "
+                "its data, task and seed stay",
                 "train into another --run-dir to change them",
             )
     start = choose(run, from_step)
+    if speaks():  # before its workers are started, one of which will hold it
+        with run.locked():
+            pass
     record = checkpoint.read_record(start)
-    if not checkpoint.is_whole(start):
-        checkpoint.read_part(start, "ema", record)
-        checkpoint.read_part(start, "task", record)
-        checkpoint.read_part(start, "optimizer", record)
     resolved = preset.build(record.get("preset"), f"{start}/{checkpoint.RECORD}", overrides)
     if record["step"] >= resolved.train.steps:
         raise UserError(
@@ -38,16 +42,58 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
 
 
 def choose(run: RunDir, from_step: int | None) -> Path:
-    """The newest checkpoint, or that of --from STEP."""
+    """The run's newest checkpoint, or that of --from STEP; never one of a folder that is not a run."""
+    kept = checkpoint.checkpoints(run.checkpoints)
+    if not kept:
+        raise _not_a_run(run.path)
     if from_step is None:
-        return checkpoint.locate(run.path)
+        return kept[-1]
     found = checkpoint.step_dir(run.checkpoints, from_step)
     if not found.is_dir():
-        steps = [str(int(p.name[5:])) for p in checkpoint.checkpoints(run.checkpoints)]
-        raise UserError(
-            f"--from {from_step}: {run.path} has no such checkpoint", f"choose one of {', '.join(steps) or 'none'}"
-        )
+        steps = [str(int(p.name[5:])) for p in kept]
+        raise UserError(f"--from {from_step}: {run.path} has no such checkpoint", f"choose one of {', '.join(steps)}")
     return found
+
+
+def _not_a_run(path: Path) -> UserError:
+    """What `path`, which holds no checkpoints/ with a checkpoint, is instead, and what to type."""
+    place = path.absolute()
+    if (path / checkpoint.RECORD).is_file():
+        step = f" --from {int(place.name[5:])}" if place.name[5:].isdecimal() else ""
+        run = place.parent.parent if place.parent.name == "checkpoints" else "RUN"
+        return UserError(f"{path}: is a checkpoint, not a run", f"type `diffcli resume {run}{step}`")
+    if place.name == "checkpoints" and checkpoint.checkpoints(path):
+        return UserError(
+            f"{path}: is the folder of a run's checkpoints, not the run", f"type `diffcli resume {place.parent}`"
+        )
+    return UserError(
+        f"{path}: holds no whole checkpoint of a run",
+        "give the run directory that `diffcli train` printed; a run that has saved nothing is trained anew",
+    )
+
+
+def changes(changed: Preset, start: Path) -> list[str]:
+    """What goes on otherwise from the checkpoint `start` because the changed preset says so: notes for the person."""
+    record = checkpoint.read_record(start)
+    was, now, step = (
+        preset.build(record.get("preset"), f"{start}/{checkpoint.RECORD}").train,
+        changed.train,
+        record["step"],
+    )
+    notes = []
+    if was.steps != now.steps and now.curve.kind != "constant":
+        before = was.curve.factor(step, was.steps) * was.optimizer.lr
+        after = now.curve.factor(step + 1, now.steps) * now.optimizer.lr
+        notes.append(
+            f"train.steps is {now.steps}, was {was.steps}: the {now.curve.kind} learning-rate curve is stretched: "
+            f"the rate jumps from {before:.4g} to {after:.4g}"
+        )
+    if was.batch_size != now.batch_size:
+        notes.append(
+            f"train.batch_size is {now.batch_size}, was {was.batch_size}: the order of the data shifts: after "
+            f"{step * was.batch_size} images it goes on at image {step * now.batch_size}, and epochs count from there"
+        )
+    return notes
 
 
 def set_aside(root: Path, start: Path) -> None:

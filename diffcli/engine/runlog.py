@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import imageio.v3 as imageio
 from torch import Tensor
 
 from diffcli.checkpoint import checkpoints
-from diffcli.config import RunFailed, UserError
+from diffcli.config import UserError
 from diffcli.engine.images import grid, to_uint8
+from diffcli.engine.lock import only_writer
 
 CLOCKED = ("images_per_s", "time")  # the fields of a log line that differ from run to run
 
@@ -34,22 +35,50 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
 
     def claim(self) -> None:
-        """Makes the directory for a new run. Raises UserError where it holds a run or cannot be written."""
+        """Makes the directory for a new run. Raises UserError where it holds a run, is in use or cannot be written."""
+        self.check_new()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+            with only_writer(self.path):
+                self.log.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--run-dir {self.path}: cannot be written ({error.strerror})", "give a folder of yours with --run-dir"
+            ) from error
+
+    def check_new(self) -> None:
+        """Raises UserError where the directory holds a run that can be resumed."""
         found = checkpoints(self.checkpoints)
         if found:
             raise UserError(
                 f"--run-dir {self.path}: already holds checkpoints up to {found[-1].name}",
                 f"go on with `diffcli resume {self.path}`, or give another --run-dir",
             )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other writers out. Raises UserError where one is in, or the directory cannot be written."""
+        with ExitStack() as stack:
+            with self.writing():
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(only_writer(self.path))
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What the file system refuses within it becomes a UserError that names what and the checkpoint that is left."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-            self.log.unlink(missing_ok=True)
+            yield
         except OSError as error:
+            kept = checkpoints(self.checkpoints)
+            usable = f"; {kept[-1]} stays usable" if kept else ""
+            again = f", then `diffcli resume {self.path}`" if kept else ""
             raise UserError(
-                f"--run-dir {self.path}: cannot be written ({error.strerror})", "give a folder of yours with --run-dir"
+                f"{error.filename or self.path}: cannot be written ({error.strerror or error}){usable}",
+                f"free some disk space, or mend what stands there and its permissions{again}",
             ) from error
 
 
@@ -60,32 +89,29 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.run = run
-        self._started = time.time() - _rewind(run.log, start)
-        self._file = run.log.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1 if start else None)
+        with run.writing():
+            self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1 if start else None)
+            self._started = time.time() - _rewind(run.log, start)
+            self._file = run.log.open("a", encoding="utf-8")
 
     def line(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
         """Appends one JSON object; returns it."""
         record = {"step": step, **values, "time": round(time.time() - self._started, 3)}
-        try:
+        with self.run.writing():
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-        except OSError as error:
-            raise self._full(error) from error
         return record
 
     def preview(self, step: int, images: Tensor) -> Path:
         """Writes a grid of images (B, C, H, W) in [-1, 1]."""
         path = self.run.path / "previews" / f"step-{step:08d}.png"
         picture = grid(to_uint8(images))
-        try:
+        with self.run.writing():
             path.parent.mkdir(exist_ok=True)
             imageio.imwrite(path, picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
             self._board.add_image("preview", picture, step, dataformats="HWC")
-        except OSError as error:
-            raise self._full(error) from error
         return path
 
     def close(self) -> None:
@@ -94,23 +120,17 @@ class RunLog:
             with suppress(OSError):
                 file.close()
 
-    def _full(self, error: OSError) -> RunFailed:
-        kept = checkpoints(self.run.checkpoints)
-        usable = f"; {kept[-1]} stays usable" if kept else ""
-        return RunFailed(
-            f"{self.run.path}: cannot write the log ({error.strerror}){usable}",
-            f"free some disk space, then `diffcli resume {self.run.path}`",
-        )
-
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a log; a last line cut short by a crash is left out."""
+    """The lines of a log that are whole; one cut short by a crash, or that tells no step, is left out."""
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                yield json.loads(line)
-            except ValueError:
-                return
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield line
 
 
 def _rewind(path: Path, start: int) -> float:
@@ -119,4 +139,5 @@ def _rewind(path: Path, start: int) -> float:
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     partial.replace(path)
-    return kept[-1]["time"] if kept else 0.0
+    taken = kept[-1].get("time") if kept else None
+    return float(taken) if isinstance(taken, int | float) else 0.0

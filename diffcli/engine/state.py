@@ -63,11 +63,13 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
 
 
 def resolved(preset: Preset, device: torch.device) -> Preset:
-    """The preset with what depends on the machine decided, so that a resumed run decides the same."""
-    if preset.train.precision != "auto":
-        return preset
-    precision = auto_precision(device)
-    return preset.model_copy(update={"train": preset.train.model_copy(update={"precision": precision})})
+    """The preset with what depends on machine and folder decided, so that a run resumed from anywhere decides the same."""
+    train, data = preset.train, preset.data
+    if train.precision == "auto":
+        train = train.model_copy(update={"precision": auto_precision(device)})
+    if data.root is not None:
+        data = data.model_copy(update={"root": data.root.expanduser().absolute()})
+    return preset.model_copy(update={"train": train, "data": data})
 
 
 def place(task: Task, device: torch.device, precision: str) -> Task:

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from diffcli import __version__, checkpoint
 from diffcli.config import RunFailed, UserError
 from diffcli.data.images import FileImages, ImageData
-from diffcli.data.loader import batches, evaluation_batches
+from diffcli.data.loader import batches, on_device
 from diffcli.engine.distributed import Group, is_worker
 from diffcli.engine.resume import set_aside
 from diffcli.engine.runlog import RunDir, RunLog
@@ -77,10 +77,20 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
 
     Saves at train.every.save, at the end, and when SIGINT or SIGTERM asks to stop (then raises KeyboardInterrupt).
     Raises RunFailed where the loss or the gradient is no longer finite: the last checkpoint is the last good state.
+    Raises UserError where another process writes into the run.
     """
     tune_allocator()
     preset = resolved(preset, group.device)
     check_processes(preset, group.world)
+    with run.locked() if group.leads else nullcontext():
+        if start is None and group.leads:
+            run.check_new()
+        loop, first = prepare(preset, run, group, start)
+        yield from loop.steps(first)
+
+
+def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tuple["Loop", int]:
+    """The loop of a resolved preset and the step that it starts after; the first to touch the run's files."""
     data = preset.data.build("train").to(group.device)
     state = build_state(preset, group.device)
     check_data(preset, state.task, data)
@@ -92,11 +102,12 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
         state.restore(start, found)
         group.barrier()
         if group.leads:
-            set_aside(run.checkpoints, start)
+            with run.writing():
+                set_aside(run.checkpoints, start)
     if group.leads:
-        run.path.mkdir(parents=True, exist_ok=True)
-        run.preset.write_text(dump(preset))
-    yield from Loop(preset, run, group, state, data, record).steps(first)
+        with run.writing():
+            run.preset.write_text(dump(preset))
+    return Loop(preset, run, group, state, data, record), first
 
 
 class Loop:
@@ -235,9 +246,10 @@ class Loop:
 
     @torch.no_grad()
     def preview(self) -> Tensor:
-        """Images of the averaged model, always of the same seeds and conditions."""
+        """Images of the averaged model, always of the same seeds and conditions: those of rows spread evenly over the data."""
         count = min(self.cfg.previews, len(self.data))
-        batch = next(evaluation_batches(self.data, count, self.group.device))
+        rows = torch.arange(count) * len(self.data) // count  # the first ones of sorted data are all of one class
+        batch = on_device(self.data.read(rows), self.group.device) | {"index": rows}
         task = self.state.ema.module
         assert isinstance(task, Task)
         return task.preview(batch, self.preset.sampler, self.preset.guidance)
@@ -249,10 +261,10 @@ def wrap(task: Task, group: Group, compiled: bool) -> Any:
         task.network_to_compile.compile()
     if group.world == 1:
         return task
-    ids = [group.device.index] if group.device.type == "cuda" else None
     with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers, which 2.6 needs
         warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(task, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # no device_ids: they would move what a batch keeps on the CPU, too
+        return DistributedDataParallel(task, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def split(batch: Batch, parts: int) -> list[dict[str, Any]]:

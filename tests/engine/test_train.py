@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from diffcli import checkpoint
 from diffcli import preset as presets
-from diffcli.config import RunFailed
+from diffcli.config import UserError
 from diffcli.engine.runlog import RunDir, RunLog, read_log
 from diffcli.engine.train import build_state, split
 from tests.conftest import TINY, WAIT, Cli, environment, finish, start
@@ -120,7 +120,7 @@ def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint_usable(
 
     monkeypatch.setattr(checkpoint, "save_file", fails)
     done = cli("train", "--preset", tiny(), "--run-dir", run)
-    done.refused("No space left on device", "step-00000004", "step-00000002 stays usable", "free some disk", code=1)
+    done.refused("No space left on device", "step-00000004", "step-00000002 stays usable", "free some disk")
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000002"]
     assert cli("sample", "--ckpt", run, "--n", 1, "--out", tmp_path / "s.png").code == 0
     monkeypatch.setattr(checkpoint, "save_file", save)
@@ -137,7 +137,7 @@ def test_a_full_disk_under_the_log_is_told_once_and_names_the_checkpoint(tmp_pat
     log = RunLog(run, 0)
     log._file.close()
     log._file = open("/dev/full", "a")  # noqa: SIM115  the log closes it
-    with pytest.raises(RunFailed, match=r"No space left on device.*step-00000003 stays usable"):
+    with pytest.raises(UserError, match=r"No space left on device.*step-00000003 stays usable"):
         log.line(4, {"loss": 1.0})
     log.close()
 

@@ -1,0 +1,95 @@
+"""One writer in a run at a time: an exclusive flock on RUN/.lock, which the kernel releases however its holder dies.
+
+The file holds the process id and host of its holder, and is removed while the lock is still held. Where a system or a file
+system has no such locks, nothing is locked.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from diffcli.config import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+PATIENCE = (
+    1.0  # seconds that a lock may take to come free: others hold it for a moment to look, the killed while they die
+)
+_held: set[int] = set()  # descriptors of this process
+
+
+@contextmanager
+def only_writer(run: Path) -> Iterator[None]:
+    """Keeps other writers out of a run directory. Raises UserError that names the one who holds it, OSError where it cannot
+    be written into."""
+    if fcntl is None:
+        yield
+        return
+    path = run / LOCK
+    descriptor = _take(path)
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        _held.discard(descriptor)
+        with suppress(OSError):
+            path.unlink()  # before it is released, so that nobody removes a file that another has locked since
+        os.close(descriptor)
+
+
+def _take(path: Path) -> int:
+    """A descriptor of the locked file."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace").split()
+            os.close(descriptor)
+            if time.monotonic() > deadline:
+                raise _taken(path.parent, holder) from None
+            time.sleep(PATIENCE / 20)
+            continue
+        except OSError:
+            return descriptor  # this file system has no locks
+        if _is_at(descriptor, path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
+            return descriptor
+        os.close(descriptor)  # its holder removed it after it was opened here
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _taken(run: Path, holder: list[str]) -> UserError:
+    process, host = holder if len(holder) == 2 else ("", "")
+    who = f"process {process} on {host}" if process else "another process"
+    return UserError(
+        f"{run}: {who} is writing into this run",
+        f"wait until it has ended, or stop it (`kill {process or 'PID'}`: it saves first; workers whose launcher was killed "
+        "do so by themselves), then type this again",
+    )
+
+
+def _let_go() -> None:
+    """A forked loader process must not hold the lock on when its parent has died."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go)
