@@ -26,6 +26,7 @@ from diffcli.cli_options import (
     Nproc,
     Out,
     SamplerOption,
+    SamplerSet,
     Seed,
     Set,
     Show,
@@ -112,6 +113,7 @@ def sample(
     steps: Steps = None,
     ddim_eta: Eta = None,
     guidance: Guidance = None,
+    overrides: SamplerSet = None,
     batch_size: BatchSize = 64,
     ema: Ema = True,
     device: DeviceOption = Device.auto,
@@ -132,6 +134,7 @@ def sample(
         eta=ddim_eta,
         guidance=guidance,
         batch_size=batch_size,
+        overrides=tuple(overrides or ()),
     )
     output.check_output(out, (".png", ".npz"), folder_allowed=True)
 
@@ -158,6 +161,7 @@ def gif(
     steps: Steps = None,
     ddim_eta: Eta = None,
     guidance: Guidance = None,
+    overrides: SamplerSet = None,
     batch_size: BatchSize = 64,
     ema: Ema = True,
     fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.", callback=finite)] = 10,
@@ -183,6 +187,7 @@ def gif(
         eta=ddim_eta,
         guidance=guidance,
         batch_size=batch_size,
+        overrides=tuple(overrides or ()),
     )
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
 
@@ -224,6 +229,7 @@ def fid(
     steps: Steps = None,
     ddim_eta: Eta = None,
     guidance: Guidance = None,
+    overrides: SamplerSet = None,
     batch_size: BatchSize = 64,
     ema: Ema = True,
     device: DeviceOption = Device.auto,
@@ -244,6 +250,7 @@ def fid(
         eta=ddim_eta,
         guidance=guidance,
         batch_size=batch_size,
+        overrides=tuple(overrides or ()),
     )
     job = score.Job(tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema)
     job.check()

@@ -31,6 +31,15 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable.", show_default="nothing"),
 ]
+SamplerSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="sampler.KEY=VALUE",
+        help="Override one key of the sampler; repeatable.",
+        show_default="nothing",
+    ),
+]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
 Nproc = Annotated[int, typer.Option(min=1, help="Worker processes on this machine, started through torchrun.")]
 Ckpt = Annotated[Path, typer.Option("--ckpt", help="Run directory, checkpoint folder or ema.safetensors file.")]

@@ -3,7 +3,7 @@
 Image i of a request starts from seed + i, and everything random about it (its noise, its random label) follows from that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -40,6 +40,7 @@ class SampleOptions(Config):
     eta: float | None = Field(None, ge=0, le=1)
     guidance: float | None = None
     batch_size: int = Field(64, ge=1)
+    overrides: tuple[str, ...] = ()  # sampler.KEY=VALUE
 
 
 @dataclass(frozen=True)
@@ -140,14 +141,14 @@ def request(model: Model, options: SampleOptions) -> Request:
     except ValueError as error:
         problem = str(error).partition("; ")[0]
         raise UserError(f"--guidance for {model.path}: {problem}", "use --guidance 1, which is off") from None
-    sampler = choose_sampler(model.preset.sampler, options, task)
+    sampler = choose_sampler(model, options, task)
     n = options.n or (len(model.classes or ()) if options.labels == "all" else DEFAULT_N)
     return Request(model, n, options.seed, choose_labels(model, options, n), sampler, guidance, options.batch_size)
 
 
-def choose_sampler(trained: Sampler, options: SampleOptions, task: DiffusionConfig) -> Sampler:
-    """The checkpoint's sampler with --sampler, --steps and --ddim-eta applied."""
-    wanted: dict[str, Any] = trained.model_dump()
+def choose_sampler(model: Model, options: SampleOptions, task: DiffusionConfig) -> Sampler:
+    """The checkpoint's sampler with --sampler, --steps, --ddim-eta and --set sampler.KEY=VALUE applied."""
+    wanted: dict[str, Any] = model.preset.sampler.model_dump()
     kind = options.sampler or ("ddim" if options.eta is not None else wanted["kind"])
     if kind != wanted["kind"]:
         wanted = {"kind": kind, "steps": wanted["steps"]}
@@ -164,12 +165,25 @@ def choose_sampler(trained: Sampler, options: SampleOptions, task: DiffusionConf
     except ValidationError as error:
         kinds = [tag.strip(" '") for tag in error.errors()[0].get("ctx", {}).get("expected_tags", "").split(",")]
         raise UserError(f"--sampler {kind}: no such sampler", did_you_mean(kind, kinds)) from None
+    if options.overrides:
+        sampler = overridden(model, sampler, options.overrides)
     try:
         sampler.times(task.schedule)
     except UserError as error:  # more steps than the schedule has
         flag = f"--steps {options.steps}" if options.steps else f"--sampler {kind}"
         raise UserError(f"{flag}: {error.problem}", error.hint) from None
     return sampler
+
+
+def overridden(model: Model, sampler: Sampler, overrides: Sequence[str]) -> Sampler:
+    """`--set sampler.KEY=VALUE`, validated as in a preset; what was trained stays as it is."""
+    for item in overrides:
+        if not item.startswith("sampler."):
+            raise UserError(
+                f"--set {item}: sampling changes sampler.* keys only", "train another model to change the rest"
+            )
+    raw = model.preset.model_dump(mode="json") | {"sampler": sampler.model_dump(mode="json")}
+    return preset.build(raw, str(model.path), overrides).sampler
 
 
 def choose_labels(model: Model, options: SampleOptions, n: int) -> Tensor | None:

@@ -263,3 +263,29 @@ def test_noise_of_a_seed_starts_every_sampler(trained: Path) -> None:
     req.task.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     next(iter(req.task.trajectory(req.batch(range(2)), req.seeds(range(2)), req.sampler, req.guidance)))
     assert torch.equal(seen[0], Noise([11, 12], torch.device("cpu"))(torch.empty(2, 1, 8, 8)))
+
+
+def test_set_changes_any_key_of_the_sampler(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    images = {}
+    for variance in ("small", "large"):
+        out = tmp_path / f"{variance}.npz"
+        options = "--sampler", "ddpm", "--steps", 5, "--set", f"sampler.variance={variance}"
+        assert cli("sample", "--ckpt", trained, "--n", 2, "--out", out, *options).code == 0
+        assert json.loads(out.with_suffix(".json").read_text())["sampler"]["variance"] == variance
+        images[variance] = np.load(out)["arr_0"]
+    assert not np.array_equal(images["small"], images["large"])
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ("task.target=eps", ["task.target=eps", "sampler.*"]),
+        ("sampler.variance=learned", ["learn_variance"]),
+        ("sampler.varianse=small", ["varianse", "did you mean 'variance'"]),
+    ],
+)
+def test_set_refuses_what_sampling_cannot_change(
+    cli: Cli, trained: Path, tmp_path: Path, item: str, words: list[str]
+) -> None:
+    outcome = cli("sample", "--ckpt", trained, "--sampler", "ddpm", "--set", item, "--out", tmp_path / "a.png")
+    outcome.refused(*words)
