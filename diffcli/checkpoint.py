@@ -7,7 +7,6 @@ record also travels in the header of ema.safetensors, so that this one file can 
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffcli.config import UserError
+from diffcli.digest import sha256
 
 FORMAT = 1
 RECORD = "checkpoint.json"
@@ -142,12 +142,6 @@ def is_whole(path: Path) -> bool:
         )
     except (OSError, ValueError):
         return False
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _another(path: Path) -> str:

@@ -25,6 +25,7 @@ from diffcli.cli_options import (
     N,
     Nproc,
     Out,
+    ResumeSet,
     SamplerOption,
     SamplerSet,
     Seed,
@@ -89,7 +90,7 @@ def resume(
     steps: Annotated[
         int | None, typer.Option(min=1, help="train.steps: updates in all.", show_default="the run's")
     ] = None,
-    overrides: Set = None,
+    overrides: ResumeSet = None,
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:

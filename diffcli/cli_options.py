@@ -31,6 +31,15 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable.", show_default="nothing"),
 ]
+ResumeSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one train.* key, or data.root where the data moved; repeatable.",
+        show_default="nothing",
+    ),
+]
 SamplerSet = Annotated[
     list[str] | None,
     typer.Option(

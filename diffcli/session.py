@@ -24,7 +24,7 @@ TRACEBACKS = "DIFFCLI_TRACEBACK"  # set it to see where a user's error was raise
 def run(app: typer.Typer) -> int:
     """Runs the command line; returns 0, 2 for the user's mistakes, 130 for interruption. Other exceptions pass: exit code 1."""
     try:
-        code = typer.main.get_command(app)(standalone_mode=False)
+        code = typer.main.get_command(app)(prog_name="diffcli", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffcli import __version__, checkpoint, preset
 from diffcli.config import Config, UserError, did_you_mean
 from diffcli.diffusion.samplers import AnySampler, Sampler
+from diffcli.digest import sha256
 from diffcli.engine.distributed import Group
 from diffcli.engine.images import to_uint8
 from diffcli.engine.state import load_weights, place
@@ -123,7 +124,7 @@ def load_model(path: Path, device: torch.device, use_ema: bool = True) -> Model:
     task = place(built, device, "fp32").eval().requires_grad_(False)
     file = found if found.is_file() else found / f"{part}.safetensors"
     classes = tuple(record["classes"]) if record.get("classes") else None
-    return Model(found, record["step"], resolved, task, classes, use_ema, checkpoint.sha256(file))
+    return Model(found, record["step"], resolved, task, classes, use_ema, sha256(file))
 
 
 def request(model: Model, options: SampleOptions) -> Request:

@@ -23,6 +23,7 @@ from diffcli.data.datasets import DataConfig, Shards
 from diffcli.data.listing import Split
 from diffcli.data.pixels import SUFFIXES, channels_first, open_image
 from diffcli.data.shards import DATASET, is_prepared, open_shards
+from diffcli.digest import sha256
 from diffcli.metrics.statistics import Statistics
 
 Images = tuple[Tensor, Tensor | None]  # uint8 (B, C, H, W), C = 1 or 3; labels int64 (B,) where there are any
@@ -154,9 +155,9 @@ def npz_source(path: Path) -> Source:
 def fingerprint(path: Path) -> str:
     """Identifies content: a file and a prepared set by digest, a folder by the names, sizes and times of its files."""
     if path.is_file():
-        return checkpoint.sha256(path)
+        return sha256(path)
     if is_prepared(path):
-        return checkpoint.sha256(path / DATASET)
+        return sha256(path / DATASET)
     total = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         stat = file.stat()

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffcli import __version__, checkpoint
+from diffcli import __version__
 from diffcli.diffusion.samplers import Ddim
+from diffcli.digest import sha256
 from diffcli.engine.distributed import Group, join
 from diffcli.engine.images import GAP
 from diffcli.engine.sample import SampleOptions, class_id, load_model, request
@@ -179,7 +180,7 @@ def test_the_sidecar_says_all_that_draws_the_images_again(cli: Cli, trained: Pat
         "checkpoint": str(trained / LAST),
         "step": 4,
         "ema": True,
-        "weights_sha256": checkpoint.sha256(weights),
+        "weights_sha256": sha256(weights),
         "n": 3,
         "seeds": [9, 10, 11],
         "sampler": {"kind": "ddim", "steps": 2, "eta": 0.5, "spacing": "uniform"},
