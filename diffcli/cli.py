@@ -5,7 +5,6 @@ Exit codes: 0 done; 2 the user's mistake; 130 interrupted after saving; 1 anythi
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -310,4 +309,4 @@ def options(
 
 def main() -> NoReturn:
     """Runs a command and exits with the code that the contract gives to its outcome."""
-    sys.exit(session.run(app))
+    session.leave(session.run(app))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -34,6 +34,19 @@ def run(app: typer.Typer) -> int:
         return 0
     except Exception as error:
         return _exit_code(error)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with an exit code.
+
+    A worker skips the interpreter's finalisation: a thread of its process group that then still wants the interpreter would
+    abort the process ("terminate called without an active exception"), and a run that is done would count as failed.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _exit_code(error: Exception) -> int:
