@@ -4,6 +4,7 @@ Contract: a conditioner reads named fields of the batch and returns one tensor f
 become the learned null row; that one mask serves condition dropout in training and the null branch of guidance.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -33,7 +34,7 @@ class CondShape(NamedTuple):
     spatial: int = 0
 
 
-class Conditioner(nn.Module):
+class Conditioner(nn.Module, ABC):
     """One condition: `slot` says where it enters the network, `dim` how wide it is there."""
 
     slot: ClassVar[Slot]
@@ -42,9 +43,9 @@ class Conditioner(nn.Module):
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raise `UserError` where the batch holds a value that this conditioner cannot take; reads CPU tensors only."""
 
+    @abstractmethod
     def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Tensor:
         """The slot's tensor for B samples; rows with keep (B,) bool False are the null. `like`: x, for its size."""
-        raise NotImplementedError
 
 
 class ClassConditioner(Conditioner):

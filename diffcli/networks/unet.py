@@ -6,6 +6,7 @@ W work: sizes round up on the way down, and the way up returns to the size of th
 Source: Dhariwal & Nichol 2021 (arXiv 2105.05233); Nichol & Dhariwal 2021 (arXiv 2102.09672).
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, cast
 
@@ -36,9 +37,9 @@ BlockName = Literal["res", "attention"]
 class NetworkConfig(Config):
     """What builds a denoising network."""
 
+    @abstractmethod
     def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> nn.Module:
         """A module with forward(x (B, C, H, W), time (B,), cond: Conditioning) -> (B, out_channels, H, W)."""
-        raise NotImplementedError
 
 
 class UNetConfig(NetworkConfig):

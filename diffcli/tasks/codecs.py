@@ -1,5 +1,6 @@
 """Codecs: the way from images in [-1, 1] to the space that diffusion runs in, and back. Pixels are a codec too."""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 from torch import Tensor, nn
@@ -7,20 +8,20 @@ from torch import Tensor, nn
 from diffcli.config import Config, ImageShape
 
 
-class Codec(nn.Module):
+class Codec(nn.Module, ABC):
     """`encode` gives tensors of about unit variance; `bounded` says whether they lie in [-1, 1], so that x0 may be clipped."""
 
     channels: int
     downscale: int
     bounded: bool
 
+    @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> (B, channels, H / downscale, W / downscale)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """The inverse of `encode`, up to what the codec loses."""
-        raise NotImplementedError
 
 
 class PixelCodec(Codec):

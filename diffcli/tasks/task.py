@@ -4,6 +4,7 @@ A task owns every weight and knows its losses; it knows no optimizer, rank, file
 batch: `stream` holds one seed a sample, so a result does not depend on how samples were dealt to micro-batches or processes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ Batch = Mapping[str, Any]
 """Named fields: image (B, C, H, W) in [-1, 1], label, ... and, in training, index, position and stream, each (B,) int64."""
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What is trained."""
 
     phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer each, stepped in this order
@@ -39,17 +40,17 @@ class Task(nn.Module):
                 p.requires_grad_(True)
 
     @property
+    @abstractmethod
     def network_to_compile(self) -> nn.Module:
         """The module that takes nearly all of a step's time."""
-        raise NotImplementedError
 
     def check(self, batch: Batch) -> None:
         """Raises UserError where the data lack a field or hold a value that this task cannot take. For CPU batches."""
 
+    @abstractmethod
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Means over the batch: "loss", and named terms for the log; each ()."""
-        raise NotImplementedError
 
+    @abstractmethod
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] for the run log, one for each row of a batch of data."""
-        raise NotImplementedError
