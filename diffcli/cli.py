@@ -3,40 +3,16 @@
 Exit codes: 0 done; 2 the user's mistake; 130 interrupted after saving; 1 anything else. Data to stdout, talk to stderr.
 """
 
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from diffcli import __version__, session
-from diffcli.cli_options import (
-    BatchSize,
-    Ckpt,
-    Class,
-    Device,
-    DeviceOption,
-    Ema,
-    Eta,
-    FewN,
-    Guidance,
-    N,
-    Nproc,
-    Out,
-    ResumeSet,
-    SamplerOption,
-    SamplerSet,
-    Seed,
-    Set,
-    Show,
-    Steps,
-    finite,
-)
+from diffcli.cli_options import Device, DeviceOption, Nproc, ResumeSet, Set
 from diffcli.cli_presets import presets_app
-
-if TYPE_CHECKING:
-    from diffcli.engine.distributed import Group
+from diffcli.cli_sampling import fid, gif, sample
 
 app = typer.Typer(
     name="diffcli",
@@ -102,168 +78,8 @@ def resume(
     session.run_training(chosen, run, start, device, Launch(nproc))
 
 
-@app.command()
-def sample(
-    ckpt: Ckpt,
-    out: Out = Path("samples.png"),
-    n: N = None,
-    labels: Class = None,
-    seed: Seed = 0,
-    sampler: SamplerOption = None,
-    steps: Steps = None,
-    ddim_eta: Eta = None,
-    guidance: Guidance = None,
-    overrides: SamplerSet = None,
-    batch_size: BatchSize = 64,
-    ema: Ema = True,
-    device: DeviceOption = Device.auto,
-    nproc: Nproc = 1,
-) -> None:
-    """Draw images: a grid (.png), one file an image (a folder) or arrays (.npz)."""
-    from diffcli.console import track
-    from diffcli.engine import output
-    from diffcli.engine.distributed import Launch
-    from diffcli.engine.sample import SampleOptions, draw
-
-    options = SampleOptions(
-        n=n,
-        labels=labels,
-        seed=seed,
-        sampler=sampler,
-        steps=steps,
-        eta=ddim_eta,
-        guidance=guidance,
-        batch_size=batch_size,
-        overrides=tuple(overrides or ()),
-    )
-    output.check_output(out, (".png", ".npz"), folder_allowed=True)
-
-    def work(group: "Group") -> None:
-        req = session.open_request(ckpt, options, group, ema)
-        drawn = draw(req, group)
-        if group.leads:
-            output.write(out, track(drawn, req.n, "sampling"), req.describe())
-            print(out)
-        else:
-            list(drawn)
-
-    session.in_group(work, device, Launch(nproc))
-
-
-@app.command()
-def gif(
-    ckpt: Ckpt,
-    out: Out = Path("denoise.gif"),
-    n: FewN = None,
-    labels: Class = None,
-    seed: Seed = 0,
-    sampler: SamplerOption = None,
-    steps: Steps = None,
-    ddim_eta: Eta = None,
-    guidance: Guidance = None,
-    overrides: SamplerSet = None,
-    batch_size: BatchSize = 64,
-    ema: Ema = True,
-    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.", callback=finite)] = 10,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames in all, evenly spread.", show_default="the noise, then one a step")
-    ] = None,
-    show: Annotated[Show, typer.Option(help="The noisy x, or the x0 predicted from it.")] = Show.x,
-    device: DeviceOption = Device.auto,
-    nproc: Nproc = 1,
-) -> None:
-    """Animate the denoising of images (.gif, .mp4 or .webp)."""
-    from diffcli.console import track
-    from diffcli.engine import output
-    from diffcli.engine import sample as engine
-    from diffcli.engine.distributed import Launch
-
-    options = engine.SampleOptions(
-        n=1 if n is None and labels != "all" else n,
-        labels=labels,
-        seed=seed,
-        sampler=sampler,
-        steps=steps,
-        eta=ddim_eta,
-        guidance=guidance,
-        batch_size=batch_size,
-        overrides=tuple(overrides or ()),
-    )
-    output.check_output(out, output.ANIMATIONS, folder_allowed=False)
-
-    def work(group: "Group") -> None:
-        req = session.open_request(ckpt, options, group, ema)
-        total = engine.frame_count(req, show.value)
-        drawn = engine.frames(req, show.value, group)
-        if group.leads:
-            shown = output.pick(track(drawn, total, "frames"), total, frames)
-            output.write_animation(out, shown, fps, req.describe() | {"show": show.value})
-            print(out)
-        else:
-            list(drawn)
-
-    session.in_group(work, device, Launch(nproc))
-
-
-@app.command("fid")
-def fid(
-    sides: Annotated[
-        list[str] | None, typer.Argument(metavar="[A B]", help="Folder, .npz, prepared data or NAME:SPLIT.")
-    ] = None,
-    ckpt: Annotated[
-        Path | None, typer.Option("--ckpt", help="Score samples of this checkpoint instead of A.", show_default="none")
-    ] = None,
-    ref: Annotated[str | None, typer.Option(help="The reference.", show_default="the run's own training data")] = None,
-    n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
-    metrics: Annotated[str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy.")] = "fid",
-    features: Annotated[
-        str, typer.Option(help="inception, or the run directory of a diffcli classifier.")
-    ] = "inception",
-    weights: Annotated[
-        Path | None, typer.Option(help="File with the extractor's weights.", show_default="its cache")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
-    labels: Class = None,
-    seed: Seed = 0,
-    sampler: SamplerOption = None,
-    steps: Steps = None,
-    ddim_eta: Eta = None,
-    guidance: Guidance = None,
-    overrides: SamplerSet = None,
-    batch_size: BatchSize = 64,
-    ema: Ema = True,
-    device: DeviceOption = Device.auto,
-    nproc: Nproc = 1,
-) -> None:
-    """Score images, or samples of a checkpoint, against a reference: FID, KID, IS, precision, recall, accuracy."""
-    from diffcli.console import counting, say
-    from diffcli.engine import score
-    from diffcli.engine.distributed import Launch
-    from diffcli.engine.sample import SampleOptions
-
-    options = SampleOptions(
-        n=n,
-        labels=labels,
-        seed=seed,
-        sampler=sampler,
-        steps=steps,
-        eta=ddim_eta,
-        guidance=guidance,
-        batch_size=batch_size,
-        overrides=tuple(overrides or ()),
-    )
-    job = score.Job(tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema)
-    job.check()
-
-    def work(group: "Group") -> None:
-        with counting() as show:
-            report = job.run(group, show)
-        if report is not None:
-            for warning in report.warnings:
-                say(f"note:  {warning}")
-            print(json.dumps(report.as_dict()) if as_json else "\n".join(report.lines()))
-
-    session.in_group(work, device, Launch(nproc))
+for command in (sample, gif, fid):
+    app.command(command.__name__)(command)
 
 
 @app.command("prep-data")

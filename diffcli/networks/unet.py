@@ -6,7 +6,6 @@ W work: sizes round up on the way down, and the way up returns to the size of th
 Source: Dhariwal & Nichol 2021 (arXiv 2105.05233); Nichol & Dhariwal 2021 (arXiv 2102.09672).
 """
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, cast
 
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffcli.config import Config, ImageShape, UserError
+from diffcli.config import ImageShape, UserError
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.dropout import number_dropouts
 from diffcli.networks.layers import (
@@ -30,16 +29,9 @@ from diffcli.networks.layers import (
     Size,
     zero,
 )
+from diffcli.networks.network import NetworkConfig
 
 BlockName = Literal["res", "attention"]
-
-
-class NetworkConfig(Config):
-    """What builds a denoising network."""
-
-    @abstractmethod
-    def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> nn.Module:
-        """A module with forward(x (B, C, H, W), time (B,), cond: Conditioning) -> (B, out_channels, H, W)."""
 
 
 class UNetConfig(NetworkConfig):
@@ -224,6 +216,3 @@ class UNet(nn.Module):
 def image_size(x: Tensor) -> Size:
     """(H, W) of (B, C, H, W)."""
     return x.shape[2], x.shape[3]
-
-
-AnyNetwork = UNetConfig

@@ -14,7 +14,7 @@ from diffcli.diffusion.losses import AnyTimes, UniformTimes, denoising_loss
 from diffcli.diffusion.samplers import Sampler, Step
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.networks.conditioning import AnyConditioner, Conditioner, Conditioning, cond_shape, condition
-from diffcli.networks.unet import AnyNetwork
+from diffcli.networks.registry import AnyNetwork
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
 from diffcli.tasks.task import Batch, Task
