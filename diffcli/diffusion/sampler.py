@@ -1,0 +1,52 @@
+"""The contract of samplers: each a generator that walks from x_1 ~ N(0, 1) to x_0 and yields a Step after each move.
+
+Times stay on the CPU: no synchronisation.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+from pydantic import Field
+from torch import Tensor
+
+from diffcli.config import Config
+from diffcli.diffusion.denoiser import Denoise
+from diffcli.diffusion.schedule import Schedule
+from diffcli.diffusion.spacing import Spacing, grid
+from diffcli.noise import Noise
+
+
+class Step(NamedTuple):
+    """The state after a move: x at time t, and the x0 that was predicted on the way there."""
+
+    t: Tensor  # () float64
+    x: Tensor  # (B, C, *S)
+    x0: Tensor  # (B, C, *S)
+
+
+class Sampler(Config):
+    """Stateless, so the config is the sampler."""
+
+    evaluations: ClassVar[int] = 1  # of the network, for each step but the last
+
+    steps: int = Field(50, ge=1, description="moves from t = 1 to t = 0")
+    spacing: Spacing = "uniform"
+
+    @abstractmethod
+    def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
+        """Yields `steps` Steps, the last at t = 0. x: (B, C, *S) at t = 1; noise: one stream a sample."""
+
+    def times(self, schedule: Schedule) -> Tensor:
+        """(steps + 1,) float64 from 1 down to 0, strictly falling, each one a time that training visits."""
+        return grid(self.spacing, self.steps, schedule)
+
+    @property
+    def name(self) -> str:
+        """Its name in presets and on the command line."""
+        return str(self.model_dump(include={"kind"})["kind"])
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations for one image, guidance not counted: both its branches are one evaluation."""
+        return self.evaluations * (self.steps - 1) + 1
