@@ -91,7 +91,7 @@ class DiffusionTask(Task):
                 return halves(self.denoiser(torch.cat([x, x]), t, both))
 
             denoise = classifier_free(pair, guidance)
-        return clip_x0(denoise, schedule) if self.codec.bounded else denoise
+        return clip_x0(denoise, schedule, *self.codec.bounds) if self.codec.bounds else denoise
 
     def trajectory(self, batch: Batch, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Iterator[Step]:
         """Samples one image for each seed, in diffusion space; `decode` makes a Step's x or x0 an image."""
