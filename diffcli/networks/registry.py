@@ -1,5 +1,10 @@
 """Every network that a preset can name in `task.network.kind`."""
 
+from typing import Annotated
+
+from pydantic import Field
+
+from diffcli.networks.dit import DiTConfig
 from diffcli.networks.unet import UNetConfig
 
-AnyNetwork = UNetConfig
+AnyNetwork = Annotated[UNetConfig | DiTConfig, Field(discriminator="kind")]

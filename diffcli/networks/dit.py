@@ -1,0 +1,251 @@
+"""The diffusion transformer: forward(x (B, C, H, W), time (B,), cond) -> (B, out, H, W), H and W multiples of the patch.
+
+Patches become tokens; every block is told time and condition vector by adaLN-Zero: x + gate * f(norm(x) (1 + scale) + shift),
+with shift, scale and gate 0 at first, so that an untrained block is the identity. Parameters have the published names.
+Source: Peebles & Xie 2022 (arXiv 2212.09748); tokens by cross-attention as in Chen et al. 2023 (PixArt-alpha, 2310.00426).
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from math import gcd
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffcli.config import ImageShape, UserError
+from diffcli.networks.conditioning import Conditioning, CondShape
+from diffcli.networks.dropout import Dropout, number_dropouts
+from diffcli.networks.layers import attend, sinusoid, zero
+from diffcli.networks.network import NetworkConfig
+from diffcli.networks.patches import Rotation, patchify, rotate, rotation, sincos, unpatchify
+
+TIME_WIDTH = 256  # of the sinusoid of the time
+EPS = 1e-6  # of every norm
+
+
+class DiTConfig(NetworkConfig):
+    """The published sizes are S 384 wide, 12 deep, 6 heads; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28, 16; patch 2, 4 or 8."""
+
+    kind: Literal["dit"] = "dit"
+    patch: int = Field(2, ge=1, description="pixels along the edge of a token")
+    width: int = Field(768, ge=1)
+    depth: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1)
+    positions: Literal["sincos", "rotary"] = "sincos"  # rotary also runs well at sizes that were not trained
+    qk_norm: bool = False  # RMS norm of queries and keys (Dehghani et al. 2023, arXiv 2302.05442): stable at high rates
+    dropout: float = Field(0.0, ge=0, lt=1)
+    max_period: float = Field(10_000, gt=1, description="of the time's sinusoid; foreign weights may need another")
+
+    def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> "DiT":
+        self.check_patch(shape)
+        self.check_width()
+        return DiT(self, shape.channels, out_channels, cond)
+
+    def check_patch(self, shape: ImageShape) -> None:
+        side = gcd(shape.height, shape.width)
+        if side % self.patch:
+            raise UserError(
+                f"task.network.patch is {self.patch}, which does not divide the training size {shape.height}x{shape.width}",
+                f"choose a divisor of both sides: {listed(divisors(side))}, or change data.size",
+            )
+
+    def check_width(self) -> None:
+        if self.width % self.heads:
+            raise UserError(
+                f"task.network.heads is {self.heads}, which does not divide the width {self.width}",
+                f"choose a divisor of the width: {listed(divisors(self.width))}",
+            )
+        rotary = self.positions == "rotary"
+        channels = self.width // self.heads if rotary else self.width
+        if channels % 4:
+            what = f"width / heads is {channels}" if rotary else f"width is {channels}"
+            raise UserError(
+                f"task.network.positions is '{self.positions}', which needs a multiple of 4, but {what}",
+                f"set task.network.width to a multiple of {4 * self.heads}",
+            )
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+class Told(NamedTuple):
+    """What every block is told beside its tokens."""
+
+    emb: Tensor  # (B, D)   time and condition vector
+    tokens: Tensor | None  # (B, M, Dt)
+    rotation: Rotation | None
+    seeds: Tensor | None  # (B,) int64   streams of dropout
+
+
+class DiT(nn.Module):
+    """See the module's docstring; built by `DiTConfig`. A condition vector as wide as the network is added as it is."""
+
+    def __init__(self, config: DiTConfig, channels: int, out_channels: int, cond: CondShape) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.x_embedder = PatchEmbedder(channels + cond.spatial, width, config.patch)
+        self.t_embedder = TimeEmbedder(width, config.max_period)
+        self.y_embedder = nn.Linear(cond.vector, width) if cond.vector not in (0, width) else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, cond.tokens) for _ in range(config.depth))
+        self.final_layer = FinalLayer(width, config.patch**2 * out_channels)
+        self.apply(initialise)
+        number_dropouts(self)
+
+    def forward(self, x: Tensor, time: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
+        size, patch = (x.shape[2], x.shape[3]), self.config.patch
+        if size[0] % patch or size[1] % patch:
+            raise UserError(
+                f"images are {size[0]}x{size[1]}, which task.network.patch {patch} does not divide",
+                f"give sizes that are multiples of {patch}",
+            )
+        grid = (size[0] // patch, size[1] // patch)
+        emb = self.t_embedder(time)
+        if cond.vector is not None:
+            emb = emb + self.y_embedder(cond.vector)
+        h = self.x_embedder(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1)).float()  # (B, L, D)
+        turn = None
+        if self.config.positions == "sincos":
+            h = h + sincos(grid, self.config.width, x.device)
+        else:
+            turn = rotation(grid, self.config.width // self.config.heads, x.device)
+        told = Told(emb, cond.tokens, turn, cond.seeds)
+        for block in self.blocks:
+            h = block(h, told)
+        return unpatchify(self.final_layer(h, emb), patch, size)
+
+
+class PatchEmbedder(nn.Module):
+    """A linear layer on patches, its weight kept as the convolution of stride `patch` that it is."""
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, p * p * C)
+        return F.linear(patchify(x, self.proj.kernel_size[0]), weight, self.proj.bias)
+
+
+class TimeEmbedder(nn.Module):
+    """(B,) -> (B, D)."""
+
+    def __init__(self, width: int, max_period: float) -> None:
+        super().__init__()
+        self.max_period = max_period
+        self.mlp = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, time: Tensor) -> Tensor:
+        return self.mlp(sinusoid(time, TIME_WIDTH, self.max_period))
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm of x (B, L, D), then gain and offset of each sample, (B, D) each."""
+    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale[:, None]) + shift[:, None]
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention where there are tokens, and an MLP; each on a residual that starts at 0."""
+
+    def __init__(self, config: DiTConfig, tokens: int) -> None:
+        super().__init__()
+        width = config.width
+        self.attn = SelfAttention(width, config.heads, config.qk_norm)
+        self.cross_attn = CrossAttention(width, config.heads, tokens) if tokens else None
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                fc1=nn.Linear(width, 4 * width),
+                act=nn.GELU(approximate="tanh"),
+                fc2=nn.Linear(4 * width, width),
+            )
+        )
+        self.dropout1, self.dropout2 = Dropout(config.dropout), Dropout(config.dropout)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, told: Told) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(told.emb).chunk(6, dim=1)
+        h = self.attn(modulated_norm(x, shift1, scale1), told.rotation)
+        x = x + gate1[:, None] * self.dropout1(h, told.seeds)
+        if self.cross_attn is not None:
+            x = x + self.cross_attn(x, told.tokens)
+        h = self.mlp(modulated_norm(x, shift2, scale2))
+        return x + gate2[:, None] * self.dropout2(h, told.seeds)
+
+
+class SelfAttention(nn.Module):
+    """Attention of tokens (B, L, D) to each other."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.RMSNorm(width // heads, eps=EPS) if qk_norm else None
+        self.k_norm = nn.RMSNorm(width // heads, eps=EPS) if qk_norm else None
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, turn: Rotation | None) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1))  # (B, L, 3, heads, D / heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, L, D / heads) each
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q.float()), self.k_norm(k.float())
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        return self.proj(heads_attend(q.to(v), k.to(v), v))
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens (B, L, D) to those of the condition (B, M, Dt); its output is zero-initialised."""
+
+    def __init__(self, width: int, heads: int, tokens: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_linear = nn.Linear(width, width)
+        self.kv_linear = nn.Linear(tokens, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        q = self.q_linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv_linear(tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(heads_attend(q, k, v))
+
+
+def heads_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention, each argument (B, heads, L, D / heads), the result (B, L, D)."""
+    return attend(q.mT, k.mT, v.mT).flatten(1, 2).mT
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and the linear layer to the values of a patch."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(emb).chunk(2, dim=1)
+        return self.linear(modulated_norm(x, shift, scale))
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier for linear layers with biases 0; the time's layers normal, 0.02 wide; modulations and ends 0. For nn.Module.apply,
+    which comes to a module after its children."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+        nn.init.zeros_(cast(Tensor, module.bias))
+    elif isinstance(module, TimeEmbedder):
+        for layer in (module.mlp[0], module.mlp[2]):
+            nn.init.normal_(cast(nn.Linear, layer).weight, std=0.02)
+    elif isinstance(module, Block | FinalLayer):
+        zero(module.adaLN_modulation)
+        zero(module.linear if isinstance(module, FinalLayer) else nn.Identity())
+    elif isinstance(module, CrossAttention):
+        zero(module.proj)
