@@ -23,7 +23,7 @@ from diffcli.networks.network import NetworkConfig
 from diffcli.networks.patches import Rotation, patchify, rotate, rotation, sincos, unpatchify
 
 TIME_WIDTH = 256  # of the sinusoid of the time
-EPS = 1e-6  # of every norm
+EPS = 1e-6  # of every norm, but for `mlp_eps`
 
 
 class DiTConfig(NetworkConfig):
@@ -38,6 +38,8 @@ class DiTConfig(NetworkConfig):
     qk_norm: bool = False  # RMS norm of queries and keys (Dehghani et al. 2023, arXiv 2302.05442): stable at high rates
     dropout: float = Field(0.0, ge=0, lt=1)
     max_period: float = Field(10_000, gt=1, description="of the time's sinusoid; foreign weights may need another")
+    time_scale: float = Field(1.0, gt=0, description="times 0..1000 become 0..1000 * this; foreign weights may need it")
+    mlp_eps: float = Field(EPS, gt=0, description="of the norm before the MLP; foreign weights may need another")
 
     def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> "DiT":
         self.check_patch(shape)
@@ -93,7 +95,7 @@ class DiT(nn.Module):
         self.config = config
         width = config.width
         self.x_embedder = PatchEmbedder(channels + cond.spatial, width, config.patch)
-        self.t_embedder = TimeEmbedder(width, config.max_period)
+        self.t_embedder = TimeEmbedder(width, config.max_period, config.time_scale)
         self.y_embedder = nn.Linear(cond.vector, width) if cond.vector not in (0, width) else nn.Identity()
         self.blocks = nn.ModuleList(Block(config, cond.tokens) for _ in range(config.depth))
         self.final_layer = FinalLayer(width, config.patch**2 * out_channels)
@@ -138,18 +140,19 @@ class PatchEmbedder(nn.Module):
 class TimeEmbedder(nn.Module):
     """(B,) -> (B, D)."""
 
-    def __init__(self, width: int, max_period: float) -> None:
+    def __init__(self, width: int, max_period: float, scale: float) -> None:
         super().__init__()
         self.max_period = max_period
+        self.scale = scale
         self.mlp = nn.Sequential(nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, time: Tensor) -> Tensor:
-        return self.mlp(sinusoid(time, TIME_WIDTH, self.max_period))
+        return self.mlp(sinusoid(time * self.scale, TIME_WIDTH, self.max_period))
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float = EPS) -> Tensor:
     """Layer norm of x (B, L, D), then gain and offset of each sample, (B, D) each."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS) * (1 + scale[:, None]) + shift[:, None]
+    return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]
 
 
 class Block(nn.Module):
@@ -158,6 +161,7 @@ class Block(nn.Module):
     def __init__(self, config: DiTConfig, tokens: int) -> None:
         super().__init__()
         width = config.width
+        self.mlp_eps = config.mlp_eps
         self.attn = SelfAttention(width, config.heads, config.qk_norm)
         self.cross_attn = CrossAttention(width, config.heads, tokens) if tokens else None
         self.mlp = nn.Sequential(
@@ -176,7 +180,7 @@ class Block(nn.Module):
         x = x + gate1[:, None] * self.dropout1(h, told.seeds)
         if self.cross_attn is not None:
             x = x + self.cross_attn(x, told.tokens)
-        h = self.mlp(modulated_norm(x, shift2, scale2))
+        h = self.mlp(modulated_norm(x, shift2, scale2, self.mlp_eps))
         return x + gate2[:, None] * self.dropout2(h, told.seeds)
 
 
