@@ -96,6 +96,11 @@ class Preset(Config):
             found.append(
                 f"train.curve.warmup is {warmup}, so the {steps} steps of the run end before the full learning rate"
             )
+        if isinstance(self.task, DiffusionConfig) and self.task.coupling != "none" and self.task.conditioners:
+            found.append(
+                "task.coupling optimal_transport pairs noise with images whatever their condition, so that one condition is "
+                "trained on a part of the noise only, but sampled from all of it"
+            )
         schedule = self.task.schedule if isinstance(self.task, DiffusionConfig) else None
         if isinstance(schedule, Schedule) and schedule.leftover_signal > LEFTOVER_SIGNAL:
             found.append(

@@ -61,6 +61,20 @@ class Group:
         dist.all_gather(parts, tensor.contiguous())
         return parts if self.leads else []
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows (n, ...) of all ranks on every rank, in rank order; n may differ from rank to rank."""
+        if self.world == 1:
+            return rows
+        count = torch.tensor([len(rows)], device=rows.device)
+        counts = [torch.empty_like(count) for _ in range(self.world)]
+        dist.all_gather(counts, count)
+        most = max(int(c) for c in counts)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
+
     def barrier(self) -> None:
         """Waits for every rank."""
         if self.world > 1:

@@ -179,6 +179,7 @@ class Loop:
             prefix = "" if len(state.task.phases) == 1 else f"{phase}/"
             values |= {prefix + name: value for name, value in terms.items()} | {f"{prefix}grad_norm": norm}
         state.scaler.update()
+        state.task.after_update(self.group.gather_rows)
         state.ema.update(step)
         values["stop"] = torch.tensor(float(stopping), device=self.group.device)
         return step, list(values), self.group.mean(torch.stack(list(values.values())))

@@ -1,23 +1,35 @@
 """Diffusion as a task: codec, conditioners and denoiser joined; its loss, and the Denoise that samplers walk with."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffcli.config import Config, ImageShape
+from diffcli.diffusion.coupling import Coupling, paired
 from diffcli.diffusion.denoiser import Denoise, Denoiser, Prediction, Target
 from diffcli.diffusion.guidance import classifier_free, clip_x0
-from diffcli.diffusion.losses import AnyTimes, UniformTimes, denoising_loss
+from diffcli.diffusion.losses import denoising_loss
 from diffcli.diffusion.samplers import Sampler, Step
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
+from diffcli.diffusion.times import AnyTimes, LossAware, Times, UniformTimes
+from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, Distance, MinSnr, NoWeight, Weight
 from diffcli.networks.conditioning import AnyConditioner, Conditioner, Conditioning, cond_shape, condition
 from diffcli.networks.registry import AnyNetwork
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
 from diffcli.tasks.task import Batch, Task
+
+
+class Objective(NamedTuple):
+    """How images and noise are paired, at which times, and what an error there costs."""
+
+    times: Times = UniformTimes()
+    weight: Weight = NoWeight()
+    distance: Distance = L2()
+    coupling: Coupling = "none"
 
 
 class DiffusionTask(Task):
@@ -28,7 +40,7 @@ class DiffusionTask(Task):
         denoiser: Denoiser,
         codec: Codec,
         conditioners: Sequence[Conditioner],
-        times: AnyTimes,
+        objective: Objective,
         drop_condition: float,
         size: tuple[int, int],
     ) -> None:
@@ -36,7 +48,9 @@ class DiffusionTask(Task):
         self.denoiser = denoiser
         self.codec = codec
         self.conditioners = nn.ModuleList(conditioners)
-        self.times = times
+        self.objective = objective
+        self.history = objective.times.remember(denoiser.schedule)
+        self.drawn: list[tuple[Tensor, Tensor]] = []  # in this update: (position, index of t) int64 (B, 2), loss (B,)
         self.drop_condition = drop_condition
         self.size = size
 
@@ -56,12 +70,29 @@ class DiffusionTask(Task):
     def forward(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         x0 = self.codec.encode(batch["image"])
         chance = Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE)
-        t, weight = self.times.sample(chance.uniform(), batch["position"], self.denoiser.schedule)
+        times, weight, distance, coupling = self.objective
+        t, importance = times.sample(chance.uniform(), batch["position"], self.denoiser.schedule, self.history)
         keep = (chance.uniform() >= self.drop_condition).to(x0.device)
-        noise = Noise(batch["stream"], x0.device)
+        eps = Noise(batch["stream"], x0.device)(x0)
+        if coupling == "optimal_transport":
+            eps = paired(eps, x0)
         cond = self.condition(batch, keep, x0, seeds=batch["stream"].to(x0.device))
-        terms = denoising_loss(self.denoiser, x0, noise(x0), t, cond, weight)
+        terms = denoising_loss(self.denoiser, x0, eps, t, cond, weight, distance, self.codec.scale)
+        if self.history is not None and self.training:
+            index = (t * len(self.history.count)).round().long() - 1
+            self.drawn.append((torch.stack([batch["position"], index], dim=1), terms["loss"].detach()))
+        terms["loss"] = terms["loss"] * importance.to(terms["loss"])
         return {name: term.mean() for name, term in terms.items()}
+
+    def after_update(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Takes the losses of the global batch into the history, in order of position: however it was split, it is the same."""
+        if self.history is None:
+            return
+        where = gather(torch.cat([drawn for drawn, _ in self.drawn]).to(self.device))
+        losses = gather(torch.cat([loss for _, loss in self.drawn]))
+        self.drawn.clear()
+        order = where[:, 0].argsort()
+        self.history.record(where[order, 1], losses[order])
 
     def condition(self, batch: Batch, keep: Tensor, like: Tensor, seeds: Tensor | None = None) -> Conditioning:
         """What the network is told of a batch; rows with keep False get the null condition."""
@@ -137,22 +168,46 @@ class DiffusionConfig(Config):
     drop_condition: float = Field(0.0, ge=0, lt=1, description="share of samples trained without their condition")
     codec: AnyCodec = PixelCodecConfig()
     times: AnyTimes = UniformTimes()
+    weight: AnyWeight = NoWeight()
+    distance: AnyDistance = L2()
+    coupling: Coupling = "none"
 
     @model_validator(mode="after")
     def _agree(self) -> "DiffusionConfig":
-        if self.target == "eps" and self.schedule.kind == "flow":
+        if self.target == "eps" and self.schedule.leftover_signal == 0:
             raise ValueError(
-                "target 'eps' cannot give x0 at t = 1 on the flow schedule, where no signal is left; "
+                f"target 'eps' cannot give x0 at t = 1 on the {self.schedule.kind} schedule, where no signal is left; "
                 "set task.target to flow, v or x0"
             )
         if self.learn_variance and not isinstance(self.schedule, DiscreteSchedule):
             raise ValueError(
-                "learn_variance needs a discrete schedule, flow has no steps; set task.learn_variance to false"
+                f"learn_variance needs a discrete schedule, {self.schedule.kind} has no steps; "
+                "set task.learn_variance to false"
             )
         if self.drop_condition > 0 and not self.conditioners:
             raise ValueError(
                 f"drop_condition is {self.drop_condition} but there are no conditioners; "
                 "set task.drop_condition to 0 or add one to task.conditioners"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_agrees(self) -> "DiffusionConfig":
+        discrete = isinstance(self.schedule, DiscreteSchedule)
+        if isinstance(self.times, LossAware) and not discrete:
+            raise ValueError(
+                f"times 'loss_aware' remembers the losses of every step, the {self.schedule.kind} schedule has none; "
+                "set task.times.kind to stratified or logit_normal, or choose a discrete schedule"
+            )
+        if isinstance(self.weight, MinSnr) and not isinstance(self.distance, L2):
+            raise ValueError(
+                f"weight 'min_snr' is stated for squared errors, but distance is {self.distance.kind}; "
+                "set task.distance.kind to l2 or task.weight.kind to none"
+            )
+        if isinstance(self.weight, MinSnr) and discrete and self.schedule.leftover_signal == 0:
+            raise ValueError(
+                "weight 'min_snr' is 0 at t = 1 where no signal is left, so the step that sampling starts with would never be "
+                "trained; set task.weight.kind to none"
             )
         return self
 
@@ -164,4 +219,5 @@ class DiffusionConfig(Config):
         outputs = inner.channels * (2 if self.learn_variance else 1)
         network = self.network.build(inner, outputs, cond_shape(conditioners))
         denoiser = Denoiser(network, self.schedule, self.target, self.learn_variance)
-        return DiffusionTask(denoiser, codec, conditioners, self.times, self.drop_condition, shape[1:])
+        objective = Objective(self.times, self.weight, self.distance, self.coupling)
+        return DiffusionTask(denoiser, codec, conditioners, objective, self.drop_condition, shape[1:])

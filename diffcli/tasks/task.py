@@ -5,7 +5,7 @@ batch: `stream` holds one seed a sample, so a result does not depend on how samp
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -50,6 +50,12 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Means over the batch: "loss", and named terms for the log; each ()."""
+
+    def after_update(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """Called once an update, on every rank, after all micro-batches: what the task remembers of them beside its weights.
+
+        gather: rows (n, ...) of this rank -> those of all ranks, in rank order.
+        """
 
     @abstractmethod
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:

@@ -1,0 +1,25 @@
+"""Which noise is paired with which image: as drawn, or such that the pairs of a batch are close together.
+
+Optimal transport within a batch makes the paths from noise to data cross less, so that they are straighter and take fewer steps.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Coupling = Literal["none", "optimal_transport"]
+
+
+def paired(eps: Tensor, x0: Tensor) -> Tensor:
+    """The same noises in the order that makes sum |x0_i - eps_i|^2 least; both (B, C, *S).
+
+    It is a function of the micro-batch: what noise an image is given depends on the others in it, so that here, and only here, a
+    run split into other micro-batches or processes is another run.
+    Source: Pooladian et al. 2023 (arXiv 2304.14772), Tong et al. 2023 (arXiv 2302.00482), section 3.2.
+    """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and most runs do without
+
+    likeness = x0.flatten(1) @ eps.flatten(1).T  # |x0 - eps|^2 but for what no order changes
+    _, order = linear_sum_assignment(likeness.double().cpu().numpy(), maximize=True)
+    return eps[torch.from_numpy(order).to(eps.device)]
