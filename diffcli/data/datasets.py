@@ -152,6 +152,19 @@ class Shards(DataConfig):
         return held(FileImages(files, self.shape, files.labels, prepared.classes), self.in_memory)
 
 
+class NoData(DataConfig):
+    """The shape of images that are not here: the data of an imported model. channels: any number, so latents too."""
+
+    kind: Literal["none"] = "none"
+    channels: PositiveInt = 3  # type: ignore[assignment]  # wider than what a file of images can have
+
+    def build(self, split: Split) -> ImageData:
+        raise UserError(
+            "data.kind is 'none': the preset of an imported model has no images",
+            "name a reference or data: --ref for fid, --set data.kind=folder --data PATH to train",
+        )
+
+
 class TreeFiles:
     """The encoded images of a FileTree, by number."""
 
@@ -170,7 +183,7 @@ class TreeFiles:
         return read_location(self.locations[index])
 
 
-AnyData = Annotated[Digits | Mnist | Cifar10 | Folder | Shards, Field(discriminator="kind")]
+AnyData = Annotated[Digits | Mnist | Cifar10 | Folder | Shards | NoData, Field(discriminator="kind")]
 
 
 def at_root(config: DataConfig, root: Path) -> DataConfig:

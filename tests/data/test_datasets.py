@@ -14,12 +14,13 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from diffcli.config import ImageShape, UserError
-from diffcli.data.datasets import AnyData, Cifar10, DataConfig, Digits, Folder, Mnist, Shards, at_root
+from diffcli.data.datasets import AnyData, Cifar10, DataConfig, Digits, Folder, Mnist, NoData, Shards, at_root
 from diffcli.data.images import FileImages, MemoryImages
 from diffcli.data.prep import prepare
 from tests.data import making
 
-CONFIGS = {config.model_fields["kind"].default: config for config in get_args(get_args(AnyData)[0])}
+KINDS = {config.model_fields["kind"].default: config for config in get_args(get_args(AnyData)[0])}
+CONFIGS = {kind: config for kind, config in KINDS.items() if config is not NoData}
 
 
 def prepared(root: Path) -> Path:
@@ -248,3 +249,10 @@ def test_a_set_without_a_place_says_how_to_give_one(config: DataConfig):
     with pytest.raises(UserError, match=r"data\.root is not set") as caught:
         config.build("train")
     assert caught.value.hint == "type --data PATH (or --set data.root=PATH)"
+
+
+def test_data_of_an_imported_model_have_a_shape_and_no_images():
+    data = NoData(size=(8, 4), channels=5)
+    assert data.shape == (5, 8, 4)
+    with pytest.raises(UserError, match=r"data.kind is 'none'.*has no images"):
+        data.build("train")

@@ -1,0 +1,1 @@
+"""Other people's checkpoints: published weights in, folders for other libraries out."""

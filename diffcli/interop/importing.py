@@ -1,0 +1,271 @@
+"""Published weights in: a file or folder of other people becomes a preset and the tensors of its task.
+
+A diffusers folder says in its configuration what it is; a state dict does not, so a preset named by --as does. Every name and
+shape is checked before anything is made.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffcli import __version__, checkpoint
+from diffcli import preset as presets
+from diffcli.config import UserError
+from diffcli.interop import diffusers_unet, dit, openai, scheduler
+from diffcli.interop.foreign import Foreign, read_json
+from diffcli.interop.weights import Rule, Tensors, read, read_tensors
+from diffcli.networks.dit import DiT
+from diffcli.networks.unet import UNet
+from diffcli.preset import Preset
+from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
+
+CONFIG = "config.json"
+PIPELINE = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+NETWORKS = ("unet", "transformer")  # folders of a pipeline
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+MODELS = ("UNet2DModel", "DiTTransformer2DModel")
+STEPS = 100_000  # of a training that nobody asked for yet: a preset must say something
+
+
+class Imported(NamedTuple):
+    """A foreign model as ours."""
+
+    preset: Preset
+    tensors: dict[str, Tensor]  # of the task
+    classes: tuple[str, ...] | None
+    notes: tuple[str, ...]  # what the files do not say, and was taken for granted
+
+
+def load(path: Path, given: Preset | None) -> Imported:
+    """Reads a file or folder. given: the preset of --as. Raises UserError where anything does not fit."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder", "give a .pt or .safetensors file, or a diffusers folder")
+    return from_folder(path, given) if path.is_dir() else from_file(path, given)
+
+
+def save(imported: Imported, out: Path, source: Path) -> Path:
+    """Writes out/step-00000000, a checkpoint that sample, gif and fid take. Returns its path."""
+    check_empty(out)
+    record = {
+        "preset": imported.preset.model_dump(mode="json"),
+        "classes": imported.classes,
+        "version": __version__,
+        "imported_from": source.name,
+    }
+    return checkpoint.save(out, 0, {"ema": imported.tensors, "task": imported.tensors, "optimizer": {}}, record)
+
+
+def check_empty(out: Path) -> None:
+    """Raises UserError where something stands at --out already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: is not empty", "give a new or empty folder")
+
+
+def from_file(path: Path, given: Preset | None) -> Imported:
+    """A state dict: OpenAI's U-Nets, DiT and SiT, known by a name that only theirs has."""
+    theirs = read_tensors(path)
+    notes: tuple[str, ...] = ()
+    if dit.MARK in theirs and given is None:
+        given = built({"name": slug(path), **dit.derived(theirs, str(path))}, path)
+        notes = (f"{path.name} is taken for a DiT; a SiT, which has the same tensors, needs --as sit-xl-2",)
+    if dit.MARK not in theirs and openai.MARK not in theirs:
+        raise UserError(
+            f"{path}: its tensors ({', '.join(list(theirs)[:3])}, ...) are not those of a model that diffcli knows",
+            "give an improved- or guided-diffusion U-Net, a DiT or SiT, or the folder of a diffusers model",
+        )
+    if given is None:
+        raise UserError(
+            f"{path}: a U-Net of improved- or guided-diffusion does not tell its flags (heads, schedule, ...)",
+            "name the preset that does, such as --as imagenet64-adm, imagenet64-iddpm or cifar10-iddpm",
+        )
+    task = on_meta(given)
+    ours = task.state_dict()
+    network = task.denoiser.network
+    if dit.MARK in theirs and isinstance(network, DiT):
+        rules = dit_rules(given, network, ours, theirs, path)
+        return Imported(given, read(rules, theirs, ours, str(path), [dit.POSITIONS]), None, notes)
+    if openai.MARK in theirs and isinstance(network, UNet):
+        rules = openai.openai_rules(network, ours, null_row(given, theirs, openai.LABELS, path))
+        return Imported(given, read(rules, theirs, ours, str(path)), None, notes)
+    kind, name = ("dit", "DiT") if dit.MARK in theirs else ("unet", "U-Net")
+    raise UserError(
+        f"{path}: holds a {name}, but --as {given.name} has task.network.kind {network_of(given)['kind']!r}",
+        f"name a preset of the kind {kind}",
+    )
+
+
+def dit_rules(preset: Preset, network: DiT, ours: Tensors, theirs: Tensors, path: Path) -> list[Rule]:
+    """The rules for a DiT, or, where the preset is on the flow path, for a SiT."""
+    flow = diffusion(preset).target == "flow"
+    if flow and network.config.time_scale != dit.TIME_SCALE:
+        raise UserError(
+            f"{path}: SiT is told times from 0 to 1, but --as {preset.name} has task.network.time_scale "
+            f"{network.config.time_scale:g}",
+            f"set task.network.time_scale to {dit.TIME_SCALE:g} in that preset, as sit-xl-2 does",
+        )
+    if dit.POSITIONS in theirs:
+        dit.check_positions(theirs[dit.POSITIONS], network.config, str(path))
+    pixels = network.config.patch**2
+    outputs = theirs[f"{dit.FINAL}.bias"].numel() if f"{dit.FINAL}.bias" in theirs else 0
+    variance = outputs == 2 * pixels * preset.data.shape.channels
+    return dit.dit_rules(network.config, ours, null_row(preset, theirs, dit.LABELS, path), flow, variance)
+
+
+def from_folder(path: Path, given: Preset | None) -> Imported:
+    """A diffusers pipeline, or its network alone."""
+    index = read_json(path / PIPELINE) if (path / PIPELINE).is_file() else {}
+    folder = next((path / name for name in NETWORKS if index and (path / name / CONFIG).is_file()), path)
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"{path}: holds no {CONFIG} of a network",
+            "give the folder of a DDPMPipeline, UNet2DModel or DiT of diffusers",
+        )
+    values = read_json(folder / CONFIG)
+    name = values.get("_class_name")
+    if name not in MODELS:
+        raise UserError(
+            f"{folder / CONFIG}: _class_name is {name!r}", f"diffcli imports {' and '.join(MODELS)} of diffusers"
+        )
+    family = diffusers_unet if name == "UNet2DModel" else dit
+    config = Foreign(values, family.DEFAULTS, str(folder / CONFIG))
+    planned = path / SCHEDULER if index else path / "scheduler_config.json"
+    stated = read_json(planned) if planned.is_file() else None
+    notes = (
+        () if stated is not None or given else (f"{path} has no scheduler: taken for eps on linear betas, 1000 steps",)
+    )
+    raw = folder_tree(config, Foreign(stated or {}, scheduler.DEFAULTS, str(planned)), name == "UNet2DModel")
+    if given is not None:
+        check_agreement(
+            raw if stated is not None else {"task": {"network": raw["task"]["network"]}}, given, config.source
+        )
+    preset = given or built({"name": slug(path), **raw}, path)
+    theirs = diffusers_unet.current(read_tensors(weights_in(folder)))
+    tensors = folder_tensors(preset, config, theirs)
+    return Imported(preset, tensors, class_names(index), notes)
+
+
+def folder_tree(config: Foreign, plan: Foreign, unet: bool) -> dict[str, Any]:
+    """The raw preset, but for its name, that a diffusers configuration and scheduler describe."""
+    network = (diffusers_unet if unet else dit).read_config(config)
+    sampling = scheduler.read_scheduler(plan)
+    task, channels = sampling["task"], config.get("in_channels")
+    outputs = config.get("out_channels") or channels
+    if outputs not in (channels, 2 * channels):
+        raise config.refuse("out_channels", f"neither in_channels {channels} nor twice that, for a learned variance")
+    if not plan.values:
+        task["learn_variance"], sampling["sampler"]["variance"] = outputs == 2 * channels, "auto"
+    if task["learn_variance"] != (outputs == 2 * channels):
+        raise plan.refuse("variance_type", f"but the network has {outputs} outputs for {channels} channels")
+    steps = plan.get("num_train_timesteps")
+    network["time_scale"] = steps / 1000  # their index runs to steps - 1, ours to 1000
+    classes = config.get("num_class_embeds") if unet else config.get("num_embeds_ada_norm")
+    if classes is not None:
+        width = network["width"] * (4 if unet else 1)
+        task["conditioners"] = [{"kind": "class", "num_classes": classes, "dim": width}]
+        task["drop_condition"] = 0.0 if unet else 0.1
+    if channels not in (1, 3):
+        task["codec"]["clip"] = False  # latents
+    size = config.get("sample_size")
+    data = {"kind": "none", "size": size, "channels": channels}
+    return {"data": data, "task": {"kind": "diffusion", **task, "network": network}, "sampler": sampling["sampler"]}
+
+
+def folder_tensors(preset: Preset, config: Foreign, theirs: Tensors) -> dict[str, Tensor]:
+    """The tensors of a diffusers network as those of the preset's task."""
+    task = on_meta(preset)
+    ours, network = task.state_dict(), task.denoiser.network
+    if isinstance(network, DiT):
+        return read(dit.diffusers_rules(network.config, ours), theirs, ours, config.source)
+    assert isinstance(network, UNet)
+    null = null_row(preset, theirs, diffusers_unet.LABELS, Path(config.source))
+    rules = diffusers_unet.diffusers_rules(
+        network, ours, null, diffusers_unet.gone(config), sines_first=not config.get("flip_sin_to_cos")
+    )
+    return read(rules, theirs, ours, config.source)
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of a network's weights."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: holds none of {', '.join(WEIGHTS)}", "download the folder again, whole")
+
+
+def check_agreement(raw: Mapping[str, Any], given: Preset, source: str, key: str = "") -> None:
+    """Raises UserError at the first key of --as that says something else than their configuration."""
+    node: Any = given.model_dump(mode="json")
+    for part in filter(None, key.split(".")):
+        node = node.get(part) if isinstance(node, dict) else None
+    for name, value in raw.items():
+        here = f"{key}.{name}".strip(".")
+        if here in ("data.kind", "sampler", "task.network.dropout", "task.drop_condition", "task.conditioners"):
+            continue  # not the architecture, or checked with the tensors
+        if isinstance(value, Mapping):
+            check_agreement(value, given, source, here)
+        elif not isinstance(node, dict) or node.get(name) != value:
+            found = node.get(name) if isinstance(node, dict) else None
+            raise UserError(
+                f"{source}: means {here} {value!r}, but --as {given.name} has {found!r}",
+                "leave --as out, for the configuration says enough, or change that key of the preset",
+            )
+
+
+def null_row(preset: Preset, theirs: Tensors, labels: str, path: Path) -> bool:
+    """Whether their table of classes has a row for "no class" after those of the preset's classes."""
+    count = next((c.num_classes for c in diffusion(preset).conditioners if c.kind == "class"), None)
+    if count is None or labels not in theirs:
+        return False
+    null = len(theirs[labels]) == count + 1
+    if not null and diffusion(preset).drop_condition > 0:
+        raise UserError(
+            f"{path}: {labels} has {len(theirs[labels])} rows, but --as {preset.name} has {count} classes and "
+            f"task.drop_condition {diffusion(preset).drop_condition:g}, which needs one more for no class",
+            "set task.drop_condition to 0 in that preset, or task.conditioners.0.num_classes to fit",
+        )
+    return null
+
+
+def class_names(index: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes, where a pipeline has them."""
+    found = index.get("id2label")
+    if not isinstance(found, dict) or not found:
+        return None
+    names = {int(number): str(label).split(",")[0].strip() for number, label in found.items()}
+    return tuple(names[n] for n in range(len(names))) if sorted(names) == list(range(len(names))) else None
+
+
+def on_meta(preset: Preset) -> DiffusionTask:
+    """The preset's task without memory for its weights. Raises UserError where it is no diffusion model."""
+    diffusion(preset)
+    with torch.device("meta"):
+        task = preset.task.build(preset.data.shape)
+    assert isinstance(task, DiffusionTask)
+    return task
+
+
+def diffusion(preset: Preset) -> DiffusionConfig:
+    if not isinstance(preset.task, DiffusionConfig):
+        raise UserError(
+            f"--as {preset.name}: task.kind is '{preset.task.kind}'", "name the preset of a diffusion model"
+        )
+    return preset.task
+
+
+def network_of(preset: Preset) -> dict[str, Any]:
+    return diffusion(preset).network.model_dump()
+
+
+def built(raw: Mapping[str, Any], source: Path) -> Preset:
+    """The preset that was derived from a foreign configuration."""
+    return presets.build({**raw, "train": {"steps": STEPS}}, str(source))
+
+
+def slug(path: Path) -> str:
+    """A preset's name out of a file's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).lstrip("._-") or "imported"

@@ -1,0 +1,65 @@
+"""U-Nets of OpenAI's improved-diffusion and guided-diffusion, as a table of renamings.
+
+Their state dict tells no flags (image size, heads, schedule): a preset does, and every shape is checked against it.
+Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), Dhariwal & Nichol 2021 (arXiv 2105.05233); the layout of their code.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+
+from diffcli.interop.places import NETWORK, Place, class_rules, held, places
+from diffcli.interop.weights import Rule, Tensors, layer, layers
+from diffcli.networks.unet import UNet
+
+MARK = "input_blocks.0.0.weight"  # a name by which their files are known
+LABELS = "label_emb.weight"
+
+ENDS = {
+    "embedding.time.0": "time_embed.0",
+    "embedding.time.2": "time_embed.2",
+    "stem": "input_blocks.0.0",
+    "norm": "out.0",
+    "head": "out.2",
+}
+RES = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "modulate": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "skip": "skip_connection",
+}
+ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
+RESAMPLE = {"down": "op", "up": "conv"}
+
+
+def openai_rules(network: UNet, ours: Tensors, null: bool) -> list[Rule]:
+    """ours: the tensors of the task. null: whether their table of classes has a row for "no class"."""
+    rules = layers(NETWORK, "", ENDS)
+    for place, theirs in named(network):
+        mine = f"{NETWORK}.{place.name}"
+        match place.kind:
+            case "res":
+                rules += layers(mine, theirs, held(RES, mine, ours))
+            case "attention":
+                rules += layers(mine, theirs, ATTENTION)
+            case "resample":
+                rules += layer(f"{mine}.conv", f"{theirs}.{RESAMPLE[place.side]}")
+    return rules + class_rules(ours, LABELS, null)
+
+
+def named(network: UNet) -> Iterator[tuple[Place, str]]:
+    """Their blocks are numbered through: a new number wherever the encoder keeps an output or the decoder takes one in."""
+    sides = {"down": ("input_blocks", count(1)), "middle": ("middle_block", count()), "up": ("output_blocks", count())}
+    before: tuple[str, int, int] | None = None
+    number, inner = 0, 0
+    for place in places(network):
+        here = (place.side, place.level, place.stage)
+        side, numbers = sides[place.side]
+        enlarges = place.side == "up" and place.stage == -1  # follows in the sequence of the stage before it
+        if place.side == "middle" or (here != before and not enlarges):
+            number, inner = next(numbers), 0
+        else:
+            inner += 1
+        before = here
+        yield place, f"{side}.{number}" if place.side == "middle" else f"{side}.{number}.{inner}"

@@ -1,0 +1,84 @@
+"""Our U-Net seen as other libraries name its parts: every block with its side, level and stage, in the order of the pass.
+
+Their U-Nets hold the same blocks under other names, and add a class embedding to the time's as it is, where ours has a linear
+layer between (the identity, after an import).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffcli.config import UserError
+from diffcli.interop.weights import Rule, Tensors
+from diffcli.networks.layers import Attention, ConvResample, ResBlock
+from diffcli.networks.unet import UNet
+
+NETWORK = "denoiser.network"  # where a task keeps it
+CLASSES = "conditioners.0.embedding.weight"
+
+Kind = Literal["res", "attention", "resample"]
+KINDS: dict[type[nn.Module], Kind] = {ResBlock: "res", Attention: "attention", ConvResample: "resample"}
+
+
+class Place(NamedTuple):
+    """A block of our U-Net; `level` counts as the module list of its side does, `stage` within the level."""
+
+    name: str  # of the module, below the network
+    module: nn.Module
+    side: Literal["down", "middle", "up"]
+    level: int
+    stage: int  # -1: the resampling after the stages
+
+    @property
+    def kind(self) -> Kind:
+        """Raises UserError for a block that no other library has."""
+        if type(self.module) not in KINDS:
+            raise UserError(
+                f"task.network.blocks: {type(self.module).__name__} at {self.name} has no counterpart in other libraries",
+                "only networks of the blocks res and attention can be exchanged",
+            )
+        return KINDS[type(self.module)]
+
+
+def places(network: UNet) -> Iterator[Place]:
+    """Every block, in the order in which x passes them."""
+    yield from on_side(network, "down")
+    for stage, block in enumerate(network.middle.blocks):
+        yield Place(f"middle.blocks.{stage}", block, "middle", 0, stage)
+    yield from on_side(network, "up")
+
+
+def on_side(network: UNet, side: Literal["down", "up"]) -> Iterator[Place]:
+    for i, level in enumerate(network.get_submodule(side).children()):
+        for j, stage in enumerate(level.get_submodule("stages").children()):
+            for name, block in stage.get_submodule("blocks").named_children():
+                yield Place(f"{side}.{i}.stages.{j}.blocks.{name}", block, side, i, j)
+        resample = getattr(level, "resample", None)
+        if resample is not None:
+            yield Place(f"{side}.{i}.resample", resample, side, i, -1)
+
+
+def held(table: Mapping[str, str], block: str, ours: Tensors) -> dict[str, str]:
+    """The part of a table that our block has: one that keeps its width has no skip layer."""
+    return {mine: theirs for mine, theirs in table.items() if f"{block}.{mine}.weight" in ours}
+
+
+def class_rules(ours: Tensors, theirs: str, null: bool) -> list[Rule]:
+    """A table of class embeddings, where the model has classes; ours has a last row for "no class", and a layer behind.
+
+    null: whether theirs has that row too.
+    """
+    if CLASSES not in ours:
+        return []
+    behind = f"{NETWORK}.embedding.vector"
+
+    def take(table: Tensor) -> list[Tensor]:
+        width = table.shape[1]
+        return [torch.cat([table, torch.zeros(0 if null else 1, width)]), torch.eye(width), torch.zeros(width)]
+
+    def give(table: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+        return [(table if null else table[:-1]) @ weight.T + bias]
+
+    return [Rule((CLASSES, f"{behind}.weight", f"{behind}.bias"), (theirs,), take, give)]
