@@ -43,15 +43,9 @@ def save(root: Path, step: int, parts: Mapping[str, Tensors], record: Mapping[st
     newest checkpoint that does.
     """
     final = step_dir(root, step)
-    partial = _own(root, "partial", final)
     try:
-        _sweep(root)
-        partial.mkdir(parents=True)
-        _write(partial, parts, {"format": FORMAT, "step": step, **record})
-        _put(partial, final)
-        _flush(root)
+        _replace(final, {name: parts[name] for name in PARTS}, {"format": FORMAT, "step": step, **record})
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         kept = checkpoints(root)
         usable = f"{kept[-1]} stays usable" if kept else "no earlier checkpoint exists"
         raise UserError(
@@ -59,6 +53,42 @@ def save(root: Path, step: int, parts: Mapping[str, Tensors], record: Mapping[st
             f"free some disk space or mend the permissions of {root}, then resume the run",
         ) from error
     return final
+
+
+def save_average(folder: Path, weights: Tensors, record: Mapping[str, Any]) -> Path:
+    """Writes a checkpoint that can only be sampled from: `folder` with ema.safetensors and checkpoint.json. Returns its path.
+
+    record: that of a checkpoint, with its step. Never takes the place of a folder that is no checkpoint.
+    """
+    if folder.exists() and not (folder / RECORD).is_file():
+        raise UserError(f"{folder}: stands there and is no checkpoint", "give another folder with --out")
+    try:
+        _replace(folder, {"ema": weights}, {**_plain_record(record), "format": FORMAT})
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: cannot be written ({_reason(error)})", f"free some disk space or mend {folder.parent}"
+        ) from error
+    return folder
+
+
+def export(file: Path, weights: Tensors, record: Mapping[str, Any]) -> Path:
+    """Writes weights and their record as one .safetensors file that can be sampled from, whole or not at all."""
+    partial = _own(file.parent, "partial", file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(file.parent)
+        save_file(_plain(weights), partial, metadata=_header_of({**_plain_record(record), "format": FORMAT}))
+        _flush(partial)
+        partial.replace(file)
+        _flush(file.parent)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UserError(
+            f"{file}: cannot be written ({_reason(error)})",
+            f"free some disk space or mend the permissions of {file.parent}, then resume the run",
+        ) from error
+    return file
 
 
 def prune(root: Path, keep: int) -> None:
@@ -183,13 +213,36 @@ def _digests(record: Mapping[str, Any]) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
+def _plain_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what belongs to the files it came with."""
+    return {key: value for key, value in record.items() if key != "sha256"}
+
+
+def _header_of(body: Mapping[str, Any]) -> dict[str, str]:
+    return {HEADER: json.dumps(body, sort_keys=True)}
+
+
+def _replace(final: Path, parts: Mapping[str, Tensors], body: Mapping[str, Any]) -> None:
+    """Writes a checkpoint under a temporary name beside `final`, flushes it to disk and renames it; on failure nothing stays."""
+    root = final.parent
+    partial = _own(root, "partial", final)
+    try:
+        _sweep(root)
+        partial.mkdir(parents=True)
+        _write(partial, parts, body)
+        _put(partial, final)
+        _flush(root)
+    except (OSError, SafetensorError):
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def _write(folder: Path, parts: Mapping[str, Tensors], body: Mapping[str, Any]) -> None:
     """All files of a checkpoint, flushed to disk."""
     digests = {}
-    for name in PARTS:
+    for name, tensors in parts.items():
         path = folder / f"{name}.safetensors"
-        header = {HEADER: json.dumps(body, sort_keys=True)} if name == "ema" else {}
-        save_file(_plain(parts[name]), path, metadata=header)
+        save_file(_plain(tensors), path, metadata=_header_of(body) if name == "ema" else {})
         digests[path.name] = sha256(path)
     (folder / RECORD).write_text(json.dumps({**body, "sha256": digests}, indent=1, sort_keys=True) + "\n")
     for path in [*folder.iterdir(), folder]:
@@ -234,6 +287,8 @@ def _sweep(root: Path) -> None:
         owner = path.name.rpartition(".")[2]
         if owner == str(os.getpid()) or not _runs(owner):
             shutil.rmtree(path, ignore_errors=True)
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def _runs(pid: str) -> bool:

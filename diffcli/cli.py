@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from diffcli import __version__, session
+from diffcli.cli_convert import export, import_weights
 from diffcli.cli_options import Device, DeviceOption, Nproc, ResumeSet, Set
 from diffcli.cli_presets import presets_app
 from diffcli.cli_sampling import fid, gif, sample
@@ -78,8 +79,26 @@ def resume(
     session.run_training(chosen, run, start, device, Launch(nproc))
 
 
+@app.command()
+def ema(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of the run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoints, one an average.")],
+    std: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Widths in (0, 0.29), made from the snapshots that train.ema power stores.")
+    ] = "",
+    rate: Annotated[str, typer.Option(metavar="A,B,...", help="Rates of train.ema that the newest checkpoint keeps.")] = "",
+) -> None:
+    """Write averages of a run's weights as checkpoints that sample and fid take."""
+    from diffcli.engine.averages import write_averages
+
+    for written in write_averages(run_dir, numbers("--std", std), numbers("--rate", rate), out):
+        print(written)
+
+
 for command in (sample, gif, fid):
     app.command(command.__name__)(command)
+app.command("import")(import_weights)
+app.command("export")(export)
 
 
 @app.command("prep-data")
@@ -106,6 +125,16 @@ def prep_data(
         )
     reports = prepare(kind, source, out, size=size, workers=workers, limit=limit, strict=strict)
     print(watch_preparation(reports))
+
+
+def numbers(flag: str, text: str) -> list[float]:
+    """A comma list of numbers, each once."""
+    from diffcli.config import UserError
+
+    try:
+        return list(dict.fromkeys(float(word) for word in text.split(","))) if text else []
+    except ValueError:
+        raise UserError(f"{flag} {text}: is not a list of numbers", f"write for example {flag} 0.05,0.1") from None
 
 
 def version(asked: bool) -> None:

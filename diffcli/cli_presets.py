@@ -37,7 +37,7 @@ def presets_check(file: Annotated[str, typer.Argument(help="A preset's name or f
     """Validate a preset and print it resolved, with every default."""
     from diffcli import preset as presets
     from diffcli.console import say
-    from diffcli.engine.plan import build_on_meta
+    from diffcli.engine.state import build_on_meta
 
     chosen = presets.load(file)
     build_on_meta(chosen)

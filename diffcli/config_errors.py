@@ -51,11 +51,15 @@ def explain(
 
 
 def plain_path(tree: Any, loc: Sequence[int | str]) -> list[int | str]:
-    """pydantic's location without the tags of discriminated unions, which are no keys of the file."""
+    """pydantic's location without the tags of unions, which are no keys of the file."""
     path: list[int | str] = []
     node = tree
-    for part in loc:
-        if isinstance(node, dict) and part not in node and part == node.get("kind"):
+    for i, part in enumerate(loc):
+        if isinstance(node, dict):
+            tag = part not in node and (part == node.get("kind") or i + 1 < len(loc))
+        else:
+            tag = isinstance(part, str) and node is not None  # the form of a number or list
+        if tag:
             continue
         path.append(part)
         try:
@@ -98,6 +102,9 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 def _resolve(node: dict[str, Any], definitions: dict[str, Any], tree: Any) -> dict[str, Any]:
     kind = tree.get("kind") if isinstance(tree, dict) else None
     mapping = node.get("discriminator", {}).get("mapping", {})
+    forms = [form for form in node.get("oneOf", []) if "$ref" in form]
+    if isinstance(tree, dict) and not mapping and len(forms) == 1:  # a number, a list or this one record
+        node = forms[0]
     if isinstance(kind, str) and kind in mapping:
         node = {"$ref": mapping[kind]}
     if "$ref" in node:

@@ -1,10 +1,9 @@
-"""Optimizers, learning-rate curves and the moving average of the weights.
+"""Optimizers and learning-rate curves.
 
-Everything a resumed run needs of them is tensors by parameter name (`optimizer_tensors`, `restore_optimizer`); rates and averages
-are functions of the step, which counts optimizer updates from 1.
+Everything a resumed run needs of them is tensors by parameter name (`optimizer_tensors`, `restore_optimizer`); rates are
+functions of the step, which counts optimizer updates from 1.
 """
 
-import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -127,28 +126,6 @@ def restore_optimizer(
         # fused kernels walk memory: moments need the parameter's strides (channels last), the counter its device
         like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=parameter.device)
         optimizer.state[parameter][key] = like.detach().to(value.dtype).copy_(value)
-
-
-class Ema:
-    """Exponential moving average of a module's weights, in a copy of the module that is ready to sample from.
-
-    decay at update k is min(decay, (1 + k) / (10 + k)), so that early averages are not the initialisation. Buffers are copied.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._averaged: list[Tensor] = list(self.module.parameters())
-        self._source: list[Tensor] = list(module.parameters())
-        self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Takes in the weights after update `step` (1, 2, ...)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averaged, self._source, 1 - decay)
-        for averaged, source in self._buffers:
-            averaged.copy_(source)
 
 
 AnyOptimizer = Annotated[Adam | AdamW, Field(discriminator="kind")]

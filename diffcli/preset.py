@@ -16,6 +16,7 @@ from diffcli.config_errors import default_kind, explain, known_keys
 from diffcli.data.datasets import AnyData, DataConfig, at_root
 from diffcli.diffusion.samplers import AnySampler, Ddim, Ddpm, Sampler
 from diffcli.diffusion.schedule import Schedule
+from diffcli.ema import AnyEma
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion import DiffusionConfig
@@ -45,7 +46,7 @@ class TrainConfig(Config):
     optimizer: AnyOptimizer = AdamW()
     curve: AnyCurve = Constant()
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null clips nothing")
-    ema: float = Field(0.9999, ge=0, lt=1)
+    ema: AnyEma = 0.9999
     precision: Precision = "auto"
     compile: bool = False
     workers: int = Field(2, ge=0, description="processes that decode images where the data are not held in memory")

@@ -114,8 +114,8 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     """Trains or resumes, shows progress, and says how to go on where it was interrupted."""
     from diffcli.checkpoint import checkpoints
     from diffcli.engine.distributed import pick_device, speaks
-    from diffcli.engine.plan import build_on_meta
     from diffcli.engine.resume import changes
+    from diffcli.engine.state import build_on_meta
     from diffcli.engine.train import check_processes, train
 
     how.check()

@@ -1,4 +1,4 @@
-"""Learning-rate curves, the moving average, and optimizers that go on from their saved tensors bit for bit."""
+"""Learning-rate curves, and optimizers that go on from their saved tensors bit for bit."""
 
 import copy
 import math
@@ -17,7 +17,6 @@ from diffcli.optim import (
     AnyOptimizer,
     Constant,
     CosineDecay,
-    Ema,
     LinearDecay,
     OptimizerConfig,
     optimizer_tensors,
@@ -194,75 +193,6 @@ def test_state_that_fits_no_parameter_is_refused(tensors):
     module = network()
     with pytest.raises(UserError, match="fits no parameter of this preset"):
         restore_optimizer(AdamW().build(list(module.parameters())), names(module), tensors)
-
-
-def test_ema_is_the_weighted_mean_of_its_formula():
-    module = network()
-    ema, expected = Ema(module, 0.8), weights(module).double()
-    for step in range(1, 60):
-        with torch.no_grad():
-            for p in module.parameters():
-                p.add_(0.01 * step)
-        ema.update(step)
-        decay = min(0.8, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * weights(module).double()
-        torch.testing.assert_close(weights(ema.module).double(), expected, rtol=1e-5, atol=1e-5)
-    assert (1 + 1) / (10 + 1) < 0.2  # the first update takes in 82% of the new weights
-    assert (1 + 59) / (10 + 59) > 0.8  # and the last ones follow the decay asked for
-
-
-def test_early_averages_are_not_the_initialisation():
-    """With a decay of 0.9999 and no warm-up, 100 updates would leave 99% of the first weights."""
-    module = network()
-    ema = Ema(module, 0.9999)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.fill_(1.0)
-    before = weights(ema.module)
-    for step in range(1, 101):
-        ema.update(step)
-    assert (weights(ema.module) - 1).abs().max() < 1e-4 * (before - 1).abs().max()
-
-
-def test_buffers_are_copied_and_integers_stay_integers():
-    module = network()
-    ema = Ema(module, 0.999)
-    update(module, AdamW().build(list(module.parameters())), 0)
-    ema.update(1)
-    assert module[1].num_batches_tracked == 1
-    for own, source in zip(ema.module.buffers(), module.buffers(), strict=True):
-        assert torch.equal(own, source)
-        assert own.dtype == source.dtype
-
-
-def test_the_average_is_its_own_module_in_evaluation_mode_without_gradients():
-    module = network().train()
-    ema = Ema(module, 0.5)
-    assert not any(sub.training for sub in ema.module.modules())
-    assert not any(p.requires_grad for p in ema.module.parameters())
-    assert module.training
-    assert all(p.requires_grad for p in module.parameters())
-    before = weights(module)
-    ema.update(1)
-    assert torch.equal(weights(module), before)
-    assert all(a is not b for a, b in zip(ema.module.parameters(), module.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("memory_format", FORMATS, ids=["contiguous", "channels_last"])
-def test_the_average_goes_on_from_its_state_bit_for_bit(memory_format):
-    module = network(memory_format)
-    optimizer = AdamW(lr=0.01).build(list(module.parameters()))
-    ema = Ema(module, 0.9)
-    for step in range(1, 4):
-        update(module, optimizer, step)
-        ema.update(step)
-    resumed = Ema(module, 0.9)
-    resumed.module.load_state_dict({name: value.contiguous() for name, value in ema.module.state_dict().items()})
-    for step in range(4, 7):
-        update(module, optimizer, step)
-        ema.update(step)
-        resumed.update(step)
-    assert torch.equal(weights(ema.module), weights(resumed.module))
 
 
 @pytest.mark.parametrize("betas", [(1.0, 0.999), (0.9, 1.0), (-0.1, 0.999), (0.9, 1.5)])

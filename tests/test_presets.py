@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.engine.plan import build_on_meta, plan
+from diffcli.engine.plan import plan
+from diffcli.engine.state import build_on_meta
 from diffcli.optim import Adam, AdamW
 from tests.conftest import ROOT, TINY, changed
 

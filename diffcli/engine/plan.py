@@ -8,12 +8,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcli.config import UserError
+from diffcli.ema import averages
+from diffcli.engine.state import build_on_meta
 from diffcli.engine.train import autocast
 from diffcli.noise import Domain, derive
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task
 
-COPIES = 5  # float32 values a parameter: itself, its gradient, two moments of Adam, its average
+COPIES = 4  # float32 values a parameter, beside its averages: itself, its gradient, two moments of Adam
 
 
 def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
@@ -23,11 +25,11 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     parameters = sum(p.numel() for p in task.parameters())
     local = max(1, cfg.batch_size // (world * cfg.accumulate))
     flops, kept = measure(task, preset)
-    state, activations = parameters * 4 * COPIES, kept * local
+    state, activations = parameters * 4 * (COPIES + len(averages(cfg.ema))), kept * local
     facts = {
         "parameters": f"{parameters:,}",
         "flops": f"{flops / 1e9:.3g} GFLOP forward and backward an image, {flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
-        "memory": f"about {(state + activations) / 2**30:.2g} GiB a process: weights, gradients, moments and average "
+        "memory": f"about {(state + activations) / 2**30:.2g} GiB a process: weights, gradients, moments and averages "
         f"{state / 2**30:.2g}, activations of {local} images {activations / 2**30:.2g}",
     }
     try:
@@ -44,12 +46,6 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
         "previews": f"{run}/previews/step-{cfg.every.preview:08d}.png ..." if cfg.every.preview else "never",
         "checkpoints": f"{run}/checkpoints/step-{cfg.every.save or cfg.steps:08d} ..., the last {cfg.keep_last} kept",
     }
-
-
-def build_on_meta(preset: Preset) -> Task:
-    """The task without memory for its weights. Raises UserError where its parts contradict each other."""
-    with torch.device("meta"):
-        return preset.task.build(preset.data.shape)
 
 
 def measure(task: Task, preset: Preset) -> tuple[int, int]:

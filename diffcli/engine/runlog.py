@@ -1,6 +1,7 @@
 """A run directory and what is written into it: preset, log lines, TensorBoard, preview grids, checkpoints.
 
     RUN/ preset.yaml  log.jsonl  tensorboard/  previews/step-00001000.png  checkpoints/step-00001000/
+         snapshots/step-00001000-std-0.050.safetensors ... where train.ema is of the kind power
 
 A log line is a function of the step alone, but for `images_per_s` and `time`; a resumed run drops the lines past its start, so
 its log reads as if nothing had happened.
@@ -33,6 +34,7 @@ class RunDir:
         self.preset = path / "preset.yaml"
         self.log = path / "log.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.snapshots = path / "snapshots"
 
     def claim(self) -> None:
         """Makes the directory for a new run. Raises UserError where it holds a run, is in use or cannot be written."""

@@ -21,6 +21,8 @@ from diffcli import __version__, checkpoint
 from diffcli.config import RunFailed, UserError
 from diffcli.data.images import FileImages, ImageData
 from diffcli.data.loader import batches, on_device
+from diffcli.ema import PowerEma, snapshot_every
+from diffcli.engine.averages import set_aside_snapshots, store
 from diffcli.engine.distributed import Group, is_worker
 from diffcli.engine.resume import set_aside
 from diffcli.engine.runlog import RunDir, RunLog
@@ -104,6 +106,7 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
         if group.leads:
             with run.writing():
                 set_aside(run.checkpoints, start)
+                set_aside_snapshots(run, first)
     if group.leads:
         with run.writing():
             run.preset.write_text(dump(preset))
@@ -180,7 +183,7 @@ class Loop:
             values |= {prefix + name: value for name, value in terms.items()} | {f"{prefix}grad_norm": norm}
         state.scaler.update()
         state.task.after_update(self.group.gather_rows)
-        state.ema.update(step)
+        state.average(step)
         values["stop"] = torch.tensor(float(stopping), device=self.group.device)
         return step, list(values), self.group.mean(torch.stack(list(values.values())))
 
@@ -222,9 +225,11 @@ class Loop:
 
     def due(self, step: int) -> set[str]:
         """What is to be written after this step."""
-        every = self.cfg.every
-        due = {name for name in ("log", "preview", "save") if getattr(every, name) and step % getattr(every, name) == 0}
-        return due | {"log", "save"} if step == self.cfg.steps else due
+        often = {**self.cfg.every.model_dump(), "snapshot": snapshot_every(self.cfg.ema)}
+        due = {name for name, steps in often.items() if steps and step % steps == 0}
+        if step == self.cfg.steps:
+            due |= {"log", "save"} | ({"snapshot"} if often["snapshot"] else set())
+        return due
 
     def after(
         self, step: int, shown: dict[str, float], rate: float, due: set[str], stopping: bool, log: RunLog | None
@@ -241,6 +246,9 @@ class Loop:
         if "save" in due or stopping:
             told.append(str(checkpoint.save(self.run.checkpoints, step, self.state.parts(), self.record)))
             checkpoint.prune(self.run.checkpoints, self.cfg.keep_last)
+        if "snapshot" in due:
+            assert isinstance(self.cfg.ema, PowerEma)
+            told.append(str(store(self.run, step, self.state.emas, self.cfg.ema, self.record)))
         if "preview" in due:
             told.append(str(log.preview(step, self.preview())))
         return ", ".join(told)

@@ -23,7 +23,7 @@ from diffcli.data.datasets import Digits
 from diffcli.engine.tuning import auto_precision
 from tests.conftest import Cli, environment, in_subprocess
 
-COMMANDS = {"train", "resume", "sample", "gif", "fid", "prep-data", "presets"}
+COMMANDS = {"train", "resume", "sample", "gif", "fid", "ema", "prep-data", "presets"}
 
 OPTIONS = {
     "train": "--preset --set --data --run-dir --steps --seed --device --nproc --nnodes --node-rank --rdzv-endpoint --dry-run",
@@ -33,6 +33,7 @@ OPTIONS = {
     "--fps --frames --show",
     "fid": "--ckpt --ref --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --device --nproc "
     "--metrics --features --weights --json",
+    "ema": "--std --rate --out",
     "prep-data": "--out --size --workers --limit --resume --strict",
 }
 
