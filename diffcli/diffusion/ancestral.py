@@ -58,11 +58,37 @@ class Ddim(Sampler):
     eta: float = Field(0.0, ge=0, le=1)
 
     def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
-        for t, s in pairwise(self.times(schedule)):
-            p = denoise(x, t)
-            alpha_s, sigma_s = schedule.alpha_sigma(s)
-            var = self.eta**2 * transition(schedule, t, s).var_small
-            x = over(alpha_s, x) * p.x0 + over((sigma_s**2 - var).clamp(min=0).sqrt(), x) * p.eps
-            if self.eta > 0 and s > 0:
-                x = x + over(var.sqrt(), x) * noise(x)
-            yield Step(s, x, p.x0)
+        return _ddim(self.times(schedule), denoise, schedule, x, noise, self.eta)
+
+
+class Euler(Sampler):
+    """Euler's rule in sigma / alpha, which is DDIM(eta = 0) on every Gaussian path. Source: Karras et al. 2022, algorithm 1."""
+
+    kind: Literal["euler"] = "euler"
+
+    def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
+        return _ddim(self.times(schedule), denoise, schedule, x, noise, eta=0)
+
+
+class EulerAncestral(Sampler):
+    """Euler's rule to below the next time, then noise up to it: DDIM(eta) on every Gaussian path, here with eta 1 unless told.
+
+    Source: the ancestral step of k-diffusion, with sigma_down and sigma_up; the identity is Song et al. 2020, eq. 16.
+    """
+
+    kind: Literal["euler_ancestral"] = "euler_ancestral"
+    eta: float = Field(1.0, ge=0, le=1)
+
+    def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
+        return _ddim(self.times(schedule), denoise, schedule, x, noise, self.eta)
+
+
+def _ddim(times: Tensor, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise, eta: float) -> Iterator[Step]:
+    for t, s in pairwise(times):
+        p = denoise(x, t)
+        alpha_s, sigma_s = schedule.alpha_sigma(s)
+        var = eta**2 * transition(schedule, t, s).var_small
+        x = over(alpha_s, x) * p.x0 + over((sigma_s**2 - var).clamp(min=0).sqrt(), x) * p.eps
+        if eta > 0 and s > 0:
+            x = x + over(var.sqrt(), x) * noise(x)
+        yield Step(s, x, p.x0)

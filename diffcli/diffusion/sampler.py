@@ -23,6 +23,9 @@ class Step(NamedTuple):
     t: Tensor  # () float64
     x: Tensor  # (B, C, *S)
     x0: Tensor  # (B, C, *S)
+    evaluations: Tensor | None = (
+        None  # (B,) int64 so far for each image, where nobody knows them before: see Sampler.nfe
+    )
 
 
 class Sampler(Config):
@@ -47,6 +50,9 @@ class Sampler(Config):
         return str(self.model_dump(include={"kind"})["kind"])
 
     @property
-    def nfe(self) -> int:
-        """Network evaluations for one image, guidance not counted: both its branches are one evaluation."""
+    def nfe(self) -> int | None:
+        """Network evaluations for one image, guidance not counted: both its branches are one evaluation.
+
+        None where they depend on the image; the Steps then count them.
+        """
         return self.evaluations * (self.steps - 1) + 1

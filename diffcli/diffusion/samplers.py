@@ -8,11 +8,42 @@ from typing import Annotated
 
 from pydantic import Field
 
-from diffcli.diffusion.ancestral import Ddim, Ddpm
-from diffcli.diffusion.heun import Heun
-from diffcli.diffusion.multistep import DpmPlusPlus2M
+from diffcli.diffusion.ancestral import Ddim, Ddpm, Euler, EulerAncestral
+from diffcli.diffusion.heun import EdmHeun, Heun
+from diffcli.diffusion.multistep import DpmPlusPlus2M, DpmPlusPlus2MSde, DpmPlusPlus3M, Plms, UniPc
+from diffcli.diffusion.ode import Ode
 from diffcli.diffusion.sampler import Sampler, Step
 
-__all__ = ["AnySampler", "Ddim", "Ddpm", "DpmPlusPlus2M", "Heun", "Sampler", "Step"]
+__all__ = [
+    "AnySampler",
+    "Ddim",
+    "Ddpm",
+    "DpmPlusPlus2M",
+    "DpmPlusPlus2MSde",
+    "DpmPlusPlus3M",
+    "EdmHeun",
+    "Euler",
+    "EulerAncestral",
+    "Heun",
+    "Ode",
+    "Plms",
+    "Sampler",
+    "Step",
+    "UniPc",
+]
 
-AnySampler = Annotated[Ddpm | Ddim | Heun | DpmPlusPlus2M, Field(discriminator="kind")]
+AnySampler = Annotated[
+    Ddpm
+    | Ddim
+    | Euler
+    | EulerAncestral
+    | Heun
+    | EdmHeun
+    | Plms
+    | DpmPlusPlus2M
+    | DpmPlusPlus2MSde
+    | DpmPlusPlus3M
+    | UniPc
+    | Ode,
+    Field(discriminator="kind"),
+]

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from diffcli.config import Config
 
+CLEANEST = 1e-3  # where a walk along the straight path may leave for t = 0
+EDM_CLEANEST = 0.002 / 0.5  # Karras et al. 2022: their smallest sigma over their sigma_data
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the last step of a cosine schedule from being singular
 
 
@@ -39,7 +41,12 @@ class Schedule(Config):
 
     @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network is told at time t, in 0..1000."""
+        """What the network is told at time t: 0..1000, or what the schedule says that it is."""
+
+    @property
+    @abstractmethod
+    def cleanest(self) -> float:
+        """The smallest time in (0, 1] that training visits; on a continuous path, one where nothing visible is left to remove."""
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), falling in t; +inf at t = 0."""
@@ -56,15 +63,20 @@ class DiscreteSchedule(Schedule):
     """A schedule given by `steps` betas; anything between its steps is interpolated in log alpha-bar."""
 
     steps: int = Field(1000, ge=1, description="T, the number of diffusion steps trained")
+    zero_terminal_snr: bool = Field(False, description="shift and scale alpha so that it is exactly 0 at t = 1")
 
     @abstractmethod
     def betas(self) -> Tensor:
-        """beta_1..beta_T, float64 (T,), each in (0, 1)."""
+        """beta_1..beta_T before `zero_terminal_snr` moves them, float64 (T,), each in (0, 1)."""
 
     @property
     def log_alpha_bar(self) -> Tensor:
-        """log alpha-bar at 0, 1/T, ..., 1; float64 (T + 1,), strictly falling from 0."""
+        """log alpha-bar at 0, 1/T, ..., 1; float64 (T + 1,), strictly falling from 0, to -inf with `zero_terminal_snr`."""
         return _log_alpha_bar(self)
+
+    @property
+    def cleanest(self) -> float:
+        return 1 / self.steps
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha_bar = self._interpolate(t)
@@ -74,7 +86,8 @@ class DiscreteSchedule(Schedule):
         target = torch.nn.functional.logsigmoid(log_snr.double()).clamp(float(self.log_alpha_bar[-1]), 0)
         right = torch.searchsorted(-self.log_alpha_bar, -target).clamp(1, self.steps)
         low, high = self.log_alpha_bar[right - 1], self.log_alpha_bar[right]
-        return (right - 1 + (target - low) / (high - low)) / self.steps
+        share = torch.where(high.isinf(), -torch.expm1((target - low) / 2), (target - low) / (high - low))
+        return (right - 1 + share) / self.steps
 
     def snap(self, t: Tensor) -> Tensor:
         index = torch.floor(t.double() * self.steps + 0.5).clamp(1, self.steps)
@@ -92,12 +105,32 @@ class DiscreteSchedule(Schedule):
         nearest = position.round()
         position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # k / T * T is not always k
         left = position.floor().long().clamp(max=self.steps - 1)
-        return torch.lerp(self.log_alpha_bar[left], self.log_alpha_bar[left + 1], position - left)
+        low, high, share = self.log_alpha_bar[left], self.log_alpha_bar[left + 1], position - left
+        return torch.where(high.isinf(), low + 2 * torch.log1p(-share), torch.lerp(low, high, share))
+
+    @model_validator(mode="after")
+    def _has_a_step_to_rescale(self) -> Self:
+        if self.zero_terminal_snr and self.steps < 2:
+            raise ValueError("zero_terminal_snr leaves no signal at all with steps 1; set steps to 2 or more")
+        return self
 
 
 @cache  # not in the config, where comparing and copying would meet it
 def _log_alpha_bar(schedule: DiscreteSchedule) -> Tensor:
-    return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-schedule.betas()).cumsum(0)])
+    log_alpha_bar = torch.log1p(-schedule.betas()).cumsum(0)
+    if schedule.zero_terminal_snr:
+        log_alpha_bar = _zero_terminal(log_alpha_bar)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bar])
+
+
+def _zero_terminal(log_alpha_bar: Tensor) -> Tensor:
+    """alpha shifted to 0 at T and scaled to keep alpha_1; between T - 1 and T, where log alpha-bar is endless, alpha is linear.
+
+    Source: Lin et al. 2023, algorithm 1 (arXiv 2305.08891).
+    """
+    first, last = log_alpha_bar[0], log_alpha_bar[-1]
+    share = torch.expm1((log_alpha_bar - last) / 2) / torch.expm1((first - last) / 2)
+    return first + 2 * share.log()
 
 
 class Linear(DiscreteSchedule):
@@ -120,6 +153,19 @@ class ScaledLinear(DiscreteSchedule):
         return (roots.square() * (1000 / self.steps)).clamp(max=MAX_BETA)
 
 
+class Constant(DiscreteSchedule):
+    """One beta throughout: alpha-bar = 0.99^(1000 t) for every T, so beta is 0.01 at T = 1000.
+
+    That is the mean of Linear's betas, so both leave the same little signal, alpha = 0.0066, at t = 1.
+    Source: the constant choice in the code of Ho et al. 2020 (arXiv 2006.11239), there with 0.02.
+    """
+
+    kind: Literal["constant"] = "constant"
+
+    def betas(self) -> Tensor:
+        return torch.full((self.steps,), 1 - 0.99 ** (1000 / self.steps), dtype=torch.float64)
+
+
 class CurveSchedule(DiscreteSchedule):
     """A discrete schedule given by its alpha-bar curve; only betas are capped, nothing at the clean end."""
 
@@ -139,6 +185,15 @@ class Cosine(CurveSchedule):
 
     def alpha_bar(self, t: Tensor) -> Tensor:
         return torch.cos((t + 0.008) / 1.008 * (math.pi / 2)).square()
+
+
+class Sqrt(CurveSchedule):
+    """alpha-bar = 1 - sqrt(t + 1e-4): noise comes fast at the clean end. Source: Li et al. 2022, appendix A, arXiv 2205.14217."""
+
+    kind: Literal["sqrt"] = "sqrt"
+
+    def alpha_bar(self, t: Tensor) -> Tensor:
+        return 1 - (t + 1e-4).sqrt()
 
 
 class Sigmoid(CurveSchedule):
@@ -184,6 +239,45 @@ class Flow(Schedule):
     def network_time(self, t: Tensor) -> Tensor:
         return 1000 * t.double()
 
+    @property
+    def cleanest(self) -> float:
+        return CLEANEST
+
+
+class Edm(Schedule):
+    """EDM's path made variance-preserving for data of unit variance: sigma / alpha = sigma_max t^rho, so even t is Karras' grid.
+
+    sigma_max counts in deviations of the data: 160 is EDM's 80 over its sigma_data of 0.5. With target v the network regresses
+    what EDM's preconditioned one does (its sign turned). The network is told 1000 c_noise = 250 ln(sigma / alpha), 1269 at t = 1,
+    bounded below by its value at EDM's smallest sigma, -1380.
+    Source: Karras et al. 2022, eq. 5 and table 1 (arXiv 2206.00364).
+    """
+
+    kind: Literal["edm"] = "edm"
+    sigma_max: float = Field(160.0, gt=EDM_CLEANEST, description="sigma / alpha at t = 1, in deviations of the data")
+    rho: float = Field(7.0, gt=0)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = self.sigma_max * t.double() ** self.rho
+        alpha = (1 + ratio.square()).rsqrt()
+        return alpha, ratio * alpha
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return ((-log_snr.double() / 2).exp() / self.sigma_max).pow(1 / self.rho).clamp(max=1)
+
+    def snap(self, t: Tensor) -> Tensor:
+        return t.double()
+
+    def trained_time(self, u: Tensor) -> Tensor:
+        return 1 - u.double()
+
+    def network_time(self, t: Tensor) -> Tensor:
+        return 250 * (math.log(self.sigma_max) + self.rho * t.double().clamp(min=self.cleanest).log())
+
+    @property
+    def cleanest(self) -> float:
+        return float((EDM_CLEANEST / self.sigma_max) ** (1 / self.rho))
+
 
 class Transition(NamedTuple):
     """q(x_s | x_t, x0) = N(c_x x_t + c_x0 x0, var) with the two choices of variance that Ho et al. 2020 compare."""
@@ -208,4 +302,6 @@ def transition(schedule: Schedule, t: Tensor, s: Tensor) -> Transition:
     return Transition(c_x=ratio * keep, c_x0=alpha_s * beta / sigma_t**2, var_small=beta * keep, var_large=beta)
 
 
-AnySchedule = Annotated[Linear | ScaledLinear | Cosine | Sigmoid | Flow, Field(discriminator="kind")]
+AnySchedule = Annotated[
+    Linear | ScaledLinear | Cosine | Sigmoid | Sqrt | Constant | Flow | Edm, Field(discriminator="kind")
+]

@@ -1,6 +1,15 @@
-"""Time grids: which of the trained times a sampler visits on its way from 1 to 0."""
+"""Time grids: which of the trained times a sampler visits on its way from 1 to 0. Every last move ends at t = 0.
 
-from typing import Literal
+uniform, trailing  even in time, from 1; the two are one grid (Lin et al. 2023 call it trailing)
+leading            even in time, from the first trained time upwards, so the walk begins below 1
+linspace           even in time, from 1 to the first trained time
+log_snr            even in log SNR between the last and the first trained time
+karras             even in (sigma / alpha)^(1/7) between the two, but for a first move down to EDM's sigma_max where 1 is noisier
+Source: Lin et al. 2023, table 2 (arXiv 2305.08891); Lu et al. 2022 (arXiv 2206.00927); Karras et al. 2022, eq. 5.
+"""
+
+from collections.abc import Callable
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -8,34 +17,56 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.diffusion.schedule import DiscreteSchedule, Schedule
 
-Spacing = Literal["uniform", "log_snr"]
+Spacing = Literal["uniform", "trailing", "leading", "linspace", "log_snr", "karras"]
 
-CLEANEST = 1e-3  # where log-SNR spacing leaves a continuous path for t = 0
+RHO = 7  # Karras et al. 2022, appendix D.1
+NOISIEST = (
+    80 / 0.5
+)  # their sigma_max in deviations of the data; the grid would spend all steps above it where a path ends in pure noise
 
 
 def grid(spacing: Spacing, steps: int, schedule: Schedule) -> Tensor:
-    """(steps + 1,) float64 from 1 down to 0, strictly falling, each one a time that training visits."""
+    """(steps + 1,) float64 down to 0, strictly falling, each one a time that training visits.
+
+    The first is 1 but for `leading`, where a walk takes pure noise for x at its first time, as the code does that uses it.
+    """
     if isinstance(schedule, DiscreteSchedule) and steps > schedule.steps:
         raise UserError(
             f"sampler.steps is {steps}, more than the {schedule.steps} steps of the schedule",
             f"use --steps {schedule.steps} or fewer",
         )
-    if spacing == "uniform":
-        return schedule.snap(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
-    return _log_snr(steps, schedule)
+    match spacing:
+        case "uniform" | "trailing":
+            times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
+        case "leading":
+            stride = (1 - schedule.cleanest) / steps
+            if isinstance(schedule, DiscreteSchedule):
+                stride = schedule.steps // steps / schedule.steps
+            times = schedule.cleanest + stride * torch.arange(steps, dtype=torch.float64).flip(0)
+        case "linspace":
+            times = torch.linspace(1, schedule.cleanest, steps, dtype=torch.float64)
+        case "log_snr":
+            times = _even(steps, schedule, lambda y: y, lambda y: y)
+        case "karras":
+            most = NOISIEST ** (1 / RHO)
+            times = _even(steps, schedule, lambda y: (-y / 2 / RHO).exp().clamp(max=most), lambda y: -2 * RHO * y.log())
+        case _:
+            assert_never(spacing)
+    return torch.cat([schedule.snap(times), torch.zeros(1, dtype=torch.float64)])
 
 
-def _log_snr(steps: int, schedule: Schedule) -> Tensor:
-    """Uniform in log SNR from the first to the last trained time, then 0; Lu et al. 2022, arXiv 2206.00927."""
-    ends = torch.tensor([1.0 - CLEANEST, CLEANEST], dtype=torch.float64)
-    if isinstance(schedule, DiscreteSchedule):
-        ends = torch.tensor([1.0, 1 / schedule.steps], dtype=torch.float64)
-    high, low = schedule.log_snr(ends)
-    times = schedule.time(torch.linspace(high, low, steps, dtype=torch.float64))
+def _even(
+    steps: int, schedule: Schedule, scale: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """(steps,) times even in a function of log SNR, from 1 to the first trained time.
+
+    Where nothing is left of the signal at 1, evenness begins one trained time before it.
+    """
+    noisiest = 1.0 if schedule.leftover_signal > 0 else 1 - schedule.cleanest
+    high, low = scale(schedule.log_snr(torch.tensor([noisiest, schedule.cleanest], dtype=torch.float64)))
+    times = schedule.time(back(torch.linspace(high, low, steps, dtype=torch.float64)))
     times[0] = 1.0
-    if isinstance(schedule, DiscreteSchedule):
-        times = _distinct(schedule.snap(times), schedule.steps)
-    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+    return _distinct(schedule.snap(times), schedule.steps) if isinstance(schedule, DiscreteSchedule) else times
 
 
 def _distinct(times: Tensor, steps: int) -> Tensor:

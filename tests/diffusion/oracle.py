@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffcli.diffusion.denoiser import Denoise, Prediction, Target, coefficients, over
 from diffcli.diffusion.samplers import AnySampler, Sampler, Step
-from diffcli.diffusion.schedule import AnySchedule, DiscreteSchedule, Schedule
+from diffcli.diffusion.schedule import AnySchedule, Schedule
 from diffcli.noise import Noise
 
 
@@ -137,8 +137,7 @@ def time_from_network_time(schedule: Schedule, time: Tensor) -> Tensor:
         middle = (low + high) / 2
         above = schedule.network_time(middle) > time
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    t = schedule.snap(high)
-    return t if isinstance(schedule, DiscreteSchedule) else time.double() / float(schedule.network_time(torch.ones(())))
+    return schedule.snap(high)
 
 
 class Counting(Noise):

@@ -6,10 +6,23 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffcli.config import UserError
 from diffcli.diffusion.denoiser import Denoiser
-from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2M, Heun, Sampler
-from diffcli.diffusion.schedule import Cosine, DiscreteSchedule, Flow, Linear, Schedule, transition
+from diffcli.diffusion.samplers import (
+    Ddim,
+    Ddpm,
+    DpmPlusPlus2M,
+    DpmPlusPlus2MSde,
+    DpmPlusPlus3M,
+    EdmHeun,
+    Euler,
+    EulerAncestral,
+    Heun,
+    Ode,
+    Plms,
+    Sampler,
+    UniPc,
+)
+from diffcli.diffusion.schedule import Cosine, DiscreteSchedule, Edm, Flow, Linear, Schedule, transition
 from diffcli.noise import Noise
 from tests.diffusion.oracle import (
     SAMPLERS,
@@ -26,7 +39,11 @@ from tests.diffusion.oracle import (
 )
 
 CPU = torch.device("cpu")
-ORDER = {Ddim: 1, Heun: 2, DpmPlusPlus2M: 2}  # of the deterministic samplers; a new one states its own here
+FINE = [s for s in SCHEDULES if s.alpha_sigma(torch.tensor(s.cleanest))[1] < 0.05]  # one move removes their first noise
+# of the deterministic samplers; a new one states its own here. PLMS and 3M begin with a first-order step, whose error is of
+# second order, so that whole walks show 2; see test_multistep.py for what follows. A corrected UniPC-2 is of third order.
+ORDER = {Ddim: 1, Euler: 1, Heun: 2, EdmHeun: 2, Plms: 2, DpmPlusPlus2M: 2, DpmPlusPlus3M: 2, UniPc: 3}
+ADAPTIVE = (Ode,)  # deterministic too, but it follows a tolerance: see test_ode.py
 DATA = gaussian(0.3, 0.5)
 MIXTURE = Mixture((0.3, 0.7), (-0.8, 0.5), (0.2, 0.1))
 VARIANTS = [
@@ -34,7 +51,11 @@ VARIANTS = [
     Ddim(steps=8, eta=0.5),
     Ddim(steps=8, eta=1),
     Ddpm(steps=8, variance="large"),
+    EulerAncestral(steps=8, eta=0.5),
+    DpmPlusPlus2MSde(steps=8, eta=0.5),
+    EdmHeun(steps=8, s_churn=4, s_noise=1.003),
 ]
+PATHS = [*SCHEDULES, Linear(zero_terminal_snr=True)]
 
 
 def name(sampler: Sampler) -> str:
@@ -43,42 +64,6 @@ def name(sampler: Sampler) -> str:
 
 def start(batch: int = 1, size: int = 4) -> torch.Tensor:
     return Noise(range(batch), CPU)(torch.empty(batch, 1, size, size, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=kind)
-@pytest.mark.parametrize("steps", [1, 2, 7, 30, 333, 999, 1000])
-def test_times_fall_strictly_from_one_to_zero_through_trained_times(schedule, steps):
-    times = Ddim(steps=steps).times(schedule)
-    assert times.dtype == torch.float64
-    assert (times[0], times[-1], len(times)) == (1, 0, steps + 1)
-    assert (times.diff() < 0).all()
-    assert torch.equal(schedule.snap(times), times)
-    assert (times - torch.linspace(1, 0, steps + 1)).abs().max() <= 0.5 / 1000 + 1e-9  # none is skipped at either end
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=kind)
-@pytest.mark.parametrize("steps", [1, 2, 7, 20, 50, 333, 1000])
-def test_log_snr_times_fall_strictly_from_one_to_zero_through_trained_times(schedule, steps):
-    times = Ddim(steps=steps, spacing="log_snr").times(schedule)
-    assert (times[0], times[-1], len(times)) == (1, 0, steps + 1)
-    assert (times.diff() < 0).all()
-    assert torch.equal(schedule.snap(times), times)
-
-
-def test_log_snr_times_are_even_in_log_snr_between_the_ends():
-    times = Ddim(steps=20, spacing="log_snr").times(Flow())
-    gaps = Flow().log_snr(times[1:-1]).diff()
-    torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=1e-9, atol=0)
-    times = Ddim(steps=20, spacing="log_snr").times(Linear(steps=100_000))  # so many that snapping moves little
-    gaps = Linear(steps=100_000).log_snr(times[:-1]).diff()
-    torch.testing.assert_close(gaps[:15], gaps[:15].mean().expand(15), rtol=0.02, atol=0)
-
-
-@pytest.mark.parametrize("cls", SAMPLERS, ids=kind)
-def test_more_steps_than_were_trained_are_refused(cls):
-    with pytest.raises(UserError, match=r"sampler.steps is 11, more than the 10 steps") as raised:
-        cls(steps=11).times(Cosine(steps=10))
-    assert "--steps 10" in raised.value.hint
 
 
 @pytest.mark.parametrize("sampler", VARIANTS, ids=name)
@@ -91,22 +76,28 @@ def test_a_trajectory_visits_every_time_once_and_ends_at_zero(sampler, schedule)
 
 @pytest.mark.parametrize("cls", SAMPLERS, ids=kind)
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_nfe_is_the_number_of_evaluations(cls, steps):
-    denoise, asked = counted(DATA.denoise(Cosine()))
+@pytest.mark.parametrize("schedule", [Cosine(), Flow()], ids=kind)
+def test_nfe_is_the_number_of_evaluations(schedule, steps, cls):
+    denoise, asked = counted(DATA.denoise(schedule))
     sampler = cls(steps=steps)
-    last(sampler.trajectory(denoise, Cosine(), start(), Noise([0], CPU)))
-    assert len(asked) == sampler.nfe
+    end = last(sampler.trajectory(denoise, schedule, start(), Noise([0], CPU)))
+    counts = end.evaluations  # where they cannot be known before
+    assert len(asked) == (int(counts) if sampler.nfe is None else sampler.nfe)
+    assert (sampler.nfe is None) == (counts is not None)
 
 
-@pytest.mark.parametrize("sampler", VARIANTS, ids=name)
+@pytest.mark.parametrize("sampler", [s for s in VARIANTS if not isinstance(s, ADAPTIVE)], ids=name)
 def test_the_network_is_asked_at_trained_times_only(sampler):
-    denoise, asked = counted(DATA.denoise(Cosine()))
-    last(sampler.trajectory(denoise, Cosine(), start(), Noise([0], CPU)))
-    assert set(map(float, asked)) == set(sampler.times(Cosine())[:-1].tolist())
+    schedule = Cosine()
+    denoise, asked = counted(DATA.denoise(schedule))
+    last(sampler.trajectory(denoise, schedule, start(), Noise([0], CPU)))
+    assert all(torch.equal(schedule.snap(t), t) for t in asked)
+    if not getattr(sampler, "s_churn", 0):  # churn goes up to times between
+        assert set(map(float, asked)) == set(sampler.times(schedule)[:-1].tolist())
 
 
 @pytest.mark.parametrize("cls", SAMPLERS, ids=kind)
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=kind)
+@pytest.mark.parametrize("schedule", PATHS, ids=kind)
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_a_perfect_prediction_is_returned(cls, schedule, steps):
     x0 = start(3).float().clamp(-1, 1)
@@ -125,8 +116,8 @@ def test_a_perfect_prediction_is_returned_after_very_many_steps(cls, steps):
         torch.testing.assert_close(end.x, x0, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=kind)
-@pytest.mark.parametrize("sampler", [s for s in VARIANTS if type(s) in ORDER and not getattr(s, "eta", 0)], ids=name)
+@pytest.mark.parametrize("schedule", FINE, ids=kind)
+@pytest.mark.parametrize("sampler", [cls(steps=8) for cls in (*ORDER, *ADAPTIVE)], ids=name)
 def test_one_dimensional_gaussians_are_carried_to_their_data(sampler, schedule):
     """With 500 steps every solver follows the exact probability-flow map from noise to data."""
     x = start()
@@ -158,7 +149,9 @@ def test_each_solver_converges_with_its_order_between_two_noisy_times(cls, sched
             return schedule.snap(torch.linspace(0.9, 0.2, self.steps + 1, dtype=torch.float64))
 
     observed = orders([error(Between(steps=n), schedule, 0.2) for n in (140, 280, 560)])
-    assert observed == pytest.approx([ORDER[cls]] * 2, abs=0.2)
+    assert observed[-1] > ORDER[cls] - 0.2, observed
+    if cls not in (Plms, DpmPlusPlus3M):  # there the start, of second order, may be too small to show
+        assert observed == pytest.approx([ORDER[cls]] * 2, abs=0.2)
 
 
 @pytest.mark.parametrize("cls", ORDER, ids=kind)
@@ -168,12 +161,17 @@ def test_each_solver_converges_with_its_order_from_pure_noise(cls, schedule):
 
     A multistep method extrapolates in log SNR, which is -inf at t = 1 on the flow path: h^2 log(1/h) instead of h^2.
     """
-    observed = orders([error(cls(steps=n), schedule, 0.2) for n in (50, 100, 200, 400)])
-    assert all(ORDER[cls] - 0.35 < order < ORDER[cls] + 0.1 for order in observed), observed
+    errors = [error(cls(steps=n), schedule, 0.2) for n in (50, 100, 200, 400)]
+    observed = orders(errors)
+    if cls in (Plms, DpmPlusPlus3M):  # faster as long as their first step does not show
+        assert math.log2(errors[0] / errors[-1]) > 3 * (ORDER[cls] - 0.35), observed
+    else:
+        slack = 0.6 if cls is UniPc else 0.35
+        assert all(ORDER[cls] - slack < order < ORDER[cls] + 0.2 for order in observed), observed
 
 
 @pytest.mark.parametrize("cls", [cls for cls, order in ORDER.items() if order > 1], ids=kind)
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=kind)
+@pytest.mark.parametrize("schedule", FINE, ids=kind)
 def test_second_order_is_clearly_better_than_ddim_at_50_steps(cls, schedule):
     assert error(cls(steps=50), schedule, 0.2) < error(Ddim(steps=50), schedule, 0.2) / 10
     assert error(cls(steps=50), schedule, 0.0) < error(Ddim(steps=50), schedule, 0.0) / 1.8  # the last step is the same
@@ -214,15 +212,16 @@ def test_noise_is_drawn_only_where_it_is_added(schedule):
         last(sampler.trajectory(DATA.denoise(schedule), schedule, start(), noise))
         return noise.draws
 
-    for cls in ORDER:
+    for cls in (*ORDER, *ADAPTIVE):
         assert draws(cls(steps=9)) == 0
     assert (
         draws(Ddim(steps=9, eta=1)) == draws(Ddim(steps=9, eta=0.1)) == draws(Ddpm(steps=9)) == 8
     )  # none in the last step
+    assert draws(DpmPlusPlus2MSde(steps=9)) == draws(EulerAncestral(steps=9)) == 8
     assert draws(Ddpm(steps=1)) == 0
 
 
-@pytest.mark.parametrize("cls", [cls for cls in SAMPLERS if cls not in ORDER], ids=kind)
+@pytest.mark.parametrize("cls", [cls for cls in SAMPLERS if cls not in (*ORDER, *ADAPTIVE)], ids=kind)
 def test_samplers_without_an_order_are_stochastic(cls):
     noise = Counting([0], CPU)
     last(cls(steps=5).trajectory(DATA.denoise(Cosine()), Cosine(), start(), noise))
@@ -252,15 +251,17 @@ def test_ddim_takes_sigma_of_song_on_strided_grids(schedule):
     torch.testing.assert_close(transition(schedule, t, s).var_small, expected, rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("cls", SAMPLERS, ids=kind)
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=kind)
+@pytest.mark.parametrize("cls", [cls for cls in SAMPLERS if cls not in ADAPTIVE], ids=kind)
+@pytest.mark.parametrize("schedule", PATHS, ids=kind)
 def test_heads_of_every_target_walk_the_same_trajectory(cls, schedule):
     ideal, x = MIXTURE.denoise(schedule), start(2).float()
-    expected = last(cls(steps=20).trajectory(ideal, schedule, x.double(), Noise([1, 2], CPU)))
+    # the oracle in the network finds trained times from what it is told, and on EDM's path those that it is told apart
+    sampler = cls(steps=20, spacing="karras" if isinstance(schedule, Edm) else "uniform")
+    expected = last(sampler.trajectory(ideal, schedule, x.double(), Noise([1, 2], CPU)))
     for target in TARGETS:
-        if target == "eps" and schedule.kind == "flow":
+        if target == "eps" and schedule.leftover_signal == 0:
             continue  # refused: it says nothing of x0 at t = 1
         denoiser = Denoiser(TargetNetwork(ideal, schedule, target), schedule, target, learn_variance=False)
-        end = last(cls(steps=20).trajectory(lambda x, t, d=denoiser: d(x, t, None), schedule, x, Noise([1, 2], CPU)))
+        end = last(sampler.trajectory(lambda x, t, d=denoiser: d(x, t, None), schedule, x, Noise([1, 2], CPU)))
         # an eps head divides by alpha at t = 1, 5e-5 for the cosine schedule, and float32 shows it
         torch.testing.assert_close(end.x.double(), expected.x, rtol=0, atol=2e-3 if target == "eps" else 1e-4)

@@ -10,13 +10,16 @@ from pydantic import ValidationError
 
 from diffcli.diffusion.schedule import (
     MAX_BETA,
+    Constant,
     Cosine,
     DiscreteSchedule,
+    Edm,
     Flow,
     Linear,
     ScaledLinear,
     Schedule,
     Sigmoid,
+    Sqrt,
     transition,
 )
 from tests.diffusion.oracle import SCHEDULES, kind
@@ -27,7 +30,8 @@ SHORT = [type(s)(steps=n) for s in DISCRETE for n in (1, 7, 10)]
 
 def grid(schedule: Schedule) -> torch.Tensor:
     """Times that training visits, with 0 before them; float64."""
-    return torch.arange(getattr(schedule, "steps", 1000) + 1).double() / getattr(schedule, "steps", 1000)
+    even = torch.arange(getattr(schedule, "steps", 1000) + 1).double() / getattr(schedule, "steps", 1000)
+    return even[(even == 0) | (even > schedule.cleanest - 1e-9)]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES + SHORT, ids=kind)
@@ -114,11 +118,11 @@ def test_network_time_of_other_step_counts_spans_the_same_range(steps):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES + SHORT, ids=kind)
-def test_network_time_rises_and_stays_between_0_and_1000(schedule):
+def test_network_time_rises_and_stays_between_0_and_1000_but_for_edm(schedule):
     told = schedule.network_time(grid(schedule)[1:])
     assert (told.diff() > 0).all()
-    assert told.min() >= 0
-    assert told.max() <= 1000
+    low, high = (-1381, 1269) if isinstance(schedule, Edm) else (0, 1000)
+    assert low <= told.min() <= told.max() <= high
 
 
 def test_linear_betas_are_those_of_ho_and_scale_with_the_number_of_steps():
@@ -174,6 +178,85 @@ def test_a_schedule_that_was_used_can_be_compared_and_copied_with_another_number
     assert one != cls(steps=500)
     copy = one.model_copy(update={"steps": 500})
     assert copy.alpha_sigma(half) == cls(steps=500).alpha_sigma(half)
+
+
+def test_sqrt_follows_the_curve_of_li():
+    """alpha-bar = 1 - sqrt(t + 1e-4), divided by its value at t = 0 as betas do, down to the last, capped beta."""
+    t = torch.arange(1000).double() / 1000
+    expected = (1 - (t + 1e-4).sqrt()) / (1 - 1e-4**0.5)
+    torch.testing.assert_close(Sqrt().alpha_sigma(t)[0] ** 2, expected, rtol=1e-9, atol=0)
+    assert Sqrt().betas()[-1] == MAX_BETA
+
+
+@pytest.mark.parametrize("steps", [1, 10, 1000, 4000])
+def test_constant_betas_leave_the_same_signal_whatever_the_number_of_steps(steps):
+    schedule = Constant(steps=steps)
+    assert schedule.betas().unique().numel() == 1
+    assert schedule.leftover_signal == pytest.approx(0.99**500, rel=1e-9)
+    assert Constant().betas()[0] == pytest.approx(0.01, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", DISCRETE, ids=kind)
+@pytest.mark.parametrize("steps", [2, 7, 1000])
+def test_zero_terminal_snr_moves_alpha_as_lin_does(schedule, steps):
+    """Lin et al. 2023, algorithm 1: the root of alpha-bar shifted to 0 at T, and scaled to keep its first value."""
+    before, after = type(schedule)(steps=steps), type(schedule)(steps=steps, zero_terminal_snr=True)
+    root = before.alpha_sigma(grid(before))[0][1:]
+    expected = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    alpha, sigma = after.alpha_sigma(grid(after))
+    torch.testing.assert_close(alpha[1:], expected, rtol=1e-9, atol=1e-12)
+    assert (alpha[0], alpha[-1], sigma[-1], after.leftover_signal) == (1, 0, 1, 0)
+    assert torch.equal(after.betas(), before.betas())
+
+
+def test_zero_terminal_snr_agrees_with_diffusers():
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    theirs = (1 - rescale_zero_terminal_snr(ScaledLinear().betas())).cumprod(0).sqrt()
+    ours = ScaledLinear(zero_terminal_snr=True).alpha_sigma(grid(ScaledLinear())[1:])[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", DISCRETE, ids=kind)
+def test_zero_terminal_snr_keeps_time_the_inverse_of_log_snr_up_to_the_end(schedule):
+    endless = type(schedule)(steps=50, zero_terminal_snr=True)
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)[1:]
+    log_snr = endless.log_snr(t)
+    assert (log_snr.diff() < 0).all()
+    assert log_snr[-1] == -math.inf
+    torch.testing.assert_close(endless.time(log_snr), t, rtol=0, atol=1e-9)
+    q = transition(endless, torch.tensor(1.0), torch.tensor(0.98))
+    assert (q.c_x, q.var_large) == (0, 1)
+
+
+def test_zero_terminal_snr_of_one_step_is_refused():
+    with pytest.raises(ValidationError, match="leaves no signal at all with steps 1; set steps to 2 or more"):
+        Linear(steps=1, zero_terminal_snr=True)
+
+
+def test_edm_is_the_path_of_karras_for_data_of_unit_variance():
+    """x / alpha = x0 + s eps with s = sigma / 0.5; the network is told their c_noise, ln(sigma) / 4, but for a constant."""
+    t = torch.tensor([0.3, 0.6, 1.0], dtype=torch.float64)
+    alpha, sigma = Edm().alpha_sigma(t)
+    torch.testing.assert_close(sigma / alpha, 160 * t**7, rtol=1e-12, atol=0)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(3).double(), rtol=0, atol=1e-15)
+    torch.testing.assert_close(Edm().network_time(t), 1000 * (sigma / alpha).log() / 4, rtol=1e-9, atol=0)
+    assert (sigma / alpha * 0.5)[-1] == pytest.approx(80)
+
+
+def test_edm_tells_the_network_nothing_endless_near_its_clean_end():
+    told = Edm().network_time(torch.tensor([0.0, 1e-9, Edm().cleanest / 2, Edm().cleanest]))
+    torch.testing.assert_close(told, torch.full((4,), 250 * math.log(0.004)).double())
+
+
+def test_v_on_the_edm_path_is_what_edm_regresses_with_the_sign_turned():
+    """Karras et al. 2022, table 1: F = (x0 - c_skip x) / c_out at c_in x, with sigma_data 1."""
+    t, x0, eps = torch.tensor(0.55, dtype=torch.float64), torch.randn(50).double(), torch.randn(50).double()
+    alpha, sigma = Edm().alpha_sigma(t)
+    s = sigma / alpha
+    x, c_skip, c_out, c_in = x0 + s * eps, 1 / (s**2 + 1), s / (s**2 + 1).sqrt(), 1 / (s**2 + 1).sqrt()
+    torch.testing.assert_close(c_in * x, alpha * x0 + sigma * eps)
+    torch.testing.assert_close((x0 - c_skip * x) / c_out, -(alpha * eps - sigma * x0))
 
 
 def test_flow_is_the_straight_path():
