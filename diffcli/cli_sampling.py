@@ -142,7 +142,7 @@ def fid(
     ] = None,
     ref: Annotated[str | None, typer.Option(help="The reference.", show_default="the run's own training data")] = None,
     n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
-    metrics: Annotated[str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy.")] = "fid",
+    metrics: Annotated[str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy; or bpd.")] = "fid",
     features: Annotated[
         str, typer.Option(help="inception, or the run directory of a diffcli classifier.")
     ] = "inception",

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcli.config import UserError
+from diffcli.engine import likelihood
 from diffcli.engine.distributed import Group
 from diffcli.engine.evaluate import Progress, Report, evaluate
 from diffcli.engine.features import extractor_for
-from diffcli.engine.sample import Request, SampleOptions, draw, load_model, request
+from diffcli.engine.sample import Model, Request, SampleOptions, draw, load_model, request
 from diffcli.engine.sources import Images, Source, data_source, resolve
 from diffcli.metrics.scores import metrics_by_name
 
@@ -28,7 +29,10 @@ class Job:
 
     def check(self) -> None:
         """Raises UserError for options that contradict each other, before anything is loaded."""
-        metrics_by_name(self.metrics)
+        if likelihood.wanted(self.metrics):
+            likelihood.check(self.metrics, self.ckpt, self.options.labels, self.options.guidance)
+        else:
+            metrics_by_name(self.metrics)
         if self.ckpt is None and len(self.sides) != 2:
             raise UserError(
                 f"fid compares two sides, {len(self.sides)} given"
@@ -42,7 +46,7 @@ class Job:
         if self.ckpt is None and self.ref is not None:
             raise UserError(f"--ref {self.ref} goes with --ckpt", "type diffcli fid A B, the reference second")
 
-    def run(self, group: Group, progress: Progress | None = None) -> Report | None:
+    def run(self, group: Group, progress: Progress | None = None) -> Report | likelihood.Bound | None:
         """The report, on the leading rank; the others help to sample and return None."""
         if self.ckpt is None:
             if not group.leads:
@@ -51,14 +55,15 @@ class Job:
         else:
             model = load_model(self.ckpt, group.device, self.ema)
             req = request(model, self.options)
+            if likelihood.wanted(self.metrics):
+                return likelihood.bound(req, self._reference(model), self.options.guidance, group, progress)
             fake = samples(req, group)
             if not group.leads:
                 assert fake.batches is not None
                 for _ in fake.batches(req.batch_size):
                     pass
                 return None
-            name = f"{model.preset.name}:train"
-            real = resolve(self.ref) if self.ref else data_source(name, model.preset.data, "train")
+            real = self._reference(model)
             details = {
                 "checkpoint": f"{model.path} (step {model.step})",
                 "ema": model.ema,
@@ -73,6 +78,11 @@ class Job:
         n = self.options.n if self.ckpt else None
         size = self.options.batch_size
         return evaluate(real, fake, self.metrics, extractor, n=n, batch_size=size, progress=progress, details=details)
+
+    def _reference(self, model: Model) -> Source:
+        if self.ref:
+            return resolve(self.ref)
+        return data_source(f"{model.preset.name}:train", model.preset.data, "train")
 
 
 def samples(req: Request, group: Group) -> Source:
