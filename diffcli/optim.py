@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffcli.config import Config, UserError
@@ -19,18 +19,23 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
-    """Adam's hyper-parameters; lr is the peak that the curve scales, betas the decays of the two moments."""
+    """lr is the peak that the curve scales."""
 
     lr: float = Field(2e-4, gt=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
 
     @abstractmethod
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer: ...
 
 
-class Adam(OptimizerConfig):
+class Moments(OptimizerConfig):
+    """Adam's hyper-parameters; betas are the decays of the two moments."""
+
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+
+
+class Adam(Moments):
     """Adam; weight_decay is L2 in the gradient. Source: Kingma & Ba 2015, arXiv 1412.6980."""
 
     kind: Literal["adam"] = "adam"
@@ -41,7 +46,7 @@ class Adam(OptimizerConfig):
         )
 
 
-class AdamW(OptimizerConfig):
+class AdamW(Moments):
     """Adam with decoupled weight decay. Source: Loshchilov & Hutter 2019, arXiv 1711.05101."""
 
     kind: Literal["adamw"] = "adamw"
@@ -50,6 +55,74 @@ class AdamW(OptimizerConfig):
         return torch.optim.AdamW(
             parameters, self.lr, self.betas, self.eps, self.weight_decay, fused=fused_kernel_fits(parameters)
         )
+
+
+class Sgd(OptimizerConfig):
+    """Gradient descent with heavy-ball or Nesterov momentum; weight_decay is L2 in the gradient.
+
+    Source: Sutskever et al. 2013, section 2, in the form whose velocity is a sum of gradients, scaled by lr when it is used.
+    """
+
+    kind: Literal["sgd"] = "sgd"
+    momentum: Beta = 0.9
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Sgd":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is true but momentum is 0; set train.optimizer.momentum to 0.9")
+        return self
+
+    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters,
+            self.lr,
+            self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+            fused=fused_kernel_fits(parameters),
+        )
+
+
+class Muon(Moments):
+    """Orthogonalised momentum for matrices, AdamW for all else: biases, norms, convolutions.
+
+    A matrix's update is scaled to the size that AdamW's would have, so that lr and weight_decay are AdamW's for both.
+    Source: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon); the scale: Liu et al. 2025, eq. 4 (arXiv 2502.16982).
+    """
+
+    kind: Literal["muon"] = "muon"
+    momentum: Beta = 0.95
+
+    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(
+                f"train.optimizer.kind is 'muon', which torch {torch.__version__} does not have",
+                "install torch 2.9 or newer, or use --set train.optimizer.kind=adamw",
+            )
+        matrices = [p for p in parameters if p.ndim == 2]
+        others = [p for p in parameters if p.ndim != 2]
+        rest = AdamW(lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        built = [rest.build(others)] if others else []
+        if matrices:
+            muon = torch.optim.Muon(matrices, self.lr, self.weight_decay, self.momentum, adjust_lr_fn="match_rms_adamw")
+            built.append(muon)
+        return Together(built)
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers of disjoint parameters as one: they share its groups and its state."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        super().__init__([{"params": group["params"]} for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        self.param_groups = [group for part in parts for group in part.param_groups]
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nothing here re-evaluates the loss
+        for part in self.parts:
+            part.step()
 
 
 def fused_kernel_fits(parameters: list[nn.Parameter]) -> bool:
@@ -63,20 +136,22 @@ class Curve(Config):
     warmup: int = Field(0, ge=0, description="updates")
 
     @abstractmethod
-    def shape(self, progress: float) -> float:
-        """Factor after warm-up; progress in [0, 1] from its end to the last step."""
+    def shape(self, step: int, steps: int) -> float:
+        """Factor for update `step` of 1..steps, after the warm-up."""
+
+    def progress(self, step: int, steps: int) -> float:
+        """0 at the end of the warm-up, 1 from the last step on."""
+        return min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
 
     def factor(self, step: int, steps: int) -> float:
         """Factor for update `step` of 1..steps; the first update of a warm-up is 1 / warmup, never 0."""
-        if step <= self.warmup:
-            return step / self.warmup
-        return self.shape(min(1.0, (step - self.warmup) / max(1, steps - self.warmup)))
+        return step / self.warmup if step <= self.warmup else self.shape(step, steps)
 
 
 class Constant(Curve):
     kind: Literal["constant"] = "constant"
 
-    def shape(self, progress: float) -> float:
+    def shape(self, step: int, steps: int) -> float:
         return 1.0
 
 
@@ -86,8 +161,8 @@ class LinearDecay(Curve):
     kind: Literal["linear"] = "linear"
     floor: float = Field(0.0, ge=0, le=1)
 
-    def shape(self, progress: float) -> float:
-        return 1 + (self.floor - 1) * progress
+    def shape(self, step: int, steps: int) -> float:
+        return 1 + (self.floor - 1) * self.progress(step, steps)
 
 
 class CosineDecay(Curve):
@@ -96,8 +171,30 @@ class CosineDecay(Curve):
     kind: Literal["cosine"] = "cosine"
     floor: float = Field(0.0, ge=0, le=1)
 
-    def shape(self, progress: float) -> float:
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
+    def shape(self, step: int, steps: int) -> float:
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * self.progress(step, steps))) / 2
+
+
+class InverseSqrt(Curve):
+    """1 up to update `ref`, then sqrt(ref / step): does not depend on the length of the run, which can be extended at will.
+
+    Source: Karras et al. 2024, section 2 (EDM2, arXiv 2312.02696); Vaswani et al. 2017, section 5.3, where ref is the warm-up.
+    """
+
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+    ref: int = Field(1000, ge=1, description="updates")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "InverseSqrt":
+        if self.ref < self.warmup:
+            raise ValueError(
+                f"warmup is {self.warmup}, but the rate already falls after ref {self.ref}; "
+                f"set train.curve.ref to {self.warmup} or more"
+            )
+        return self
+
+    def shape(self, step: int, steps: int) -> float:
+        return math.sqrt(self.ref / max(step, self.ref))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
@@ -128,5 +225,5 @@ def restore_optimizer(
         optimizer.state[parameter][key] = like.detach().to(value.dtype).copy_(value)
 
 
-AnyOptimizer = Annotated[Adam | AdamW, Field(discriminator="kind")]
-AnyCurve = Annotated[Constant | LinearDecay | CosineDecay, Field(discriminator="kind")]
+AnyOptimizer = Annotated[Adam | AdamW | Sgd | Muon, Field(discriminator="kind")]
+AnyCurve = Annotated[Constant | LinearDecay | CosineDecay | InverseSqrt, Field(discriminator="kind")]

@@ -17,8 +17,11 @@ from diffcli.optim import (
     AnyOptimizer,
     Constant,
     CosineDecay,
+    InverseSqrt,
     LinearDecay,
+    Muon,
     OptimizerConfig,
+    Sgd,
     optimizer_tensors,
     restore_optimizer,
 )
@@ -82,7 +85,17 @@ def test_curves_have_their_shapes():
 @pytest.mark.parametrize("cls", CURVES, ids=kind)
 def test_a_run_of_one_step_and_steps_past_the_end_have_a_rate(cls):
     assert 0 <= cls().factor(1, 1) <= 1
-    assert cls().factor(150, 100) == cls().factor(100, 100)  # a resumed run that is given fewer steps
+    assert 0 <= cls().factor(150, 100) <= cls().factor(100, 100)  # a resumed run that is given fewer steps
+
+
+def test_inverse_sqrt_is_its_formula_however_long_the_run() -> None:
+    curve = InverseSqrt(warmup=10, ref=40)
+    for step in (11, 40, 41, 160, 1000, 4000):
+        for steps in (100, 4000):
+            assert curve.factor(step, steps) == pytest.approx(math.sqrt(40 / max(step, 40)))
+    assert curve.factor(160, 160) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match=r"warmup is 50.*ref 40; set train\.curve\.ref to 50"):
+        InverseSqrt(warmup=50, ref=40)
 
 
 @pytest.mark.parametrize(("cls", "reference"), [(Adam, torch.optim.Adam), (AdamW, torch.optim.AdamW)])
@@ -95,6 +108,76 @@ def test_hyper_parameters_reach_the_optimizer(cls, reference):
         update(ours, one, step)
         update(theirs, other, step)
     torch.testing.assert_close(weights(ours), weights(theirs), rtol=0, atol=2e-4)  # a fused kernel rounds otherwise
+
+
+def gradient(shape: tuple[int, ...], step: int) -> Tensor:
+    return Noise([step], torch.device("cpu"))(torch.empty(1, *shape))[0]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_its_formula(momentum: float, nesterov: bool) -> None:
+    if nesterov and not momentum:
+        with pytest.raises(ValueError, match=r"nesterov is true but momentum is 0; set train\.optimizer\.momentum"):
+            Sgd(momentum=momentum, nesterov=nesterov)
+        return
+    p = nn.Parameter(torch.ones(5))
+    optimizer = Sgd(lr=0.1, momentum=momentum, nesterov=nesterov, weight_decay=0.01).build([p])
+    w, velocity = p.detach().double().clone(), torch.zeros(5, dtype=torch.float64)
+    for step in range(6):
+        p.grad = gradient((5,), step)
+        g = p.grad.double() + 0.01 * w
+        velocity = momentum * velocity + g
+        w = w - 0.1 * (g + momentum * velocity if nesterov else velocity)
+        optimizer.step()
+        torch.testing.assert_close(p.detach().double(), w, rtol=1e-5, atol=1e-6)
+
+
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon since 2.9")
+
+
+@needs_muon
+def test_muon_moves_a_matrix_by_a_nearly_orthogonal_step_as_large_as_adamws_and_all_else_by_adamw() -> None:
+    matrix, bias, other = (nn.Parameter(gradient(shape, 9)) for shape in ((24, 16), (16,), (16,)))
+    with torch.no_grad():
+        other.copy_(bias)
+    muon = Muon(lr=0.01, weight_decay=0.1).build([matrix, bias])
+    adamw = AdamW(lr=0.01, weight_decay=0.1).build([other])
+    for step in range(3):
+        before = matrix.detach().clone()
+        matrix.grad, bias.grad = gradient((24, 16), step), gradient((16,), step)
+        other.grad = bias.grad.clone()
+        muon.step()
+        adamw.step()
+        assert torch.equal(bias, other)
+        moved = (before * (1 - 0.01 * 0.1) - matrix.detach()) / 0.01 / (0.2 * math.sqrt(24))
+        singular = torch.linalg.svdvals(moved)
+        assert singular.min() > 0.5  # Newton and Schulz leave them between about 0.7 and 1.2
+        assert singular.max() < 1.5
+
+
+@needs_muon
+def test_the_learning_rate_and_the_gradients_of_muon_are_those_of_both_its_parts() -> None:
+    module = network()
+    optimizer = Muon(lr=0.01).build(list(module.parameters()))
+    in_groups = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in in_groups} == {id(p) for p in module.parameters()}
+    update(module, optimizer, 0)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in module.parameters())
+    before = weights(module)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    update(module, optimizer, 1)
+    assert torch.equal(weights(module), before)
+
+
+def test_muon_without_a_torch_that_has_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(UserError, match=r"train\.optimizer\.kind is 'muon'") as caught:
+        Muon().build(list(network().parameters()))
+    assert "2.9" in caught.value.hint
+    assert "adamw" in caught.value.hint
 
 
 def built(config: OptimizerConfig, module: nn.Module, fused: bool) -> torch.optim.Optimizer:

@@ -81,7 +81,7 @@ def changes(changed: Preset, start: Path) -> list[str]:
         record["step"],
     )
     notes = []
-    if was.steps != now.steps and now.curve.kind != "constant":
+    if was.steps != now.steps and now.curve.kind not in ("constant", "inverse_sqrt"):
         before = was.curve.factor(step, was.steps) * was.optimizer.lr
         after = now.curve.factor(step + 1, now.steps) * now.optimizer.lr
         notes.append(

@@ -189,3 +189,33 @@ def test_resume_changes_the_learning_rate_where_it_is_asked_to(
     assert cli("train", "--preset", tiny(), "--run-dir", run).code == 0
     assert cli("resume", run, "--steps", 6, "--set", "train.optimizer.lr=1e-5").code == 0
     assert [line["lr"] for line in read_log(run / "log.jsonl")] == [2e-3] * 4 + [1e-5] * 2
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"kind": "sgd", "lr": 0.01, "nesterov": True},
+        pytest.param(
+            {"kind": "muon", "lr": 1e-3}, marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9")
+        ),
+    ],
+    ids=lambda optimizer: optimizer["kind"],
+)
+def test_a_run_of_each_further_optimizer_resumed_is_the_run_in_one_go_to_the_byte(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, optimizer: dict
+) -> None:
+    network = {"kind": "dit", "patch": 4, "width": 8, "depth": 1, "heads": 2, "dropout": 0.2}
+    curve = {"kind": "inverse_sqrt", "ref": 2}
+    preset = tiny(train__optimizer=optimizer, train__curve=curve, task__network=network)
+    straight, parted = tmp_path / "straight", tmp_path / "parted"
+    assert cli("train", "--preset", preset, "--run-dir", straight).code == 0
+    assert cli("train", "--preset", preset, "--run-dir", parted, "--steps", 2).code == 0
+    outcome = cli("resume", parted, "--steps", 4)
+    assert outcome.code == 0
+    assert "stretched" not in outcome.err
+    for name in ("ema", "optimizer", "task"):
+        file = f"checkpoints/step-00000004/{name}.safetensors"
+        one, other = load_file(straight / file), load_file(parted / file)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert [line["lr"] for line in read_log(parted / "log.jsonl")][3] == pytest.approx(optimizer["lr"] / 2**0.5)
