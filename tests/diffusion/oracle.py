@@ -132,7 +132,7 @@ class TargetNetwork(nn.Module):
 
 def time_from_network_time(schedule: Schedule, time: Tensor) -> Tensor:
     """t (B,) float64 from what the network is told (B,)."""
-    low, high = torch.zeros(len(time)).double(), torch.ones(len(time)).double()
+    low, high = torch.full((len(time),), schedule.cleanest).double(), torch.ones(len(time)).double()
     for _ in range(60):
         middle = (low + high) / 2
         above = schedule.network_time(middle) > time

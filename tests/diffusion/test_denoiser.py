@@ -132,7 +132,8 @@ def test_heads_of_every_target_fed_by_one_oracle_agree(target, schedule):
     """The network double finds t from what it is told, so a wrong time map would show."""
     ideal = MIXTURE.denoise(schedule)
     denoiser = Denoiser(TargetNetwork(ideal, schedule, target), schedule, target, learn_variance=False)
-    t = schedule.snap(torch.tensor([0.02, 0.3, 0.6, 0.9], dtype=torch.float64))
+    # from the first time that the network is told apart from those before it
+    t = schedule.snap(torch.tensor([0.02, 0.3, 0.6, 0.9], dtype=torch.float64).clamp(min=schedule.cleanest))
     x = draws(4)[0].double()
     p, exact = denoiser(x, t, None), ideal(x, t)
     alpha, sigma = (over(c, x) for c in schedule.alpha_sigma(t))
@@ -142,6 +143,6 @@ def test_heads_of_every_target_fed_by_one_oracle_agree(target, schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=kind)
 def test_the_time_map_has_an_inverse(schedule):
-    t = schedule.snap(torch.linspace(0.001, 1, 57, dtype=torch.float64))
+    t = schedule.snap(torch.linspace(schedule.cleanest, 1, 57, dtype=torch.float64))
     back = time_from_network_time(schedule, schedule.network_time(t).float())
     torch.testing.assert_close(back, t, rtol=0, atol=1e-7)

