@@ -61,7 +61,12 @@ FewN = Annotated[
 Class = Annotated[str | None, typer.Option("--class", help="ID, NAME, all (in turn) or random.", show_default="all")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; image i has seed + i.")]
 SamplerOption = Annotated[
-    str | None, typer.Option("--sampler", help="ddpm, ddim, heun or dpmpp_2m.", show_default="the run's")
+    str | None,
+    typer.Option(
+        "--sampler",
+        help="ddpm, ddim, plms, euler, euler_ancestral, heun, edm_heun, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc or ode.",
+        show_default="the run's",
+    ),
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps.", show_default="the run's")]
 Eta = Annotated[

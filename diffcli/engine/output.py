@@ -61,7 +61,7 @@ def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) ->
         else:
             for name, image in zip(names, images_of(drawn), strict=True):
                 write_png(path / name, image.permute(1, 2, 0).numpy())
-        sidecar(path).write_text(json.dumps(description, indent=1) + "\n")
+        sidecar(path).write_text(json.dumps(description, indent=1, default=int) + "\n")
     except OSError as error:
         raise UserError(
             f"--out {path}: cannot be written ({error.strerror})", "free some space, or give another place"
@@ -92,7 +92,7 @@ def write_animation(path: Path, frames: Iterable[Tensor], fps: float, descriptio
         with whole(path) as partial:
             _write_frames(partial, sheets, fps)
         described = {**description, "frames": len(sheets), "fps": fps}
-        sidecar(path).write_text(json.dumps(described, indent=1) + "\n")
+        sidecar(path).write_text(json.dumps(described, indent=1, default=int) + "\n")
     except ImportError as error:
         raise UserError(
             f"--out {path}: writing it needs a package ({error})", "pip install 'imageio[ffmpeg]', or use .gif"

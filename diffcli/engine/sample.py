@@ -4,7 +4,7 @@ Image i of a request starts from seed + i, and everything random about it (its n
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffcli import __version__, checkpoint, preset
 from diffcli.config import Config, UserError, did_you_mean
-from diffcli.diffusion.samplers import AnySampler, Sampler
+from diffcli.diffusion.samplers import AnySampler, Sampler, Step
 from diffcli.digest import sha256
 from diffcli.engine.distributed import Group
 from diffcli.engine.images import to_uint8
@@ -57,6 +57,27 @@ class Model:
     digest: str  # of the weights in use
 
 
+@dataclass
+class Tally:
+    """The most evaluations that any image has taken so far; a number to whoever writes it down once all are drawn."""
+
+    most: int = 0
+
+    def __int__(self) -> int:
+        return self.most
+
+    def watch(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The same steps, counted where they say what they have cost."""
+        for step in steps:
+            if step.evaluations is not None:
+                self.most = max(self.most, int(step.evaluations.max()))
+            yield step
+
+    def agree(self, group: Group) -> None:
+        """Takes in what the other ranks have counted; complete on rank 0."""
+        self.most = max([self.most, *map(int, group.gather(torch.tensor([self.most], device=group.device)))])
+
+
 @dataclass(frozen=True)
 class Request:
     """What is to be drawn, every choice made."""
@@ -68,6 +89,7 @@ class Request:
     sampler: Sampler
     guidance: float
     batch_size: int
+    tally: Tally = field(default_factory=Tally)  # for samplers whose evaluations are counted only as they go
 
     @property
     def task(self) -> DiffusionTask:
@@ -96,7 +118,7 @@ class Request:
             "seeds": self.seeds(range(self.n)),
             "sampler": self.sampler.model_dump(mode="json"),
             "steps": self.sampler.steps,
-            "nfe": self.sampler.nfe,
+            "nfe": self.tally if self.sampler.nfe is None else self.sampler.nfe,
             "guidance": self.guidance,
             "labels": None if self.labels is None else self.labels.tolist(),
             "class_names": model.classes,
@@ -229,9 +251,12 @@ def draw(req: Request, group: Group) -> Iterator[Drawn]:
         rows = rows_of(req, starts[mine]) if mine < len(starts) else range(0)
         images = torch.zeros(req.batch_size, *req.model.preset.data.shape, dtype=torch.uint8)
         if rows:
-            *_, last = req.task.trajectory(req.batch(rows), req.seeds(rows), req.sampler, req.guidance)
+            *_, last = req.tally.watch(
+                req.task.trajectory(req.batch(rows), req.seeds(rows), req.sampler, req.guidance)
+            )
             images[: len(rows)] = to_uint8(req.task.decode(last.x))
         parts = group.gather(images.to(group.device))
+        req.tally.agree(group)
         for part, start in zip(parts, islice(starts, first, None), strict=False):
             done = rows_of(req, start)
             labels = None if req.labels is None else req.labels[done.start : done.stop]
@@ -260,6 +285,7 @@ def frames(req: Request, show: Literal["x", "x0"], group: Group) -> Iterator[Ten
         parts = group.gather(images.to(group.device))
         if parts:
             yield torch.cat([part[: len(rows)] for part, rows in zip(parts, shares, strict=True)]).cpu()
+    req.tally.agree(group)
 
 
 @torch.no_grad()
@@ -269,7 +295,7 @@ def walk(req: Request, rows: range, show: Literal["x", "x0"]) -> Iterator[Tensor
     if show == "x":  # the same draw that the trajectory starts from
         noise = Noise(seeds, task.device)(torch.empty(task.latent_shape(len(rows)), device=task.device))
         yield to_uint8(task.decode(noise))
-    for step in task.trajectory(req.batch(rows), seeds, req.sampler, req.guidance):
+    for step in req.tally.watch(task.trajectory(req.batch(rows), seeds, req.sampler, req.guidance)):
         yield to_uint8(task.decode(step.x0 if show == "x0" else step.x))
 
 

@@ -77,7 +77,10 @@ class Job:
         extractor = extractor_for(self.features, self.weights, group.device) if needed else None
         n = self.options.n if self.ckpt else None
         size = self.options.batch_size
-        return evaluate(real, fake, self.metrics, extractor, n=n, batch_size=size, progress=progress, details=details)
+        report = evaluate(real, fake, self.metrics, extractor, n=n, batch_size=size, progress=progress, details=details)
+        if self.ckpt is not None and details["nfe"] is None:
+            details["nfe"] = int(req.tally)  # counted while the images were drawn
+        return report
 
     def _reference(self, model: Model) -> Source:
         if self.ref:
