@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.interop import diffusers_unet, dit
+from diffcli.interop import diffusers_config, diffusers_unet, dit
 from diffcli.interop.importing import CONFIG, PIPELINE, SCHEDULER, WEIGHTS, check_empty, diffusion, on_meta
 from diffcli.interop.scheduler import write_scheduler
 from diffcli.interop.weights import Tensors, write
@@ -67,7 +67,7 @@ def network(preset: Preset, tensors: Tensors) -> tuple[dict[str, Any], dict[str,
         made = write(dit.diffusers_rules(built.config, tensors), tensors)
         return {"_class_name": "DiTTransformer2DModel", **common, **config, "num_embeds_ada_norm": classes}, made
     assert isinstance(built, UNet)
-    config = diffusers_unet.write_config(built, preset.data.shape)
+    config = diffusers_config.write_config(built, preset.data.shape)
     made = write(diffusers_unet.diffusers_rules(built, tensors, null), tensors)
     rows = None if classes is None else classes + null
     return {"_class_name": "UNet2DModel", **common, **config, "num_class_embeds": rows}, made

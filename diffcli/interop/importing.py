@@ -15,7 +15,7 @@ from torch import Tensor
 from diffcli import __version__, checkpoint
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.interop import diffusers_unet, dit, openai, scheduler
+from diffcli.interop import diffusers_config, diffusers_unet, dit, openai, scheduler
 from diffcli.interop.foreign import Foreign, read_json
 from diffcli.interop.weights import Rule, Tensors, read, read_tensors
 from diffcli.networks.dit import DiT
@@ -131,7 +131,7 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
         raise UserError(
             f"{folder / CONFIG}: _class_name is {name!r}", f"diffcli imports {' and '.join(MODELS)} of diffusers"
         )
-    family = diffusers_unet if name == "UNet2DModel" else dit
+    family = diffusers_config if name == "UNet2DModel" else dit
     config = Foreign(values, family.DEFAULTS, str(folder / CONFIG))
     planned = path / SCHEDULER if index else path / "scheduler_config.json"
     stated = read_json(planned) if planned.is_file() else None
@@ -151,7 +151,7 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
 
 def folder_tree(config: Foreign, plan: Foreign, unet: bool) -> dict[str, Any]:
     """The raw preset, but for its name, that a diffusers configuration and scheduler describe."""
-    network = (diffusers_unet if unet else dit).read_config(config)
+    network = (diffusers_config if unet else dit).read_config(config)
     sampling = scheduler.read_scheduler(plan)
     task, channels = sampling["task"], config.get("in_channels")
     outputs = config.get("out_channels") or channels
@@ -184,7 +184,7 @@ def folder_tensors(preset: Preset, config: Foreign, theirs: Tensors) -> dict[str
     assert isinstance(network, UNet)
     null = null_row(preset, theirs, diffusers_unet.LABELS, Path(config.source))
     rules = diffusers_unet.diffusers_rules(
-        network, ours, null, diffusers_unet.gone(config), sines_first=not config.get("flip_sin_to_cos")
+        network, ours, null, diffusers_config.gone(config), sines_first=not config.get("flip_sin_to_cos")
     )
     return read(rules, theirs, ours, config.source)
 

@@ -75,7 +75,12 @@ def class_rules(ours: Tensors, theirs: str, null: bool) -> list[Rule]:
     behind = f"{NETWORK}.embedding.vector"
 
     def take(table: Tensor) -> list[Tensor]:
-        width = table.shape[1]
+        width, dim = table.shape[1], ours[CLASSES].shape[1]
+        if dim != width:
+            raise UserError(
+                f"task.conditioners.0.dim is {dim}, but the class embeddings of the file, {theirs}, are {width} wide",
+                f"set task.conditioners.0.dim to {width} in the preset",
+            )
         return [torch.cat([table, torch.zeros(0 if null else 1, width)]), torch.eye(width), torch.zeros(width)]
 
     def give(table: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:

@@ -127,6 +127,7 @@ def write_scheduler(preset: Preset) -> dict[str, Any]:
     written = {
         "num_train_timesteps": task.schedule.steps,
         "trained_betas": task.schedule.betas().tolist(),
+        "rescale_betas_zero_snr": task.schedule.zero_terminal_snr,
         "prediction_type": PREDICTIONS[task.target],
         "clip_sample": task.codec.clip,
         "timestep_spacing": "trailing",

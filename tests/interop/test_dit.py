@@ -1,4 +1,4 @@
-"""DiT and SiT in the layout of their authors, and diffusers' DiT: after an import the same outputs; back out, the same weights."""
+"""DiT and SiT in the layout of their authors, and diffusers' DiT: imported the same outputs, exported the same weights."""
 
 import json
 from pathlib import Path
@@ -111,13 +111,13 @@ def test_a_sit_without_the_scale_of_its_time_is_refused(tmp_path: Path):
 
 def test_learned_positions_are_refused(tmp_path: Path):
     theirs = wake(reference())
-    with pytest.raises(UserError, match="pos_embed.*not the sin-cos"):
+    with pytest.raises(UserError, match=r"pos_embed.*not the sin-cos"):
         importing.load(save_pt(theirs, tmp_path / "DiT.pt"), None)
 
 
 def test_a_dit_of_unknown_width_needs_a_preset(tmp_path: Path):
     theirs = ReferenceDiT(3, 8, 64, 1, 2, CLASSES, False)
-    with pytest.raises(UserError, match="64 wide is none of the published sizes.*\n.*--as PRESET"):
+    with pytest.raises(UserError, match=r"64 wide is none of the published sizes.*\n.*--as PRESET"):
         importing.load(save_pt(theirs, tmp_path / "DiT.pt"), None)
 
 

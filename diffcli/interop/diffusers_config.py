@@ -1,0 +1,270 @@
+"""UNet2DModel of diffusers: its configuration to and from `task.network`, refused by key where the two differ.
+
+The keys and their defaults are those of the library's documentation; what a weight can express is left to diffusers_unet.py.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from diffcli.config import ImageShape, UserError
+from diffcli.interop.foreign import Foreign
+from diffcli.networks.layers import Attention, GroupNorm
+from diffcli.networks.unet import UNet, stages
+
+PERIOD = 10_000
+
+DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
+    "center_input_sample": (False,),
+    "time_embedding_type": ("positional",),
+    "freq_shift": (0, 1),
+    "mid_block_type": ("UNetMidBlock2D", None),
+    "mid_block_scale_factor": (1,),
+    "downsample_padding": (0, 1),
+    "downsample_type": ("conv", "resnet"),
+    "upsample_type": ("conv", "resnet"),
+    "act_fn": ("silu", "swish", "gelu", "relu"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "class_embed_type": (None,),
+}
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
+UNLIKE = {"mult": "at this data.size", "groups": "at these widths"}
+LIKE = {
+    "blocks": "task.network.blocks of res alone, or of res and attention by turns",
+    "middle": "task.network.middle [res, attention, res], [res, res] or []",
+    "resample": "task.network.resample residual or conv",
+    "activation": "task.network.activation silu, gelu or relu",
+    "max_period": f"task.network.max_period {PERIOD}",
+    "mult": "a data.size that can be halved at every level",
+    "groups": "widths that task.network.groups divides at every norm",
+}
+
+
+def read_config(config: Foreign) -> dict[str, Any]:
+    """The raw tree of `task.network`. Raises UserError naming the key of theirs that we cannot express."""
+    config.demand(EXPRESSIBLE)
+    widths = config.get("block_out_channels")
+    width = widths[0]
+    config.demand({"time_embedding_dim": (None, 4 * width)})
+    if any(w % width for w in widths):
+        raise config.refuse("block_out_channels", "where the first does not divide the others, as diffcli's width must")
+    check_norms(config)
+    return {
+        "kind": "unet",
+        "width": width,
+        "mult": [w // width for w in widths],
+        "blocks": ["res", "attention"] * config.get("layers_per_block"),
+        "middle": middle(config),
+        "attend_at": attended_sizes(config),
+        **heads(config, widths),
+        "dropout": config.get("dropout"),
+        "activation": ACTIVATIONS[config.get("act_fn")],
+        "embed": {"default": "add", "scale_shift": "scale_shift"}[config.get("resnet_time_scale_shift")],
+        "resample": resampling(config),
+        "groups": config.get("norm_num_groups"),
+        "norm_eps": config.get("norm_eps"),
+        "max_period": shifted_period(width) if config.get("freq_shift") else PERIOD,
+        "down_padding": "end" if config.get("downsample_padding") == 0 else "both",
+    }
+
+
+def shifted_period(width: int) -> float:
+    """The period at which our frequencies are theirs with freq_shift 1, which reach 1 / PERIOD itself."""
+    half = width // 2
+    return float(PERIOD ** (half / (half - 1)))
+
+
+def middle(config: Foreign) -> list[str]:
+    """The blocks of the middle."""
+    if config.get("mid_block_type") is None:
+        return []
+    return ["res", "attention", "res"] if config.get("add_attention") else ["res", "res"]
+
+
+def heads(config: Foreign, widths: Sequence[int]) -> dict[str, int]:
+    """head_dim, or one head where they have no dimension."""
+    dim = config.get("attention_head_dim")
+    if dim is None:
+        return {"heads": 1}
+    attended = [w for w, (down, up) in zip(widths, attends(config), strict=True) if down or up]
+    if "attention" in middle(config):
+        attended.append(widths[-1])
+    if any(w % dim for w in attended):
+        raise config.refuse("attention_head_dim", f"which does not divide block_out_channels {list(widths)}")
+    return {"head_dim": dim}
+
+
+def check_norms(config: Foreign) -> None:
+    """Every norm has the same number of groups here."""
+    groups, of_middle = config.get("norm_num_groups"), config.get("attn_norm_num_groups")
+    if not isinstance(groups, int):
+        raise config.refuse("norm_num_groups", "but diffcli needs a number")
+    without = of_middle is None and config.get("resnet_time_scale_shift") != "default"
+    if "attention" in middle(config) and (without or of_middle not in (None, groups)):
+        raise config.refuse("attn_norm_num_groups", f"but diffcli's attention has a norm of norm_num_groups = {groups}")
+
+
+def attends(config: Foreign) -> list[tuple[bool, bool]]:
+    """Whether the encoder and the decoder attend at each level."""
+    down, up = config.get("down_block_types"), config.get("up_block_types")
+    return [
+        (d.endswith("AttnDownBlock2D"), u.endswith("AttnUpBlock2D")) for d, u in zip(down, reversed(up), strict=True)
+    ]
+
+
+def attended_sizes(config: Foreign) -> list[int]:
+    """Feature-map sizes at which either side attends."""
+    size = config.get("sample_size")
+    if size is None:
+        raise config.refuse("sample_size", "so nobody knows the size of the images", "write the size into the file")
+    sizes = [size if isinstance(size, int) else max(size)]
+    for _ in config.get("block_out_channels")[1:]:
+        sizes.append(-(-sizes[-1] // 2))
+    return [s for s, either in zip(sizes, attends(config), strict=True) if any(either)]
+
+
+def resampling(config: Foreign) -> str:
+    """residual or conv: the one way in which all levels resample."""
+    ways = {
+        "down_block_types": {
+            "DownBlock2D": "conv",
+            "AttnDownBlock2D": config.get("downsample_type"),
+            "ResnetDownsampleBlock2D": "resnet",
+        },
+        "up_block_types": {
+            "UpBlock2D": "conv",
+            "AttnUpBlock2D": config.get("upsample_type"),
+            "ResnetUpsampleBlock2D": "resnet",
+        },
+    }
+    found = set()
+    for key, known in ways.items():
+        names = [name.removeprefix("UNetRes") for name in config.get(key)]
+        if not set(names) <= set(known):
+            raise config.refuse(key, f"of which diffcli has {', '.join(known)}")
+        found |= {known[name] for name in names[:-1]}  # the last does not resample
+        if len(found) > 1:
+            raise config.refuse(
+                key, "which resample by convolutions and by residual blocks; diffcli's U-Net by one of them"
+            )
+    return "residual" if found == {"resnet"} else "conv"
+
+
+def gone(config: Foreign) -> list[str]:
+    """Prefixes of the attention that ours has and theirs lacks, where only one side attends at a level."""
+    found = []
+    last = len(config.get("block_out_channels")) - 1
+    for level, (down, up) in enumerate(attends(config)):
+        if up and not down:
+            found.append(f"down_blocks.{level}.attentions.")
+        if down and not up:
+            found.append(f"up_blocks.{last - level}.attentions.")
+    return found
+
+
+def write_config(network: UNet, shape: ImageShape) -> dict[str, Any]:
+    """Their configuration of our network. Raises UserError naming the key of ours that they cannot express."""
+    config = network.config
+    check_expressible(network, shape)
+    sizes = config.sizes(max(shape.height, shape.width))
+    attend = [s in config.attend_at and "attention" in config.blocks for s in sizes]
+    residual = config.resample == "residual"
+    plain = {"down": "ResnetDownsampleBlock2D", "up": "ResnetUpsampleBlock2D"}
+    if not residual:
+        plain = {"down": "DownBlock2D", "up": "UpBlock2D"}
+    way = "resnet" if residual else "conv"
+    groups = next(iter(norm_groups(network)))
+    return {
+        "down_block_types": ["AttnDownBlock2D" if here else plain["down"] for here in attend],
+        "up_block_types": ["AttnUpBlock2D" if here else plain["up"] for here in reversed(attend)],
+        "mid_block_type": "UNetMidBlock2D" if config.middle else None,
+        "add_attention": "attention" in config.middle,
+        "block_out_channels": [config.width * m for m in config.mult],
+        "layers_per_block": len(stages(config.blocks)),
+        "downsample_type": way,
+        "upsample_type": way,
+        "downsample_padding": 0 if config.down_padding == "end" else 1,
+        "freq_shift": 0 if config.max_period == PERIOD else 1,
+        "flip_sin_to_cos": True,
+        "dropout": config.dropout,
+        "act_fn": config.activation,
+        "attention_head_dim": head_dim(network),
+        "norm_num_groups": groups,
+        "attn_norm_num_groups": groups,
+        "norm_eps": config.norm_eps,
+        "resnet_time_scale_shift": "scale_shift" if config.embed == "scale_shift" else "default",
+    }
+
+
+def check_expressible(network: UNet, shape: ImageShape) -> None:
+    """Raises UserError at the first key of `task.network` that UNet2DModel does not have."""
+    config = network.config
+    grouped = stages(config.blocks)
+    factor = 2 ** (len(config.mult) - 1)
+    periods = (float(PERIOD), shifted_period(config.width))
+    checks = {
+        "blocks": all(names == ["res"] for names in grouped) or all(names == ["res", "attention"] for names in grouped),
+        "middle": list(config.middle) in ([], ["res", "res"], ["res", "attention", "res"]),
+        "resample": config.resample in ("residual", "conv"),
+        "activation": config.activation in ACTIVATIONS,
+        "max_period": any(math.isclose(config.max_period, period, rel_tol=1e-9) for period in periods),
+        "mult": shape.height % factor == 0 and shape.width % factor == 0,  # they cannot halve an odd size
+        "groups": len(norm_groups(network)) == 1,  # they have one number for all norms
+    }
+    for key, expressible in checks.items():
+        if not expressible:
+            found = json.dumps(config.model_dump(mode="json")[key])
+            raise UserError(
+                f"task.network.{key} is {found}, which diffusers' UNet2DModel cannot express {UNLIKE.get(key, '')}".rstrip(),
+                f"export a model that was trained with {LIKE[key]}",
+            )
+
+
+def norm_groups(network: UNet) -> set[int]:
+    """The numbers of groups that the norms of a network have."""
+    return {module.groups for module in network.modules() if isinstance(module, GroupNorm)}
+
+
+def head_dim(network: UNet) -> int | None:
+    """attention_head_dim; None is one head."""
+    attentions = [module for module in network.modules() if isinstance(module, Attention)]
+    if all(attention.heads == 1 for attention in attentions):
+        return None
+    dims = {attention.norm.weight.numel() // attention.heads for attention in attentions}
+    if len(dims) > 1:
+        raise UserError(
+            f"task.network.heads is {network.config.heads}, so heads have {', '.join(map(str, sorted(dims)))} channels; "
+            "diffusers' UNet2DModel has one number of channels for all",
+            "export a model that was trained with task.network.head_dim",
+        )
+    return dims.pop()
