@@ -154,9 +154,9 @@ def test_what_is_stored_is_reconstructed_exactly(every: int, wanted: Profile) ->
 
 def walk(steps: int) -> Iterator[np.ndarray]:
     """Weights of a made-up training run: a drift towards 1 and a wandering about it, 50 of them."""
-    draw, at = Noise(range(50), torch.device("cpu")), np.zeros(50)
+    draws, at = Noise(range(50), torch.device("cpu"))(torch.empty(50, steps)).double().numpy(), np.zeros(50)
     for step in range(1, steps + 1):
-        at = at + 0.01 * (1 - at) + 0.05 * draw(torch.empty(50, 1)).double().numpy()[:, 0]
+        at = at + 0.01 * (1 - at) + 0.05 * draws[:, step - 1]
         yield at + np.sin(step / 40)
 
 
