@@ -84,9 +84,14 @@ def ema(
     run_dir: Annotated[Path, typer.Argument(help="The directory of the run.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoints, one an average.")],
     std: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Widths in (0, 0.29), made from the snapshots that train.ema power stores.")
+        str,
+        typer.Option(
+            metavar="A,B,...", help="Widths in (0, 0.29), made from the snapshots that train.ema power stores."
+        ),
     ] = "",
-    rate: Annotated[str, typer.Option(metavar="A,B,...", help="Rates of train.ema that the newest checkpoint keeps.")] = "",
+    rate: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Rates of train.ema that the newest checkpoint keeps.")
+    ] = "",
 ) -> None:
     """Write averages of a run's weights as checkpoints that sample and fid take."""
     from diffcli.engine.averages import write_averages
