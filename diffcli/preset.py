@@ -20,6 +20,7 @@ from diffcli.ema import AnyEma
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion import DiffusionConfig
+from diffcli.tasks.guide import Guide, check_guide
 
 LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
 
@@ -73,14 +74,16 @@ class Preset(Config):
     train: TrainConfig
     sampler: AnySampler = Ddim()
     guidance: float = 1.0
+    guide: Guide = Guide()
 
     @model_validator(mode="after")
     def _agree(self) -> "Preset":
         if self.guidance != 1 and not isinstance(self.task, DiffusionConfig):
             raise ValueError(f"guidance is {self.guidance} but task.kind is '{self.task.kind}'; leave guidance at 1")
+        if self.guide != Guide() and not isinstance(self.task, DiffusionConfig):
+            raise ValueError(f"guide is given but task.kind is '{self.task.kind}'; leave guide out")
         if isinstance(self.task, DiffusionConfig):
-            if self.guidance != 1:
-                check_guidance(self.guidance, self.task)
+            check_guide(self.guidance, self.guide, self.task)
             check_steps(self.sampler, self.task)
         learned = isinstance(self.task, DiffusionConfig) and self.task.learn_variance
         if isinstance(self.sampler, Ddpm) and self.sampler.variance == "learned" and not learned:
@@ -88,6 +91,11 @@ class Preset(Config):
                 "sampler.variance is 'learned' but task.learn_variance is false; set sampler.variance to small or large"
             )
         return self
+
+    @property
+    def preview_guidance(self) -> float:
+        """The scale of previews, which know no other model: 1 where the second branch is that of guide.weaker."""
+        return self.guidance if self.guide.weaker is None else 1.0
 
     def advice(self) -> list[str]:
         """What is allowed but probably not meant, one sentence each."""
@@ -109,17 +117,6 @@ class Preset(Config):
                 "starts from pure noise: overall brightness may drift towards grey"
             )
         return found
-
-
-def check_guidance(guidance: float, task: DiffusionConfig) -> None:
-    """Raises ValueError where a guidance scale asks for a branch that the model has not learned."""
-    if not task.conditioners:
-        raise ValueError(f"guidance is {guidance} but the model is unconditional; leave guidance at 1")
-    if task.drop_condition == 0:
-        raise ValueError(
-            f"guidance is {guidance} but task.drop_condition is 0, so the unconditional branch was never trained; "
-            "set task.drop_condition to 0.1 or guidance to 1"
-        )
 
 
 def check_steps(sampler: Sampler, task: DiffusionConfig) -> None:

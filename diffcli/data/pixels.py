@@ -66,8 +66,8 @@ def flatten(image: Image.Image) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def fit(image: Image.Image, shape: ImageShape) -> np.ndarray:
-    """uint8 (C, H, W): shorter side resized, centre cropped, in one antialiased bicubic resampling; grey <-> RGB as asked.
+def fit(image: Image.Image, shape: ImageShape, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+    """uint8 (C, H, W): shorter side resized, centre cropped, in one antialiased resampling; grey <-> RGB as asked.
 
     Resampling straight from the crop's box avoids rounding the intermediate size to whole pixels.
     """
@@ -78,7 +78,7 @@ def fit(image: Image.Image, shape: ImageShape) -> np.ndarray:
         width, height = min(shape.width * scale, image.width), min(shape.height * scale, image.height)
         left, top = (image.width - width) / 2, (image.height - height) / 2
         box = (left, top, min(left + width, image.width), min(top + height, image.height))
-        image = image.resize((shape.width, shape.height), Image.Resampling.BICUBIC, box=box)
+        image = image.resize((shape.width, shape.height), resampling, box=box)
     return channels_first(image)
 
 

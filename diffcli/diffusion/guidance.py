@@ -1,46 +1,145 @@
-"""Functions from a Denoise to a Denoise: classifier-free guidance and clipping. Samplers never see them.
+"""Functions from a Denoise to a Denoise: guidance by a second branch or a classifier, and limits on x0. Samplers never see them.
 
-One convention everywhere: `null + scale * (cond - null)`; 1 is off, 0 is unconditional.
+One convention everywhere: `null + scale * (cond - null)`; 1 is off, 0 is the second branch alone. x_t = alpha x0 + sigma eps
+holds for what comes out as for what went in, and an image's prediction does not depend on its batch.
 """
 
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoise, Prediction, over
 from diffcli.diffusion.schedule import Schedule
 
 Pair = Callable[[Tensor, Tensor], tuple[Prediction, Prediction]]
-"""(x_t, t) -> the conditional and the unconditional prediction, computed as one batch."""
+"""(x_t, t) -> what guidance leads to and what it leads away from: conditional and unconditional, or good and weaker model."""
+
+LogProb = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, C, *S), t () or (B,)) -> log p(y | x_t) (B,), differentiable in x_t."""
 
 
 def classifier_free(pair: Pair, scale: float) -> Denoise:
     """null + scale * (cond - null), in x0 and in eps alike; the variance stays that of the conditional branch.
 
-    Source: Ho & Salimans 2022, eq. 6 (arXiv 2207.12598), whose w is scale - 1.
+    Two branches of one network are best computed as one batch. Of two models of the same condition, the second one trained
+    less or smaller, it is autoguidance.
+    Source: Ho & Salimans 2022, eq. 6 (arXiv 2207.12598), whose w is scale - 1; Karras et al. 2024, eq. 1 (arXiv 2406.02507).
     """
 
     def guided(x: Tensor, t: Tensor) -> Prediction:
         cond, null = pair(x, t)
-        return Prediction(
-            x0=null.x0.lerp(cond.x0, scale),
-            eps=null.eps.lerp(cond.eps, scale),
-            var_frac=cond.var_frac,
-        )
+        return _led(cond, null, scale)
 
     return guided
 
 
+def rescaled(pair: Pair, scale: float, schedule: Schedule, share: float) -> Denoise:
+    """`classifier_free`, with x0's deviation over each image drawn towards the conditional branch's: share 0 not at all, 1 fully.
+
+    The published rule takes whatever the network regresses for x0; over-exposure, which it mends, is a matter of x0.
+    Source: Lin et al. 2023, section 3.4 (arXiv 2305.08891), whose phi is share.
+    """
+
+    def guided(x: Tensor, t: Tensor) -> Prediction:
+        cond, null = pair(x, t)
+        p = _led(cond, null, scale)
+        factor = cond.x0.flatten(1).std(1) / p.x0.flatten(1).std(1).clamp(min=torch.finfo(p.x0.dtype).tiny)
+        return with_x0(p, p.x0 * over(1 + share * (factor - 1), p.x0), x, t, schedule)
+
+    return guided
+
+
+def within(guided: Denoise, plain: Denoise, schedule: Schedule, low: float, high: float) -> Denoise:
+    """`guided` where low <= sigma / alpha <= high, `plain` elsewhere, which alone is then computed.
+
+    Of a batch whose images are at different times (B,), some inside and some outside, both are.
+    Source: Kynkaanniemi et al. 2024, eq. 5 (arXiv 2404.07724).
+    """
+
+    def limited(x: Tensor, t: Tensor) -> Prediction:
+        alpha, sigma = schedule.alpha_sigma(t)
+        inside = (low * alpha <= sigma) & (sigma <= high * alpha)
+        if not inside.any():
+            return plain(x, t)
+        p = guided(x, t)
+        return p if inside.all() else _where(inside, p, plain(x, t))
+
+    return limited
+
+
+def classifier_guided(denoise: Denoise, log_prob: LogProb, schedule: Schedule, scale: float) -> Denoise:
+    """eps - sigma * scale * grad log p(y | x_t), and x0 to match: the score of p(x_t) p(y | x_t)^scale, on any path.
+
+    At t = 1 of a path that keeps no signal, where x_t tells nothing of y, the prediction stays as it is.
+    Source: Dhariwal & Nichol 2021, algorithm 2 (arXiv 2105.05233), for any sigma.
+    """
+
+    def guided(x: Tensor, t: Tensor) -> Prediction:
+        p = denoise(x, t)
+        alpha, sigma = schedule.alpha_sigma(t)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(log_prob(leaf, t).sum(), leaf)
+        shift = torch.where(alpha > 0, scale * sigma, 0.0)
+        gain = torch.where(alpha > 0, scale * sigma**2 / alpha, 0.0)
+        return p._replace(x0=p.x0 + over(gain, x) * gradient, eps=p.eps - over(shift, x) * gradient)
+
+    return guided
+
+
+def on_path(schedule: Schedule, other: Schedule, x: Tensor, t: Tensor, length: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(x', t'): a noisy image of one path as the same one on another path, at the time of equal signal and noise.
+
+    length: x holds images times this, x' images as they are.
+    """
+    there = other.time(schedule.log_snr(t) + 2 * math.log(length))
+    return over(other.alpha_sigma(there)[1] / schedule.alpha_sigma(t)[1], x) * x, there
+
+
 def clip_x0(denoise: Denoise, schedule: Schedule, low: float = -1.0, high: float = 1.0) -> Denoise:
-    """Clamps x0 to [low, high] and recomputes eps from it, so that x_t = alpha x0 + sigma eps still holds.
+    """Clamps x0 to [low, high].
 
     For pixels only: latents are not bounded.
     """
 
     def clipped(x: Tensor, t: Tensor) -> Prediction:
         p = denoise(x, t)
-        alpha, sigma = schedule.alpha_sigma(t)
-        x0 = p.x0.clamp(low, high)
-        return p._replace(x0=x0, eps=over(1 / sigma, x) * x - over(alpha / sigma, x) * x0)
+        return with_x0(p, p.x0.clamp(low, high), x, t, schedule)
 
     return clipped
+
+
+def threshold_x0(denoise: Denoise, schedule: Schedule, share: float, high: float = 1.0) -> Denoise:
+    """Dynamic thresholding: each image's x0 is clamped to +-s and shrunk to +-high; `share` of its values are no larger than s.
+
+    Where s is below `high` it is plain clipping. For pixels only, as `clip_x0`.
+    Source: Saharia et al. 2022, section 2.3 (arXiv 2205.11487).
+    """
+
+    def thresholded(x: Tensor, t: Tensor) -> Prediction:
+        p = denoise(x, t)
+        sizes = p.x0.abs().flatten(1)
+        rank = max(1, math.ceil(share * sizes.shape[1]))  # torch.quantile takes no more than 2^24 values
+        s = over(sizes.kthvalue(rank, dim=1).values.clamp(min=high), p.x0)
+        return with_x0(p, p.x0.clamp(-s, s) * (high / s), x, t, schedule)
+
+    return thresholded
+
+
+def with_x0(p: Prediction, x0: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Prediction:
+    """The prediction with another x0, and eps recomputed from it so that x_t = alpha x0 + sigma eps still holds."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    return p._replace(x0=x0, eps=over(1 / sigma, x) * x - over(alpha / sigma, x) * x0)
+
+
+def _led(cond: Prediction, null: Prediction, scale: float) -> Prediction:
+    return Prediction(null.x0.lerp(cond.x0, scale), null.eps.lerp(cond.eps, scale), cond.var_frac)
+
+
+def _where(inside: Tensor, p: Prediction, q: Prediction) -> Prediction:
+    """The rows of p that are inside (B,), those of q elsewhere."""
+    rows = over(inside, p.x0).bool()
+    var_frac = None if p.var_frac is None or q.var_frac is None else torch.where(rows, p.var_frac, q.var_frac)
+    return Prediction(torch.where(rows, p.x0, q.x0), torch.where(rows, p.eps, q.eps), var_frac)

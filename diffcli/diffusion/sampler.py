@@ -5,8 +5,9 @@ Times stay on the CPU: no synchronisation.
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -35,6 +36,7 @@ class Sampler(Config):
 
     steps: int = Field(50, ge=1, description="moves from t = 1 to t = 0")
     spacing: Spacing = "uniform"
+    _times: tuple[float, ...] | None = None  # see `starting_at`
 
     @abstractmethod
     def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
@@ -42,7 +44,18 @@ class Sampler(Config):
 
     def times(self, schedule: Schedule) -> Tensor:
         """(steps + 1,) float64 from 1 down to 0, strictly falling, each one a time that training visits."""
+        if self._times is not None:
+            return torch.tensor(self._times, dtype=torch.float64)
         return grid(self.spacing, self.steps, schedule)
+
+    def starting_at(self, t: float, schedule: Schedule) -> Self:
+        """The same sampler for a walk that begins at the trained time nearest to t, in (0, 1], and goes on along its times."""
+        times = self.times(schedule)
+        first = schedule.snap(torch.tensor([t], dtype=torch.float64).clamp(min=schedule.cleanest))
+        left = torch.cat([first, times[times < first]])
+        shorter = self.model_copy(update={"steps": len(left) - 1})
+        shorter._times = tuple(left.tolist())
+        return shorter
 
     @property
     def name(self) -> str:

@@ -106,7 +106,10 @@ def resolved(preset: Preset, device: torch.device) -> Preset:
         train = train.model_copy(update={"precision": auto_precision(device)})
     if data.root is not None:
         data = data.model_copy(update={"root": data.root.expanduser().absolute()})
-    return preset.model_copy(update={"train": train, "data": data})
+    guide = preset.guide.model_copy(
+        update={name: path.expanduser().absolute() for name, path in preset.guide.models.items()}
+    )
+    return preset.model_copy(update={"train": train, "data": data, "guide": guide})
 
 
 def place(task: Task, device: torch.device, precision: str) -> Task:

@@ -261,7 +261,7 @@ class Loop:
         batch = on_device(self.data.read(rows), self.group.device) | {"index": rows}
         task = self.state.ema.module
         assert isinstance(task, Task)
-        return task.preview(batch, self.preset.sampler, self.preset.guidance)
+        return task.preview(batch, self.preset.sampler, self.preset.preview_guidance)
 
 
 def wrap(task: Task, group: Group, compiled: bool) -> Any:

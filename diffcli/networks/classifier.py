@@ -1,6 +1,7 @@
-"""A small residual classifier for 28x28 to 32x32 images: it labels samples, and its features score them offline.
+"""A small residual classifier for 28x28 to 32x32 images: it labels samples, its features score them, its gradients guide them.
 
-forward(x (B, C, H, W) in [-1, 1]) -> logits (B, num_classes); features(x) -> (B, D), the layer before the logits.
+forward(x (B, C, H, W) in [-1, 1]) -> logits (B, num_classes); features(x) -> (B, D), the layer before the logits. One that is
+`timed` is told beside x at which time it is, as denoising networks are: then x may be noisy.
 """
 
 from typing import Literal
@@ -10,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config, ImageShape
-from diffcli.networks.layers import GroupNorm
+from diffcli.networks.layers import Embedding, GroupNorm
 
 
 class ConvNetConfig(Config):
@@ -22,47 +23,55 @@ class ConvNetConfig(Config):
     kind: Literal["convnet"] = "convnet"
     width: int = Field(32, ge=1)
 
-    def build(self, shape: ImageShape, num_classes: int) -> "ConvNet":
-        return ConvNet(shape.channels, self.width, num_classes)
+    def build(self, shape: ImageShape, num_classes: int, timed: bool = False) -> "ConvNet":
+        return ConvNet(shape.channels, self.width, num_classes, timed)
 
 
 class Residual(nn.Module):
-    """Conv, norm, ReLU, conv, norm; residual; ReLU."""
+    """Conv, norm, ReLU, conv, norm, which `emb` values scale and shift where it is not 0; residual; ReLU."""
 
-    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, channels: int, out_channels: int, stride: int, emb: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
         self.norm1 = GroupNorm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = GroupNorm(out_channels)
         self.skip = nn.Conv2d(channels, out_channels, 1, stride, bias=False) if stride > 1 else nn.Identity()
+        self.modulate = nn.Linear(emb, 2 * out_channels) if emb else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        """emb: (B, E), None where the block is not modulated."""
+        told = None if self.modulate is None else self.modulate(emb)
         h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.norm2(self.conv2(h)))
+        return F.relu(self.skip(x) + self.norm2(self.conv2(h), told))
 
 
 class ConvNet(nn.Module):
     """See the module's docstring. `feature_dim` is D."""
 
-    def __init__(self, channels: int, width: int, num_classes: int) -> None:
+    def __init__(self, channels: int, width: int, num_classes: int, timed: bool) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.feature_dim = 4 * width
+        emb = self.feature_dim if timed else 0
+        self.time = Embedding(width, emb, vector=0, activation="relu") if timed else None
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False),
             GroupNorm(width),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            Residual(width, width, 1),
-            Residual(width, 2 * width, 2),
-            Residual(2 * width, 4 * width, 2),
+            Residual(width, width, 1, emb),
+            Residual(width, 2 * width, 2, emb),
+            Residual(2 * width, 4 * width, 2, emb),
         )
         self.head = nn.Linear(self.feature_dim, num_classes)
 
-    def features(self, x: Tensor) -> Tensor:
-        """(B, D) float, non-negative; in eval mode a function of each image alone."""
-        return self.body(x).mean(dim=(2, 3))
+    def features(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """(B, D) float, non-negative; in eval mode a function of each image alone. time: (B,), 0..1000, if it is timed."""
+        emb = None if self.time is None else self.time(time, None)
+        for layer in self.body:
+            x = layer(x, emb) if isinstance(layer, Residual) else layer(x)
+        return x.mean(dim=(2, 3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        return self.head(self.features(x, time))

@@ -1,4 +1,4 @@
-"""Image classification as a task: a score network of one's own, whose features and labels judge samples offline."""
+"""Image classification as a task: its features and labels judge samples offline, and, trained on noisy images, it guides them."""
 
 from typing import Literal
 
@@ -8,19 +8,27 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config, ImageShape, UserError
+from diffcli.diffusion.editing import noised
+from diffcli.diffusion.guidance import LogProb, on_path
 from diffcli.diffusion.samplers import Sampler
+from diffcli.diffusion.schedule import AnySchedule, Schedule
 from diffcli.networks.classifier import ConvNet, ConvNetConfig
+from diffcli.noise import Domain, Noise
 from diffcli.tasks.task import Batch, Task
 
 
 class ClassifierTask(Task):
-    """Cross-entropy on labels; `features` and `logits` are what `diffcli fid --features RUN` reads."""
+    """Cross-entropy on labels, of noisy images where there is a schedule.
 
-    def __init__(self, network: ConvNet, num_classes: int, label_smoothing: float) -> None:
+    `diffcli fid --features RUN` reads `features` and `logits`, classifier guidance `log_prob`.
+    """
+
+    def __init__(self, network: ConvNet, num_classes: int, label_smoothing: float, schedule: Schedule | None) -> None:
         super().__init__()
         self.network = network
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.schedule = schedule
 
     @property
     def network_to_compile(self) -> nn.Module:
@@ -40,33 +48,54 @@ class ClassifierTask(Task):
             )
 
     def forward(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        logits = self.network(batch["image"]).float()
+        x, t = batch["image"], None
+        if self.schedule is not None:
+            t = self.schedule.trained_time(Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE).uniform())
+            x = noised(self.schedule, x, Noise(batch["stream"], x.device)(x), t)
+        logits = self.logits(self.features(x, t))
         loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
         return {"loss": loss, "accuracy": (logits.argmax(1) == batch["label"]).float().mean()}
 
-    def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> penultimate features (B, D)."""
-        return self.network.features(x).float()
+    def features(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) in [-1, 1], or x_t at times t () or (B,) of its schedule -> penultimate features (B, D)."""
+        if self.schedule is None:
+            return self.network.features(x).float()
+        t = torch.zeros((), dtype=torch.float64) if t is None else t
+        time = self.schedule.network_time(t).to(x.device, torch.float32).expand(len(x))
+        return self.network.features(x, time).float()
 
     def logits(self, features: Tensor) -> Tensor:
         """Penultimate features (B, D) -> class logits (B, K)."""
         return self.network.head(features).float()
 
+    def log_prob(self, label: Tensor, schedule: Schedule, length: float) -> LogProb:
+        """log p(label | x_t) for x_t on any path, over images times `length`; label: int64 (B,). For a noise-aware classifier."""
+        own = self.schedule
+        assert own is not None
+
+        def log_prob(x: Tensor, t: Tensor) -> Tensor:
+            logits = self.logits(self.features(*on_path(schedule, own, x, t, length)))
+            return -F.cross_entropy(logits, label, reduction="none")
+
+        return log_prob
+
     @torch.no_grad()
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
         """The batch's own images, those that the classifier is least sure of first."""
-        margin = self.network(batch["image"]).float().gather(1, batch["label"][:, None])[:, 0]
+        margin = self.logits(self.features(batch["image"])).gather(1, batch["label"][:, None])[:, 0]
         return batch["image"][margin.argsort()]
 
 
 class ClassifierConfig(Config):
-    """A classifier of images into num_classes classes."""
+    """A classifier of images into num_classes classes; with a schedule, of noisy ones at any of its times."""
 
     kind: Literal["classifier"] = "classifier"
     num_classes: int = Field(ge=2)
     network: ConvNetConfig = ConvNetConfig()
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    schedule: AnySchedule | None = None
 
     def build(self, shape: ImageShape) -> ClassifierTask:
         """The task for images of this shape, its weights drawn from torch's current generator."""
-        return ClassifierTask(self.network.build(shape, self.num_classes), self.num_classes, self.label_smoothing)
+        network = self.network.build(shape, self.num_classes, timed=self.schedule is not None)
+        return ClassifierTask(network, self.num_classes, self.label_smoothing, self.schedule)

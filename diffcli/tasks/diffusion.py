@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from diffcli.config import Config, ImageShape
 from diffcli.diffusion.coupling import Coupling, paired
 from diffcli.diffusion.denoiser import Denoise, Denoiser, Prediction, Target
-from diffcli.diffusion.guidance import classifier_free, clip_x0
+from diffcli.diffusion.guidance import (
+    Pair,
+    classifier_free,
+    classifier_guided,
+    clip_x0,
+    rescaled,
+    threshold_x0,
+    within,
+)
 from diffcli.diffusion.losses import denoising_loss
 from diffcli.diffusion.samplers import Sampler, Step
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
@@ -20,6 +28,7 @@ from diffcli.networks.conditioning import AnyConditioner, Conditioner, Condition
 from diffcli.networks.registry import AnyNetwork
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
+from diffcli.tasks.guide import Guiding
 from diffcli.tasks.task import Batch, Task
 
 
@@ -99,35 +108,62 @@ class DiffusionTask(Task):
         conditioners = cast(Iterable[Conditioner], self.conditioners)
         return condition(conditioners, batch, keep, like, seeds)
 
-    def denoise(self, batch: Batch, guidance: float, n: int) -> Denoise:
-        """The denoiser of n images with the batch's condition and this guidance scale bound.
+    def denoise(self, batch: Batch, guidance: float, n: int, guiding: Guiding = Guiding()) -> Denoise:
+        """The denoiser of n images with the batch's condition and all guidance bound; x0 in the codec's bounds."""
+        guide, schedule = guiding.guide, self.denoiser.schedule
+        plain = self.branch(batch, n)
+        denoise = self._led(plain, batch, guidance, n, guiding)
+        if guiding.classifier is not None:
+            log_prob = guiding.classifier.log_prob(batch["label"], schedule, self.codec.scale)
+            denoise = classifier_guided(denoise, log_prob, schedule, guide.pull)
+        if guide.interval is not None:
+            denoise = within(denoise, plain, schedule, *guide.interval)
+        if self.codec.bounds is None:
+            return denoise
+        if guide.threshold is not None:
+            return threshold_x0(denoise, schedule, guide.threshold, self.codec.bounds[1])
+        return clip_x0(denoise, schedule, *self.codec.bounds)
 
-        Both branches of guidance run as one batch; a scale of 1 or 0 runs the one branch that it needs.
+    def branch(self, batch: Batch, n: int, conditional: bool = True) -> Denoise:
+        """The network alone, with the batch's condition or with none."""
+        keep = torch.full((n,), conditional, device=self.device)
+        cond = self.condition(batch, keep, torch.empty(self.latent_shape(n), device=self.device))
+        return lambda x, t: self.denoiser(x, t, cond)
+
+    def _led(self, plain: Denoise, batch: Batch, guidance: float, n: int, guiding: Guiding) -> Denoise:
+        """`plain` led away from the unconditional branch, or from a weaker model, by the scale; the cheapest way there is.
+
+        Both branches of one network run as one batch; a scale of 1 or 0 runs the one branch that it needs.
         """
-        like = torch.empty(self.latent_shape(n), device=self.device)
-        keep = torch.ones(n, dtype=torch.bool, device=self.device)
-        schedule = self.denoiser.schedule
-        if not self.conditional or guidance in (0, 1):
-            cond = self.condition(batch, keep & (guidance != 0), like)
+        weaker, rescale = guiding.weaker, guiding.guide.rescale
+        if guidance == 1 or not (self.conditional or weaker):
+            return plain
+        if guidance == 0 and rescale == 0:
+            return weaker.branch(batch, n) if weaker else self.branch(batch, n, conditional=False)
+        pair = _each(plain, weaker.branch(batch, n)) if weaker else self._fused(batch, n)
+        if rescale == 0:
+            return classifier_free(pair, guidance)
+        return rescaled(pair, guidance, self.denoiser.schedule, rescale)
 
-            def bound(x: Tensor, t: Tensor) -> Prediction:
-                return self.denoiser(x, t, cond)
+    def _fused(self, batch: Batch, n: int) -> Pair:
+        """Both branches of the network as one batch."""
+        like = torch.empty(self.latent_shape(2 * n), device=self.device)
+        twice = {name: torch.cat([value, value]) for name, value in batch.items() if isinstance(value, Tensor)}
+        both = self.condition(twice, torch.arange(2 * n, device=self.device) < n, like)
 
-            denoise: Denoise = bound
-        else:
-            twice = {name: torch.cat([value, value]) for name, value in batch.items() if isinstance(value, Tensor)}
-            both = self.condition(twice, torch.cat([keep, ~keep]), torch.cat([like, like]))
+        def pair(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
+            return halves(self.denoiser(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, both))
 
-            def pair(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
-                return halves(self.denoiser(torch.cat([x, x]), t, both))
+        return pair
 
-            denoise = classifier_free(pair, guidance)
-        return clip_x0(denoise, schedule, *self.codec.bounds) if self.codec.bounds else denoise
+    def start(self, seeds: Sequence[int]) -> tuple[Tensor, Noise]:
+        """Pure noise in diffusion space, one stream for each seed, and the streams to draw on from."""
+        noise = Noise(seeds, self.device)
+        return noise(torch.empty(self.latent_shape(len(seeds)), device=self.device)), noise
 
     def trajectory(self, batch: Batch, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Iterator[Step]:
         """Samples one image for each seed, in diffusion space; `decode` makes a Step's x or x0 an image."""
-        noise = Noise(seeds, self.device)
-        x = noise(torch.empty(self.latent_shape(len(seeds)), device=self.device))
+        x, noise = self.start(seeds)
         return sampler.trajectory(self.denoise(batch, guidance, len(seeds)), self.denoiser.schedule, x, noise)
 
     def latent_shape(self, n: int) -> tuple[int, int, int, int]:
@@ -147,6 +183,10 @@ class DiffusionTask(Task):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def _each(one: Denoise, other: Denoise) -> Pair:
+    return lambda x, t: (one(x, t), other(x, t))
 
 
 def halves(p: Prediction) -> tuple[Prediction, Prediction]:

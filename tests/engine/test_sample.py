@@ -206,7 +206,7 @@ def test_nfe_counts_the_evaluations_of_the_network(trained: Path, sampler: str, 
         req = request(model, SampleOptions(n=1, sampler=sampler, steps=5, guidance=2.0))
         calls = []
         req.task.denoiser.network.register_forward_hook(lambda *args: calls.append(1))
-        list(req.task.trajectory(req.batch(range(1)), [0], req.sampler, req.guidance))
+        list(req.walk(range(1))[1])
     assert (req.sampler.nfe, len(calls)) == (nfe, nfe)
 
 
@@ -262,7 +262,7 @@ def test_noise_of_a_seed_starts_every_sampler(trained: Path) -> None:
     req = request(model, SampleOptions(n=2, seed=11, guidance=1.0))
     seen = []
     req.task.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    next(iter(req.task.trajectory(req.batch(range(2)), req.seeds(range(2)), req.sampler, req.guidance)))
+    next(req.walk(range(2))[1])
     assert torch.equal(seen[0], Noise([11, 12], torch.device("cpu"))(torch.empty(2, 1, 8, 8)))
 
 
@@ -280,7 +280,7 @@ def test_set_changes_any_key_of_the_sampler(cli: Cli, trained: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("item", "words"),
     [
-        ("task.target=eps", ["task.target=eps", "sampler.*"]),
+        ("task.target=eps", ["task.target=eps", "sampler.*", "guide.*"]),
         ("sampler.variance=learned", ["learn_variance"]),
         ("sampler.varianse=small", ["varianse", "did you mean 'variance'"]),
     ],

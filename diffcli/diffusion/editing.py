@@ -1,0 +1,41 @@
+"""Drawing from given images and noises instead of one fresh noise: noised, painted in part, and between two."""
+
+import torch
+from torch import Tensor
+
+from diffcli.diffusion.denoiser import Denoise, Prediction, over
+from diffcli.diffusion.guidance import with_x0
+from diffcli.diffusion.schedule import Schedule
+
+
+def noised(schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t of images x0 (B, C, *S) at times t () or (B,). Source: Meng et al. 2022, algorithm 1 (SDEdit, arXiv 2108.01073)."""
+    alpha, sigma = (over(c, x0) for c in schedule.alpha_sigma(t))
+    return alpha * x0 + sigma * noise
+
+
+def inpaint(denoise: Denoise, schedule: Schedule, known: Tensor, painted: Tensor) -> Denoise:
+    """x0 is replaced by `known` (B, C, *S) where `painted` (bool, broadcast to it) is False: those values come out as given.
+
+    Source: Wang et al. 2022, eq. 13 with a mask for A (DDNM, arXiv 2212.00490).
+    """
+
+    def replaced(x: Tensor, t: Tensor) -> Prediction:
+        p = denoise(x, t)
+        return with_x0(p, torch.where(painted, p.x0, known), x, t, schedule)
+
+    return replaced
+
+
+def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+    """Points on the great circle from a to b, each (1, C, *S), at shares (B,) of the angle: exactly a at 0 and b at 1.
+
+    Noise between two noises keeps their length, and so its deviation of 1, which a straight line between them would not.
+    Source: Shoemake 1985, doi 10.1145/325334.325242.
+    """
+    cosine = torch.nn.functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0)
+    angle = torch.arccos(cosine.clamp(-1, 1)).cpu()
+    if angle < 1e-6:  # the same noise twice
+        return a.expand(len(share), *a.shape[1:])
+    left, right = (torch.sin(w * angle) / torch.sin(angle) for w in (1 - share, share))
+    return over(left, a) * a + over(right, b) * b

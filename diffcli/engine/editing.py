@@ -1,0 +1,165 @@
+"""`--image`, `--mask`, `--strength` and `--interpolate`: what a request begins from instead of one fresh noise an image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from diffcli.config import Config, ImageShape, UserError
+from diffcli.data.loader import to_float
+from diffcli.data.pixels import BrokenImage, fit, open_image
+from diffcli.diffusion.denoiser import Denoise
+from diffcli.diffusion.editing import inpaint, noised, slerp
+from diffcli.diffusion.inversion import invert
+from diffcli.diffusion.samplers import Sampler
+from diffcli.digest import sha256
+from diffcli.noise import Noise
+from diffcli.tasks.diffusion import DiffusionTask
+
+STRENGTH = 0.6  # the noise level of an image that is to be varied; of one that is painted in part it is 1
+REFINEMENTS = 3  # of each move of an inversion
+WHITE = 128  # grey level from which a mask says: paint here
+
+
+class EditOptions(Config):
+    """The flags; see `check` for those that exclude each other."""
+
+    images: tuple[Path, ...] = ()
+    mask: Path | None = None
+    strength: float | None = None  # in (0, 1]
+    interpolate: int | None = None  # 2 or more
+
+    def check(self) -> None:
+        """Raises UserError for flags that contradict each other, before anything is read."""
+        if self.interpolate is not None:
+            for flag, value in (("--mask", self.mask), ("--strength", self.strength)):
+                if value is not None:
+                    raise UserError(
+                        f"{flag} {value} with --interpolate {self.interpolate}: images are met at pure noise",
+                        f"leave out {flag} or --interpolate",
+                    )
+            if len(self.images) not in (0, 2):
+                raise UserError(
+                    f"--interpolate {self.interpolate} with {len(self.images)} --image: it goes from one to another",
+                    "give --image twice, or not at all for images between two seeds",
+                )
+        elif not self.images:
+            for flag, value in (("--mask", self.mask), ("--strength", self.strength)):
+                if value is not None:
+                    raise UserError(f"{flag} {value}: there is no image to change", "give one with --image FILE")
+
+    @property
+    def level(self) -> float:
+        """The time that images are noised to."""
+        return self.strength or (1.0 if self.mask is not None or not self.images else STRENGTH)
+
+
+class Edit(NamedTuple):
+    """The options with their files read."""
+
+    options: EditOptions = EditOptions()
+    images: Tensor | None = None  # (K, C, H, W) in [-1, 1]; image i of a request begins from the one numbered i mod K
+    painted: Tensor | None = None  # bool (H, W)
+
+    def sampler(self, sampler: Sampler, task: DiffusionTask) -> Sampler:
+        """The sampler for the part of its walk that is left."""
+        level = self.options.level
+        return sampler if level == 1 else sampler.starting_at(level, task.denoiser.schedule)
+
+    def begin(
+        self, task: DiffusionTask, sampler: Sampler, denoise: Denoise, pure: Tensor, rows: range
+    ) -> tuple[Tensor, Denoise]:
+        """Where images `rows`, whose noise is `pure`, begin to walk, and the denoiser that knows what must not change."""
+        if self.images is None:
+            return pure, denoise
+        schedule = task.denoiser.schedule
+        chosen = self.images[torch.arange(rows.start, rows.stop) % len(self.images)]
+        x0 = task.codec.encode(chosen.to(task.device))
+        if self.painted is not None:
+            small = F.interpolate(self.painted[None, None].float(), task.latent_shape(1)[2:]) > 0
+            denoise = inpaint(denoise, schedule, x0, small.to(task.device))
+        start = pure if self.options.level == 1 else noised(schedule, x0, pure, sampler.times(schedule)[0])
+        return start, denoise
+
+    def ends(self, task: DiffusionTask, sampler: Sampler, denoise: Denoise, seed: int) -> Tensor:
+        """The two noises to interpolate between (2, C, H, W): those of two seeds, or those that the two images come from."""
+        if self.images is None:
+            return task.start([seed, seed + 1])[0]
+        schedule = task.denoiser.schedule
+        x0 = task.codec.encode(self.images.to(task.device))
+        return invert(denoise, schedule, x0, sampler.times(schedule), REFINEMENTS)
+
+    def between(self, ends: Tensor, rows: range) -> Tensor:
+        """The points `rows` of the arc between the two ends, which are the first and the last."""
+        assert self.options.interpolate is not None
+        share = torch.arange(rows.start, rows.stop, dtype=torch.float64) / (self.options.interpolate - 1)
+        return slerp(ends[:1], ends[1:], share)
+
+    def describe(self) -> dict[str, Any]:
+        """For the sidecar; nothing where nothing is edited."""
+        o = self.options
+        if o.interpolate is None and not o.images:
+            return {}
+        told: dict[str, Any] = {"images": [_file(path) for path in o.images]}
+        if o.interpolate is not None:
+            return told | {"interpolate": o.interpolate}
+        return told | {"mask": None if o.mask is None else _file(o.mask), "strength": o.level}
+
+
+class NoNoise(Noise):
+    """The stream of a point between two seeds: there is none, so a sampler that wants to draw from it is refused."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def __call__(self, like: Tensor) -> Tensor:
+        raise UserError(
+            f"--interpolate with sampler {self.sampler.name}: it adds noise on its way, and a point between two seeds has none",
+            "use one that does not, for example --sampler ddim --ddim-eta 0",
+        )
+
+
+def read_edit(options: EditOptions, shape: ImageShape) -> Edit:
+    """Reads the files in the shape of the model's images: cropped and resized as data of kind folder are."""
+    if not options.images:
+        return Edit(options)
+    opened = [_open("--image", path) for path in options.images]
+    images = torch.from_numpy(np.stack([fit(image, shape) for image in opened]))
+    painted = None if options.mask is None else _read_mask(options.mask, opened, options.images, shape)
+    return Edit(options, to_float(images), painted)
+
+
+def _read_mask(path: Path, opened: Sequence[Image.Image], names: Sequence[Path], shape: ImageShape) -> Tensor:
+    mask = _open("--mask", path)
+    for image, name in zip(opened, names, strict=True):
+        if image.size != mask.size:
+            sizes = " and ".join(f"{i.width}x{i.height}" for i in (mask, image))
+            raise UserError(
+                f"--mask {path}: is not of the size of --image {name} ({sizes})",
+                "paint the mask over that image: white where it is to be drawn anew, black elsewhere",
+            )
+    grey = fit(mask, shape._replace(channels=1), Image.Resampling.NEAREST)[0]
+    painted = torch.from_numpy(grey >= WHITE)
+    if not painted.any():
+        raise UserError(f"--mask {path}: has no white pixel", "make those white that are to be drawn anew")
+    return painted
+
+
+def _open(flag: str, path: Path) -> Image.Image:
+    try:
+        return open_image(path.read_bytes(), str(path))
+    except BrokenImage as error:
+        raise UserError(f"{flag} {path}: {error.reason}", "give an image file, PNG or JPEG for example") from error
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path}: cannot be read ({error.strerror})", "give the path of an image file"
+        ) from error
+
+
+def _file(path: Path) -> dict[str, str]:
+    return {"file": str(path), "sha256": sha256(path)}

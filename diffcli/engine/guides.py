@@ -1,0 +1,86 @@
+"""The models that `guide` names beside the one that draws: loaded, and held to fit it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffcli.config import UserError
+from diffcli.engine.model import Model, load_model
+from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
+from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
+from diffcli.tasks.guide import Guide, Guiding
+
+
+def load_guides(guide: Guide, model: Model) -> dict[str, Model]:
+    """The checkpoints of `guide` by key, on the model's device. Raises UserError where one cannot guide the model."""
+    device = next(model.task.parameters()).device
+    checks: dict[str, Callable[[Model, Model], None]] = {"weaker": check_weaker, "classifier": check_classifier}
+    found = {}
+    for key, path in guide.models.items():
+        found[key] = load_model(path, device)
+        checks[key](found[key], model)
+    return found
+
+
+def guiding(guide: Guide, models: Mapping[str, Model]) -> Guiding:
+    """What the task is given: the settings and the modules."""
+    weaker, classifier = (models[key].task if key in models else None for key in ("weaker", "classifier"))
+    assert weaker is None or isinstance(weaker, DiffusionTask)
+    assert classifier is None or isinstance(classifier, ClassifierTask)
+    return Guiding(guide, weaker, classifier)
+
+
+def describe(guide: Guide, models: Mapping[str, Model]) -> dict[str, Any]:
+    """For the sidecar: settings, and of each model which one it was."""
+    named = {key: {"checkpoint": str(m.path), "step": m.step, "weights_sha256": m.digest} for key, m in models.items()}
+    return guide.model_dump(mode="json", exclude_none=True) | named
+
+
+def check_weaker(weaker: Model, model: Model) -> None:
+    """Raises UserError where two models differ in more than network and training."""
+    hint = "name a weaker model of the same data and schedule, for example an early checkpoint of the same run"
+    if not isinstance(weaker.preset.task, DiffusionConfig):
+        raise UserError(f"guide.weaker {weaker.path}: was trained as a {weaker.preset.task.kind}", hint)
+    pairs = {
+        "images of": ("x".join(map(str, m.preset.data.shape)) for m in (weaker, model)),
+        "the schedule": (_task(m).schedule.kind for m in (weaker, model)),
+        "schedule keys": (_task(m).schedule for m in (weaker, model)),
+        "the codec": (_task(m).codec for m in (weaker, model)),
+        "the classes": (class_count(_task(m)) for m in (weaker, model)),
+    }
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise UserError(f"guide.weaker {weaker.path}: has {what} {one}, but {model.path} has {other}", hint)
+
+
+def check_classifier(classifier: Model, model: Model) -> None:
+    """Raises UserError where a classifier does not know noise, or other images or classes than those of the model."""
+    task = classifier.preset.task
+    hint = "train one: diffcli train --preset digits-noisy-classifier, with the data of the model"
+    if not isinstance(task, ClassifierConfig):
+        raise UserError(f"guide.classifier {classifier.path}: was trained as a {task.kind} model", hint)
+    if task.schedule is None:
+        raise UserError(
+            f"guide.classifier {classifier.path}: was trained on clean images, it does not know noise", hint
+        )
+    shapes = ["x".join(map(str, m.preset.data.shape)) for m in (classifier, model)]
+    if shapes[0] != shapes[1]:
+        raise UserError(
+            f"guide.classifier {classifier.path}: has images of {shapes[0]}, {model.path} of {shapes[1]}", hint
+        )
+    count = class_count(_task(model))
+    if count not in (None, task.num_classes):
+        raise UserError(
+            f"guide.classifier {classifier.path}: knows {task.num_classes} classes, {model.path} has {count}", hint
+        )
+
+
+def class_count(task: DiffusionConfig | ClassifierConfig) -> int | None:
+    """The number of classes that a model is told or tells, None where it knows none."""
+    if isinstance(task, ClassifierConfig):
+        return task.num_classes
+    return next((c.num_classes for c in task.conditioners if c.kind == "class"), None)
+
+
+def _task(model: Model) -> DiffusionConfig:
+    assert isinstance(model.preset.task, DiffusionConfig)
+    return model.preset.task

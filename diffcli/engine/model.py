@@ -1,0 +1,41 @@
+"""A checkpoint made ready to use: its preset read, its task built, its weights loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffcli import checkpoint, preset
+from diffcli.digest import sha256
+from diffcli.engine.state import load_weights, place
+from diffcli.preset import Preset
+from diffcli.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint made ready to use."""
+
+    path: Path
+    step: int
+    preset: Preset
+    task: Task
+    classes: tuple[str, ...] | None
+    ema: bool
+    digest: str  # of the weights in use
+
+
+def load_model(path: Path, device: torch.device, use_ema: bool = True) -> Model:
+    """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged."""
+    found = checkpoint.locate(path)
+    record = checkpoint.read_record(found)
+    resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
+    part = "ema" if use_ema else "task"
+    tensors = checkpoint.read_part(found, part, record)
+    with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away
+        built = resolved.task.build(resolved.data.shape)
+    load_weights(built, tensors, found)
+    task = place(built, device, "fp32").eval().requires_grad_(False)
+    file = found if found.is_file() else found / f"{part}.safetensors"
+    classes = tuple(record["classes"]) if record.get("classes") else None
+    return Model(found, record["step"], resolved, task, classes, use_ema, sha256(file))
