@@ -87,5 +87,5 @@ class EdmHeun(Sampler):
 
 
 def _steep(high: Tensor, low: Tensor) -> bool:
-    """Whether Heun's correction from sigma / alpha `high` to `low` would exceed x: on unit Gaussian data it is high / (2 low^3) of it."""
+    """Whether Heun's correction from sigma / alpha `high` to `low` is too great: high / (2 low^3) of x on unit Gaussian data."""
     return bool(high > min(NOISIEST, 4 * max(1.0, float(low) ** 3)))
