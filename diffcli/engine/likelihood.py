@@ -12,13 +12,12 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.data.loader import to_float
-from diffcli.diffusion.denoiser import Prediction
 from diffcli.diffusion.likelihood import Variance, bits_per_dim
 from diffcli.diffusion.samplers import Ddpm
 from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine.distributed import Group
 from diffcli.engine.evaluate import Progress
-from diffcli.engine.sample import Request
+from diffcli.engine.request import Request
 from diffcli.engine.sources import Images, Source
 from diffcli.noise import Noise
 
@@ -150,12 +149,7 @@ def _terms(
         task.check({"label": labels})
         batch["label"] = labels.to(task.device)
     x0 = task.codec.encode(batch["image"])
-    keep = torch.full((len(x0),), conditional, device=task.device)
-    cond = task.condition(batch, keep, x0)
-
-    def denoise(x: Tensor, t: Tensor) -> Prediction:
-        return task.denoiser(x, t, cond)
-
+    denoise = task.branch(batch, len(x0), conditional)
     noise = Noise([req.seed + first + i for i in range(len(x0))], task.device)
     for term in bits_per_dim(denoise, schedule, x0, noise, variance, task.codec.scale):
         yield term.bits
