@@ -1,4 +1,4 @@
-"""The blocks that convolutional denoisers are made of: time embedding, modulated norm, residual block, attention.
+"""The layers that convolutional denoisers are made of, and the blocks of the ADM line: residual block, attention, resampling.
 
 Contract: a block maps x (B, C, H, W) to (B, C', H', W'), any H and W, and is told everything else by `Signal`. Every block
 ends in a zero-initialised layer on a true residual, so that an untrained block is the identity (or its projection).
@@ -6,7 +6,7 @@ Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), the "ADM" line of Ho et al. 2
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
 
@@ -19,15 +19,37 @@ from diffcli.networks.dropout import Dropout
 
 Resample = Literal["down", "up"]
 Size = tuple[int, int]
+Activation = Literal["silu", "gelu", "relu", "relu6", "leaky_relu"]
+Embed = Literal["scale_shift", "add"]
 Layer = TypeVar("Layer", bound=nn.Module)
 UNFUSED_LENGTH = 512
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,  # slope 0.01 below 0
+}
+
+
+class BlockOptions(NamedTuple):
+    """What every block of a network is built with, beside its widths."""
+
+    emb: int  # width of Signal.emb
+    tokens: int = 0  # width of Signal.tokens; 0: there are none
+    head_dim: int = 64
+    patch: int = 2  # side of the patches of patch_attention, in positions
+    dropout: float = 0.0
+    activation: Activation = "silu"
+    embed: Embed = "scale_shift"
 
 
 class Signal(NamedTuple):
     """What every block of a network is told beside x."""
 
-    emb: Tensor  # (B, E)   time and condition, already through SiLU
+    emb: Tensor  # (B, E)   time and condition, already through the activation
     seeds: Tensor | None = None  # (B,) int64   streams of dropout
+    tokens: Tensor | None = None  # (B, M, D)   what cross-attention reads
 
 
 def zero(layer: Layer) -> Layer:
@@ -49,11 +71,15 @@ def sinusoid(time: Tensor, dim: int, max_period: float = 10_000) -> Tensor:
 
 
 class Embedding(nn.Module):
-    """Time, and the condition vector where there is one, as one vector (B, dim) that every block projects."""
+    """Time, and the condition vector where there is one, as one vector (B, dim) that every block projects.
 
-    def __init__(self, width: int, dim: int, vector: int) -> None:
+    The activation is that of the blocks, which read it; between the two layers for the time stands SiLU.
+    """
+
+    def __init__(self, width: int, dim: int, vector: int, activation: Activation = "silu") -> None:
         super().__init__()
         self.width = width
+        self.act = ACTIVATIONS[activation]
         self.time = nn.Sequential(nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.vector = nn.Linear(vector, dim) if vector else None
 
@@ -61,11 +87,19 @@ class Embedding(nn.Module):
         emb = self.time(sinusoid(time, self.width))
         if self.vector is not None:
             emb = emb + self.vector(vector)
-        return F.silu(emb)  # (B, dim)
+        return self.act(emb)  # (B, dim)
+
+
+def modulation(options: BlockOptions, channels: int) -> nn.Linear:
+    """Projects Signal.emb to what a norm of so many channels is told; its width says how, see `GroupNorm`."""
+    return nn.Linear(options.emb, channels * (2 if options.embed == "scale_shift" else 1))
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with gcd(32, channels) groups; optionally modulated, y = norm(x) (1 + scale) + shift."""
+    """Group normalisation with gcd(32, channels) groups; optionally modulated by what the time and condition tell.
+
+    Told 2C values: y = norm(x) (1 + scale) + shift (ADM's AdaGN). Told C: y = norm(x + told) (Ho et al. 2020).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -73,11 +107,13 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, scale_shift: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W). scale_shift: (B, 2C), or None for the plain norm."""
-        if scale_shift is None:
+    def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W). told: (B, 2C), (B, C), or None for the plain norm."""
+        if told is not None and told.shape[1] == x.shape[1]:
+            x, told = x + told[:, :, None, None], None
+        if told is None:
             return torch.group_norm(x, self.groups, self.weight, self.bias)
-        scale, shift = scale_shift.chunk(2, dim=1)  # (B, C) each
+        scale, shift = told.chunk(2, dim=1)  # (B, C) each
         if not x.is_contiguous():
             y = torch.group_norm(x, self.groups, self.weight, self.bias)
             return y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
@@ -127,24 +163,25 @@ def enlarged_conv(x: Tensor, conv: nn.Conv2d, size: Size) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, conv; modulated norm, SiLU, dropout, zero conv; residual. Resamples inside where asked (ADM)."""
+    """Norm, activation, conv; modulated norm, activation, dropout, zero conv; residual. Resamples inside where asked (ADM)."""
 
     def __init__(
-        self, channels: int, out_channels: int, emb_dim: int, dropout: float = 0.0, resample: Resample | None = None
+        self, channels: int, out_channels: int, options: BlockOptions, resample: Resample | None = None
     ) -> None:
         super().__init__()
         self.resample = resample
+        self.act = ACTIVATIONS[options.activation]
         self.norm1 = GroupNorm(channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.modulate = nn.Linear(emb_dim, 2 * out_channels)
+        self.modulate = modulation(options, out_channels)
         self.norm2 = GroupNorm(out_channels)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(options.dropout)
         self.conv2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = Pointwise(channels, out_channels) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, signal: Signal, size: Size | None = None) -> Tensor:
         """size: where the block enlarges, the (H', W') to reach."""
-        h = F.silu(self.norm1(x))
+        h = self.act(self.norm1(x))
         if self.resample == "up":
             assert size is not None
             h, x = enlarged_conv(h, self.conv1, size), enlarge(x, size)
@@ -153,7 +190,7 @@ class ResBlock(nn.Module):
         else:
             h = self.conv1(h)
         h = self.norm2(h, self.modulate(signal.emb))
-        h = self.dropout(F.silu(h), signal.seeds)
+        h = self.dropout(self.act(h), signal.seeds)
         return self.skip(x) + self.conv2(h)
 
 

@@ -6,8 +6,8 @@ W work: sizes round up on the way down, and the way up returns to the size of th
 Source: Dhariwal & Nichol 2021 (arXiv 2105.05233); Nichol & Dhariwal 2021 (arXiv 2102.09672).
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +15,23 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import ImageShape, UserError
+from diffcli.networks.blocks import BLOCKS, BlockName, stages
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.dropout import number_dropouts
 from diffcli.networks.layers import (
-    Attention,
-    ConvResample,
+    Activation,
+    BlockOptions,
+    Embed,
     Embedding,
     GroupNorm,
     Pointwise,
     Resample,
-    ResBlock,
     Signal,
     Size,
     zero,
 )
 from diffcli.networks.network import NetworkConfig
-
-BlockName = Literal["res", "attention"]
+from diffcli.networks.resampling import RESAMPLERS, Resampling
 
 
 class UNetConfig(NetworkConfig):
@@ -41,21 +41,22 @@ class UNetConfig(NetworkConfig):
     width: int = Field(128, ge=1)
     mult: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1)
     blocks: tuple[BlockName, ...] = Field(("res", "attention", "res", "attention"), min_length=1)
-    attend_at: tuple[int, ...] = (16,)  # feature-map sizes (longer side) at the training size where `attention` acts
+    middle: tuple[BlockName, ...] = ("res", "attention", "res")
+    attend_at: tuple[int, ...] = (16,)  # feature-map sizes (longer side) at the training size where positions attend
     head_dim: int = Field(64, ge=1)
+    patch: int = Field(2, ge=1)  # side of patch_attention's patches, in positions of the feature map
     dropout: float = Field(0.0, ge=0, lt=1)
-    resample: Literal["residual", "conv"] = "residual"  # residual: inside a ResBlock (ADM); conv: Ho et al. 2020
+    resample: Resampling = "residual"
+    activation: Activation = "silu"  # of the blocks; the head's and that inside the time embedding stay SiLU
+    embed: Embed = "scale_shift"  # how time and condition enter: scale and shift after a norm, or added before it
 
     def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> "UNet":
-        if cond.tokens:
-            raise UserError(
-                f"task.network.kind 'unet' takes no tokens, but the conditioners give {cond.tokens} wide ones",
-                "use conditioners of the vector or spatial slot, such as {kind: class}",
-            )
         if any(m < 1 for m in self.mult):
             raise UserError(f"task.network.mult is {list(self.mult)}", "each level's multiple of width is at least 1")
         sizes = self.sizes(max(shape.height, shape.width))
         self.check_attention(sizes)
+        self.check_patches(sizes)
+        self.check_tokens(sizes, cond.tokens)
         return UNet(self, shape.channels, out_channels, cond, sizes)
 
     def sizes(self, size: int) -> list[int]:
@@ -65,6 +66,17 @@ class UNetConfig(NetworkConfig):
             sizes.append(-(-sizes[-1] // 2))
         return sizes
 
+    def blocks_at(self, size: int) -> list[list[BlockName]]:
+        """The stages of the level of this size, without the blocks that do not act there."""
+        attends = size in self.attend_at
+        return [[n for n in names if attends or not BLOCKS[n].heads] for names in stages(self.blocks)]
+
+    def placed(self, sizes: list[int]) -> Iterator[tuple[BlockName, int, int]]:
+        """(name, channels, size) of every block that acts, each level's and the middle's."""
+        for m, size in zip(self.mult, sizes, strict=True):
+            yield from ((name, self.width * m, size) for names in self.blocks_at(size) for name in names)
+        yield from ((name, self.width * self.mult[-1], sizes[-1]) for name in self.middle)
+
     def check_attention(self, sizes: list[int]) -> None:
         for size in self.attend_at:
             if size not in sizes:
@@ -72,13 +84,35 @@ class UNetConfig(NetworkConfig):
                     f"task.network.attend_at names {size}, a size that never occurs at the training size {sizes[0]}",
                     f"choose among {', '.join(map(str, sizes))}",
                 )
-        attended = [self.width * m for m, s in zip(self.mult, sizes, strict=True) if s in self.attend_at]
-        for channels in [*attended, self.width * self.mult[-1]]:  # the middle always attends
-            if channels % self.head_dim:
+        for name, channels, _ in self.placed(sizes):
+            if BLOCKS[name].heads and channels % self.head_dim:
                 raise UserError(
-                    f"task.network.head_dim is {self.head_dim}, which does not divide the {channels} channels attended",
+                    f"task.network.head_dim is {self.head_dim}, which does not divide the {channels} channels of {name}",
                     f"choose a divisor, such as --set task.network.head_dim={largest_divisor(channels, self.head_dim)}",
                 )
+
+    def check_patches(self, sizes: list[int]) -> None:
+        for name, _, size in self.placed(sizes):
+            if BLOCKS[name].patches and self.patch >= size:
+                raise UserError(
+                    f"task.network.patch is {self.patch}, but {name} acts on maps of size {size}: one patch is all there is",
+                    f"set task.network.patch below {size}, or leave {name} out there (attend_at, middle)",
+                )
+
+    def check_tokens(self, sizes: list[int], width: int) -> None:
+        """width: of the tokens that the conditioners give; 0 is none."""
+        readers = [name for name, _, _ in self.placed(sizes) if BLOCKS[name].tokens]
+        known = " or ".join(name for name, kind in BLOCKS.items() if kind.tokens)
+        if readers and not width:
+            raise UserError(
+                f"task.network.blocks or .middle names {readers[0]}, but no conditioner gives tokens to attend to",
+                "add a conditioner of the tokens slot to task.conditioners, or take the block out",
+            )
+        if width and not readers:
+            raise UserError(
+                f"the conditioners give tokens {width} wide, but no block of task.network reads them",
+                f"put {known} into task.network.middle, or into task.network.blocks with a size in attend_at",
+            )
 
 
 def largest_divisor(n: int, limit: int) -> int:
@@ -86,43 +120,17 @@ def largest_divisor(n: int, limit: int) -> int:
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
 
 
-class BlockKind(NamedTuple):
-    """How a block of one name is made, and where it may stand."""
-
-    build: Callable[[int, int, int, UNetConfig], nn.Module]  # (channels, out_channels, emb_dim, config)
-    changes_width: bool  # starts a stage; the others keep their width
-    everywhere: bool  # False: only at the sizes of attend_at
-
-
-BLOCKS: dict[BlockName, BlockKind] = {
-    "res": BlockKind(lambda c, out, emb, cfg: ResBlock(c, out, emb, cfg.dropout), True, True),
-    "attention": BlockKind(lambda c, out, emb, cfg: Attention(c, cfg.head_dim), False, False),
-}
-
-
-def stages(blocks: tuple[BlockName, ...]) -> list[list[BlockName]]:
-    """[res, attention, res] -> [[res, attention], [res]]: each stage after the first starts where width may change."""
-    grouped: list[list[BlockName]] = [[]]
-    for name in blocks:
-        if BLOCKS[name].changes_width and grouped[-1]:
-            grouped.append([])
-        grouped[-1].append(name)
-    return grouped
-
-
 class Stage(nn.Module):
     """Blocks in order; the first takes the width from `channels` to `out_channels`, by a 1x1 projection if it must."""
 
-    def __init__(
-        self, names: list[BlockName], channels: int, out_channels: int, emb_dim: int, config: UNetConfig
-    ) -> None:
+    def __init__(self, names: Sequence[BlockName], channels: int, out_channels: int, options: BlockOptions) -> None:
         super().__init__()
         starts = bool(names) and BLOCKS[names[0]].changes_width
         project = channels != out_channels and not starts
         self.project = Pointwise(channels, out_channels) if project else None
         widths = [channels if starts else out_channels] + [out_channels] * len(names)
         self.blocks = nn.ModuleList(
-            BLOCKS[name].build(width, out_channels, emb_dim, config) for name, width in zip(names, widths, strict=False)
+            BLOCKS[name].build(width, out_channels, options) for name, width in zip(names, widths, strict=False)
         )
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
@@ -148,13 +156,21 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig, channels: int, out_channels: int, cond: CondShape, sizes: list[int]) -> None:
         super().__init__()
         self.config = config
-        self.emb_dim = 4 * config.width
+        self.options = BlockOptions(
+            emb=4 * config.width,
+            tokens=cond.tokens,
+            head_dim=config.head_dim,
+            patch=config.patch,
+            dropout=config.dropout,
+            activation=config.activation,
+            embed=config.embed,
+        )
         widths = [config.width * m for m in config.mult]
-        self.embedding = Embedding(config.width, self.emb_dim, cond.vector)
+        self.embedding = Embedding(config.width, self.options.emb, cond.vector, config.activation)
         self.stem = nn.Conv2d(channels + cond.spatial, config.width, 3, padding=1)
         kept = [config.width]  # the widths of what the encoder keeps
         self.down = nn.ModuleList(self.encoder(widths, sizes, kept))
-        self.middle = Stage(["res", "attention", "res"], widths[-1], widths[-1], self.emb_dim, config)
+        self.middle = Stage(config.middle, widths[-1], widths[-1], self.options)
         self.up = nn.ModuleList(self.decoder(widths, sizes, kept))
         self.norm = GroupNorm(widths[0])
         self.head = zero(nn.Conv2d(widths[0], out_channels, 3, padding=1))
@@ -164,8 +180,8 @@ class UNet(nn.Module):
         width = kept[-1]
         for i, (out, size) in enumerate(zip(widths, sizes, strict=True)):
             made = []
-            for names in self.stages_at(size):
-                made.append(Stage(names, width, out, self.emb_dim, self.config))
+            for names in self.config.blocks_at(size):
+                made.append(Stage(names, width, out, self.options))
                 kept.append(out)
                 width = out
             last = i == len(widths) - 1
@@ -177,24 +193,17 @@ class UNet(nn.Module):
         width = widths[-1]
         for i, (out, size) in reversed(list(enumerate(zip(widths, sizes, strict=True)))):
             made = []
-            names_of_stages = self.stages_at(size)
+            names_of_stages = self.config.blocks_at(size)
             for names in [*names_of_stages, names_of_stages[-1]]:  # one more than the encoder: level i keeps n + 1
-                made.append(Stage(names, width + kept.pop(), out, self.emb_dim, self.config))
+                made.append(Stage(names, width + kept.pop(), out, self.options))
                 width = out
             yield Level(made, self.resample(out, "up") if i else None)
 
-    def stages_at(self, size: int) -> list[list[BlockName]]:
-        """The stages of a level, without the blocks that do not act at its size."""
-        attends = size in self.config.attend_at
-        return [[n for n in names if attends or BLOCKS[n].everywhere] for names in stages(self.config.blocks)]
-
-    def resample(self, channels: int, direction: Resample) -> nn.Module:
-        if self.config.resample == "conv":
-            return ConvResample(channels, direction)
-        return ResBlock(channels, channels, self.emb_dim, self.config.dropout, direction)
+    def resample(self, channels: int, way: Resample) -> nn.Module:
+        return RESAMPLERS[self.config.resample](channels, self.options, way)
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
-        signal = Signal(self.embedding(time, cond.vector), cond.seeds)
+        signal = Signal(self.embedding(time, cond.vector), cond.seeds, cond.tokens)
         h = self.stem(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1))
         kept = [h]
         for level in cast(Iterable[Level], self.down):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffcli.networks.layers import (
     Attention,
+    BlockOptions,
     GroupNorm,
     Pointwise,
     ResBlock,
@@ -111,7 +112,7 @@ def test_attention_does_not_know_the_order_of_positions() -> None:
 
 def test_untrained_blocks_are_the_identity() -> None:
     x, signal = normal(2, 16, 5, 4), Signal(normal(2, 8, seed=1))
-    assert torch.equal(ResBlock(16, 16, 8)(x, signal), x)
+    assert torch.equal(ResBlock(16, 16, BlockOptions(emb=8))(x, signal), x)
     assert torch.equal(Attention(16, 8)(x, signal), x)
-    assert torch.equal(ResBlock(16, 16, 8, resample="down")(x, signal), halve(x))
-    assert torch.equal(ResBlock(16, 16, 8, resample="up")(x, signal, (9, 8)), enlarge(x, (9, 8)))
+    assert torch.equal(ResBlock(16, 16, BlockOptions(emb=8), resample="down")(x, signal), halve(x))
+    assert torch.equal(ResBlock(16, 16, BlockOptions(emb=8), resample="up")(x, signal, (9, 8)), enlarge(x, (9, 8)))

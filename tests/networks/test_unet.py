@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
+from diffcli.networks.blocks import BLOCKS, stages
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.networks.unet import BLOCKS, UNet, UNetConfig, stages
+from diffcli.networks.unet import UNet, UNetConfig
 from tests.networks.waking import normal, wake
 
 SMALL = UNetConfig(width=16, mult=(1, 2), blocks=("res", "attention"), attend_at=(4,), head_dim=8)
@@ -135,7 +136,7 @@ def test_stages_start_at_every_block_that_can_change_the_width() -> None:
         ({"head_dim": 64}, CondShape(), ["head_dim", "64", "32", "head_dim=32"]),
         ({"head_dim": 12}, CondShape(), ["head_dim", "12", "head_dim=8"]),
         ({"mult": (1, 0)}, CondShape(), ["mult", "[1, 0]"]),
-        ({}, CondShape(tokens=77), ["takes no tokens", "77"]),
+        ({}, CondShape(tokens=77), ["tokens 77 wide", "no block"]),
     ],
 )
 def test_what_cannot_be_built_is_the_users_error(change: dict, cond: CondShape, words: list[str]) -> None:
