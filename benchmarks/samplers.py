@@ -1,6 +1,6 @@
 """What the samplers cost and what they give: overhead over the bare network, error against evaluations, the price of guidance.
 
-    python benchmarks/samplers.py [--rounds 5] [--only overhead|error|guidance]
+    python benchmarks/samplers.py [--rounds 3] [--only overhead|error|guidance]
 
 Overhead: the U-Net of preset cifar10 runs as often as the sampler asks for it, bare and inside the sampler, in turns; told is the
 median ratio of processor times. Error: the distance (Wasserstein-1) of what a sampler with the ideal denoiser makes of N(0, 1)
@@ -26,7 +26,7 @@ from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
 from tests.diffusion.oracle import SAMPLERS, Mixture, gaussian, last
 
-STEPS, BATCH, POINTS = 5, 2, 20_001
+STEPS, BATCH, POINTS = 4, 1, 20_001
 NFE = (5, 10, 20, 50, 100)
 DATA = {"Gaussian": gaussian(0.3, 0.5), "mixture": Mixture((0.3, 0.7), (-0.8, 0.5), (0.2, 0.1))}
 PATHS: list[tuple[Schedule, str]] = [(Cosine(), "uniform"), (Cosine(), "log_snr"), (Flow(), "uniform")]
@@ -131,7 +131,7 @@ def guidance(rounds: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=["overhead", "error", "guidance"])
     args = parser.parse_args()
     parts = {"overhead": overhead(args.rounds), "error": error_tables(), "guidance": guidance(args.rounds)}
