@@ -141,7 +141,7 @@ def _share(source: Source, mine: range, batch_size: int) -> Iterator[tuple[int, 
 def _terms(
     req: Request, images: Images, first: int, schedule: DiscreteSchedule, variance: Variance, conditional: bool
 ) -> Iterator[Tensor]:
-    """Every term of the bound of a batch, each (B,), from the unguided and unclipped denoiser."""
+    """Every term of the bound of a batch, each (B,): unguided, and clipped as sampling clips, as published bounds are told."""
     task, (pixels, labels) = req.task, images
     _check_images(req, pixels, labels)
     batch = {"image": to_float(pixels.to(task.device))}
@@ -149,7 +149,7 @@ def _terms(
         task.check({"label": labels})
         batch["label"] = labels.to(task.device)
     x0 = task.codec.encode(batch["image"])
-    denoise = task.branch(batch, len(x0), conditional)
+    denoise = task.denoise(batch, float(conditional), len(x0))
     noise = Noise([req.seed + first + i for i in range(len(x0))], task.device)
     for term in bits_per_dim(denoise, schedule, x0, noise, variance, task.codec.scale):
         yield term.bits

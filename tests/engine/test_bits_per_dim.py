@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffcli.diffusion.guidance import clip_x0
 from diffcli.diffusion.likelihood import bits_per_dim
 from diffcli.engine.sample import load_model
 from diffcli.noise import Noise
@@ -73,17 +74,16 @@ def test_two_processes_tell_the_images_of_one(run: Path, cli: Cli) -> None:
 
 
 def test_it_is_the_bound_of_the_plain_conditional_denoiser(run: Path, cli: Cli) -> None:
-    """Neither guided, as the run's samples are, nor clipped."""
+    """Not guided, as the run's samples are, but clipped as they are."""
     model = load_model(run, torch.device("cpu"))
     fields = model.preset.data.build("train").read(torch.arange(10))
     x0 = fields["image"].float() / 127.5 - 1
     keep = torch.ones(10, dtype=torch.bool)
     cond = model.task.condition({"label": fields["label"]}, keep, x0)
     noise = Noise(range(10), torch.device("cpu"))
-    denoise = lambda x, t: model.task.denoiser(x, t, cond)  # noqa: E731
-    terms = [
-        float(term.bits.mean()) for term in bits_per_dim(denoise, model.task.denoiser.schedule, x0, noise, "learned")
-    ]
+    schedule = model.task.denoiser.schedule
+    denoise = clip_x0(lambda x, t: model.task.denoiser(x, t, cond), schedule)
+    terms = [float(term.bits.mean()) for term in bits_per_dim(denoise, schedule, x0, noise, "learned")]
     assert model.preset.guidance == 2
     assert bpd(cli, run)["terms"] == pytest.approx(terms, rel=1e-4, abs=1e-6)
     without = bpd(cli, run, "--guidance", 0)
