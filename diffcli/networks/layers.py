@@ -21,6 +21,8 @@ Resample = Literal["down", "up"]
 Size = tuple[int, int]
 Activation = Literal["silu", "gelu", "relu", "relu6", "leaky_relu"]
 Embed = Literal["scale_shift", "add"]
+HeadOrder = Literal["by_head", "by_part"]
+Padding = Literal["both", "end"]
 Layer = TypeVar("Layer", bound=nn.Module)
 UNFUSED_LENGTH = 512
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -38,6 +40,8 @@ class BlockOptions(NamedTuple):
     emb: int  # width of Signal.emb
     tokens: int = 0  # width of Signal.tokens; 0: there are none
     head_dim: int = 64
+    qkv: HeadOrder = "by_head"  # in the layer of `attention`
+    down_padding: Padding = "both"  # of ConvResample
     patch: int = 2  # side of the patches of patch_attention, in positions
     dropout: float = 0.0
     activation: Activation = "silu"
@@ -76,15 +80,25 @@ class Embedding(nn.Module):
     The activation is that of the blocks, which read it; between the two layers for the time stands SiLU.
     """
 
-    def __init__(self, width: int, dim: int, vector: int, activation: Activation = "silu") -> None:
+    def __init__(
+        self,
+        width: int,
+        dim: int,
+        vector: int,
+        activation: Activation = "silu",
+        max_period: float = 10_000,
+        time_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.width = width
+        self.max_period = max_period
+        self.time_scale = time_scale
         self.act = ACTIVATIONS[activation]
         self.time = nn.Sequential(nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.vector = nn.Linear(vector, dim) if vector else None
 
     def forward(self, time: Tensor, vector: Tensor | None) -> Tensor:
-        emb = self.time(sinusoid(time, self.width))
+        emb = self.time(sinusoid(time * self.time_scale, self.width, self.max_period))
         if self.vector is not None:
             emb = emb + self.vector(vector)
         return self.act(emb)  # (B, dim)
@@ -104,6 +118,7 @@ class GroupNorm(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.groups = math.gcd(32, channels)
+        self.eps = 1e-5
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -112,17 +127,25 @@ class GroupNorm(nn.Module):
         if told is not None and told.shape[1] == x.shape[1]:
             x, told = x + told[:, :, None, None], None
         if told is None:
-            return torch.group_norm(x, self.groups, self.weight, self.bias)
+            return torch.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         scale, shift = told.chunk(2, dim=1)  # (B, C) each
         if not x.is_contiguous():
-            y = torch.group_norm(x, self.groups, self.weight, self.bias)
+            y = torch.group_norm(x, self.groups, self.weight, self.bias, self.eps)
             return y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
         # the whole batch as one image with B x C channels: the modulation is then the norm's own gain and offset, which
         # saves two passes over x forward and four backward
         gain = self.weight * (1 + scale)
         offset = self.bias * (1 + scale) + shift
-        y = torch.group_norm(x.flatten(0, 1)[None], len(x) * self.groups, gain.flatten(), offset.flatten())
+        y = torch.group_norm(x.flatten(0, 1)[None], len(x) * self.groups, gain.flatten(), offset.flatten(), self.eps)
         return y.view(x.shape)
+
+
+def set_norms(network: nn.Module, groups: int, eps: float) -> None:
+    """Gives every norm of a network gcd(groups, its channels) groups and this epsilon."""
+    for module in network.modules():
+        if isinstance(module, GroupNorm):
+            module.groups = math.gcd(groups, len(module.weight))
+            module.eps = eps
 
 
 class Pointwise(nn.Conv2d):
@@ -195,18 +218,23 @@ class ResBlock(nn.Module):
 
 
 class ConvResample(nn.Module):
-    """The plain alternative of Ho et al. 2020: a stride-2 convolution down, nearest neighbour and a convolution up."""
+    """The plain alternative of Ho et al. 2020: a stride-2 convolution down, nearest neighbour and a convolution up.
 
-    def __init__(self, channels: int, resample: Resample) -> None:
+    padding: on the way down zeros on both sides, or (TensorFlow's rule for even sizes) only after the last row and column.
+    """
+
+    def __init__(self, channels: int, resample: Resample, padding: Padding = "both") -> None:
         super().__init__()
         self.resample = resample
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2 if resample == "down" else 1, padding=1)
+        self.pad_end = resample == "down" and padding == "end"
+        around = 0 if self.pad_end else 1
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2 if resample == "down" else 1, padding=around)
 
     def forward(self, x: Tensor, signal: Signal, size: Size | None = None) -> Tensor:
         if self.resample == "up":
             assert size is not None
             return enlarged_conv(x, self.conv, size)
-        return self.conv(x)
+        return self.conv(F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1 + x.shape[2] % 2)) if self.pad_end else x)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -236,17 +264,22 @@ def unfused_in_bf16() -> Iterator[None]:
 
 
 class Attention(nn.Module):
-    """Norm, self-attention over all positions in heads of `head_dim`, zero projection; residual."""
+    """Norm, self-attention over all positions in heads of `head_dim`, zero projection; residual.
 
-    def __init__(self, channels: int, head_dim: int) -> None:
+    order: whether `qkv` gives for each head its q, k and v, or all q, then all k, then all v.
+    """
+
+    def __init__(self, channels: int, head_dim: int, order: HeadOrder = "by_head") -> None:
         super().__init__()
         self.heads = channels // head_dim
         self.norm = GroupNorm(channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)  # for each head its q, k and v, as in the ADM code
+        self.by_part = order == "by_part"
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
         h = self.norm(x).flatten(2)  # (B, C, L)
-        q, k, v = self.qkv(h).unflatten(1, (self.heads, 3, -1)).unbind(2)  # (B, heads, D, L) each
+        order = (3, self.heads, -1) if self.by_part else (self.heads, 3, -1)
+        q, k, v = self.qkv(h).unflatten(1, order).unbind(1 if self.by_part else 2)  # (B, heads, D, L) each
         h = self.out(attend(q, k, v).flatten(1, 2))
         return x + h.view(x.shape)

@@ -40,7 +40,7 @@ class InterpolateResample(nn.Module):
 
 RESAMPLERS: dict[Resampling, Callable[[int, BlockOptions, Resample], nn.Module]] = {
     "residual": lambda channels, options, way: ResBlock(channels, channels, options, way),  # ADM
-    "conv": lambda channels, options, way: ConvResample(channels, way),  # Ho et al. 2020
+    "conv": lambda channels, options, way: ConvResample(channels, way, options.down_padding),  # Ho et al. 2020
     "pool": lambda channels, options, way: PoolResample(way),
     "interpolate": lambda channels, options, way: InterpolateResample(channels, way),
 }

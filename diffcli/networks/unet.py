@@ -24,10 +24,13 @@ from diffcli.networks.layers import (
     Embed,
     Embedding,
     GroupNorm,
+    HeadOrder,
+    Padding,
     Pointwise,
     Resample,
     Signal,
     Size,
+    set_norms,
     zero,
 )
 from diffcli.networks.network import NetworkConfig
@@ -44,11 +47,19 @@ class UNetConfig(NetworkConfig):
     middle: tuple[BlockName, ...] = ("res", "attention", "res")
     attend_at: tuple[int, ...] = (16,)  # feature-map sizes (longer side) at the training size where positions attend
     head_dim: int = Field(64, ge=1)
+    heads: int | None = Field(None, ge=1, description="heads of every attention, whatever its width; null: by head_dim")
     patch: int = Field(2, ge=1)  # side of patch_attention's patches, in positions of the feature map
     dropout: float = Field(0.0, ge=0, lt=1)
     resample: Resampling = "residual"
     activation: Activation = "silu"  # of the blocks; the head's and that inside the time embedding stay SiLU
     embed: Embed = "scale_shift"  # how time and condition enter: scale and shift after a norm, or added before it
+    # what only weights from elsewhere need
+    qkv: HeadOrder = "by_head"  # order of `attention`'s rows; by_part: OpenAI's use_new_attention_order
+    groups: int = Field(32, ge=1)  # a norm of C channels has gcd(groups, C)
+    norm_eps: float = Field(1e-5, gt=0)
+    max_period: float = Field(10_000, gt=1)  # of the time's sinusoid
+    time_scale: float = Field(1.0, gt=0)  # the network is told times 0..1000; it may have learned 0..1000 * this
+    down_padding: Padding = "both"  # of `resample: conv`, where zeros stand on the way down
 
     def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> "UNet":
         if any(m < 1 for m in self.mult):
@@ -85,7 +96,12 @@ class UNetConfig(NetworkConfig):
                     f"choose among {', '.join(map(str, sizes))}",
                 )
         for name, channels, _ in self.placed(sizes):
-            if BLOCKS[name].heads and channels % self.head_dim:
+            if BLOCKS[name].heads and self.heads and channels % self.heads:
+                raise UserError(
+                    f"task.network.heads is {self.heads}, which does not divide the {channels} channels of {name}",
+                    f"choose a divisor, such as --set task.network.heads={largest_divisor(channels, self.heads)}",
+                )
+            if BLOCKS[name].heads and not self.heads and channels % self.head_dim:
                 raise UserError(
                     f"task.network.head_dim is {self.head_dim}, which does not divide the {channels} channels of {name}",
                     f"choose a divisor, such as --set task.network.head_dim={largest_divisor(channels, self.head_dim)}",
@@ -160,20 +176,25 @@ class UNet(nn.Module):
             emb=4 * config.width,
             tokens=cond.tokens,
             head_dim=config.head_dim,
+            qkv=config.qkv,
+            down_padding=config.down_padding,
             patch=config.patch,
             dropout=config.dropout,
             activation=config.activation,
             embed=config.embed,
         )
         widths = [config.width * m for m in config.mult]
-        self.embedding = Embedding(config.width, self.options.emb, cond.vector, config.activation)
+        self.embedding = Embedding(
+            config.width, self.options.emb, cond.vector, config.activation, config.max_period, config.time_scale
+        )
         self.stem = nn.Conv2d(channels + cond.spatial, config.width, 3, padding=1)
         kept = [config.width]  # the widths of what the encoder keeps
         self.down = nn.ModuleList(self.encoder(widths, sizes, kept))
-        self.middle = Stage(config.middle, widths[-1], widths[-1], self.options)
+        self.middle = Stage(config.middle, widths[-1], widths[-1], self.options_at(widths[-1]))
         self.up = nn.ModuleList(self.decoder(widths, sizes, kept))
         self.norm = GroupNorm(widths[0])
         self.head = zero(nn.Conv2d(widths[0], out_channels, 3, padding=1))
+        set_norms(self, config.groups, config.norm_eps)
         number_dropouts(self)
 
     def encoder(self, widths: list[int], sizes: list[int], kept: list[int]) -> Iterator[Level]:
@@ -181,7 +202,7 @@ class UNet(nn.Module):
         for i, (out, size) in enumerate(zip(widths, sizes, strict=True)):
             made = []
             for names in self.config.blocks_at(size):
-                made.append(Stage(names, width, out, self.options))
+                made.append(Stage(names, width, out, self.options_at(out)))
                 kept.append(out)
                 width = out
             last = i == len(widths) - 1
@@ -195,9 +216,14 @@ class UNet(nn.Module):
             made = []
             names_of_stages = self.config.blocks_at(size)
             for names in [*names_of_stages, names_of_stages[-1]]:  # one more than the encoder: level i keeps n + 1
-                made.append(Stage(names, width + kept.pop(), out, self.options))
+                made.append(Stage(names, width + kept.pop(), out, self.options_at(out)))
                 width = out
             yield Level(made, self.resample(out, "up") if i else None)
+
+    def options_at(self, channels: int) -> BlockOptions:
+        """What blocks of this width are built with: a number of heads fixes their dimension there."""
+        heads = self.config.heads
+        return self.options._replace(head_dim=channels // heads) if heads else self.options
 
     def resample(self, channels: int, way: Resample) -> nn.Module:
         return RESAMPLERS[self.config.resample](channels, self.options, way)
