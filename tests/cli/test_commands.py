@@ -23,7 +23,7 @@ from diffcli.data.datasets import Digits
 from diffcli.engine.tuning import auto_precision
 from tests.conftest import Cli, environment, in_subprocess
 
-COMMANDS = {"train", "resume", "sample", "gif", "fid", "ema", "prep-data", "presets"}
+COMMANDS = {"train", "resume", "sample", "gif", "fid", "ema", "prep-data", "presets", "import", "export"}
 
 OPTIONS = {
     "train": "--preset --set --data --run-dir --steps --seed --device --nproc --nnodes --node-rank --rdzv-endpoint --dry-run",
@@ -34,6 +34,8 @@ OPTIONS = {
     "fid": "--ckpt --ref --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --device --nproc "
     "--metrics --features --weights --json",
     "ema": "--std --rate --out",
+    "import": "--out --as",
+    "export": "--ckpt --to --out --no-ema",
     "prep-data": "--out --size --workers --limit --resume --strict",
 }
 
@@ -214,7 +216,7 @@ def test_presets_check_prints_the_resolved_preset(cli: Cli, tiny: Callable[..., 
 
 def test_presets_schema_is_json_that_knows_every_key(cli: Cli) -> None:
     schema = json.loads(cli("presets", "schema").out)
-    assert {"data", "task", "train", "sampler", "guidance", "seed", "name"} == set(schema["properties"])
+    assert {"data", "task", "train", "sampler", "guidance", "guide", "seed", "name"} == set(schema["properties"])
 
 
 def test_a_local_preset_hides_the_shipped_one(
