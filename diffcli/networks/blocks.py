@@ -8,9 +8,25 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
+from diffcli.networks.attention_blocks import CrossAttention, PatchAttention, SpatialTransformer
+from diffcli.networks.channel_blocks import ChannelAttention, ClassAttention
+from diffcli.networks.conv_blocks import ConvNext, WsResBlock, dense, inception, vgg
 from diffcli.networks.layers import Attention, BlockOptions, ResBlock
 
-BlockName = Literal["res", "attention"]
+BlockName = Literal[
+    "res",
+    "ws_res",
+    "convnext",
+    "vgg",
+    "dense",
+    "inception",
+    "attention",
+    "patch_attention",
+    "cross_attention",
+    "spatial_transformer",
+    "class_attention",
+    "channel_attention",
+]
 
 
 class BlockKind(NamedTuple):
@@ -18,14 +34,25 @@ class BlockKind(NamedTuple):
 
     build: Callable[[int, int, BlockOptions], nn.Module]  # (channels, out_channels, options)
     changes_width: bool = False  # starts a stage; the others keep their width
+    hears: bool = False  # is told of time and condition vector
     heads: bool = False  # positions attend in heads of head_dim: only at the sizes of attend_at, and in the middle
     tokens: bool = False  # reads the tokens of a condition
     patches: bool = False  # attends among patches
 
 
 BLOCKS: dict[BlockName, BlockKind] = {
-    "res": BlockKind(ResBlock, changes_width=True),
-    "attention": BlockKind(lambda c, _, options: Attention(c, options.head_dim), heads=True),
+    "res": BlockKind(ResBlock, changes_width=True, hears=True),
+    "ws_res": BlockKind(WsResBlock, changes_width=True, hears=True),
+    "convnext": BlockKind(ConvNext, changes_width=True, hears=True),
+    "vgg": BlockKind(vgg, changes_width=True, hears=True),
+    "dense": BlockKind(dense, changes_width=True, hears=True),
+    "inception": BlockKind(inception, changes_width=True, hears=True),
+    "attention": BlockKind(lambda c, _, options: Attention(c, options.head_dim, options.qkv), heads=True),
+    "patch_attention": BlockKind(lambda c, _, options: PatchAttention(c, options), heads=True, patches=True),
+    "cross_attention": BlockKind(lambda c, _, options: CrossAttention(c, options), heads=True, tokens=True),
+    "spatial_transformer": BlockKind(lambda c, _, options: SpatialTransformer(c, options), heads=True, tokens=True),
+    "class_attention": BlockKind(lambda c, _, options: ClassAttention(c, options), hears=True),
+    "channel_attention": BlockKind(lambda c, _, options: ChannelAttention(c)),
 }
 
 

@@ -68,6 +68,7 @@ class UNetConfig(NetworkConfig):
         self.check_attention(sizes)
         self.check_patches(sizes)
         self.check_tokens(sizes, cond.tokens)
+        self.check_time(sizes)
         return UNet(self, shape.channels, out_channels, cond, sizes)
 
     def sizes(self, size: int) -> list[int]:
@@ -128,6 +129,20 @@ class UNetConfig(NetworkConfig):
             raise UserError(
                 f"the conditioners give tokens {width} wide, but no block of task.network reads them",
                 f"put {known} into task.network.middle, or into task.network.blocks with a size in attend_at",
+            )
+
+    def check_time(self, sizes: list[int]) -> None:
+        """Something must hear the time; and a norm of one channel a group takes away what was added before it."""
+        if self.resample != "residual" and not any(BLOCKS[name].hears for name, _, _ in self.placed(sizes)):
+            raise UserError(
+                f"task.network.blocks is {list(self.blocks)} and middle {list(self.middle)}: no block hears the time",
+                f"put one of {', '.join(name for name, kind in BLOCKS.items() if kind.hears)} into task.network.middle",
+            )
+        if self.embed == "add" and all(self.groups % (self.width * m) == 0 for m in self.mult):
+            raise UserError(
+                f"task.network.embed is 'add', but at widths of at most {self.groups} channels each group of a norm holds "
+                "one channel and takes away what is added to it: no block would hear the time",
+                "set task.network.embed=scale_shift, or take a larger width or a smaller task.network.groups",
             )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from diffcli.config import ImageShape, UserError
 from diffcli.networks.blocks import BLOCKS, stages
 from diffcli.networks.conditioning import Conditioning, CondShape
+from diffcli.networks.resampling import RESAMPLERS
 from diffcli.networks.unet import UNet, UNetConfig
 from tests.networks.waking import normal, wake
 
@@ -21,7 +22,7 @@ def run(network: UNet, x: Tensor, **slots: Tensor) -> Tensor:
     return network(x, torch.linspace(0, 999, len(x)), Conditioning(**slots))
 
 
-@pytest.mark.parametrize("resample", ["residual", "conv"])
+@pytest.mark.parametrize("resample", sorted(RESAMPLERS))
 @pytest.mark.parametrize("vector", [0, 6])
 def test_the_untrained_network_returns_zero(resample: str, vector: int) -> None:
     network = SMALL.model_copy(update={"resample": resample}).build(SHAPE, 5, CondShape(vector=vector))
@@ -36,9 +37,11 @@ def test_the_untrained_network_returns_zero(resample: str, vector: int) -> None:
     channels=st.integers(1, 4),
     vector=st.sampled_from([0, 5]),
     attend_at=st.sampled_from([(), (8,)]),
-    resample=st.sampled_from(["residual", "conv"]),
+    resample=st.sampled_from(sorted(RESAMPLERS)),
+    activation=st.sampled_from(["silu", "gelu", "leaky_relu"]),  # with no half where all is 0
+    embed=st.sampled_from(["scale_shift", "add"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_size_channels_and_order_of_blocks_work_and_every_parameter_receives_a_gradient(
     blocks: list[str],
     size: tuple[int, int],
@@ -47,12 +50,24 @@ def test_any_size_channels_and_order_of_blocks_work_and_every_parameter_receives
     vector: int,
     attend_at: tuple[int, ...],
     resample: str,
+    activation: str,
+    embed: str,
 ) -> None:
     config = UNetConfig(
-        width=6, mult=tuple(mult), blocks=tuple(blocks), attend_at=attend_at, head_dim=2, resample=resample
+        width=6,
+        mult=tuple(mult),
+        blocks=tuple(blocks),
+        attend_at=attend_at,
+        head_dim=2,
+        resample=resample,
+        activation=activation,
+        embed=embed,
     )
-    network = wake(config.build(ImageShape(channels, 8, 8), 2 * channels, CondShape(vector=vector)))
+    reads = 3 if attend_at and any(BLOCKS[name].tokens for name in blocks) else 0
+    network = wake(config.build(ImageShape(channels, 8, 8), 2 * channels, CondShape(vector=vector, tokens=reads)))
     told = {"vector": normal(2, vector, seed=1)} if vector else {}
+    if reads:
+        told["tokens"] = normal(2, 4, reads, seed=3)
     out = run(network, normal(2, channels, *size), **told)
     assert out.shape == (2, 2 * channels, *size)
     (out * normal(*out.shape, seed=2)).sum().backward()
@@ -136,7 +151,36 @@ def test_stages_start_at_every_block_that_can_change_the_width() -> None:
         ({"head_dim": 64}, CondShape(), ["head_dim", "64", "32", "head_dim=32"]),
         ({"head_dim": 12}, CondShape(), ["head_dim", "12", "head_dim=8"]),
         ({"mult": (1, 0)}, CondShape(), ["mult", "[1, 0]"]),
-        ({}, CondShape(tokens=77), ["tokens 77 wide", "no block"]),
+        (
+            {"middle": ("res", "patch_attention"), "attend_at": (), "head_dim": 12},
+            CondShape(),
+            ["head_dim", "patch_attention"],
+        ),
+        (
+            {"middle": ("cross_attention",), "attend_at": (), "head_dim": 12},
+            CondShape(tokens=3),
+            ["head_dim", "cross_attention"],
+        ),
+        (
+            {"middle": ("spatial_transformer",), "attend_at": (), "head_dim": 12},
+            CondShape(tokens=3),
+            ["12", "spatial_transformer"],
+        ),
+        (
+            {"middle": ("patch_attention",), "patch": 4},
+            CondShape(),
+            ["network.patch is 4", "patch_attention", "below 4"],
+        ),
+        ({"middle": (), "blocks": ("attention",), "resample": "conv"}, CondShape(), ["['attention']", "time", "res,"]),
+        ({"embed": "add"}, CondShape(), ["embed is 'add'", "32 channels", "scale_shift"]),
+        ({}, CondShape(tokens=77), ["tokens 77 wide", "no block", "cross_attention or spatial_transformer"]),
+        (
+            {"blocks": ("res", "cross_attention")},
+            CondShape(),
+            ["network.blocks", "cross_attention", "task.conditioners"],
+        ),
+        ({"middle": ("spatial_transformer",)}, CondShape(vector=4), ["middle", "spatial_transformer", "tokens"]),
+        ({"blocks": ("cross_attention",), "attend_at": ()}, CondShape(tokens=3), ["no block", "attend_at"]),
     ],
 )
 def test_what_cannot_be_built_is_the_users_error(change: dict, cond: CondShape, words: list[str]) -> None:
@@ -144,6 +188,31 @@ def test_what_cannot_be_built_is_the_users_error(change: dict, cond: CondShape, 
         SMALL.model_copy(update=change).build(SHAPE, 3, cond)
     told = f"{caught.value.problem}\n{caught.value.hint}"
     assert not [word for word in words if word not in told], told
+
+
+def test_an_added_embedding_and_another_activation_are_diffusers_with_its_weights() -> None:
+    check_against_diffusers(embed="add", activation="gelu")
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_every_block_may_stand_alone_and_in_the_middle_and_starts_at_zero(name: str) -> None:
+    config = SMALL.model_copy(update={"blocks": (name,), "middle": (name, name)})
+    if BLOCKS[name].hears:  # else residual resampling is what hears the time
+        config = config.model_copy(update={"resample": "pool"})
+    reads = 3 if BLOCKS[name].tokens else 0
+    network = config.build(SHAPE, 3, CondShape(vector=4, tokens=reads))
+    told = {"vector": normal(2, 4, seed=1)} | ({"tokens": normal(2, 5, reads, seed=2)} if reads else {})
+    x = normal(2, 3, 7, 12)
+    assert torch.equal(run(network, x, **told), torch.zeros_like(x))
+    assert len(network.middle.blocks) == 2
+    changed = run(wake(network), x, **told | {"vector": -told["vector"]}) - run(network, x, **told)
+    assert changed.abs().max() > 1e-4
+
+
+def test_the_middle_may_be_empty() -> None:
+    network = SMALL.model_copy(update={"middle": ()}).build(SHAPE, 3, CondShape())
+    assert not [name for name in network.state_dict() if name.startswith("middle")]
+    assert wake(network)(normal(2, 3, 8, 8), TIME).isfinite().all()
 
 
 def test_the_network_of_imagenet64_has_the_shape_that_was_published() -> None:
@@ -156,6 +225,10 @@ def test_the_network_of_imagenet64_has_the_shape_that_was_published() -> None:
 
 
 def test_equal_to_diffusers_with_its_weights() -> None:
+    check_against_diffusers(embed="scale_shift", activation="silu")
+
+
+def check_against_diffusers(embed: str, activation: str) -> None:
     """The same architecture, weight for weight; diffusers leaves out the norm of the middle attention, so give it one."""
     diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.UNet2DModel(
@@ -167,12 +240,20 @@ def test_equal_to_diffusers_with_its_weights() -> None:
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=16,
-        resnet_time_scale_shift="scale_shift",
+        resnet_time_scale_shift="scale_shift" if embed == "scale_shift" else "default",
+        act_fn=activation,
     )
     theirs.mid_block.attentions[0].group_norm = torch.nn.GroupNorm(32, 64)
     wake(theirs).eval()
     config = UNetConfig(
-        width=32, mult=(1, 2), blocks=("res", "attention") * 2, attend_at=(4,), head_dim=16, resample="conv"
+        width=32,
+        mult=(1, 2),
+        blocks=("res", "attention") * 2,
+        attend_at=(4,),
+        head_dim=16,
+        resample="conv",
+        embed=embed,
+        activation=activation,
     )
     ours = config.build(SHAPE, 3, CondShape()).eval()
     adopt(ours, theirs)
