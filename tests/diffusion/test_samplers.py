@@ -107,25 +107,24 @@ def test_a_perfect_prediction_is_returned(cls, schedule, steps):
 
 
 @pytest.mark.parametrize("cls", SAMPLERS, ids=kind)
-@pytest.mark.parametrize("steps", [333, 999, 1000])
-def test_a_perfect_prediction_is_returned_after_very_many_steps(cls, steps):
+@pytest.mark.parametrize(("schedule", "steps"), [(Cosine(), 1000), (Flow(), 333)], ids=kind)
+def test_a_perfect_prediction_is_returned_after_very_many_steps(cls, schedule, steps):
     x0 = start(3).float().clamp(-1, 1)
     x = Noise([5, 6, 7], CPU)(x0)
-    for schedule in (Cosine(), Flow()):
-        end = last(cls(steps=steps).trajectory(knows(x0, schedule), schedule, x, Noise([5, 6, 7], CPU)))
-        torch.testing.assert_close(end.x, x0, rtol=0, atol=1e-5)
+    end = last(cls(steps=steps).trajectory(knows(x0, schedule), schedule, x, Noise([5, 6, 7], CPU)))
+    torch.testing.assert_close(end.x, x0, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", FINE, ids=kind)
 @pytest.mark.parametrize("sampler", [cls(steps=8) for cls in (*ORDER, *ADAPTIVE)], ids=name)
 def test_one_dimensional_gaussians_are_carried_to_their_data(sampler, schedule):
-    """With 500 steps every solver follows the exact probability-flow map from noise to data."""
+    """With 200 steps every solver follows the exact probability-flow map from noise to data."""
     x = start()
     end = last(
-        sampler.model_copy(update={"steps": 500}).trajectory(DATA.denoise(schedule), schedule, x, Noise([0], CPU))
+        sampler.model_copy(update={"steps": 200}).trajectory(DATA.denoise(schedule), schedule, x, Noise([0], CPU))
     )
     exact = DATA.ode(schedule, x, torch.tensor(1.0), torch.tensor(0.0))
-    torch.testing.assert_close(end.x, exact, rtol=0, atol=0.01)
+    torch.testing.assert_close(end.x, exact, rtol=0, atol=0.025)
 
 
 def error(sampler: Sampler, schedule: Schedule, until: float) -> float:
@@ -148,10 +147,10 @@ def test_each_solver_converges_with_its_order_between_two_noisy_times(cls, sched
         def times(self, schedule: Schedule) -> torch.Tensor:
             return schedule.snap(torch.linspace(0.9, 0.2, self.steps + 1, dtype=torch.float64))
 
-    observed = orders([error(Between(steps=n), schedule, 0.2) for n in (140, 280, 560)])
+    observed = orders([error(Between(steps=n), schedule, 0.2) for n in (140, 280)])
     assert observed[-1] > ORDER[cls] - 0.2, observed
     if cls not in (Plms, DpmPlusPlus3M):  # there the start, of second order, may be too small to show
-        assert observed == pytest.approx([ORDER[cls]] * 2, abs=0.2)
+        assert observed == pytest.approx([ORDER[cls]], abs=0.2)
 
 
 @pytest.mark.parametrize("cls", ORDER, ids=kind)
@@ -161,10 +160,10 @@ def test_each_solver_converges_with_its_order_from_pure_noise(cls, schedule):
 
     A multistep method extrapolates in log SNR, which is -inf at t = 1 on the flow path: h^2 log(1/h) instead of h^2.
     """
-    errors = [error(cls(steps=n), schedule, 0.2) for n in (50, 100, 200, 400)]
+    errors = [error(cls(steps=n), schedule, 0.2) for n in (50, 100, 200)]
     observed = orders(errors)
     if cls in (Plms, DpmPlusPlus3M):  # faster as long as their first step does not show
-        assert math.log2(errors[0] / errors[-1]) > 3 * (ORDER[cls] - 0.35), observed
+        assert math.log2(errors[0] / errors[-1]) > 2 * (ORDER[cls] - 0.35), observed
     else:
         slack = 0.6 if cls is UniPc else 0.35
         assert all(ORDER[cls] - slack < order < ORDER[cls] + 0.2 for order in observed), observed
@@ -233,7 +232,7 @@ def test_samplers_without_an_order_are_stochastic(cls):
 
 @pytest.mark.parametrize(
     ("schedule", "steps"),
-    [*((schedule, steps) for schedule in SCHEDULES for steps in (7, 50)), (Cosine(), 1000), (Flow(), 1000)],
+    [*((schedule, steps) for schedule in SCHEDULES for steps in (7, 50)), (Cosine(), 1000)],
     ids=kind,
 )
 def test_ddim_with_eta_one_is_ddpm(schedule, steps):
