@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from diffcli import preset as presets
 from diffcli.config import ImageShape, UserError
 from diffcli.networks.blocks import BLOCKS, stages
 from diffcli.networks.conditioning import Conditioning, CondShape
@@ -188,6 +189,15 @@ def test_what_cannot_be_built_is_the_users_error(change: dict, cond: CondShape, 
         SMALL.model_copy(update=change).build(SHAPE, 3, cond)
     told = f"{caught.value.problem}\n{caught.value.hint}"
     assert not [word for word in words if word not in told], told
+
+
+def test_the_preset_of_blocks_is_imagenet64_in_all_but_its_blocks() -> None:
+    plain, blocks = (presets.load(name).model_dump() for name in ("imagenet64", "imagenet64-blocks"))
+    assert blocks["task"]["network"]["blocks"] == ("res", "res", "class_attention", "channel_attention")
+    assert blocks["task"]["learn_variance"]
+    for tree in (plain, blocks):
+        del tree["name"], tree["task"]["network"]["blocks"], tree["task"]["network"]["attend_at"]
+    assert plain == blocks
 
 
 def test_an_added_embedding_and_another_activation_are_diffusers_with_its_weights() -> None:
