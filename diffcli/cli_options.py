@@ -27,6 +27,13 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def share(value: float | None) -> float | None:
+    """Refuses what is not in (0, 1]; the parser's own ranges cannot leave 0 out without leaving 1 out."""
+    if value is not None and not 0 < value <= 1:
+        raise typer.BadParameter(f"{value} is not above 0 and at most 1")
+    return value
+
+
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable.", show_default="nothing"),
@@ -44,8 +51,8 @@ SamplerSet = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        metavar="sampler.KEY=VALUE",
-        help="Override one key of the sampler; repeatable.",
+        metavar="KEY=VALUE",
+        help="Override one sampler.* or guide.* key; repeatable.",
         show_default="nothing",
     ),
 ]
@@ -53,10 +60,16 @@ DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes
 Nproc = Annotated[int, typer.Option(min=1, help="Worker processes on this machine, started through torchrun.")]
 Ckpt = Annotated[Path, typer.Option("--ckpt", help="Run directory, checkpoint folder or ema.safetensors file.")]
 N = Annotated[
-    int | None, typer.Option(min=1, help="Number of images in all.", show_default="16; with --class all one a class")
+    int | None,
+    typer.Option(
+        min=1, help="Number of images in all.", show_default="16; one a class with --class all, one an --image"
+    ),
 ]
 FewN = Annotated[
-    int | None, typer.Option("--n", min=1, help="Images side by side.", show_default="1; with --class all one a class")
+    int | None,
+    typer.Option(
+        "--n", min=1, help="Images side by side.", show_default="1; one a class with --class all, one an --image"
+    ),
 ]
 Class = Annotated[str | None, typer.Option("--class", help="ID, NAME, all (in turn) or random.", show_default="all")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; image i has seed + i.")]
@@ -83,6 +96,28 @@ Eta = Annotated[
 Guidance = Annotated[
     float | None,
     typer.Option(help="null + S (cond - null): 1 is off, 0 unconditional.", show_default="the run's", callback=finite),
+]
+ImageFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="Begin from this image instead of noise; repeatable.", show_default="noise"),
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option(help="Image, white where --image is to be painted anew; the rest is kept.", show_default="none"),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="Time in (0, 1] that --image is noised to: 0 keeps it, 1 is pure noise.",
+        show_default="0.6; with --mask 1",
+        callback=share,
+    ),
+]
+Interpolate = Annotated[
+    int | None,
+    typer.Option(
+        min=2, help="Images from --seed to the next seed, or from one --image to a second.", show_default="none"
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change them.")]
 Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Use the averaged weights.")]

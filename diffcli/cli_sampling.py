@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from diffcli.cli_options import (
     Eta,
     FewN,
     Guidance,
+    ImageFiles,
+    Interpolate,
+    Mask,
     N,
     Nproc,
     Out,
@@ -25,11 +28,44 @@ from diffcli.cli_options import (
     Seed,
     Show,
     Steps,
+    Strength,
     finite,
 )
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group
+    from diffcli.engine.sample import SampleOptions
+
+
+def sampling(
+    n: int | None,
+    labels: str | None,
+    seed: int,
+    sampler: str | None,
+    steps: int | None,
+    eta: float | None,
+    guidance: float | None,
+    overrides: list[str] | None,
+    batch_size: int,
+    **edit: Any,
+) -> "SampleOptions":
+    """The sampling options, in the order in which every command has them."""
+    from diffcli.engine.sample import SampleOptions
+
+    options = SampleOptions(
+        n=n,
+        labels=labels,
+        seed=seed,
+        sampler=sampler,
+        steps=steps,
+        eta=eta,
+        guidance=guidance,
+        batch_size=batch_size,
+        overrides=tuple(overrides or ()),
+        **edit,
+    )
+    options.check()
+    return options
 
 
 def sample(
@@ -43,6 +79,10 @@ def sample(
     ddim_eta: Eta = None,
     guidance: Guidance = None,
     overrides: SamplerSet = None,
+    image: ImageFiles = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    interpolate: Interpolate = None,
     batch_size: BatchSize = 64,
     ema: Ema = True,
     device: DeviceOption = Device.auto,
@@ -52,19 +92,10 @@ def sample(
     from diffcli.console import track
     from diffcli.engine import output
     from diffcli.engine.distributed import Launch
-    from diffcli.engine.sample import SampleOptions, draw
+    from diffcli.engine.sample import draw
 
-    options = SampleOptions(
-        n=n,
-        labels=labels,
-        seed=seed,
-        sampler=sampler,
-        steps=steps,
-        eta=ddim_eta,
-        guidance=guidance,
-        batch_size=batch_size,
-        overrides=tuple(overrides or ()),
-    )
+    edit = {"images": tuple(image or ()), "mask": mask, "strength": strength, "interpolate": interpolate}
+    options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, (".png", ".npz"), folder_allowed=True)
 
     def work(group: "Group") -> None:
@@ -90,6 +121,9 @@ def gif(
     ddim_eta: Eta = None,
     guidance: Guidance = None,
     overrides: SamplerSet = None,
+    image: ImageFiles = None,
+    mask: Mask = None,
+    strength: Strength = None,
     batch_size: BatchSize = 64,
     ema: Ema = True,
     fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.", callback=finite)] = 10,
@@ -106,17 +140,9 @@ def gif(
     from diffcli.engine import sample as engine
     from diffcli.engine.distributed import Launch
 
-    options = engine.SampleOptions(
-        n=1 if n is None and labels != "all" else n,
-        labels=labels,
-        seed=seed,
-        sampler=sampler,
-        steps=steps,
-        eta=ddim_eta,
-        guidance=guidance,
-        batch_size=batch_size,
-        overrides=tuple(overrides or ()),
-    )
+    shown = 1 if n is None and labels != "all" and not image else n
+    edit = {"images": tuple(image or ()), "mask": mask, "strength": strength}
+    options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
 
     def work(group: "Group") -> None:
@@ -142,7 +168,9 @@ def fid(
     ] = None,
     ref: Annotated[str | None, typer.Option(help="The reference.", show_default="the run's own training data")] = None,
     n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
-    metrics: Annotated[str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy; or bpd.")] = "fid",
+    metrics: Annotated[
+        str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy; or bpd.")
+    ] = "fid",
     features: Annotated[
         str, typer.Option(help="inception, or the run directory of a diffcli classifier.")
     ] = "inception",
@@ -166,19 +194,8 @@ def fid(
     from diffcli.console import counting, say
     from diffcli.engine import score
     from diffcli.engine.distributed import Launch
-    from diffcli.engine.sample import SampleOptions
 
-    options = SampleOptions(
-        n=n,
-        labels=labels,
-        seed=seed,
-        sampler=sampler,
-        steps=steps,
-        eta=ddim_eta,
-        guidance=guidance,
-        batch_size=batch_size,
-        overrides=tuple(overrides or ()),
-    )
+    options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size)
     job = score.Job(tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema)
     job.check()
 

@@ -56,7 +56,8 @@ class EditOptions(Config):
     @property
     def level(self) -> float:
         """The time that images are noised to."""
-        return self.strength or (1.0 if self.mask is not None or not self.images else STRENGTH)
+        varied = self.images and self.mask is None and self.interpolate is None
+        return self.strength or (STRENGTH if varied else 1.0)
 
 
 class Edit(NamedTuple):

@@ -103,8 +103,8 @@ class Request:
 
     def denoise(self, rows: range) -> Denoise:
         """The guided denoiser of images `rows`."""
-        settings = guides.guiding(self.guide, self.models)
-        return self.task.denoise(self.batch(rows), self.guidance, len(rows), settings)
+        guiding = guides.guiding(self.guide, self.models)
+        return self.task.denoise(self.batch(rows), self.guidance, len(rows), guiding)
 
     def walk(self, rows: range) -> tuple[Tensor, Iterator[Step]]:
         """Where images `rows` begin (B, C, *S) in diffusion space, and the Steps from there to the end."""
@@ -150,7 +150,6 @@ def request(model: Model, options: SampleOptions) -> Request:
             f"{model.path}: was trained as a {task.kind}, which draws no images",
             "give the checkpoint of a diffusion model; a classifier is used by `diffcli fid --features RUN`",
         )
-    options.check()
     sampler, guidance, guide = choose_sampler(model, options), *choose_guidance(model, options, task)
     if options.overrides:
         changed = overridden(model, sampler, guidance, guide, options)

@@ -42,7 +42,7 @@ def draw(req: Request, group: Group) -> Iterator[Drawn]:
         rows = rows_of(req, starts[mine]) if mine < len(starts) else range(0)
         images = torch.zeros(req.batch_size, *req.model.preset.data.shape, dtype=torch.uint8)
         if rows:
-            *_, last = req.tally.watch(req.task.trajectory(req.batch(rows), req.seeds(rows), req.sampler, req.guidance))
+            *_, last = req.walk(rows)[1]
             images[: len(rows)] = to_uint8(req.task.decode(last.x))
         parts = group.gather(images.to(group.device))
         req.tally.agree(group)
