@@ -28,9 +28,10 @@ COMMANDS = {"train", "resume", "sample", "gif", "fid", "ema", "prep-data", "pres
 OPTIONS = {
     "train": "--preset --set --data --run-dir --steps --seed --device --nproc --nnodes --node-rank --rdzv-endpoint --dry-run",
     "resume": "--from --steps --set --device --nproc",
-    "sample": "--ckpt --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --out --device --nproc",
+    "sample": "--ckpt --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --out --device --nproc "
+    "--image --mask --strength --interpolate",
     "gif": "--ckpt --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --out --device --nproc "
-    "--fps --frames --show",
+    "--fps --frames --show --image --mask --strength",
     "fid": "--ckpt --ref --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --device --nproc "
     "--metrics --features --weights --json",
     "ema": "--std --rate --out",
@@ -96,11 +97,11 @@ def test_numbers_that_may_be_fractions_are_floats() -> None:
     for info in app.registered_commands:
         hints = get_type_hints(info.callback)
         for name, parameter in inspect.signature(info.callback).parameters.items():
-            if name in ("fps", "ddim_eta", "guidance"):
+            if name in ("fps", "ddim_eta", "guidance", "strength"):
                 fractions[name] = float in (hints[name], *get_args(hints[name]))
             if int in (hints[name], *get_args(hints[name])):
                 assert not isinstance(parameter.default, float), f"{info.callback.__name__}: {name}"
-    assert fractions == {"fps": True, "ddim_eta": True, "guidance": True}
+    assert fractions == {"fps": True, "ddim_eta": True, "guidance": True, "strength": True}
 
 
 def test_help_answers_without_torch_and_at_once() -> None:
@@ -175,6 +176,11 @@ def test_the_estimate_of_arithmetic_counts_every_convolution(planned: Any) -> No
     )
     ratio = float(wide[1]["flops"].split()[0]) / float(narrow[1]["flops"].split()[0])
     assert 3.5 < ratio < 4.1
+
+
+@pytest.mark.parametrize("objective", ["task.times.kind=loss_aware", "task.coupling=optimal_transport"])
+def test_a_dry_run_counts_objectives_that_look_at_values(planned: Any, objective: str) -> None:
+    assert planned("--set", objective)[1]["flops"] == planned()[1]["flops"]
 
 
 def test_a_dry_run_without_its_data_says_so(planned: Any) -> None:
