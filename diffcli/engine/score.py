@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcli.config import UserError
-from diffcli.engine import likelihood
+from diffcli.engine import guides, likelihood
 from diffcli.engine.distributed import Group
 from diffcli.engine.evaluate import Progress, Report, evaluate
 from diffcli.engine.features import extractor_for
 from diffcli.engine.sample import Model, Request, SampleOptions, draw, load_model, request
 from diffcli.engine.sources import Images, Source, data_source, resolve
 from diffcli.metrics.scores import metrics_by_name
+from diffcli.tasks.guide import Guide
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Job:
                 "steps": req.sampler.steps,
                 "nfe": req.sampler.nfe,
                 "guidance": req.guidance,
+                **({"guide": guides.describe(req.guide, req.models)} if req.guide != Guide() else {}),
                 "seed": req.seed,
             }
         needed = fake.statistics is None or real.statistics is None

@@ -82,3 +82,77 @@ def test_data_that_it_cannot_learn_from_is_refused():
         build().check({"image": torch.zeros(1)})
     with pytest.raises(UserError, match=r"num_classes is 3.*class label 7"):
         build().check({"label": torch.tensor([1, 7])})
+
+
+def noisy(**changes) -> ClassifierTask:
+    return build(schedule={"kind": "cosine", "steps": 1000}, **changes)
+
+
+def test_a_classifier_without_a_schedule_has_the_parameters_that_it_always_had():
+    plain, timed = set(build().state_dict()), set(noisy().state_dict())
+    assert plain < timed
+    assert {name.split(".")[-2] for name in timed - plain} <= {"0", "2", "modulate"}
+    assert not any("time" in name or "modulate" in name for name in plain)
+
+
+def test_a_noise_aware_classifier_sees_each_image_at_a_trained_time_of_its_own_stream():
+    task, batch = noisy(), fields()
+    seen: list[tuple[torch.Tensor, ...]] = []
+    task.network.features = lambda x, time: seen.append((x, time)) or torch.zeros(len(x), task.network.feature_dim)
+    task(batch)
+    task(batch)
+    (x, time), (again, _) = seen
+    assert torch.equal(x, again)
+    assert len(set(time.tolist())) == 12
+    t = (time.double() + 1) / 1000
+    alpha, sigma = (c.view(-1, 1, 1, 1) for c in task.schedule.alpha_sigma(t))
+    eps = Noise(batch["stream"], torch.device("cpu"))(batch["image"])
+    torch.testing.assert_close(x, (alpha * batch["image"] + sigma * eps).float(), rtol=0, atol=1e-4)
+    task({name: value[5:6] for name, value in batch.items()})
+    assert torch.equal(seen[2][0], x[5:6])
+
+
+def test_a_noise_aware_classifier_is_told_the_time():
+    task, x = noisy(), fields()["image"]
+    early, late = (task.features(x, torch.tensor(t, dtype=torch.float64)) for t in (0.1, 0.9))
+    assert not torch.allclose(early, late, atol=1e-3)
+    torch.testing.assert_close(task.features(x), task.features(x, torch.tensor(0.0, dtype=torch.float64)))
+    each = task.features(x, torch.tensor([0.1, 0.9] * 6, dtype=torch.float64))
+    torch.testing.assert_close(each[::2], early[::2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(each[1::2], late[1::2], rtol=0, atol=1e-5)
+
+
+def test_log_probabilities_are_those_of_the_logits_and_sum_to_one():
+    task, x, t = noisy(), fields()["image"], torch.tensor(0.4, dtype=torch.float64)
+    labels = [torch.full((12,), k) for k in range(3)]
+    each = torch.stack([task.log_prob(label, task.schedule, 1.0)(x, t) for label in labels], dim=1)
+    expected = task.logits(task.features(x, t)).log_softmax(1)
+    torch.testing.assert_close(each, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_preset_tells_clean_digits_apart_and_only_guesses_at_noise(tmp_path):
+    from diffcli import preset as presets
+    from diffcli.data.loader import to_float
+    from diffcli.diffusion.editing import noised
+    from diffcli.engine.distributed import join
+    from diffcli.engine.model import load_model
+    from diffcli.engine.runlog import RunDir
+    from diffcli.engine.train import train
+
+    run = RunDir(tmp_path / "run")
+    run.claim()
+    with join("cpu") as group:
+        for _ in train(presets.load("digits-noisy-classifier", ["train.steps=150"]), run, group):
+            pass
+    task, data = load_model(run.path, torch.device("cpu")).task, presets.load("digits").data.build("test")
+    batch = data.read(torch.arange(0, len(data), len(data) // 300))
+    x, found = to_float(batch["image"]), {}
+    for t in (0.01, 0.7, 1.0):
+        time = torch.tensor(t, dtype=torch.float64)
+        x_t = noised(task.schedule, x, Noise(range(len(x)), torch.device("cpu"))(x), time)
+        with torch.no_grad():
+            found[t] = float((task.logits(task.features(x_t, time)).argmax(1) == batch["label"]).float().mean())
+    assert found[0.01] > 0.85
+    assert found[0.01] > found[0.7] > found[1.0]
+    assert found[1.0] < 0.25
