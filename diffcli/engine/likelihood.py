@@ -17,7 +17,7 @@ from diffcli.diffusion.samplers import Ddpm
 from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine.distributed import Group
 from diffcli.engine.evaluate import Progress
-from diffcli.engine.request import Request
+from diffcli.engine.request import Request, SampleOptions
 from diffcli.engine.sources import Images, Source
 from diffcli.noise import Noise
 
@@ -60,7 +60,7 @@ def wanted(metrics: Sequence[str]) -> bool:
     return METRIC in (name.strip().lower() for name in metrics)
 
 
-def check(metrics: Sequence[str], ckpt: object, labels: str | None, guidance: float | None) -> None:
+def check(metrics: Sequence[str], ckpt: object, options: SampleOptions) -> None:
     """Raises UserError for what cannot go with bpd, before anything is loaded."""
     others = [name for name in metrics if not wanted([name])]
     if others:
@@ -70,13 +70,32 @@ def check(metrics: Sequence[str], ckpt: object, labels: str | None, guidance: fl
         )
     if ckpt is None:
         raise UserError("--metrics bpd needs a model", "type diffcli fid --ckpt RUN --ref B --metrics bpd")
-    if labels is not None:
-        raise UserError(f"--class {labels} with --metrics bpd: the images have their own labels", "leave --class out")
-    if guidance not in (None, 0, 1):
+    if options.labels is not None:
         raise UserError(
-            f"--guidance {guidance:g} with --metrics bpd: guided sampling has no likelihood",
+            f"--class {options.labels} with --metrics bpd: the images have their own labels", "leave --class out"
+        )
+    if options.guidance not in (None, 0, 1):
+        raise UserError(
+            f"--guidance {options.guidance:g} with --metrics bpd: guided sampling has no likelihood",
             "leave --guidance out, or use 0 for the model without its condition",
         )
+    check_walk(options)
+
+
+def check_walk(options: SampleOptions) -> None:
+    """Raises UserError for sampling options other than the variance: the bound takes every trained step, unguided."""
+    flags = {
+        "--sampler": None if options.sampler == Ddpm().kind else options.sampler,
+        "--steps": options.steps,
+        "--ddim-eta": options.eta,
+        "--set": next((item for item in options.overrides if not item.startswith("sampler.variance=")), None),
+    }
+    for flag, value in flags.items():
+        if value is not None:
+            raise UserError(
+                f"{flag} {value} with --metrics bpd: the bound takes every step of the schedule, without guidance",
+                f"leave {flag} out; only --sampler ddpm --set sampler.variance=small|large|learned changes it",
+            )
 
 
 @torch.no_grad()

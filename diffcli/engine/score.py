@@ -31,7 +31,7 @@ class Job:
     def check(self) -> None:
         """Raises UserError for options that contradict each other, before anything is loaded."""
         if likelihood.wanted(self.metrics):
-            likelihood.check(self.metrics, self.ckpt, self.options.labels, self.options.guidance)
+            likelihood.check(self.metrics, self.ckpt, self.options)
         else:
             metrics_by_name(self.metrics)
         if self.ckpt is None and len(self.sides) != 2:

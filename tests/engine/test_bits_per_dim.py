@@ -92,7 +92,7 @@ def test_it_is_the_bound_of_the_plain_conditional_denoiser(run: Path, cli: Cli) 
 
 
 def test_the_variance_is_that_of_the_ancestral_sampler_asked_for(run: Path, cli: Cli) -> None:
-    ddpm = "--sampler", "ddpm", "--steps", STEPS
+    ddpm = "--sampler", "ddpm"
     told = {v: bpd(cli, run, *ddpm, "--set", f"sampler.variance={v}") for v in ("small", "large", "auto")}
     assert [told[v]["variance"] for v in told] == ["small", "large", "learned"]
     assert len({t["scores"]["bpd"] for t in told.values()}) == 3
@@ -119,6 +119,8 @@ def test_what_has_no_bound_is_refused_with_its_remedy(run: Path, flow: Path, cli
     assert "--ckpt RUN" in refused("digits:train", "digits:test", "--metrics", "bpd")
     assert "--guidance 3" in refused("--ckpt", run, "--metrics", "bpd", "--guidance", 3)
     assert "--class 1" in refused("--ckpt", run, "--metrics", "bpd", "--class", 1)
+    for flags in (("--sampler", "ddim"), ("--steps", 5), ("--ddim-eta", 0.5), ("--set", "guide.rescale=0.5")):
+        assert f"{flags[0]} {flags[1]} with --metrics bpd" in refused("--ckpt", run, "--metrics", "bpd", *flags)
     learned = "--sampler", "ddpm", "--set", "sampler.variance=learned"
     assert "task.learn_variance is false" in refused("--ckpt", flow, "--metrics", "bpd", *learned)
     for name, arrays, words in (
