@@ -65,6 +65,12 @@ def write_averages(path: Path, stds: Sequence[float], rates: Sequence[float], ou
             raise UserError(
                 f"--std {std}: a width relative to the run is above 0 and below {MAX_STD}", "try --std 0.05,0.1"
             )
+    names = [power(std).name for std in stds]
+    for std, name in zip(stds, names, strict=True):
+        if names.count(name) > 1:
+            raise UserError(
+                f"--std {std}: would be written to {out / name} twice, widths count to three decimals", "give each once"
+            )
     run = RunDir(path)
     newest = checkpoint.locate(path)
     record = checkpoint.read_record(newest)
@@ -72,7 +78,6 @@ def write_averages(path: Path, stds: Sequence[float], rates: Sequence[float], ou
     kept = usable_snapshots(run, record) if stds else []
     for name, weights in chosen:
         yield checkpoint.save_average(out / name, weights, {**record, "average": {"kind": "rate", "name": name}})
-    names = [power(std).name for std in stds]
     for i, weights in enumerate(reconstruct(kept, stds) if stds else []):
         about = {"kind": "power", "std": stds[i], "snapshots": [s.path.name for s in kept]}
         yield checkpoint.save_average(out / names[i], weights, {**kept[-1].record, "average": about})

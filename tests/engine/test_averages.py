@@ -145,6 +145,7 @@ def test_mistakes_are_told_with_their_remedy(trained_with: Callable[..., Path], 
     for wrong in ("0", "0.3", "-1"):
         cli("ema", short, f"--std={wrong}", "--out", out).refused(f"--std {float(wrong)}", "0.29", "0.05,0.1")
     cli("ema", short, "--std", "0.05;0.1", "--out", out).refused("--std 0.05;0.1", "0.05,0.1")
+    cli("ema", short, "--std", "0.1,0.05,0.0501", "--out", out).refused("--std 0.05", "std-0.050", "once")
     cli("ema", short, "--out", out).refused("--std", "--rate")
     cli("ema", plain, "--rate", 0.5, "--out", out).refused("--rate 0.5", "rate-0.9")
     cli("ema", tmp_path / "none", "--std", 0.05, "--out", out).refused("none")
