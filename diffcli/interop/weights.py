@@ -131,7 +131,7 @@ def unpickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: is no pickle of tensors alone; others can run code and are never loaded ({first_line(error)})",
+            f"{path}: is no pickle of tensors alone; others can run code and are never loaded",
             "where you trust it, save its weights again: torch.save(model.state_dict(), FILE)",
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, BadZipFile) as error:
