@@ -20,6 +20,7 @@ def paired(eps: Tensor, x0: Tensor) -> Tensor:
     """
     from scipy.optimize import linear_sum_assignment  # slow to import, and most runs do without
 
-    likeness = x0.flatten(1) @ eps.flatten(1).T  # |x0 - eps|^2 but for what no order changes
-    _, order = linear_sum_assignment(likeness.double().cpu().numpy(), maximize=True)
+    with torch.autocast(x0.device.type, enabled=False):  # else in bf16, which tells few pairs apart
+        likeness = x0.flatten(1).float() @ eps.flatten(1).float().T  # |x0 - eps|^2 but for what no order changes
+    _, order = linear_sum_assignment(likeness.cpu().double().numpy(), maximize=True)
     return eps[torch.from_numpy(order).to(eps.device)]

@@ -36,6 +36,13 @@ def test_the_noises_are_those_drawn_in_another_order_and_never_farther(n):
     assert torch.equal(paired(eps, x0), again)
 
 
+def test_the_pairs_are_those_of_float32_where_networks_run_in_bf16():
+    eps, x0 = batch(128, shape=(3, 16, 16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = paired(eps, x0)
+    assert torch.equal(autocast, paired(eps, x0))
+
+
 def test_one_sample_keeps_its_noise():
     eps, x0 = batch(1)
     assert torch.equal(paired(eps, x0), eps)
