@@ -8,6 +8,7 @@ import torch
 from diffcli import checkpoint, preset
 from diffcli.digest import sha256
 from diffcli.engine.state import load_weights, place
+from diffcli.engine.tuning import tune_allocator
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task
 
@@ -27,6 +28,7 @@ class Model:
 
 def load_model(path: Path, device: torch.device, use_ema: bool = True) -> Model:
     """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged."""
+    tune_allocator()
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
     resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")

@@ -19,7 +19,7 @@ FAST_BF16 = {"avx512_bf16", "amx_bf16"}  # CPU flags that say so: elsewhere bf16
 def tune_allocator() -> bool:
     """Lets glibc keep freed memory instead of returning it to the kernel; True where that could be asked.
 
-    A training step frees and takes the same large activations again and again; each return costs page faults and zeroing.
+    A step of training or sampling takes the same large activations as the one before; each return costs page faults, zeroing.
     Memory of the process then stays at its peak. Elsewhere (musl, macOS, Windows) there is nothing to do.
     """
     if not sys.platform.startswith("linux"):
