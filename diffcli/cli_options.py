@@ -108,7 +108,7 @@ Mask = Annotated[
 Strength = Annotated[
     float | None,
     typer.Option(
-        help="Time in (0, 1] that --image is noised to: 0 keeps it, 1 is pure noise.",
+        help="Time in (0, 1] that --image is noised to: near 0 keeps it, 1 is pure noise.",
         show_default="0.6; with --mask 1",
         callback=share,
     ),

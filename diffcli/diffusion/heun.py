@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoise, over
@@ -58,6 +58,15 @@ class EdmHeun(Sampler):
     s_tmin: float = Field(0.0, ge=0, description="lowest sigma / alpha at which noise is raised")
     s_tmax: float = Field(100.0, ge=0, description="highest sigma / alpha at which noise is raised")
     s_noise: float = Field(1.0, gt=0, description="deviation of the fresh noise")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.s_churn and self.s_tmin > self.s_tmax:
+            raise ValueError(
+                f"s_churn is {self.s_churn} but s_tmin {self.s_tmin} is above s_tmax {self.s_tmax}, so noise is raised nowhere; "
+                "set sampler.s_tmin below sampler.s_tmax, or s_churn to 0"
+            )
+        return self
 
     def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
         for t, s in pairwise(self.times(schedule)):

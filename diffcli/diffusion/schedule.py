@@ -245,11 +245,12 @@ class Flow(Schedule):
 
 
 class Edm(Schedule):
-    """EDM's path made variance-preserving for data of unit variance: sigma / alpha = sigma_max t^rho, so even t is Karras' grid.
+    """EDM's path made variance-preserving for data of unit variance: sigma / alpha = sigma_max t^rho.
 
-    sigma_max counts in deviations of the data: 160 is EDM's 80 over its sigma_data of 0.5. With target v the network regresses
-    what EDM's preconditioned one does (its sign turned). The network is told 1000 c_noise = 250 ln(sigma / alpha), 1269 at t = 1,
-    bounded below by its value at EDM's smallest sigma, -1380.
+    So even t is Karras' grid with a smallest sigma of 0; spacing karras ends the grid at EDM's own smallest instead. sigma_max
+    counts in deviations of the data: 160 is EDM's 80 over its sigma_data of 0.5. With target v the network regresses what EDM's
+    preconditioned one does (its sign turned). The network is told 250 ln(sigma / alpha), 1269 at t = 1: 1000 c_noise but for a
+    constant, bounded below by its value at EDM's smallest sigma, -1380.
     Source: Karras et al. 2022, eq. 5 and table 1 (arXiv 2206.00364).
     """
 

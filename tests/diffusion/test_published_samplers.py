@@ -87,6 +87,11 @@ def test_edm_heun_is_algorithm_2_of_karras(options):
     assert (churned > 5) == bool(options)
 
 
+def test_churn_between_crossed_limits_is_refused():
+    with pytest.raises(ValueError, match="s_tmin 5.0 is above s_tmax 1.0"):
+        EdmHeun(s_churn=10, s_tmin=5, s_tmax=1)
+
+
 @pytest.mark.parametrize("steps", [2, 10, 40])
 def test_edm_heun_agrees_with_diffusers_heun(steps):
     """Their sigmas are our sigma / alpha; the table is replaced by its float64 values."""
