@@ -88,7 +88,7 @@ def test_edm_heun_is_algorithm_2_of_karras(options):
 
 
 def test_churn_between_crossed_limits_is_refused():
-    with pytest.raises(ValueError, match="s_tmin 5.0 is above s_tmax 1.0"):
+    with pytest.raises(ValueError, match=r"s_tmin 5\.0 is above s_tmax 1\.0"):
         EdmHeun(s_churn=10, s_tmin=5, s_tmax=1)
 
 
