@@ -17,6 +17,7 @@ from diffcli.engine.images import grid, write_png
 from diffcli.engine.sample import Drawn
 
 ANIMATIONS = (".gif", ".mp4", ".webp")
+WIDEST = 20  # columns of a grid that still show anything
 HOLD = 1.0  # seconds that an animation rests on its last frame
 
 
@@ -54,10 +55,8 @@ def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) ->
             write_npz(path, drawn)
         elif path.suffix == ".png":
             images = torch.cat([d.images for d in drawn])
-            classes = description.get("class_names") or ()
-            columns = len(classes) if whole_rows(description, len(classes)) else None
             with whole(path) as partial:
-                write_png(partial, grid(images, columns))
+                write_png(partial, grid(images, columns_for(description)))
         else:
             for name, image in zip(names, images_of(drawn), strict=True):
                 write_png(path / name, image.permute(1, 2, 0).numpy())
@@ -68,10 +67,14 @@ def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) ->
         ) from error
 
 
-def whole_rows(description: Mapping[str, Any], classes: int) -> bool:
-    """Whether the labels cycle through few enough classes that a row of the grid should hold each once."""
+def columns_for(description: Mapping[str, Any]) -> int | None:
+    """How many columns say most: a way between two images is one row, labels that cycle put each class in its own column."""
+    way, classes = description.get("interpolate") or 0, len(description.get("class_names") or ())
+    if 1 < way <= WIDEST:
+        return int(way)
     labels = description.get("labels") or []
-    return 1 < classes <= 20 and len(labels) >= classes and labels[:classes] == list(range(classes))
+    cycles = 1 < classes <= WIDEST and len(labels) >= classes and labels[:classes] == list(range(classes))
+    return classes if cycles else None
 
 
 def write_npz(path: Path, drawn: Iterable[Drawn]) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from diffcli.engine.images import GAP, grid, squarest, to_uint8
-from diffcli.engine.output import pick
+from diffcli.engine.output import columns_for, pick
 from diffcli.noise import Noise
 from tests.conftest import Cli, in_subprocess
 
@@ -33,6 +33,14 @@ def test_a_grid_places_images_row_by_row_on_black() -> None:
     corners = [(GAP + i // 3 * (4 + GAP), GAP + i % 3 * (6 + GAP)) for i in range(6)]
     assert [int(sheet[top, left, 0]) for top, left in corners] == [1, 2, 3, 4, 5, 0]
     assert sheet.sum() == 3 * 24 * (1 + 2 + 3 + 4 + 5)
+
+
+def test_columns_are_classes_where_labels_cycle_and_one_row_where_images_lie_on_a_way() -> None:
+    names = ["a", "b", "c"]
+    assert columns_for({"labels": [0, 1, 2, 0], "class_names": names}) == 3
+    assert columns_for({"labels": [0, 0, 0], "class_names": names}) is None
+    assert columns_for({"labels": [1] * 8, "class_names": names, "interpolate": 8}) == 8
+    assert columns_for({"labels": None, "class_names": None, "interpolate": 64}) is None
 
 
 @pytest.mark.parametrize(
