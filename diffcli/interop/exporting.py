@@ -75,7 +75,7 @@ def network(preset: Preset, tensors: Tensors) -> tuple[dict[str, Any], dict[str,
 
 def check_conditioners(preset: Preset) -> None:
     """Raises UserError for conditions that no such network of theirs takes."""
-    kinds = [conditioner.kind for conditioner in diffusion(preset).conditioners]
+    kinds = [c.kind if c.tokens is None else f"{c.kind} in tokens" for c in diffusion(preset).conditioners]
     if kinds not in ([], ["class"]):
         raise UserError(
             f"task.conditioners are {', '.join(kinds)}, which the networks of diffusers for pixels do not take",

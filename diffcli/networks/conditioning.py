@@ -6,7 +6,7 @@ become the learned null row; that one mask serves condition dropout in training 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -37,7 +37,7 @@ class CondShape(NamedTuple):
 class Conditioner(nn.Module, ABC):
     """One condition: `slot` says where it enters the network, `dim` how wide it is there."""
 
-    slot: ClassVar[Slot]
+    slot: Slot
     dim: int
 
     def check(self, batch: Mapping[str, Any]) -> None:
@@ -49,15 +49,15 @@ class Conditioner(nn.Module, ABC):
 
 
 class ClassConditioner(Conditioner):
-    """An embedding row for each class and one more, the last, for "no class"."""
+    """An embedding row for each class and one more, the last, for "no class"; a vector, or as many tokens as are asked for."""
 
-    slot = "vector"
-
-    def __init__(self, num_classes: int, dim: int) -> None:
+    def __init__(self, num_classes: int, dim: int, tokens: int | None) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.dim = dim
-        self.embedding = nn.Embedding(num_classes + 1, dim)
+        self.tokens = tokens
+        self.slot = "vector" if tokens is None else "tokens"
+        self.embedding = nn.Embedding(num_classes + 1, dim * (tokens or 1))
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """A label outside 0..num_classes-1 is the user's mistake; asking a GPU tensor would stall, so look before."""
@@ -78,21 +78,23 @@ class ClassConditioner(Conditioner):
             )
 
     def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Tensor:
-        """(B, dim). batch["label"]: (B,) int64 in 0..num_classes-1."""
+        """(B, dim), or (B, tokens, dim). batch["label"]: (B,) int64 in 0..num_classes-1."""
         self.check(batch)
         label = batch["label"].to(keep.device)
-        return self.embedding(torch.where(keep, label, self.num_classes))  # (B, dim)
+        rows = self.embedding(torch.where(keep, label, self.num_classes))
+        return rows if self.tokens is None else rows.unflatten(1, (self.tokens, self.dim))
 
 
 class ClassConditionerConfig(Config):
-    """Class labels, joined to the time embedding; rows dropped in training teach the null class."""
+    """Class labels, joined to the time embedding or told in tokens; rows dropped in training teach the null class."""
 
     kind: Literal["class"] = "class"
     num_classes: int = Field(1000, ge=1)
     dim: int = Field(256, ge=1)
+    tokens: int | None = Field(None, ge=1, description="tokens a class, for blocks that attend to them; null: a vector")
 
     def build(self) -> ClassConditioner:
-        return ClassConditioner(self.num_classes, self.dim)
+        return ClassConditioner(self.num_classes, self.dim, self.tokens)
 
 
 AnyConditioner = ClassConditionerConfig

@@ -123,7 +123,7 @@ class UNetConfig(NetworkConfig):
         if readers and not width:
             raise UserError(
                 f"task.network.blocks or .middle names {readers[0]}, but no conditioner gives tokens to attend to",
-                "add a conditioner of the tokens slot to task.conditioners, or take the block out",
+                "give classes as tokens with --set task.conditioners.0.tokens=4, or take the block out",
             )
         if width and not readers:
             raise UserError(

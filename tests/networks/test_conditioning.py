@@ -18,6 +18,15 @@ def test_rows_not_kept_are_the_null_row_whatever_their_label() -> None:
     assert torch.equal(told, rows[[4, 5, 0]])
 
 
+def test_classes_in_tokens_are_rows_of_as_many_vectors() -> None:
+    conditioner = ClassConditionerConfig(num_classes=5, dim=7, tokens=3).build()
+    cond = condition([conditioner], {"label": torch.tensor([4, 2, 0])}, KEEP, LIKE)
+    assert cond_shape([conditioner]) == CondShape(tokens=7)
+    assert cond.vector is None
+    assert cond.tokens is not None
+    assert torch.equal(cond.tokens, conditioner.embedding.weight[[4, 5, 0]].reshape(3, 3, 7))
+
+
 def test_the_null_row_is_learned() -> None:
     conditioner = ClassConditionerConfig(num_classes=5, dim=7).build()
     conditioner({"label": torch.tensor([4, 2, 0])}, KEEP, LIKE).sum().backward()

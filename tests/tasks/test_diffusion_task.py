@@ -291,3 +291,35 @@ def test_non_square_images_and_channels_reach_the_network():
     with torch.no_grad():
         *_, end = task.trajectory({"label": torch.tensor([1, 2])}, [3, 4], Ddim(steps=2), 2.0)
     assert end.x.shape == (2, 3, 8, 12)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {
+            "kind": "unet",
+            "width": 8,
+            "mult": [1, 2],
+            "blocks": ["res", kind],
+            "middle": [],
+            "attend_at": [8],
+            "head_dim": 8,
+        }
+        for kind in ("cross_attention", "spatial_transformer")
+    ]
+    + [{"kind": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2}],
+    ids=["cross_attention", "spatial_transformer", "dit"],
+)
+def test_a_preset_reaches_the_networks_that_attend_to_tokens(network):
+    """Classes in tokens train every parameter, and once awake the network tells one class from another and from none."""
+    classes = {"kind": "class", "num_classes": CLASSES, "dim": 8, "tokens": 3}
+    task = build(network=network, conditioners=[classes])
+    task(batch(4))["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.parameters())
+    x, t = torch.full((3, *SHAPE), 0.3), torch.tensor(0.5)
+    told = {"label": torch.tensor([0, 1, 1])}
+    keep = torch.tensor([True, True, False])
+    with torch.no_grad():
+        x0 = task.denoiser(x, t, task.condition(told, keep, x)).x0
+    assert not torch.allclose(x0[0], x0[1])
+    assert not torch.allclose(x0[1], x0[2])
