@@ -79,13 +79,14 @@ def read_config(config: Foreign) -> dict[str, Any]:
     if any(w % width for w in widths):
         raise config.refuse("block_out_channels", "where the first does not divide the others, as diffcli's width must")
     check_norms(config)
+    attended = attended_sizes(config)
     return {
         "kind": "unet",
         "width": width,
         "mult": [w // width for w in widths],
-        "blocks": ["res", "attention"] * config.get("layers_per_block"),
+        "blocks": (["res", "attention"] if attended else ["res"]) * config.get("layers_per_block"),
         "middle": middle(config),
-        "attend_at": attended_sizes(config),
+        "attend_at": attended,
         **heads(config, widths),
         "dropout": config.get("dropout"),
         "activation": ACTIVATIONS[config.get("act_fn")],

@@ -14,8 +14,8 @@ from diffcli.networks.patches import patchify, unpatchify
 class PatchAttention(nn.Module):
     """Norm, self-attention among patches of p x p positions, zero projection; residual. With p = 1 it is `Attention`.
 
-    A patch is one item: all its p p C values make its queries, keys and values, C wide each. Sizes that p does not divide
-    are padded with zeros below and to the right, and cropped after.
+    A patch is one item: all its p p C values make its queries, keys and values, C wide each. Sizes that p does not divide,
+    which are never those of training, are padded with zeros below and to the right, and cropped after.
     """
 
     def __init__(self, channels: int, options: BlockOptions) -> None:

@@ -6,7 +6,6 @@ Source: Peebles & Xie 2022 (arXiv 2212.09748); tokens by cross-attention as in C
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from math import gcd
 from typing import Literal, NamedTuple, cast
 
@@ -19,7 +18,7 @@ from diffcli.config import ImageShape, UserError
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.dropout import Dropout, number_dropouts
 from diffcli.networks.layers import attend, sinusoid, zero
-from diffcli.networks.network import NetworkConfig
+from diffcli.networks.network import NetworkConfig, divisors, listed
 from diffcli.networks.patches import Rotation, patchify, rotate, rotation, sincos, unpatchify
 
 TIME_WIDTH = 256  # of the sinusoid of the time
@@ -68,14 +67,6 @@ class DiTConfig(NetworkConfig):
                 f"task.network.positions is '{self.positions}', which needs a multiple of 4, but {what}",
                 f"set task.network.width to a multiple of {4 * self.heads}",
             )
-
-
-def divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def listed(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, numbers))
 
 
 class Told(NamedTuple):

@@ -1,6 +1,7 @@
 """The contract of denoising networks: what a preset's `task.network` builds."""
 
 from abc import abstractmethod
+from collections.abc import Iterable
 
 from torch import nn
 
@@ -14,3 +15,13 @@ class NetworkConfig(Config):
     @abstractmethod
     def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> nn.Module:
         """A module with forward(x (B, C, H, W), time (B,), cond: Conditioning) -> (B, out_channels, H, W)."""
+
+
+def divisors(n: int) -> list[int]:
+    """The divisors of n, from 1 to n."""
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """Numbers as a hint names them."""
+    return ", ".join(map(str, numbers))

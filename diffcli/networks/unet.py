@@ -7,6 +7,7 @@ Source: Dhariwal & Nichol 2021 (arXiv 2105.05233); Nichol & Dhariwal 2021 (arXiv
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import gcd
 from typing import Literal, cast
 
 import torch
@@ -33,7 +34,7 @@ from diffcli.networks.layers import (
     set_norms,
     zero,
 )
-from diffcli.networks.network import NetworkConfig
+from diffcli.networks.network import NetworkConfig, divisors, listed
 from diffcli.networks.resampling import RESAMPLERS, Resampling
 
 
@@ -66,7 +67,8 @@ class UNetConfig(NetworkConfig):
             raise UserError(f"task.network.mult is {list(self.mult)}", "each level's multiple of width is at least 1")
         sizes = self.sizes(max(shape.height, shape.width))
         self.check_attention(sizes)
-        self.check_patches(sizes)
+        self.check_heads(sizes)
+        self.check_patches(sizes, self.sizes(min(shape.height, shape.width)))
         self.check_tokens(sizes, cond.tokens)
         self.check_time(sizes)
         return UNet(self, shape.channels, out_channels, cond, sizes)
@@ -90,12 +92,26 @@ class UNetConfig(NetworkConfig):
         yield from ((name, self.width * self.mult[-1], sizes[-1]) for name in self.middle)
 
     def check_attention(self, sizes: list[int]) -> None:
+        """Sizes and blocks that attend there need each other."""
         for size in self.attend_at:
             if size not in sizes:
                 raise UserError(
                     f"task.network.attend_at names {size}, a size that never occurs at the training size {sizes[0]}",
-                    f"choose among {', '.join(map(str, sizes))}",
+                    f"choose among {listed(sizes)}",
                 )
+        attending = [name for name in self.blocks if BLOCKS[name].heads]
+        if attending and not self.attend_at:
+            raise UserError(
+                f"task.network.blocks names {attending[0]}, which acts at the sizes of task.network.attend_at, but that is []",
+                f"set task.network.attend_at to some of {listed(sizes)}, or leave {attending[0]} out of task.network.blocks",
+            )
+        if self.attend_at and not attending:
+            raise UserError(
+                f"task.network.attend_at is {list(self.attend_at)}, but of task.network.blocks {list(self.blocks)} none attends",
+                "set task.network.attend_at=[], or put attention into task.network.blocks",
+            )
+
+    def check_heads(self, sizes: list[int]) -> None:
         for name, channels, _ in self.placed(sizes):
             if BLOCKS[name].heads and self.heads and channels % self.heads:
                 raise UserError(
@@ -108,12 +124,24 @@ class UNetConfig(NetworkConfig):
                     f"choose a divisor, such as --set task.network.head_dim={largest_divisor(channels, self.head_dim)}",
                 )
 
-    def check_patches(self, sizes: list[int]) -> None:
-        for name, _, size in self.placed(sizes):
-            if BLOCKS[name].patches and self.patch >= size:
+    def check_patches(self, sizes: list[int], shorter: list[int]) -> None:
+        """Patches tile the maps of the training size, whose other side is `shorter`; other sizes are padded and cropped."""
+        other = dict(zip(sizes, shorter, strict=True))
+        maps = [(name, size) for name, _, size in self.placed(sizes) if BLOCKS[name].patches]
+        for name, size in maps:
+            if self.patch >= size:
                 raise UserError(
                     f"task.network.patch is {self.patch}, but {name} acts on maps of size {size}: one patch is all there is",
                     f"set task.network.patch below {size}, or leave {name} out there (attend_at, middle)",
+                )
+            if gcd(size, other[size]) % self.patch:
+                smallest = min(size for _, size in maps)
+                common = divisors(gcd(*(gcd(size, other[size]) for _, size in maps)))
+                raise UserError(
+                    f"task.network.patch is {self.patch}, which does not divide the maps of {name}, {size}x{other[size]} "
+                    "at the training size",
+                    f"choose a divisor of all its maps: {listed(d for d in common if d < max(2, smallest))}; "
+                    f"or leave {name} out there (attend_at, middle)",
                 )
 
     def check_tokens(self, sizes: list[int], width: int) -> None:

@@ -62,6 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "only the encoder attends": {"up_block_types": ["UpBlock2D", "UpBlock2D"]},
     "a middle without attention": {"add_attention": False},
     "no middle": {"mid_block_type": None},
+    "attention in the middle alone": {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2},
     "classes": {"num_class_embeds": 7},
     "gelu": {"act_fn": "gelu"},
     "relu": {"act_fn": "relu", "norm_eps": 1e-3},
@@ -311,7 +312,7 @@ def test_a_model_that_was_trained_here_goes_out(trained: Path, tmp_path: Path, c
         {"heads": 1, "down_padding": "end"},
         {"resample": "residual", "embed": "scale_shift", "norm_eps": 1e-3},
         {"activation": "relu", "middle": ["res", "res"], "attend_at": [16]},
-        {"middle": [], "mult": [1, 2, 2], "blocks": ["res"] * 3},
+        {"middle": [], "mult": [1, 2, 2], "blocks": ["res"] * 3, "attend_at": []},
     ],
     ids=str,
 )

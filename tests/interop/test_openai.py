@@ -34,7 +34,7 @@ def described(flags: Flags, folder: Path, **changes: Any) -> presets.Preset:
         "kind": "unet",
         "width": flags.num_channels,
         "mult": list(flags.channel_mult),
-        "blocks": ["res", "attention"] * flags.num_res_blocks,
+        "blocks": (["res", "attention"] if flags.attention_resolutions else ["res"]) * flags.num_res_blocks,
         "attend_at": list(flags.attention_resolutions),
         **heads,
         "qkv": "by_part" if flags.use_new_attention_order else "by_head",

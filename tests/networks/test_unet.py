@@ -37,7 +37,6 @@ def test_the_untrained_network_returns_zero(resample: str, vector: int) -> None:
     mult=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     channels=st.integers(1, 4),
     vector=st.sampled_from([0, 5]),
-    attend_at=st.sampled_from([(), (8,)]),
     resample=st.sampled_from(sorted(RESAMPLERS)),
     activation=st.sampled_from(["silu", "gelu", "leaky_relu"]),  # with no half where all is 0
     embed=st.sampled_from(["scale_shift", "add"]),
@@ -49,22 +48,22 @@ def test_any_size_channels_and_order_of_blocks_work_and_every_parameter_receives
     mult: list[int],
     channels: int,
     vector: int,
-    attend_at: tuple[int, ...],
     resample: str,
     activation: str,
     embed: str,
 ) -> None:
+    attends = any(BLOCKS[name].heads for name in blocks)
     config = UNetConfig(
         width=6,
         mult=tuple(mult),
         blocks=tuple(blocks),
-        attend_at=attend_at,
+        attend_at=(8,) if attends else (),
         head_dim=2,
         resample=resample,
         activation=activation,
         embed=embed,
     )
-    reads = 3 if attend_at and any(BLOCKS[name].tokens for name in blocks) else 0
+    reads = 3 if any(BLOCKS[name].tokens for name in blocks) else 0
     network = wake(config.build(ImageShape(channels, 8, 8), 2 * channels, CondShape(vector=vector, tokens=reads)))
     told = {"vector": normal(2, vector, seed=1)} if vector else {}
     if reads:
@@ -81,7 +80,7 @@ def test_any_size_channels_and_order_of_blocks_work_and_every_parameter_receives
     "blocks", [("attention",), ("attention", "res"), ("res", "attention", "attention", "res"), ("res",)]
 )
 def test_one_image_alone_gives_what_it_gives_in_a_batch(blocks: tuple[str, ...]) -> None:
-    config = SMALL.model_copy(update={"blocks": blocks})
+    config = SMALL.model_copy(update={"blocks": blocks, "attend_at": (4,) if "attention" in blocks else ()})
     network = wake(config.build(SHAPE, 3, CondShape(vector=4))).eval()
     x, vector, time = normal(3, 3, 8, 8), normal(3, 4, seed=1), torch.tensor([1.0, 500.0, 999.0])
     whole = network(x, time, Conditioning(vector=vector))
@@ -153,17 +152,17 @@ def test_stages_start_at_every_block_that_can_change_the_width() -> None:
         ({"head_dim": 12}, CondShape(), ["head_dim", "12", "head_dim=8"]),
         ({"mult": (1, 0)}, CondShape(), ["mult", "[1, 0]"]),
         (
-            {"middle": ("res", "patch_attention"), "attend_at": (), "head_dim": 12},
+            {"middle": ("res", "patch_attention"), "blocks": ("res",), "attend_at": (), "head_dim": 12},
             CondShape(),
             ["head_dim", "patch_attention"],
         ),
         (
-            {"middle": ("cross_attention",), "attend_at": (), "head_dim": 12},
+            {"middle": ("cross_attention",), "blocks": ("res",), "attend_at": (), "head_dim": 12},
             CondShape(tokens=3),
             ["head_dim", "cross_attention"],
         ),
         (
-            {"middle": ("spatial_transformer",), "attend_at": (), "head_dim": 12},
+            {"middle": ("spatial_transformer",), "blocks": ("res",), "attend_at": (), "head_dim": 12},
             CondShape(tokens=3),
             ["12", "spatial_transformer"],
         ),
@@ -171,6 +170,21 @@ def test_stages_start_at_every_block_that_can_change_the_width() -> None:
             {"middle": ("patch_attention",), "patch": 4},
             CondShape(),
             ["network.patch is 4", "patch_attention", "below 4"],
+        ),
+        (
+            {"blocks": ("res", "patch_attention"), "attend_at": (8,), "middle": ("patch_attention",), "patch": 3},
+            CondShape(),
+            ["network.patch is 3", "8x8", "1, 2; or leave patch_attention out"],
+        ),
+        (
+            {"blocks": ("res", "patch_attention"), "attend_at": ()},
+            CondShape(),
+            ["blocks names patch_attention", "attend_at", "[]", "8, 4"],
+        ),
+        (
+            {"blocks": ("res", "class_attention")},
+            CondShape(),
+            ["attend_at is [4]", "'class_attention'", "attend_at=[]"],
         ),
         ({"middle": (), "blocks": ("attention",), "resample": "conv"}, CondShape(), ["['attention']", "time", "res,"]),
         ({"embed": "add"}, CondShape(), ["embed is 'add'", "32 channels", "scale_shift"]),
@@ -181,7 +195,7 @@ def test_stages_start_at_every_block_that_can_change_the_width() -> None:
             ["network.blocks", "cross_attention", "task.conditioners"],
         ),
         ({"middle": ("spatial_transformer",)}, CondShape(vector=4), ["middle", "spatial_transformer", "tokens"]),
-        ({"blocks": ("cross_attention",), "attend_at": ()}, CondShape(tokens=3), ["no block", "attend_at"]),
+        ({"blocks": ("res",), "attend_at": ()}, CondShape(tokens=3), ["no block", "attend_at"]),
     ],
 )
 def test_what_cannot_be_built_is_the_users_error(change: dict, cond: CondShape, words: list[str]) -> None:
@@ -189,6 +203,14 @@ def test_what_cannot_be_built_is_the_users_error(change: dict, cond: CondShape, 
         SMALL.model_copy(update=change).build(SHAPE, 3, cond)
     told = f"{caught.value.problem}\n{caught.value.hint}"
     assert not [word for word in words if word not in told], told
+
+
+def test_patches_must_tile_both_sides_of_the_training_size_and_may_leave_a_rest_at_others() -> None:
+    config = SMALL.model_copy(update={"blocks": ("res", "patch_attention"), "middle": ("res",)})
+    network = wake(config.build(ImageShape(3, 4, 8), 3, CondShape()))  # maps of 2x4
+    assert run(network, normal(2, 3, 5, 11)).isfinite().all()  # maps of 3x6
+    with pytest.raises(UserError, match=r"patch is 2, .* 4x3 at the training size\n.*maps: 1;"):
+        config.build(ImageShape(3, 6, 8), 3, CondShape())
 
 
 def test_the_preset_of_blocks_is_imagenet64_in_all_but_its_blocks() -> None:
@@ -206,7 +228,8 @@ def test_an_added_embedding_and_another_activation_are_diffusers_with_its_weight
 
 @pytest.mark.parametrize("name", sorted(BLOCKS))
 def test_every_block_may_stand_alone_and_in_the_middle_and_starts_at_zero(name: str) -> None:
-    config = SMALL.model_copy(update={"blocks": (name,), "middle": (name, name)})
+    at = (4,) if BLOCKS[name].heads else ()
+    config = SMALL.model_copy(update={"blocks": (name,), "middle": (name, name), "attend_at": at})
     if BLOCKS[name].hears:  # else residual resampling is what hears the time
         config = config.model_copy(update={"resample": "pool"})
     reads = 3 if BLOCKS[name].tokens else 0
