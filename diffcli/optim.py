@@ -7,6 +7,7 @@ functions of the step, which counts optimizer updates from 1.
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Literal
 
 import torch
@@ -25,7 +26,10 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(0.0, ge=0)
 
     @abstractmethod
-    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer: ...
+    def build(
+        self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
+    ) -> torch.optim.Optimizer:
+        """The optimizer of `parameters`; hidden: the matrices (see `Task.hidden`) among them that some treat apart."""
 
 
 class Moments(OptimizerConfig):
@@ -40,7 +44,9 @@ class Adam(Moments):
 
     kind: Literal["adam"] = "adam"
 
-    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(
+        self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
+    ) -> torch.optim.Optimizer:
         return torch.optim.Adam(
             parameters, self.lr, self.betas, self.eps, self.weight_decay, fused=fused_kernel_fits(parameters)
         )
@@ -51,7 +57,9 @@ class AdamW(Moments):
 
     kind: Literal["adamw"] = "adamw"
 
-    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(
+        self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
+    ) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
             parameters, self.lr, self.betas, self.eps, self.weight_decay, fused=fused_kernel_fits(parameters)
         )
@@ -73,7 +81,9 @@ class Sgd(OptimizerConfig):
             raise ValueError("nesterov is true but momentum is 0; set train.optimizer.momentum to 0.9")
         return self
 
-    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(
+        self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
+    ) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters,
             self.lr,
@@ -85,7 +95,7 @@ class Sgd(OptimizerConfig):
 
 
 class Muon(Moments):
-    """Orthogonalised momentum for matrices, AdamW for all else: biases, norms, convolutions.
+    """Orthogonalised momentum for hidden matrices, AdamW for all else: tables, the output layer, biases, norms, convolutions.
 
     A matrix's update is scaled to the size that AdamW's would have, so that lr and weight_decay are AdamW's for both.
     Source: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon); the scale: Liu et al. 2025, eq. 4 (arXiv 2502.16982).
@@ -94,14 +104,16 @@ class Muon(Moments):
     kind: Literal["muon"] = "muon"
     momentum: Beta = 0.95
 
-    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def build(
+        self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
+    ) -> torch.optim.Optimizer:
         if not hasattr(torch.optim, "Muon"):
             raise UserError(
                 f"train.optimizer.kind is 'muon', which torch {torch.__version__} does not have",
                 "install torch 2.9 or newer, or use --set train.optimizer.kind=adamw",
             )
-        matrices = [p for p in parameters if p.ndim == 2]
-        others = [p for p in parameters if p.ndim != 2]
+        matrices = [p for p in parameters if p in hidden]
+        others = [p for p in parameters if p not in hidden]
         rest = AdamW(lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
         built = [rest.build(others)] if others else []
         if matrices:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffcli.config import UserError
+from diffcli.config import ImageShape, UserError
 from diffcli.noise import Noise
 from diffcli.optim import (
     Adam,
@@ -22,9 +22,12 @@ from diffcli.optim import (
     Muon,
     OptimizerConfig,
     Sgd,
+    Together,
     optimizer_tensors,
     restore_optimizer,
 )
+from diffcli.tasks.classifier import ClassifierConfig
+from diffcli.tasks.diffusion import DiffusionConfig
 from tests.diffusion.oracle import kind, members
 
 CURVES = members(AnyCurve)
@@ -141,7 +144,7 @@ def test_muon_moves_a_matrix_by_a_nearly_orthogonal_step_as_large_as_adamws_and_
     matrix, bias, other = (nn.Parameter(gradient(shape, 9)) for shape in ((24, 16), (16,), (16,)))
     with torch.no_grad():
         other.copy_(bias)
-    muon = Muon(lr=0.01, weight_decay=0.1).build([matrix, bias])
+    muon = Muon(lr=0.01, weight_decay=0.1).build([matrix, bias], {matrix})
     adamw = AdamW(lr=0.01, weight_decay=0.1).build([other])
     for step in range(3):
         before = matrix.detach().clone()
@@ -157,9 +160,44 @@ def test_muon_moves_a_matrix_by_a_nearly_orthogonal_step_as_large_as_adamws_and_
 
 
 @needs_muon
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"kind": "unet", "width": 8, "mult": [1], "blocks": ["res"], "attend_at": [], "head_dim": 8},
+        {"kind": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2},
+    ],
+    ids=["unet", "dit"],
+)
+def test_muon_turns_hidden_matrices_and_leaves_tables_and_the_output_to_adamw(network: dict) -> None:
+    classes = {"kind": "class", "num_classes": 3, "dim": 8}
+    config = DiffusionConfig.model_validate({"network": network, "conditioners": [classes]})
+    task = config.build(ImageShape(1, 8, 8))
+    optimizer = Muon().build(task.trained("main"), task.hidden())
+    assert isinstance(optimizer, Together)
+    by_adamw, by_muon = ({names(task)[p] for g in part.param_groups for p in g["params"]} for part in optimizer.parts)
+    linear = {f"{name}.weight" for name, m in task.named_modules() if isinstance(m, nn.Linear)}
+    last = {"denoiser.network.final_layer.linear.weight"} & linear
+    assert by_muon == linear - last
+    assert by_muon
+    assert {"conditioners.0.embedding.weight", *last} <= by_adamw
+    assert by_adamw | by_muon == set(names(task).values())
+
+
+@needs_muon
+def test_muon_of_a_classifier_leaves_the_logits_to_adamw() -> None:
+    config = ClassifierConfig.model_validate(
+        {"num_classes": 3, "network": {"width": 4}, "schedule": {"kind": "cosine"}}
+    )
+    task = config.build(ImageShape(1, 8, 8))
+    turned = {names(task)[p] for p in task.hidden()}
+    assert "network.head.weight" not in turned
+    assert "network.time.time.0.weight" in turned
+
+
+@needs_muon
 def test_the_learning_rate_and_the_gradients_of_muon_are_those_of_both_its_parts() -> None:
     module = network()
-    optimizer = Muon(lr=0.01).build(list(module.parameters()))
+    optimizer = Muon(lr=0.01).build(list(module.parameters()), {module[3].weight})
     in_groups = [p for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in in_groups} == {id(p) for p in module.parameters()}
     update(module, optimizer, 0)
@@ -181,7 +219,7 @@ def test_muon_without_a_torch_that_has_it_is_told(monkeypatch: pytest.MonkeyPatc
 
 
 def built(config: OptimizerConfig, module: nn.Module, fused: bool) -> torch.optim.Optimizer:
-    optimizer = config.build(list(module.parameters()))
+    optimizer = config.build(list(module.parameters()), {module[3].weight})
     for group in optimizer.param_groups:
         group["fused"] = fused
     return optimizer

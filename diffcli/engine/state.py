@@ -131,6 +131,6 @@ def build_state(preset: Preset, device: torch.device) -> State:
         built = preset.task.build(preset.data.shape)
     task = place(built, device, preset.train.precision)
     emas = [Ema(task, average) for average in averages(preset.train.ema)]
-    optimizers = {phase: preset.train.optimizer.build(task.trained(phase)) for phase in task.phases}
+    optimizers = {phase: preset.train.optimizer.build(task.trained(phase), task.hidden()) for phase in task.phases}
     scaler = torch.amp.GradScaler(device.type, enabled=preset.train.precision == "fp16")
     return State(task, emas, optimizers, scaler, {p: name for name, p in task.named_parameters()})

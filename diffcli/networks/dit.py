@@ -93,6 +93,11 @@ class DiT(nn.Module):
         self.apply(initialise)
         number_dropouts(self)
 
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer, under the name that it has in every network."""
+        return self.final_layer.linear
+
     def forward(self, x: Tensor, time: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         size, patch = (x.shape[2], x.shape[3]), self.config.patch
         if size[0] % patch or size[1] % patch:

@@ -14,7 +14,10 @@ class NetworkConfig(Config):
 
     @abstractmethod
     def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> nn.Module:
-        """A module with forward(x (B, C, H, W), time (B,), cond: Conditioning) -> (B, out_channels, H, W)."""
+        """A module with forward(x (B, C, H, W), time (B,), cond: Conditioning) -> (B, out_channels, H, W).
+
+        Its `head` is the layer that gives the output.
+        """
 
 
 def divisors(n: int) -> list[int]:

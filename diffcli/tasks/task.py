@@ -26,6 +26,14 @@ class Task(nn.Module, ABC):
         """The parameters that this phase's optimizer steps."""
         return list(self.parameters())
 
+    def hidden(self) -> set[nn.Parameter]:
+        """The matrices between input and output: weights of linear layers but the network's last, its `head`.
+
+        Tables of classes are no linear layers, and the first layer of an image, patches or pixels, is a convolution.
+        """
+        last = self.network_to_compile.head
+        return {m.get_parameter("weight") for m in self.modules() if isinstance(m, nn.Linear) and m is not last}
+
     @contextmanager
     def only(self, phase: str) -> Iterator[None]:
         """Within it, gradients reach this phase's parameters alone."""
