@@ -159,6 +159,11 @@ def read_part(path: Path, part: str, record: Mapping[str, Any]) -> dict[str, Ten
         raise UserError(f"{file}: cannot be read ({_reason(error)})", _another(path)) from error
 
 
+def holds(part: str, path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a located checkpoint was written with this one of PARTS: a file and an average made of a run are `ema` alone."""
+    return part == "ema" if path.is_file() else f"{part}.safetensors" in _digests(record)
+
+
 def is_whole(path: Path) -> bool:
     """Every file is there, matches its digest, and is of this format."""
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from diffcli import checkpoint, preset
+from diffcli.config import UserError
 from diffcli.digest import sha256
 from diffcli.engine.state import load_weights, place
 from diffcli.engine.tuning import tune_allocator
@@ -33,6 +34,8 @@ def load_model(path: Path, device: torch.device, use_ema: bool = True) -> Model:
     record = checkpoint.read_record(found)
     resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
     part = "ema" if use_ema else "task"
+    if not checkpoint.holds(part, found, record) and checkpoint.holds("ema", found, record):
+        raise UserError(f"--no-ema: {found} holds an average only", "leave --no-ema out")
     tensors = checkpoint.read_part(found, part, record)
     with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away
         built = resolved.task.build(resolved.data.shape)

@@ -49,15 +49,16 @@ def load(path: Path, given: Preset | None) -> Imported:
 
 
 def save(imported: Imported, out: Path, source: Path) -> Path:
-    """Writes out/step-00000000, a checkpoint that sample, gif and fid take. Returns its path."""
+    """Writes out/step-00000000, a checkpoint that sample, gif and fid take: published weights are averages. Returns its path."""
     check_empty(out)
     record = {
+        "step": 0,
         "preset": imported.preset.model_dump(mode="json"),
         "classes": imported.classes,
         "version": __version__,
         "imported_from": source.name,
     }
-    return checkpoint.save(out, 0, {"ema": imported.tensors, "task": imported.tensors, "optimizer": {}}, record)
+    return checkpoint.save_average(checkpoint.step_dir(out, 0), imported.tensors, record)
 
 
 def check_empty(out: Path) -> None:

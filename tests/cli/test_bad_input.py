@@ -283,7 +283,7 @@ def test_files_that_are_no_checkpoint_are_refused(cli: Cli, tmp_path: Path) -> N
 
 def test_an_exported_file_has_no_weights_but_the_averaged(cli: Cli, run: Path) -> None:
     file = run / "checkpoints/step-00000004/ema.safetensors"
-    cli("sample", "--ckpt", file, "--no-ema").refused(str(file), "'task' weights")
+    cli("sample", "--ckpt", file, "--no-ema").refused(str(file), "holds an average only")
 
 
 def test_a_classifier_draws_no_images(tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:

@@ -118,7 +118,9 @@ def test_what_was_made_is_sampled_from_and_says_what_it_is(
         assert outcome.code == 0, outcome.err
     scored = cli("fid", "--ckpt", made, "--n", 4, "--features", "no-such-run")
     scored.refused("no-such-run")  # the checkpoint was taken, what is told is the extractor
-    cli("sample", "--ckpt", made, "--n", 1, "--no-ema", "--out", tmp_path / "x.png").refused("task.safetensors")
+    for path in (made, made / "ema.safetensors", run / "snapshots" / SNAPSHOTS[0]):
+        told = cli("sample", "--ckpt", path, "--n", 1, "--no-ema", "--out", tmp_path / "x.png")
+        told.refused(f"--no-ema: {path} holds an average only", "leave --no-ema out")
 
 
 def test_the_first_width_is_the_one_that_is_sampled_from(trained_with: Callable[..., Path]) -> None:

@@ -281,6 +281,9 @@ def test_through_the_command_line_and_back(tmp_path: Path, cli: Cli):
         close(walked(again, start, 10), walked(made, start, 10), 1e-4)
     animated = cli("gif", "--ckpt", tmp_path / "ours", "--steps", 3, "--out", tmp_path / "x.gif")
     assert animated.code == 0, animated.err
+    cli("sample", "--ckpt", tmp_path / "ours", "--no-ema").refused(
+        "step-00000000 holds an average only", "--no-ema out"
+    )
 
 
 def test_a_model_that_was_trained_here_goes_out(trained: Path, tmp_path: Path, cli: Cli):
