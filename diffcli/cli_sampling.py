@@ -172,8 +172,9 @@ def fid(
         str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy; or bpd.")
     ] = "fid",
     features: Annotated[
-        str, typer.Option(help="inception, or the run directory of a diffcli classifier.")
-    ] = "inception",
+        str | None,
+        typer.Option(help="inception, or the run directory of a diffcli classifier.", show_default="inception"),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="File with the extractor's weights.", show_default="its cache")
     ] = None,

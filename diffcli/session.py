@@ -114,6 +114,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     """Trains or resumes, shows progress, and says how to go on where it was interrupted."""
     from diffcli.checkpoint import checkpoints
     from diffcli.engine.distributed import pick_device, speaks
+    from diffcli.engine.guides import check_named
     from diffcli.engine.resume import changes
     from diffcli.engine.state import build_on_meta
     from diffcli.engine.train import check_processes, train
@@ -124,6 +125,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     if speaks():
         build_on_meta(preset)  # a network that cannot be built is told before data are read and folders made
         if start is None:
+            check_named(preset.guide)
             run.claim()
         for advice in [*preset.advice(), *(changes(preset, start) if start else [])]:
             say(f"note:  {advice}")
@@ -162,8 +164,9 @@ def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None
     how.check()
     check_processes(preset, how.world)
     preset = resolved(preset, pick_device(device))  # type: ignore[arg-type]
+    facts = plan(preset, path, how.world)
     print(dump(preset), end="")
-    for name, value in plan(preset, path, how.world).items():
+    for name, value in facts.items():
         print(f"# {name}: {value}")
     for advice in preset.advice():
         say(f"note:  {advice}")

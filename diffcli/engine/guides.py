@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.engine.model import Model, load_model
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
@@ -10,8 +11,20 @@ from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
 from diffcli.tasks.guide import Guide, Guiding
 
 
+def check_named(guide: Guide) -> None:
+    """Raises UserError where a checkpoint that `guide` names is not there or cannot be read; loads no weights."""
+    for key, path in guide.models.items():
+        try:
+            checkpoint.read_record(checkpoint.locate(path.expanduser()))
+        except UserError as error:
+            raise UserError(
+                f"guide.{key}: {error.problem}", f"name a run or checkpoint that is there, or leave guide.{key} out"
+            ) from None
+
+
 def load_guides(guide: Guide, model: Model) -> dict[str, Model]:
     """The checkpoints of `guide` by key, on the model's device. Raises UserError where one cannot guide the model."""
+    check_named(guide)
     device = next(model.task.parameters()).device
     checks: dict[str, Callable[[Model, Model], None]] = {"weaker": check_weaker, "classifier": check_classifier}
     found = {}

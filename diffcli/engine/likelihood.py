@@ -5,6 +5,7 @@ Image i of the reference is noised by the stream of seed + i, so the bound depen
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,6 +96,16 @@ def check_walk(options: SampleOptions) -> None:
             raise UserError(
                 f"{flag} {value} with --metrics bpd: the bound takes every step of the schedule, without guidance",
                 f"leave {flag} out; only --sampler ddpm --set sampler.variance=small|large|learned changes it",
+            )
+
+
+def check_features(features: str | None, weights: Path | None) -> None:
+    """Raises UserError for an extractor that was asked for and would see no image."""
+    for flag, value in (("--features", features), ("--weights", weights)):
+        if value is not None:
+            raise UserError(
+                f"{flag} {value} with --metrics bpd: the bound is told by the model alone, without an extractor",
+                f"leave {flag} out",
             )
 
 

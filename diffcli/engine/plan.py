@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffcli.config import UserError
 from diffcli.diffusion.times import UniformTimes
 from diffcli.ema import averages
+from diffcli.engine.guides import check_named
 from diffcli.engine.state import build_on_meta
 from diffcli.engine.train import autocast
 from diffcli.noise import Domain, derive
@@ -23,6 +24,7 @@ COPIES = 4  # float32 values a parameter, beside its averages: itself, its gradi
 def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     """Facts about a resolved preset, by name; estimates are for one process. Builds the task on the meta device."""
     cfg = preset.train
+    check_named(preset.guide)
     task = build_on_meta(valueless(preset)).train()
     parameters = sum(p.numel() for p in task.parameters())
     local = max(1, cfg.batch_size // (world * cfg.accumulate))

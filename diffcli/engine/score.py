@@ -24,7 +24,7 @@ class Job:
     ref: str | None
     options: SampleOptions
     metrics: Sequence[str]
-    features: str
+    features: str | None  # None is inception
     weights: Path | None
     ema: bool
 
@@ -32,6 +32,7 @@ class Job:
         """Raises UserError for options that contradict each other, before anything is loaded."""
         if likelihood.wanted(self.metrics):
             likelihood.check(self.metrics, self.ckpt, self.options)
+            likelihood.check_features(self.features, self.weights)
         else:
             metrics_by_name(self.metrics)
         if self.ckpt is None and len(self.sides) != 2:
@@ -76,7 +77,7 @@ class Job:
                 "seed": req.seed,
             }
         needed = fake.statistics is None or real.statistics is None
-        extractor = extractor_for(self.features, self.weights, group.device) if needed else None
+        extractor = extractor_for(self.features or "inception", self.weights, group.device) if needed else None
         n = self.options.n if self.ckpt else None
         size = self.options.batch_size
         report = evaluate(real, fake, self.metrics, extractor, n=n, batch_size=size, progress=progress, details=details)

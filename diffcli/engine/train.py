@@ -24,6 +24,7 @@ from diffcli.data.loader import batches, on_device
 from diffcli.ema import PowerEma, snapshot_every
 from diffcli.engine.averages import set_aside_snapshots, store
 from diffcli.engine.distributed import Group, is_worker
+from diffcli.engine.guides import check_named
 from diffcli.engine.resume import set_aside
 from diffcli.engine.runlog import RunDir, RunLog
 from diffcli.engine.state import State, build_state, resolved
@@ -84,6 +85,8 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
     tune_allocator()
     preset = resolved(preset, group.device)
     check_processes(preset, group.world)
+    if start is None:
+        check_named(preset.guide)
     with run.locked() if group.leads else nullcontext():
         if start is None and group.leads:
             run.check_new()

@@ -373,6 +373,22 @@ def test_training_refuses_a_guide_that_does_not_fit(cli: Cli, tiny: Callable[...
         cli("train", "--preset", tiny(**keys), "--run-dir", tmp_path / "run").refused(*words)
 
 
+@pytest.mark.parametrize("dry", [True, False])
+def test_training_refuses_a_guide_that_is_not_there(
+    dry: bool, cli: Cli, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Before any file is made: the error would else come when the trained model is first sampled from."""
+    (tmp_path / "empty").mkdir()
+    for key in ("weaker", "classifier"):
+        for name, words in (("nowhere", "no such checkpoint"), ("empty", "no whole checkpoint")):
+            preset = tiny(guidance=2, guide={key: str(tmp_path / name)})
+            asked = ["train", "--preset", preset, "--run-dir", tmp_path / "new", "--device", "cpu"]
+            outcome = cli(*asked, *(["--dry-run"] if dry else []))
+            outcome.refused(f"guide.{key}: {tmp_path / name}: ", words, f"leave guide.{key} out")
+            assert not outcome.out
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_remembers_where_its_guides_are_and_previews_without_them(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
