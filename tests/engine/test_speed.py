@@ -1,41 +1,13 @@
 """What sampling costs beyond the network."""
 
-import statistics
-import time
-from collections.abc import Callable
-
 import pytest
 import torch
 
-from diffcli import preset as presets
+from benchmarks.samplers import build, ratio
 from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2M, DpmPlusPlus3M, EdmHeun, Plms, Sampler, UniPc
-from diffcli.tasks.diffusion import DiffusionTask
 from tests.diffusion.oracle import kind
 
 STEPS, BATCH, ROUNDS = 5, 2, 5
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of the processor, not of the clock: neighbours on the machine do not count."""
-    before = time.process_time()
-    work()
-    return time.process_time() - before
-
-
-def ratio(work: Callable[[], object], bare: Callable[[], object], rounds: int) -> float:
-    """Median over rounds of the processor time of one over the other, in turns, so that both meet the same machine."""
-    work()
-    bare()
-    return statistics.median(seconds(work) / seconds(bare) for _ in range(rounds))
-
-
-def build(name: str) -> DiffusionTask:
-    """The task of a preset with its first weights."""
-    preset = presets.load(name)
-    with torch.random.fork_rng(devices=[]):
-        task = preset.task.build(preset.data.shape).eval()
-    assert isinstance(task, DiffusionTask)
-    return task
 
 
 @pytest.mark.slow
