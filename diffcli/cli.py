@@ -122,7 +122,7 @@ def prep_data(
     """Turn a data set into WebDataset shards with an index."""
     from diffcli.config import UserError
     from diffcli.console import watch_preparation
-    from diffcli.data.prep import prepare
+    from diffcli.prep.prepare import prepare
 
     if not resume and out.is_dir() and any(out.iterdir()):
         raise UserError(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from diffcli.data.prep import PrepReport
     from diffcli.engine.train import Progress
+    from diffcli.prep.prepare import PrepReport
 
 T = TypeVar("T")
 Show = Callable[[str, int, int | None], None]  # what, done, total

@@ -19,7 +19,7 @@ ROWS: list[set[str]] = [
     {"engine"},
     {"interop"},
     {"preset"},
-    {"tasks"},
+    {"tasks", "prep"},
     {"diffusion", "networks", "data", "metrics", "optim", "ema", "checkpoint"},
     {"noise", "digest", "torchvision_compat", "config_errors"},
     {"config"},

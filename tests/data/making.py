@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from diffcli.data.datasets import Shards
-from diffcli.data.prep import PrepReport, prepare
+from diffcli.prep.prepare import PrepReport, prepare
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from diffcli.config import ImageShape, UserError
 from diffcli.data.datasets import AnyData, Cifar10, DataConfig, Digits, Folder, Mnist, NoData, Shards, at_root
 from diffcli.data.images import FileImages, MemoryImages
-from diffcli.data.prep import prepare
+from diffcli.prep.prepare import prepare
 from tests.data import making
 
 KINDS = {config.model_fields["kind"].default: config for config in get_args(get_args(AnyData)[0])}

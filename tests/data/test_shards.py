@@ -15,8 +15,8 @@ from diffcli.data import shards
 from diffcli.data.datasets import Shards
 from diffcli.data.images import ImageData
 from diffcli.data.pixels import decode
-from diffcli.data.prep import prepare
 from diffcli.data.shards import Index, is_prepared, open_shards
+from diffcli.prep.prepare import prepare
 from tests.data import making
 
 

@@ -528,7 +528,7 @@ def test_images_drawn_from_a_checkpoint_are_a_side(tmp_path):
 
 
 def test_a_prepared_set_is_a_side(tmp_path):
-    from diffcli.data.prep import prepare
+    from diffcli.prep.prepare import prepare
 
     folder = write_folder(tmp_path / "images", pixels(1, 12, 3))
     list(prepare("folder", folder, tmp_path / "set", size=8, workers=1))

@@ -14,8 +14,8 @@ from diffcli.data.cifar import find_batches, read_batches
 from diffcli.data.files import FileTree, open_tree
 from diffcli.data.listing import Split, list_images
 from diffcli.data.mnist import find_idx, read_split
-from diffcli.data.prep_imagenet import open_imagenet64
-from diffcli.data.prep_items import Item, Items, Source, fingerprint
+from diffcli.prep.imagenet import open_imagenet64
+from diffcli.prep.items import Item, Items, Source, fingerprint
 
 SOURCE = "SOURCE"  # what the user typed, for errors
 SPLITS: tuple[Split, ...] = ("train", "test")

@@ -19,9 +19,9 @@ from webdataset.writer import TarWriter
 from diffcli.config import ImageShape
 from diffcli.data.files import ARCHIVE_ERRORS, read_location
 from diffcli.data.pixels import BrokenImage, fit, fit_all, is_plain_jpeg, open_image, to_image, to_png
-from diffcli.data.prep_items import Item
 from diffcli.data.shards import Index, Skipped
 from diffcli.digest import sha256
+from diffcli.prep.items import Item
 
 BLOCK = 512  # bytes; a tar is made of these: one for a member's header, then its content
 

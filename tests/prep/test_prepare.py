@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from diffcli.config import UserError
-from diffcli.data import prep_shard
-from diffcli.data.prep import prepare
-from diffcli.data.prep_sources import KINDS
 from diffcli.data.shards import Index, open_shards
+from diffcli.prep import shard
+from diffcli.prep.kinds import KINDS
+from diffcli.prep.prepare import prepare
 from tests.data import making
 from tests.data.making import contents, read, run
 
@@ -160,7 +160,7 @@ def test_a_killed_run_with_workers_leaves_no_process_and_goes_on_to_the_same_byt
     making.class_folders(tmp_path / "in", n=150, size=64)
     more = {"images_per_shard": 10, "size": 48}
     code = (
-        "import sys\nfrom pathlib import Path\nfrom diffcli.data.prep import prepare\n"
+        "import sys\nfrom pathlib import Path\nfrom diffcli.prep.prepare import prepare\n"
         "if __name__ == '__main__':\n"
         "    for _ in prepare('folder', Path(sys.argv[1]), Path(sys.argv[2]), workers=2, **eval(sys.argv[3])):\n"
         "        pass\n"
@@ -237,7 +237,7 @@ def test_an_out_below_a_file_cannot_be_written(tmp_path: Path, broken: Path):
 
 def test_a_full_disk_is_said_and_what_was_finished_stays(tmp_path: Path, broken: Path, monkeypatch: pytest.MonkeyPatch):
     run("folder", broken, tmp_path / "whole", images_per_shard=2)
-    whole, calls = prep_shard.os.fsync, []
+    whole, calls = shard.os.fsync, []
 
     def full(descriptor: int) -> None:
         calls.append(descriptor)
@@ -245,10 +245,10 @@ def test_a_full_disk_is_said_and_what_was_finished_stays(tmp_path: Path, broken:
             raise OSError(errno.ENOSPC, "No space left on device")
         whole(descriptor)
 
-    monkeypatch.setattr(prep_shard.os, "fsync", full)
+    monkeypatch.setattr(shard.os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         run("folder", broken, tmp_path / "out", images_per_shard=2)
-    monkeypatch.setattr(prep_shard.os, "fsync", whole)
+    monkeypatch.setattr(shard.os, "fsync", whole)
     assert sorted(path.name for path in (tmp_path / "out").glob("train*")) == ["train-000000.json", "train-000000.tar"]
     run("folder", broken, tmp_path / "out", images_per_shard=2)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -18,7 +18,7 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, WriteError, open_location, open_tree
 from diffcli.data.files import copy as copy_file
 from diffcli.data.listing import Split
-from diffcli.data.prep_items import Item, Items, Source, fingerprint
+from diffcli.prep.items import Item, Items, Source, fingerprint
 
 SHAPE = ImageShape(3, 64, 64)
 ROW = 3 * 64 * 64  # bytes of one image

@@ -19,9 +19,6 @@ from pydantic import ValidationError
 from diffcli.config import UserError, did_you_mean
 from diffcli.data.files import WriteError, unreadable
 from diffcli.data.listing import Split
-from diffcli.data.prep_items import Source
-from diffcli.data.prep_shard import Job, write_shards, write_whole
-from diffcli.data.prep_sources import KINDS, SOURCE
 from diffcli.data.shards import (
     DATASET,
     Index,
@@ -34,6 +31,9 @@ from diffcli.data.shards import (
     open_shards,
 )
 from diffcli.digest import sha256
+from diffcli.prep.items import Source
+from diffcli.prep.kinds import KINDS, SOURCE
+from diffcli.prep.shard import Job, write_shards, write_whole
 
 IMAGES_PER_SHARD = 5000
 LARGE_IMAGES_PER_SHARD = 1000  # where originals of any size are kept: a shard then stays near the usual gigabyte
