@@ -1,10 +1,11 @@
 """Map-style image data: `read(indices)` gives named fields, from one uint8 tensor in memory or decoded on demand.
 
-Fields: image uint8 (B, C, H, W); label int64 (B,) where the set has classes.
+Fields: image uint8 (B, C, H, W); label int64 (B,) where the set has classes; and columns, such as text, a list of B strings.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,29 +16,65 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data.files import ARCHIVE_ERRORS
 from diffcli.data.pixels import decode
 
+Fields = dict[str, Tensor | list[str]]  # tensors (B, ...) and lists of B strings
+
+
+class Column(Protocol):
+    """A field that stands beside the image; picklable, for the workers of a DataLoader."""
+
+    def read(self, indices: Tensor, draws: Tensor | None) -> Tensor | list[str]:
+        """Rows for int64 indices (B,). draws: as for ImageData.read; None takes the first of several values."""
+
 
 class ImageData(ABC):
     """Images of one shape by index.
 
     classes: names of the classes, None where there are none. labels: int64 (N,) on the CPU, None where there are none.
+    columns: what else there is, by field name.
     """
 
-    def __init__(self, shape: ImageShape, labels: Tensor | None, classes: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        shape: ImageShape,
+        labels: Tensor | None,
+        classes: Sequence[str] | None,
+        columns: Mapping[str, Column] | None = None,
+    ) -> None:
         self.shape = shape
         self.labels = labels
         self.classes = tuple(classes) if classes is not None else None
+        self.columns = dict(columns or {})
+        self.reads_images = True
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def pixels(self, indices: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) for int64 indices (B,)."""
+    def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
+        """uint8 (B, C, H, W) for int64 indices (B,); draws as for `read`."""
 
-    def read(self, indices: Tensor) -> dict[str, Tensor]:
-        """The named fields of these images. Raises UserError where a file cannot be decoded."""
-        fields = {"image": self.pixels(indices)}
-        return fields if self.labels is None else fields | {"label": self.labels[indices]}
+    def select(self, fields: Collection[str]) -> "ImageData":
+        """The same data, of which `read` gives these fields alone (and labels, which cost nothing)."""
+        chosen = copy.copy(self)
+        chosen.columns = {name: column for name, column in self.columns.items() if name in fields}
+        chosen.reads_images = "image" in fields
+        return chosen
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of what `read` gives."""
+        label = [] if self.labels is None else ["label"]
+        return ["image"] * self.reads_images + label + list(self.columns)
+
+    def read(self, indices: Tensor, draws: Tensor | None = None) -> Fields:
+        """The named fields of these images. Raises UserError where a file cannot be decoded.
+
+        draws: int64 (B,), what is random about each sample in this epoch (its crop, its caption); None: nothing is.
+        """
+        fields: Fields = {"image": self.pixels(indices, draws)} if self.reads_images else {}
+        if self.labels is not None:
+            fields["label"] = self.labels[indices]
+        return fields | {name: column.read(indices, draws) for name, column in self.columns.items()}
 
     def to(self, device: torch.device | str) -> "ImageData":
         """The same data with its pixels on a device; files stay files."""
@@ -47,18 +84,26 @@ class ImageData(ABC):
 class MemoryImages(ImageData):
     """All pixels in one uint8 tensor (N, C, H, W), on the CPU or a GPU."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None = None, classes: Sequence[str] | None = None) -> None:
-        super().__init__(ImageShape(*images.shape[1:]), labels, classes)
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        classes: Sequence[str] | None = None,
+        columns: Mapping[str, Column] | None = None,
+    ) -> None:
+        super().__init__(ImageShape(*images.shape[1:]), labels, classes, columns)
         self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def pixels(self, indices: Tensor) -> Tensor:
+    def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
         return self.images.index_select(0, indices.to(self.images.device, non_blocking=True))
 
     def to(self, device: torch.device | str) -> "MemoryImages":
-        return MemoryImages(self.images.to(device), self.labels, self.classes)
+        moved = copy.copy(self)
+        moved.images = self.images.to(device)
+        return moved
 
 
 class Encoded(Protocol):
@@ -76,15 +121,20 @@ class FileImages(ImageData):
     """Images decoded, cropped and resized when they are asked for."""
 
     def __init__(
-        self, files: Encoded, shape: ImageShape, labels: Tensor | None = None, classes: Sequence[str] | None = None
+        self,
+        files: Encoded,
+        shape: ImageShape,
+        labels: Tensor | None = None,
+        classes: Sequence[str] | None = None,
+        columns: Mapping[str, Column] | None = None,
     ) -> None:
-        super().__init__(shape, labels, classes)
+        super().__init__(shape, labels, classes, columns)
         self.files = files
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def pixels(self, indices: Tensor) -> Tensor:
+    def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
         images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
         for image, index in zip(images, indices.tolist(), strict=True):
             image.copy_(torch.from_numpy(self._decode(index)))

@@ -9,7 +9,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffcli import noise
 from diffcli.config import UserError
-from diffcli.data.images import FileImages, ImageData, MemoryImages
+from diffcli.data.images import Fields, FileImages, ImageData, MemoryImages
 from diffcli.noise import Domain
+
+Batch = dict[str, Any]  # tensors (b, ...) and lists of b strings, by field name
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a set is held in memory unless the preset says otherwise
 LOAD_CHUNK = 256  # images that a worker decodes before it hands them over
@@ -30,7 +32,9 @@ class Plan(NamedTuple):
 
     indices: Tensor  # int64: which image
     positions: Tensor  # int64: place in the endless stream
-    flips: Tensor  # bool: mirrored left to right
+    draws: (
+        Tensor | None
+    )  # int64: what is random about each sample in its epoch; bit 0 mirrors it where that is asked for
 
 
 class Stream:
@@ -47,20 +51,23 @@ class Stream:
             self._epoch, self._order = epoch, noise.permutation(self.seed, epoch, self.n)
         return self._order
 
-    def plan(self, first: int, last: int, flip: bool) -> Plan:
+    def plan(self, first: int, last: int) -> Plan:
         """Positions first <= p < last."""
-        indices, flips = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.bool)]  # a share may be empty
+        indices, draws = (
+            [torch.empty(0, dtype=torch.int64)],
+            [torch.empty(0, dtype=torch.int64)],
+        )  # a share may be empty
         for epoch in range(first // self.n, -(-last // self.n)):
             start = epoch * self.n
             index = self.order(epoch)[max(first - start, 0) : last - start]
             indices.append(index)
-            flips.append(flipped(self.seed, epoch, index) if flip else torch.zeros_like(index, dtype=torch.bool))
-        return Plan(torch.cat(indices), torch.arange(first, last), torch.cat(flips))
+            draws.append(drawn(self.seed, epoch, index))
+        return Plan(torch.cat(indices), torch.arange(first, last), torch.cat(draws))
 
 
-def flipped(seed: int, epoch: int, index: Tensor) -> Tensor:
-    """Which images are mirrored in an epoch: a fair coin that depends on (seed, epoch, index) alone; bool (B,)."""
-    return (noise.derive(seed, Domain.AUGMENT, index, epoch) & 1).bool()
+def drawn(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """What is random about images in an epoch, int64 (B,): it depends on (seed, epoch, index) alone."""
+    return noise.derive(seed, Domain.AUGMENT, index, epoch)
 
 
 def share(batch_size: int, rank: int, world: int) -> tuple[int, int]:
@@ -80,10 +87,10 @@ def batches(
     flip: bool,
     device: torch.device,
     workers: int = 0,
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
+) -> Iterator[tuple[int, Batch]]:
     """Yields (step, batch) for step = first + 1 .. last, with this rank's share of each global batch of batch_size.
 
-    On `device`: image float32 (b, C, H, W) in [-1, 1]; label int64 (b,) where there are classes. On the CPU, so that a draw
+    On `device`: image float32 (b, C, H, W) in [-1, 1], and the other fields of the data. On the CPU, so that a draw
     made there never waits for a GPU: index (b,), position (b,), and stream (b,), the seed of each sample's own randomness.
     workers: processes that decode files; sets in memory need none. Raises UserError where an image cannot be read.
     """
@@ -92,25 +99,32 @@ def batches(
 
     def plans() -> Iterator[Plan]:
         for step in range(first, last):
-            yield stream.plan(step * batch_size + start, step * batch_size + stop, flip)
+            yield stream.plan(step * batch_size + start, step * batch_size + stop)
 
     for step, (plan, fields) in enumerate(_read_ahead(data, plans(), device, workers), start=first + 1):
         batch = on_device(fields, device)
         if flip:
-            mirror = plan.flips.to(device, non_blocking=True)[:, None, None, None]
-            batch["image"] = torch.where(mirror, batch["image"].flip(-1), batch["image"])
+            mirror(batch, plan)
         batch["index"], batch["position"] = plan.indices, plan.positions
         batch["stream"] = noise.derive(seed, Domain.TRAIN, plan.positions)
         yield step, batch
 
 
+def mirror(batch: Batch, plan: Plan) -> None:
+    """Mirrors half of the samples left to right: every field that is a picture, the image and what lies over it alike."""
+    assert plan.draws is not None
+    coin = (plan.draws & 1).bool()[:, None, None, None]
+    for name, value in batch.items():
+        if isinstance(value, Tensor) and value.ndim == 4:
+            batch[name] = torch.where(coin.to(value.device, non_blocking=True), value.flip(-1), value)
+
+
 def evaluation_batches(
     data: ImageData, batch_size: int, device: torch.device, limit: int | None = None, workers: int = 0
-) -> Iterator[dict[str, Tensor]]:
-    """The first `limit` images (all where it is None) in their order: image, label where there are classes, index."""
+) -> Iterator[Batch]:
+    """The first `limit` images (all where it is None) in their order, nothing drawn: the fields of the data, and index."""
     n = len(data) if limit is None else min(limit, len(data))
-    nothing = torch.zeros(0, dtype=torch.bool)
-    plans = (Plan(index, index, nothing) for index in torch.arange(n).split(batch_size) if len(index))
+    plans = (Plan(index, index, None) for index in torch.arange(n).split(batch_size) if len(index))
     for plan, fields in _read_ahead(data, plans, device, workers):
         yield on_device(fields, device) | {"index": plan.indices}
 
@@ -123,17 +137,21 @@ def held(data: FileImages, in_memory: bool | None) -> ImageData:
     if not (data.bytes_in_memory <= MEMORY_LIMIT if in_memory is None else in_memory):
         return data
     images = torch.empty(len(data), *data.shape, dtype=torch.uint8)
-    plans = (Plan(chunk, chunk, chunk) for chunk in torch.arange(len(data)).split(LOAD_CHUNK))
+    plans = (Plan(chunk, chunk, None) for chunk in torch.arange(len(data)).split(LOAD_CHUNK))
     workers = _decoders() if len(data) >= WORTH_WORKERS else 0
-    for plan, fields in _read_ahead(data, plans, images.device, workers):
-        images[plan.indices] = fields["image"]
-    return MemoryImages(images, data.labels, data.classes)
+    for plan, fields in _read_ahead(data.select({"image"}), plans, images.device, workers):
+        images[plan.indices] = cast(Tensor, fields["image"])
+    return MemoryImages(images, data.labels, data.classes, data.columns)
 
 
-def on_device(fields: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Fields of ImageData.read on a device, where the uint8 image becomes float32 in [-1, 1]: bytes travel, not floats."""
-    moved = {name: value.to(device, non_blocking=True) for name, value in fields.items()}
-    return moved | {"image": to_float(moved["image"])}
+def on_device(fields: Fields, device: torch.device) -> Batch:
+    """Fields of ImageData.read on a device, where uint8 pixels become float32 in [-1, 1]: bytes travel, not floats."""
+    return {name: _moved(value, device) if isinstance(value, Tensor) else value for name, value in fields.items()}
+
+
+def _moved(value: Tensor, device: torch.device) -> Tensor:
+    moved = value.to(device, non_blocking=True)
+    return to_float(moved) if moved.dtype == torch.uint8 else moved
 
 
 def to_float(image: Tensor) -> Tensor:
@@ -142,39 +160,40 @@ def to_float(image: Tensor) -> Tensor:
 
 
 class _Reader(Dataset):
-    """Reads a batch of indices. An error travels as a value: a DataLoader would rebuild it wrongly from its text."""
+    """Reads a batch of (index, draw) pairs. An error travels as a value: a DataLoader would rebuild it wrongly from its text."""
 
     def __init__(self, data: ImageData) -> None:
         self.data = data
 
-    def __getitem__(self, indices: list[int]) -> dict[str, Tensor] | UserError:
+    def __getitem__(self, rows: tuple[list[int], list[int] | None]) -> Fields | UserError:
+        index, draws = rows
         try:
-            return self.data.read(torch.tensor(indices))
+            return self.data.read(torch.tensor(index), None if draws is None else torch.tensor(draws))
         except UserError as error:
             return error
 
 
 def _read_ahead(
     data: ImageData, plans: Iterator[Plan], device: torch.device, workers: int
-) -> Iterator[tuple[Plan, dict[str, Tensor]]]:
+) -> Iterator[tuple[Plan, Fields]]:
     """Each plan with its fields, in order, read by `workers` processes where there are any."""
     pin = device.type == "cuda"
     if not workers:
         for plan in plans:
-            fields = data.read(plan.indices)
+            fields = data.read(plan.indices, plan.draws)
             yield plan, {name: _pinned(value) for name, value in fields.items()} if pin else fields
         return
     pending: deque[Plan] = deque()
 
-    def indices() -> Iterator[list[int]]:
+    def rows() -> Iterator[tuple[list[int], list[int] | None]]:
         for plan in plans:
             pending.append(plan)
-            yield plan.indices.tolist()
+            yield plan.indices.tolist(), None if plan.draws is None else plan.draws.tolist()
 
     generator = torch.Generator()  # its own: a DataLoader would draw from the global one
     loader = DataLoader(
         _Reader(data),
-        sampler=indices(),
+        sampler=rows(),
         batch_size=None,
         num_workers=workers,
         pin_memory=pin,
@@ -202,5 +221,5 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _pinned(value: Tensor) -> Tensor:
-    return value.pin_memory() if value.device.type == "cpu" else value
+def _pinned(value: Tensor | list[str]) -> Tensor | list[str]:
+    return value.pin_memory() if isinstance(value, Tensor) and value.device.type == "cpu" else value

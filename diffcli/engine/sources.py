@@ -82,8 +82,7 @@ def data_source(name: str, config: DataConfig, split: Split) -> Source:
     data = config.model_copy(update={"in_memory": False}).build(split)
 
     def read(rows: Tensor) -> Images:
-        fields = data.read(rows)
-        return fields["image"], fields.get("label")
+        return data.pixels(rows), None if data.labels is None else data.labels[rows]
 
     def batches(batch_size: int) -> Iterator[Images]:
         return read_ahead(read, torch.arange(len(data)).split(batch_size))

@@ -69,9 +69,7 @@ def check_data(preset: Preset, task: Task, data: ImageData) -> None:
             f"data: images are {tuple(data.shape)} (channels, height, width), the preset expects {tuple(preset.data.shape)}",
             "set data.channels and data.size to those of the images",
         )
-    fields: dict[str, Any] = {"image": torch.empty(0)}
-    if data.labels is not None:
-        fields["label"] = data.labels
+    fields: dict[str, Any] = {name: data.labels if name == "label" else torch.empty(0) for name in data.fields}
     task.check(fields)
 
 
@@ -99,6 +97,7 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     data = preset.data.build("train").to(group.device)
     state = build_state(preset, group.device)
     check_data(preset, state.task, data)
+    data = data.select(state.task.reads)
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
     first = 0
     if start is not None:
@@ -252,12 +251,13 @@ class Loop:
         if "snapshot" in due:
             assert isinstance(self.cfg.ema, PowerEma)
             told.append(str(store(self.run, step, self.state.emas, self.cfg.ema, self.record)))
-        if "preview" in due:
-            told.append(str(log.preview(step, self.preview())))
+        images = self.preview() if "preview" in due else None
+        if images is not None:
+            told.append(str(log.preview(step, images)))
         return ", ".join(told)
 
     @torch.no_grad()
-    def preview(self) -> Tensor:
+    def preview(self) -> Tensor | None:
         """Images of the averaged model, always of the same seeds and conditions: those of rows spread evenly over the data."""
         count = min(self.cfg.previews, len(self.data))
         rows = torch.arange(count) * len(self.data) // count  # the first ones of sorted data are all of one class
@@ -283,9 +283,8 @@ def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
     """A batch as `parts` micro-batches of nearly equal size, none empty."""
     if parts == 1:
         return [dict(batch)]
-    chunks = {name: value.tensor_split(parts) for name, value in batch.items()}
-    micro = [{name: chunk[i] for name, chunk in chunks.items()} for i in range(parts)]
-    return [part for part in micro if len(part["position"])]
+    rows = [part.tolist() for part in torch.arange(len(batch["position"])).tensor_split(parts)]
+    return [{name: value[part[0] : part[-1] + 1] for name, value in batch.items()} for part in rows if part]
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:

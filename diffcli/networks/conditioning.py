@@ -1,7 +1,7 @@
 """What a network is told beside x and the time: three slots, and the conditioners that fill them from a batch.
 
-Contract: a conditioner reads named fields of the batch and returns one tensor for its slot. Rows whose `keep` is False
-become the learned null row; that one mask serves condition dropout in training and the null branch of guidance.
+Contract: a conditioner reads named fields of the batch and fills one slot or several. Rows whose `keep` is False become
+the learned null; that one mask serves condition dropout in training and the null branch of guidance.
 """
 
 from abc import ABC, abstractmethod
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from diffcli.config import Config, UserError
 
-Slot = Literal["vector", "tokens", "spatial"]
-
 
 class Conditioning(NamedTuple):
     """All that a network ever receives beside x and the time; an absent slot is None."""
@@ -24,6 +22,7 @@ class Conditioning(NamedTuple):
     tokens: Tensor | None = None  # (B, L, D)     cross-attention
     spatial: Tensor | None = None  # (B, C, *S)   concatenated to the input channels
     seeds: Tensor | None = None  # (B,) int64     one stream of dropout a sample; needed only where dropout trains
+    mask: Tensor | None = None  # (B, L) bool     which tokens are there to be read; None: all
 
 
 class CondShape(NamedTuple):
@@ -35,28 +34,30 @@ class CondShape(NamedTuple):
 
 
 class Conditioner(nn.Module, ABC):
-    """One condition: `slot` says where it enters the network, `dim` how wide it is there."""
+    """One condition. shape: where it enters the network and how wide it is there. fields: what it reads of a batch."""
 
-    slot: Slot
-    dim: int
+    shape: CondShape
+    fields: tuple[str, ...]
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raise `UserError` where the batch holds a value that this conditioner cannot take; reads CPU tensors only."""
 
     @abstractmethod
-    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Tensor:
-        """The slot's tensor for B samples; rows with keep (B,) bool False are the null. `like`: x, for its size."""
+    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+        """Its slots for B samples; rows with keep (B,) bool False are the null. `like`: x, for its size."""
 
 
 class ClassConditioner(Conditioner):
     """An embedding row for each class and one more, the last, for "no class"; a vector, or as many tokens as are asked for."""
+
+    fields = ("label",)
 
     def __init__(self, num_classes: int, dim: int, tokens: int | None) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.dim = dim
         self.tokens = tokens
-        self.slot = "vector" if tokens is None else "tokens"
+        self.shape = CondShape(vector=dim) if tokens is None else CondShape(tokens=dim)
         self.embedding = nn.Embedding(num_classes + 1, dim * (tokens or 1))
 
     def check(self, batch: Mapping[str, Any]) -> None:
@@ -77,12 +78,14 @@ class ClassConditioner(Conditioner):
                 f"use a label from 0 to {self.num_classes - 1}, or set num_classes to at least {high + 1}",
             )
 
-    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Tensor:
-        """(B, dim), or (B, tokens, dim). batch["label"]: (B,) int64 in 0..num_classes-1."""
+    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+        """A vector (B, dim), or tokens (B, tokens, dim). batch["label"]: (B,) int64 in 0..num_classes-1."""
         self.check(batch)
         label = batch["label"].to(keep.device)
         rows = self.embedding(torch.where(keep, label, self.num_classes))
-        return rows if self.tokens is None else rows.unflatten(1, (self.tokens, self.dim))
+        if self.tokens is None:
+            return Conditioning(vector=rows)
+        return Conditioning(tokens=rows.unflatten(1, (self.tokens, self.dim)))
 
 
 class ClassConditionerConfig(Config):
@@ -97,15 +100,21 @@ class ClassConditionerConfig(Config):
         return ClassConditioner(self.num_classes, self.dim, self.tokens)
 
 
-AnyConditioner = ClassConditionerConfig
-
-
 def cond_shape(conditioners: Iterable[Conditioner]) -> CondShape:
-    """The widths that `condition` will produce: those of one slot add up."""
-    width = dict.fromkeys(CondShape._fields, 0)
-    for conditioner in conditioners:
-        width[conditioner.slot] += conditioner.dim
-    return CondShape(**width)
+    """The widths that `condition` will produce: those of vectors and of maps add up, those of tokens must agree.
+
+    Raises UserError where they do not: tokens of several conditioners follow each other.
+    """
+    shapes = [conditioner.shape for conditioner in conditioners]
+    tokens = {shape.tokens for shape in shapes if shape.tokens}
+    if len(tokens) > 1:
+        widths = " and ".join(map(str, sorted(tokens)))
+        raise UserError(
+            f"task.conditioners give tokens {widths} wide, which cannot follow each other", "give them one width (dim)"
+        )
+    return CondShape(
+        sum(shape.vector for shape in shapes), max(tokens, default=0), sum(shape.spatial for shape in shapes)
+    )
 
 
 def condition(
@@ -115,13 +124,33 @@ def condition(
     like: Tensor,
     seeds: Tensor | None = None,
 ) -> Conditioning:
-    """Run every conditioner; several of one slot are concatenated in order (tokens too: along the width).
+    """Runs every conditioner and joins what fills one slot, in order: vectors and maps by width, tokens one after the other.
 
     keep: (B,) bool. like: x (B, C, *S). seeds: (B,) int64, the streams of this step's dropout, if any.
     """
-    found: dict[Slot, list[Tensor]] = {}
-    for conditioner in conditioners:
-        found.setdefault(conditioner.slot, []).append(conditioner(batch, keep, like))
-    axis: dict[Slot, int] = {"vector": 1, "tokens": 2, "spatial": 1}
-    slots = {slot: parts[0] if len(parts) == 1 else torch.cat(parts, axis[slot]) for slot, parts in found.items()}
-    return Conditioning(**slots, seeds=seeds)
+    parts = [conditioner(batch, keep, like) for conditioner in conditioners]
+    return Conditioning(
+        vector=_joined([part.vector for part in parts]),
+        tokens=_joined([part.tokens for part in parts]),
+        spatial=_joined([part.spatial for part in parts]),
+        seeds=seeds,
+        mask=_mask(parts),
+    )
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there, dim=1) if len(there) > 1 else next(iter(there), None)
+
+
+def _mask(parts: list[Conditioning]) -> Tensor | None:
+    """(B, L) over the tokens of all parts; None where none of them masks any."""
+    told = [part for part in parts if part.tokens is not None]
+    if all(part.mask is None for part in told):
+        return None
+    masks = [
+        part.tokens.new_ones(part.tokens.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
+        for part in told
+        if part.tokens is not None
+    ]
+    return torch.cat(masks, dim=1)

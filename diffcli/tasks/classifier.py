@@ -34,6 +34,10 @@ class ClassifierTask(Task):
     def network_to_compile(self) -> nn.Module:
         return self.network
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"image", "label"})
+
     def check(self, batch: Batch) -> None:
         if "label" not in batch:
             raise UserError(

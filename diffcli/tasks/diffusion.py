@@ -24,8 +24,8 @@ from diffcli.diffusion.samplers import Sampler, Step
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.diffusion.times import AnyTimes, LossAware, Times, UniformTimes
 from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, Distance, MinSnr, NoWeight, Weight
-from diffcli.networks.conditioning import AnyConditioner, Conditioner, Conditioning, cond_shape, condition
-from diffcli.networks.registry import AnyNetwork
+from diffcli.networks.conditioning import Conditioner, Conditioning, cond_shape, condition
+from diffcli.networks.registry import AnyConditioner, AnyNetwork
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
 from diffcli.tasks.guide import Guiding
@@ -71,6 +71,11 @@ class DiffusionTask(Task):
     @property
     def network_to_compile(self) -> nn.Module:
         return self.denoiser.network
+
+    @property
+    def reads(self) -> frozenset[str]:
+        conditioners = cast(Iterable[Conditioner], self.conditioners)
+        return frozenset({"image"}.union(*(conditioner.fields for conditioner in conditioners)))
 
     def check(self, batch: Batch) -> None:
         for conditioner in cast(Iterable[Conditioner], self.conditioners):
@@ -148,7 +153,7 @@ class DiffusionTask(Task):
     def _fused(self, batch: Batch, n: int) -> Pair:
         """Both branches of the network as one batch."""
         like = torch.empty(self.latent_shape(2 * n), device=self.device)
-        twice = {name: torch.cat([value, value]) for name, value in batch.items() if isinstance(value, Tensor)}
+        twice = {name: torch.cat([v, v]) if isinstance(v, Tensor) else [*v, *v] for name, v in batch.items()}
         both = self.condition(twice, torch.arange(2 * n, device=self.device) < n, like)
 
         def pair(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:

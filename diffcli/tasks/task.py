@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from diffcli.diffusion.samplers import Sampler
 
 Batch = Mapping[str, Any]
-"""Named fields: image (B, C, H, W) in [-1, 1], label, ... and, in training, index, position and stream, each (B,) int64."""
+"""Named fields, tensors (B, ...) or lists of B strings: image (B, C, H, W) in [-1, 1], label, text, ... and, in training, index,
+position and stream, each (B,) int64."""
 
 
 class Task(nn.Module, ABC):
@@ -52,6 +53,11 @@ class Task(nn.Module, ABC):
     def network_to_compile(self) -> nn.Module:
         """The module that takes nearly all of a step's time."""
 
+    @property
+    @abstractmethod
+    def reads(self) -> frozenset[str]:
+        """The fields of the data that it takes: no other is read from disk."""
+
     def check(self, batch: Batch) -> None:
         """Raises UserError where the data lack a field or hold a value that this task cannot take. For CPU batches."""
 
@@ -66,5 +72,5 @@ class Task(nn.Module, ABC):
         """
 
     @abstractmethod
-    def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] for the run log, one for each row of a batch of data."""
+    def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor | None:
+        """Images (B, C, H, W) in [-1, 1] for the run log, one for each row of a batch of data; None where it has none."""
