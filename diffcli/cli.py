@@ -3,7 +3,6 @@
 Exit codes: 0 done; 2 the user's mistake; 130 interrupted after saving; 1 anything else. Data to stdout, talk to stderr.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,6 +11,7 @@ import typer
 from diffcli import __version__, session
 from diffcli.cli_convert import export, import_weights
 from diffcli.cli_options import Device, DeviceOption, Nproc, ResumeSet, Set
+from diffcli.cli_prep import prep_data
 from diffcli.cli_presets import presets_app
 from diffcli.cli_sampling import fid, gif, sample
 
@@ -104,32 +104,7 @@ for command in (sample, gif, fid):
     app.command(command.__name__)(command)
 app.command("import")(import_weights)
 app.command("export")(export)
-
-
-@app.command("prep-data")
-def prep_data(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="What SOURCE is: mnist, cifar10, folder or imagenet64.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards.")],
-    source: Annotated[Path | None, typer.Argument(help="Folder, archive or files.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Edge in pixels.", show_default="as it is")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that decode and encode.")] = os.cpu_count() or 1,
-    limit: Annotated[int | None, typer.Option(min=1, help="Images of each split at most.", show_default="all")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Keep the shards that a killed run finished.")
-    ] = True,
-    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Stop at the first broken image.")] = False,
-) -> None:
-    """Turn a data set into WebDataset shards with an index."""
-    from diffcli.config import UserError
-    from diffcli.console import watch_preparation
-    from diffcli.prep.prepare import prepare
-
-    if not resume and out.is_dir() and any(out.iterdir()):
-        raise UserError(
-            f"--no-resume: {out} is not empty", "leave --no-resume out to go on there, or give an empty --out"
-        )
-    reports = prepare(kind, source, out, size=size, workers=workers, limit=limit, strict=strict)
-    print(watch_preparation(reports))
+app.command("prep-data")(prep_data)
 
 
 def numbers(flag: str, text: str) -> list[float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from diffcli.engine.train import Progress
+    from diffcli.engine.loop import Progress
     from diffcli.prep.prepare import PrepReport
 
 T = TypeVar("T")

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from diffcli.config import Config, UserError, did_you_mean
 from diffcli.config_errors import default_kind, explain, known_keys
-from diffcli.data.datasets import AnyData, DataConfig, at_root
+from diffcli.data.dataset import DataConfig
+from diffcli.data.datasets import AnyData, at_root
 from diffcli.diffusion.samplers import AnySampler, Ddim, Ddpm, Sampler
 from diffcli.diffusion.schedule import Schedule
 from diffcli.ema import AnyEma

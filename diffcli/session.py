@@ -158,7 +158,8 @@ def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None
     """The resolved preset as YAML, then facts as comments of it."""
     from diffcli.engine.distributed import pick_device
     from diffcli.engine.plan import plan
-    from diffcli.engine.train import check_processes, resolved
+    from diffcli.engine.state import resolved
+    from diffcli.engine.train import check_processes
     from diffcli.preset import dump
 
     how.check()

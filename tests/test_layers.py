@@ -14,7 +14,7 @@ MAX_LINES = 350
 
 # A part is a folder or file of diffcli/. It imports from itself and from rows below its own, never from its neighbours.
 ROWS: list[set[str]] = [
-    {"cli", "cli_convert", "cli_presets", "cli_sampling", "__main__"},
+    {"cli", "cli_convert", "cli_prep", "cli_presets", "cli_sampling", "__main__"},
     {"session", "console", "cli_options"},
     {"engine"},
     {"interop"},
@@ -28,8 +28,8 @@ ROWS: list[set[str]] = [
 ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}
 # the exceptions: run a command, say what came of it
 NEIGHBOURS = {("session", "console"), ("__main__", "cli")}
-NEIGHBOURS |= {("cli", "cli_convert"), ("cli", "cli_presets"), ("cli", "cli_sampling")}
-LIGHT = ["cli", "cli_convert", "cli_options", "cli_presets", "cli_sampling", "session", "console"]  # --help takes 0.3 s
+NEIGHBOURS |= {("cli", "cli_convert"), ("cli", "cli_prep"), ("cli", "cli_presets"), ("cli", "cli_sampling")}
+LIGHT = [*(part for part in ROW if part.split("_")[0] == "cli"), "session", "console"]  # --help takes 0.3 s
 HEAVY = {"torch", "torchvision", "pydantic", "numpy", "imageio", "safetensors", "yaml", "webdataset", "torchmetrics"}
 
 

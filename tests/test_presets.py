@@ -167,7 +167,7 @@ def test_no_override_gives_anything_but_a_preset_or_a_users_error(overrides: lis
 
 
 def test_the_weights_of_a_seed_do_not_depend_on_what_was_drawn_before() -> None:
-    from diffcli.engine.train import build_state
+    from diffcli.engine.state import build_state
 
     preset = presets.build(TINY, "tiny")
     first = build_state(preset, torch.device("cpu")).task.state_dict()

@@ -3,69 +3,27 @@
 Whatever is on disk, a set has one shape, uint8 pixels and int64 labels; its order is that of its files, sorted by name.
 """
 
-from abc import abstractmethod
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, PositiveInt, model_validator
 
-from diffcli.config import Config, ImageShape, UserError
+from diffcli.config import UserError
 from diffcli.data.cifar import CLASSES as CIFAR_CLASSES
 from diffcli.data.cifar import find_batches, read_batches
-from diffcli.data.files import FileTree, Location, open_tree, read_location
+from diffcli.data.dataset import DataConfig
+from diffcli.data.files import open_tree
 from diffcli.data.idx import read_pair
-from diffcli.data.images import FileImages, ImageData, MemoryImages
-from diffcli.data.listing import Split, list_images
-from diffcli.data.loader import held
+from diffcli.data.images import ImageData
+from diffcli.data.listing import Split
 from diffcli.data.mnist import find_idx, read_split
-from diffcli.data.pixels import fit_all
-from diffcli.data.shards import ShardFiles, is_prepared, open_shards
+from diffcli.data.prepared import Shards
+from diffcli.data.shards import is_prepared
 
 DIGITS = tuple(str(digit) for digit in range(10))
 HELD_OUT_EVERY = 10
-
-
-class DataConfig(Config):
-    """What every data set has.
-
-    root: folder or archive on disk. size: edge in pixels, or (height, width); other images are resized, antialiased.
-    channels: 1 grey, 3 RGB. flip: mirror half of the training images left to right. in_memory: hold decoded pixels in memory;
-    None does where they take at most 2 GiB.
-    """
-
-    root: Path | None = None
-    size: PositiveInt | tuple[PositiveInt, PositiveInt]
-    channels: Literal[1, 3] = 3
-    flip: bool = False
-    in_memory: bool | None = None
-
-    @property
-    def shape(self) -> ImageShape:
-        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
-        return ImageShape(self.channels, height, width)
-
-    @abstractmethod
-    def build(self, split: Split) -> ImageData:
-        """The images of a split. Raises UserError that names data.root where they are missing or broken."""
-
-    def _source(self) -> Path:
-        if self.root is None:
-            raise UserError("data.root is not set", "type --data PATH (or --set data.root=PATH)")
-        return self.root.expanduser()
-
-    def _arrays(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> MemoryImages:
-        return MemoryImages(torch.from_numpy(fit_all(images, self.shape).copy()), torch.from_numpy(labels), classes)
-
-    def _files(self, tree: FileTree, split: Split) -> ImageData:
-        splits = list_images(tree, "data.root")
-        if split not in splits:
-            raise _no_split(split, list(splits), f"data.root '{tree.source}'")
-        listing = splits[split]
-        labels = None if listing.labels is None else torch.tensor(listing.labels)
-        return held(FileImages(TreeFiles(tree, listing.names), self.shape, labels, listing.classes), self.in_memory)
 
 
 class Digits(DataConfig):
@@ -135,23 +93,6 @@ class Folder(DataConfig):
         return self._files(open_tree(source, "data.root"), split)
 
 
-class Shards(DataConfig):
-    """A set that `diffcli prep-data` wrote, read by random access. verify: check the digest of every shard first."""
-
-    kind: Literal["shards"] = "shards"
-    verify: bool = False
-
-    def build(self, split: Split) -> ImageData:
-        source = self._source()
-        prepared = open_shards(source, "data.root")
-        if split not in prepared.splits:
-            raise _no_split(split, list(prepared.splits), f"data.root '{source}'")
-        files = ShardFiles(source, prepared, split)
-        if self.verify:
-            files.verify()
-        return held(FileImages(files, self.shape, files.labels, prepared.classes), self.in_memory)
-
-
 class NoData(DataConfig):
     """The shape of images that are not here: the data of an imported model. channels: any number, so latents too."""
 
@@ -165,24 +106,6 @@ class NoData(DataConfig):
         )
 
 
-class TreeFiles:
-    """The encoded images of a FileTree, by number."""
-
-    def __init__(self, tree: FileTree, names: list[str]) -> None:
-        self.source = tree.source
-        self.names = names
-        self.locations: list[Location] = [tree.locations[name] for name in names]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, index: int) -> str:
-        return str(self.source / self.names[index])
-
-    def read(self, index: int) -> bytes:
-        return read_location(self.locations[index])
-
-
 AnyData = Annotated[Digits | Mnist | Cifar10 | Folder | Shards | NoData, Field(discriminator="kind")]
 
 
@@ -192,7 +115,3 @@ def at_root(config: DataConfig, root: Path) -> DataConfig:
         same = config.model_dump(include={"size", "channels", "flip", "in_memory"})
         return Shards(root=root, **same)
     return type(config).model_validate(config.model_dump() | {"root": root})
-
-
-def _no_split(split: str, splits: list[str], where: str) -> UserError:
-    return UserError(f"{where} has no split '{split}'", f"use the split {' or '.join(splits)}, or add the other one")

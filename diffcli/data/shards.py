@@ -2,13 +2,16 @@
 
 Images are read by random access straight from the tars, by any number of processes:
 
-    dataset.json            kind, count, size, channels, classes, source, licence, and for each split its shards
-    train-000000.tar        members KEY.cls (the label in ASCII) and KEY.png or KEY.jpg, for each image
-    train-000000.json       Index: where each image lies in the tar, its label, and what was skipped
+    dataset.json            kind, count, size, channels, classes, fields, source, licence, and for each split its shards
+    train-000000.tar        for each image KEY.png or KEY.jpg, and what there is of KEY.cls (the label in ASCII), KEY.txt (UTF-8,
+                            one caption a line), KEY.FIELD.png (a mask or sketch) and KEY.FIELD.npy (an embedding)
+    train-000000.json       Index: where each of them lies in the tar, the labels, and what was skipped
 """
 
+import copy
 import hashlib
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +27,7 @@ from diffcli.digest import sha256
 DATASET = "dataset.json"
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(tar|json)$")]  # never a path
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+FieldName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 AGAIN = (
     "run `diffcli prep-data` with the same arguments again: it rewrites what is missing (delete a broken shard first)"
 )
@@ -36,10 +40,18 @@ class Skipped(Config):
     reason: str
 
 
+class Members(Config):
+    """Where the bytes of one field lie in the tar, for each image; size 0: that image has none."""
+
+    offset: list[NonNegativeInt]
+    size: list[NonNegativeInt]
+
+
 class Index(Config):
     """The contents of one shard. members: the names of its images; offset and size: where their bytes lie in the tar.
 
-    image_size: (height, width) of all of them, None where they differ or there are none.
+    image_size: (height, width) of all of them, None where they differ or there are none; sizes: then those of each.
+    fields: what lies beside the images.
     """
 
     members: list[str]
@@ -48,6 +60,8 @@ class Index(Config):
     labels: list[NonNegativeInt] | None
     channels: Literal[1, 3]
     image_size: tuple[int, int] | None
+    sizes: list[tuple[int, int]] | None = None
+    fields: dict[FieldName, Members] = Field(default_factory=dict)
     skipped: list[Skipped]
     bytes: NonNegativeInt
     sha256: Digest
@@ -64,6 +78,15 @@ class Shard(Config):
     index_sha256: Digest
 
 
+class FieldNote(Config):
+    """What a field beside the image is. width: of a vector; encoder, sha256: which model made it, and its weights."""
+
+    kind: Literal["text", "picture", "vector"]
+    width: int | None = None
+    encoder: str | None = None
+    sha256: Digest | None = None
+
+
 class PreparedSplit(Config):
     """Shards in order; count is the sum of theirs."""
 
@@ -78,6 +101,7 @@ class Request(Config):
     source: str
     size: int | None
     limit: int | None
+    options: dict[str, str] = Field(default_factory=dict)  # what else was asked, by name
     images_per_shard: int
     fingerprint: Digest
 
@@ -92,6 +116,7 @@ class PreparedSet(Config):
     size: tuple[int, int] | None
     channels: Literal[1, 3]
     classes: tuple[str, ...] | None
+    fields: dict[FieldName, FieldNote] = Field(default_factory=dict)
     source: str
     licence: str
     splits: dict[Split, PreparedSplit] = Field(min_length=1)
@@ -130,10 +155,18 @@ class ShardFiles:
         indexes = [_checked_index(root, shard) for shard in self.shards]
         counts = torch.tensor([shard.count for shard in self.shards], dtype=torch.int64)
         self.shard = torch.repeat_interleave(torch.arange(len(counts)), counts)  # tensors: millions of tuples are heavy
-        self.offset = torch.tensor([value for index in indexes for value in index.offset], dtype=torch.int64)
-        self.size = torch.tensor([value for index in indexes for value in index.size], dtype=torch.int64)
+        self.offset = _flat(index.offset for index in indexes)
+        self.size = _flat(index.size for index in indexes)
         self.first = counts.cumsum(0) - counts
         self.labels = _labels(indexes, prepared, root)
+        self.sides = _sides(indexes)
+        self.fields = {name: _members(name, indexes) for name in prepared.fields}
+
+    def field(self, name: str) -> "ShardFiles":
+        """The members of a field beside the images, by the number of their image."""
+        view = copy.copy(self)
+        view.offset, view.size = self.fields[name]
+        return view
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -184,6 +217,24 @@ def _checked_index(root: Path, shard: Shard) -> Index:
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise UserError(f"{path} was changed: its digest is not that of {DATASET}", AGAIN)
     return Index.model_validate_json(data)
+
+
+def _flat(lists: Iterable[list[int]]) -> Tensor:
+    return torch.tensor([value for values in lists for value in values], dtype=torch.int64)
+
+
+def _sides(indexes: list[Index]) -> Tensor:
+    """int64 (N, 2): height and width of each image as it is stored."""
+    each = [index.sizes or [index.image_size or (0, 0)] * len(index.members) for index in indexes]
+    return torch.tensor([pair for pairs in each for pair in pairs], dtype=torch.int64).reshape(-1, 2)
+
+
+def _members(name: str, indexes: list[Index]) -> tuple[Tensor, Tensor]:
+    """Offsets and sizes of a field; size 0 where a shard has none of it."""
+    nothing = [[0] * len(index.members) for index in indexes]
+    there = [index.fields.get(name) for index in indexes]
+    offset = _flat(found.offset if found else zeros for found, zeros in zip(there, nothing, strict=True))
+    return offset, _flat(found.size if found else zeros for found, zeros in zip(there, nothing, strict=True))
 
 
 def _labels(indexes: list[Index], prepared: PreparedSet, root: Path) -> Tensor | None:

@@ -11,8 +11,8 @@ from diffcli.config import UserError
 from diffcli.diffusion.times import UniformTimes
 from diffcli.ema import averages
 from diffcli.engine.guides import check_named
+from diffcli.engine.loop import autocast
 from diffcli.engine.state import build_on_meta
-from diffcli.engine.train import autocast
 from diffcli.noise import Domain, derive
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionConfig

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from diffcli import __version__, checkpoint, preset
 from diffcli.config import UserError, did_you_mean
-from diffcli.data.datasets import DataConfig, Shards
+from diffcli.data.dataset import DataConfig
 from diffcli.data.listing import Split
 from diffcli.data.pixels import SUFFIXES, channels_first, open_image
+from diffcli.data.prepared import Shards
 from diffcli.data.shards import DATASET, is_prepared, open_shards
 from diffcli.digest import sha256
 from diffcli.metrics.statistics import Statistics

@@ -1,21 +1,37 @@
 """The contract between prep-data and what it reads: a Source is splits of Items, in a fixed order, with class names."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from diffcli.config import Config
 from diffcli.data.files import Location
 from diffcli.data.listing import Split
 
 
 class Item(NamedTuple):
-    """One image of a source: an encoded file or pixels uint8 (C, H, W). name: as the source calls it, for skipped.jsonl."""
+    """One image of a source: an encoded file or pixels uint8 (C, H, W). name: as the source calls it, for skipped.jsonl.
+
+    captions: texts of it, any number. pictures: encoded files that lie over the image, such as a mask, by field name.
+    """
 
     name: str
     label: int | None
     image: Location | np.ndarray
+    captions: tuple[str, ...] = ()
+    pictures: Mapping[str, Location] = {}
+
+
+class SourceOptions(Config):
+    """What some kinds must be told beside SOURCE. table: a file that says what belongs to each image; *_col: its columns."""
+
+    table: Path | None = None
+    image_col: str | None = None
+    caption_col: str | None = None
+    url_col: str | None = None
 
 
 class Items(Protocol):

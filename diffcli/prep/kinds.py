@@ -1,6 +1,6 @@
 """What prep-data can read: each kind opens a folder or an archive as a Source.
 
-To add a kind, write a function `(source, work) -> Source` and register it in KINDS.
+To add a kind, write a function `(source, work, options) -> Source` and register it in KINDS.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +15,16 @@ from diffcli.data.files import FileTree, open_tree
 from diffcli.data.listing import Split, list_images
 from diffcli.data.mnist import find_idx, read_split
 from diffcli.prep.imagenet import open_imagenet64
-from diffcli.prep.items import Item, Items, Source, fingerprint
+from diffcli.prep.items import Item, Items, Source, SourceOptions, fingerprint
 
 SOURCE = "SOURCE"  # what the user typed, for errors
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 class Kind(NamedTuple):
-    """A kind of prep-data. open: (source, a folder for temporary files) -> Source; where: to get it, for the hint."""
+    """A kind of prep-data. open: (source, a folder for temporary files, options) -> Source; where: to get it, for the hint."""
 
-    open: Callable[[Path, Path], Source]
+    open: Callable[[Path, Path, SourceOptions], Source]
     licence: str
     where: str
 
@@ -58,7 +58,7 @@ class ArrayItems:
             yield Item(f"{self.name}[{position}]", int(self.labels[position]), self.images[position])
 
 
-def open_mnist(source: Path, work: Path) -> Source:
+def open_mnist(source: Path, work: Path, options: SourceOptions) -> Source:
     """The four IDX files of MNIST in a folder or an archive."""
     tree = open_tree(source, SOURCE, work)
     pairs = {split: find_idx(tree, split, SOURCE) for split in SPLITS}
@@ -67,7 +67,7 @@ def open_mnist(source: Path, work: Path) -> Source:
     return Source(splits, classes, _fingerprint(tree, [name for pair in pairs.values() for name in pair]))
 
 
-def open_cifar10(source: Path, work: Path) -> Source:
+def open_cifar10(source: Path, work: Path, options: SourceOptions) -> Source:
     """CIFAR-10's binary version, or image folders train/CLASS and test/CLASS, each in a folder or an archive."""
     tree = open_tree(source, SOURCE, work)
     batches = {split: find_batches(tree, split, SOURCE) for split in SPLITS}
@@ -77,12 +77,12 @@ def open_cifar10(source: Path, work: Path) -> Source:
     return Source(splits, CIFAR_CLASSES, _fingerprint(tree, [name for names in batches.values() for name in names]))
 
 
-def open_folder(source: Path, work: Path) -> Source:
+def open_folder(source: Path, work: Path, options: SourceOptions) -> Source:
     """Any images in a folder or an archive, with or without class folders, with or without train and test around them."""
     return _images(open_tree(source, SOURCE, work))
 
 
-def open_imagenet(source: Path, work: Path) -> Source:
+def open_imagenet(source: Path, work: Path, options: SourceOptions) -> Source:
     """The official npz batches of ImageNet 64x64."""
     return open_imagenet64(source, SOURCE, work)
 

@@ -21,6 +21,7 @@ from diffcli.data.files import WriteError, unreadable
 from diffcli.data.listing import Split
 from diffcli.data.shards import (
     DATASET,
+    FieldNote,
     Index,
     PreparedSet,
     PreparedSplit,
@@ -31,7 +32,7 @@ from diffcli.data.shards import (
     open_shards,
 )
 from diffcli.digest import sha256
-from diffcli.prep.items import Source
+from diffcli.prep.items import Source, SourceOptions
 from diffcli.prep.kinds import KINDS, SOURCE
 from diffcli.prep.shard import Job, write_shards, write_whole
 
@@ -87,6 +88,7 @@ def prepare(
     workers: int = 1,
     limit: int | None = None,
     strict: bool = False,
+    options: SourceOptions = SourceOptions(),
     images_per_shard: int | None = None,
 ) -> Iterator[PrepReport]:
     """Writes a prepared set into `out`, yielding a report at the start and after every shard; the last one is final.
@@ -104,9 +106,10 @@ def prepare(
     with _stopping(out):
         work = _claim(out)
         with _reading(source):
-            opened, name = KINDS[kind].open(source, work), source.resolve().name
+            opened, name = KINDS[kind].open(source, work, options), source.resolve().name
         asked = {"kind": kind, "source": name, "size": size, "limit": limit}
-        request = Request(**asked, images_per_shard=per_shard, fingerprint=opened.fingerprint)
+        told = options.model_dump(mode="json", exclude_none=True)
+        request = Request(**asked, options=told, images_per_shard=per_shard, fingerprint=opened.fingerprint)
         _check_request(out, work, request)
         plans = [plan for split, items in opened.splits.items() for plan in _plans(split, len(items), limit, per_shard)]
         for report in _write(plans, opened, out, request, workers):
@@ -219,6 +222,7 @@ def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> N
     """Writes skipped.jsonl and then dataset.json, which says that the set is whole; both follow from the indexes alone."""
     shards: dict[Split, list[Shard]] = {split: [] for split in source.splits}
     skipped, sizes, channels = [], set(), 1
+    fields: set[str] = set()
     for plan in plans:
         path = out / f"{plan.stem}.json"
         index = Index.model_validate_json(path.read_bytes())
@@ -226,6 +230,7 @@ def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> N
         if index.members:
             sizes.add(index.image_size)
             channels = max(channels, index.channels)
+            fields |= index.fields.keys()
         shards[plan.split].append(_shard(plan.stem, path, index))
     splits = {name: PreparedSplit(count=sum(shard.count for shard in s), shards=s) for name, s in shards.items()}
     prepared = PreparedSet(
@@ -235,6 +240,7 @@ def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> N
         size=sizes.pop() if len(sizes) == 1 else None,
         channels=channels,
         classes=source.classes,
+        fields={name: FieldNote(kind="text" if name == "text" else "picture") for name in sorted(fields)},
         source=request.source,
         licence=KINDS[request.kind].licence,
         splits=splits,

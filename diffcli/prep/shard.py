@@ -17,9 +17,10 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from diffcli.config import ImageShape
-from diffcli.data.files import ARCHIVE_ERRORS, read_location
+from diffcli.data import captions
+from diffcli.data.files import ARCHIVE_ERRORS, Location, read_location
 from diffcli.data.pixels import BrokenImage, fit, fit_all, is_plain_jpeg, open_image, to_image, to_png
-from diffcli.data.shards import Index, Skipped
+from diffcli.data.shards import Index, Members, Skipped
 from diffcli.digest import sha256
 from diffcli.prep.items import Item
 
@@ -47,12 +48,16 @@ class Picture(NamedTuple):
 
 
 class Member(NamedTuple):
-    """An image in the tar: its name there, where its bytes begin, itself, its label."""
+    """An image in the tar: its name there, itself, its label, and (offset, size) of what lies there of it, by extension."""
 
     name: str
-    offset: int
     picture: Picture
     label: int | None
+    spans: dict[str, tuple[int, int]]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return self.spans[self.picture.extension]
 
 
 def write_shard(job: Job) -> Index:
@@ -70,11 +75,13 @@ def write_shard(job: Job) -> Index:
     labels = [member.label for member in members if member.label is not None]
     index = Index(
         members=[member.name for member in members],
-        offset=[member.offset for member in members],
-        size=[len(member.picture.data) for member in members],
+        offset=[member.span[0] for member in members],
+        size=[member.span[1] for member in members],
         labels=labels or None,
         channels=max((member.picture.channels for member in members), default=1),
-        image_size=sizes.pop() if len(sizes) == 1 else None,
+        image_size=next(iter(sizes)) if len(sizes) == 1 else None,
+        sizes=[member.picture.size for member in members] if len(sizes) > 1 else None,
+        fields=_fields(members),
         skipped=skipped,
         bytes=temporary.stat().st_size,
         sha256=sha256(temporary),
@@ -105,16 +112,16 @@ def write_shards(jobs: Iterator[Job], workers: int) -> Iterator[Index]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def encode(item: Item, size: int | None) -> Picture | Skipped:
+def encode(name: str, source: Location | np.ndarray, size: int | None) -> Picture | Skipped:
     """The image as it is stored: a JPEG that needs no change keeps its bytes, anything else becomes a PNG."""
     try:
-        if isinstance(item.image, np.ndarray):
-            native = ImageShape(*item.image.shape)
+        if isinstance(source, np.ndarray):
+            native = ImageShape(*source.shape)
             shape = native if size is None else ImageShape(native.channels, size, size)
-            png = to_png(to_image(fit_all(item.image[None], shape)[0]))
+            png = to_png(to_image(fit_all(source[None], shape)[0]))
             return Picture("png", png, shape.channels, (shape.height, shape.width))
-        data = read_location(item.image)
-        image = open_image(data, item.name)
+        data = read_location(source)
+        image = open_image(data, name)
         channels = 1 if image.mode == "L" else 3
         if size is not None and image.size != (size, size):
             image = to_image(fit(image, ImageShape(channels, size, size)))
@@ -122,9 +129,9 @@ def encode(item: Item, size: int | None) -> Picture | Skipped:
             return Picture("jpg", data, channels, (image.height, image.width))
         return Picture("png", to_png(image), channels, (image.height, image.width))
     except BrokenImage as error:
-        return Skipped(path=item.name, reason=error.reason)
+        return Skipped(path=name, reason=error.reason)
     except (OSError, *ARCHIVE_ERRORS) as error:
-        return Skipped(path=item.name, reason=getattr(error, "strerror", None) or str(error) or type(error).__name__)
+        return Skipped(path=name, reason=getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
 def write_whole(path: Path, data: bytes, work: Path) -> None:
@@ -149,19 +156,50 @@ def _write_tar(file: IO[bytes], job: Job) -> tuple[list[Member], list[Skipped]]:
     members, skipped, position = [], [], 0
     with TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
         for number, item in enumerate(job.items, start=job.first):
-            picture = encode(item, job.size)
+            picture, sample = _sample(item, job.size)
             if isinstance(picture, Skipped):
                 skipped.append(picture)
                 continue
-            key, sample = f"{number:08d}", {picture.extension: picture.data}
-            if item.label is not None:
-                sample["cls"] = str(item.label).encode()
+            key, spans = f"{number:08d}", {}
             tar.write({"__key__": key} | sample)
             for extension in sorted(sample):  # the order in which TarWriter writes them
-                if extension == picture.extension:
-                    members.append(Member(f"{key}.{extension}", position + BLOCK, picture, item.label))
+                spans[extension] = (position + BLOCK, len(sample[extension]))
                 position += BLOCK + _padded(len(sample[extension]))
+            members.append(Member(f"{key}.{picture.extension}", picture, item.label, spans))
     return members, skipped
+
+
+def _sample(item: Item, size: int | None) -> tuple[Picture | Skipped, dict[str, bytes]]:
+    """The image of an item, and all that is stored of it, by extension."""
+    picture = encode(item.name, item.image, size)
+    if isinstance(picture, Skipped):
+        return picture, {}
+    sample = {picture.extension: picture.data}
+    if item.label is not None:
+        sample["cls"] = str(item.label).encode()
+    if item.captions:
+        sample["txt"] = captions.to_bytes(item.captions)
+    for field, location in item.pictures.items():
+        over = encode(f"{item.name}: its {field}", location, size)
+        if isinstance(over, Skipped):
+            return over, {}
+        sample[f"{field}.{over.extension}"] = over.data
+    return picture, sample
+
+
+def _fields(members: list[Member]) -> dict[str, Members]:
+    """Where each field beside the images lies: `text` in KEY.txt, any other in KEY.FIELD.EXTENSION."""
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for number, member in enumerate(members):
+        for extension, span in member.spans.items():
+            field, dot, _ = extension.partition(".")
+            if dot or extension == "txt":
+                rows = spans.setdefault("text" if extension == "txt" else field, [(0, 0)] * len(members))
+                rows[number] = span
+    return {
+        field: Members(offset=[offset for offset, _ in rows], size=[size for _, size in rows])
+        for field, rows in spans.items()
+    }
 
 
 def _padded(size: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffcli.data.datasets import Shards
+from diffcli.data.prepared import Shards
 from diffcli.prep.prepare import PrepReport, prepare
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -14,8 +14,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from diffcli.config import ImageShape, UserError
-from diffcli.data.datasets import AnyData, Cifar10, DataConfig, Digits, Folder, Mnist, NoData, Shards, at_root
+from diffcli.data.dataset import DataConfig
+from diffcli.data.datasets import AnyData, Cifar10, Digits, Folder, Mnist, NoData, at_root
 from diffcli.data.images import FileImages, MemoryImages
+from diffcli.data.prepared import Shards
 from diffcli.prep.prepare import prepare
 from tests.data import making
 

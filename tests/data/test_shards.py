@@ -12,9 +12,9 @@ import webdataset
 
 from diffcli.config import UserError
 from diffcli.data import shards
-from diffcli.data.datasets import Shards
 from diffcli.data.images import ImageData
 from diffcli.data.pixels import decode
+from diffcli.data.prepared import Shards
 from diffcli.data.shards import Index, is_prepared, open_shards
 from diffcli.prep.prepare import prepare
 from tests.data import making

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from diffcli import checkpoint
 from diffcli import preset as presets
 from diffcli.config import UserError
+from diffcli.engine.loop import split
 from diffcli.engine.runlog import RunDir, RunLog, read_log
-from diffcli.engine.train import build_state, split
+from diffcli.engine.state import build_state
 from tests.conftest import TINY, WAIT, Cli, environment, finish, start
 
 ENDLESS = {"train__steps": 100_000, "train__every": {"log": 1, "preview": 0, "save": 0}}
@@ -165,7 +166,7 @@ def test_a_signal_saves_says_how_to_resume_and_the_run_goes_on(
 def test_an_interrupted_run_ends_where_the_straight_one_does_to_the_byte(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffcli.engine.train import Loop
+    from diffcli.engine.loop import Loop
 
     update = Loop.update
 

@@ -1,0 +1,81 @@
+"""Fields beside the image, read by row: captions, embeddings, pictures that lie over the image, captions made of classes."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcli.config import ImageShape, UserError
+from diffcli.data import captions
+from diffcli.data.images import Encoded
+from diffcli.data.pixels import decode
+
+
+class Texts:
+    """Captions in members of shards or in files: UTF-8, one a line; an epoch draws one of them."""
+
+    def __init__(self, files: Encoded) -> None:
+        self.files = files
+
+    def read(self, indices: Tensor, draws: Tensor | None) -> list[str]:
+        found = []
+        for index, draw in zip(indices.tolist(), each(draws, len(indices)), strict=True):
+            lines = captions.from_bytes(self.files.read(index))
+            found.append(lines[captions.chosen(len(lines), draw)])
+        return found
+
+
+class Vectors:
+    """Embeddings in .npy members: (D,), or (K, D), one row a caption, of which an epoch draws that of its caption."""
+
+    def __init__(self, files: Encoded) -> None:
+        self.files = files
+
+    def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
+        """float32 (B, D)."""
+        pairs = zip(indices.tolist(), each(draws, len(indices)), strict=True)
+        return torch.from_numpy(np.stack([self._row(index, draw) for index, draw in pairs]))
+
+    def _row(self, index: int, draw: int | None) -> np.ndarray:
+        try:
+            array = np.load(io.BytesIO(self.files.read(index)), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            hint = "run `diffcli prep-data` with --embed again"
+            raise UserError(f"{self.files.name(index)}: its embedding cannot be read ({error})", hint) from error
+        row = array if array.ndim == 1 else array[captions.chosen(len(array), draw)]
+        return row.astype(np.float32)
+
+
+class Pictures:
+    """Encoded pictures that lie over the image, such as masks: cropped as the image is, nearest neighbour."""
+
+    def __init__(self, files: Encoded, shape: ImageShape) -> None:
+        self.files, self.shape = files, shape
+
+    def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
+        """uint8 (B, C, H, W)."""
+        pictures = [decode(self.files.read(index), self.files.name(index), self.shape) for index in indices.tolist()]
+        return torch.from_numpy(np.stack(pictures))
+
+
+class ClassTexts:
+    """Captions made of the class: one of the templates, with one of the names of the class for {name}."""
+
+    def __init__(self, labels: Tensor, templates: Sequence[str], names: Sequence[Sequence[str]]) -> None:
+        self.labels, self.templates, self.names = labels, tuple(templates), tuple(map(tuple, names))
+
+    def read(self, indices: Tensor, draws: Tensor | None) -> list[str]:
+        labels = self.labels[indices].tolist()
+        return [self._text(label, draw) for label, draw in zip(labels, each(draws, len(indices)), strict=True)]
+
+    def _text(self, label: int, draw: int | None) -> str:
+        names = self.names[label]
+        number = captions.chosen(len(self.templates) * len(names), draw)
+        return self.templates[number % len(self.templates)].replace("{name}", names[number // len(self.templates)])
+
+
+def each(draws: Tensor | None, count: int) -> Sequence[int | None]:
+    """The draw of each of `count` rows."""
+    return [None] * count if draws is None else draws.tolist()
