@@ -4,9 +4,9 @@
     python benchmarks/judge_digits.py judge SAMPLES.npz --weights judge.safetensors
 
 `train` reads the four IDX files (`.gz` or not) of MNIST_DIR, learns from the 60,000 training images and is tested on the
-10,000 test images. `judge` reads `arr_0` (uint8 NHWC, N x 28 x 28 x 1) and `arr_1` (labels asked for) and prints the share of
-samples that the classifier reads as the label asked for, per class and in total, and how varied each class is: the root mean
-square distance between two samples of a class, in the judge's features and in pixels, as a share of that of real test digits
+10,000 test images. `judge` reads `arr_0` (uint8 NHWC, N x 28 x 28 x 1) and `arr_1` (labels asked for), or where there is none
+the prompts in the .json beside it, each of which names one digit as a word or a numeral. It prints the share of samples that
+the classifier reads as the label asked for, per class and in total, and how varied each class is: the root mean square distance between two samples of a class, in the judge's features and in pixels, as a share of that of real test digits
 (1 is as varied as real ones, 0 is one image repeated).
 """
 
@@ -14,6 +14,7 @@ import argparse
 import gzip
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 CLASSES = 10
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 Tensors = list[Tensor] | tuple[Tensor, ...]
 MEAN, STD = 0.1307, 0.3081  # of MNIST pixels in [0, 1]
 
@@ -189,15 +191,31 @@ def load(weights: Path) -> tuple[Judge, dict[str, Tensor], float]:
 def read_samples(path: Path) -> tuple[Tensor, Tensor]:
     """Images float (N, 1, 28, 28) in [0, 1] and labels int64 (N,) of an `.npz` of samples."""
     with np.load(path, allow_pickle=False) as file:
-        if not {"arr_0", "arr_1"} <= set(file.files):
-            raise SystemExit(f"error: {path}: needs arr_0 (images) and arr_1 (labels), has {', '.join(file.files)}")
-        images, labels = torch.from_numpy(file["arr_0"]), torch.from_numpy(file["arr_1"])
+        if "arr_0" not in file.files:
+            raise SystemExit(f"error: {path}: needs arr_0 (images), has {', '.join(file.files)}")
+        images = torch.from_numpy(file["arr_0"])
+        labels = torch.from_numpy(file["arr_1"]) if "arr_1" in file.files else prompted(path.with_suffix(".json"))
     if images.dtype != torch.uint8 or images.shape[1:] != (28, 28, 1) or labels.shape != images.shape[:1]:
         raise SystemExit(
             f"error: {path}: arr_0 is {images.dtype} {tuple(images.shape)}, arr_1 {tuple(labels.shape)}, "
             "not uint8 (N, 28, 28, 1) and (N,)"
         )
     return images.permute(0, 3, 1, 2).float() / 255, labels.long()
+
+
+def prompted(sidecar: Path) -> Tensor:
+    """int64 (N,): the one digit that each prompt of the samples names."""
+    prompts = json.loads(sidecar.read_text())["prompts"] if sidecar.is_file() else None
+    if not prompts:
+        raise SystemExit(f"error: {sidecar.with_suffix('.npz')}: has no arr_1 (labels), and {sidecar} no prompts")
+    labels = []
+    for prompt in prompts:
+        words = re.findall(r"[a-z]+|\d", prompt.lower())
+        named = {digit for digit in range(CLASSES) if WORDS[digit] in words or str(digit) in words}
+        if len(named) != 1:
+            raise SystemExit(f"error: {sidecar}: the prompt {prompt!r} names {len(named)} digits, not one")
+        labels += named
+    return torch.tensor(labels)
 
 
 def judge_samples(args: argparse.Namespace) -> None:
@@ -244,7 +262,7 @@ def main() -> None:
     learn.add_argument("--seed", type=int, default=0)
     learn.set_defaults(run=train)
     score = commands.add_parser("judge", help="judge samples")
-    score.add_argument("samples", type=Path, help=".npz with arr_0 (images) and arr_1 (labels)")
+    score.add_argument("samples", type=Path, help=".npz with arr_0 (images), and arr_1 (labels) or prompts beside it")
     score.add_argument("--json", action="store_true", help="print one JSON object")
     score.set_defaults(run=judge_samples)
     for command in (learn, score):
