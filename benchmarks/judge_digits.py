@@ -6,7 +6,8 @@
 `train` reads the four IDX files (`.gz` or not) of MNIST_DIR, learns from the 60,000 training images and is tested on the
 10,000 test images. `judge` reads `arr_0` (uint8 NHWC, N x 28 x 28 x 1) and `arr_1` (labels asked for), or where there is none
 the prompts in the .json beside it, each of which names one digit as a word or a numeral. It prints the share of samples that
-the classifier reads as the label asked for, per class and in total, and how varied each class is: the root mean square distance between two samples of a class, in the judge's features and in pixels, as a share of that of real test digits
+the classifier reads as the label asked for, per class and in total, and how varied each class is: the root mean square
+distance between two samples of a class, in the judge's features and in pixels, as a share of that of real test digits
 (1 is as varied as real ones, 0 is one image repeated).
 """
 
