@@ -8,8 +8,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from diffcli.config import Config
-from diffcli.data.files import Location
+from diffcli.data.files import FileTree, Location
 from diffcli.data.listing import Split
+
+SOURCE = "SOURCE"  # what the user typed, for errors
 
 
 class Item(NamedTuple):
@@ -58,3 +60,8 @@ def fingerprint(files: Iterable[tuple[str, int]]) -> str:
     for name, size in files:
         digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def tree_fingerprint(tree: FileTree, names: Iterable[str]) -> str:
+    """The fingerprint of a source that is made of these files of a tree."""
+    return fingerprint((name, tree.size(name)) for name in names)

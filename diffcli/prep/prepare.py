@@ -32,8 +32,8 @@ from diffcli.data.shards import (
     open_shards,
 )
 from diffcli.digest import sha256
-from diffcli.prep.items import Source, SourceOptions
-from diffcli.prep.kinds import KINDS, SOURCE
+from diffcli.prep.items import SOURCE, Source, SourceOptions
+from diffcli.prep.kinds import KINDS
 from diffcli.prep.shard import Job, write_shards, write_whole
 
 IMAGES_PER_SHARD = 5000
@@ -121,7 +121,7 @@ def prepare(
 
 
 def _per_shard(kind: str, size: int | None) -> int:
-    return LARGE_IMAGES_PER_SHARD if kind == "folder" and size is None else IMAGES_PER_SHARD
+    return LARGE_IMAGES_PER_SHARD if KINDS[kind].large and size is None else IMAGES_PER_SHARD
 
 
 def _broken(source: Path, skipped: Skipped) -> UserError:

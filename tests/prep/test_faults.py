@@ -11,7 +11,7 @@ import pytest
 from diffcli.config import UserError
 from diffcli.data.files import FileTree, WriteError, copy, open_tree
 from diffcli.data.shards import open_shards
-from diffcli.prep import kinds
+from diffcli.prep import folders
 from diffcli.prep.prepare import prepare
 from tests.data import making
 from tests.data.making import contents, run
@@ -63,8 +63,8 @@ def test_a_file_that_vanishes_while_the_source_is_opened_names_the_source(
         monkeypatch.setattr(Path, "exists", lambda self: True)  # it vanishes between the question and the look
         return listings
 
-    list_images = kinds.list_images
-    monkeypatch.setattr(kinds, "list_images", vanish)
+    list_images = folders.list_images
+    monkeypatch.setattr(folders, "list_images", vanish)
     with pytest.raises(UserError, match=r"SOURCE is '.*source', which cannot be read: .*cat/002\.png"):
         run("folder", source, tmp_path / "out")
 
@@ -84,7 +84,7 @@ def test_items_that_cannot_be_read_name_the_source(source: Path, tmp_path: Path,
         raise OSError(errno.ESTALE, "Stale file handle")
         yield
 
-    monkeypatch.setattr(kinds.FileItems, "items", items)
+    monkeypatch.setattr(folders.FileItems, "items", items)
     with pytest.raises(UserError, match=r"SOURCE is 'source', which cannot be read: .*Stale file handle"):
         run("folder", source, tmp_path / "out")
 

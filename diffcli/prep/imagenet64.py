@@ -18,7 +18,7 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, WriteError, open_location, open_tree
 from diffcli.data.files import copy as copy_file
 from diffcli.data.listing import Split
-from diffcli.prep.items import Item, Items, Source, fingerprint
+from diffcli.prep.items import SOURCE, Item, Items, Source, SourceOptions, fingerprint
 
 SHAPE = ImageShape(3, 64, 64)
 ROW = 3 * 64 * 64  # bytes of one image
@@ -60,19 +60,21 @@ class NpzItems:
                     yield Item(f"{part.name}[{row}]", int(part.labels[row]), pixels)
 
 
-def open_imagenet64(source: Path, key: str, work: Path) -> Source:
+def open_imagenet64(source: Path, work: Path, options: SourceOptions) -> Source:
     """The batches below a folder (in zips or unpacked), in one zip, or one npz. Raises UserError where one is garbled."""
-    found = {split: sorted(_find(source, key, pattern, work)) for split, pattern in NAMES.items()}
+    found = {split: sorted(_find(source, pattern, work)) for split, pattern in NAMES.items()}
     if not any(found.values()):
-        problem = f"{key} is '{source}', which has no train_data_batch_*.npz or val_data.npz"
-        raise UserError(problem, f"set {key} to the folder with the official zips; {HINT}")
+        problem = f"{SOURCE} is '{source}', which has no train_data_batch_*.npz or val_data.npz"
+        raise UserError(problem, f"set {SOURCE} to the folder with the official zips; {HINT}")
     splits: dict[Split, Items] = {}
     files: list[tuple[str, int]] = []
     for split, batches in found.items():
         numbers = [number for number, _, _ in batches]
         twice = next((number for number in numbers if numbers.count(number) > 1), None)
         if twice is not None:
-            raise UserError(f"{key} '{source}' has batch {twice} of {split} twice", "leave one of the two copies there")
+            raise UserError(
+                f"{SOURCE} '{source}' has batch {twice} of {split} twice", "leave one of the two copies there"
+            )
         if batches:
             splits[split] = NpzItems([_part(tree, name, number, work) for number, name, tree in batches], work)
             files += [(name, tree.size(name)) for _, name, tree in batches]
@@ -82,15 +84,15 @@ def open_imagenet64(source: Path, key: str, work: Path) -> Source:
     return Source(splits, tuple(map(str, range(CLASSES))), fingerprint(files), notes)
 
 
-def _find(source: Path, key: str, pattern: re.Pattern[str], work: Path) -> Iterator[tuple[int, str, FileTree]]:
+def _find(source: Path, pattern: re.Pattern[str], work: Path) -> Iterator[tuple[int, str, FileTree]]:
     """(number, name, tree) of the batches whose name fits, also inside the zips of a folder."""
     if source.suffix == ".npz" and source.is_file():
         trees = [FileTree(source.parent, {source.name: source})]
     else:
-        trees = [open_tree(source, key, work)]
+        trees = [open_tree(source, SOURCE, work)]
         if source.is_dir():
             zips = [name for name in trees[0].names if re.search(r"imagenet64[^/]*\.zip$", name, re.IGNORECASE)]
-            trees += [open_tree(source / name, key, work) for name in zips]
+            trees += [open_tree(source / name, SOURCE, work) for name in zips]
     for tree in trees:
         for name in tree.names:
             if match := pattern.search(name):
