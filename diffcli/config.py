@@ -2,6 +2,7 @@
 
 A `Config` is an immutable, validated record; unknown keys are errors. A `UserError` is a mistake of the user: it prints as
 one `error:` line (what is wrong, with the file, key or flag and the value found) and one `hint:` line (what to type).
+A `Note` is worth knowing and stops nothing.
 """
 
 from collections.abc import Iterable
@@ -36,6 +37,10 @@ def _revive(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any])
     error = kind.__new__(kind, *args)
     error.__dict__.update(state)
     return error
+
+
+class Note(UserWarning):
+    """Worth the user's knowing, no mistake: `warnings.warn(text, Note)` is shown as a `note:` line."""
 
 
 class RunFailed(UserError):

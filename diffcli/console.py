@@ -2,9 +2,10 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -20,6 +21,23 @@ QUIET_SECONDS = 10.0  # between plain lines of progress
 def say(text: str) -> None:
     """A line of talk."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def showing_notes() -> Iterator[None]:
+    """Within it, a warning that is a `Note` is a line of talk; others look as ever."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        from diffcli.config import Note  # pydantic: too heavy for --help
+
+        if issubclass(category, Note):
+            say(f"note:  {message}")
+        else:
+            others(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        others, warnings.showwarning = warnings.showwarning, show  # type: ignore[assignment]
+        yield
 
 
 def complain(problem: str, hint: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from diffcli.console import complain, say, watch_training
+from diffcli.console import complain, say, showing_notes, watch_training
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group, Launch
@@ -24,7 +24,8 @@ TRACEBACKS = "DIFFCLI_TRACEBACK"  # set it to see where a user's error was raise
 def run(app: typer.Typer) -> int:
     """Runs the command line; returns 0, 2 for the user's mistakes, 130 for interruption. Other exceptions pass: exit code 1."""
     try:
-        code = typer.main.get_command(app)(prog_name="diffcli", standalone_mode=False)
+        with showing_notes():
+            code = typer.main.get_command(app)(prog_name="diffcli", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):

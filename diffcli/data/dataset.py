@@ -6,9 +6,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from diffcli.config import Config, ImageShape, UserError
+from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.files import FileTree, Location, read_location
 from diffcli.data.images import FileImages, ImageData, MemoryImages
 from diffcli.data.listing import Split, list_images
@@ -29,6 +30,7 @@ class DataConfig(Config):
     channels: Literal[1, 3] = 3
     flip: bool = False
     in_memory: bool | None = None
+    captions: ClassCaptions | None = Field(None, description="makes the field text of a set that has classes")
 
     @property
     def shape(self) -> ImageShape:
@@ -44,8 +46,9 @@ class DataConfig(Config):
             raise UserError("data.root is not set", "type --data PATH (or --set data.root=PATH)")
         return self.root.expanduser()
 
-    def _arrays(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> MemoryImages:
-        return MemoryImages(torch.from_numpy(fit_all(images, self.shape).copy()), torch.from_numpy(labels), classes)
+    def _arrays(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageData:
+        pixels = torch.from_numpy(fit_all(images, self.shape).copy())
+        return self._captioned(MemoryImages(pixels, torch.from_numpy(labels), classes))
 
     def _files(self, tree: FileTree, split: Split) -> ImageData:
         splits = list_images(tree, "data.root")
@@ -53,7 +56,11 @@ class DataConfig(Config):
             raise no_split(split, list(splits), f"data.root '{tree.source}'")
         listing = splits[split]
         labels = None if listing.labels is None else torch.tensor(listing.labels)
-        return held(FileImages(TreeFiles(tree, listing.names), self.shape, labels, listing.classes), self.in_memory)
+        images = FileImages(TreeFiles(tree, listing.names), self.shape, labels, listing.classes)
+        return self._captioned(held(images, self.in_memory))
+
+    def _captioned(self, data: ImageData) -> ImageData:
+        return data if self.captions is None else self.captions.added(data)
 
 
 class TreeFiles:

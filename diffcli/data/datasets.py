@@ -112,6 +112,6 @@ AnyData = Annotated[Digits | Mnist | Cifar10 | Folder | Shards | NoData, Field(d
 def at_root(config: DataConfig, root: Path) -> DataConfig:
     """`config` reading from `root`: as shards of the same shape where `diffcli prep-data` prepared it."""
     if is_prepared(root) and not isinstance(config, Shards):
-        same = config.model_dump(include={"size", "channels", "flip", "in_memory"})
+        same = config.model_dump(include={"size", "channels", "flip", "in_memory", "captions"})
         return Shards(root=root, **same)
     return type(config).model_validate(config.model_dump() | {"root": root})

@@ -24,10 +24,12 @@ class Shards(DataConfig):
         files = ShardFiles(source, prepared, split)
         if self.verify:
             files.verify()
-        columns = {name: self._column(files.field(name), note) for name, note in prepared.fields.items()}
-        return held(FileImages(files, self.shape, files.labels, prepared.classes, columns), self.in_memory)
+        pairs = {name: self._column(files.field(name), note) for name, note in prepared.fields.items()}
+        columns = {name: column for name, column in pairs.items() if column}
+        images = FileImages(files, self.shape, files.labels, prepared.classes, columns)
+        return self._captioned(held(images, self.in_memory))
 
-    def _column(self, files: ShardFiles, note: FieldNote) -> Column:
+    def _column(self, files: ShardFiles, note: FieldNote) -> Column | None:
         match note.kind:
             case "text":
                 return Texts(files)
@@ -35,5 +37,7 @@ class Shards(DataConfig):
                 return Vectors(files)
             case "picture":
                 return Pictures(files, self.shape._replace(channels=1))
+            case "video":
+                return None  # its middle frame is the image; nothing trains on the clip itself yet
             case never:
                 assert_never(never)

@@ -54,7 +54,7 @@ def network(preset: Preset, tensors: Tensors) -> tuple[dict[str, Any], dict[str,
     common = {"sample_size": size_of(preset), "in_channels": preset.data.shape.channels}
     common["out_channels"] = common["in_channels"] * (2 if task.learn_variance else 1)
     null = task.drop_condition > 0
-    classes = task.conditioners[0].num_classes if task.conditioners else None
+    classes = next((c.num_classes for c in task.conditioners if c.kind == "class"), None)
     check_time(preset)
     if isinstance(built, DiT):
         if classes is None or not null:
@@ -75,7 +75,7 @@ def network(preset: Preset, tensors: Tensors) -> tuple[dict[str, Any], dict[str,
 
 def check_conditioners(preset: Preset) -> None:
     """Raises UserError for conditions that no such network of theirs takes."""
-    kinds = [c.kind if c.tokens is None else f"{c.kind} in tokens" for c in diffusion(preset).conditioners]
+    kinds = ["class in tokens" if c.kind == "class" and c.tokens else c.kind for c in diffusion(preset).conditioners]
     if kinds not in ([], ["class"]):
         raise UserError(
             f"task.conditioners are {', '.join(kinds)}, which the networks of diffusers for pixels do not take",

@@ -39,6 +39,7 @@ class PatchAttention(nn.Module):
 class TokenAttention(nn.Module):
     """What `width` wide items (B, L, width) learn from a context (B, M, D): q from the items, k and v from the context.
 
+    mask: bool (B, M), which items of the context are there to be read; None: all.
     Source: Rombach et al. 2021, eq. 3 (arXiv 2112.10752): no bias but the output's.
     """
 
@@ -50,10 +51,10 @@ class TokenAttention(nn.Module):
         self.value = nn.Linear(context, width, bias=False)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         projected = (self.query(x), self.key(context), self.value(context))  # (B, L or M, width) each
         q, k, v = (z.unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1) for z in projected)  # (B, heads, D, L or M)
-        return self.out(attend(q, k, v).flatten(1, 2).transpose(1, 2))
+        return self.out(attend(q, k, v, mask).flatten(1, 2).transpose(1, 2))
 
 
 class CrossAttention(nn.Module):
@@ -67,7 +68,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
         assert signal.tokens is not None
-        h = self.attention(self.norm(x).flatten(2).transpose(1, 2), signal.tokens)  # (B, L, C)
+        h = self.attention(self.norm(x).flatten(2).transpose(1, 2), signal.tokens, signal.mask)  # (B, L, C)
         return x + h.transpose(1, 2).reshape(x.shape)
 
 
@@ -107,6 +108,6 @@ class SpatialTransformer(nn.Module):
         h = self.enter(self.norm(x)).flatten(2).transpose(1, 2)  # (B, L, C)
         items = norm1(h)
         h = h + self.attention(items, items)
-        h = h + self.cross(norm2(h), signal.tokens)
+        h = h + self.cross(norm2(h), signal.tokens, signal.mask)
         h = h + self.feed(norm3(h), signal.seeds)
         return x + self.leave(h.transpose(1, 2).reshape(x.shape))

@@ -74,6 +74,7 @@ class Told(NamedTuple):
 
     emb: Tensor  # (B, D)   time and condition vector
     tokens: Tensor | None  # (B, M, Dt)
+    mask: Tensor | None  # (B, M) bool   which tokens are there to be read; None: all
     rotation: Rotation | None
     seeds: Tensor | None  # (B,) int64   streams of dropout
 
@@ -115,7 +116,7 @@ class DiT(nn.Module):
             h = h + sincos(grid, self.config.width, x.device)
         else:
             turn = rotation(grid, self.config.width // self.config.heads, x.device)
-        told = Told(emb, cond.tokens, turn, cond.seeds)
+        told = Told(emb, cond.tokens, cond.mask, turn, cond.seeds)
         for block in self.blocks:
             h = block(h, told)
         return unpatchify(self.final_layer(h, emb), patch, size)
@@ -175,7 +176,7 @@ class Block(nn.Module):
         h = self.attn(modulated_norm(x, shift1, scale1), told.rotation)
         x = x + gate1[:, None] * self.dropout1(h, told.seeds)
         if self.cross_attn is not None:
-            x = x + self.cross_attn(x, told.tokens)
+            x = x + self.cross_attn(x, told.tokens, told.mask)
         h = self.mlp(modulated_norm(x, shift2, scale2, self.mlp_eps))
         return x + gate2[:, None] * self.dropout2(h, told.seeds)
 
@@ -211,15 +212,15 @@ class CrossAttention(nn.Module):
         self.kv_linear = nn.Linear(tokens, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         q = self.q_linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv_linear(tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(heads_attend(q, k, v))
+        return self.proj(heads_attend(q, k, v, mask))
 
 
-def heads_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention, each argument (B, heads, L, D / heads), the result (B, L, D)."""
-    return attend(q.mT, k.mT, v.mT).flatten(1, 2).mT
+def heads_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention, q, k and v (B, heads, L, D / heads), the result (B, L, D); mask: see `attend`."""
+    return attend(q.mT, k.mT, v.mT, mask).flatten(1, 2).mT
 
 
 class FinalLayer(nn.Module):

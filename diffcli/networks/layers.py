@@ -54,6 +54,7 @@ class Signal(NamedTuple):
     emb: Tensor  # (B, E)   time and condition, already through the activation
     seeds: Tensor | None = None  # (B,) int64   streams of dropout
     tokens: Tensor | None = None  # (B, M, D)   what cross-attention reads
+    mask: Tensor | None = None  # (B, M) bool   which tokens are there to be read; None: all
 
 
 def zero(layer: Layer) -> Layer:
@@ -237,18 +238,21 @@ class ConvResample(nn.Module):
         return self.conv(F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1 + x.shape[2] % 2)) if self.pad_end else x)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention, each argument and the result (B, heads, D, L): channels first, as images lie.
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention, q, k, v and the result (B, heads, D, L): channels first, as images lie.
+
+    mask: bool (B, M) over the items that k and v are made of, at least one True a row; those that are False are not read.
 
     On the CPU in bf16, up to a few hundred positions, torch's unfused kernel takes little more than half the time of its fused
     one, whose backward is slow there, and needs no copies; longer sequences would not fit in memory that way.
     """
     q, k, v = (z.transpose(-2, -1) for z in (q, k, v))  # (B, heads, L, D)
+    read = None if mask is None else mask[:, None, None]  # (B, 1, 1, M), the same for every head and query
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= UNFUSED_LENGTH:
         with unfused_in_bf16():
-            return F.scaled_dot_product_attention(q, k, v).transpose(-2, -1)
+            return F.scaled_dot_product_attention(q, k, v, read).transpose(-2, -1)
     q, k, v = (z.contiguous() for z in (q, k, v))  # what the fused kernels want
-    return F.scaled_dot_product_attention(q, k, v).transpose(-2, -1)
+    return F.scaled_dot_product_attention(q, k, v, read).transpose(-2, -1)
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from diffcli.networks.conditioning import ClassConditionerConfig
 from diffcli.networks.dit import DiTConfig
+from diffcli.networks.text import TextConditionerConfig
 from diffcli.networks.unet import UNetConfig
 
 AnyNetwork = Annotated[UNetConfig | DiTConfig, Field(discriminator="kind")]
-AnyConditioner = ClassConditionerConfig
+AnyConditioner = Annotated[ClassConditionerConfig | TextConditionerConfig, Field(discriminator="kind")]

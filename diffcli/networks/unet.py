@@ -151,7 +151,7 @@ class UNetConfig(NetworkConfig):
         if readers and not width:
             raise UserError(
                 f"task.network.blocks or .middle names {readers[0]}, but no conditioner gives tokens to attend to",
-                "give classes as tokens with --set task.conditioners.0.tokens=4, or take the block out",
+                "add a conditioner that gives tokens (kind text; kind class with tokens: 4), or take the block out",
             )
         if width and not readers:
             raise UserError(
@@ -272,7 +272,7 @@ class UNet(nn.Module):
         return RESAMPLERS[self.config.resample](channels, self.options, way)
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
-        signal = Signal(self.embedding(time, cond.vector), cond.seeds, cond.tokens)
+        signal = Signal(self.embedding(time, cond.vector), cond.seeds, cond.tokens, cond.mask)
         h = self.stem(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1))
         kept = [h]
         for level in cast(Iterable[Level], self.down):

@@ -1,0 +1,48 @@
+"""Captions made of classes: the section `data.captions` of a preset, for labelled data that have no captions of their own."""
+
+import copy
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from diffcli.config import Config, UserError
+from diffcli.data.columns import ClassTexts
+from diffcli.data.images import ImageData
+
+
+class ClassCaptions(Config):
+    """An epoch draws for each image one of the templates, and one of the names of its class for the {name} in it.
+
+    names: a list for each class, in order; None takes the one name that the set gives it.
+    """
+
+    templates: tuple[str, ...] = Field(min_length=1)
+    names: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...] | None = None
+
+    @field_validator("templates")
+    @classmethod
+    def _naming(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if "{name}" not in template:
+                raise ValueError(f"{template!r} does not name the class; write for example 'a photo of a {{name}}'")
+        return templates
+
+    def added(self, data: ImageData) -> ImageData:
+        """The same data with the field `text`. Raises UserError where it cannot be made."""
+        if "text" in data.columns:
+            raise UserError("data.captions: the data have captions of their own", "leave data.captions out")
+        if data.labels is None or not data.classes:
+            raise UserError(
+                "data.captions: the data have no classes that captions could name",
+                "choose data with classes (a folder with one subfolder a class), or leave data.captions out",
+            )
+        names = self.names or tuple((name,) for name in data.classes)
+        if len(names) != len(data.classes):
+            shown = ", ".join(data.classes[:5]) + ", ..." * (len(data.classes) > 5)
+            raise UserError(
+                f"data.captions.names has {len(names)} lists, but the data have {len(data.classes)} classes ({shown})",
+                "give one list of names for each class, or leave it out for the names of the set",
+            )
+        captioned = copy.copy(data)
+        captioned.columns = {**data.columns, "text": ClassTexts(data.labels, self.templates, names)}
+        return captioned
