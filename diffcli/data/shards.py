@@ -4,7 +4,7 @@ Images are read by random access straight from the tars, by any number of proces
 
     dataset.json            kind, count, size, channels, classes, fields, source, licence, and for each split its shards
     train-000000.tar        for each image KEY.png or KEY.jpg, and what there is of KEY.cls (the label in ASCII), KEY.txt (UTF-8,
-                            one caption a line), KEY.FIELD.png (a mask or sketch) and KEY.FIELD.npy (an embedding)
+                            one caption a line), KEY.mp4, KEY.FIELD.png (a mask or sketch) and KEY.FIELD.npy (an embedding)
     train-000000.json       Index: where each of them lies in the tar, the labels, and what was skipped
 """
 
@@ -81,7 +81,7 @@ class Shard(Config):
 class FieldNote(Config):
     """What a field beside the image is. width: of a vector; encoder, sha256: which model made it, and its weights."""
 
-    kind: Literal["text", "picture", "vector"]
+    kind: Literal["text", "picture", "vector", "video"]
     width: int | None = None
     encoder: str | None = None
     sha256: Digest | None = None

@@ -10,6 +10,7 @@ import numpy as np
 from diffcli.config import Config
 from diffcli.data.files import FileTree, Location
 from diffcli.data.listing import Split
+from diffcli.data.pixels import BrokenImage
 
 SOURCE = "SOURCE"  # what the user typed, for errors
 
@@ -17,14 +18,35 @@ SOURCE = "SOURCE"  # what the user typed, for errors
 class Item(NamedTuple):
     """One image of a source: an encoded file or pixels uint8 (C, H, W). name: as the source calls it, for skipped.jsonl.
 
-    captions: texts of it, any number. pictures: encoded files that lie over the image, such as a mask, by field name.
+    captions: texts of it, any number. pictures: what lies over the image, such as a mask, by field name, with as many
+    pixels. video: an MP4, of which the image is a frame.
     """
 
     name: str
     label: int | None
     image: Location | np.ndarray
     captions: tuple[str, ...] = ()
-    pictures: Mapping[str, Location] = {}
+    pictures: Mapping[str, Location | np.ndarray] = {}
+    video: bytes | None = None
+
+
+class Deferred(Protocol):
+    """An item that is made in the worker, since it is slow to decode or to fetch; picklable. Raises BrokenImage."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self) -> Item: ...
+
+
+class Broken(NamedTuple):
+    """What stands for an image that cannot be used, so that it is counted and listed with its reason."""
+
+    name: str
+    reason: str
+
+    def __call__(self) -> Item:
+        raise BrokenImage(self.name, self.reason)
 
 
 class SourceOptions(Config):
@@ -41,7 +63,7 @@ class Items(Protocol):
 
     def __len__(self) -> int: ...
 
-    def items(self, positions: Sequence[int]) -> Iterator[Item]:
+    def items(self, positions: Sequence[int]) -> Iterator[Item | Deferred]:
         """The items at these rising positions."""
 
 

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -38,6 +38,7 @@ from diffcli.prep.shard import Job, write_shards, write_whole
 
 IMAGES_PER_SHARD = 5000
 LARGE_IMAGES_PER_SHARD = 1000  # where originals of any size are kept: a shard then stays near the usual gigabyte
+FIELD_KINDS: dict[str, Literal["text", "video"]] = {"text": "text", "video": "video"}  # any other is a picture
 SKIPPED = "skipped.jsonl"
 REQUEST = "request.json"
 WORK = ".work"  # the request and temporary files; on the same disk as the shards, so that renaming is atomic
@@ -240,7 +241,7 @@ def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> N
         size=sizes.pop() if len(sizes) == 1 else None,
         channels=channels,
         classes=source.classes,
-        fields={name: FieldNote(kind="text" if name == "text" else "picture") for name in sorted(fields)},
+        fields={name: FieldNote(kind=FIELD_KINDS.get(name, "picture")) for name in sorted(fields)},
         source=request.source,
         licence=KINDS[request.kind].licence,
         splits=splits,

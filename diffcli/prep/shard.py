@@ -13,17 +13,17 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, NamedTuple
 
-import numpy as np
 from webdataset.writer import TarWriter
 
-from diffcli.config import ImageShape
 from diffcli.data import captions
-from diffcli.data.files import ARCHIVE_ERRORS, Location, read_location
-from diffcli.data.pixels import BrokenImage, fit, fit_all, is_plain_jpeg, open_image, to_image, to_png
+from diffcli.data.files import ARCHIVE_ERRORS
+from diffcli.data.pixels import BrokenImage
 from diffcli.data.shards import Index, Members, Skipped
 from diffcli.digest import sha256
-from diffcli.prep.items import Item
+from diffcli.prep.encode import Picture, encode, encode_over
+from diffcli.prep.items import Deferred, Item
 
+FIELD_OF = {"txt": "text", "mp4": "video"}
 BLOCK = 512  # bytes; a tar is made of these: one for a member's header, then its content
 
 
@@ -35,16 +35,7 @@ class Job(NamedTuple):
     stem: str
     first: int
     size: int | None
-    items: list[Item]
-
-
-class Picture(NamedTuple):
-    """An encoded image: file extension, bytes, channels, (height, width)."""
-
-    extension: str
-    data: bytes
-    channels: int
-    size: tuple[int, int]
+    items: list[Item | Deferred]
 
 
 class Member(NamedTuple):
@@ -112,28 +103,6 @@ def write_shards(jobs: Iterator[Job], workers: int) -> Iterator[Index]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def encode(name: str, source: Location | np.ndarray, size: int | None) -> Picture | Skipped:
-    """The image as it is stored: a JPEG that needs no change keeps its bytes, anything else becomes a PNG."""
-    try:
-        if isinstance(source, np.ndarray):
-            native = ImageShape(*source.shape)
-            shape = native if size is None else ImageShape(native.channels, size, size)
-            png = to_png(to_image(fit_all(source[None], shape)[0]))
-            return Picture("png", png, shape.channels, (shape.height, shape.width))
-        data = read_location(source)
-        image = open_image(data, name)
-        channels = 1 if image.mode == "L" else 3
-        if size is not None and image.size != (size, size):
-            image = to_image(fit(image, ImageShape(channels, size, size)))
-        elif is_plain_jpeg(data):
-            return Picture("jpg", data, channels, (image.height, image.width))
-        return Picture("png", to_png(image), channels, (image.height, image.width))
-    except BrokenImage as error:
-        return Skipped(path=name, reason=error.reason)
-    except (OSError, *ARCHIVE_ERRORS) as error:
-        return Skipped(path=name, reason=getattr(error, "strerror", None) or str(error) or type(error).__name__)
-
-
 def write_whole(path: Path, data: bytes, work: Path) -> None:
     """Writes a file so that nobody ever sees half of it; work: a folder on the same disk. Raises OSError."""
     temporary = work / f"{path.name}.{os.getpid()}"
@@ -155,10 +124,16 @@ def _start_worker() -> None:
 def _write_tar(file: IO[bytes], job: Job) -> tuple[list[Member], list[Skipped]]:
     members, skipped, position = [], [], 0
     with TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
-        for number, item in enumerate(job.items, start=job.first):
-            picture, sample = _sample(item, job.size)
-            if isinstance(picture, Skipped):
-                skipped.append(picture)
+        for number, given in enumerate(job.items, start=job.first):
+            try:
+                item = given if isinstance(given, Item) else given()
+                picture, sample = _sample(item, job.size)
+            except BrokenImage as error:
+                skipped.append(Skipped(path=given.name, reason=error.reason))
+                continue
+            except (OSError, *ARCHIVE_ERRORS) as error:
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                skipped.append(Skipped(path=given.name, reason=reason))
                 continue
             key, spans = f"{number:08d}", {}
             tar.write({"__key__": key} | sample)
@@ -169,32 +144,37 @@ def _write_tar(file: IO[bytes], job: Job) -> tuple[list[Member], list[Skipped]]:
     return members, skipped
 
 
-def _sample(item: Item, size: int | None) -> tuple[Picture | Skipped, dict[str, bytes]]:
-    """The image of an item, and all that is stored of it, by extension."""
+def _sample(item: Item, size: int | None) -> tuple[Picture, dict[str, bytes]]:
+    """The image of an item, and all that is stored of it, by extension. Raises as `encode` does."""
     picture = encode(item.name, item.image, size)
-    if isinstance(picture, Skipped):
-        return picture, {}
     sample = {picture.extension: picture.data}
     if item.label is not None:
         sample["cls"] = str(item.label).encode()
     if item.captions:
         sample["txt"] = captions.to_bytes(item.captions)
-    for field, location in item.pictures.items():
-        over = encode(f"{item.name}: its {field}", location, size)
-        if isinstance(over, Skipped):
-            return over, {}
+    if item.video is not None:
+        sample["mp4"] = item.video
+    for field, source in item.pictures.items():
+        over = encode_over(f"{item.name}: its {field}", field, source, size)
+        if over.original != picture.original:
+            raise BrokenImage(item.name, f"its {field} has {_pixels(over)} pixels, the image {_pixels(picture)}")
         sample[f"{field}.{over.extension}"] = over.data
     return picture, sample
 
 
+def _pixels(picture: Picture) -> str:
+    height, width = picture.original
+    return f"{width}x{height}"
+
+
 def _fields(members: list[Member]) -> dict[str, Members]:
-    """Where each field beside the images lies: `text` in KEY.txt, any other in KEY.FIELD.EXTENSION."""
+    """Where each field beside the images lies: `text` in KEY.txt, `video` in KEY.mp4, any other in KEY.FIELD.EXTENSION."""
     spans: dict[str, list[tuple[int, int]]] = {}
     for number, member in enumerate(members):
         for extension, span in member.spans.items():
             field, dot, _ = extension.partition(".")
-            if dot or extension == "txt":
-                rows = spans.setdefault("text" if extension == "txt" else field, [(0, 0)] * len(members))
+            if dot or extension in FIELD_OF:
+                rows = spans.setdefault(FIELD_OF.get(extension, field), [(0, 0)] * len(members))
                 rows[number] = span
     return {
         field: Members(offset=[offset for offset, _ in rows], size=[size for _, size in rows])

@@ -1,0 +1,92 @@
+"""How a picture is stored: images as JPEG or PNG, antialiased where they shrink; masks with the very values they have."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from diffcli.config import ImageShape
+from diffcli.data.files import Location, read_location
+from diffcli.data.pixels import fit, fit_all, flatten, is_plain_jpeg, open_image, to_image, to_png
+
+
+class Picture(NamedTuple):
+    """An encoded image: file extension, bytes, channels, (height, width), and those it had before it was resized."""
+
+    extension: str
+    data: bytes
+    channels: int
+    size: tuple[int, int]
+    original: tuple[int, int]
+
+
+def encode(name: str, source: Location | np.ndarray, size: int | None) -> Picture:
+    """The image as it is stored: a JPEG that needs no change keeps its bytes, anything else becomes a PNG.
+
+    Raises BrokenImage where it cannot be decoded; OSError or one of ARCHIVE_ERRORS where it cannot be read.
+    """
+    if isinstance(source, np.ndarray):
+        native = ImageShape(*source.shape)
+        shape = native if size is None else ImageShape(native.channels, size, size)
+        return _png(to_image(fit_all(source[None], shape)[0]), native[1:])
+    data = read_location(source)
+    image = open_image(data, name)
+    original = image.height, image.width
+    if (size is None or image.size == (size, size)) and is_plain_jpeg(data):
+        return Picture("jpg", data, _channels(image), original, original)
+    return _png(_fitted(image, size, Image.Resampling.BICUBIC), original)
+
+
+def encode_over(name: str, field: str, source: Location | np.ndarray, size: int | None) -> Picture:
+    """A picture that lies over an image, as a grey PNG. That of a mask are classes: no resizing mixes them.
+
+    Raises as `encode` does, also for a mask whose values are not bytes.
+    """
+    flat, resampling = flatten, Image.Resampling.BICUBIC
+    if is_mask(field):
+        flat, resampling = class_values, Image.Resampling.NEAREST
+    image = to_image(source) if isinstance(source, np.ndarray) else open_image(read_location(source), name, flat)
+    return _png(_fitted(image.convert("L"), size, resampling), (image.height, image.width))
+
+
+def is_mask(field: str) -> bool:
+    """Whether the values of a field are classes."""
+    return field == "mask" or field.endswith("_mask")
+
+
+def class_values(image: Image.Image) -> Image.Image:
+    """Mode L, the values of a mask: of a coloured palette its indices, of anything grey the grey values."""
+    if image.mode == "P" and not _is_grey(image.convert("RGB")):
+        return Image.fromarray(np.asarray(image))
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if set(np.unique(values)) <= {0, 65535}:  # black and white in 16 bits
+            values = values // 257
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError("a mask with values beyond 0 to 255")
+        return Image.fromarray(values.astype(np.uint8))
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    colours = image.convert("RGB")
+    if not _is_grey(colours):
+        raise ValueError("a mask in colour; store its classes as grey values or as a palette")
+    return colours.getchannel("R")
+
+
+def _is_grey(image: Image.Image) -> bool:
+    red, green, blue = (np.asarray(image.getchannel(channel)) for channel in "RGB")
+    return bool((red == green).all() and (green == blue).all())
+
+
+def _fitted(image: Image.Image, size: int | None, resampling: Image.Resampling) -> Image.Image:
+    if size is None or image.size == (size, size):
+        return image
+    return to_image(fit(image, ImageShape(_channels(image), size, size), resampling))
+
+
+def _png(image: Image.Image, original: tuple[int, int]) -> Picture:
+    return Picture("png", to_png(image), _channels(image), (image.height, image.width), original)
+
+
+def _channels(image: Image.Image) -> int:
+    return 1 if image.mode == "L" else 3
