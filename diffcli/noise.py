@@ -27,6 +27,7 @@ class Domain(IntEnum):
     AUGMENT = 4
     DROPOUT = 5
     CHANCE = 6
+    PRIOR = 7
 
 
 def philox(key: Tensor, counter: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

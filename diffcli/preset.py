@@ -22,12 +22,13 @@ from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion import DiffusionConfig
 from diffcli.tasks.guide import Guide, check_guide
+from diffcli.tasks.prior import DiffusionPriorConfig, PriorConfig
 
 LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
 
 NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # PyYAML on 2024-13-45, !!timestamp x, [[[[...
 
-AnyTask = Annotated[DiffusionConfig | ClassifierConfig, Field(discriminator="kind")]
+AnyTask = Annotated[DiffusionConfig | ClassifierConfig | PriorConfig, Field(discriminator="kind")]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -79,13 +80,16 @@ class Preset(Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "Preset":
-        if self.guidance != 1 and not isinstance(self.task, DiffusionConfig):
+        guided = self.task.guided if isinstance(self.task, PriorConfig) else isinstance(self.task, DiffusionConfig)
+        if self.guidance != 1 and not guided:
             raise ValueError(f"guidance is {self.guidance} but task.kind is '{self.task.kind}'; leave guidance at 1")
         if self.guide != Guide() and not isinstance(self.task, DiffusionConfig):
             raise ValueError(f"guide is given but task.kind is '{self.task.kind}'; leave guide out")
         if isinstance(self.task, DiffusionConfig):
             check_guide(self.guidance, self.guide, self.task)
             check_steps(self.sampler, self.task)
+        if isinstance(self.task, PriorConfig) and isinstance(self.task.network, DiffusionPriorConfig):
+            check_steps(self.sampler, self.task.network)
         learned = isinstance(self.task, DiffusionConfig) and self.task.learn_variance
         if isinstance(self.sampler, Ddpm) and self.sampler.variance == "learned" and not learned:
             raise ValueError(
@@ -120,7 +124,7 @@ class Preset(Config):
         return found
 
 
-def check_steps(sampler: Sampler, task: DiffusionConfig) -> None:
+def check_steps(sampler: Sampler, task: DiffusionConfig | DiffusionPriorConfig) -> None:
     """Raises ValueError where the sampler asks for times that the schedule does not have: at the first preview it is late."""
     try:
         sampler.times(task.schedule)

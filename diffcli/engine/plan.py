@@ -28,8 +28,9 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     task = build_on_meta(valueless(preset)).train()
     parameters = sum(p.numel() for p in task.parameters())
     local = max(1, cfg.batch_size // (world * cfg.accumulate))
-    flops, kept = measure(task, preset)
-    state, activations = parameters * 4 * (COPIES + len(averages(cfg.ema))), kept * local
+    (flops, first), (_, both) = measure(task, preset), measure(task, preset, images=2)
+    state = parameters * 4 * (COPIES + len(averages(cfg.ema)))
+    activations = first + (local - 1) * (both - first)  # what the first keeps beside its own: weights in half precision
     facts = {
         "parameters": f"{parameters:,}",
         "flops": f"{flops / 1e9:.3g} GFLOP forward and backward an image, {flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
@@ -60,13 +61,15 @@ def valueless(preset: Preset) -> Preset:
     return preset.model_copy(update={"task": task})
 
 
-def measure(task: Task, preset: Preset) -> tuple[int, int]:
-    """(FLOP forward and backward, bytes kept for the backward pass) of one image, counted on meta tensors."""
+def measure(task: Task, preset: Preset, images: int = 1) -> tuple[int, int]:
+    """(FLOP forward and backward, bytes kept for the backward pass) of so many images, counted on meta tensors."""
     batch = {
-        "image": torch.zeros(1, *preset.data.shape, device="meta"),
-        "label": torch.zeros(1, dtype=torch.int64, device="meta"),
-        "position": torch.zeros(1, dtype=torch.int64),
-        "stream": derive(0, Domain.TRAIN, torch.zeros(1, dtype=torch.int64)),
+        "image": torch.zeros(images, *preset.data.shape, device="meta"),
+        "label": torch.zeros(images, dtype=torch.int64, device="meta"),
+        "text": [""] * images,
+        "position": torch.arange(images),
+        "stream": derive(0, Domain.TRAIN, torch.arange(images)),
+        **{name: torch.zeros(images, width, device="meta") for name, width in task.vectors.items()},
     }
     with (
         FlopCounterMode(display=False) as counter,

@@ -23,6 +23,7 @@ from diffcli.engine.runlog import RunDir
 from diffcli.engine.state import build_state, resolved
 from diffcli.engine.tuning import tune_allocator
 from diffcli.preset import Preset, dump
+from diffcli.tasks.prior import PriorConfig
 from diffcli.tasks.task import Task
 
 
@@ -69,7 +70,10 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
 
 def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tuple["Loop", int]:
     """The loop of a resolved preset and the step that it starts after; the first to touch the run's files."""
-    data = preset.data.build("train").to(group.device)
+    source = preset.data
+    if isinstance(preset.task, PriorConfig):
+        source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
+    data = source.build("train").to(group.device)
     state = build_state(preset, group.device)
     check_data(preset, state.task, data)
     data = data.select(state.task.reads)

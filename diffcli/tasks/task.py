@@ -58,6 +58,11 @@ class Task(nn.Module, ABC):
     def reads(self) -> frozenset[str]:
         """The fields of the data that it takes: no other is read from disk."""
 
+    @property
+    def vectors(self) -> dict[str, int]:
+        """The embeddings among them, each with its width."""
+        return {}
+
     def check(self, batch: Batch) -> None:
         """Raises UserError where the data lack a field or hold a value that this task cannot take. For CPU batches."""
 

@@ -1,16 +1,31 @@
 """Tiny data sets made on the spot, as their publishers lay them out."""
 
 import gzip
+import hashlib
 import io
 import struct
+import tarfile
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from diffcli.data import captions
 from diffcli.data.prepared import Shards
+from diffcli.data.shards import (
+    DATASET,
+    FieldNote,
+    Index,
+    Members,
+    PreparedSet,
+    PreparedSplit,
+    Request,
+    Shard,
+)
+from diffcli.digest import sha256
 from diffcli.prep.prepare import PrepReport, prepare
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -106,3 +121,72 @@ def read(root: Path, size: int, channels: int, split: str = "train") -> dict[str
     """A whole split of a prepared set."""
     data = Shards(root=root, size=size, channels=channels).build(split)
     return data.read(torch.arange(len(data)))
+
+
+def npy(array: np.ndarray) -> bytes:
+    """A stored embedding, as prep-data stores them: fp16."""
+    file = io.BytesIO()
+    np.save(file, array.astype(np.float16))
+    return file.getvalue()
+
+
+def prepared(
+    root: Path,
+    splits: Mapping[str, Mapping[str, Sequence]],
+    size: int = 8,
+    encoder: str | None = None,
+    digest: str | None = None,
+) -> Path:
+    """Writes a prepared set of RGB noise with what each split has beside the images; returns its folder.
+
+    splits: for each its columns, all of one length: `text` a list of captions an image, any other an array (N, D), a vector.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    listed, notes = {}, {}
+    for split, columns in splits.items():
+        count = len(next(iter(columns.values())))
+        listed[split] = PreparedSplit(count=count, shards=[_shard(root, split, count, columns, size)])
+        for name, column in columns.items():
+            width = None if name == "text" else len(column[0])
+            notes[name] = FieldNote(
+                kind="text" if name == "text" else "vector",
+                width=width,
+                encoder=encoder if width else None,
+                sha256=digest if width else None,
+            )
+    asked = Request(kind="made", source="made", size=size, limit=None, images_per_shard=1000, fingerprint="0" * 64)
+    count = sum(part.count for part in listed.values())
+    described = PreparedSet(
+        kind="made", count=count, skipped=0, size=(size, size), channels=3, classes=None, fields=notes,
+        source="made", licence="none", splits=listed, request=asked,
+    )  # fmt: skip
+    (root / DATASET).write_text(described.model_dump_json())
+    return root
+
+
+def _shard(root: Path, split: str, count: int, columns: Mapping[str, Sequence], size: int) -> Shard:
+    images, tar = pixels(count, 3, size, size), root / f"{split}-000000.tar"
+    spans: dict[str, list[tuple[int, int]]] = {name: [] for name in ("image", *columns)}
+    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as file:
+        for i in range(count):
+            members = {"image": ("png", png(images[i]))}
+            for name, column in columns.items():
+                text = name == "text"
+                members[name] = ("txt", captions.to_bytes(column[i])) if text else (f"{name}.npy", npy(column[i]))
+            for name, (extension, data) in members.items():
+                header = tarfile.TarInfo(f"{i:08d}.{extension}")
+                header.size = len(data)
+                spans[name].append((file.offset + tarfile.BLOCKSIZE, len(data)))
+                file.addfile(header, io.BytesIO(data))
+    lies = {name: {"offset": [a for a, _ in rows], "size": [b for _, b in rows]} for name, rows in spans.items()}
+    index = Index(
+        members=[f"{i:08d}.png" for i in range(count)], **lies.pop("image"), labels=None, channels=3,
+        image_size=(size, size), fields={name: Members(**where) for name, where in lies.items()}, skipped=[],
+        bytes=tar.stat().st_size, sha256=sha256(tar),
+    )  # fmt: skip
+    data = index.model_dump_json().encode()
+    (root / f"{split}-000000.json").write_bytes(data)
+    return Shard(
+        tar=tar.name, index=f"{split}-000000.json", count=count, bytes=index.bytes, sha256=index.sha256,
+        index_sha256=hashlib.sha256(data).hexdigest(),
+    )  # fmt: skip

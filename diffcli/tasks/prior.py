@@ -1,0 +1,182 @@
+"""The prior as a task: from the CLIP embedding of a text to that of an image that fits it; data with stored embeddings, no pixels.
+
+Both sides are scaled to length sqrt(D). The baseline is the identity: the text's embedding taken for the image's.
+Source: Ramesh et al. 2022, section 2.2 (arXiv 2204.06125), which scores priors in the same way.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffcli.config import Config, ImageShape, UserError
+from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.samplers import Sampler
+from diffcli.diffusion.schedule import AnySchedule, Cosine
+from diffcli.diffusion.times import StratifiedTimes
+from diffcli.networks.conditioning import Conditioner, Conditioning, CondShape
+from diffcli.networks.prior import Translator, VectorDenoiser, scaled
+from diffcli.noise import Domain, Noise
+from diffcli.tasks.codecs import PixelCodec
+from diffcli.tasks.diffusion import DiffusionTask, Objective
+from diffcli.tasks.task import Batch, Task
+
+TEXT, IMAGE = "clip_text", "clip_image"
+
+
+class PriorTask(Task):
+    """What both kinds of prior share: the fields that they read, and what they are measured against."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset(self.vectors)
+
+    @property
+    def vectors(self) -> dict[str, int]:
+        return {TEXT: self.dim, IMAGE: self.dim}
+
+    def check(self, batch: Batch) -> None:
+        for field in (TEXT, IMAGE):
+            if field not in batch:
+                raise UserError(
+                    f"task.kind is 'prior', which reads '{field}', but the data has only: {', '.join(sorted(batch))}",
+                    "store the embeddings of captions and images: diffcli prep-data ... --embed clip --encoder MODEL",
+                )
+            width = batch[field].shape[-1]
+            if batch[field].ndim > 1 and width != self.dim:
+                raise UserError(
+                    f"task.dim is {self.dim}, but the data's {field} has {width} values",
+                    f"use --set task.dim={width}",
+                )
+
+    def forward(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+        text, image = scaled(batch[TEXT]), scaled(batch[IMAGE])
+        baseline = {f"identity_{name}": value.mean() for name, value in closeness(text, image).items()}
+        return self.terms(text, image, batch) | baseline
+
+    @abstractmethod
+    def terms(self, text: Tensor, image: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The loss and the prediction's own terms for scaled embeddings (B, D) each."""
+
+    @abstractmethod
+    def translate(self, text: Tensor, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Tensor:
+        """Image embeddings (B, D) of length about sqrt(D) for text embeddings (B, D) of any length.
+
+        seeds: one a row, for what is random about it; a row depends on its own alone.
+        """
+
+    def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> None:
+        """There is nothing to look at."""
+
+
+class MLPPrior(PriorTask):
+    """Regression: the mean of the image embeddings that fit a text."""
+
+    def __init__(self, dim: int, network: Translator) -> None:
+        super().__init__(dim)
+        self.network = network
+
+    @property
+    def network_to_compile(self) -> nn.Module:
+        return self.network
+
+    def terms(self, text: Tensor, image: Tensor, batch: Batch) -> dict[str, Tensor]:
+        told = {name: value.mean() for name, value in closeness(self.network(text).float(), image).items()}
+        return {"loss": told["mse"], **told}
+
+    def translate(self, text: Tensor, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Tensor:
+        return self.network(scaled(text))
+
+
+class DiffusionPrior(PriorTask):
+    """A draw from the image embeddings that fit a text: diffusion of vectors that lie as images of one pixel, (B, D, 1, 1)."""
+
+    def __init__(self, dim: int, diffusion: DiffusionTask) -> None:
+        super().__init__(dim)
+        self.diffusion = diffusion
+
+    @property
+    def network_to_compile(self) -> nn.Module:
+        return self.diffusion.network_to_compile
+
+    def terms(self, text: Tensor, image: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return self.diffusion({**batch, TEXT: text, "image": image[:, :, None, None]})
+
+    def translate(self, text: Tensor, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Tensor:
+        noise = Noise(seeds, text.device, Domain.PRIOR)  # apart from the noise of the image that has the same seed
+        x = noise(torch.empty(self.diffusion.latent_shape(len(text)), device=text.device))
+        denoise = self.diffusion.denoise({TEXT: scaled(text)}, guidance, len(text))
+        *_, last = sampler.trajectory(denoise, self.diffusion.denoiser.schedule, x, noise)
+        return last.x.flatten(1)
+
+
+class TextVector(Conditioner):
+    """The scaled text embedding as it is, or a learned vector for no text."""
+
+    fields = (TEXT,)
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.shape = CondShape(vector=dim)
+        self.null = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+        return Conditioning(vector=torch.where(keep[:, None], batch[TEXT], self.null))
+
+
+def closeness(predicted: Tensor, image: Tensor) -> dict[str, Tensor]:
+    """How near (B, D) is to (B, D), each (B,): squared error of a value, and cosine of the angle."""
+    return {"mse": (predicted - image).square().mean(1), "cosine": F.cosine_similarity(predicted, image)}
+
+
+class MLPPriorConfig(Config):
+    """A residual MLP trained on the squared error."""
+
+    kind: Literal["mlp"] = "mlp"
+    width: int = Field(1024, ge=1)
+    depth: int = Field(4, ge=1, description="residual blocks, each with a hidden layer of 4 times the width")
+
+    def build(self, dim: int) -> MLPPrior:
+        return MLPPrior(dim, Translator(dim, self.width, self.depth))
+
+
+class DiffusionPriorConfig(Config):
+    """A denoiser of image embeddings told the text's; it regresses x0, as unCLIP's prior does."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    width: int = Field(1024, ge=1)
+    depth: int = Field(8, ge=1, description="residual blocks, each with a hidden layer of 4 times the width")
+    schedule: AnySchedule = Cosine()
+    drop_condition: float = Field(0.1, ge=0, lt=1, description="share of samples trained without their text")
+
+    def build(self, dim: int) -> DiffusionPrior:
+        denoiser = Denoiser(VectorDenoiser(dim, self.width, self.depth, dim), self.schedule, "x0", False)
+        objective, codec = Objective(times=StratifiedTimes()), PixelCodec(dim, scale=1.0, clip=False)
+        return DiffusionPrior(
+            dim, DiffusionTask(denoiser, codec, [TextVector(dim)], objective, self.drop_condition, (1, 1))
+        )
+
+
+class PriorConfig(Config):
+    """From text embeddings to image embeddings of `dim` values."""
+
+    kind: Literal["prior"] = "prior"
+    dim: int = Field(768, ge=1, description="values of an embedding: 512 for CLIP ViT-B, 768 for ViT-L/14")
+    network: Annotated[MLPPriorConfig | DiffusionPriorConfig, Field(discriminator="kind")] = MLPPriorConfig()
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a branch without the text to lead away from."""
+        return isinstance(self.network, DiffusionPriorConfig) and self.network.drop_condition > 0
+
+    def build(self, shape: ImageShape) -> PriorTask:
+        """The task, its weights drawn from torch's current generator; of images it takes none."""
+        return self.network.build(self.dim)
