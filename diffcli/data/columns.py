@@ -9,8 +9,9 @@ from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
 from diffcli.data import captions
+from diffcli.data.buckets import Framing
 from diffcli.data.images import Encoded
-from diffcli.data.pixels import decode
+from diffcli.data.pixels import NEAREST, Place, decode
 
 
 class Texts:
@@ -51,13 +52,20 @@ class Vectors:
 class Pictures:
     """Encoded pictures that lie over the image, such as masks: cropped as the image is, nearest neighbour."""
 
-    def __init__(self, files: Encoded, shape: ImageShape) -> None:
-        self.files, self.shape = files, shape
+    def __init__(self, files: Encoded, shape: ImageShape, framing: Framing | None = None) -> None:
+        self.files, self.channels = files, shape.channels
+        self.framing = framing or Framing(shape[1:])
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         """uint8 (B, C, H, W)."""
-        pictures = [decode(self.files.read(index), self.files.name(index), self.shape) for index in indices.tolist()]
-        return torch.from_numpy(np.stack(pictures))
+        shape = ImageShape(self.channels, *self.framing.size_of(indices, draws))
+        places = self.framing.places(len(indices), draws)
+        return torch.from_numpy(
+            np.stack([self._one(index, shape, at) for index, at in zip(indices.tolist(), places, strict=True)])
+        )
+
+    def _one(self, index: int, shape: ImageShape, at: Place) -> np.ndarray:
+        return decode(self.files.read(index), self.files.name(index), shape, NEAREST, at)
 
 
 class ClassTexts:

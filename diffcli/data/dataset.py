@@ -1,20 +1,23 @@
 """What every data set of a preset has: where it lies, the shape of its images, and how files and arrays become ImageData."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
 
 from diffcli.config import Config, ImageShape, UserError
+from diffcli.data.buckets import Framing, aspects, nearest
 from diffcli.data.class_captions import ClassCaptions
-from diffcli.data.files import FileTree, Location, read_location
-from diffcli.data.images import FileImages, ImageData, MemoryImages
+from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, read_location
+from diffcli.data.images import FileImages, ImageData, MemoryImages, unreadable
 from diffcli.data.listing import Split, list_images
 from diffcli.data.loader import held
-from diffcli.data.pixels import fit_all
+from diffcli.data.pixels import fit_all, read_size
 
 
 class DataConfig(Config):
@@ -22,7 +25,9 @@ class DataConfig(Config):
 
     root: folder or archive on disk. size: edge in pixels, or (height, width); other images are resized, antialiased.
     channels: 1 grey, 3 RGB. flip: mirror half of the training images left to right. in_memory: hold decoded pixels in memory;
-    None does where they take at most 2 GiB.
+    None does where they take at most 2 GiB. crop: where training images are cropped once their shorter side is resized, at the
+    centre or at random, each time elsewhere. buckets: sizes (height, width), to each of which go the training images of nearest
+    aspect ratio, in batches of their own; whatever is sampled, previewed or scored has `size`.
     """
 
     root: Path | None = None
@@ -30,12 +35,36 @@ class DataConfig(Config):
     channels: Literal[1, 3] = 3
     flip: bool = False
     in_memory: bool | None = None
+    crop: Literal["centre", "random"] = "centre"
+    buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     captions: ClassCaptions | None = Field(None, description="makes the field text of a set that has classes")
 
     @property
     def shape(self) -> ImageShape:
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         return ImageShape(self.channels, height, width)
+
+    @property
+    def cut_anew(self) -> str:
+        """The keys that have every training image cut when it is read, as `crop 'random'`; empty: there are none."""
+        found = ["crop 'random'"] * (self.crop == "random") + ["buckets"] * bool(self.buckets)
+        return " and ".join(found)
+
+    @model_validator(mode="after")
+    def _cut(self) -> "DataConfig":
+        if self.in_memory and self.cut_anew:
+            raise ValueError(
+                f"in_memory is true, but {self.cut_anew} cut the images anew whenever they are read; "
+                "set data.in_memory to false"
+            )
+        ratios = aspects(torch.tensor(self.buckets)) if self.buckets else torch.empty(0)
+        if len(ratios.unique()) < len(ratios):
+            raise ValueError("buckets holds one aspect ratio twice; leave one of the two sizes out of data.buckets")
+        return self
+
+    def absolute(self) -> "DataConfig":
+        """The same data, found from any folder."""
+        return self if self.root is None else self.model_copy(update={"root": self.root.expanduser().absolute()})
 
     @abstractmethod
     def build(self, split: Split) -> ImageData:
@@ -47,6 +76,12 @@ class DataConfig(Config):
         return self.root.expanduser()
 
     def _arrays(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageData:
+        if self.cut_anew:
+            side = "x".join(map(str, images.shape[2:]))
+            raise UserError(
+                f"data.{self.cut_anew}: for image files and shards, but this set is one array of {side} images",
+                "leave it out, or run `diffcli prep-data` and train on the shards that it writes",
+            )
         pixels = torch.from_numpy(fit_all(images, self.shape).copy())
         return self._captioned(MemoryImages(pixels, torch.from_numpy(labels), classes))
 
@@ -56,8 +91,16 @@ class DataConfig(Config):
             raise no_split(split, list(splits), f"data.root '{tree.source}'")
         listing = splits[split]
         labels = None if listing.labels is None else torch.tensor(listing.labels)
-        images = FileImages(TreeFiles(tree, listing.names), self.shape, labels, listing.classes)
+        files = TreeFiles(tree, listing.names)
+        images = FileImages(files, self.shape, labels, listing.classes, framing=self._framing(split, files.sides))
         return self._captioned(held(images, self.in_memory))
+
+    def _framing(self, split: Split, sides: Callable[[], Tensor]) -> Framing:
+        """How the images of a split are cut. sides: gives their (height, width), int64 (N, 2), which only buckets need."""
+        if split != "train":
+            return Framing(self.shape[1:])
+        bucket = nearest(sides(), self.buckets) if self.buckets else None
+        return Framing(self.shape[1:], self.crop == "random", self.buckets, bucket)
 
     def _captioned(self, data: ImageData) -> ImageData:
         return data if self.captions is None else self.captions.added(data)
@@ -79,6 +122,17 @@ class TreeFiles:
 
     def read(self, index: int) -> bytes:
         return read_location(self.locations[index])
+
+    def sides(self) -> Tensor:
+        """int64 (N, 2): height and width of each image, from its header."""
+        return torch.tensor([self._size(index) for index in range(len(self))], dtype=torch.int64).reshape(-1, 2)
+
+    def _size(self, index: int) -> tuple[int, int]:
+        try:
+            with open_location(self.locations[index]) as file:
+                return read_size(file, self.name(index))
+        except (OSError, *ARCHIVE_ERRORS) as error:
+            raise unreadable(self.name(index), error) from error
 
 
 def no_split(split: str, splits: list[str], where: str) -> UserError:

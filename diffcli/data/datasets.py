@@ -11,18 +11,15 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from diffcli.config import UserError
-from diffcli.data.cifar import CLASSES as CIFAR_CLASSES
-from diffcli.data.cifar import find_batches, read_batches
+from diffcli.data import cifar, mnist
 from diffcli.data.dataset import DataConfig
 from diffcli.data.files import open_tree
 from diffcli.data.idx import read_pair
 from diffcli.data.images import ImageData
 from diffcli.data.listing import Split
-from diffcli.data.mnist import find_idx, read_split
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
 
-DIGITS = tuple(str(digit) for digit in range(10))
 HELD_OUT_EVERY = 10
 
 
@@ -50,33 +47,35 @@ class Digits(DataConfig):
         images, labels = read_pair((folder / names[0]).read_bytes(), (folder / names[1]).read_bytes(), names)
         held_out = np.arange(len(images)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         chosen = held_out if split == "test" else ~held_out
-        return self._arrays(images[chosen], labels[chosen], DIGITS)
+        return self._arrays(images[chosen], labels[chosen], mnist.DIGITS)
 
 
 class Mnist(DataConfig):
-    """MNIST from its four IDX files, gzipped or plain, anywhere below root (as torchvision lays them out, too)."""
+    """MNIST, Fashion-MNIST or KMNIST from its four IDX files, gzipped or plain, anywhere below root."""
 
-    kind: Literal["mnist"] = "mnist"
+    kind: mnist.MnistKind = "mnist"
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = 28
     channels: Literal[1, 3] = 1
 
     def build(self, split: Split) -> ImageData:
         tree = open_tree(self._source(), "data.root")
-        images, labels = read_split(tree, split, find_idx(tree, split, "data.root"))
-        return self._arrays(images, labels, DIGITS)
+        names = mnist.find_idx(tree, self.kind, split, "data.root")
+        return self._arrays(*mnist.read_split(tree, self.kind, names), mnist.SETS[self.kind].classes)
 
 
-class Cifar10(DataConfig):
-    """CIFAR-10 from its binary version (folder or archive), or from image folders train/CLASS, test/CLASS (or archive)."""
+class Cifar(DataConfig):
+    """CIFAR-10 or CIFAR-100: binary or python version, or image folders train/CLASS, test/CLASS; a folder or an archive."""
 
-    kind: Literal["cifar10"] = "cifar10"
+    kind: cifar.CifarKind = "cifar10"
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32
 
     def build(self, split: Split) -> ImageData:
-        tree = open_tree(self._source(), "data.root")
-        batches = find_batches(tree, split, "data.root")
+        source = self._source()
+        cifar.check_archive(source, self.kind)
+        tree = open_tree(source, "data.root")
+        batches = cifar.find_batches(tree, self.kind, split, "data.root")
         if batches:
-            return self._arrays(*read_batches(tree, batches), CIFAR_CLASSES)
+            return self._arrays(*cifar.read_batches(tree, self.kind, batches), cifar.SETS[self.kind].classes)
         return self._files(tree, split)
 
 
@@ -106,12 +105,12 @@ class NoData(DataConfig):
         )
 
 
-AnyData = Annotated[Digits | Mnist | Cifar10 | Folder | Shards | NoData, Field(discriminator="kind")]
+AnyData = Annotated[Digits | Mnist | Cifar | Folder | Shards | NoData, Field(discriminator="kind")]
 
 
 def at_root(config: DataConfig, root: Path) -> DataConfig:
     """`config` reading from `root`: as shards of the same shape where `diffcli prep-data` prepared it."""
     if is_prepared(root) and not isinstance(config, Shards):
-        same = config.model_dump(include={"size", "channels", "flip", "in_memory", "captions"})
+        same = config.model_dump(include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions"})
         return Shards(root=root, **same)
     return type(config).model_validate(config.model_dump() | {"root": root})

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
+from diffcli.data.buckets import Framing
 from diffcli.data.files import ARCHIVE_ERRORS
-from diffcli.data.pixels import decode
+from diffcli.data.pixels import Place, decode
 
 Fields = dict[str, Tensor | list[str]]  # tensors (B, ...) and lists of B strings
 
@@ -27,7 +28,7 @@ class Column(Protocol):
 
 
 class ImageData(ABC):
-    """Images of one shape by index.
+    """Images by index; of one shape, but for the buckets of `framing`, which draws alone choose.
 
     classes: names of the classes, None where there are none. labels: int64 (N,) on the CPU, None where there are none.
     columns: what else there is, by field name.
@@ -45,13 +46,14 @@ class ImageData(ABC):
         self.classes = tuple(classes) if classes is not None else None
         self.columns = dict(columns or {})
         self.reads_images = True
+        self.framing = Framing(self.shape[1:])
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
-        """uint8 (B, C, H, W) for int64 indices (B,); draws as for `read`."""
+        """uint8 (B, C, H, W) for int64 indices (B,), with draws all of one bucket; draws as for `read`."""
 
     def select(self, fields: Collection[str]) -> "ImageData":
         """The same data, of which `read` gives these fields alone (and labels, which cost nothing)."""
@@ -118,7 +120,7 @@ class Encoded(Protocol):
 
 
 class FileImages(ImageData):
-    """Images decoded, cropped and resized when they are asked for."""
+    """Images decoded, cropped and resized when they are asked for. framing: how they are cut; None: at the centre."""
 
     def __init__(
         self,
@@ -127,29 +129,38 @@ class FileImages(ImageData):
         labels: Tensor | None = None,
         classes: Sequence[str] | None = None,
         columns: Mapping[str, Column] | None = None,
+        framing: Framing | None = None,
     ) -> None:
         super().__init__(shape, labels, classes, columns)
         self.files = files
+        self.framing = framing or self.framing
 
     def __len__(self) -> int:
         return len(self.files)
 
     def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
-        images = torch.empty(len(indices), *self.shape, dtype=torch.uint8)
-        for image, index in zip(images, indices.tolist(), strict=True):
-            image.copy_(torch.from_numpy(self._decode(index)))
-        return images
+        shape = ImageShape(self.shape.channels, *self.framing.size_of(indices, draws))
+        images = np.empty((len(indices), *shape), dtype=np.uint8)
+        places = self.framing.places(len(indices), draws)
+        for number, (index, at) in enumerate(zip(indices.tolist(), places, strict=True)):
+            images[number] = self._decode(index, shape, at)
+        return torch.from_numpy(images)
 
-    def _decode(self, index: int) -> np.ndarray:
+    def _decode(self, index: int, shape: ImageShape, at: Place) -> np.ndarray:
         name = self.files.name(index)
         try:
             data = self.files.read(index)
         except (OSError, *ARCHIVE_ERRORS) as error:
-            problem = f"image {name} cannot be read: {str(error) or type(error).__name__}"
-            raise UserError(problem, "check that the file is still there, and that its archive is whole") from error
-        return decode(data, name, self.shape)
+            raise unreadable(name, error) from error
+        return decode(data, name, shape, at=at)
 
     @property
     def bytes_in_memory(self) -> int:
         """What the decoded set would take."""
         return len(self) * self.shape.channels * self.shape.height * self.shape.width
+
+
+def unreadable(name: str, error: Exception) -> UserError:
+    """What the user is told of an image file whose bytes cannot be had."""
+    problem = f"image {name} cannot be read: {str(error) or type(error).__name__}"
+    return UserError(problem, "check that the file is still there, and that its archive is whole")

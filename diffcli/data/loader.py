@@ -2,7 +2,8 @@
 
 A run is one endless stream of samples. Position p = (step - 1) * batch_size + i lies in epoch p // N and reads image
 permutation(seed, epoch, N)[p % N]; everything random about it derives from (seed, p) or (seed, epoch, index). So resuming is
-exact, on any number of processes, a batch may straddle two epochs, and a set may be smaller than a batch.
+exact, on any number of processes, a batch may straddle two epochs, and a set may be smaller than a batch. Where images have
+buckets, an epoch is whole batches of one bucket each instead.
 """
 
 import os
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffcli import noise
 from diffcli.config import UserError
+from diffcli.data.buckets import Framing
 from diffcli.data.images import Fields, FileImages, ImageData, MemoryImages
 from diffcli.noise import Domain
 
@@ -65,6 +67,50 @@ class Stream:
         return Plan(torch.cat(indices), torch.arange(first, last), torch.cat(draws))
 
 
+class BucketStream:
+    """The endless order of a set in buckets, in batches of one bucket each.
+
+    In an epoch the images of each bucket, in the order of the epoch's permutation, are cut into whole batches, and the batches
+    of all buckets shuffled; the up to batch_size - 1 images that are left of a bucket sit this epoch out, others the next one.
+    Raises UserError where images would never be seen, because their bucket has less than a batch of them.
+    """
+
+    def __init__(self, seed: int, framing: Framing, batch_size: int) -> None:
+        assert framing.bucket is not None
+        self.seed, self.bucket, self.batch_size = seed, framing.bucket, batch_size
+        self.counts: list[int] = self.bucket.bincount(minlength=len(framing.buckets)).tolist()
+        for (height, width), count in zip(framing.buckets, self.counts, strict=True):
+            if 0 < count < batch_size:
+                raise UserError(
+                    f"data.buckets: {count} images are nearest to {height}x{width}, less than a batch of {batch_size}",
+                    f"take [{height}, {width}] out, so that they go to the next bucket, or lower train.batch_size",
+                )
+        self.batches = sum(count // batch_size for count in self.counts)  # in an epoch
+        self._epoch, self._order = -1, torch.empty(0, batch_size, dtype=torch.int64)
+
+    def order(self, epoch: int) -> Tensor:
+        """int64 (batches, batch_size): the images of each batch of an epoch."""
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return self._order
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        images = noise.permutation(self.seed, epoch, len(self.bucket))
+        groups = images[self.bucket[images].argsort(stable=True)].split(self.counts)
+        whole = torch.cat([group[: len(group) // self.batch_size * self.batch_size] for group in groups])
+        counters = torch.arange(self.batches) + len(self.bucket)  # those that the images' permutation leaves
+        shuffled = noise.derive(self.seed, Domain.ORDER, counters, epoch).argsort(stable=True)
+        return whole.view(-1, self.batch_size)[shuffled]
+
+    def plan(self, first: int, last: int) -> Plan:
+        """Positions first <= p < last, all within one batch."""
+        step = first // self.batch_size
+        epoch, number = divmod(step, self.batches)
+        start = step * self.batch_size
+        index = self.order(epoch)[number][first - start : last - start]
+        return Plan(index, torch.arange(first, last), drawn(self.seed, epoch, index))
+
+
 def drawn(seed: int, epoch: int, index: Tensor) -> Tensor:
     """What is random about images in an epoch, int64 (B,): it depends on (seed, epoch, index) alone."""
     return noise.derive(seed, Domain.AUGMENT, index, epoch)
@@ -90,11 +136,12 @@ def batches(
 ) -> Iterator[tuple[int, Batch]]:
     """Yields (step, batch) for step = first + 1 .. last, with this rank's share of each global batch of batch_size.
 
-    On `device`: image float32 (b, C, H, W) in [-1, 1], and the other fields of the data. On the CPU, so that a draw
-    made there never waits for a GPU: index (b,), position (b,), and stream (b,), the seed of each sample's own randomness.
+    On `device`: image float32 (b, C, H, W) in [-1, 1], of the size of one bucket where there are any, and the other fields of
+    the data. On the CPU, so that a draw made there never waits for a GPU: index (b,), position (b,), and stream (b,), the seed
+    of each sample's own randomness.
     workers: processes that decode files; sets in memory need none. Raises UserError where an image cannot be read.
     """
-    stream = Stream(seed, len(data))
+    stream = BucketStream(seed, data.framing, batch_size) if data.framing.buckets else Stream(seed, len(data))
     start, stop = share(batch_size, rank, world)
 
     def plans() -> Iterator[Plan]:
@@ -120,21 +167,20 @@ def mirror(batch: Batch, plan: Plan) -> None:
 
 
 def evaluation_batches(
-    data: ImageData, batch_size: int, device: torch.device, limit: int | None = None, workers: int = 0
+    data: ImageData, rows: Tensor, batch_size: int, device: torch.device, workers: int = 0
 ) -> Iterator[Batch]:
-    """The first `limit` images (all where it is None) in their order, nothing drawn: the fields of the data, and index."""
-    n = len(data) if limit is None else min(limit, len(data))
-    plans = (Plan(index, index, None) for index in torch.arange(n).split(batch_size) if len(index))
+    """The images of these rows, int64 (n,), in their order, nothing drawn: the fields of the data, and index."""
+    plans = (Plan(index, index, None) for index in rows.split(batch_size) if len(index))
     for plan, fields in _read_ahead(data, plans, device, workers):
         yield on_device(fields, device) | {"index": plan.indices}
 
 
 def held(data: FileImages, in_memory: bool | None) -> ImageData:
-    """`data` decoded into memory where `in_memory` says so, or says nothing and it takes at most 2 GiB.
+    """`data` decoded into memory where `in_memory` says so, or says nothing and it takes at most 2 GiB; if cropped one way.
 
     Decoded once, by as many processes as this rank has cores: small images spend their time in Python's lock, not in Pillow.
     """
-    if not (data.bytes_in_memory <= MEMORY_LIMIT if in_memory is None else in_memory):
+    if data.framing.drawn or not (data.bytes_in_memory <= MEMORY_LIMIT if in_memory is None else in_memory):
         return data
     images = torch.empty(len(data), *data.shape, dtype=torch.uint8)
     plans = (Plan(chunk, chunk, None) for chunk in torch.arange(len(data)).split(LOAD_CHUNK))

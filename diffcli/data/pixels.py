@@ -1,11 +1,16 @@
-"""From the bytes of an image file to uint8 pixels of one shape: upright, on white, centre-cropped, antialiased.
+"""From the bytes of an image file to uint8 pixels of one shape: upright, on white, cropped, antialiased.
 
 Decoding is Pillow's, limited to formats that are plain images (no PostScript, no interpreter behind it), so files from
-strangers are safe to open. Nothing here imports torch: the workers of prep-data start fast.
+strangers are safe to open. Of an animation the first frame is taken; colour profiles are ignored, as data sets and their
+published statistics ignore them; JPEGs are decoded at full size, since a reduced decode would give other pixels.
+Nothing here imports torch: the workers of prep-data start fast.
 """
 
 import io
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -19,6 +24,17 @@ SUFFIXES = frozenset(
 WITH_ALPHA = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 GREY = frozenset({"1", "L", "LA", "La"})
 SIXTEEN_BITS = 65535
+MAX_PIXELS = 178_956_970  # of one image, 512 MiB in RGB; more is a decompression bomb, not a photograph
+TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
+ROOM = (1 << 15) - 1  # places that a crop can have along an axis, less one
+
+NEAREST = Image.Resampling.NEAREST
+
+Place = tuple[float, float]
+"""Where a crop lies, down and across, in [0, 1] of the room that the image leaves it."""
+CENTRE: Place = (0.5, 0.5)
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half way to an error there is nothing to say
 
 
 class BrokenImage(UserError):
@@ -32,21 +48,55 @@ class BrokenImage(UserError):
         self.name, self.reason = name, reason
 
 
-def open_image(data: bytes, name: str) -> Image.Image:
+def open_image(data: bytes, name: str, flat: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
     """The decoded image, mode L where the file is grey and RGB otherwise, EXIF orientation applied, alpha on white.
 
-    name: the file as the user knows it, for the error. Raises BrokenImage for anything that is not a whole image.
+    name: the file as the user knows it, for the error. flat: what makes the mode L or RGB, where it is not `flatten`.
+    Raises BrokenImage for anything that is not a whole image.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_pixels(image)
         image.load()
         with suppress(Exception):  # garbled EXIF is common in photographs whose pixels are whole
             ImageOps.exif_transpose(image, in_place=True)
-        return flatten(image)
-    except UnidentifiedImageError as error:  # its own text holds a memory address
-        raise BrokenImage(name, f"it is none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # Pillow's parsers raise nearly anything on garbled files, decompression bombs included
-        raise BrokenImage(name, str(error).removesuffix(".") or type(error).__name__) from error
+        return (flat or flatten)(image)
+    except Exception as error:  # Pillow's parsers raise nearly anything on garbled files
+        raise _broken(name, error) from error
+
+
+def read_size(file: IO[bytes], name: str) -> tuple[int, int]:
+    """(height, width) of an image as `open_image` gives it, from its header alone. Raises BrokenImage."""
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            _check_pixels(image)
+            turned = _orientation(image) in TURNED
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # as in open_image
+        raise _broken(name, error) from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a camera was held, 1 (upright) to 8."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as in open_image
+        return 1
+
+
+def _broken(name: str, error: Exception) -> BrokenImage:
+    match error:
+        case UnidentifiedImageError():  # its own text holds a memory address
+            return BrokenImage(name, f"it is none of {', '.join(FORMATS)}")
+        case Image.DecompressionBombError():
+            return BrokenImage(name, f"it has more than {MAX_PIXELS:,} pixels, a decompression bomb")
+        case _:
+            return BrokenImage(name, str(error).removesuffix(".") or type(error).__name__)
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -66,8 +116,18 @@ def flatten(image: Image.Image) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def fit(image: Image.Image, shape: ImageShape, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
-    """uint8 (C, H, W): shorter side resized, centre cropped, in one antialiased resampling; grey <-> RGB as asked.
+def place(draw: int) -> Place:
+    """A random crop's place, from the draw of a sample: bits 33 to 62, which no other choice looks at."""
+    return (draw >> 33 & ROOM) / ROOM, (draw >> 48 & ROOM) / ROOM
+
+
+def fit(
+    image: Image.Image,
+    shape: ImageShape,
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+    at: Place = CENTRE,
+) -> np.ndarray:
+    """uint8 (C, H, W): shorter side resized, cropped there, in one antialiased resampling; grey <-> RGB as asked.
 
     Resampling straight from the crop's box avoids rounding the intermediate size to whole pixels.
     """
@@ -76,7 +136,7 @@ def fit(image: Image.Image, shape: ImageShape, resampling: Image.Resampling = Im
     if image.size != (shape.width, shape.height):
         scale = min(image.width / shape.width, image.height / shape.height)  # source pixels for one of ours
         width, height = min(shape.width * scale, image.width), min(shape.height * scale, image.height)
-        left, top = (image.width - width) / 2, (image.height - height) / 2
+        top, left = (image.height - height) * at[0], (image.width - width) * at[1]
         box = (left, top, min(left + width, image.width), min(top + height, image.height))
         image = image.resize((shape.width, shape.height), resampling, box=box)
     return channels_first(image)
@@ -84,8 +144,9 @@ def fit(image: Image.Image, shape: ImageShape, resampling: Image.Resampling = Im
 
 def channels_first(image: Image.Image) -> np.ndarray:
     """uint8 (C, H, W) of a mode L or RGB image."""
-    array = np.array(image)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    if image.mode == "L":
+        return np.array(image)[None]
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
@@ -96,11 +157,7 @@ def to_image(pixels: np.ndarray) -> Image.Image:
 def is_plain_jpeg(data: bytes) -> bool:
     """Whether a file that decodes is a JPEG whose pixels need no change: grey or RGB, and stored upright."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        try:
-            upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        except Exception:  # as in open_image
-            upright = False
-        return image.format == "JPEG" and image.mode in ("L", "RGB") and upright
+        return image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1
 
 
 def to_png(image: Image.Image) -> bytes:
@@ -112,9 +169,15 @@ def to_png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def decode(data: bytes, name: str, shape: ImageShape) -> np.ndarray:
+def decode(
+    data: bytes,
+    name: str,
+    shape: ImageShape,
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+    at: Place = CENTRE,
+) -> np.ndarray:
     """uint8 (C, H, W) of an encoded image file in the shape asked for. Raises BrokenImage."""
-    return fit(open_image(data, name), shape)
+    return fit(open_image(data, name), shape, resampling, at)
 
 
 def fit_all(images: np.ndarray, shape: ImageShape) -> np.ndarray:

@@ -1,43 +1,203 @@
-"""A prepared set as data of a preset: what `diffcli prep-data` wrote, read by random access."""
+"""Prepared sets as data of a preset: what `diffcli prep-data` wrote, read by random access, several of them as one."""
 
-from typing import Literal, assert_never
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal, NamedTuple, Self, assert_never
 
+import torch
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.data.buckets import Framing
 from diffcli.data.columns import Pictures, Texts, Vectors
 from diffcli.data.dataset import DataConfig, no_split
-from diffcli.data.images import Column, FileImages, ImageData
+from diffcli.data.images import Column, Encoded, FileImages, ImageData
 from diffcli.data.listing import Split
 from diffcli.data.loader import held
-from diffcli.data.shards import FieldNote, ShardFiles, open_shards
+from diffcli.data.shards import FieldNote, PreparedSet, ShardFiles, open_shards
 
 
 class Shards(DataConfig):
-    """A set that `diffcli prep-data` wrote, read by random access. verify: check the digest of every shard first."""
+    """A set that `diffcli prep-data` wrote, read by random access. verify: check the digest of every shard first.
+
+    more: further prepared sets of the same kind of images, joined to that of root in this order. validation: a prepared set that
+    serves as split `test`: its own split of that name, or else its training images.
+    """
 
     kind: Literal["shards"] = "shards"
     verify: bool = False
+    more: tuple[Path, ...] = ()
+    validation: Path | None = None
+
+    def absolute(self) -> Self:
+        paths = {"root": self.root, "validation": self.validation}
+        update = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
+        return self.model_copy(update=update | {"more": tuple(path.expanduser().absolute() for path in self.more)})
 
     def build(self, split: Split) -> ImageData:
-        source = self._source()
-        prepared = open_shards(source, "data.root")
-        if split not in prepared.splits:
-            raise no_split(split, list(prepared.splits), f"data.root '{source}'")
-        files = ShardFiles(source, prepared, split)
+        sets = self._sets(split)
+        parts = [ShardFiles(found.root, found.prepared, found.split) for found in sets]
         if self.verify:
-            files.verify()
-        pairs = {name: self._column(files.field(name), note) for name, note in prepared.fields.items()}
-        columns = {name: column for name, column in pairs.items() if column}
-        images = FileImages(files, self.shape, files.labels, prepared.classes, columns)
+            for part in parts:
+                part.verify()
+        classes = sets[0].classes
+        labels = None if classes is None else torch.cat([part.labels for part in parts if part.labels is not None])
+        framing = self._framing(split, lambda: _sides(sets, parts))
+        notes = {name: note for found in reversed(sets) for name, note in found.prepared.fields.items()}
+        columns = {
+            name: self._column(name, note, sets, parts, framing)
+            for name, note in notes.items()
+            if note.kind != "video"  # kept for tasks of clips; the image is their first frame
+        }
+        images = FileImages(joined(parts), self.shape, labels, classes, columns, framing)
         return self._captioned(held(images, self.in_memory))
 
-    def _column(self, files: ShardFiles, note: FieldNote) -> Column | None:
+    def _sets(self, split: Split) -> list["Found"]:
+        """The sets that make up a split, in order. Raises UserError where there are none, or two contradict each other."""
+        first = _find("data.root", self._source(), split)
+        if split == "test" and self.validation is not None:
+            found = [_find("data.validation", self.validation, split)._replace(classes=first.classes)]
+            if "test" not in found[0].prepared.splits:
+                found = [found[0]._replace(split="train")]
+            agree(first, found[0])
+            return found
+        sets = [first, *(_find(f"data.more.{i}", path, split) for i, path in enumerate(self.more))]
+        for other in sets[1:]:
+            agree(first, other)
+        there = [found for found in sets if split in found.prepared.splits]
+        lacking = [found for found in sets if split not in found.prepared.splits]
+        if lacking and (split == "train" or not there):
+            raise no_split(split, list(lacking[0].prepared.splits), lacking[0].shown)
+        return [found._replace(classes=first.classes) for found in there]
+
+    def _column(
+        self, name: str, note: FieldNote, sets: list["Found"], parts: list[ShardFiles], framing: Framing
+    ) -> Column:
+        there = [name in found.prepared.fields for found in sets]
+        if not all(there):
+            return Lacking(name, sets[there.index(False)].shown, sets[there.index(True)].shown)
+        files = joined([part.field(name) for part in parts])
         match note.kind:
             case "text":
                 return Texts(files)
             case "vector":
                 return Vectors(files)
             case "picture":
-                return Pictures(files, self.shape._replace(channels=1))
+                return Pictures(files, self.shape._replace(channels=1), framing)
             case "video":
-                return None  # its middle frame is the image; nothing trains on the clip itself yet
+                raise AssertionError("clips are no column of images")
             case never:
                 assert_never(never)
+
+
+class Found(NamedTuple):
+    """A prepared set at the place that a key names, and which split of it is read. classes: those of the set of data.root."""
+
+    key: str
+    root: Path
+    prepared: PreparedSet
+    split: Split
+    classes: tuple[str, ...] | None
+
+    @property
+    def shown(self) -> str:
+        return f"{self.key} '{self.root}'"
+
+
+class Joined:
+    """The encoded files of several sets, end to end."""
+
+    def __init__(self, parts: Sequence[Encoded]) -> None:
+        self.parts = tuple(parts)
+        self.ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def name(self, index: int) -> str:
+        part, own = self._part(index)
+        return part.name(own)
+
+    def read(self, index: int) -> bytes:
+        part, own = self._part(index)
+        return part.read(own)
+
+    def _part(self, index: int) -> tuple[Encoded, int]:
+        number = bisect_right(self.ends, index)
+        return self.parts[number], index - (self.ends[number - 1] if number else 0)
+
+
+class Lacking:
+    """A field that not all of the joined sets have: no matter until a task reads it."""
+
+    def __init__(self, name: str, without: str, having: str) -> None:
+        self.name, self.without, self.having = name, without, having
+
+    def read(self, indices: Tensor, draws: Tensor | None) -> list[str]:
+        raise UserError(
+            f"{self.without} has no field '{self.name}', which {self.having} has and the task reads",
+            "prepare it with what the other was prepared with (captions, masks or --embed), or leave one of the two out",
+        )
+
+
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """Several sets of files as one."""
+    return parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def agree(first: Found, other: Found) -> None:
+    """Raises UserError that names both sets where they cannot be one: other channels, classes or embeddings."""
+    one, two = first.prepared, other.prepared
+    told = [("channels", str(one.channels), str(two.channels))]
+    if one.classes is not None:
+        told.append(("classes", _listed(one.classes), _listed(two.classes)))
+    for name in one.fields.keys() & two.fields.keys():
+        told.append((f"the field {name}", *_notes(one.fields[name], two.fields[name])))
+    for what, mine, theirs in told:
+        if mine != theirs:
+            raise UserError(
+                f"{first.shown} and {other.shown} cannot be one set: {what} {mine} against {theirs}",
+                f"prepare both alike, or leave {other.key.removesuffix('.0')} out",
+            )
+
+
+def _find(key: str, root: Path, split: Split) -> Found:
+    root = root.expanduser()
+    prepared = open_shards(root, key)
+    return Found(key, root, prepared, split, prepared.classes)
+
+
+def _listed(classes: tuple[str, ...] | None) -> str:
+    """Class names in few words, the same for the same names."""
+    if not classes:
+        return "none"
+    digest = hashlib.sha256("\0".join(classes).encode()).hexdigest()[:8]
+    return (
+        ", ".join(classes) if len(classes) < 5 else f"{len(classes)} ({classes[0]} to {classes[-1]}, digest {digest})"
+    )
+
+
+def _notes(one: FieldNote, two: FieldNote) -> tuple[str, str]:
+    """What must be the same of a field, by the digest of the encoder's weights where both are known, else by its name."""
+    both = one.sha256 is not None and two.sha256 is not None
+    return _told(one, both), _told(two, both)
+
+
+def _told(note: FieldNote, digest: bool) -> str:
+    encoder = f"of the encoder {note.encoder}" if note.encoder else ""
+    parts = [note.kind, f"{note.width} wide" if note.width else "", f"weights {note.sha256}" if digest else encoder]
+    return " ".join(filter(None, parts))
+
+
+def _sides(sets: Sequence[Found], parts: Sequence[ShardFiles]) -> Tensor:
+    """int64 (N, 2): height and width of every image, as the indexes tell."""
+    for found, part in zip(sets, parts, strict=True):
+        if not bool(part.sides.all()):
+            raise UserError(
+                f"{found.shown} was prepared by a version that noted no sizes, which data.buckets needs",
+                "run `diffcli prep-data` again, into another folder",
+            )
+    return torch.cat([part.sides for part in parts])

@@ -101,15 +101,13 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> N
 
 def resolved(preset: Preset, device: torch.device) -> Preset:
     """The preset with what depends on machine and folder decided, so that a run resumed from anywhere decides the same."""
-    train, data = preset.train, preset.data
+    train = preset.train
     if train.precision == "auto":
         train = train.model_copy(update={"precision": auto_precision(device)})
-    if data.root is not None:
-        data = data.model_copy(update={"root": data.root.expanduser().absolute()})
     guide = preset.guide.model_copy(
         update={name: path.expanduser().absolute() for name, path in preset.guide.models.items()}
     )
-    return preset.model_copy(update={"train": train, "data": data, "guide": guide})
+    return preset.model_copy(update={"train": train, "data": preset.data.absolute(), "guide": guide})
 
 
 def place(task: Task, device: torch.device, precision: str) -> Task:

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffcli import noise
 from diffcli.config import ImageShape, UserError
 from diffcli.data import loader
-from diffcli.data.datasets import Cifar10
+from diffcli.data.datasets import Cifar
 from diffcli.data.images import FileImages, MemoryImages
 from diffcli.data.loader import batches, drawn, evaluation_batches, held, to_float
 from diffcli.noise import Domain
@@ -181,12 +181,12 @@ def test_the_global_random_state_is_left_alone():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_goes_through_the_set_in_order(workers: int):
     data = files(7)
-    found = list(evaluation_batches(data, 3, CPU, workers=workers))
+    found = list(evaluation_batches(data, torch.arange(7), 3, CPU, workers=workers))
     assert [batch["index"].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6]]
     assert torch.equal(torch.cat([batch["image"] for batch in found]), to_float(numbered(7).images))
-    assert [len(batch["label"]) for batch in evaluation_batches(data, 3, CPU, limit=4)] == [3, 1]
-    assert [len(batch["label"]) for batch in evaluation_batches(data, 3, CPU, limit=99)] == [3, 3, 1]
-    assert list(evaluation_batches(data, 3, CPU, limit=0)) == []
+    assert [len(batch["label"]) for batch in evaluation_batches(data, torch.arange(4), 3, CPU)] == [3, 1]
+    assert [batch["index"].tolist() for batch in evaluation_batches(data, torch.tensor([6, 0]), 3, CPU)] == [[6, 0]]
+    assert list(evaluation_batches(data, torch.arange(0), 3, CPU)) == []
 
 
 @pytest.mark.parametrize("worth", [1, 1000])
@@ -240,8 +240,8 @@ def zipped(tmp_path: Path) -> Path:
 
 def test_workers_do_not_share_their_place_in_a_zip(zipped: Path):
     """Forked processes share the position of a file that their parent opened."""
-    data = Cifar10(root=zipped, size=8, in_memory=False).build("train")
-    found = list(evaluation_batches(data, 10, CPU, workers=4))
+    data = Cifar(root=zipped, size=8, in_memory=False).build("train")
+    found = list(evaluation_batches(data, torch.arange(800), 10, CPU, workers=4))
     assert torch.equal(torch.cat([batch["image"] for batch in found]), to_float(torch.from_numpy(pixels(800, 3, 8, 8))))
 
 
@@ -249,7 +249,7 @@ def test_a_zip_is_held_in_memory_by_several_processes(zipped: Path, monkeypatch:
     monkeypatch.setattr(loader, "WORTH_WORKERS", 800)
     monkeypatch.setattr(loader, "LOAD_CHUNK", 10)
     monkeypatch.setattr(loader, "_cores", lambda: 4)
-    data = Cifar10(root=zipped, size=8, in_memory=True).build("train")
+    data = Cifar(root=zipped, size=8, in_memory=True).build("train")
     assert isinstance(data, MemoryImages)
     assert torch.equal(data.images, torch.from_numpy(pixels(800, 3, 8, 8)))
 
@@ -310,6 +310,6 @@ def test_a_garbled_member_of_a_zip_is_the_users_error_in_a_worker(zipped: Path):
     where = garbled.index(b"train/a/0005.png", start) - 46
     garbled[where + 10] = 97  # ... and in the directory
     zipped.write_bytes(garbled)
-    data = Cifar10(root=zipped, size=8, in_memory=False).build("train")
+    data = Cifar(root=zipped, size=8, in_memory=False).build("train")
     with pytest.raises(UserError, match=r"set\.zip/train/a/0005\.png cannot be read: .*compression"):
-        list(evaluation_batches(data, 10, CPU, limit=10, workers=1))
+        list(evaluation_batches(data, torch.arange(10), 10, CPU, workers=1))

@@ -1,0 +1,54 @@
+"""How images are cut to size: all alike, or each to the bucket of its aspect ratio, a batch being of one bucket.
+
+Buckets and random crops belong to training, where every sample has a draw. Read without draws, as previews, validation and
+scores are, every image has the one size of the set, cropped at its centre.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffcli.data.pixels import CENTRE, Place, place
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+class Framing(NamedTuple):
+    """How the images of a set are cut. size: of all of them; buckets: sizes in training instead; bucket: int64 (N,) into them."""
+
+    size: Size
+    random: bool = False
+    buckets: tuple[Size, ...] = ()
+    bucket: Tensor | None = None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether an image looks another way in another epoch, or has another size in training: it cannot be kept decoded."""
+        return self.random or bool(self.buckets)
+
+    def size_of(self, indices: Tensor, draws: Tensor | None) -> Size:
+        """The one size of these images."""
+        if self.bucket is None or draws is None or not len(indices):
+            return self.size
+        chosen = self.bucket[indices]
+        assert (chosen == chosen[0]).all(), "a batch of several buckets"
+        return self.buckets[int(chosen[0])]
+
+    def places(self, count: int, draws: Tensor | None) -> Sequence[Place]:
+        """Where the crop of each of `count` images lies."""
+        if not self.random or draws is None:
+            return [CENTRE] * count
+        return [place(draw) for draw in draws.tolist()]
+
+
+def nearest(sides: Tensor, buckets: Sequence[Size]) -> Tensor:
+    """int64 (N,): for images of these (height, width), int64 (N, 2), the bucket whose log aspect ratio is nearest."""
+    return (aspects(sides)[:, None] - aspects(torch.tensor(buckets))).abs().argmin(1)
+
+
+def aspects(sides: Tensor) -> Tensor:
+    """float64 (N,): log(width / height) for (height, width), int64 (N, 2)."""
+    return sides.double().log().diff(dim=1)[:, 0]
