@@ -1,0 +1,195 @@
+"""Tables that say what belongs to each image: .csv, .tsv, .jsonl, .json and .parquet, the first four also with .gz.
+
+Read row by row, so that a table of any length fits. A row that cannot be read says why and never stops the rest:
+UTF-8 is expected (UTF-16 with its mark is understood), and every row that holds something else is a fault of its own.
+"""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import PurePath
+from typing import IO, Any, NamedTuple
+
+from diffcli.config import UserError, did_you_mean
+from diffcli.data.files import ARCHIVE_ERRORS, Location, open_location
+
+MAX_FIELD = 1 << 20  # characters; the rest of a table behind a quote that never closes is longer
+MAX_LINE = 1 << 24  # characters; what is no table may have lines without end
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Row(NamedTuple):
+    """A row of a table. line: its number in the file (of a .parquet: of the row); fault: why it cannot be used, or empty."""
+
+    line: int
+    cells: dict[str, Any]
+    fault: str = ""
+
+    def texts(self, column: str) -> tuple[str, ...]:
+        """The values of a cell that may hold one text or a list of them."""
+        return texts(self.cells.get(column))
+
+
+class Table:
+    """A table. shown: as the user knows it. columns: their names; of JSON, the keys of its first object.
+
+    Raises UserError, then and while rows are read, where the file is not such a table.
+    """
+
+    def __init__(self, location: Location, shown: str) -> None:
+        self.location, self.shown = location, shown
+        name = PurePath(shown)
+        packed = name.suffix.lower() == ".gz"
+        suffix = PurePath(name.stem if packed else name).suffix.lower()
+        if suffix not in READERS:
+            raise UserError(f"{shown} is no table that can be read", f"give a file {', '.join(READERS)}")
+        self.packed, self.reader = packed, READERS[suffix]
+        first = next((row for row in self.rows() if not row.fault), None)
+        if first is None:
+            raise UserError(f"{shown} has no rows", "give the whole table, with its header")
+        self.columns = tuple(first.cells)
+
+    def rows(self) -> Iterator[Row]:
+        """Every row in order."""
+        with _reading(self.shown), open_location(self.location) as raw:
+            stream: Any = gzip.GzipFile(fileobj=raw) if self.packed else raw
+            yield from self.reader(stream)
+
+    def column(self, given: str | None, flag: str, usual: Sequence[str]) -> str:
+        """The name of a column: the one that was given with a flag, else the first of the usual names that is there."""
+        lower = {column.lower(): column for column in reversed(self.columns)}
+        if given is None:
+            found = next((lower[name] for name in usual if name in lower), None)
+            problem = f"{self.shown} has no column {' or '.join(usual)}"
+        else:
+            found = given if given in self.columns else lower.get(given.lower())
+            problem = f"{flag} is '{given}', which {self.shown} does not have"
+        if found is None:
+            listed = did_you_mean(given or usual[0], self.columns)
+            raise UserError(f"{problem}; it has {', '.join(self.columns)}", f"type {flag} NAME: {listed}")
+        return found
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """The texts in a value of JSON or of a table: itself, or those of a list; numbers become texts."""
+    if isinstance(value, list | tuple):
+        return tuple(text for item in value for text in texts(item))
+    if isinstance(value, str):
+        return (value,)
+    return () if value is None or isinstance(value, dict | bool) else (str(value),)
+
+
+def decoded(data: bytes) -> str:
+    """The text of a small file in UTF-8, or in UTF-16 where its mark says so. Raises UnicodeDecodeError."""
+    return data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig")
+
+
+def _csv(stream: IO[bytes]) -> Iterator[Row]:
+    """Comma-separated values with a header; quoted fields may hold commas, quotes and line ends. Semicolons pass, too."""
+    lines = _lines(stream)
+    header = next(lines, "")
+    delimiter = max(",;\t", key=header.count)
+    yield from _separated(csv.reader(chain([header], lines), delimiter=delimiter))
+
+
+def _tsv(stream: IO[bytes]) -> Iterator[Row]:
+    """Tab-separated values with a header. Quotes begin captions there, and do not hide tabs or line ends.
+
+    A field that is wholly wrapped in quotes, those inside doubled, is unwrapped: a spreadsheet wrote it.
+    """
+    yield from _separated(csv.reader(_lines(stream), delimiter="\t", quoting=csv.QUOTE_NONE), _unquoted)
+
+
+def _separated(reader: Any, clean: Callable[[str], str] = str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_FIELD)
+    try:
+        columns = [clean(cell).strip() for cell in next(reader, [])]
+        for cells in reader:
+            if not cells:
+                continue
+            fault = "" if len(cells) <= len(columns) else f"it has {len(cells)} fields, not {len(columns)}"
+            fault = fault or _encoding_fault("".join(cells))
+            yield Row(reader.line_num, dict(zip(columns, map(clean, cells), strict=False)), fault)
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}, perhaps a quote that never closes") from error
+
+
+def _unquoted(cell: str) -> str:
+    inner = cell[1:-1].replace('""', "")
+    wrapped = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner
+    return cell[1:-1].replace('""', '"') if wrapped else cell
+
+
+def _jsonl(stream: IO[bytes]) -> Iterator[Row]:
+    for number, line in enumerate(_lines(stream), start=1):
+        if not line.strip():
+            continue
+        fault = _encoding_fault(line)
+        try:
+            cells = {} if fault else json.loads(line)
+        except (ValueError, RecursionError) as error:
+            cells, fault = {}, f"it is not JSON ({error})"
+        if not isinstance(cells, dict):
+            cells, fault = {}, "it is not a JSON object"
+        yield Row(number, cells, fault)
+
+
+def _json(stream: IO[bytes]) -> Iterator[Row]:
+    rows = json.loads(decoded(stream.read()))
+    if not isinstance(rows, list):
+        raise ValueError("it is not a list of objects")
+    for number, cells in enumerate(rows, start=1):
+        whole = isinstance(cells, dict)
+        yield Row(number, cells if whole else {}, "" if whole else "it is not a JSON object")
+
+
+def _parquet(stream: IO[bytes]) -> Iterator[Row]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        hint = "pip install 'diffcli[download]', or give the table as .csv or .jsonl"
+        raise UserError("tables in .parquet need pyarrow, which is not installed", hint) from error
+    number = 0
+    with parquet.ParquetFile(stream) as file:
+        for batch in file.iter_batches(4096):
+            for cells in batch.to_pylist():
+                number += 1
+                yield Row(number, cells)
+
+
+READERS: dict[str, Callable[[IO[bytes]], Iterator[Row]]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".parquet": _parquet,
+}
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines with their ends; what is not UTF-8 is kept as lone surrogates, to be found in its row."""
+    buffered: Any = stream if hasattr(stream, "peek") else io.BufferedReader(stream)  # type: ignore[type-var]
+    encoding = "utf-16" if buffered.peek(2)[:2] in UTF16_MARKS else "utf-8-sig"
+    text = io.TextIOWrapper(buffered, encoding, errors="surrogateescape", newline="")
+    while line := text.readline(MAX_LINE):
+        yield line
+
+
+def _encoding_fault(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "it is not UTF-8"
+    return ""
+
+
+@contextmanager
+def _reading(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RecursionError, *ARCHIVE_ERRORS) as error:
+        raise UserError(f"{shown} cannot be read: {error}", "mend it, or take a fresh copy") from error
