@@ -62,13 +62,29 @@ Ckpt = Annotated[Path, typer.Option("--ckpt", help="Run directory, checkpoint fo
 N = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Number of images in all.", show_default="16; one a class with --class all, one an --image"
+        min=1,
+        help="Number of images in all.",
+        show_default="16; one a class with --class all, one a --prompt or --image",
     ),
 ]
 FewN = Annotated[
     int | None,
     typer.Option(
-        "--n", min=1, help="Images side by side.", show_default="1; one a class with --class all, one an --image"
+        "--n",
+        min=1,
+        help="Images side by side.",
+        show_default="1; one a class with --class all, one a --prompt or --image",
+    ),
+]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT", help="What to draw, in words; repeatable.", show_default="none"),
+]
+Prompts = Annotated[Path | None, typer.Option(help="File of further prompts, UTF-8, one a line.", show_default="none")]
+Captions = Annotated[
+    bool,
+    typer.Option(
+        "--captions/--no-captions", help="Write prompt or class name (in ASCII) under each image of a .png grid."
     ),
 ]
 Class = Annotated[str | None, typer.Option("--class", help="ID, NAME, all (in turn) or random.", show_default="all")]

@@ -9,6 +9,7 @@ import typer
 from diffcli import session
 from diffcli.cli_options import (
     BatchSize,
+    Captions,
     Ckpt,
     Class,
     Device,
@@ -23,6 +24,8 @@ from diffcli.cli_options import (
     N,
     Nproc,
     Out,
+    Prompt,
+    Prompts,
     SamplerOption,
     SamplerSet,
     Seed,
@@ -73,6 +76,8 @@ def sample(
     out: Out = Path("samples.png"),
     n: N = None,
     labels: Class = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
     seed: Seed = 0,
     sampler: SamplerOption = None,
     steps: Steps = None,
@@ -83,6 +88,7 @@ def sample(
     mask: Mask = None,
     strength: Strength = None,
     interpolate: Interpolate = None,
+    captions: Captions = False,
     batch_size: BatchSize = 64,
     ema: Ema = True,
     device: DeviceOption = Device.auto,
@@ -92,17 +98,20 @@ def sample(
     from diffcli.console import track
     from diffcli.engine import output
     from diffcli.engine.distributed import Launch
+    from diffcli.engine.prompts import read_prompts
     from diffcli.engine.sample import draw
 
-    edit = {"images": tuple(image or ()), "mask": mask, "strength": strength, "interpolate": interpolate}
+    edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
+    edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, (".png", ".npz"), folder_allowed=True)
+    output.check_captions(out, captions)
 
     def work(group: "Group") -> None:
         req = session.open_request(ckpt, options, group, ema)
         drawn = draw(req, group)
         if group.leads:
-            output.write(out, track(drawn, req.n, "sampling"), req.describe())
+            output.write(out, track(drawn, req.n, "sampling"), req.describe(), req.captions() if captions else None)
             print(out)
         else:
             list(drawn)
@@ -115,6 +124,8 @@ def gif(
     out: Out = Path("denoise.gif"),
     n: FewN = None,
     labels: Class = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
     seed: Seed = 0,
     sampler: SamplerOption = None,
     steps: Steps = None,
@@ -139,9 +150,11 @@ def gif(
     from diffcli.engine import output
     from diffcli.engine import sample as engine
     from diffcli.engine.distributed import Launch
+    from diffcli.engine.prompts import read_prompts
 
-    shown = 1 if n is None and labels != "all" and not image else n
-    edit = {"images": tuple(image or ()), "mask": mask, "strength": strength}
+    texts = read_prompts(prompt or (), prompts)
+    shown = 1 if n is None and labels != "all" and not image and not texts else n
+    edit = {"images": tuple(image or ()), "mask": mask, "strength": strength, "prompts": texts}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
 
@@ -169,7 +182,7 @@ def fid(
     ref: Annotated[str | None, typer.Option(help="The reference.", show_default="the run's own training data")] = None,
     n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
     metrics: Annotated[
-        str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy; or bpd.")
+        str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy; or bpd; of a prior cosine, mse, retrieval.")
     ] = "fid",
     features: Annotated[
         str | None,

@@ -59,6 +59,7 @@ def check_weaker(weaker: Model, model: Model) -> None:
         "schedule keys": (_task(m).schedule for m in (weaker, model)),
         "the codec": (_task(m).codec for m in (weaker, model)),
         "the classes": (class_count(_task(m)) for m in (weaker, model)),
+        "the conditions": (", ".join(sorted(m.task.reads - {"image"})) or "none" for m in (weaker, model)),
     }
     for what, (one, other) in pairs.items():
         if one != other:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.engine.images import grid, write_png
+from diffcli.engine.images import captioned, grid, write_png
 from diffcli.engine.sample import Drawn
 
 ANIMATIONS = (".gif", ".mp4", ".webp")
@@ -41,8 +41,19 @@ def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) ->
         ) from error
 
 
-def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) -> None:
-    """Writes all images to `path` as its name says, then the sidecar. Refuses a folder that would keep other images."""
+def check_captions(path: Path, captions: bool) -> None:
+    """Raises UserError for --captions where no grid is written."""
+    if captions and path.suffix != ".png":
+        raise UserError(f"--captions with --out {path}: only a grid has captions", "end --out in .png, or leave it out")
+
+
+def write(
+    path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any], captions: Sequence[str] | None = None
+) -> None:
+    """Writes all images to `path` as its name says, then the sidecar. Refuses a folder that would keep other images.
+
+    captions: what to write under the images of a grid.
+    """
     names = [f"{i:06d}.png" for i in range(description["n"])]
     stale = [] if path.suffix else sorted({p.name for p in path.glob("*.png")} - set(names))
     if stale:
@@ -55,8 +66,9 @@ def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) ->
             write_npz(path, drawn)
         elif path.suffix == ".png":
             images = torch.cat([d.images for d in drawn])
+            cells = images if captions is None else captioned(images, captions)
             with whole(path) as partial:
-                write_png(partial, grid(images, columns_for(description)))
+                write_png(partial, grid(cells, columns_for(description)))
         else:
             for name, image in zip(names, images_of(drawn), strict=True):
                 write_png(path / name, image.permute(1, 2, 0).numpy())
@@ -68,13 +80,16 @@ def write(path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any]) ->
 
 
 def columns_for(description: Mapping[str, Any]) -> int | None:
-    """How many columns say most: a way between two images is one row, labels that cycle put each class in its own column."""
+    """How many columns say most: a way between two images is one row; classes or prompts that cycle have a column each."""
     way, classes = description.get("interpolate") or 0, len(description.get("class_names") or ())
     if 1 < way <= WIDEST:
         return int(way)
     labels = description.get("labels") or []
-    cycles = 1 < classes <= WIDEST and len(labels) >= classes and labels[:classes] == list(range(classes))
-    return classes if cycles else None
+    if 1 < classes <= WIDEST and len(labels) >= classes and labels[:classes] == list(range(classes)):
+        return classes
+    prompts = description.get("prompts") or []
+    different = len(set(prompts))
+    return different if 1 < different <= WIDEST and len(prompts) > different else None
 
 
 def write_npz(path: Path, drawn: Iterable[Drawn]) -> None:

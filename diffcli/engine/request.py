@@ -21,10 +21,12 @@ from diffcli.engine import guides
 from diffcli.engine.distributed import Group
 from diffcli.engine.editing import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.model import Model
+from diffcli.engine.prompts import ANY, choose_prompts, prompt_fields
 from diffcli.noise import Domain, Noise
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
 from diffcli.tasks.guide import Guide, check_guide
+from diffcli.tasks.prior import DiffusionPriorConfig
 
 DEFAULT_N = 16
 FEW_CLASSES = 20  # that a hint can still list
@@ -35,6 +37,7 @@ class SampleOptions(EditOptions):
 
     n: int | None = Field(None, ge=1)
     labels: str | None = None  # ID, NAME, all or random
+    prompts: tuple[str, ...] = ()
     seed: int = Field(0, ge=0)
     sampler: str | None = None
     steps: int | None = Field(None, ge=1)
@@ -73,6 +76,7 @@ class Request:
     n: int
     seed: int
     labels: Tensor | None  # int64 (n,)
+    prompts: list[str] | None  # n of them
     sampler: Sampler
     guidance: float
     batch_size: int
@@ -91,11 +95,20 @@ class Request:
         """The sampler for as much of its walk as is made."""
         return self.edit.sampler(self.sampler, self.task)
 
-    def batch(self, rows: range) -> dict[str, Tensor]:
+    def batch(self, rows: range) -> dict[str, Tensor | list[str]]:
         """The condition of images `rows`, as fields of a batch."""
-        if self.labels is None:
-            return {}
-        return {"label": self.labels[rows.start : rows.stop].to(self.task.device)}
+        texts = [ANY] * len(rows) if self.prompts is None else self.prompts[rows.start : rows.stop]
+        label = {} if self.labels is None else {"label": self.labels[rows.start : rows.stop].to(self.task.device)}
+        return label | prompt_fields(self.model, texts)
+
+    def captions(self) -> list[str]:
+        """What stands under each image: its prompt, the name of its class, or both. Raises UserError where it has neither."""
+        names = self.model.classes
+        labels = [] if self.labels is None else [names[i] if names else f"class {i}" for i in self.labels.tolist()]
+        told = [parts for parts in (self.prompts, labels) if parts]
+        if not told:
+            raise UserError(f"--captions: images of {self.model.path} have no prompt or class", "leave --captions out")
+        return [" / ".join(parts) for parts in zip(*told, strict=True)]
 
     def seeds(self, rows: range) -> list[int]:
         """The seeds of images `rows`."""
@@ -138,6 +151,7 @@ class Request:
             "guide": guides.describe(self.guide, self.models),
             "labels": None if self.labels is None else self.labels.tolist(),
             "class_names": model.classes,
+            "prompts": self.prompts,
             "version": __version__,
         } | self.edit.describe()
 
@@ -148,7 +162,8 @@ def request(model: Model, options: SampleOptions) -> Request:
     if not isinstance(task, DiffusionConfig):
         raise UserError(
             f"{model.path}: was trained as a {task.kind}, which draws no images",
-            "give the checkpoint of a diffusion model; a classifier is used by `diffcli fid --features RUN`",
+            "give the checkpoint of a diffusion model; a classifier is used by `diffcli fid --features RUN`, a prior by "
+            "`diffcli sample --prior RUN`, and scored by `diffcli fid --ckpt RUN --metrics cosine,mse,retrieval`",
         )
     sampler, guidance, guide = choose_sampler(model, options), *choose_guidance(model, options, task)
     if options.overrides:
@@ -158,14 +173,15 @@ def request(model: Model, options: SampleOptions) -> Request:
     models = guides.load_guides(guide, model)
     n = choose_n(model, options)
     labels = choose_labels(model, options, n, models)
+    prompts = choose_prompts(model, options.prompts, n, options.interpolate, guidance, guide)
     edit = read_edit(
         EditOptions(**{key: getattr(options, key) for key in EditOptions.model_fields}), model.preset.data.shape
     )
-    return Request(model, n, options.seed, labels, sampler, guidance, options.batch_size, guide, models, edit)
+    return Request(model, n, options.seed, labels, prompts, sampler, guidance, options.batch_size, guide, models, edit)
 
 
 def choose_n(model: Model, options: SampleOptions) -> int:
-    """--n, or as many images as --interpolate, --class all or --image stand for."""
+    """--n, or as many images as --interpolate, --class all, --prompt or --image stand for."""
     if options.interpolate is not None:
         if options.n is not None:
             raise UserError(
@@ -173,7 +189,7 @@ def choose_n(model: Model, options: SampleOptions) -> int:
             )
         return options.interpolate
     every_class = len(model.classes or ()) if options.labels == "all" else 0
-    return options.n or every_class or len(options.images) or DEFAULT_N
+    return options.n or every_class or len(options.prompts) or len(options.images) or DEFAULT_N
 
 
 def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig) -> tuple[float, Guide]:
@@ -224,7 +240,7 @@ def overridden(model: Model, sampler: Sampler, guidance: float, guide: Guide, op
     return preset.build(model.preset.model_dump(mode="json") | chosen, str(model.path), options.overrides)
 
 
-def check_steps(sampler: Sampler, options: SampleOptions, task: DiffusionConfig) -> None:
+def check_steps(sampler: Sampler, options: SampleOptions, task: DiffusionConfig | DiffusionPriorConfig) -> None:
     """Raises UserError where the schedule has fewer steps than the sampler wants."""
     try:
         sampler.times(task.schedule)
