@@ -20,6 +20,7 @@ from torch import Tensor
 from diffcli import __version__, checkpoint, preset
 from diffcli.config import UserError, did_you_mean
 from diffcli.data.dataset import DataConfig
+from diffcli.data.images import ImageData
 from diffcli.data.listing import Split
 from diffcli.data.pixels import SUFFIXES, channels_first, open_image
 from diffcli.data.prepared import Shards
@@ -49,16 +50,19 @@ class Source:
     classes: tuple[str, ...] | None = None  # names of the labels, where they are known
     statistics: Statistics | None = None
     fingerprint: str | None = None  # what the reference cache knows the images by; None is never cached
+    data: ImageData | None = None  # where the images are rows of a data set, with whatever else it has
 
 
-def resolve(text: str, overrides: Iterable[str] = ()) -> Source:
+def resolve(text: str, overrides: Iterable[str] = (), size: int | tuple[int, int] | None = None) -> Source:
     """The side that the user means by `text`; `overrides` (`data.root=...`) go to the preset of NAME:SPLIT.
+
+    size: that of images of a prepared set where theirs differ.
 
     Raises UserError where it is missing, empty or of no kind that can be scored.
     """
     path = Path(text).expanduser()
     if path.is_dir():
-        return _folder_like(path)
+        return _folder_like(path, size)
     if path.is_file():
         if path.suffix != ".npz":
             raise UserError(
@@ -73,7 +77,7 @@ def resolve(text: str, overrides: Iterable[str] = ()) -> Source:
         raise UserError(f"{text}: '{split}' is not a split", did_you_mean(split, SPLITS))
     prepared = Path(name).expanduser()
     if is_prepared(prepared):
-        return prepared_source(prepared, chosen)
+        return prepared_source(prepared, chosen, size)
     loaded = preset.load(name, list(overrides))
     return data_source(f"{loaded.name}:{chosen}", loaded.data, chosen)
 
@@ -91,19 +95,21 @@ def data_source(name: str, config: DataConfig, split: Split) -> Source:
     settings = config.model_dump_json(exclude={"in_memory", "flip"})
     content = fingerprint(config.root.expanduser()) if config.root else f"diffcli {__version__}"
     identity = f"data {settings} {split} {content}"
-    return Source(name, batches, len(data), data.classes is not None, data.classes, fingerprint=identity)
+    return Source(name, batches, len(data), data.classes is not None, data.classes, fingerprint=identity, data=data)
 
 
-def prepared_source(root: Path, split: Split | None = None) -> Source:
-    """A set that prep-data wrote: the split asked for, else `train`, else its only one."""
+def prepared_source(root: Path, split: Split | None = None, size: int | tuple[int, int] | None = None) -> Source:
+    """A set that prep-data wrote: the split asked for, else `train`, else its only one; `size`: see `resolve`."""
     prepared = open_shards(root, "the prepared data set")
     first: Split = next(iter(prepared.splits))
     chosen: Split = split or ("train" if "train" in prepared.splits else first)
-    if prepared.size is None:
+    if prepared.size is None and size is None:
         raise UserError(
             f"{root} holds images of different sizes", f"prepare it with --size N, or score with NAME:{chosen}"
         )
-    return data_source(f"{root}:{chosen}", Shards(root=root, size=prepared.size, channels=prepared.channels), chosen)
+    return data_source(
+        f"{root}:{chosen}", Shards(root=root, size=prepared.size or size, channels=prepared.channels), chosen
+    )
 
 
 def folder_source(folder: Path) -> Source:
@@ -181,9 +187,9 @@ def read_ahead(read: Callable[[T], R], items: Iterable[T], workers: int = READER
                 future.cancel()
 
 
-def _folder_like(path: Path) -> Source:
+def _folder_like(path: Path, size: int | tuple[int, int] | None) -> Source:
     if is_prepared(path):
-        return prepared_source(path)
+        return prepared_source(path, size=size)
     if (path / "checkpoints").is_dir() or (path / checkpoint.RECORD).is_file():
         raise UserError(f"{path} is a run or a checkpoint, not images", f"score it with --ckpt {path} --ref B")
     return folder_source(path)
