@@ -1,11 +1,10 @@
 """Folders of images as a source: flat, with class folders, with train and test around either; in archives, too."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from diffcli.data.files import FileTree, open_tree
+from diffcli.data.files import FileTree
 from diffcli.data.listing import Split, list_images
-from diffcli.prep.items import SOURCE, Item, Items, Source, SourceOptions, tree_fingerprint
+from diffcli.prep.items import SOURCE, Item, Items, Source, tree_fingerprint
 
 
 class FileItems:
@@ -21,11 +20,6 @@ class FileItems:
         for position in positions:
             name = self.names[position]
             yield Item(name, None if self.labels is None else self.labels[position], self.tree.locations[name])
-
-
-def open_folder(source: Path, work: Path, options: SourceOptions) -> Source:
-    """Any images in a folder or an archive, with or without class folders, with or without train and test around them."""
-    return images_of(open_tree(source, SOURCE, work))
 
 
 def images_of(tree: FileTree) -> Source:

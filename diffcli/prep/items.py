@@ -1,11 +1,13 @@
 """The contract between prep-data and what it reads: a Source is splits of Items, in a fixed order, with class names."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from diffcli.config import Config
 from diffcli.data.files import FileTree, Location
@@ -49,13 +51,40 @@ class Broken(NamedTuple):
         raise BrokenImage(self.name, self.reason)
 
 
+class Picked(Config):
+    """Which downloads are kept, and how. min_size: of the shorter side, in pixels; quality: of JPEG.
+
+    obey_opt_out: leave alone what its owner refuses to machine learning in an X-Robots-Tag header.
+    """
+
+    min_size: Annotated[int, Field(ge=1)] = 256
+    encode: Literal["jpg", "png"] = "jpg"
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    obey_opt_out: bool = True
+
+
+class Download(Config):
+    """How hard downloads are tried. threads: of each process; timeout: seconds that a host may be silent; retries: of a URL."""
+
+    distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
+    threads: Annotated[int, Field(ge=1)] = 64
+    timeout: Annotated[int, Field(ge=1)] = 10
+    retries: Annotated[int, Field(ge=0)] = 1
+
+
 class SourceOptions(Config):
-    """What some kinds must be told beside SOURCE. table: a file that says what belongs to each image; *_col: its columns."""
+    """What some kinds must be told beside SOURCE. table: a file that says what belongs to each image; *_col: its columns.
+
+    field: what the pictures are that lie over the images.
+    """
 
     table: Path | None = None
     image_col: str | None = None
     caption_col: str | None = None
     url_col: str | None = None
+    field: str | None = None
+    picked: Picked = Picked()
+    download: Download = Field(default=Download(), exclude=True)  # no part of what is asked for
 
 
 class Items(Protocol):
@@ -67,13 +96,30 @@ class Items(Protocol):
         """The items at these rising positions."""
 
 
+class Wanted(NamedTuple):
+    """What a source is to fetch: items at rising positions, in shards of so many, but for those that are finished.
+
+    size: the shorter side of larger images, in pixels; workers: processes.
+    """
+
+    positions: Sequence[int]
+    per_shard: int
+    finished: frozenset[int]
+    size: int
+    workers: int
+
+
 class Source(NamedTuple):
-    """An opened source. fingerprint: a digest of what is in it, so that a resumed run sees the same; notes: worth saying."""
+    """An opened source. fingerprint: a digest of what is in it, so that a resumed run sees the same; notes: worth saying.
+
+    fetch: where its only split lies elsewhere, gets it before items are read; yields how many came to which end so far.
+    """
 
     splits: dict[Split, Items]
     classes: tuple[str, ...] | None
     fingerprint: str
     notes: tuple[str, ...] = ()
+    fetch: Callable[[Wanted], Iterator[Counter[str]]] | None = None
 
 
 def fingerprint(files: Iterable[tuple[str, int]]) -> str:

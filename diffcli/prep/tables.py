@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 from diffcli.config import UserError, did_you_mean
 from diffcli.data.files import ARCHIVE_ERRORS, Location, open_location
 
+CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "prompt", "description", "title", "name")  # in any case
 MAX_FIELD = 1 << 20  # characters; the rest of a table behind a quote that never closes is longer
 MAX_LINE = 1 << 24  # characters; what is no table may have lines without end
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
