@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diffcli.data.cifar import CLASSES as CIFAR_CLASSES
-from diffcli.data.cifar import find_batches, read_batches
+from diffcli.data import cifar, mnist
 from diffcli.data.files import open_tree
 from diffcli.data.listing import Split
-from diffcli.data.mnist import find_idx, read_split
 from diffcli.prep.folders import images_of
 from diffcli.prep.items import SOURCE, Item, Items, Source, SourceOptions, tree_fingerprint
 
@@ -30,21 +28,22 @@ class ArrayItems:
             yield Item(f"{self.name}[{position}]", int(self.labels[position]), self.images[position])
 
 
-def open_mnist(source: Path, work: Path, options: SourceOptions) -> Source:
-    """The four IDX files of MNIST in a folder or an archive."""
+def open_idx(kind: mnist.MnistKind, source: Path, work: Path, options: SourceOptions) -> Source:
+    """The four IDX files of MNIST, or of a set in its format, in a folder or an archive."""
     tree = open_tree(source, SOURCE, work)
-    pairs = {split: find_idx(tree, split, SOURCE) for split in SPLITS}
-    splits: dict[Split, Items] = {s: ArrayItems(pair[0], *read_split(tree, s, pair)) for s, pair in pairs.items()}
-    classes = tuple(str(digit) for digit in range(10))
-    return Source(splits, classes, tree_fingerprint(tree, [name for pair in pairs.values() for name in pair]))
+    pairs = {split: mnist.find_idx(tree, kind, split, SOURCE) for split in SPLITS}
+    splits: dict[Split, Items] = {s: ArrayItems(x[0], *mnist.read_split(tree, kind, x)) for s, x in pairs.items()}
+    names = [name for pair in pairs.values() for name in pair]
+    return Source(splits, mnist.SETS[kind].classes, tree_fingerprint(tree, names))
 
 
-def open_cifar10(source: Path, work: Path, options: SourceOptions) -> Source:
-    """CIFAR-10's binary version, or image folders train/CLASS and test/CLASS, each in a folder or an archive."""
+def open_cifar(kind: cifar.CifarKind, source: Path, work: Path, options: SourceOptions) -> Source:
+    """CIFAR's binary or python version, or image folders train/CLASS and test/CLASS, each in a folder or an archive."""
+    cifar.check_archive(source, kind)
     tree = open_tree(source, SOURCE, work)
-    batches = {split: find_batches(tree, split, SOURCE) for split in SPLITS}
+    batches = {split: cifar.find_batches(tree, kind, split, SOURCE) for split in SPLITS}
     if not all(batches.values()):
         return images_of(tree)
-    splits: dict[Split, Items] = {s: ArrayItems(s, *read_batches(tree, names)) for s, names in batches.items()}
+    splits: dict[Split, Items] = {s: ArrayItems(s, *cifar.read_batches(tree, kind, x)) for s, x in batches.items()}
     names = [name for batch in batches.values() for name in batch]
-    return Source(splits, CIFAR_CLASSES, tree_fingerprint(tree, names))
+    return Source(splits, cifar.SETS[kind].classes, tree_fingerprint(tree, names))

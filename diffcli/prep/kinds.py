@@ -4,11 +4,13 @@ To add a kind, write a function `(source, work, options) -> Source` in the file 
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from diffcli.prep.arrays import open_cifar10, open_mnist
-from diffcli.prep.folders import open_folder
+from diffcli.prep.arrays import open_cifar, open_idx
+from diffcli.prep.download import open_urls
+from diffcli.prep.captions import open_folder
 from diffcli.prep.imagenet64 import open_imagenet64
 from diffcli.prep.items import Source, SourceOptions
 
@@ -25,16 +27,33 @@ class Kind(NamedTuple):
     large: bool = False
 
 
+OWNERS = "the images belong to those who published them"
+
 KINDS: dict[str, Kind] = {
     "mnist": Kind(
-        open_mnist,
+        partial(open_idx, "mnist"),
         "CC BY-SA 3.0, Yann LeCun and Corinna Cortes",
         "give the folder with the four *-ubyte.gz files of http://yann.lecun.com/exdb/mnist/",
     ),
+    "fashion-mnist": Kind(
+        partial(open_idx, "fashion_mnist"),
+        "MIT, Zalando SE; Xiao, Rasul and Vollgraf 2017",
+        "give the folder with the four *-ubyte.gz files of https://github.com/zalandoresearch/fashion-mnist",
+    ),
+    "kmnist": Kind(
+        partial(open_idx, "kmnist"),
+        "CC BY-SA 4.0, 'KMNIST Dataset' (created by CODH), adapted from 'Kuzushiji Dataset' (created by NIJL and others)",
+        "give the folder with the four *-ubyte.gz files of https://github.com/rois-codh/kmnist (Kuzushiji-MNIST)",
+    ),
     "cifar10": Kind(
-        open_cifar10,
+        partial(open_cifar, "cifar10"),
         "research use, Alex Krizhevsky 2009",
-        "give cifar-10-binary.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html",
+        "give cifar-10-binary.tar.gz or cifar-10-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "cifar100": Kind(
+        partial(open_cifar, "cifar100"),
+        "research use, Alex Krizhevsky 2009",
+        "give cifar-100-binary.tar.gz or cifar-100-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
     "folder": Kind(
         open_folder, "that of the images; check it before you share them", "give a folder of images", large=True
@@ -43,5 +62,23 @@ KINDS: dict[str, Kind] = {
         open_imagenet64,
         "ImageNet terms of access: non-commercial research and education; downsampled by Chrabaszcz et al. 2017",
         "give the folder with Imagenet64_train_part1.zip and part2.zip of https://image-net.org/download-images",
+    ),
+    "cc3m": Kind(
+        open_urls,
+        f"the captions and URLs are Google's, free for any use; {OWNERS}; Sharma et al. 2018",
+        "download Train_GCC-training.tsv (caption, tab, URL) from https://ai.google.com/research/ConceptualCaptions/download, "
+        "then type: diffcli prep-data cc3m Train_GCC-training.tsv --out DIR",
+    ),
+    "cc12m": Kind(
+        open_urls,
+        f"the captions and URLs are Google's, free for any use; {OWNERS}; Changpinyo et al. 2021",
+        "download cc12m.tsv (URL, tab, caption) from https://github.com/google-research-datasets/conceptual-12m, "
+        "then type: diffcli prep-data cc12m cc12m.tsv --out DIR",
+    ),
+    "urls": Kind(
+        open_urls,
+        f"that of the images; {OWNERS}",
+        "give a .tsv, .csv, .jsonl (each also .gz) or .parquet with a URL and a caption a row, "
+        "and --url-col and --caption-col where the columns have unusual names",
     ),
 }

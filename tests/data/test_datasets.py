@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffcli.config import ImageShape, UserError
 from diffcli.data.dataset import DataConfig
-from diffcli.data.datasets import AnyData, Cifar10, Digits, Folder, Mnist, NoData, at_root
+from diffcli.data.datasets import AnyData, Cifar, Digits, Folder, Mnist, NoData, at_root
 from diffcli.data.images import FileImages, MemoryImages
 from diffcli.data.prepared import Shards
 from diffcli.prep.prepare import prepare
@@ -42,7 +42,7 @@ def write(kind: str, root: Path) -> DataConfig:
             return Mnist(root=root)
         case "cifar10":
             making.cifar10_binary(root)
-            return Cifar10(root=root)
+            return Cifar(root=root)
         case "folder":
             making.class_folders(root / "train")
             making.class_folders(root / "test", n=1)
@@ -130,11 +130,11 @@ def test_cifar10_is_read_from_the_binary_version_and_its_archive(tmp_path: Path)
     with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "cifar-10-batches-bin", "cifar-10-batches-bin")
     for root in (tmp_path / "cifar-10-batches-bin", tmp_path, tmp_path / "cifar-10-binary.tar.gz"):
-        data = Cifar10(root=root).build("train")
+        data = Cifar(root=root).build("train")
         assert np.array_equal(data.images.numpy(), images)
         assert data.labels.tolist() == labels.tolist()
         assert data.classes == making.CIFAR
-        assert len(Cifar10(root=root).build("test")) == 4
+        assert len(Cifar(root=root).build("test")) == 4
 
 
 def test_cifar10_is_read_from_image_folders_and_their_archive(tmp_path: Path):
@@ -144,16 +144,9 @@ def test_cifar10_is_read_from_image_folders_and_their_archive(tmp_path: Path):
     with lzma.open(tmp_path / "cifar10.tar.xz", "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
         tar.add(root, ".")
     for source in (root, tmp_path / "cifar10.tar.xz"):
-        data = Cifar10(root=source).build("train")
+        data = Cifar(root=source).build("train")
         assert data.classes == making.CIFAR
         assert torch.equal(data.read(torch.arange(20))["image"], torch.from_numpy(images))
-
-
-def test_the_pickles_of_cifar10_are_refused(tmp_path: Path):
-    (tmp_path / "cifar-10-batches-py").mkdir()
-    (tmp_path / "cifar-10-batches-py/data_batch_1").write_bytes(b"\x80\x04.")
-    with pytest.raises(UserError, match=r"python version of CIFAR-10: pickles.*\n.*cifar-10-binary\.tar\.gz"):
-        Cifar10(root=tmp_path).build("train")
 
 
 def test_a_flat_folder_trains_without_labels(tmp_path: Path):
@@ -174,13 +167,13 @@ def truncate(path: Path) -> None:
         (Mnist(root=Path("nowhere")), lambda root: None, "data.root is 'nowhere', which does not exist"),
         (Mnist(), lambda root: making.class_folders(root), "no file train-images-idx3-ubyte.gz"),
         (Mnist(), lambda root: (making.mnist(root), truncate(root / "train-images-idx3-ubyte.gz")), "whole gzip"),
-        (Cifar10(), lambda root: (making.cifar10_binary(root), truncate(root / "data_batch_3.bin")), "records of 3073"),
+        (Cifar(), lambda root: (making.cifar10_binary(root), truncate(root / "data_batch_3.bin")), "records of 3073"),
         (
-            Cifar10(),
+            Cifar(),
             lambda root: (making.cifar10_binary(root), (root / "data_batch_3.bin").unlink()),
             "data_batch_3.bin",
         ),
-        (Cifar10(), lambda root: (root / "x").mkdir(parents=True), "which holds no images"),
+        (Cifar(), lambda root: (root / "x").mkdir(parents=True), "which holds no images"),
         (Folder(size=8), lambda root: root.mkdir(), "which holds no images"),
         (Folder(size=8), lambda root: root.write_bytes(b""), "which is a file"),
         (Folder(size=8), lambda root: (making.class_folders(root), truncate(root / "dog/001.png")), "dog/001.png"),
@@ -205,7 +198,7 @@ def test_a_label_out_of_range_is_said(tmp_path: Path):
     data[3073] = 10
     (tmp_path / "test_batch.bin").write_bytes(data)
     with pytest.raises(UserError, match=r"test_batch\.bin holds the label 10"):
-        Cifar10(root=tmp_path).build("test")
+        Cifar(root=tmp_path).build("test")
 
 
 @pytest.mark.parametrize("kind", ["folder", "shards"])
@@ -246,7 +239,7 @@ def test_an_idx_bomb_is_not_unpacked(tmp_path: Path):
         Mnist(root=tmp_path).build("train")
 
 
-@pytest.mark.parametrize("config", [Mnist(), Cifar10(), Folder(size=8), Shards(size=8)], ids=lambda config: config.kind)
+@pytest.mark.parametrize("config", [Mnist(), Cifar(), Folder(size=8), Shards(size=8)], ids=lambda config: config.kind)
 def test_a_set_without_a_place_says_how_to_give_one(config: DataConfig):
     with pytest.raises(UserError, match=r"data\.root is not set") as caught:
         config.build("train")
