@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config, UserError
+from diffcli.networks.pretrained import Encoder
 
 
 class Conditioning(NamedTuple):
@@ -34,10 +35,14 @@ class CondShape(NamedTuple):
 
 
 class Conditioner(nn.Module, ABC):
-    """One condition. shape: where it enters the network and how wide it is there. fields: what it reads of a batch."""
+    """One condition. shape: where it enters the network and how wide it is there. fields: what it reads of a batch.
+
+    encoder: the pretrained one that reads its texts, or that made its embeddings, where there is one.
+    """
 
     shape: CondShape
     fields: tuple[str, ...]
+    encoder: Encoder | None = None
 
     def check(self, batch: Mapping[str, Any]) -> None:
         """Raise `UserError` where the batch holds a value that this conditioner cannot take; reads CPU tensors only."""
