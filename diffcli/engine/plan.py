@@ -69,7 +69,7 @@ def measure(task: Task, preset: Preset, images: int = 1) -> tuple[int, int]:
         "text": [""] * images,
         "position": torch.arange(images),
         "stream": derive(0, Domain.TRAIN, torch.arange(images)),
-        **{name: torch.zeros(images, width, device="meta") for name, width in task.vectors.items()},
+        **{name: torch.zeros(images, *shape, device="meta") for name, shape in task.embeddings.items()},
     }
     with (
         FlopCounterMode(display=False) as counter,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcli.config import UserError
-from diffcli.engine import guides, likelihood, prior
+from diffcli.engine import guides, likelihood, prior_scores
 from diffcli.engine.distributed import Group
 from diffcli.engine.evaluate import Progress, Report, evaluate
 from diffcli.engine.features import extractor_for
@@ -33,9 +33,9 @@ class Job:
         if likelihood.wanted(self.metrics):
             likelihood.check(self.metrics, self.ckpt, self.options)
             likelihood.check_features(self.features, self.weights)
-        elif prior.wanted(self.metrics):
+        elif prior_scores.wanted(self.metrics):
             idle = {"--features": self.features, "--weights": self.weights}
-            prior.check(self.metrics, self.ckpt, self.options, idle)
+            prior_scores.check(self.metrics, self.ckpt, self.options, idle)
         else:
             metrics_by_name(self.metrics)
         if self.ckpt is None and len(self.sides) != 2:
@@ -53,7 +53,7 @@ class Job:
 
     def run(
         self, group: Group, progress: Progress | None = None
-    ) -> Report | likelihood.Bound | prior.Comparison | None:
+    ) -> Report | likelihood.Bound | prior_scores.Comparison | None:
         """The report, on the leading rank; the others help to sample and return None."""
         if self.ckpt is None:
             if not group.leads:
@@ -61,8 +61,8 @@ class Job:
             fake, real, details = resolve(self.sides[0]), resolve(self.sides[1]), {}
         else:
             model = load_model(self.ckpt, group.device, self.ema)
-            if prior.wanted(self.metrics):
-                return prior.compare(model, self.options, self.metrics, self.ref, group, progress)
+            if prior_scores.wanted(self.metrics):
+                return prior_scores.compare(model, self.options, self.metrics, self.ref, group, progress)
             req = request(model, self.options)
             if likelihood.wanted(self.metrics):
                 return likelihood.bound(req, self._reference(model), self.options.guidance, group, progress)

@@ -37,11 +37,11 @@ class PriorTask(Task):
 
     @property
     def reads(self) -> frozenset[str]:
-        return frozenset(self.vectors)
+        return frozenset(self.embeddings)
 
     @property
-    def vectors(self) -> dict[str, int]:
-        return {TEXT: self.dim, IMAGE: self.dim}
+    def embeddings(self) -> dict[str, tuple[int, ...]]:
+        return {TEXT: (self.dim,), IMAGE: (self.dim,)}
 
     def check(self, batch: Batch) -> None:
         for field in (TEXT, IMAGE):

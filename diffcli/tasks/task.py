@@ -59,8 +59,8 @@ class Task(nn.Module, ABC):
         """The fields of the data that it takes: no other is read from disk."""
 
     @property
-    def vectors(self) -> dict[str, int]:
-        """The embeddings among them, each with its width."""
+    def embeddings(self) -> dict[str, tuple[int, ...]]:
+        """The embeddings among them, each with its shape in one sample: (D,), or (L, D) for a sequence."""
         return {}
 
     def check(self, batch: Batch) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from diffcli.engine.prior import retrieval
+from diffcli.engine.prior_scores import retrieval
 from diffcli.engine.sample import load_model
 from tests.conftest import Cli, changed, in_subprocess
 from tests.data.making import prepared

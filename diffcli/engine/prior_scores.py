@@ -1,4 +1,4 @@
-"""A prior judged and used: `diffcli fid --metrics cosine,mse,retrieval` beside the identity, and embeddings for `sample --prior`.
+"""`diffcli fid --metrics cosine,mse,retrieval`: what a prior makes of held-out texts, beside what the identity would.
 
 Row i of a reference is translated by the stream of seed + i, so nothing depends on batch size or number of processes.
 """
