@@ -19,7 +19,7 @@ from diffcli.engine.evaluate import Progress
 from diffcli.engine.model import Model
 from diffcli.engine.request import SampleOptions, check_steps, choose_sampler, overridden
 from diffcli.engine.sources import data_source, resolve
-from diffcli.networks.prior import scaled
+from diffcli.networks.embedding import unit_variance
 from diffcli.tasks.guide import Guide
 from diffcli.tasks.prior import IMAGE, TEXT, DiffusionPriorConfig, PriorConfig, PriorTask, closeness
 
@@ -125,7 +125,7 @@ def _translated(
         chunk = range(start, min(start + options.batch_size, mine.stop))
         fields = on_device(data.read(torch.arange(chunk.start, chunk.stop)), group.device)
         task.check(fields)
-        text, image = scaled(fields[TEXT]), scaled(fields[IMAGE])
+        text, image = unit_variance(fields[TEXT]), unit_variance(fields[IMAGE])
         predicted = task.translate(text, [options.seed + i for i in chunk], sampler, guidance)
         rows.append(torch.stack([text, image, predicted], dim=1))
         if progress and group.leads:
@@ -135,9 +135,9 @@ def _translated(
 
 def retrieval(predicted: Tensor, image: Tensor) -> float:
     """How often, of all image embeddings (n, D), the right one is the nearest to a prediction (n, D) by its cosine."""
-    images = scaled(image)
+    images = unit_variance(image)
     hits = 0
-    for first, rows in zip(range(0, len(images), CHUNK), scaled(predicted).split(CHUNK), strict=True):
+    for first, rows in zip(range(0, len(images), CHUNK), unit_variance(predicted).split(CHUNK), strict=True):
         near = rows @ images.T
         own = near[torch.arange(len(rows)), torch.arange(first, first + len(rows))]
         hits += int((own >= near.max(1).values).sum())

@@ -3,10 +3,7 @@
 Blocks are pre-norm residual MLPs, and the last layer starts at zero: untrained, `Translator` gives back exactly what it is given.
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcli.networks.conditioning import Conditioning
@@ -14,14 +11,6 @@ from diffcli.networks.layers import Embedding, zero
 
 WIDEN = 4  # width of a block's hidden layer, in widths of its residual stream
 TIME_WIDTH = 256  # of the sinusoid of the time
-
-
-def scaled(embedding: Tensor) -> Tensor:
-    """Embeddings (B, D) of any length brought to length sqrt(D), so that their values have about unit variance.
-
-    CLIP compares directions alone. Source: Ramesh et al. 2022, section 2.2 (arXiv 2204.06125).
-    """
-    return F.normalize(embedding.float(), dim=1) * math.sqrt(embedding.shape[1])
 
 
 class Block(nn.Module):

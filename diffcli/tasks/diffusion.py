@@ -25,11 +25,14 @@ from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.diffusion.times import AnyTimes, LossAware, Times, UniformTimes
 from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, Distance, MinSnr, NoWeight, Weight
 from diffcli.networks.conditioning import Conditioner, Conditioning, cond_shape, condition
+from diffcli.networks.embedding import EmbeddingConditioner
 from diffcli.networks.registry import AnyConditioner, AnyNetwork
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
 from diffcli.tasks.guide import Guiding
 from diffcli.tasks.task import Batch, Task
+
+SEQUENCE = 77  # tokens of a stored sequence where only their width is known: those of CLIP
 
 
 class Objective(NamedTuple):
@@ -76,6 +79,11 @@ class DiffusionTask(Task):
     def reads(self) -> frozenset[str]:
         conditioners = cast(Iterable[Conditioner], self.conditioners)
         return frozenset({"image"}.union(*(conditioner.fields for conditioner in conditioners)))
+
+    @property
+    def embeddings(self) -> dict[str, tuple[int, ...]]:
+        stored = (c.config for c in self.conditioners if isinstance(c, EmbeddingConditioner))
+        return {c.field: (c.width,) if c.stored == "vector" else (SEQUENCE, c.width) for c in stored}
 
     def check(self, batch: Batch) -> None:
         for conditioner in cast(Iterable[Conditioner], self.conditioners):

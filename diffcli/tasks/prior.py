@@ -1,12 +1,12 @@
-"""The prior as a task: from the CLIP embedding of a text to that of an image that fits it; data with stored embeddings, no pixels.
+"""The prior as a task: from the CLIP embedding of a text to that of an image that fits it; it reads stored embeddings alone.
 
 Both sides are scaled to length sqrt(D). The baseline is the identity: the text's embedding taken for the image's.
 Source: Ramesh et al. 2022, section 2.2 (arXiv 2204.06125), which scores priors in the same way.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.samplers import Sampler
 from diffcli.diffusion.schedule import AnySchedule, Cosine
 from diffcli.diffusion.times import StratifiedTimes
-from diffcli.networks.conditioning import Conditioner, Conditioning, CondShape
-from diffcli.networks.prior import Translator, VectorDenoiser, scaled
+from diffcli.networks.embedding import EmbeddingConditionerConfig, unit_variance
+from diffcli.networks.prior import Translator, VectorDenoiser
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import PixelCodec
 from diffcli.tasks.diffusion import DiffusionTask, Objective
@@ -58,7 +58,7 @@ class PriorTask(Task):
                 )
 
     def forward(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        text, image = scaled(batch[TEXT]), scaled(batch[IMAGE])
+        text, image = unit_variance(batch[TEXT]), unit_variance(batch[IMAGE])
         baseline = {f"identity_{name}": value.mean() for name, value in closeness(text, image).items()}
         return self.terms(text, image, batch) | baseline
 
@@ -93,7 +93,7 @@ class MLPPrior(PriorTask):
         return {"loss": told["mse"], **told}
 
     def translate(self, text: Tensor, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Tensor:
-        return self.network(scaled(text))
+        return self.network(unit_variance(text))
 
 
 class DiffusionPrior(PriorTask):
@@ -113,23 +113,9 @@ class DiffusionPrior(PriorTask):
     def translate(self, text: Tensor, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Tensor:
         noise = Noise(seeds, text.device, Domain.PRIOR)  # apart from the noise of the image that has the same seed
         x = noise(torch.empty(self.diffusion.latent_shape(len(text)), device=text.device))
-        denoise = self.diffusion.denoise({TEXT: scaled(text)}, guidance, len(text))
+        denoise = self.diffusion.denoise({TEXT: unit_variance(text)}, guidance, len(text))
         *_, last = sampler.trajectory(denoise, self.diffusion.denoiser.schedule, x, noise)
         return last.x.flatten(1)
-
-
-class TextVector(Conditioner):
-    """The scaled text embedding as it is, or a learned vector for no text."""
-
-    fields = (TEXT,)
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.shape = CondShape(vector=dim)
-        self.null = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
-        return Conditioning(vector=torch.where(keep[:, None], batch[TEXT], self.null))
 
 
 def closeness(predicted: Tensor, image: Tensor) -> dict[str, Tensor]:
@@ -159,10 +145,10 @@ class DiffusionPriorConfig(Config):
 
     def build(self, dim: int) -> DiffusionPrior:
         denoiser = Denoiser(VectorDenoiser(dim, self.width, self.depth, dim), self.schedule, "x0", False)
-        objective, codec = Objective(times=StratifiedTimes()), PixelCodec(dim, scale=1.0, clip=False)
-        return DiffusionPrior(
-            dim, DiffusionTask(denoiser, codec, [TextVector(dim)], objective, self.drop_condition, (1, 1))
-        )
+        codec, condition = PixelCodec(dim, scale=1.0, clip=False), EmbeddingConditionerConfig(field=TEXT, width=dim)
+        objective = Objective(times=StratifiedTimes())
+        task = DiffusionTask(denoiser, codec, [condition.build()], objective, self.drop_condition, size=(1, 1))
+        return DiffusionPrior(dim, task)
 
 
 class PriorConfig(Config):

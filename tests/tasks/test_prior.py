@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from diffcli.config import ImageShape, UserError
 from diffcli.diffusion.samplers import Ddim
-from diffcli.networks.prior import scaled
+from diffcli.networks.embedding import unit_variance
 from diffcli.noise import Domain, Noise, derive
 from diffcli.tasks.prior import IMAGE, TEXT, PriorConfig, PriorTask
 
@@ -46,7 +46,7 @@ def translated(task: PriorTask, text: torch.Tensor, first: int = 0, guidance: fl
 
 def test_an_untrained_mlp_is_the_identity_to_the_last_bit() -> None:
     task, text = build(24, kind="mlp", width=16, depth=3), normal(5, 24, 0) * 7
-    assert torch.equal(translated(task, text), scaled(text))
+    assert torch.equal(translated(task, text), unit_variance(text))
     terms = task(batch(text, normal(5, 24, 1)))
     assert terms["mse"] == terms["identity_mse"]
     assert terms["cosine"] == terms["identity_cosine"]
@@ -54,8 +54,8 @@ def test_an_untrained_mlp_is_the_identity_to_the_last_bit() -> None:
 
 def test_embeddings_have_unit_variance_whatever_length_they_come_in() -> None:
     x = normal(6, 32, 0)
-    assert torch.allclose(scaled(x).square().mean(1), torch.ones(6))
-    assert torch.allclose(scaled(x * 100), scaled(x), atol=1e-5)
+    assert torch.allclose(unit_variance(x).square().mean(1), torch.ones(6))
+    assert torch.allclose(unit_variance(x * 100), unit_variance(x), atol=1e-5)
 
 
 def test_the_logged_terms_are_those_of_the_definitions() -> None:
@@ -89,7 +89,7 @@ def modes() -> tuple[PriorTask, torch.Tensor, torch.Tensor]:
     mode = torch.where(which < 2, which, (torch.arange(512) // 3) % 2)
     task = build(dim, kind="diffusion", width=64, depth=2)
     fit(task, texts[which], centres[mode] + 0.05 * normal(512, dim, 5), steps=400)
-    return task, texts, scaled(centres)
+    return task, texts, unit_variance(centres)
 
 
 def test_a_diffusion_prior_draws_the_mode_of_each_text_and_both_where_it_is_ambiguous(modes: tuple) -> None:
