@@ -1,16 +1,30 @@
 """The command prep-data."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+DOWNLOADS = "Downloads (cc3m, cc12m, urls, coco)"
+
+
+class Encoding(StrEnum):
+    jpg = "jpg"
+    png = "png"
+
+
+class Distributor(StrEnum):
+    multiprocessing = "multiprocessing"
+    pyspark = "pyspark"
+    ray = "ray"
+
 
 def prep_data(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="What SOURCE is: mnist, cifar10, folder or imagenet64.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards.")],
     source: Annotated[Path | None, typer.Argument(help="Folder, archive or files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the shards.", show_default="none: it is needed")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Edge in pixels.", show_default="as it is")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that decode and encode.")] = os.cpu_count() or 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Images of each split at most.", show_default="all")] = None,
@@ -18,6 +32,28 @@ def prep_data(
         bool, typer.Option("--resume/--no-resume", help="Keep the shards that a killed run finished.")
     ] = True,
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Stop at the first broken image.")] = False,
+    url_col: Annotated[
+        str | None, typer.Option(help="Column of the URLs.", show_default="by usual names", rich_help_panel=DOWNLOADS)
+    ] = None,
+    min_size: Annotated[
+        int, typer.Option(min=1, help="Shorter edge at least, in pixels.", rich_help_panel=DOWNLOADS)
+    ] = 256,
+    encode: Annotated[Encoding, typer.Option(help="How images are stored.", rich_help_panel=DOWNLOADS)] = Encoding.jpg,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG.", rich_help_panel=DOWNLOADS)] = 95,
+    obey_opt_out: Annotated[
+        bool,
+        typer.Option(
+            "--obey-opt-out/--no-obey-opt-out",
+            help="Leave out what its owner refuses by X-Robots-Tag (noai, noindex, ...).",
+            rich_help_panel=DOWNLOADS,
+        ),
+    ] = True,
+    distributor: Annotated[
+        Distributor, typer.Option(help="What img2dataset runs on.", rich_help_panel=DOWNLOADS)
+    ] = Distributor.multiprocessing,
+    threads: Annotated[int, typer.Option(min=1, help="Connections of a worker.", rich_help_panel=DOWNLOADS)] = 64,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds a host may be silent.", rich_help_panel=DOWNLOADS)] = 10,
+    retries: Annotated[int, typer.Option(min=0, help="More tries of a URL that fails.", rich_help_panel=DOWNLOADS)] = 1,
     table: Annotated[
         Path | None,
         typer.Option(help="folder, webvid: .csv, .tsv, .jsonl or .parquet with the captions.", show_default=False),
@@ -35,13 +71,24 @@ def prep_data(
     """Turn a data set into WebDataset shards with an index."""
     from diffcli.config import UserError
     from diffcli.console import watch_preparation
-    from diffcli.prep.items import SourceOptions
-    from diffcli.prep.prepare import prepare
+    from diffcli.prep.items import Download, Picked, SourceOptions
+    from diffcli.prep.prepare import prepare, require_source
 
+    require_source(kind, source)
+    if out is None:
+        raise UserError("prep-data needs --out", "type --out DIR, a folder for the shards")
     if not resume and out.is_dir() and any(out.iterdir()):
         raise UserError(
             f"--no-resume: {out} is not empty", "leave --no-resume out to go on there, or give an empty --out"
         )
-    options = SourceOptions(table=table, image_col=image_col, caption_col=caption_col, field=field)
+    options = SourceOptions(
+        table=table,
+        image_col=image_col,
+        caption_col=caption_col,
+        url_col=url_col,
+        field=field,
+        picked=Picked(min_size=min_size, encode=encode.value, quality=quality, obey_opt_out=obey_opt_out),
+        download=Download(distributor=distributor.value, threads=threads, timeout=timeout, retries=retries),
+    )
     reports = prepare(kind, source, out, size=size, workers=workers, limit=limit, strict=strict, options=options)
     print(watch_preparation(reports))

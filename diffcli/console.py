@@ -3,19 +3,25 @@
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from diffcli.engine.loop import Progress
-    from diffcli.prep.prepare import PrepReport
+    from diffcli.prep.report import PrepReport
 
 T = TypeVar("T")
-Show = Callable[[str, int, int | None], None]  # what, done, total
 QUIET_SECONDS = 10.0  # between plain lines of progress
+MUCH_WAIT = 0.3  # share of the time of training that waiting for data may take before it is worth a word
+
+
+class Show(Protocol):
+    """Shows how far something is. told: what else is worth telling."""
+
+    def __call__(self, what: str, done: int, total: int | None, told: str = "") -> None: ...
 
 
 def say(text: str) -> None:
@@ -51,17 +57,29 @@ def watch_training(steps: "Iterator[Progress]", leads: bool) -> None:
     if not leads:
         for _ in steps:
             pass
-    elif sys.stderr.isatty():
-        _bar(steps)
-    else:
-        _lines(steps)
+        return
+    last = _bar(steps) if sys.stderr.isatty() else _lines(steps)
+    if last is not None:
+        say(f"{last.data_wait:.0%} of the time went by waiting for data")
+    if last is not None and last.data_wait > MUCH_WAIT and last.waited > QUIET_SECONDS:
+        say(
+            "hint:  raise train.workers, prepare smaller images (diffcli prep-data --size), or set data.in_memory to true"
+        )
 
 
 def watch_preparation(reports: "Iterator[PrepReport]") -> str:
-    """Runs prep-data to its end; returns the line that tells its outcome."""
+    """Runs prep-data to its end, and tells what was skipped for which reason; returns the line that tells its outcome."""
+    started = time.monotonic()
     with counting() as show:
         for last in reports:
-            show("preparing", last.done, last.total)
+            if last.fetched is None:
+                show("preparing", last.done, last.total)
+            else:
+                rate = last.fetched.total() / max(time.monotonic() - started, 1e-3)
+                ends = ", ".join(f"{count} {end}" for end, count in last.fetched.most_common())
+                show("downloading", last.fetched.total(), last.total - last.done, f"{rate:.0f} images/s  {ends}")
+    for reason, count in sorted(last.reasons.items(), key=lambda pair: -pair[1]):
+        say(f"{count:>9}  {reason}")
     for note in last.notes:
         say(f"note:  {note}")
     skipped = f", {last.skipped} skipped (see {last.out / 'skipped.jsonl'})" if last.skipped else ""
@@ -80,38 +98,39 @@ def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
 
 @contextmanager
 def counting() -> Iterator[Show]:
-    """Gives a function that shows (what, done, total): bars on a terminal, a line now and then elsewhere."""
+    """Gives a function that shows (what, done, total, told): bars on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
         yield _line_now_and_then()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    told = TextColumn("{task.fields[told]}")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), told
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def show(what: str, done: int, total: int | None) -> None:
+        def show(what: str, done: int, total: int | None, told: str = "") -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total)
+                tasks[what] = bar.add_task(what, told=told)
+            bar.update(tasks[what], completed=done, total=total, told=told)
 
         yield show
 
 
 def _line_now_and_then() -> Show:
-    told = time.monotonic()
+    last = time.monotonic()
 
-    def show(what: str, done: int, total: int | None) -> None:
-        nonlocal told
-        if time.monotonic() - told > QUIET_SECONDS:
-            told = time.monotonic()
-            say(f"{what}: {done}" + (f" of {total}" if total else ""))
+    def show(what: str, done: int, total: int | None, told: str = "") -> None:
+        nonlocal last
+        if time.monotonic() - last > QUIET_SECONDS:
+            last = time.monotonic()
+            say(f"{what}: {done}" + (f" of {total}" if total else "") + (f"  {told}" if told else ""))
 
     return show
 
 
-def _bar(steps: "Iterator[Progress]") -> None:
+def _bar(steps: "Iterator[Progress]") -> "Progress | None":
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -131,20 +150,23 @@ def _bar(steps: "Iterator[Progress]") -> None:
         TimeRemainingColumn(),
     ]
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = None
+        task = p = None
         for p in steps:
             task = bar.add_task("training", total=p.steps, told="") if task is None else task
-            bar.update(task, completed=p.step, told=f"loss {p.values['loss']:.4f}  {p.images_per_s:.0f} images/s")
+            told = f"loss {p.values['loss']:.4f}  {p.images_per_s:.0f} images/s  data wait {p.data_wait:.0%}"
+            bar.update(task, completed=p.step, told=told)
+    return p
 
 
-def _lines(steps: "Iterator[Progress]") -> None:
-    told = time.monotonic()
+def _lines(steps: "Iterator[Progress]") -> "Progress | None":
+    told, p = time.monotonic(), None
     for p in steps:
         if p.event or time.monotonic() - told > QUIET_SECONDS:
             told = time.monotonic()
             values = "  ".join(f"{name} {value:.4f}" for name, value in p.values.items())
             written = [part for part in p.event.split(", ") if part not in ("", "log")]
             say(
-                f"step {p.step}/{p.steps}  {values}  {p.images_per_s:.0f} images/s"
+                f"step {p.step}/{p.steps}  {values}  {p.images_per_s:.0f} images/s  data wait {p.data_wait:.0%}"
                 + "".join(f"  wrote {w}" for w in written)
             )
+    return p

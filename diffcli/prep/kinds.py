@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffcli.prep.arrays import open_cifar, open_idx
-from diffcli.prep.download import open_urls
 from diffcli.prep.captions import open_folder
+from diffcli.prep.download import open_urls
 from diffcli.prep.imagenet64 import open_imagenet64
 from diffcli.prep.items import Source, SourceOptions
 

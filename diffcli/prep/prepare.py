@@ -32,43 +32,18 @@ from diffcli.data.shards import (
     open_shards,
 )
 from diffcli.digest import sha256
-from diffcli.prep.items import SOURCE, Source, SourceOptions
+from diffcli.prep.items import SOURCE, Source, SourceOptions, Wanted
 from diffcli.prep.kinds import KINDS
+from diffcli.prep.report import PrepReport
 from diffcli.prep.shard import Job, write_shards, write_whole
 
 IMAGES_PER_SHARD = 5000
 LARGE_IMAGES_PER_SHARD = 1000  # where originals of any size are kept: a shard then stays near the usual gigabyte
+FETCHED_SIZE = 256  # pixels of the shorter side of what is downloaded, where no size is asked for
 FIELD_KINDS: dict[str, Literal["text", "video"]] = {"text": "text", "video": "video"}  # any other is a picture
 SKIPPED = "skipped.jsonl"
 REQUEST = "request.json"
 WORK = ".work"  # the request and temporary files; on the same disk as the shards, so that renaming is atomic
-
-
-class PrepReport(NamedTuple):
-    """How far a preparation is, in images: of `total`, `done` are `written` or `skipped`.
-
-    broken: the first image that was skipped; notes: worth telling the user.
-    """
-
-    kind: str
-    out: Path
-    total: int
-    written: int = 0
-    skipped: int = 0
-    broken: Skipped | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def done(self) -> int:
-        return self.written + self.skipped
-
-    def plus(self, index: Index) -> "PrepReport":
-        """This report after one more shard."""
-        return self._replace(
-            written=self.written + len(index.members),
-            skipped=self.skipped + len(index.skipped),
-            broken=self.broken or next(iter(index.skipped), None),
-        )
 
 
 class Plan(NamedTuple):
@@ -94,22 +69,20 @@ def prepare(
 ) -> Iterator[PrepReport]:
     """Writes a prepared set into `out`, yielding a report at the start and after every shard; the last one is final.
 
-    size: edge in pixels to crop and resize to; None keeps what is there. limit: at most so many images of each split, spread
-    evenly over it. strict: a broken image is an error; otherwise it is listed in skipped.jsonl. Running again continues.
-    Raises UserError for a broken source, an `out` that cannot be written or holds something else, and with strict.
+    size: edge in pixels to crop and resize to; None keeps what is there. Downloads keep their shape: it is the shorter edge.
+    limit: at most so many images of each split, spread evenly over it. strict: a broken image is an error; otherwise it is
+    listed in skipped.jsonl. Running again continues. Raises UserError for a broken source, an `out` that cannot be written
+    or holds something else, and with strict.
     """
-    if kind not in KINDS:
-        raise UserError(f"prep-data KIND is '{kind}'", did_you_mean(kind, KINDS))
-    if source is None:
-        raise UserError(f"prep-data {kind} needs a SOURCE", KINDS[kind].where)
-    source, out = source.expanduser(), out.expanduser()
-    per_shard = images_per_shard or _per_shard(kind, size)
+    source, out = require_source(kind, source).expanduser(), out.expanduser()
     with _stopping(out):
         work = _claim(out)
         with _reading(source):
             opened, name = KINDS[kind].open(source, work, options), source.resolve().name
+        per_shard = images_per_shard or _per_shard(kind, size, opened)
+        size = size or (FETCHED_SIZE if opened.fetch else None)
         asked = {"kind": kind, "source": name, "size": size, "limit": limit}
-        told = options.model_dump(mode="json", exclude_none=True)
+        told = {name: str(value) for name, value in options.model_dump(mode="json", exclude_defaults=True).items()}
         request = Request(**asked, options=told, images_per_shard=per_shard, fingerprint=opened.fingerprint)
         _check_request(out, work, request)
         plans = [plan for split, items in opened.splits.items() for plan in _plans(split, len(items), limit, per_shard)]
@@ -121,8 +94,18 @@ def prepare(
         shutil.rmtree(work)
 
 
-def _per_shard(kind: str, size: int | None) -> int:
-    return LARGE_IMAGES_PER_SHARD if KINDS[kind].large and size is None else IMAGES_PER_SHARD
+def require_source(kind: str, source: Path | None) -> Path:
+    """The source, where one was given. Raises UserError where none was, saying what to get, and for an unknown kind."""
+    if kind not in KINDS:
+        raise UserError(f"prep-data KIND is '{kind}'", did_you_mean(kind, KINDS))
+    if source is None:
+        raise UserError(f"prep-data {kind} needs a SOURCE", KINDS[kind].where)
+    return source
+
+
+def _per_shard(kind: str, size: int | None, source: Source) -> int:
+    large = source.fetch is not None or (KINDS[kind].large and size is None)
+    return LARGE_IMAGES_PER_SHARD if large else IMAGES_PER_SHARD
 
 
 def _broken(source: Path, skipped: Skipped) -> UserError:
@@ -190,12 +173,23 @@ def _write(plans: list[Plan], source: Source, out: Path, request: Request, worke
         else:
             tally = tally.plus(index)
     yield tally
+    if todo and source.fetch:
+        for fetched in source.fetch(_wanted(plans, todo, request, workers)):
+            yield tally._replace(fetched=fetched)
     for index in write_shards(_jobs(todo, source, out, request), min(workers, len(todo))):
         tally = tally.plus(index)
         yield tally
     if not tally.written:
         why = f"{tally.broken.path}: {tally.broken.reason}" if tally.broken else "it is empty"
         raise UserError(f"SOURCE '{request.source}' has no usable image ({why})", KINDS[request.kind].where)
+
+
+def _wanted(plans: list[Plan], todo: list[Plan], request: Request, workers: int) -> Wanted:
+    positions = [position for plan in plans for position in plan.positions]
+    missing = {plan.stem for plan in todo}
+    finished = frozenset(number for number, plan in enumerate(plans) if plan.stem not in missing)
+    size = request.size or FETCHED_SIZE
+    return Wanted(positions, request.images_per_shard, finished, size, min(workers, len(todo)))
 
 
 def _finished(out: Path, plan: Plan) -> Index | None:
@@ -216,7 +210,8 @@ def _jobs(plans: list[Plan], source: Source, out: Path, request: Request) -> Ite
         for plan in todo:
             with _reading(request.source):
                 chosen = list(islice(items, len(plan.positions)))
-            yield Job(out, out / WORK, plan.stem, plan.first, request.size, chosen)
+            size = None if source.fetch else request.size  # fetched in that size already
+            yield Job(out, out / WORK, plan.stem, plan.first, size, chosen)
 
 
 def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> None:

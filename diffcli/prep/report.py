@@ -1,0 +1,67 @@
+"""What prep-data tells while it works: how far it is, and what was left out for which kind of reason."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from diffcli.data.shards import Index, Skipped
+
+UNREACHED = ("timeout", "no connection")  # kinds that may be no fault of the URL
+KINDS_OF_FAILURE = [
+    (re.compile(pattern, re.IGNORECASE), kind)
+    for pattern, kind in (
+        (r"HTTP Error (\d+)", r"HTTP \1"),
+        (r"X-Robots-Tag", "opted out (X-Robots-Tag)"),
+        (r"timed out", "timeout"),
+        (r"reset by peer|IncompleteRead|closed connection|broken pipe", "connection broken off"),
+        (r"certificate|ssl", "no secure connection"),
+        (r"unknown url type|no host given|Invalid IPv6|nonnumeric port|control characters|label.*too long", "no URL"),
+        (r"Errno|name resolution|name or service", "no connection"),
+        (r"HTML", "HTML, not an image"),
+        (r"too small", "too small"),
+        (r"it is none of", "not an image"),
+        (r"decompression bomb", "too many pixels"),
+        (r"truncated|broken|corrupt", "not a whole image"),
+    )
+]
+
+
+class PrepReport(NamedTuple):
+    """How far a preparation is, in images: of `total`, `done` are `written` or `skipped`.
+
+    broken: the first image that was skipped; reasons: how many for which kind of reason; notes: worth telling the user.
+    fetched: while the source is being downloaded, how many of its images came to which end.
+    """
+
+    kind: str
+    out: Path
+    total: int
+    written: int = 0
+    skipped: int = 0
+    broken: Skipped | None = None
+    notes: tuple[str, ...] = ()
+    reasons: Mapping[str, int] = {}
+    fetched: Counter[str] | None = None
+
+    @property
+    def done(self) -> int:
+        return self.written + self.skipped
+
+    def plus(self, index: Index) -> "PrepReport":
+        """This report after one more shard."""
+        return self._replace(
+            written=self.written + len(index.members),
+            skipped=self.skipped + len(index.skipped),
+            broken=self.broken or next(iter(index.skipped), None),
+            reasons=Counter(self.reasons) + Counter(kind_of_failure(entry.reason) for entry in index.skipped),
+        )
+
+
+def kind_of_failure(reason: str) -> str:
+    """A few words for a reason, the same for all that are alike: 'timeout', 'HTTP 404', 'not an image'; 'other' else."""
+    for pattern, kind in KINDS_OF_FAILURE:
+        if found := pattern.search(reason):
+            return found.expand(kind)
+    return "other"

@@ -1,0 +1,104 @@
+"""Tables of URLs and captions: any table with a header, or, as CC3M and CC12M are published, one without.
+
+A row gives (url, captions). What is no http(s) address becomes one that nothing opens: a table from a stranger must not make
+us read files of this machine.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from diffcli.config import UserError
+from diffcli.data import captions
+from diffcli.digest import sha256
+from diffcli.prep.items import SOURCE, SourceOptions
+from diffcli.prep.tables import Row, Table, texts
+
+URL = re.compile(r"https?://\S", re.IGNORECASE)
+REFUSED = "refused:"  # before what is no http(s) address
+URL_NAMES = ("url", "image_url", "coco_url", "contenturl", "link")  # of columns, in any case
+CAPTION_NAMES = ("caption", "captions", "text", "title", "name")
+COCO = "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
+
+
+class UrlRow(NamedTuple):
+    """captions: one a line, as they are stored."""
+
+    url: str
+    captions: str
+
+
+class UrlTable(NamedTuple):
+    """A table that was read once: length: its rows, a digest of it, and how to read it again."""
+
+    path: Path
+    length: int
+    digest: str
+    rows: Callable[[], Iterator[UrlRow]]
+
+
+def open_table(path: Path, options: SourceOptions) -> UrlTable:
+    """Finds the two columns: by the options, by usual names, or in a table without a header by what is in the first row.
+
+    Raises UserError where it is no table or lacks a column; it then lists those that it has.
+    """
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "not there"
+        raise UserError(f"{SOURCE} '{path}' is {what}", "give the table of URLs and captions itself")
+    table = Table(path, str(path))
+    url, caption, first = _columns(table, options)
+
+    def rows() -> Iterator[UrlRow]:
+        yield from first
+        for row in table.rows():
+            yield _row(row, url, caption)
+
+    return UrlTable(path, sum(1 for _ in rows()), sha256(path), rows)
+
+
+def open_coco_table(path: Path) -> UrlTable:
+    """The images of COCO's captions_*.json, each a row with all its captions, in the order of the file."""
+    try:
+        data = json.loads(path.read_bytes())
+        found: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
+        for note in data["annotations"]:
+            found[note["image_id"]].append(note["caption"])
+        rows = [_checked(image["coco_url"], found[image["id"]]) for image in data["images"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{SOURCE} '{path}' is not a captions file of COCO ({type(error).__name__}: {error})"
+        raise UserError(problem, f"give annotations/captions_train2017.json of {COCO}") from error
+    return UrlTable(path, len(rows), sha256(path), lambda: iter(rows))
+
+
+def _columns(table: Table, options: SourceOptions) -> tuple[str, str, list[UrlRow]]:
+    """The columns of URL and caption, and the row that a table without a header has in the header's place."""
+    given = options.url_col, options.caption_col
+    url = next((cell for cell in table.columns if URL.match(cell)), None)
+    if url is None:
+        return (
+            table.column(given[0], "--url-col", URL_NAMES),
+            table.column(given[1], "--caption-col", CAPTION_NAMES),
+            [],
+        )
+    flag = "--url-col" if given[0] else "--caption-col"
+    if any(given):
+        problem = f"{flag} names a column, but {table.shown} has no header: its first row holds '{url}'"
+        raise UserError(problem, f"leave {flag} out: the columns are told apart by what is in them")
+    caption = next((cell for cell in table.columns if cell != url), None)
+    if caption is None:
+        raise UserError(f"{table.shown} has URLs but no captions", "give a table with a URL and a caption a row")
+    return url, caption, [_checked(url, [caption])]
+
+
+def _row(row: Row, url: str, caption: str) -> UrlRow:
+    if row.fault:
+        return UrlRow(f"{REFUSED}row {row.line}: {row.fault}", "")
+    return _checked(row.cells.get(url), row.texts(caption))
+
+
+def _checked(url: object, found: object) -> UrlRow:
+    address = "".join(str(url or "").split())
+    safe = address if URL.match(address) else REFUSED + address
+    return UrlRow(safe, captions.to_bytes(texts(found)).decode())
