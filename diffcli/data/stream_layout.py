@@ -1,0 +1,145 @@
+"""What the members of a streamed sample mean: image, label, captions, embeddings and pictures, as in prepared shards.
+
+KEY.jpg, .png, ... is the image; KEY.cls its label; KEY.txt its captions, one a line, or KEY.json with the key `caption`;
+KEY.FIELD.npy an embedding and KEY.FIELD.png a picture that lies over the image.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffcli.config import ImageShape, UserError
+from diffcli.data import captions
+from diffcli.data.buckets import Framing
+from diffcli.data.class_captions import ClassCaptions
+from diffcli.data.columns import Pictures, Texts, Vectors
+from diffcli.data.images import Column, Fields, FileImages, ImageData
+from diffcli.data.pixels import SUFFIXES
+from diffcli.data.stream_tar import Sample
+
+IMAGES = tuple(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
+HINT = "take the samples without it out of the shards, or the conditioner that reads it out of the preset"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which fields the samples of a stream have and how they become rows. fields: those beside image and label, by name."""
+
+    shape: ImageShape
+    framing: Framing
+    labelled: bool
+    classes: tuple[str, ...] | None
+    fields: dict[str, Literal["text", "vector", "picture"]]
+    class_captions: ClassCaptions | None = None
+    reads_image: bool = True
+
+    def select(self, names: Iterable[str]) -> "Layout":
+        """The same, of which these fields alone are read (labels, and captions made of them, cost nothing)."""
+        chosen = set(names)
+        fields = {name: kind for name, kind in self.fields.items() if name in chosen}
+        return replace(self, fields=fields, reads_image="image" in chosen)
+
+    def wanted(self, extension: str) -> bool:
+        """Whether members with this extension are read."""
+        if extension == "cls":
+            return self.labelled
+        if extension in ("txt", "json"):
+            return self.fields.get("text") == "text"
+        name, _, kind = extension.rpartition(".")
+        if name:
+            return self.fields.get(name) == {"npy": "vector", "png": "picture"}.get(kind, "")
+        return self.reads_image and kind in IMAGES
+
+    def over(self, samples: Sequence[Sample], names: Sequence[str]) -> ImageData:
+        """These samples as data by index; names: as the user knows them. Its `read` raises UserError for a broken one."""
+        labels = torch.tensor([self._label(sample) for sample in samples]) if self.labelled else None
+        columns = {name: self._column(name, kind, samples, names) for name, kind in self.fields.items()}
+        images = MemberFiles(samples, names, IMAGES)
+        data: ImageData = SampleImages(images, self.shape, labels, self.classes, columns, self.framing)
+        if self.class_captions is not None:
+            data = self.class_captions.added(data)
+        data.reads_images = self.reads_image
+        return data
+
+    def _column(self, name: str, kind: str, samples: Sequence[Sample], names: Sequence[str]) -> Column:
+        if kind == "text":
+            return Texts(CaptionFiles(samples, names))
+        if kind == "vector":
+            return Vectors(MemberFiles(samples, names, (f"{name}.npy",)))
+        pictures = MemberFiles(samples, names, (f"{name}.png",))
+        return Pictures(pictures, self.shape._replace(channels=1), self.framing)
+
+    def _label(self, sample: Sample) -> int:
+        """-1 where it has none, or one that names no class."""
+        try:
+            label = int(sample.members.get("cls", b""))
+        except ValueError:
+            return -1
+        return label if 0 <= label < (len(self.classes) if self.classes else label + 1) else -1
+
+
+class SampleImages(FileImages):
+    """The images of some samples; those whose label is none of the set's are broken."""
+
+    def read(self, indices: Tensor, draws: Tensor | None = None) -> Fields:
+        for index in indices.tolist() if self.labels is not None else ():
+            if self.labels[index] < 0:  # type: ignore[index]  # not None, as was seen above
+                classes = f"one outside the {len(self.classes)} classes" if self.classes else "a negative one"
+                raise UserError(f"{self.files.name(index)} has no label, or {classes}", HINT)
+        return super().read(indices, draws)
+
+
+class MemberFiles:
+    """One member of each sample, the first there is of some extensions: Encoded, for FileImages and columns."""
+
+    def __init__(self, samples: Sequence[Sample], names: Sequence[str], extensions: Sequence[str]) -> None:
+        self.samples, self.names, self.extensions = samples, names, extensions
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def read(self, index: int) -> bytes:
+        members = self.samples[index].members
+        found = next((members[extension] for extension in self.extensions if extension in members), None)
+        if found is None:
+            what = "image" if len(self.extensions) > 1 else self.extensions[0]
+            raise UserError(f"{self.names[index]} has no {what}", HINT)
+        return found
+
+
+class CaptionFiles(MemberFiles):
+    """The captions of each sample, as a .txt member holds them; those of a .json where there is no .txt."""
+
+    def __init__(self, samples: Sequence[Sample], names: Sequence[str]) -> None:
+        super().__init__(samples, names, ("txt", "json"))
+
+    def read(self, index: int) -> bytes:
+        members = self.samples[index].members
+        if "txt" in members or "json" not in members:
+            return members.get("txt", b"")
+        try:
+            found = json.loads(members["json"])["caption"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return b""
+        return captions.to_bytes(map(str, found if isinstance(found, list) else [found or ""]))
+
+
+def fields_of(extensions: Iterable[str]) -> dict[str, Literal["text", "vector", "picture"]]:
+    """The fields that the members of a sample are, beside image and label."""
+    found: dict[str, Literal["text", "vector", "picture"]] = {}
+    for extension in extensions:
+        name, _, kind = extension.rpartition(".")
+        if extension in ("txt", "json"):
+            found["text"] = "text"
+        elif name.isidentifier() and kind == "npy":
+            found[name] = "vector"
+        elif name.isidentifier() and kind == "png":
+            found[name] = "picture"
+    return found

@@ -1,0 +1,233 @@
+"""The bytes of a shard wherever it lies: http(s), what fsspec knows (s3, gs, memory, ...), the output of a command, a file.
+
+A connection that drops is taken up again at the byte where it broke: by a Range request, by seeking, or by reading anew and
+throwing away what is known. Between attempts the wait doubles, up to a ceiling; a shard has a number of retries in all.
+"""
+
+import gzip
+import http.client
+import io
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+from typing import IO, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from diffcli import __version__
+from diffcli.config import UserError
+
+CHUNK = 1 << 20  # bytes read at once
+LONGEST_PAUSE = 30.0  # seconds
+AGAIN = frozenset({408, 425, 429})  # of the 4xx answers, those that another time may be better
+FAULTS = (OSError, EOFError, http.client.HTTPException)  # what a connection that fails raises
+HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+class BrokenShard(Exception):
+    """A shard that cannot be opened or read any further; its text is the reason."""
+
+
+class Patience(NamedTuple):
+    """retries: of one shard. pause: seconds before the first, twice as long before each further. timeout: seconds of silence."""
+
+    retries: int = 5
+    pause: float = 0.5
+    timeout: float = 60.0
+
+
+class ShardBytes:
+    """The bytes of one shard from `position` on; position is always that of the next byte to be read."""
+
+    def __init__(self, url: str, patience: Patience, position: int = 0) -> None:
+        self.url, self.patience, self.position = url, patience, position
+        self._file: IO[bytes] | None = None
+        self._end: int | None = None  # where the shard ends, as the server says
+        self._failures = 0
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes, fewer only where the shard ends. Raises BrokenShard."""
+        parts = []
+        while count:
+            part = self._attempt(min(count, CHUNK))
+            if not part:
+                break
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def skip(self, count: int) -> None:
+        """Passes over `count` bytes; a file that can be sought in is not read."""
+        if self._file is not None and self._file.seekable():
+            self.position += count
+            self._file.seek(self.position)
+            return
+        while count:
+            part = self.read(min(count, CHUNK))
+            if not part:
+                return
+            count -= len(part)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _attempt(self, count: int) -> bytes:
+        """At least one byte, or none at the end, through as many failures as patience allows."""
+        while True:
+            try:
+                if self._file is None:
+                    self._file, self._end = open_at(self.url, self.position, self.patience.timeout)
+                part = self._file.read(count)
+                if not part and self._end is not None and self.position < self._end:
+                    raise ConnectionError(f"the connection broke at byte {self.position} of {self._end}")
+            except UserError:
+                raise
+            except zlib.error as error:
+                raise BrokenShard(f"it cannot be unpacked ({error})") from error
+            except Exception as error:
+                foreign = is_foreign(self.url) and not isinstance(
+                    error, UserError
+                )  # fsspec's back ends raise what they like
+                if not foreign and not isinstance(error, FAULTS):
+                    raise
+                self._failed(error)
+            else:
+                self.position += len(part)
+                return part
+
+    def _failed(self, error: Exception) -> None:
+        self.close()
+        reason = _reason(error)
+        if _is_final(error):
+            raise BrokenShard(reason) from error
+        self._failures += 1
+        if self._failures > self.patience.retries:
+            raise BrokenShard(f"{reason} (after {self.patience.retries} retries)") from error
+        time.sleep(min(self.patience.pause * 2 ** (self._failures - 1), LONGEST_PAUSE))
+
+
+def is_remote(url: str) -> bool:
+    """Whether a text names no plain path: a URL or the output of a command."""
+    return "://" in url or url.startswith(("pipe:", "file:"))
+
+
+def is_foreign(url: str) -> bool:
+    """Whether it takes fsspec to open it."""
+    return "://" in url and not url.startswith(("pipe:", "file:", "http://", "https://"))
+
+
+def local_path(url: str) -> Path:
+    """The path of a file: URL or of a plain path."""
+    return Path(unquote(urlsplit(url).path) if url.startswith("file:") else url).expanduser()
+
+
+def open_at(url: str, position: int, timeout: float) -> tuple[IO[bytes], int | None]:
+    """The open shard with its next byte at `position`, and where it ends, as far as that is said. Gzip is unpacked."""
+    if urlsplit(url).path.endswith((".gz", ".tgz")):
+        packed, _ = _open(url, 0, timeout)
+        file: IO[bytes] = io.BufferedReader(gzip.GzipFile(fileobj=packed))  # type: ignore[arg-type]
+        _pass(file, position)
+        return file, None
+    return _open(url, position, timeout)
+
+
+def _open(url: str, position: int, timeout: float) -> tuple[IO[bytes], int | None]:
+    if url.startswith(("http://", "https://")):
+        return _open_http(url, position, timeout)
+    file: IO[bytes]
+    if url.startswith("pipe:"):
+        file = io.BufferedReader(_Command(url.removeprefix("pipe:")))
+    elif is_foreign(url):
+        file = _open_foreign(url)
+    else:
+        file = local_path(url).open("rb")
+    _pass(file, position)
+    return file, None
+
+
+def _open_http(url: str, position: int, timeout: float) -> tuple[IO[bytes], int | None]:
+    headers = {"User-Agent": f"diffcli/{__version__}"} | ({"Range": f"bytes={position}-"} if position else {})
+    answer: http.client.HTTPResponse = urllib.request.urlopen(
+        urllib.request.Request(url, headers=headers), timeout=timeout
+    )
+    start = position if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0
+    end = None if answer.length is None else start + answer.length
+    _pass(answer, position - start)  # a server without Range begins at the beginning
+    return answer, end
+
+
+def _open_foreign(url: str) -> IO[bytes]:
+    scheme = url.partition("://")[0]
+    try:
+        import fsspec
+
+        return fsspec.open(url, "rb").open()  # type: ignore[no-any-return]
+    except ImportError as error:
+        raise UserError(
+            f"data.shards: {scheme}:// needs a package that is missing ({error})", "pip install 'diffcli[remote]'"
+        ) from error
+    except ValueError as error:
+        if "Protocol not known" not in str(error):
+            raise
+        raise UserError(
+            f"data.shards: no way to open '{url}' is known ({error})", "use http://, https://, s3://, pipe: or a path"
+        ) from error
+
+
+class _Command(io.RawIOBase):
+    """The output of a shell command; an exit code other than 0 is an error at its end."""
+
+    def __init__(self, command: str) -> None:
+        self._process = subprocess.Popen(
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        assert self._process.stdout is not None
+        part = self._process.stdout.read1(len(buffer))  # type: ignore[attr-defined]
+        buffer[: len(part)] = part
+        if not part and self._process.wait():
+            raise OSError(f"the command left with exit code {self._process.returncode}")
+        return len(part)
+
+    def close(self) -> None:
+        if not self.closed:
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process.kill()
+            self._process.wait()
+        super().close()
+
+
+def _pass(file: IO[bytes], count: int) -> None:
+    """Goes forward from the start of a file."""
+    if count and file.seekable():
+        file.seek(count)
+        return
+    while count:
+        part = file.read(min(count, CHUNK))
+        if not part:
+            raise ConnectionError(f"it ends {count} bytes before the place where it was to go on")
+        count -= len(part)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether trying again is no use."""
+    if isinstance(error, urllib.error.HTTPError):
+        return 400 <= error.code < 500 and error.code not in AGAIN
+    return isinstance(error, HOPELESS)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError):
+        error = error.reason if isinstance(error.reason, Exception) else error
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")

@@ -1,0 +1,117 @@
+"""Samples of a tar in the WebDataset layout, in their order, each with the byte where it begins.
+
+Members that follow each other and share the name up to the first dot of their file name are one sample; the rest of the name
+says what they are. Nothing is unpickled and nothing is extracted. Reading may begin at any sample's offset: there a tar's
+remainder is a tar. (Headers are read here, not by webdataset or `tarfile`, which tell no offsets or read what they skip,
+and take a tar that breaks off between two members for a whole one.)
+"""
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from diffcli.data.stream_open import BrokenShard, ShardBytes
+
+BLOCK = 512
+LARGEST_MEMBER = 256 << 20  # bytes; a larger one is passed over, whatever its header promises
+LARGEST_HEADER = 1 << 20  # of long names and pax records
+PICKLES = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "ckpt", "bin", "npz", "joblib"})  # npz may hold objects, too
+NAME = re.compile(r"((?:.*/|)[^./][^.]*|[^.]+)[.]([^/]*)")  # key, extension: as webdataset splits them
+PAX_RECORD = re.compile(rb"(\d+) ([^=]+)=")
+
+
+class Member(NamedTuple):
+    """A regular file of a tar; offset: where its first header begins."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class Sample(NamedTuple):
+    """What belongs together. members: the bytes of those that were wanted, by extension in lower case."""
+
+    key: str
+    offset: int
+    members: dict[str, bytes]
+    pickles: bool = False  # whether it has members that only unpickling could read
+
+
+def samples(shard: ShardBytes, wanted: Callable[[str], bool]) -> Iterator[Sample]:
+    """The samples from the shard's position on. wanted: which extensions to read; others are passed over.
+
+    Raises BrokenShard where the tar is garbled or breaks off, after all samples that are whole.
+    """
+    current: Sample | None = None
+    try:
+        for member in members(shard):
+            match = NAME.fullmatch(member.name)
+            if match is None:
+                continue
+            key, extension = match[1], match[2].lower()
+            if current is None or key != current.key:
+                if current is not None:
+                    yield current
+                current = Sample(key, member.offset, {})
+            if extension.rpartition(".")[2] in PICKLES:
+                current = current._replace(pickles=True)
+            elif wanted(extension) and extension not in current.members and member.size <= LARGEST_MEMBER:
+                data = shard.read(member.size)
+                if len(data) < member.size:
+                    current = None  # the cut goes through it
+                    raise BrokenShard(f"it breaks off at byte {shard.position}, within {member.name}")
+                current.members[extension] = data
+    except BrokenShard:
+        if current is not None and shard.position % BLOCK == 0:
+            yield current
+        raise
+    if current is not None:
+        yield current
+
+
+def members(shard: ShardBytes) -> Iterator[Member]:
+    """The regular files of a tar; after each `yield` the shard stands at its bytes, and may be read by the caller.
+
+    GNU and pax long names are understood. Raises BrokenShard unless the tar ends with its end marker.
+    """
+    offset, name, size = shard.position, None, None
+    while True:
+        try:
+            header = tarfile.TarInfo.frombuf(shard.read(BLOCK), "utf-8", "surrogateescape")
+        except tarfile.TarError as error:
+            if type(error).__name__ == "EOFHeaderError":
+                return
+            cut = type(error).__name__ in ("EmptyHeaderError", "TruncatedHeaderError")
+            what = "it breaks off" if cut and offset else "it is empty" if not shard.position else "it is no tar"
+            raise BrokenShard(f"{what} at byte {offset}") from error
+        if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *b"x", tarfile.XHDTYPE, tarfile.XGLTYPE):
+            if header.size > LARGEST_HEADER:
+                raise BrokenShard(f"it is no tar at byte {offset}")
+            body = shard.read(_padded(header.size))[: header.size]
+            if header.type == tarfile.GNUTYPE_LONGNAME:
+                name = body.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            elif header.type == tarfile.XHDTYPE:
+                records = pax_records(body)
+                name, size = records.get("path", name), int(records["size"]) if "size" in records else None
+            continue
+        length = header.size if size is None else size
+        start = shard.position
+        if header.isreg():
+            yield Member(name or header.name, offset, length)
+        shard.skip(start + _padded(length) - shard.position)
+        offset, name, size = shard.position, None, None
+
+
+def pax_records(body: bytes) -> dict[str, str]:
+    """The `LENGTH KEY=VALUE` lines of a pax header."""
+    records, at = {}, 0
+    while (match := PAX_RECORD.match(body, at)) is not None and int(match[1]) > 0:
+        end = at + int(match[1])
+        records[match[2].decode("utf-8", "replace")] = body[match.end() : end - 1].decode("utf-8", "surrogateescape")
+        at = end
+    return records
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
