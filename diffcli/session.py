@@ -152,7 +152,7 @@ def open_request(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool
     """The checkpoint loaded and the request completed from it."""
     from diffcli.engine.sample import load_model, request
 
-    return request(load_model(ckpt, group.device, ema), options)
+    return request(load_model(ckpt, group.device, ema, options.overrides), options)
 
 
 def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None:

@@ -12,6 +12,7 @@ from diffcli.data import captions
 from diffcli.data.buckets import Framing
 from diffcli.data.images import Encoded
 from diffcli.data.pixels import NEAREST, Place, decode
+from diffcli.data.shards import FieldNote
 
 
 class Texts:
@@ -29,13 +30,16 @@ class Texts:
 
 
 class Vectors:
-    """Embeddings in .npy members: (D,), or (K, D), one row a caption, of which an epoch draws that of its caption."""
+    """Embeddings in .npy members: (D,), or (K, D), one row a caption, of which an epoch draws that of its caption.
 
-    def __init__(self, files: Encoded) -> None:
-        self.files = files
+    A row may be a sequence (L, D). note: their width and the encoder that made them.
+    """
+
+    def __init__(self, files: Encoded, note: FieldNote | None = None) -> None:
+        self.files, self.note = files, note or FieldNote(kind="vector")
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
-        """float32 (B, D)."""
+        """float32 (B, D), or (B, L, D)."""
         pairs = zip(indices.tolist(), each(draws, len(indices)), strict=True)
         return torch.from_numpy(np.stack([self._row(index, draw) for index, draw in pairs]))
 

@@ -84,7 +84,7 @@ class Shards(DataConfig):
             case "text":
                 return Texts(files)
             case "vector":
-                return Vectors(files)
+                return Vectors(files, note)
             case "picture":
                 return Pictures(files, self.shape._replace(channels=1), framing)
             case "video":

@@ -1,5 +1,6 @@
 """A checkpoint made ready to use: its preset read, its task built, its weights loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from diffcli import checkpoint, preset
 from diffcli.config import UserError
 from diffcli.digest import sha256
+from diffcli.engine import encoders
 from diffcli.engine.state import load_weights, place
 from diffcli.engine.tuning import tune_allocator
 from diffcli.preset import Preset
@@ -27,12 +29,16 @@ class Model:
     digest: str  # of the weights in use
 
 
-def load_model(path: Path, device: torch.device, use_ema: bool = True) -> Model:
-    """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged."""
+def load_model(path: Path, device: torch.device, use_ema: bool = True, overrides: Sequence[str] = ()) -> Model:
+    """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged.
+
+    overrides: KEY=VALUE, of which those that say where a pretrained encoder lies now are heeded.
+    """
     tune_allocator()
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
-    resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
+    moved = filter(encoders.moves, overrides)
+    resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}", moved)
     part = "ema" if use_ema else "task"
     if not checkpoint.holds(part, found, record) and checkpoint.holds("ema", found, record):
         raise UserError(f"--no-ema: {found} holds an average only", "leave --no-ema out")
@@ -40,6 +46,7 @@ def load_model(path: Path, device: torch.device, use_ema: bool = True) -> Model:
     with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away
         built = resolved.task.build(resolved.data.shape)
     load_weights(built, tensors, found)
+    encoders.promise(built, record, found)
     task = place(built, device, "fp32").eval().requires_grad_(False)
     file = found if found.is_file() else found / f"{part}.safetensors"
     classes = tuple(record["classes"]) if record.get("classes") else None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from diffcli import checkpoint, preset
 from diffcli.config import UserError
+from diffcli.engine import encoders
 from diffcli.engine.distributed import speaks
 from diffcli.engine.runlog import RunDir
 from diffcli.preset import Preset
@@ -21,10 +22,10 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
     if not path.is_dir():
         raise UserError(f"{path}: no such run directory", "give the directory that `diffcli train` printed")
     for item in overrides:
-        if not item.startswith(("train.", "data.root=")):
+        if not item.startswith(("train.", "data.root=")) and not encoders.moves(item):
             raise UserError(
-                f"--set {item}: a resumed run changes train.* keys only, and data.root where its data have moved; "
-                "its data, task and seed stay",
+                f"--set {item}: a resumed run changes train.* keys only, and data.root or the model of an encoder where "
+                "they have moved; its data, task and seed stay",
                 "train into another --run-dir to change them",
             )
     start = choose(run, from_step)

@@ -60,7 +60,7 @@ class Job:
                 return None
             fake, real, details = resolve(self.sides[0]), resolve(self.sides[1]), {}
         else:
-            model = load_model(self.ckpt, group.device, self.ema)
+            model = load_model(self.ckpt, group.device, self.ema, self.options.overrides)
             if prior_scores.wanted(self.metrics):
                 return prior_scores.compare(model, self.options, self.metrics, self.ref, group, progress)
             req = request(model, self.options)

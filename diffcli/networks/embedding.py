@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from diffcli.config import Config, UserError
 from diffcli.networks.conditioning import Conditioner, Conditioning, CondShape
-from diffcli.networks.pretrained import Encoder, EncoderConfig
+from diffcli.networks.pretrained import CLIP_LENGTH, Encoded, Encoder, EncoderConfig
 
 SMALL = 0.02  # standard deviation of null vectors at first
 
@@ -55,7 +55,7 @@ class PretrainedConditioner(Conditioner):
     def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
         """A vector (B, D) and tokens (B, L, D) with their mask. batch["text"]: B strings."""
         self.check(batch)
-        encoded = self.encoder.texts(batch["text"], keep.device)
+        encoded = self._planned(keep) if keep.is_meta else self.encoder.texts(batch["text"], keep.device)
         vector = tokens = mask = None
         if self.vector is not None and encoded.pooled is not None:
             vector = self.vector(encoded.pooled, keep, self.encoder, "pooled_width")
@@ -63,6 +63,13 @@ class PretrainedConditioner(Conditioner):
             tokens = self.tokens(encoded.tokens, keep, self.encoder, "width")
             mask = _readable(encoded.mask, keep)
         return Conditioning(vector=vector, tokens=tokens, mask=mask)
+
+    def _planned(self, keep: Tensor) -> Encoded:
+        """Features without values: a plan counts the arithmetic of a step, for which nothing is loaded."""
+        n, length = len(keep), self.encoder.config.length or CLIP_LENGTH
+        widths = [slot.width if slot else 1 for slot in (self.tokens, self.vector)]
+        mask = keep.new_ones(n, length)
+        return Encoded(mask[..., None].expand(-1, -1, widths[0]).float(), mask, keep.new_zeros(n, widths[1]).float())
 
 
 class EmbeddingConditioner(Conditioner):
@@ -88,8 +95,8 @@ class EmbeddingConditioner(Conditioner):
                 f"an embedding conditioner reads the field '{field}', but the data has only: {', '.join(sorted(batch))}",
                 f"add it to the set: diffcli prep-data shards --out SET --embed {how} --encoder MODEL",
             )
-        if batch[field].shape[-1] != width:
-            found = batch[field].shape[-1]
+        found = batch[field].shape[-1]
+        if found not in (0, width):  # 0: data that do not tell
             raise UserError(
                 f"the field '{field}' is {found} wide, the embedding conditioner in task.conditioners expects {width}",
                 f"set its width to {found}",

@@ -18,6 +18,7 @@ from torch.nn import functional
 from diffcli.config import Config, Note, UserError
 from diffcli.networks.pretrained_libraries import LOADERS, Origin, Towers
 
+CLIP_LENGTH = 77  # tokens that the published ones read; a loaded model knows its own
 T5_LENGTH = 128  # tokens; its positions are relative and set no limit. Source: Saharia et al. 2022, arXiv 2205.11487
 
 

@@ -65,6 +65,14 @@ class DiffusionTask(Task):
         self.drawn: list[tuple[Tensor, Tensor]] = []  # in this update: (position, index of t) int64 (B, 2), loss (B,)
         self.drop_condition = drop_condition
         self.size = size
+        for key, conditioner in self.named_conditioners.items():
+            if conditioner.encoder is not None:
+                conditioner.encoder.key = f"{key}.encoder.model"
+
+    @property
+    def named_conditioners(self) -> dict[str, Conditioner]:
+        conditioners = cast(Iterable[Conditioner], self.conditioners)
+        return {f"task.conditioners.{i}": conditioner for i, conditioner in enumerate(conditioners)}
 
     @property
     def conditional(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from diffcli.diffusion.samplers import Sampler
+from diffcli.networks.conditioning import Conditioner
 
 Batch = Mapping[str, Any]
 """Named fields, tensors (B, ...) or lists of B strings: image (B, C, H, W) in [-1, 1], label, text, ... and, in training, index,
@@ -57,6 +58,11 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def reads(self) -> frozenset[str]:
         """The fields of the data that it takes: no other is read from disk."""
+
+    @property
+    def named_conditioners(self) -> dict[str, Conditioner]:
+        """Its conditioners, each by its key in a preset."""
+        return {}
 
     @property
     def embeddings(self) -> dict[str, tuple[int, ...]]:
