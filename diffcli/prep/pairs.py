@@ -1,0 +1,194 @@
+"""Pairs of pictures: an image and what lies over it (a mask, a sketch), in folders beside each other or in one.
+
+What a file is follows from a folder above it whose name holds one of WORDS ("Ground Truth", "ISIC2018_Training_Input"), or
+from the end of its own name ("ISIC_0000000_segmentation.png"). Folders without such a word hold the images where no other
+does, else a field of their own name. Files belong together where the rest of their paths agrees.
+CVC-ClinicDB: Original/1.tif and Ground Truth/1.tif. ISIC: the folders or zips of a challenge; its validation and test parts
+are the split `test`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from posixpath import commonpath
+from typing import NamedTuple
+
+from diffcli.config import UserError
+from diffcli.data.files import FileTree, Location, open_tree
+from diffcli.data.listing import SPLIT_NAMES, Split
+from diffcli.data.pixels import SUFFIXES
+from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, tree_fingerprint
+
+IMAGE = "image"
+WORDS: dict[str, str] = {  # the first that fits counts: "image masks" are masks
+    "mask": "mask masks truth groundtruth gt segmentation segmentations label labels annotations",
+    "sketch": "sketch sketches edge edges drawing drawings lineart",
+    IMAGE: "image images img imgs original originals input inputs data photo photos rgb",
+}
+ENDS: dict[str, str] = {  # of names, after an underscore or a hyphen
+    **dict.fromkeys(("mask", "segmentation", "seg", "groundtruth", "gt", "label"), "mask"),
+    **dict.fromkeys(("sketch", "edges", "edge"), "sketch"),
+}
+NO_PART = "_superpixels"  # ISIC 2017 has these beside its images
+PARTS = {"training": "train", "train": "train", "test": "test", "testing": "test"} | dict.fromkeys(
+    ("val", "valid", "validation"), "val"
+)
+FORMATS = frozenset({"png", "tif", "tiff", "jpg", "jpeg", "bmp"})  # folders that repeat what another one holds
+HINT = "name the folders images/ and masks/ (or sketches/), or the files a.jpg and a_mask.png"
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+class Key(NamedTuple):
+    """What an image and its pictures agree on: the part of the set, the folders around, the name."""
+
+    part: str
+    folders: tuple[str, ...]
+    stem: str
+
+
+class Role(NamedTuple):
+    """What a file is for: a field (IMAGE, or that of a picture; empty: no name says it), of which key, in which format."""
+
+    field: str
+    key: Key
+    format: str
+
+
+class PairItems:
+    """Images with the pictures that lie over them, and then the files that have no partner."""
+
+    def __init__(self, locations: Mapping[str, Location]) -> None:
+        self.locations = locations
+        self.pairs: list[tuple[str, dict[str, str]]] = []
+        self.alone: list[Broken] = []
+
+    def __len__(self) -> int:
+        return len(self.pairs) + len(self.alone)
+
+    def items(self, positions: Sequence[int]) -> Iterator[Item | Deferred]:
+        for position in positions:
+            if position < len(self.pairs):
+                name, over = self.pairs[position]
+                pictures = {field: self.locations[other] for field, other in over.items()}
+                yield Item(name, None, self.locations[name], pictures=pictures)
+            else:
+                yield self.alone[position - len(self.pairs)]
+
+
+def open_pairs(source: Path, work: Path, options: SourceOptions) -> Source:
+    """The pairs below a folder (also in its zips) or in an archive. Raises UserError where nothing tells them apart."""
+    tree = _with_zips(open_tree(source, SOURCE, work), work)
+    names = [name for name in tree.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    roles = _renamed(_one_format(_roles(names)), options.field)
+    groups: dict[Key, dict[str, list[str]]] = {}
+    for name, role in roles.items():
+        groups.setdefault(role.key, {}).setdefault(role.field, []).append(name)
+    fields = sorted({role.field for role in roles.values()} - {IMAGE})
+    wanted = [field for field in fields if field in WORDS or _is_usual(field, groups)]
+    if not wanted or not any(IMAGE in group for group in groups.values()):
+        folders = ", ".join(sorted({str(PurePosixPath(name).parent) for name in names})[:6]) or "it holds no images"
+        problem = f"{SOURCE} is '{source}', in which images and what lies over them are not told apart: {folders}"
+        raise UserError(problem, HINT)
+    parts: dict[Split, PairItems] = {}
+    for key, group in groups.items():
+        split: Split = SPLIT_NAMES.get(key.part, "train")
+        _add(parts.setdefault(split, PairItems(tree.locations)), group, wanted)
+    splits: dict[Split, Items] = {split: parts[split] for split in sorted(parts, reverse=True)}
+    return Source(splits, None, tree_fingerprint(tree, list(roles)))
+
+
+def _is_usual(field: str, groups: dict[Key, dict[str, list[str]]]) -> bool:
+    """Whether most images have a field: a folder of other pictures beside them is none."""
+    images = [group for group in groups.values() if IMAGE in group]
+    return 2 * sum(field in group for group in images) >= len(images)
+
+
+def _add(items: PairItems, group: dict[str, list[str]], fields: Sequence[str]) -> None:
+    """Adds the image of a group with one picture for each of the fields, or says of each file why it stays alone."""
+    missing = next((field for field in (IMAGE, *fields) if field not in group), None)
+    if missing is None:
+        items.pairs.append((group[IMAGE][0], {field: group[field][0] for field in fields}))
+    for field, (first, *others) in group.items():
+        if missing is not None:
+            items.alone.append(Broken(first, f"there is no {missing} for it"))
+        items.alone += [Broken(name, f"another {field} goes with the same name: {first}") for name in others]
+
+
+def _roles(names: Sequence[str]) -> dict[str, Role]:
+    """What each file is for; those that are for nothing are left out."""
+    around = commonpath([PurePosixPath(name).parent.as_posix() for name in names]) if names else ""
+    depth = len(PurePosixPath(around).parts)
+    found = {name: _role(PurePosixPath(*PurePosixPath(name).parts[depth:])) for name in names}
+    found = {name: role for name, role in found.items() if not role.key.stem.lower().endswith(NO_PART)}
+    images_are_named = any(role.field == IMAGE for role in found.values())
+    return {name: role if role.field else _unnamed(role, images_are_named) for name, role in found.items()}
+
+
+def _role(path: PurePosixPath) -> Role:
+    field = part = kind = ""
+    around = []
+    for folder in path.parent.parts:
+        words = [word.lower() for word in WORD.findall(folder)]
+        part = next((PARTS[word] for word in words if word in PARTS), part)
+        held = next((field for field, known in WORDS.items() if not set(words).isdisjoint(known.split())), None)
+        if held:
+            field = held
+        elif folder.lower() in FORMATS:
+            kind = folder
+        elif not PARTS.keys() >= set(words) or not words:
+            around.append(folder)
+    stem, _, end = re.sub(r"[-_](?=[^-_]*$)", "\0", path.stem).partition("\0")
+    if end.lower() in ENDS:
+        return Role(ENDS[end.lower()], Key(part, tuple(around), stem), kind)
+    return Role(field, Key(part, tuple(around), path.stem), kind)
+
+
+def _unnamed(role: Role, images_are_named: bool) -> Role:
+    """A file whose folder has no word: an image where no other folder has them, else of the field that its folder names."""
+    if not images_are_named:
+        return role._replace(field=IMAGE)
+    folder, *rest = role.key.folders or ("picture",)
+    field = re.sub(r"[^a-z0-9]+", "_", folder.lower()).strip("_")
+    return role._replace(
+        field=field if field[:1].isalpha() else f"field_{field}", key=role.key._replace(folders=tuple(rest))
+    )
+
+
+def _one_format(roles: dict[str, Role]) -> dict[str, Role]:
+    """One of the folders PNG/ and TIF/ where each holds whole pairs."""
+    held: dict[str, set[str]] = {}
+    for role in roles.values():
+        held.setdefault(role.format, set()).add(role.field)
+    whole = sorted(kind for kind, fields in held.items() if kind and len(fields) > 1)
+    return {name: role for name, role in roles.items() if role.format not in whole[1:]}
+
+
+def _renamed(roles: dict[str, Role], field: str | None) -> dict[str, Role]:
+    """The roles where the only field is called as --field says, or is that one of several."""
+    found = {role.field for role in roles.values()} - {IMAGE}
+    if field is None:
+        return roles
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", field) or field in (IMAGE, "text", "video", "label"):
+        raise UserError(
+            f"--field is '{field}', which cannot name a field", "type --field mask, or another lower-case name"
+        )
+    if len(found) == 1:
+        return {name: role if role.field == IMAGE else role._replace(field=field) for name, role in roles.items()}
+    if field not in found:
+        listed = ", ".join(sorted(found)) or "none"
+        raise UserError(
+            f"--field is '{field}', but the fields of {SOURCE} are {listed}", "give one of these, or no --field"
+        )
+    return {name: role for name, role in roles.items() if role.field in (IMAGE, field)}
+
+
+def _with_zips(tree: FileTree, work: Path) -> FileTree:
+    """The files of a tree, and those in its zips as if these were folders."""
+    if not tree.source.is_dir():
+        return tree
+    locations = dict(tree.locations)
+    for name in tree.names:
+        if name.lower().endswith(".zip"):
+            inside = open_tree(tree.source / name, SOURCE, work)
+            locations |= {f"{name[:-4]}/{member}": location for member, location in inside.locations.items()}
+    return FileTree(tree.source, locations)
