@@ -45,8 +45,8 @@ def open_table(path: Path, options: SourceOptions) -> UrlTable:
     Raises UserError where it is no table or lacks a column; it then lists those that it has.
     """
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "not there"
-        raise UserError(f"{SOURCE} '{path}' is {what}", "give the table of URLs and captions itself")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{SOURCE} is '{path}', which {what}", "give the table of URLs and captions itself")
     table = Table(path, str(path))
     url, caption, first = _columns(table, options)
 
