@@ -6,6 +6,7 @@ from typing import Any
 from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.engine.model import Model, load_model
+from diffcli.preset import AnyTask
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
 from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
 from diffcli.tasks.guide import Guide, Guiding
@@ -88,11 +89,12 @@ def check_classifier(classifier: Model, model: Model) -> None:
         )
 
 
-def class_count(task: DiffusionConfig | ClassifierConfig) -> int | None:
+def class_count(task: AnyTask) -> int | None:
     """The number of classes that a model is told or tells, None where it knows none."""
     if isinstance(task, ClassifierConfig):
         return task.num_classes
-    return next((c.num_classes for c in task.conditioners if c.kind == "class"), None)
+    conditioners = task.conditioners if isinstance(task, DiffusionConfig) else ()
+    return next((c.num_classes for c in conditioners if c.kind == "class"), None)
 
 
 def _task(model: Model) -> DiffusionConfig:

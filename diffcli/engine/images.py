@@ -50,7 +50,7 @@ def captioned(images: Tensor, captions: Sequence[str]) -> Tensor:
     factor = math.ceil(READABLE / images.shape[3])
     large = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     font = ImageFont.load_default(LETTERS)
-    told = [lines(caption, large.shape[3], font) for caption in captions]
+    told = [lines(caption, large.shape[3] - 2 * GAP, font) for caption in captions]
     strips = [strip(each, (large.shape[3], LINE * max(map(len, told))), font) for each in told]
     under = torch.stack(strips)[:, None].expand(-1, images.shape[1], -1, -1)  # white on black in every channel
     return torch.cat([large, under], dim=2)

@@ -151,7 +151,7 @@ class UNetConfig(NetworkConfig):
         if readers and not width:
             raise UserError(
                 f"task.network.blocks or .middle names {readers[0]}, but no conditioner gives tokens to attend to",
-                "add a conditioner that gives tokens (kind text; kind class with tokens: 4), or take the block out",
+                "put one that does into task.conditioners (kind text, or kind class with tokens: 4), or take the block out",
             )
         if width and not readers:
             raise UserError(

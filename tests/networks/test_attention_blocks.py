@@ -73,6 +73,32 @@ def test_a_token_said_twice_by_all_changes_nothing(block: type[CrossAttention] |
     torch.testing.assert_close(made(X, twice), made(X, SIGNAL))
 
 
+@pytest.mark.parametrize("block", [CrossAttention, SpatialTransformer])
+def test_masked_tokens_have_no_influence_and_no_gradient(
+    block: type[CrossAttention] | type[SpatialTransformer],
+) -> None:
+    made = wake(block(8, OPTIONS))
+    assert SIGNAL.tokens is not None
+    tokens = torch.cat([SIGNAL.tokens, 50 * normal(2, 2, 5, seed=7)], dim=1).requires_grad_()
+    mask = torch.tensor([[True] * 3 + [False] * 2] * 2)
+    y = made(X, SIGNAL._replace(tokens=tokens, mask=mask))
+    torch.testing.assert_close(y, made(X, SIGNAL))
+    (gradient,) = torch.autograd.grad((y * normal(*y.shape, seed=9)).sum(), tokens)
+    assert not gradient[:, 3:].any()
+    assert gradient[:, :3].any()
+
+
+@pytest.mark.parametrize("block", [CrossAttention, SpatialTransformer])
+def test_each_sample_has_its_own_mask(block: type[CrossAttention] | type[SpatialTransformer]) -> None:
+    made = wake(block(8, OPTIONS))
+    assert SIGNAL.tokens is not None
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    y = made(X, SIGNAL._replace(mask=mask))
+    for i, kept in enumerate(mask):
+        alone = Signal(SIGNAL.emb[i : i + 1], tokens=SIGNAL.tokens[i : i + 1, kept])
+        torch.testing.assert_close(y[i : i + 1], made(X[i : i + 1], alone))
+
+
 def test_cross_attention_moves_with_the_positions() -> None:
     block, order = wake(CrossAttention(8, OPTIONS)), normal(24, seed=5).argsort()
     moved = block(X.flatten(2)[:, :, order].view(X.shape), SIGNAL)

@@ -24,7 +24,8 @@ def build(name: BlockName, channels: int = WIDTH, out_channels: int = WIDTH, **o
 
 
 def signal(n: int = 2, seed: int = 1) -> Signal:
-    return Signal(normal(n, 8, seed=seed), torch.arange(n), normal(n, 3, 5, seed=seed + 1))
+    mask = torch.arange(3) != 2 - torch.arange(n)[:, None] % 3  # of each sample another token is not there
+    return Signal(normal(n, 8, seed=seed), torch.arange(n), normal(n, 3, 5, seed=seed + 1), mask)
 
 
 def image(*size: int, channels: int = WIDTH, n: int = 2) -> Tensor:

@@ -134,6 +134,17 @@ def test_the_output_depends_on_time_and_on_each_condition() -> None:
         assert not torch.allclose(network(x, TIME, Conditioning(**told | {name: -value})), plain), name
 
 
+def test_masked_tokens_have_no_influence_and_no_gradient() -> None:
+    network, x = wake(SMALL.build(SHAPE, 3, CondShape(tokens=5))), normal(2, 3, 8, 8)
+    tokens = (30 * normal(2, 7, 5, seed=3)).requires_grad_()
+    mask = torch.arange(7) < torch.tensor([[4], [4]])
+    y = run(network, x, tokens=tokens, mask=mask)
+    torch.testing.assert_close(y, run(network, x, tokens=tokens[:, :4]))
+    (gradient,) = torch.autograd.grad((y * normal(*y.shape, seed=9)).sum(), tokens)
+    assert not gradient[:, 4:].any()
+    assert gradient[:, :4].any()
+
+
 def test_tokens_may_come_in_any_order() -> None:
     network = wake(SMALL.build(SHAPE, 3, CondShape(tokens=5)))
     x, tokens = normal(2, 3, 8, 8), normal(2, 7, 5, seed=3)

@@ -95,11 +95,24 @@ def test_the_enlarged_convolution_is_enlarging_then_convolving_in_value_and_grad
     assert_same(enlarged_conv(x, conv, size), conv(enlarge(x, size)), x, conv.weight, conv.bias)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("length", [1, 40, 600])  # below and above the length at which the CPU changes its way
-def test_attention_is_the_softmax_of_scaled_products_in_value_and_gradient(length: int) -> None:
+def test_attention_is_the_softmax_of_scaled_products_in_value_and_gradient(length: int, masked: bool) -> None:
     q, k, v = (normal(2, 3, 8, length, seed=s).double().requires_grad_() for s in range(3))  # (B, heads, D, L)
-    weight = (torch.einsum("bhdl,bhdm->bhlm", q, k) / 8**0.5).softmax(dim=3)
-    assert_same(attend(q, k, v), torch.einsum("bhlm,bhdm->bhdl", weight, v), q, k, v)
+    mask = torch.arange(length) % torch.tensor([[2], [3]]) == 0  # another one for each sample
+    product = torch.einsum("bhdl,bhdm->bhlm", q, k) / 8**0.5
+    weight = (product.masked_fill(~mask[:, None, None], -torch.inf) if masked else product).softmax(dim=3)
+    assert_same(attend(q, k, v, mask if masked else None), torch.einsum("bhlm,bhdm->bhdl", weight, v), q, k, v)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [40, 600])
+def test_attention_in_bf16_heeds_the_mask_on_either_of_its_ways(length: int) -> None:
+    q, k, v = (normal(2, 3, 8, length, seed=s).bfloat16() for s in range(3))
+    mask = torch.arange(length) < torch.tensor([[length // 2], [length]])
+    half = attend(q[:1], k[:1, ..., : length // 2], v[:1, ..., : length // 2])
+    torch.testing.assert_close(attend(q, k, v, mask)[:1], half, atol=2e-2, rtol=0)
+    torch.testing.assert_close(attend(q, k, v, mask)[1:], attend(q[1:], k[1:], v[1:]), atol=2e-2, rtol=0)
 
 
 def test_attention_does_not_know_the_order_of_positions() -> None:
