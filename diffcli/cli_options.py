@@ -80,6 +80,15 @@ Prompt = Annotated[
     list[str] | None,
     typer.Option("--prompt", metavar="TEXT", help="What to draw, in words; repeatable.", show_default="none"),
 ]
+PriorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prior",
+        metavar="RUN|none",
+        help="For models of image embeddings: what makes them out of texts; none takes the texts' own.",
+        show_default="the run's",
+    ),
+]
 Prompts = Annotated[Path | None, typer.Option(help="File of further prompts, UTF-8, one a line.", show_default="none")]
 Captions = Annotated[
     bool,

@@ -24,6 +24,7 @@ from diffcli.cli_options import (
     N,
     Nproc,
     Out,
+    PriorOption,
     Prompt,
     Prompts,
     SamplerOption,
@@ -78,6 +79,7 @@ def sample(
     labels: Class = None,
     prompt: Prompt = None,
     prompts: Prompts = None,
+    prior: PriorOption = None,
     seed: Seed = 0,
     sampler: SamplerOption = None,
     steps: Steps = None,
@@ -102,7 +104,7 @@ def sample(
     from diffcli.engine.sample import draw
 
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
-    edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts)}
+    edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, (".png", ".npz"), folder_allowed=True)
     output.check_captions(out, captions)
@@ -126,6 +128,7 @@ def gif(
     labels: Class = None,
     prompt: Prompt = None,
     prompts: Prompts = None,
+    prior: PriorOption = None,
     seed: Seed = 0,
     sampler: SamplerOption = None,
     steps: Steps = None,
@@ -154,7 +157,7 @@ def gif(
 
     texts = read_prompts(prompt or (), prompts)
     shown = 1 if n is None and labels != "all" and not image and not texts else n
-    edit = {"images": tuple(image or ()), "mask": mask, "strength": strength, "prompts": texts}
+    edit = {"images": tuple(image or ()), "mask": mask, "strength": strength, "prompts": texts, "prior": prior}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
 
@@ -182,7 +185,10 @@ def fid(
     ref: Annotated[str | None, typer.Option(help="The reference.", show_default="the run's own training data")] = None,
     n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
     metrics: Annotated[
-        str, typer.Option(help="Comma list of fid, kid, is, precision, recall, accuracy; or bpd; of a prior cosine, mse, retrieval.")
+        str,
+        typer.Option(
+            help="Comma list of fid, kid, is, precision, recall, accuracy; or bpd; or, of a prior, cosine, mse, retrieval."
+        ),
     ] = "fid",
     features: Annotated[
         str | None,

@@ -4,6 +4,7 @@
 validates the whole; every error names the file, the key and the value found. `dump` writes the resolved tree back.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,11 +19,12 @@ from diffcli.data.datasets import AnyData, at_root
 from diffcli.diffusion.samplers import AnySampler, Ddim, Ddpm, Sampler
 from diffcli.diffusion.schedule import Schedule
 from diffcli.ema import AnyEma
+from diffcli.networks.dit import DiTConfig
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion import DiffusionConfig
 from diffcli.tasks.guide import Guide, check_guide
-from diffcli.tasks.prior import DiffusionPriorConfig, PriorConfig
+from diffcli.tasks.prior import IMAGE, DiffusionPriorConfig, PriorConfig
 
 LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
 
@@ -32,12 +34,16 @@ AnyTask = Annotated[DiffusionConfig | ClassifierConfig | PriorConfig, Field(disc
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-class Every(Config):
-    """How often, in steps; 0 is never."""
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", 'Field name "validate"')  # a deprecated method of pydantic's has that name, too
 
-    log: int = Field(50, ge=0)
-    preview: int = Field(1000, ge=0)
-    save: int = Field(1000, ge=0)
+    class Every(Config):
+        """How often, in steps; 0 is never. validate: the loss of the averaged model on held-out images."""
+
+        log: int = Field(50, ge=0)
+        preview: int = Field(1000, ge=0)
+        save: int = Field(1000, ge=0)
+        validate: int = Field(0, ge=0)  # type: ignore[assignment]
 
 
 class TrainConfig(Config):
@@ -54,6 +60,7 @@ class TrainConfig(Config):
     compile: bool = False
     workers: int = Field(2, ge=0, description="processes that decode images where the data are not held in memory")
     every: Every = Every()
+    validate_images: int = Field(1024, ge=1, description="held-out images that train.every.validate looks at, at most")
     previews: int = Field(36, ge=1, description="images in a preview grid")
     keep_last: int = Field(2, ge=1)
 
@@ -77,6 +84,7 @@ class Preset(Config):
     sampler: AnySampler = Ddim()
     guidance: float = 1.0
     guide: Guide = Guide()
+    prior: Path | None = Field(None, description="checkpoint that makes embeddings of images out of those of prompts")
 
     @model_validator(mode="after")
     def _agree(self) -> "Preset":
@@ -85,9 +93,12 @@ class Preset(Config):
             raise ValueError(f"guidance is {self.guidance} but task.kind is '{self.task.kind}'; leave guidance at 1")
         if self.guide != Guide() and not isinstance(self.task, DiffusionConfig):
             raise ValueError(f"guide is given but task.kind is '{self.task.kind}'; leave guide out")
+        if self.prior is not None and not reads_images(self.task):
+            raise ValueError(f"prior is {self.prior} but no conditioner reads clip_image; leave prior out")
         if isinstance(self.task, DiffusionConfig):
             check_guide(self.guidance, self.guide, self.task)
             check_steps(self.sampler, self.task)
+            check_buckets(self.data, self.task)
         if isinstance(self.task, PriorConfig) and isinstance(self.task.network, DiffusionPriorConfig):
             check_steps(self.sampler, self.task.network)
         learned = isinstance(self.task, DiffusionConfig) and self.task.learn_variance
@@ -124,12 +135,28 @@ class Preset(Config):
         return found
 
 
+def reads_images(task: AnyTask) -> bool:
+    """Whether a model is told embeddings of images."""
+    found = task.conditioners if isinstance(task, DiffusionConfig) else ()
+    return any(c.kind == "embedding" and c.field == IMAGE for c in found)
+
+
 def check_steps(sampler: Sampler, task: DiffusionConfig | DiffusionPriorConfig) -> None:
     """Raises ValueError where the sampler asks for times that the schedule does not have: at the first preview it is late."""
     try:
         sampler.times(task.schedule)
     except UserError as error:
         raise ValueError(f"{error.problem}; {error.hint.replace('--steps ', '--set sampler.steps=')}") from None
+
+
+def check_buckets(data: DataConfig, task: DiffusionConfig) -> None:
+    """Raises ValueError where the network cannot take images of the size of a bucket."""
+    for height, width in data.buckets if isinstance(task.network, DiTConfig) else ():
+        if height % task.network.patch or width % task.network.patch:
+            raise ValueError(
+                f"data.buckets holds {height}x{width}, which task.network.patch {task.network.patch} does not divide; "
+                "set data.buckets to sizes that are multiples of it"
+            )
 
 
 def folders() -> list[Path]:
@@ -159,8 +186,8 @@ def find(name: str) -> Path:
     return presets[name]
 
 
-def load(name: str, overrides: Sequence[str] = (), data: Path | None = None) -> Preset:
-    """The preset NAME|FILE with `--set KEY=VALUE` overrides and `--data PATH` applied, validated."""
+def load(name: str, overrides: Sequence[str] = (), data: str | None = None) -> Preset:
+    """The preset NAME|FILE with `--set KEY=VALUE` overrides and `--data PATH|URL` applied, validated."""
     path = find(name)
     return build(read(path), str(path), overrides, data)
 
@@ -181,7 +208,7 @@ def read(path: Path) -> dict[str, Any]:
     return raw
 
 
-def build(raw: object, source: str, overrides: Iterable[str] = (), data: Path | None = None) -> Preset:
+def build(raw: object, source: str, overrides: Iterable[str] = (), data: str | None = None) -> Preset:
     """Validates a raw tree, a mapping, after overrides; `source` names it in errors."""
     if not isinstance(raw, Mapping):
         raise UserError(f"{source}: holds no preset", "it was changed by hand: copy it again from where it was written")
@@ -201,12 +228,12 @@ def dump(preset: Preset) -> str:
     return yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, width=120)
 
 
-def _rooted(config: DataConfig, root: Path, source: str) -> DataConfig:
+def _rooted(config: DataConfig, place: str, source: str) -> DataConfig:
     try:
-        return at_root(config, root)
+        return at_root(config, place)
     except ValidationError as error:
         message, _, remedy = str(error.errors()[0]["ctx"]["error"]).partition("; ")
-        raise UserError(f"{source} with --data {root}: {message}", remedy) from None
+        raise UserError(f"{source} with --data {place}: {message}", remedy) from None
 
 
 def _override(tree: dict[str, Any], item: str, changed: Sequence[str]) -> str:

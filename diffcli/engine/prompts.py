@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.data import captions
 from diffcli.engine.model import Model
+from diffcli.engine.prior import Prior
+from diffcli.networks.embedding import EmbeddingConditioner
 from diffcli.tasks.guide import Guide
+from diffcli.tasks.prior import IMAGE
+from diffcli.tasks.task import Task
 
 ANY = ""  # what a conditioner reads where nobody looks at what it says
 
@@ -32,12 +37,29 @@ def read_prompts(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
 
 def takes_prompts(model: Model) -> bool:
     """Whether a conditioner of the model reads a field that a prompt can give."""
-    return "text" in model.task.reads
+    return "text" in model.task.reads or bool(model.task.embeddings)
 
 
-def prompt_fields(model: Model, prompts: Sequence[str]) -> dict[str, Tensor | list[str]]:
-    """Each field that the model's conditioners read of prompts, one row a prompt."""
-    return {"text": list(prompts)} if "text" in model.task.reads else {}
+def prompt_fields(
+    model: Model, prompts: Sequence[str], seeds: Sequence[int] = (), prior: Prior | None = None
+) -> dict[str, Tensor | list[str]]:
+    """Each field that the model's conditioners read of prompts, one row a prompt.
+
+    seeds: one a row, for a `prior` that draws; it makes embeddings of images out of those of the prompts.
+    """
+    fields: dict[str, Tensor | list[str]] = {"text": list(prompts)} if "text" in model.task.reads else {}
+    for conditioner in model.task.modules():
+        if isinstance(conditioner, EmbeddingConditioner):
+            embedding = conditioner.embed(prompts)
+            drawn = prior is not None and IMAGE in conditioner.fields
+            fields[conditioner.config.field] = prior(embedding, seeds) if drawn and prior else embedding
+    return fields
+
+
+def blank_fields(task: Task, n: int) -> dict[str, Tensor | list[str]]:
+    """n rows that say nothing, for whoever looks at none of them."""
+    text: dict[str, Tensor | list[str]] = {"text": [ANY] * n} if "text" in task.reads else {}
+    return text | {name: torch.zeros(n, *shape) for name, shape in task.embeddings.items()}
 
 
 def choose_prompts(
@@ -48,7 +70,7 @@ def choose_prompts(
         if given:
             raise UserError(
                 f"--prompt {given[0]!r}: {model.path} was not trained on texts",
-                "leave --prompt out, or give the checkpoint of a model with a text conditioner",
+                "leave --prompt out, or give the checkpoint of a model with a conditioner of texts or embeddings",
             )
         return None
     if not given:

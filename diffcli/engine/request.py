@@ -17,11 +17,12 @@ from diffcli import __version__, preset
 from diffcli.config import UserError, did_you_mean
 from diffcli.diffusion.denoiser import Denoise
 from diffcli.diffusion.samplers import AnySampler, Sampler, Step
-from diffcli.engine import guides
+from diffcli.engine import encoders, guides
 from diffcli.engine.distributed import Group
 from diffcli.engine.editing import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.model import Model
-from diffcli.engine.prompts import ANY, choose_prompts, prompt_fields
+from diffcli.engine.prior import Prior, choose_prior
+from diffcli.engine.prompts import blank_fields, choose_prompts, prompt_fields
 from diffcli.noise import Domain, Noise
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
@@ -38,6 +39,7 @@ class SampleOptions(EditOptions):
     n: int | None = Field(None, ge=1)
     labels: str | None = None  # ID, NAME, all or random
     prompts: tuple[str, ...] = ()
+    prior: str | None = None  # a prior's checkpoint, or none
     seed: int = Field(0, ge=0)
     sampler: str | None = None
     steps: int | None = Field(None, ge=1)
@@ -77,6 +79,7 @@ class Request:
     seed: int
     labels: Tensor | None  # int64 (n,)
     prompts: list[str] | None  # n of them
+    prior: Prior | None  # where the model reads embeddings of images and is given texts
     sampler: Sampler
     guidance: float
     batch_size: int
@@ -97,9 +100,12 @@ class Request:
 
     def batch(self, rows: range) -> dict[str, Tensor | list[str]]:
         """The condition of images `rows`, as fields of a batch."""
-        texts = [ANY] * len(rows) if self.prompts is None else self.prompts[rows.start : rows.stop]
         label = {} if self.labels is None else {"label": self.labels[rows.start : rows.stop].to(self.task.device)}
-        return label | prompt_fields(self.model, texts)
+        if self.prompts is None:
+            return label | blank_fields(self.task, len(rows))
+        texts = self.prompts[rows.start : rows.stop]
+        seeds = self.seeds(rows) if self.edit.options.interpolate is None else [self.seed] * len(rows)
+        return label | prompt_fields(self.model, texts, seeds, self.prior)
 
     def captions(self) -> list[str]:
         """What stands under each image: its prompt, the name of its class, or both. Raises UserError where it has neither."""
@@ -152,6 +158,7 @@ class Request:
             "labels": None if self.labels is None else self.labels.tolist(),
             "class_names": model.classes,
             "prompts": self.prompts,
+            "prior": None if self.prior is None else self.prior.describe(),
             "version": __version__,
         } | self.edit.describe()
 
@@ -174,10 +181,13 @@ def request(model: Model, options: SampleOptions) -> Request:
     n = choose_n(model, options)
     labels = choose_labels(model, options, n, models)
     prompts = choose_prompts(model, options.prompts, n, options.interpolate, guidance, guide)
+    prior = choose_prior(model, options.prior, needed=prompts is not None)
     edit = read_edit(
         EditOptions(**{key: getattr(options, key) for key in EditOptions.model_fields}), model.preset.data.shape
     )
-    return Request(model, n, options.seed, labels, prompts, sampler, guidance, options.batch_size, guide, models, edit)
+    return Request(
+        model, n, options.seed, labels, prompts, prior, sampler, guidance, options.batch_size, guide, models, edit
+    )
 
 
 def choose_n(model: Model, options: SampleOptions) -> int:
@@ -231,9 +241,9 @@ def choose_sampler(model: Model, options: SampleOptions) -> Sampler:
 def overridden(model: Model, sampler: Sampler, guidance: float, guide: Guide, options: SampleOptions) -> Preset:
     """`--set sampler.KEY=VALUE` and `--set guide.KEY=VALUE`, validated as in a preset; what was trained stays as it is."""
     for item in options.overrides:
-        if not item.startswith(("sampler.", "guide.")):
+        if not item.startswith(("sampler.", "guide.")) and not encoders.moves(item):
             raise UserError(
-                f"--set {item}: sampling changes sampler.* and guide.* keys only",
+                f"--set {item}: sampling changes sampler.* and guide.* keys only, and where an encoder's model lies",
                 "train another model to change the rest",
             )
     chosen = {"sampler": sampler.model_dump(mode="json"), "guidance": guidance, "guide": guide.model_dump(mode="json")}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.ema import AnyEma, Ema, averages
+from diffcli.engine.encoders import resolved_encoders
 from diffcli.engine.tuning import auto_precision, memory_format
 from diffcli.optim import optimizer_tensors, restore_optimizer
 from diffcli.preset import Preset
@@ -107,7 +108,9 @@ def resolved(preset: Preset, device: torch.device) -> Preset:
     guide = preset.guide.model_copy(
         update={name: path.expanduser().absolute() for name, path in preset.guide.models.items()}
     )
-    return preset.model_copy(update={"train": train, "data": preset.data.absolute(), "guide": guide})
+    prior = None if preset.prior is None else preset.prior.expanduser().absolute()
+    found = {"data": preset.data.absolute(), "task": resolved_encoders(preset.task), "guide": guide, "prior": prior}
+    return preset.model_copy(update={"train": train, **found})
 
 
 def place(task: Task, device: torch.device, precision: str) -> Task:
