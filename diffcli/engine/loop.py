@@ -4,7 +4,7 @@ import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffcli import checkpoint
 from diffcli.config import RunFailed
-from diffcli.data.images import FileImages, ImageData
-from diffcli.data.loader import batches, on_device
+from diffcli.data.images import ImageData
+from diffcli.data.loader import on_device
 from diffcli.ema import PowerEma, snapshot_every
 from diffcli.engine.averages import store
 from diffcli.engine.distributed import Group, is_worker
+from diffcli.engine.feed import open_feed
 from diffcli.engine.runlog import RunDir, RunLog
 from diffcli.engine.state import State
 from diffcli.preset import Preset
@@ -33,6 +34,9 @@ class Progress(NamedTuple):
     values: dict[str, float]  # loss terms and grad_norm of this step
     images_per_s: float
     event: str = ""  # what was written, if anything
+    waited: float = 0.0  # seconds of this session that training waited for data,
+    data_wait: float = 0.0  # and their share of all of its training
+    notes: tuple[str, ...] = ()  # what there is to say of the data
 
 
 class Settled(NamedTuple):
@@ -43,37 +47,61 @@ class Settled(NamedTuple):
     stopping: bool  # some rank was asked to stop
 
 
+class Waits:
+    """Passes batches on, and knows what share of the time of training went by waiting for them."""
+
+    def __init__(self, feed: Iterator[tuple[int, Batch]]) -> None:
+        self.feed = feed
+        self.waited = self.trained = 0.0  # seconds; the first are part of the second
+        self._told = 0.0, 0.0
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        before = time.perf_counter()
+        for item in self.feed:
+            self.waited += time.perf_counter() - before
+            yield item
+            before = time.perf_counter()
+
+    @property
+    def share(self) -> float:
+        """Of all training so far, 0 to 1."""
+        return self.waited / max(self.trained, 1e-9)
+
+    def tell(self) -> float:
+        """The share since it was last told."""
+        waited, trained = self.waited - self._told[0], self.trained - self._told[1]
+        self._told = self.waited, self.trained
+        return waited / max(trained, 1e-9)
+
+
 class Loop:
-    """The steps of one run and what is due after each."""
+    """The steps of one run and what is due after each. validate: the loss of a task on held-out images, where that is asked."""
 
     def __init__(
-        self, preset: Preset, run: RunDir, group: Group, state: State, data: ImageData, record: dict[str, Any]
+        self,
+        preset: Preset,
+        run: RunDir,
+        group: Group,
+        state: State,
+        data: ImageData,
+        record: dict[str, Any],
+        validate: Callable[[Task], float] | None = None,
     ) -> None:
         self.preset, self.cfg, self.run, self.group = preset, preset.train, run, group
-        self.state, self.data, self.record = state, data, record
+        self.state, self.data, self.record, self.validate = state, data, record, validate
+        self.feed = open_feed(preset, group, data, record.pop("feed", None))
         self.model = wrap(state.task, group, self.cfg.compile)
 
     def steps(self, first: int) -> Iterator[Progress]:
         """Updates first + 1 to the last."""
         cfg, log = self.cfg, RunLog(self.run, first) if self.group.leads else None
-        feed = batches(
-            self.data,
-            batch_size=cfg.batch_size,
-            seed=self.preset.seed,
-            first=first,
-            last=cfg.steps,
-            rank=self.group.rank,
-            world=self.group.world,
-            flip=self.preset.data.flip,
-            device=self.group.device,
-            workers=cfg.workers if isinstance(self.data, FileImages) else 0,
-        )
+        waits = Waits(self.feed.batches(first))
         self.state.task.train()
         pending: deque[tuple[int, list[str], Tensor]] = deque()
         before = time.perf_counter()
         try:
             with stop_signals() as stop:
-                for step, batch in feed:
+                for step, batch in waits:
                     pending.append(self.update(step, batch, stop.asked))
                     due = self.due(step)
                     # a GPU is asked for a step's numbers only once the next step is under way, so that it never waits
@@ -83,10 +111,20 @@ class Loop:
                     if stopping:
                         settled += [self.settle(*item) for item in pending]
                     now = time.perf_counter()
-                    rate, before = cfg.batch_size / (now - before), now
-                    event = self.after(step, settled[-1].values, rate, due, stopping, log) if due or stopping else ""
+                    waits.trained += now - before
+                    clocked, before = {"images_per_s": round(cfg.batch_size / (now - before), 2)}, now
+                    if "log" in due or "validate" in due or stopping:
+                        clocked["data_wait"] = round(waits.tell(), 4)
+                    if "validate" in due and self.validate is not None:
+                        settled[-1].values["val_loss"] = self.validate(self.averaged)
+                    if due or stopping:
+                        self.feed.gather()
+                    event = self.after(step, settled[-1].values, clocked, due, stopping, log) if due or stopping else ""
                     for s in settled:
-                        yield Progress(s.step, cfg.steps, s.values, rate, event if s.step == step else "")
+                        told = event if s.step == step else ""
+                        rate = clocked["images_per_s"]
+                        notes = tuple(self.feed.notes())
+                        yield Progress(s.step, cfg.steps, s.values, rate, told, waits.waited, waits.share, notes)
                     if stopping and step < cfg.steps:
                         raise KeyboardInterrupt
                     before += time.perf_counter() - now  # writing is not training
@@ -158,23 +196,28 @@ class Loop:
         often = {**self.cfg.every.model_dump(), "snapshot": snapshot_every(self.cfg.ema)}
         due = {name for name, steps in often.items() if steps and step % steps == 0}
         if step == self.cfg.steps:
-            due |= {"log", "save"} | ({"snapshot"} if often["snapshot"] else set())
+            due |= {"log", "save"} | {name for name in ("snapshot", "validate") if often[name]}
         return due
 
     def after(
-        self, step: int, shown: dict[str, float], rate: float, due: set[str], stopping: bool, log: RunLog | None
+        self,
+        step: int,
+        shown: dict[str, float],
+        clocked: dict[str, float],
+        due: set[str],
+        stopping: bool,
+        log: RunLog | None,
     ) -> str:
         """Writes what is due; on rank 0. Returns what was written, for the one who watches."""
         if log is None:
             return ""
         told = []
-        if "log" in due or stopping:
+        if "data_wait" in clocked:
             lr = self.cfg.curve.factor(step, self.cfg.steps) * self.cfg.optimizer.lr
-            epoch = step * self.cfg.batch_size / len(self.data)
-            log.line(step, {**shown, "lr": lr, "epoch": round(epoch, 4), "images_per_s": round(rate, 2)})
+            log.line(step, {**shown, "lr": lr, **self.feed.told(step), **clocked})
             told.append("log")
         if "save" in due or stopping:
-            told.append(str(checkpoint.save(self.run.checkpoints, step, self.state.parts(), self.record)))
+            told.append(str(checkpoint.save(self.run.checkpoints, step, self.state.parts(), self.record | self.feed.kept)))
             checkpoint.prune(self.run.checkpoints, self.cfg.keep_last)
         if "snapshot" in due:
             assert isinstance(self.cfg.ema, PowerEma)
@@ -186,13 +229,17 @@ class Loop:
 
     @torch.no_grad()
     def preview(self) -> Tensor | None:
-        """Images of the averaged model, always of the same seeds and conditions: those of rows spread evenly over the data."""
-        count = min(self.cfg.previews, len(self.data))
-        rows = torch.arange(count) * len(self.data) // count  # the first ones of sorted data are all of one class
-        batch = on_device(self.data.read(rows), self.group.device) | {"index": rows}
+        """Images of the averaged model, always of the same seeds and conditions: those of some images of the data."""
+        fields, rows = self.data.shown(self.cfg.previews)
+        batch = on_device(fields, self.group.device) | {"index": rows}
+        return self.averaged.preview(batch, self.preset.sampler, self.preset.preview_guidance)
+
+    @property
+    def averaged(self) -> Task:
+        """The task that would be sampled from."""
         task = self.state.ema.module
         assert isinstance(task, Task)
-        return task.preview(batch, self.preset.sampler, self.preset.preview_guidance)
+        return task
 
 
 def wrap(task: Task, group: Group, compiled: bool) -> Any:

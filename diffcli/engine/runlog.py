@@ -3,8 +3,8 @@
     RUN/ preset.yaml  log.jsonl  tensorboard/  previews/step-00001000.png  checkpoints/step-00001000/
          snapshots/step-00001000-std-0.050.safetensors ... where train.ema is of the kind power
 
-A log line is a function of the step alone, but for `images_per_s` and `time`; a resumed run drops the lines past its start, so
-its log reads as if nothing had happened.
+A log line is a function of the step alone, but for `images_per_s`, `data_wait` (the share of time that went by waiting for
+data since the line before) and `time`; a resumed run drops the lines past its start, so its log reads as if nothing had happened.
 """
 
 import json
@@ -23,7 +23,7 @@ from diffcli.config import UserError
 from diffcli.engine.images import grid, to_uint8
 from diffcli.engine.lock import only_writer
 
-CLOCKED = ("images_per_s", "time")  # the fields of a log line that differ from run to run
+CLOCKED = ("images_per_s", "data_wait", "time")  # the fields of a log line that differ from run to run
 
 
 class RunDir:

@@ -92,7 +92,7 @@ def data_source(name: str, config: DataConfig, split: Split) -> Source:
     def batches(batch_size: int) -> Iterator[Images]:
         return read_ahead(read, torch.arange(len(data)).split(batch_size))
 
-    settings = config.model_dump_json(exclude={"in_memory", "flip"})
+    settings = config.model_dump_json(exclude={"in_memory", "flip", "crop", "buckets"})
     content = fingerprint(config.root.expanduser()) if config.root else f"diffcli {__version__}"
     identity = f"data {settings} {split} {content}"
     return Source(name, batches, len(data), data.classes is not None, data.classes, fingerprint=identity, data=data)

@@ -14,6 +14,7 @@ import torch
 from diffcli import __version__, checkpoint
 from diffcli.config import UserError
 from diffcli.data.images import ImageData
+from diffcli.engine import encoders
 from diffcli.engine.averages import set_aside_snapshots
 from diffcli.engine.distributed import Group
 from diffcli.engine.guides import check_named
@@ -22,6 +23,7 @@ from diffcli.engine.resume import set_aside
 from diffcli.engine.runlog import RunDir
 from diffcli.engine.state import build_state, resolved
 from diffcli.engine.tuning import tune_allocator
+from diffcli.engine.validate import Validation
 from diffcli.preset import Preset, dump
 from diffcli.tasks.prior import PriorConfig
 from diffcli.tasks.task import Task
@@ -45,8 +47,9 @@ def check_data(preset: Preset, task: Task, data: ImageData) -> None:
             f"data: images are {tuple(data.shape)} (channels, height, width), the preset expects {tuple(preset.data.shape)}",
             "set data.channels and data.size to those of the images",
         )
-    fields: dict[str, Any] = {name: data.labels if name == "label" else torch.empty(0) for name in data.fields}
-    task.check(fields)
+    fields: dict[str, Any] = {name: torch.empty(0) for name in data.fields}
+    fields |= {name: torch.empty(0, width) for name, width in encoders.stored_widths(data).items()}
+    task.check(fields if data.labels is None else fields | {"label": data.labels})
 
 
 def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) -> Iterator[Progress]:
@@ -77,10 +80,12 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     state = build_state(preset, group.device)
     check_data(preset, state.task, data)
     data = data.select(state.task.reads)
+    validate = Validation(preset, group, state.task).loss if preset.train.every.validate else None
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
+    found = None if start is None else checkpoint.read_record(start)
+    record |= encoders.agreed(state.task, data, found) | {"feed": (found or {}).get("feed")}
     first = 0
-    if start is not None:
-        found = checkpoint.read_record(start)
+    if start is not None and found is not None:
         first = found["step"]
         state.restore(start, found)
         group.barrier()
@@ -91,4 +96,4 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     if group.leads:
         with run.writing():
             run.preset.write_text(dump(preset))
-    return Loop(preset, run, group, state, data, record), first
+    return Loop(preset, run, group, state, data, record, validate), first
