@@ -30,7 +30,12 @@ def train(
     preset: Annotated[str, typer.Option(help="A preset's name (see `presets list`) or a YAML file.")],
     overrides: Set = None,
     data: Annotated[
-        Path | None, typer.Option(help="data.root: files, or what prep-data wrote.", show_default="the preset's")
+        str | None,
+        typer.Option(
+            metavar="PATH|URL",
+            help="data.root: files, or what prep-data wrote; URLs are data.shards.",
+            show_default="the preset's",
+        ),
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where to write.", show_default="runs/NAME")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="train.steps: updates.", show_default="the preset's")] = None,

@@ -19,6 +19,8 @@ from diffcli.data.images import ImageData
 from diffcli.data.listing import Split
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
+from diffcli.data.stream import Stream
+from diffcli.data.stream_open import is_remote
 
 HELD_OUT_EVERY = 10
 
@@ -105,12 +107,16 @@ class NoData(DataConfig):
         )
 
 
-AnyData = Annotated[Digits | Mnist | Cifar | Folder | Shards | NoData, Field(discriminator="kind")]
+AnyData = Annotated[Digits | Mnist | Cifar | Folder | Shards | Stream | NoData, Field(discriminator="kind")]
 
 
-def at_root(config: DataConfig, root: Path) -> DataConfig:
-    """`config` reading from `root`: as shards of the same shape where `diffcli prep-data` prepared it."""
-    if is_prepared(root) and not isinstance(config, Shards):
-        same = config.model_dump(include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions"})
-        return Shards(root=root, **same)
-    return type(config).model_validate(config.model_dump() | {"root": root})
+def at_root(config: DataConfig, place: str | Path) -> DataConfig:
+    """`config` reading from `place`: as shards of the same shape where `diffcli prep-data` prepared it, a URL as a stream."""
+    same = config.model_dump(include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions"})
+    if not is_remote(str(place)) and is_prepared(Path(place)) and not isinstance(config, Shards):
+        return Shards(root=Path(place), **same)
+    if isinstance(config, Stream):
+        return Stream.model_validate(config.model_dump() | {"shards": str(place)})
+    if is_remote(str(place)):
+        return Stream(shards=str(place), **same)
+    return type(config).model_validate(config.model_dump() | {"root": place})

@@ -78,6 +78,12 @@ class ImageData(ABC):
             fields["label"] = self.labels[indices]
         return fields | {name: column.read(indices, draws) for name, column in self.columns.items()}
 
+    def shown(self, count: int) -> tuple[Fields, Tensor]:
+        """Fields of at most `count` images for previews, and their indices: spread evenly, as sorted data begin with a class."""
+        count = min(count, len(self))
+        rows = torch.arange(count) * len(self) // count
+        return self.read(rows), rows
+
     def to(self, device: torch.device | str) -> "ImageData":
         """The same data with its pixels on a device; files stay files."""
         return self

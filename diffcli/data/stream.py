@@ -4,7 +4,6 @@ Opening and retrying is in stream_open, reading a tar in stream_tar, the order i
 stream_layout, and decoding into batches in stream_feed.
 """
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -129,18 +128,17 @@ class StreamData(ImageData):
         self.count = counted(record, split, urls) if record else None
         self.layout = self._layout(record, config._framing(split, no_sides))
         labels = torch.arange(len(self.layout.classes or ())) if self.layout.labelled else None
-        super().__init__(config.shape, labels, self.layout.classes)
+        super().__init__(config.shape, labels, self.layout.classes, self.over([]).columns)
 
     def _layout(self, record: PreparedSet | None, framing: Framing) -> Layout:
         """What the samples are made of, as a dataset.json or the first of them tells."""
         config = self.config
         if record is not None:
-            kinds = {name: note.kind for name, note in record.fields.items() if note.kind != "video"}
+            fields = {name: note for name, note in record.fields.items() if note.kind != "video"}
             classes = config.classes or record.classes
-            return Layout(config.shape, framing, classes is not None, classes, kinds, config.captions)
+            return Layout(config.shape, framing, classes is not None, classes, fields, config.captions)
         members = next(self.samples(anything)).sample.members
-        kinds = fields_of(members)
-        return Layout(config.shape, framing, "cls" in members, config.classes, kinds, config.captions)
+        return Layout(config.shape, framing, "cls" in members, config.classes, fields_of(members), config.captions)
 
     def __len__(self) -> int:
         raise UserError(
@@ -151,14 +149,9 @@ class StreamData(ImageData):
     def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
         raise AssertionError("a stream has no images by index")
 
-    @property
-    def fields(self) -> list[str]:
-        layout = self.layout
-        names = ["image"] * layout.reads_image + ["label"] * layout.labelled + list(layout.fields)
-        return [*names, *["text"] * (layout.class_captions is not None)]
-
     def select(self, fields: Collection[str]) -> "StreamData":
-        chosen = copy.copy(self)
+        chosen = super().select(fields)
+        assert isinstance(chosen, StreamData)
         chosen.layout = self.layout.select(fields)
         return chosen
 

@@ -4,11 +4,12 @@ KEY.jpg, .png, ... is the image; KEY.cls its label; KEY.txt its captions, one a 
 KEY.FIELD.npy an embedding and KEY.FIELD.png a picture that lies over the image.
 """
 
+import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,10 @@ from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.columns import Pictures, Texts, Vectors
 from diffcli.data.images import Column, Fields, FileImages, ImageData
 from diffcli.data.pixels import SUFFIXES
+from diffcli.data.shards import FieldNote
 from diffcli.data.stream_tar import Sample
 
+MEMBERS = {"npy": "vector", "png": "picture"}  # what KEY.FIELD.npy and KEY.FIELD.png are
 IMAGES = tuple(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
 HINT = "take the samples without it out of the shards, or the conditioner that reads it out of the preset"
 
@@ -33,14 +36,14 @@ class Layout:
     framing: Framing
     labelled: bool
     classes: tuple[str, ...] | None
-    fields: dict[str, Literal["text", "vector", "picture"]]
+    fields: dict[str, FieldNote]
     class_captions: ClassCaptions | None = None
     reads_image: bool = True
 
     def select(self, names: Iterable[str]) -> "Layout":
         """The same, of which these fields alone are read (labels, and captions made of them, cost nothing)."""
         chosen = set(names)
-        fields = {name: kind for name, kind in self.fields.items() if name in chosen}
+        fields = {name: note for name, note in self.fields.items() if name in chosen}
         return replace(self, fields=fields, reads_image="image" in chosen)
 
     def wanted(self, extension: str) -> bool:
@@ -48,16 +51,16 @@ class Layout:
         if extension == "cls":
             return self.labelled
         if extension in ("txt", "json"):
-            return self.fields.get("text") == "text"
+            return "text" in self.fields
         name, _, kind = extension.rpartition(".")
         if name:
-            return self.fields.get(name) == {"npy": "vector", "png": "picture"}.get(kind, "")
+            return name in self.fields and self.fields[name].kind == MEMBERS.get(kind)
         return self.reads_image and kind in IMAGES
 
     def over(self, samples: Sequence[Sample], names: Sequence[str]) -> ImageData:
         """These samples as data by index; names: as the user knows them. Its `read` raises UserError for a broken one."""
-        labels = torch.tensor([self._label(sample) for sample in samples]) if self.labelled else None
-        columns = {name: self._column(name, kind, samples, names) for name, kind in self.fields.items()}
+        labels = torch.tensor([self._label(s) for s in samples], dtype=torch.int64) if self.labelled else None
+        columns = {name: self._column(name, note, samples, names) for name, note in self.fields.items()}
         images = MemberFiles(samples, names, IMAGES)
         data: ImageData = SampleImages(images, self.shape, labels, self.classes, columns, self.framing)
         if self.class_captions is not None:
@@ -65,11 +68,11 @@ class Layout:
         data.reads_images = self.reads_image
         return data
 
-    def _column(self, name: str, kind: str, samples: Sequence[Sample], names: Sequence[str]) -> Column:
-        if kind == "text":
+    def _column(self, name: str, note: FieldNote, samples: Sequence[Sample], names: Sequence[str]) -> Column:
+        if note.kind == "text":
             return Texts(CaptionFiles(samples, names))
-        if kind == "vector":
-            return Vectors(MemberFiles(samples, names, (f"{name}.npy",)))
+        if note.kind == "vector":
+            return Vectors(MemberFiles(samples, names, (f"{name}.npy",)), note)
         pictures = MemberFiles(samples, names, (f"{name}.png",))
         return Pictures(pictures, self.shape._replace(channels=1), self.framing)
 
@@ -131,15 +134,23 @@ class CaptionFiles(MemberFiles):
         return captions.to_bytes(map(str, found if isinstance(found, list) else [found or ""]))
 
 
-def fields_of(extensions: Iterable[str]) -> dict[str, Literal["text", "vector", "picture"]]:
-    """The fields that the members of a sample are, beside image and label."""
-    found: dict[str, Literal["text", "vector", "picture"]] = {}
-    for extension in extensions:
+def fields_of(members: Mapping[str, bytes]) -> dict[str, FieldNote]:
+    """The fields that a sample has beside image and label."""
+    found = {}
+    for extension, data in members.items():
         name, _, kind = extension.rpartition(".")
         if extension in ("txt", "json"):
-            found["text"] = "text"
+            found["text"] = FieldNote(kind="text")
         elif name.isidentifier() and kind == "npy":
-            found[name] = "vector"
+            found[name] = FieldNote(kind="vector", width=_width(data))
         elif name.isidentifier() and kind == "png":
-            found[name] = "picture"
+            found[name] = FieldNote(kind="picture")
     return found
+
+
+def _width(data: bytes) -> int | None:
+    """Of the rows of an .npy file; None where it is garbled."""
+    try:
+        return int(np.load(io.BytesIO(data), allow_pickle=False).shape[-1])
+    except (ValueError, EOFError, IndexError):
+        return None

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcli.config import UserError
+from diffcli.data.stream import StreamData
 from diffcli.diffusion.times import UniformTimes
 from diffcli.ema import averages
 from diffcli.engine.guides import check_named
@@ -38,7 +39,10 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
         f"{state / 2**30:.2g}, activations of {local} images {activations / 2**30:.2g}",
     }
     try:
-        images = len(preset.data.model_copy(update={"in_memory": False}).build("train"))  # counted, not decoded
+        data = preset.data.model_copy(update={"in_memory": False}).build("train")  # counted, not decoded
+        if isinstance(data, StreamData):
+            facts["shards"] = f"{len(data.urls):,}"
+        images = data.count if isinstance(data, StreamData) and data.count else len(data)
         facts["images"] = f"{images:,}"
         facts["epochs"] = (
             f"{images / cfg.batch_size:.4g} steps an epoch, {cfg.steps * cfg.batch_size / images:.4g} epochs in all"
