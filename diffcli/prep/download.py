@@ -25,13 +25,16 @@ from pathlib import Path
 import numpy as np
 
 from diffcli.config import RunFailed, UserError
+from diffcli.prep.coco import open_coco_images
 from diffcli.prep.fetching import FetchJob
 from diffcli.prep.items import Broken, Deferred, Item, Source, SourceOptions, Wanted
-from diffcli.prep.report import UNREACHED, kind_of_failure
+from diffcli.prep.report import BROKEN_OFF, NO_CONNECTION, TIMEOUT, kind_of_failure
 from diffcli.prep.urls import UrlTable, open_coco_table, open_table
 from diffcli.prep.webdataset_index import read_contents
 
 DOWNLOADED = "downloaded"
+UNREACHED = frozenset({TIMEOUT, NO_CONNECTION})  # perhaps no fault of the URL
+UNSTEADY = UNREACHED | {BROKEN_OFF}  # the words of these depend on the moment, and equal answers are to give equal sets
 MANY = 50  # URLs of a shard; where not one of so many can be reached, it is our network that is down
 POLL = 0.25  # seconds between looks at what img2dataset has finished
 ROWS_AT_ONCE = 65536
@@ -43,9 +46,11 @@ def open_urls(source: Path, work: Path, options: SourceOptions) -> Source:
     return _source(open_table(source, options), work, options)
 
 
-def open_coco_urls(source: Path, work: Path, options: SourceOptions) -> Source:
-    """A captions_*.json of COCO, whose images are fetched from the addresses that it names."""
-    return _source(open_coco_table(source), work, options)
+def open_coco(source: Path, work: Path, options: SourceOptions) -> Source:
+    """COCO: the images in a folder or its zips; of a captions_*.json alone those that it names, from their addresses."""
+    if source.suffix == ".json" and source.is_file():
+        return _source(open_coco_table(source), work, options)
+    return open_coco_images(source, work, options)
 
 
 def _source(table: UrlTable, work: Path, options: SourceOptions) -> Source:
@@ -160,10 +165,15 @@ def _fetched(folder: Path, shard: int, per_shard: int) -> Iterator[tuple[int, It
         image = images.get(row["key"])
         name, captions = row["url"], tuple(filter(None, (row["caption"] or "").split("\n")))
         number = int(row["key"]) - 10**digits * shard
-        yield (
-            number,
-            Broken(name, row["error_message"] or "lost") if image is None else Item(name, None, image, captions),
-        )
+        found = Broken(name, _reason(row)) if image is None else Item(name, None, image, captions)
+        yield number, found
+
+
+def _reason(row: dict[str, str | None]) -> str:
+    """Why a URL failed, in img2dataset's words."""
+    told = row["error_message"] or "img2dataset lost it"
+    kind = kind_of_failure(told)
+    return kind if kind in UNSTEADY else told
 
 
 def _stats(folder: Path, shard: int) -> Path:
@@ -199,7 +209,7 @@ def _forget(folder: Path, shard: int) -> None:
 
 def _check_reached(folder: Path, shard: int, outcomes: Counter[str], alone: bool) -> None:
     """Without a network every URL fails, and a set made of failures would never be tried again."""
-    if set(outcomes) <= set(UNREACHED) and (alone or outcomes.total() >= MANY):
+    if outcomes.keys() <= UNREACHED and (alone or outcomes.total() >= MANY):
         _forget(folder, shard)
         told = ", ".join(f"{kind} {count}" for kind, count in outcomes.most_common())
         raise RunFailed(

@@ -10,9 +10,17 @@ from typing import NamedTuple
 
 from diffcli.prep.arrays import open_cifar, open_idx
 from diffcli.prep.captions import open_folder
-from diffcli.prep.download import open_urls
+from diffcli.prep.coco import WHERE as COCO
+from diffcli.prep.download import open_coco, open_urls
+from diffcli.prep.faces import AFHQ, CELEBA, FFHQ, open_afhq, open_celeba, open_ffhq
+from diffcli.prep.imagenet import WHERE as IMAGENET
+from diffcli.prep.imagenet import open_imagenet
 from diffcli.prep.imagenet64 import open_imagenet64
 from diffcli.prep.items import Source, SourceOptions
+from diffcli.prep.lidc import open_lidc
+from diffcli.prep.pairs import open_pairs
+from diffcli.prep.webdataset_index import WHERE as WEBDATASET
+from diffcli.prep.webdataset_index import open_webdataset
 
 
 class Kind(NamedTuple):
@@ -58,10 +66,38 @@ KINDS: dict[str, Kind] = {
     "folder": Kind(
         open_folder, "that of the images; check it before you share them", "give a folder of images", large=True
     ),
+    "imagenet": Kind(
+        open_imagenet, "ImageNet terms of access: non-commercial research and education", IMAGENET, large=True
+    ),
+    "coco": Kind(
+        open_coco,
+        "the captions are CC BY 4.0, COCO Consortium; each image is under the licence of its photographer on Flickr",
+        f"{COCO}; or captions_train2017.json alone, to download its images",
+        large=True,
+    ),
+    "lidc": Kind(
+        open_lidc,
+        "CC BY 3.0, LIDC-IDRI of The Cancer Imaging Archive; Armato et al. 2015, doi 10.7937/K9/TCIA.2015.LO9QL9SX",
+        "give the folder LIDC-IDRI of https://www.cancerimagingarchive.net/collection/lidc-idri, with its XML files",
+    ),
+    "pairs": Kind(
+        open_pairs,
+        "that of the images; check it before you share them",
+        "give a folder with images/ and masks/ (or sketches/) in it, CVC-ClinicDB, or the zips of an ISIC challenge",
+        large=True,
+    ),
     "imagenet64": Kind(
         open_imagenet64,
         "ImageNet terms of access: non-commercial research and education; downsampled by Chrabaszcz et al. 2017",
         "give the folder with Imagenet64_train_part1.zip and part2.zip of https://image-net.org/download-images",
+    ),
+    "celeba": Kind(open_celeba, "non-commercial research only, MMLAB of CUHK; Liu et al. 2015", CELEBA),
+    "afhq": Kind(open_afhq, "CC BY-NC 4.0, NAVER Corp.; Choi et al. 2020", AFHQ, large=True),
+    "ffhq": Kind(
+        open_ffhq,
+        "CC BY-NC-SA 4.0, NVIDIA Corp., and each image under the licence of its photographer; Karras et al. 2019",
+        FFHQ,
+        large=True,
     ),
     "cc3m": Kind(
         open_urls,
@@ -80,5 +116,8 @@ KINDS: dict[str, Kind] = {
         f"that of the images; {OWNERS}",
         "give a .tsv, .csv, .jsonl (each also .gz) or .parquet with a URL and a caption a row, "
         "and --url-col and --caption-col where the columns have unusual names",
+    ),
+    "webdataset": Kind(
+        open_webdataset, "that of the images; check it before you share them", WEBDATASET, large=True
     ),
 }

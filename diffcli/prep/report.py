@@ -8,17 +8,17 @@ from typing import NamedTuple
 
 from diffcli.data.shards import Index, Skipped
 
-UNREACHED = ("timeout", "no connection")  # kinds that may be no fault of the URL
+TIMEOUT, BROKEN_OFF, NO_CONNECTION = "timeout", "connection broken off", "no connection"
 KINDS_OF_FAILURE = [
     (re.compile(pattern, re.IGNORECASE), kind)
     for pattern, kind in (
         (r"HTTP Error (\d+)", r"HTTP \1"),
         (r"X-Robots-Tag", "opted out (X-Robots-Tag)"),
-        (r"timed out", "timeout"),
-        (r"reset by peer|IncompleteRead|closed connection|broken pipe", "connection broken off"),
+        (r"timed out|timeout", TIMEOUT),
+        (r"reset by peer|IncompleteRead|closed connection|broken (pipe|off)", BROKEN_OFF),
         (r"certificate|ssl", "no secure connection"),
         (r"unknown url type|no host given|Invalid IPv6|nonnumeric port|control characters|label.*too long", "no URL"),
-        (r"Errno|name resolution|name or service", "no connection"),
+        (r"Errno|name resolution|name or service|no connection", NO_CONNECTION),
         (r"HTML", "HTML, not an image"),
         (r"too small", "too small"),
         (r"it is none of", "not an image"),
@@ -32,7 +32,7 @@ class PrepReport(NamedTuple):
     """How far a preparation is, in images: of `total`, `done` are `written` or `skipped`.
 
     broken: the first image that was skipped; reasons: how many for which kind of reason; notes: worth telling the user.
-    fetched: while the source is being downloaded, how many of its images came to which end.
+    fetched: while the source is being downloaded, how many of its images came to which end. what: is done.
     """
 
     kind: str
@@ -44,6 +44,7 @@ class PrepReport(NamedTuple):
     notes: tuple[str, ...] = ()
     reasons: Mapping[str, int] = {}
     fetched: Counter[str] | None = None
+    what: str = "preparing"
 
     @property
     def done(self) -> int:

@@ -1,19 +1,28 @@
-"""What lies in the tars of others: members grouped into samples by the name before the first dot, as WebDataset does.
+"""What lies in WebDataset tars of anybody: members grouped into samples by their name before its first dot.
 
-Only headers are walked, so a tar of any size opens at the speed of its disk. Members that hold pickles are never read.
+KEY.jpg, .png, ... is the image; KEY.cls its class, from 0; KEY.txt its captions, one a line, or KEY.json with `caption`,
+`captions` or `text`. Only headers are walked, so a tar of any size opens fast. Members that hold pickles are never read.
 """
 
+import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from diffcli.data.files import Span
+from diffcli.config import UserError
+from diffcli.data import captions
+from diffcli.data.files import Span, read_location
+from diffcli.data.listing import SPLIT_NAMES, Split
 from diffcli.data.pixels import SUFFIXES
+from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, fingerprint
+from diffcli.prep.tables import texts
 
 PICKLES = frozenset({"pyd", "pkl", "pickle", "pth", "pt"})
 IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
+OF_OBJECT = ("caption", "captions", "text")  # keys of a .json
+WHERE = "give a folder with .tar shards, of which those named val or test become the split test, or one .tar"
 
 
 class Sample(NamedTuple):
@@ -33,6 +42,55 @@ class Contents(NamedTuple):
     samples: list[Sample]
     pickles: int
     fault: str
+
+
+class SampleItems:
+    """The samples of a split, tar after tar. labels: theirs, or None; lost: what its tars should hold but do not."""
+
+    def __init__(self, samples: list[Sample], labels: list[int] | None, lost: list[Broken]) -> None:
+        self.samples, self.labels, self.lost = samples, labels, lost
+
+    def __len__(self) -> int:
+        return len(self.samples) + len(self.lost)
+
+    def items(self, positions: Sequence[int]) -> Iterator[Item | Deferred]:
+        count = len(self.samples)
+        for position in positions:
+            if position >= count:
+                yield self.lost[position - count]
+                continue
+            sample = self.samples[position]
+            image, label = sample.image, None if self.labels is None else self.labels[position]
+            if image is None:
+                yield Broken(sample.key, f"it has no image, only {', '.join(sorted(sample.members))}")
+            else:
+                yield Item(f"{image.path.name}/{sample.key}", label, image, _captions(sample))
+
+
+def open_webdataset(source: Path, work: Path, options: SourceOptions) -> Source:
+    """A folder of tars, or one of them. Raises UserError where there are none."""
+    tars = [source] if source.is_file() else sorted(source.rglob("*.tar"), key=lambda path: _natural(str(path)))
+    if not source.exists():
+        raise UserError(f"{SOURCE} is '{source}', which does not exist", WHERE)
+    if not tars:
+        raise UserError(f"{SOURCE} is '{source}', which holds no .tar", WHERE)
+    samples: dict[Split, list[Sample]] = {}
+    lost: dict[Split, list[Broken]] = {}
+    pickles = 0
+    for tar in tars:
+        contents, split = read_contents(tar), _split_of(tar)
+        samples.setdefault(split, []).extend(contents.samples)
+        lost.setdefault(split, []).extend([Broken(tar.name, contents.fault)] if contents.fault else [])
+        pickles += contents.pickles
+    labels = {split: _labels(found) for split, found in samples.items()}
+    labelled = all(found is not None for found in labels.values())
+    splits: dict[Split, Items] = {
+        split: SampleItems(found, labels[split] if labelled else None, lost[split]) for split, found in samples.items()
+    }
+    highest = max((max(found, default=-1) for found in labels.values() if found), default=-1)
+    classes = tuple(map(str, range(highest + 1))) if labelled and highest >= 0 else None
+    notes = (f"{pickles} members that hold pickles are left out",) if pickles else ()
+    return Source(splits, classes, fingerprint((tar.name, tar.stat().st_size) for tar in tars), notes)
 
 
 def read_contents(tar: Path) -> Contents:
@@ -79,3 +137,34 @@ def _split(name: str) -> tuple[str, str]:
 def _natural(key: str) -> list[tuple[int, str]]:
     """Orders numbers by value, so that 9 comes before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
+
+
+def _split_of(tar: Path) -> Split:
+    words = re.split(r"[^a-z]+", f"{tar.parent.name}/{tar.stem}".lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
+
+
+def _labels(samples: list[Sample]) -> list[int] | None:
+    """The class of each sample; None unless all of them have one."""
+    labels = []
+    for sample in samples:
+        told = sample.members.get("cls")
+        text = read_location(told).strip() if told and told.size < 20 else b""
+        if not text.isdigit():
+            return None
+        labels.append(int(text))
+    return labels
+
+
+def _captions(sample: Sample) -> tuple[str, ...]:
+    if "txt" in sample.members:
+        return tuple(filter(None, captions.from_bytes(read_location(sample.members["txt"]))))
+    if "json" not in sample.members:
+        return ()
+    try:
+        value = json.loads(read_location(sample.members["json"]))
+    except (ValueError, RecursionError):
+        return ()
+    if isinstance(value, dict):
+        value = next((value[key] for key in OF_OBJECT if key in value), None)
+    return texts(value)

@@ -103,6 +103,11 @@ def test_failures_are_counted_by_kind_and_listed_with_their_url(downloaded: Down
     assert list(listed) == ["refused:file:///etc/passwd"]
 
 
+@pytest.mark.parametrize("kind", sorted(download.UNSTEADY))
+def test_a_kind_that_is_listed_in_place_of_its_words_is_of_its_own_kind(kind: str):
+    assert kind_of_failure(kind) == kind
+
+
 def test_servers_are_told_who_asks_so_that_they_may_refuse(downloaded: Downloaded):
     assert all("compatible; diffcli;" in agent for agent in downloaded.server.agents)
 
@@ -226,7 +231,7 @@ def test_thousands_of_urls_with_a_kill_in_the_middle_give_the_same_set_as_one_ru
         rows = write_table(tmp_path / "t.tsv", server, 158)  # 3003 URLs: three shards, and a fourth of two rows
         started = time.monotonic()
         whole = command(tmp_path / "t.tsv", tmp_path / "whole")
-        out, err = whole.communicate(timeout=400)
+        _, err = whole.communicate(timeout=400)
         seconds = time.monotonic() - started
         assert whole.returncode == 0, err
         killed = command(tmp_path / "t.tsv", tmp_path / "killed")
@@ -241,7 +246,7 @@ def test_thousands_of_urls_with_a_kill_in_the_middle_give_the_same_set_as_one_ru
         assert len(kept) < 4
         asked = server.asked.copy()
         again = command(tmp_path / "t.tsv", tmp_path / "killed")
-        out, err = again.communicate(timeout=400)
+        _, err = again.communicate(timeout=400)
         assert again.returncode == 0, err
         assert sum((server.asked - asked).values()) < len(rows)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
