@@ -1,12 +1,24 @@
 """The command prep-data."""
 
 import os
+from collections.abc import Callable, Iterator
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffcli.cli_options import Device
+
+if TYPE_CHECKING:
+    from diffcli.prep.report import PrepReport
+
+EMBEDDING = "Embeddings of a pretrained encoder, stored beside the images"
+KINDS = (
+    "mnist, fashion-mnist, kmnist, cifar10, cifar100, imagenet64, imagenet, celeba, afhq, ffhq, folder, pairs, lidc,"
+    " coco, cc3m, cc12m, urls, webdataset, webvid"
+)
 DOWNLOADS = "Downloads (cc3m, cc12m, urls, coco)"
 
 
@@ -21,8 +33,21 @@ class Distributor(StrEnum):
     ray = "ray"
 
 
+class Embed(StrEnum):
+    clip = "clip"
+    clip_tokens = "clip-tokens"
+    t5 = "t5"
+
+
+class Library(StrEnum):
+    transformers = "transformers"
+    open_clip = "open_clip"
+
+
 def prep_data(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="What SOURCE is: mnist, cifar10, folder or imagenet64.")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help=f"What SOURCE is: {KINDS}; alone, it says where to get it.")
+    ],
     source: Annotated[Path | None, typer.Argument(help="Folder, archive or files.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the shards.", show_default="none: it is needed")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Edge in pixels.", show_default="as it is")] = None,
@@ -67,6 +92,24 @@ def prep_data(
     field: Annotated[
         str | None, typer.Option(help="pairs: what the second folder holds, mask or sketch.", show_default="its name")
     ] = None,
+    embed: Annotated[
+        Embed | None,
+        typer.Option(
+            help="clip: one of each image and caption; clip-tokens, t5: of the tokens of captions. KIND shards: of a set.",
+            show_default="nothing",
+            rich_help_panel=EMBEDDING,
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Folder or hub name.", show_default=False, rich_help_panel=EMBEDDING)
+    ] = None,
+    encoder_library: Annotated[
+        Library, typer.Option(help="What loads it.", rich_help_panel=EMBEDDING)
+    ] = Library.transformers,
+    encoder_pretrained: Annotated[
+        str | None, typer.Option(help="Tag of open_clip's weights.", show_default=False, rich_help_panel=EMBEDDING)
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the encoder runs.", rich_help_panel=EMBEDDING)] = Device.auto,
 ) -> None:
     """Turn a data set into WebDataset shards with an index."""
     from diffcli.config import UserError
@@ -74,6 +117,10 @@ def prep_data(
     from diffcli.prep.items import Download, Picked, SourceOptions
     from diffcli.prep.prepare import prepare, require_source
 
+    embedding = embedder(embed, encoder, encoder_library, encoder_pretrained, device, workers)
+    if kind == "shards":
+        print(watch_preparation(embedding(require_set(embed, source, out))))
+        return
     require_source(kind, source)
     if out is None:
         raise UserError("prep-data needs --out", "type --out DIR, a folder for the shards")
@@ -91,4 +138,38 @@ def prep_data(
         download=Download(distributor=distributor.value, threads=threads, timeout=timeout, retries=retries),
     )
     reports = prepare(kind, source, out, size=size, workers=workers, limit=limit, strict=strict, options=options)
-    print(watch_preparation(reports))
+    print(watch_preparation(chain(reports, embedding(out))))
+
+
+def embedder(
+    embed: Embed | None, model: str | None, library: Library, pretrained: str | None, device: Device, workers: int
+) -> Callable[[Path], "Iterator[PrepReport]"]:
+    """What --embed asks for, done to a prepared set; nothing where it was not given."""
+    from diffcli.config import UserError
+
+    if embed is None:
+        if model is not None:
+            raise UserError(f"--encoder {model}: nothing is embedded", "add --embed clip, clip-tokens or t5")
+        return lambda out: iter(())
+    if model is None:
+        known = "t5-base" if embed == Embed.t5 else "openai/clip-vit-large-patch14"
+        raise UserError(f"--embed {embed.value} needs an encoder", f"--encoder {known}, or the folder of another")
+    from diffcli.engine.distributed import pick_device
+    from diffcli.prep import embedding
+
+    where, built = pick_device(device.value), embedding.named(embed.value, model, library.value, pretrained)
+    return lambda out: embedding.embed(out, embed.value, built, where, workers)
+
+
+def require_set(embed: Embed | None, source: Path | None, out: Path | None) -> Path:
+    """The prepared set that `prep-data shards` embeds, which either argument may name."""
+    from diffcli.config import UserError
+
+    if embed is None:
+        raise UserError("prep-data shards: a prepared set is there already", "add --embed clip --encoder MODEL")
+    found = out or source
+    if found is None or (out is not None and source is not None and out.resolve() != source.resolve()):
+        raise UserError(
+            "prep-data shards: embeds one set, where it lies", "type prep-data shards --out SET --embed ..."
+        )
+    return found

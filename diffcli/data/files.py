@@ -7,13 +7,15 @@ import bz2
 import gzip
 import io
 import lzma
+import math
 import os
+import re
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -106,21 +108,52 @@ def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
     one is kept while it is needed; in memory where it is None. Raises UserError where source is missing or broken, and
     WriteError where `work` does not take the plain tar.
     """
-    try:
+    with _opening(source, key, f"{key} is '{source}', which"):
         if not source.exists():
             raise UserError(f"{key} is '{source}', which does not exist", f"check the path, then set {key} to it")
-        if source.is_dir():
-            return FileTree(source, dict(_walk(source)))
-        if zipfile.is_zipfile(source):
-            return FileTree(source, dict(_zip_members(source)))
-        return FileTree(source, dict(_tar_members(source, work)))
+        return FileTree(source, dict(_walk(source) if source.is_dir() else _members(source, str(source), work)))
+
+
+def unfold(tree: FileTree, pattern: re.Pattern[str], key: str, work: Path | None = None) -> FileTree:
+    """The tree with the members of those archives in it whose names fit in their place, as ARCHIVE/MEMBER.
+
+    A tar inside a tar is read in place, too. Raises as `open_tree` does.
+    """
+    locations: dict[str, Location] = {}
+    for name, location in tree.locations.items():
+        if not pattern.search(name):
+            locations[name] = location
+            continue
+        with _opening(tree.source, key, f"{key} is '{tree.source}', in which {name}"):
+            members = dict(_members(location, tree.shown(name), work))
+        locations |= {f"{name}/{inner}": at for inner, at in members.items()}
+    return FileTree(tree.source, locations)
+
+
+@contextmanager
+def _opening(source: Path, key: str, what: str) -> Iterator[None]:
+    """Makes an error of the user of what goes wrong in an archive. what: the start of the sentence that names it."""
+    try:
+        yield
     except WriteError:
         raise
     except ARCHIVE_ERRORS as error:
         hint = f"take a fresh copy, or set {key} to a folder, .tar, .tar.gz, .tar.xz or .zip"
-        raise UserError(f"{key} is '{source}', which is not a whole archive ({error})", hint) from error
+        raise UserError(f"{what} is not a whole archive ({error})", hint) from error
     except OSError as error:
         raise unreadable(source, key, error) from error
+
+
+def with_zips(tree: FileTree, key: str, work: Path | None = None) -> FileTree:
+    """The files of a folder, and those in the zips that lie in it, as if each were the folder of its name."""
+    if not tree.source.is_dir():
+        return tree
+    locations = dict(tree.locations)
+    for name in tree.names:
+        if name.lower().endswith(".zip"):
+            inside = open_tree(tree.source / name, key, work)
+            locations |= {f"{name[:-4]}/{member}": location for member, location in inside.locations.items()}
+    return FileTree(tree.source, locations)
 
 
 def unreadable(source: Path | str, key: str, error: OSError) -> UserError:
@@ -213,7 +246,7 @@ def _refuse(error: OSError) -> None:
     raise error  # os.walk leaves out what it may not read, and a class would be missing in silence
 
 
-def _safe(name: str, source: Path) -> str:
+def _safe(name: str, source: Path | str) -> str:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
         raise UserError(
@@ -221,6 +254,22 @@ def _safe(name: str, source: Path) -> str:
             "do not trust that archive; take it from its official source",
         )
     return str(path)
+
+
+def _members(location: Location, shown: str, work: Path | None) -> Iterator[tuple[str, Location]]:
+    """The files of an archive: a file on disk, or a tar that lies in a tar."""
+    match location:
+        case Path() if zipfile.is_zipfile(location):
+            yield from _zip_members(location)
+        case Path():
+            yield from _tar_members(location, work)
+        case Span(path, offset, size):
+            with path.open("rb") as stream:
+                stream.seek(offset)
+                for name, start, length in _list_tar(stream, shown, offset + size):
+                    yield name, Span(path, start, length)
+        case _:
+            raise UserError(f"{shown} is an archive in a packed archive", "unpack the outer one, then give its folder")
 
 
 def _zip_members(source: Path) -> Iterator[tuple[str, ZipEntry]]:
@@ -240,13 +289,26 @@ def _tar_members(source: Path, work: Path | None) -> Iterator[tuple[str, Locatio
     opener = next((opener for start, opener in DECOMPRESSORS.items() if magic.startswith(start)), None)
     plain = source if opener is None else _decompress(source, opener, work)
     stream: IO[bytes] = io.BytesIO(plain) if isinstance(plain, bytes) else plain.open("rb")
-    with stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-        for member in tar:
-            name = _safe(member.name, source)
-            if not member.isreg():
-                continue
-            start, size = member.offset_data, member.size
+    with stream:
+        for name, start, size in _list_tar(stream, str(source)):
             yield name, plain[start : start + size] if isinstance(plain, bytes) else Span(plain, start, size)
+
+
+def _list_tar(stream: IO[bytes], shown: str, end: float = math.inf) -> Iterator[tuple[str, int, int]]:
+    """(name, first byte, size) of the files of the tar that begins where the stream stands and ends before byte `end`."""
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        for member in tar:
+            if member.offset_data + member.size > end:
+                raise EOFError("it was cut")
+            name = _safe(member.name, shown)
+            if member.isreg():
+                yield name, member.offset_data, member.size
+        stream.seek(tar.offset)
+        block = stream.read(tarfile.BLOCKSIZE)
+        if block.strip(b"\0"):  # tarfile stops in silence at a header that it does not understand
+            raise tarfile.ReadError(f"its header at byte {tar.offset} is garbled")
+        if not block or tar.offset >= end:  # between two members: only the empty block at its end is missing
+            raise EOFError("it was cut")
 
 
 def _decompress(source: Path, opener: Callable[..., Any], work: Path | None) -> Path | bytes:

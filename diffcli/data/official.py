@@ -11,7 +11,6 @@ from typing import NamedTuple
 from diffcli.config import UserError
 from diffcli.data.files import Location, open_location
 
-
 CHUNK = 1 << 20  # bytes
 
 

@@ -1,9 +1,13 @@
 """Folders of images as a source: flat, with class folders, with train and test around either; in archives, too."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 
+from diffcli.config import UserError
 from diffcli.data.files import FileTree
 from diffcli.data.listing import Split, list_images
+from diffcli.data.pixels import SUFFIXES
 from diffcli.prep.items import SOURCE, Item, Items, Source, tree_fingerprint
 
 
@@ -28,3 +32,24 @@ def images_of(tree: FileTree) -> Source:
     splits: dict[Split, Items] = {split: FileItems(tree, x.names, x.labels) for split, x in listings.items()}
     classes = next(iter(listings.values())).classes
     return Source(splits, classes, tree_fingerprint(tree, [name for x in listings.values() for name in x.names]))
+
+
+def matching(tree: FileTree, pattern: re.Pattern[str]) -> dict[str, re.Match[str]]:
+    """The images of a tree whose names fit, with how they fit."""
+    images = (name for name in tree.names if PurePosixPath(name).suffix.lower() in SUFFIXES)
+    return {name: match for name in images if (match := pattern.search(name))}
+
+
+def check_once(tree: FileTree, identities: Mapping[str, object]) -> None:
+    """Raises UserError where an image is there twice: two names with the same identity."""
+    names: dict[object, str] = {}
+    for name, identity in identities.items():
+        if names.setdefault(identity, name) != name:
+            problem = f"{SOURCE} is '{tree.source}', which holds one image twice: {names[identity]} and {name}"
+            raise UserError(problem, f"give the folder of one of the two as {SOURCE}")
+
+
+def not_found(tree: FileTree, what: str, hint: str) -> UserError:
+    """What is said of a source that is not what it should be: what it holds instead."""
+    there = ", ".join(tree.names[:3]) + (", ..." if len(tree.names) > 3 else "")
+    return UserError(f"{SOURCE} is '{tree.source}', which has no {what}; it holds {there or 'nothing'}", hint)

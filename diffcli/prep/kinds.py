@@ -117,7 +117,5 @@ KINDS: dict[str, Kind] = {
         "give a .tsv, .csv, .jsonl (each also .gz) or .parquet with a URL and a caption a row, "
         "and --url-col and --caption-col where the columns have unusual names",
     ),
-    "webdataset": Kind(
-        open_webdataset, "that of the images; check it before you share them", WEBDATASET, large=True
-    ),
+    "webdataset": Kind(open_webdataset, "that of the images; check it before you share them", WEBDATASET, large=True),
 }

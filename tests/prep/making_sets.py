@@ -1,13 +1,18 @@
 """Tiny image sets in the official layouts of their publishers, beside those of tests/data/making.py."""
 
+import gzip
+import io
 import pickle
 import struct
+import tarfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from scipy.io import savemat
 
-from tests.data.making import pixels
+from tests.data.making import pixels, png
 
 
 def python2_pickle(record: Mapping[str, list | np.ndarray]) -> bytes:
@@ -67,3 +72,88 @@ def cifar100(folder: Path, version: str, n: int = 6) -> tuple[np.ndarray, np.nda
             record = {"fine_labels": fine, "coarse_labels": [label // 5 for label in fine], "data": data}
             (folder / split).write_bytes(python2_pickle(record))
     return images, labels
+
+
+SYNSETS = {
+    "n02012849": "crane",
+    "n03126707": "crane",
+    "n01440764": "tench, Tinca tinca",
+}
+ID_OF = {"n01440764": 3, "n02012849": 1, "n03126707": 2}  # as in the devkit, not in sorted order
+
+
+def tar(files: Mapping[str, bytes]) -> bytes:
+    """A plain tar of these files, in their order."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def zipped(path: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a zip of these files."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+
+def unpack(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes these files below a folder."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def devkit() -> dict[str, bytes]:
+    """The two files of ImageNet's devkit for four validation images: of the classes 3, 1, 2 and 3 by its numbers."""
+    fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
+    rows = [(ID_OF[synset], synset, words, 0) for synset, words in SYNSETS.items()]
+    rows.append((1001, "n00001740", "entity", 3))  # one that is no class
+    file = io.BytesIO()
+    savemat(file, {"synsets": np.array(rows, dtype=fields).reshape(-1, 1)})
+    return {
+        "ILSVRC2012_devkit_t12/data/meta.mat": file.getvalue(),
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b"3\n1\n2\n3\n",
+    }
+
+
+def imagenet_images(n: int = 2) -> tuple[dict[str, dict[str, bytes]], dict[str, bytes], np.ndarray]:
+    """n training images of each synset, by synset and name; four validation images; all pixels in the order of their names."""
+    images = pixels(3 * n + 4, 3, 8, 8)
+    train = {
+        synset: {f"{synset}_{i}.JPEG": png(images[k * n + i]) for i in range(n)}
+        for k, synset in enumerate(sorted(SYNSETS))
+    }
+    return train, {f"ILSVRC2012_val_{i + 1:08d}.JPEG": png(images[3 * n + i]) for i in range(4)}, images
+
+
+def imagenet(folder: Path) -> None:
+    """Writes the three official archives."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train, val, _ = imagenet_images()
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(tar({f"{name}.tar": tar(files) for name, files in train.items()}))
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar(val))
+    (folder / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(tar(devkit()), mtime=0))
+
+
+def celeba() -> tuple[dict[str, bytes], np.ndarray]:
+    """Six images around the official borders of training and test, by their names in the official zip."""
+    images, numbers = pixels(6, 3, 8, 8), (1, 2, 162770, 162771, 182637, 182638)
+    return {f"img_align_celeba/{number:06d}.jpg": png(x) for number, x in zip(numbers, images, strict=True)}, images
+
+
+def afhq(test: str) -> tuple[dict[str, bytes], np.ndarray]:
+    """Two training images of each animal, then a test image of each."""
+    images, animals = pixels(9, 3, 8, 8), ("cat", "dog", "wild")
+    train = {f"afhq/train/{x}/flickr_{i}.png": png(images[2 * k + i]) for k, x in enumerate(animals) for i in range(2)}
+    return train | {f"afhq/{test}/{x}/flickr_9.png": png(images[6 + k]) for k, x in enumerate(animals)}, images
+
+
+def ffhq(folder: str) -> tuple[dict[str, bytes], np.ndarray]:
+    """Four images around the border of training and test."""
+    images, numbers = pixels(4, 3, 8, 8), (0, 59999, 60000, 69999)
+    names = [f"{folder}/{number // 1000 * 1000:05d}/{number:05d}.png" for number in numbers]
+    return {name: png(x) for name, x in zip(names, images, strict=True)}, images
