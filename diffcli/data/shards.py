@@ -11,7 +11,7 @@ Images are read by random access straight from the tars, by any number of proces
 import copy
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,11 +47,20 @@ class Members(Config):
     size: list[NonNegativeInt]
 
 
+class FieldNote(Config):
+    """What a field beside the image is. width: of a vector; encoder, sha256: which model made it, and its weights."""
+
+    kind: Literal["text", "picture", "vector", "video"]
+    width: int | None = None
+    encoder: str | None = None
+    sha256: Digest | None = None
+
+
 class Index(Config):
     """The contents of one shard. members: the names of its images; offset and size: where their bytes lie in the tar.
 
     image_size: (height, width) of all of them, None where they differ or there are none; sizes: then those of each.
-    fields: what lies beside the images.
+    fields: what lies beside the images; notes: which of them are embeddings, and by which encoder.
     """
 
     members: list[str]
@@ -62,6 +71,7 @@ class Index(Config):
     image_size: tuple[int, int] | None
     sizes: list[tuple[int, int]] | None = None
     fields: dict[FieldName, Members] = Field(default_factory=dict)
+    notes: dict[FieldName, FieldNote] = Field(default_factory=dict)
     skipped: list[Skipped]
     bytes: NonNegativeInt
     sha256: Digest
@@ -76,15 +86,6 @@ class Shard(Config):
     bytes: NonNegativeInt
     sha256: Digest
     index_sha256: Digest
-
-
-class FieldNote(Config):
-    """What a field beside the image is. width: of a vector; encoder, sha256: which model made it, and its weights."""
-
-    kind: Literal["text", "picture", "vector", "video"]
-    width: int | None = None
-    encoder: str | None = None
-    sha256: Digest | None = None
 
 
 class PreparedSplit(Config):
@@ -121,6 +122,12 @@ class PreparedSet(Config):
     licence: str
     splits: dict[Split, PreparedSplit] = Field(min_length=1)
     request: Request
+
+
+def in_all(notes: Sequence[Mapping[FieldName, FieldNote]]) -> dict[FieldName, FieldNote]:
+    """The embeddings that every shard has, all by one encoder; notes: those of each shard."""
+    first = notes[0] if notes else {}
+    return {name: note for name, note in first.items() if all(other.get(name) == note for other in notes)}
 
 
 def is_prepared(path: Path) -> bool:

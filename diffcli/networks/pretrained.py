@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffcli.config import Config, Note, UserError
-from diffcli.networks.pretrained_libraries import LOADERS, Origin, Towers
+from diffcli.networks.pretrained_libraries import LOADERS, Origin, Towers, typed
 
 CLIP_LENGTH = 77  # tokens that the published ones read; a loaded model knows its own
 T5_LENGTH = 128  # tokens; its positions are relative and set no limit. Source: Saharia et al. 2022, arXiv 2205.11487
@@ -111,8 +111,8 @@ class Encoder:
         limit = self.towers.limit or T5_LENGTH
         if self.config.length is not None and self.towers.limit is not None and self.config.length > limit:
             raise UserError(
-                f"{self.key[:-5]}length is {self.config.length}, but {self.config.model} reads {limit} tokens at most",
-                f"set it to {limit} or less",
+                f"{self.key} is '{self.config.model}', which reads {limit} tokens at most, but length is {self.config.length}",
+                f"set length to {limit} or less, or leave it out",
             )
         return self.config.length or limit
 
@@ -178,7 +178,7 @@ class Encoder:
     def _differs(self, found: str, wanted: str, where: str) -> UserError:
         return UserError(
             f"{self.key} is '{self.config.model}', whose weights are {found[:12]}..., but {where} used {wanted[:12]}...",
-            f"name the encoder with those weights: --set {self.key}=FOLDER",
+            f"name the encoder with those weights: {typed(self.key)}",
         )
 
 

@@ -156,7 +156,9 @@ class OpenClip(Towers):
             name = origin.model if origin.model.startswith("hf-hub:") else f"hf-hub:{origin.model}"
         if ":" not in name and origin.pretrained is None:
             tags = open_clip.list_pretrained_tags_by_model(origin.model)
-            hint = f"set {key[:-5]}pretrained to " + (f"one of {', '.join(tags)}" if tags else "a file of weights")
+            hint = "give it as pretrained (prep-data: --encoder-pretrained): " + (
+                ", ".join(tags) or "a file of weights"
+            )
             raise UserError(f"{key} is '{origin.model}' of open_clip, without the tag of its weights", hint)
         with _loading(origin, key):
             model = open_clip.create_model(name, origin.pretrained, require_pretrained=True)
@@ -200,6 +202,11 @@ LOADERS: dict[tuple[str, str], Callable[[Origin, str], Towers]] = {
     ("transformers", "t5"): TransformersT5,
     ("open_clip", "clip"): OpenClip,
 }
+
+
+def typed(key: str) -> str:
+    """How a user names another folder where a preset's key, or a flag, names a model."""
+    return f"{key} FOLDER" if key.startswith("--") else f"--set {key}=FOLDER"
 
 
 def _library(name: str, key: str) -> Any:
@@ -250,7 +257,7 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def _loading(origin: Origin, key: str) -> Iterator[None]:
     """What a library cannot find, read or download becomes an error of the user."""
     if origin.folder is None and (origin.model.startswith(("/", "./", "../", "~")) or origin.model.count("/") > 1):
-        raise UserError(f"{key} is '{origin.model}', and there is no such folder", f"--set {key}=FOLDER, where it lies")
+        raise UserError(f"{key} is '{origin.model}', and there is no such folder", f"{typed(key)}, where it lies")
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:

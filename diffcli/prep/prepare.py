@@ -28,6 +28,7 @@ from diffcli.data.shards import (
     Request,
     Shard,
     Skipped,
+    in_all,
     is_prepared,
     open_shards,
 )
@@ -35,7 +36,7 @@ from diffcli.digest import sha256
 from diffcli.prep.items import SOURCE, Source, SourceOptions, Wanted
 from diffcli.prep.kinds import KINDS
 from diffcli.prep.report import PrepReport
-from diffcli.prep.shard import Job, write_shards, write_whole
+from diffcli.prep.shard import Job, settle, write_shards, write_whole
 
 IMAGES_PER_SHARD = 5000
 LARGE_IMAGES_PER_SHARD = 1000  # where originals of any size are kept: a shard then stays near the usual gigabyte
@@ -195,6 +196,7 @@ def _wanted(plans: list[Plan], todo: list[Plan], request: Request, workers: int)
 def _finished(out: Path, plan: Plan) -> Index | None:
     """The index of a shard that an earlier run finished, None where it did not or where the tar has another size."""
     tar, path = out / f"{plan.stem}.tar", out / f"{plan.stem}.json"
+    settle(out, out / WORK, plan.stem)
     try:
         index = Index.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -219,6 +221,7 @@ def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> N
     shards: dict[Split, list[Shard]] = {split: [] for split in source.splits}
     skipped, sizes, channels = [], set(), 1
     fields: set[str] = set()
+    notes: list[dict[str, FieldNote]] = []  # of embeddings
     for plan in plans:
         path = out / f"{plan.stem}.json"
         index = Index.model_validate_json(path.read_bytes())
@@ -226,7 +229,8 @@ def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> N
         if index.members:
             sizes.add(index.image_size)
             channels = max(channels, index.channels)
-            fields |= index.fields.keys()
+            fields |= index.fields.keys() - index.notes.keys()
+            notes.append(index.notes)
         shards[plan.split].append(_shard(plan.stem, path, index))
     splits = {name: PreparedSplit(count=sum(shard.count for shard in s), shards=s) for name, s in shards.items()}
     prepared = PreparedSet(
@@ -236,7 +240,7 @@ def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> N
         size=sizes.pop() if len(sizes) == 1 else None,
         channels=channels,
         classes=source.classes,
-        fields={name: FieldNote(kind=FIELD_KINDS.get(name, "picture")) for name in sorted(fields)},
+        fields={name: FieldNote(kind=FIELD_KINDS.get(name, "picture")) for name in sorted(fields)} | in_all(notes),
         source=request.source,
         licence=KINDS[request.kind].licence,
         splits=splits,

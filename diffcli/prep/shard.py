@@ -27,6 +27,10 @@ FIELD_OF = {"txt": "text", "mp4": "video"}
 BLOCK = 512  # bytes; a tar is made of these: one for a member's header, then its content
 
 
+Spans = dict[str, tuple[int, int]]
+"""(offset, size) in the tar of what lies there of a sample, by extension."""
+
+
 class Job(NamedTuple):
     """A shard to write: `out/stem.tar` and `.json` from items, whose keys count on from `first`. size: edge in pixels."""
 
@@ -39,12 +43,12 @@ class Job(NamedTuple):
 
 
 class Member(NamedTuple):
-    """An image in the tar: its name there, itself, its label, and (offset, size) of what lies there of it, by extension."""
+    """An image in the tar: its name there, itself, its label, and what lies there of it."""
 
     name: str
     picture: Picture
     label: int | None
-    spans: dict[str, tuple[int, int]]
+    spans: Spans
 
     @property
     def span(self) -> tuple[int, int]:
@@ -72,7 +76,7 @@ def write_shard(job: Job) -> Index:
         channels=max((member.picture.channels for member in members), default=1),
         image_size=next(iter(sizes)) if len(sizes) == 1 else None,
         sizes=[member.picture.size for member in members] if len(sizes) > 1 else None,
-        fields=_fields(members),
+        fields=fields_of([member.spans for member in members]),
         skipped=skipped,
         bytes=temporary.stat().st_size,
         sha256=sha256(temporary),
@@ -113,6 +117,17 @@ def write_whole(path: Path, data: bytes, work: Path) -> None:
     temporary.replace(path)
 
 
+def settle(out: Path, work: Path, stem: str) -> None:
+    """Ends the exchange of a shard where a kill left it: an index that waits in `work` goes to its tar, if that is there."""
+    tar, waiting = out / f"{stem}.tar", work / f"{stem}.json"
+    if waiting.is_file():
+        index = Index.model_validate_json(waiting.read_bytes())
+        if tar.is_file() and tar.stat().st_size == index.bytes and sha256(tar) == index.sha256:
+            waiting.replace(out / waiting.name)
+        else:
+            waiting.unlink()
+
+
 def _start_worker() -> None:
     """Leaves Ctrl-C to the parent, and ends with it even where the parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -135,13 +150,20 @@ def _write_tar(file: IO[bytes], job: Job) -> tuple[list[Member], list[Skipped]]:
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 skipped.append(Skipped(path=given.name, reason=reason))
                 continue
-            key, spans = f"{number:08d}", {}
-            tar.write({"__key__": key} | sample)
-            for extension in sorted(sample):  # the order in which TarWriter writes them
-                spans[extension] = (position + BLOCK, len(sample[extension]))
-                position += BLOCK + _padded(len(sample[extension]))
+            key = f"{number:08d}"
+            spans, position = write_sample(tar, key, sample, position)
             members.append(Member(f"{key}.{picture.extension}", picture, item.label, spans))
     return members, skipped
+
+
+def write_sample(tar: TarWriter, key: str, sample: dict[str, bytes], position: int) -> tuple[Spans, int]:
+    """Appends a sample, bytes by extension, where the tar is at `position`; returns where they lie, and where it is then."""
+    spans = {}
+    tar.write({"__key__": key} | sample)
+    for extension in sorted(sample):  # the order in which TarWriter writes them
+        spans[extension] = (position + BLOCK, len(sample[extension]))
+        position += BLOCK + _padded(len(sample[extension]))
+    return spans, position
 
 
 def _sample(item: Item, size: int | None) -> tuple[Picture, dict[str, bytes]]:
@@ -167,14 +189,14 @@ def _pixels(picture: Picture) -> str:
     return f"{width}x{height}"
 
 
-def _fields(members: list[Member]) -> dict[str, Members]:
+def fields_of(samples: list[Spans]) -> dict[str, Members]:
     """Where each field beside the images lies: `text` in KEY.txt, `video` in KEY.mp4, any other in KEY.FIELD.EXTENSION."""
     spans: dict[str, list[tuple[int, int]]] = {}
-    for number, member in enumerate(members):
-        for extension, span in member.spans.items():
+    for number, sample in enumerate(samples):
+        for extension, span in sample.items():
             field, dot, _ = extension.partition(".")
             if dot or extension in FIELD_OF:
-                rows = spans.setdefault(FIELD_OF.get(extension, field), [(0, 0)] * len(members))
+                rows = spans.setdefault(FIELD_OF.get(extension, field), [(0, 0)] * len(samples))
                 rows[number] = span
     return {
         field: Members(offset=[offset for offset, _ in rows], size=[size for _, size in rows])
