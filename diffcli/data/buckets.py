@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffcli.data.pixels import CENTRE, Place, place
+from diffcli.data.pixels import Place, place
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -37,10 +37,10 @@ class Framing(NamedTuple):
         assert (chosen == chosen[0]).all(), "a batch of several buckets"
         return self.buckets[int(chosen[0])]
 
-    def places(self, count: int, draws: Tensor | None) -> Sequence[Place]:
-        """Where the crop of each of `count` images lies."""
+    def places(self, count: int, draws: Tensor | None) -> Sequence[Place | None]:
+        """Where the crop of each of `count` images lies; None: at the centre."""
         if not self.random or draws is None:
-            return [CENTRE] * count
+            return [None] * count
         return [place(draw) for draw in draws.tolist()]
 
 

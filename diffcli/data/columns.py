@@ -68,7 +68,7 @@ class Pictures:
             np.stack([self._one(index, shape, at) for index, at in zip(indices.tolist(), places, strict=True)])
         )
 
-    def _one(self, index: int, shape: ImageShape, at: Place) -> np.ndarray:
+    def _one(self, index: int, shape: ImageShape, at: Place | None) -> np.ndarray:
         return decode(self.files.read(index), self.files.name(index), shape, NEAREST, at)
 
 

@@ -152,7 +152,7 @@ class FileImages(ImageData):
             images[number] = self._decode(index, shape, at)
         return torch.from_numpy(images)
 
-    def _decode(self, index: int, shape: ImageShape, at: Place) -> np.ndarray:
+    def _decode(self, index: int, shape: ImageShape, at: Place | None) -> np.ndarray:
         name = self.files.name(index)
         try:
             data = self.files.read(index)

@@ -26,13 +26,13 @@ GREY = frozenset({"1", "L", "LA", "La"})
 SIXTEEN_BITS = 65535
 MAX_PIXELS = 178_956_970  # of one image, 512 MiB in RGB; more is a decompression bomb, not a photograph
 TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
-ROOM = (1 << 15) - 1  # places that a crop can have along an axis, less one
+ROUNDING = 1e-6  # pixels
+PLACES = 1 << 15  # that a random crop can have along an axis
 
 NEAREST = Image.Resampling.NEAREST
 
 Place = tuple[float, float]
-"""Where a crop lies, down and across, in [0, 1] of the room that the image leaves it."""
-CENTRE: Place = (0.5, 0.5)
+"""Where a crop lies, down and across, in [0, 1) of the whole pixels that the image leaves it."""
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half way to an error there is nothing to say
 
@@ -118,28 +118,35 @@ def flatten(image: Image.Image) -> Image.Image:
 
 def place(draw: int) -> Place:
     """A random crop's place, from the draw of a sample: bits 33 to 62, which no other choice looks at."""
-    return (draw >> 33 & ROOM) / ROOM, (draw >> 48 & ROOM) / ROOM
+    return (draw >> 33) % PLACES / PLACES, (draw >> 48) % PLACES / PLACES
 
 
 def fit(
     image: Image.Image,
     shape: ImageShape,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
-    at: Place = CENTRE,
+    at: Place | None = None,
 ) -> np.ndarray:
     """uint8 (C, H, W): shorter side resized, cropped there, in one antialiased resampling; grey <-> RGB as asked.
 
-    Resampling straight from the crop's box avoids rounding the intermediate size to whole pixels.
+    at: None is the centre. Resampling straight from the crop's box avoids rounding the intermediate size to whole pixels.
+    Anywhere but at the centre the box begins at a whole pixel, so that cropping alone blurs nothing.
     """
     mode = "L" if shape.channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)  # converting to the same mode would copy
     if image.size != (shape.width, shape.height):
         scale = min(image.width / shape.width, image.height / shape.height)  # source pixels for one of ours
         width, height = min(shape.width * scale, image.width), min(shape.height * scale, image.height)
-        top, left = (image.height - height) * at[0], (image.width - width) * at[1]
+        rooms = image.height - height, image.width - width
+        top, left = (rooms[0] / 2, rooms[1] / 2) if at is None else map(_whole, rooms, at)
         box = (left, top, min(left + width, image.width), min(top + height, image.height))
         image = image.resize((shape.width, shape.height), resampling, box=box)
     return channels_first(image)
+
+
+def _whole(room: float, share: float) -> int:
+    """One of the whole pixels 0 to `room`, equally likely where share is uniform on [0, 1)."""
+    return int(share * (int(room + ROUNDING) + 1))
 
 
 def channels_first(image: Image.Image) -> np.ndarray:
@@ -174,7 +181,7 @@ def decode(
     name: str,
     shape: ImageShape,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
-    at: Place = CENTRE,
+    at: Place | None = None,
 ) -> np.ndarray:
     """uint8 (C, H, W) of an encoded image file in the shape asked for. Raises BrokenImage."""
     return fit(open_image(data, name), shape, resampling, at)
