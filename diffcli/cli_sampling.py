@@ -199,6 +199,7 @@ def fid(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
     labels: Class = None,
+    prior: PriorOption = None,
     seed: Seed = 0,
     sampler: SamplerOption = None,
     steps: Steps = None,
@@ -215,7 +216,7 @@ def fid(
     from diffcli.engine import score
     from diffcli.engine.distributed import Launch
 
-    options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size)
+    options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, prior=prior)
     job = score.Job(tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema)
     job.check()
 

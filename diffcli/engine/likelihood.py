@@ -174,11 +174,12 @@ def _terms(
     """Every term of the bound of a batch, each (B,): unguided, and clipped as sampling clips, as published bounds are told."""
     task, (pixels, labels) = req.task, images
     _check_images(req, pixels, labels)
-    batch = {"image": to_float(pixels.to(task.device))}
+    image = to_float(pixels.to(task.device))
+    batch = {**req.batch(range(first, first + len(pixels))), "image": image}
     if labels is not None:
-        task.check({"label": labels})
+        task.check({**batch, "label": labels})
         batch["label"] = labels.to(task.device)
-    x0 = task.codec.encode(batch["image"])
+    x0 = task.codec.encode(image)
     denoise = task.denoise(batch, float(conditional), len(x0))
     noise = Noise([req.seed + first + i for i in range(len(x0))], task.device)
     for term in bits_per_dim(denoise, schedule, x0, noise, variance, task.codec.scale):
@@ -192,7 +193,7 @@ def _check_images(req: Request, pixels: Tensor, labels: Tensor | None) -> None:
             f"--ref: images are {tuple(pixels.shape[1:])} (channels, height, width), the model draws {tuple(shape)}",
             "give images of the model's own size, such as the test split of its data",
         )
-    if req.task.conditional and labels is None:
+    if "label" in req.task.reads and labels is None:
         raise UserError(
             "--ref: the images have no labels, but the model is conditioned on them",
             "give labelled data, such as the test split of the model's own",
@@ -200,12 +201,13 @@ def _check_images(req: Request, pixels: Tensor, labels: Tensor | None) -> None:
 
 
 def _details(req: Request, variance: Variance, schedule: DiscreteSchedule, guidance: float | None) -> dict[str, Any]:
-    conditioned = req.task.conditional and guidance != 0
+    told = [req.given.describe()] if req.given else []
+    told += ["the images' own labels"] if "label" in req.task.reads and guidance != 0 else []
     return {
         "checkpoint": f"{req.model.path} (step {req.model.step})",
         "ema": req.model.ema,
         "variance": variance,
         "evaluations": schedule.steps,
-        "condition": "the images' own labels" if conditioned else "none",
+        "condition": " and ".join(told) or "none",
         "seed": req.seed,
     }

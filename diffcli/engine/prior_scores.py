@@ -70,7 +70,7 @@ def check(metrics: Sequence[str], ckpt: object, options: SampleOptions, others: 
         raise UserError(
             f"--metrics {asked} needs a prior", f"type diffcli fid --ckpt RUN --ref SET:test --metrics {asked}"
         )
-    for flag, value in {"--class": options.labels, **others}.items():
+    for flag, value in {"--class": options.labels, "--prior": options.prior, **others}.items():
         if value is not None:
             raise UserError(f"{flag} {value} with --metrics {asked}: nothing looks at it", f"leave {flag} out")
 

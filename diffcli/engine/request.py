@@ -22,7 +22,9 @@ from diffcli.engine.distributed import Group
 from diffcli.engine.editing import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.model import Model
 from diffcli.engine.prior import Prior, choose_prior
-from diffcli.engine.prompts import blank_fields, choose_prompts, prompt_fields
+from diffcli.engine.prompts import blank_fields, choose_prompts, prompt_fields, unconditional
+from diffcli.engine.rows import Rows, choose_rows, told_fields
+from diffcli.engine.sources import Source
 from diffcli.noise import Domain, Noise
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
@@ -80,6 +82,7 @@ class Request:
     labels: Tensor | None  # int64 (n,)
     prompts: list[str] | None  # n of them
     prior: Prior | None  # where the model reads embeddings of images and is given texts
+    given: Rows | None  # what tells the conditions instead of prompts
     sampler: Sampler
     guidance: float
     batch_size: int
@@ -101,10 +104,12 @@ class Request:
     def batch(self, rows: range) -> dict[str, Tensor | list[str]]:
         """The condition of images `rows`, as fields of a batch."""
         label = {} if self.labels is None else {"label": self.labels[rows.start : rows.stop].to(self.task.device)}
+        seeds = self.seeds(rows) if self.edit.options.interpolate is None else [self.seed] * len(rows)
+        if self.given is not None:
+            return self.given.fields(rows, seeds, self.task.device) | label
         if self.prompts is None:
             return label | blank_fields(self.task, len(rows))
         texts = self.prompts[rows.start : rows.stop]
-        seeds = self.seeds(rows) if self.edit.options.interpolate is None else [self.seed] * len(rows)
         return label | prompt_fields(self.model, texts, seeds, self.prior)
 
     def captions(self) -> list[str]:
@@ -163,8 +168,11 @@ class Request:
         } | self.edit.describe()
 
 
-def request(model: Model, options: SampleOptions) -> Request:
-    """The options completed from the checkpoint. Raises UserError where they contradict it or each other."""
+def request(model: Model, options: SampleOptions, reference: Source | None = None) -> Request:
+    """The options completed from the checkpoint. Raises UserError where they contradict it or each other.
+
+    reference: the rows of which a model of texts or embeddings is told, in place of prompts.
+    """
     task = model.preset.task
     if not isinstance(task, DiffusionConfig):
         raise UserError(
@@ -179,15 +187,39 @@ def request(model: Model, options: SampleOptions) -> Request:
     check_steps(sampler, options, task)
     models = guides.load_guides(guide, model)
     n = choose_n(model, options)
+    prompts, prior, given = choose_words(model, options, n, guidance, guide, reference)
     labels = choose_labels(model, options, n, models)
-    prompts = choose_prompts(model, options.prompts, n, options.interpolate, guidance, guide)
-    prior = choose_prior(model, options.prior, needed=prompts is not None)
+    if labels is not None and options.labels is None and given is not None:
+        labels = given.labels(labels)
     edit = read_edit(
         EditOptions(**{key: getattr(options, key) for key in EditOptions.model_fields}), model.preset.data.shape
     )
     return Request(
-        model, n, options.seed, labels, prompts, prior, sampler, guidance, options.batch_size, guide, models, edit
+        model,
+        n,
+        options.seed,
+        labels,
+        prompts,
+        prior,
+        given,
+        sampler,
+        guidance,
+        options.batch_size,
+        guide,
+        models,
+        edit,
     )
+
+
+def choose_words(
+    model: Model, options: SampleOptions, n: int, guidance: float, guide: Guide, reference: Source | None
+) -> tuple[list[str] | None, Prior | None, Rows | None]:
+    """The prompts, the prior that they or the rows of a reference need, and these rows, which tell in place of prompts."""
+    if reference is not None and told_fields(model) and not unconditional(guidance, guide):
+        prior = choose_prior(model, options.prior, needed=False)
+        return None, prior, choose_rows(model, reference, prior)
+    prompts = choose_prompts(model, options.prompts, n, options.interpolate, guidance, guide)
+    return prompts, choose_prior(model, options.prior, needed=prompts is not None), None
 
 
 def choose_n(model: Model, options: SampleOptions) -> int:

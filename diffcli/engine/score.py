@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffcli.config import UserError
 from diffcli.engine import guides, likelihood, prior_scores
 from diffcli.engine.distributed import Group
 from diffcli.engine.evaluate import Progress, Report, evaluate
 from diffcli.engine.features import extractor_for
+from diffcli.engine.rows import told_fields
 from diffcli.engine.sample import Model, Request, SampleOptions, draw, load_model, request
 from diffcli.engine.sources import Images, Source, data_source, resolve
 from diffcli.metrics.scores import metrics_by_name
@@ -56,46 +58,63 @@ class Job:
     ) -> Report | likelihood.Bound | prior_scores.Comparison | None:
         """The report, on the leading rank; the others help to sample and return None."""
         if self.ckpt is None:
-            if not group.leads:
-                return None
-            fake, real, details = resolve(self.sides[0]), resolve(self.sides[1]), {}
-        else:
-            model = load_model(self.ckpt, group.device, self.ema, self.options.overrides)
-            if prior_scores.wanted(self.metrics):
-                return prior_scores.compare(model, self.options, self.metrics, self.ref, group, progress)
-            req = request(model, self.options)
-            if likelihood.wanted(self.metrics):
-                return likelihood.bound(req, self._reference(model), self.options.guidance, group, progress)
-            fake = samples(req, group)
-            if not group.leads:
-                assert fake.batches is not None
-                for _ in fake.batches(req.batch_size):
-                    pass
-                return None
-            real = self._reference(model)
-            details = {
-                "checkpoint": f"{model.path} (step {model.step})",
-                "ema": model.ema,
-                "sampler": req.sampler.name,
-                "steps": req.sampler.steps,
-                "nfe": req.sampler.nfe,
-                "guidance": req.guidance,
-                **({"guide": guides.describe(req.guide, req.models)} if req.guide != Guide() else {}),
-                "seed": req.seed,
-            }
-        needed = fake.statistics is None or real.statistics is None
-        extractor = extractor_for(self.features or "inception", self.weights, group.device) if needed else None
-        n = self.options.n if self.ckpt else None
-        size = self.options.batch_size
-        report = evaluate(real, fake, self.metrics, extractor, n=n, batch_size=size, progress=progress, details=details)
-        if self.ckpt is not None and details["nfe"] is None:
+            return (
+                self._compared(resolve(self.sides[0]), resolve(self.sides[1]), group, progress) if group.leads else None
+            )
+        model = load_model(self.ckpt, group.device, self.ema, self.options.overrides)
+        if prior_scores.wanted(self.metrics):
+            return prior_scores.compare(model, self.options, self.metrics, self.ref, group, progress)
+        telling = self._reference(model) if told_fields(model) else None
+        req = request(model, self.options, telling)
+        if likelihood.wanted(self.metrics):
+            return likelihood.bound(req, telling or self._reference(model), self.options.guidance, group, progress)
+        fake = samples(req, group)
+        if not group.leads:
+            assert fake.batches is not None
+            for _ in fake.batches(req.batch_size):
+                pass
+            return None
+        details = describe(req)
+        report = self._compared(fake, telling or self._reference(model), group, progress, req.n, details)
+        report.warnings.extend(req.given.notes(req.n) if req.given else [])
+        if details["nfe"] is None:
             details["nfe"] = int(req.tally)  # counted while the images were drawn
         return report
+
+    def _compared(
+        self,
+        fake: Source,
+        real: Source,
+        group: Group,
+        progress: Progress | None,
+        n: int | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> Report:
+        needed = fake.statistics is None or real.statistics is None
+        extractor = extractor_for(self.features or "inception", self.weights, group.device) if needed else None
+        size = self.options.batch_size
+        return evaluate(real, fake, self.metrics, extractor, n=n, batch_size=size, progress=progress, details=details)
 
     def _reference(self, model: Model) -> Source:
         if self.ref:
             return resolve(self.ref)
         return data_source(f"{model.preset.name}:train", model.preset.data, "train")
+
+
+def describe(req: Request) -> dict[str, Any]:
+    """Of a report: which model drew the samples, and how."""
+    return {
+        "checkpoint": f"{req.model.path} (step {req.model.step})",
+        "ema": req.model.ema,
+        "sampler": req.sampler.name,
+        "steps": req.sampler.steps,
+        "nfe": req.sampler.nfe,
+        "guidance": req.guidance,
+        **({"conditions": req.given.describe()} if req.given else {}),
+        **({"prior": req.prior.describe()} if req.prior else {}),
+        **({"guide": guides.describe(req.guide, req.models)} if req.guide != Guide() else {}),
+        "seed": req.seed,
+    }
 
 
 def samples(req: Request, group: Group) -> Source:
