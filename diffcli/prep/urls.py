@@ -4,7 +4,6 @@ A row gives (url, captions). What is no http(s) address becomes one that nothing
 us read files of this machine.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,15 +11,15 @@ from typing import NamedTuple
 
 from diffcli.config import UserError
 from diffcli.data import captions
+from diffcli.data.files import FileTree
 from diffcli.digest import sha256
+from diffcli.prep.coco import read_captions
 from diffcli.prep.items import SOURCE, SourceOptions
-from diffcli.prep.tables import Row, Table, texts
+from diffcli.prep.tables import CAPTION_COLUMNS, Row, Table, texts
 
 URL = re.compile(r"https?://\S", re.IGNORECASE)
 REFUSED = "refused:"  # before what is no http(s) address
 URL_NAMES = ("url", "image_url", "coco_url", "contenturl", "link")  # of columns, in any case
-CAPTION_NAMES = ("caption", "captions", "text", "title", "name")
-COCO = "http://images.cocodataset.org/annotations/annotations_trainval2017.zip"
 
 
 class UrlRow(NamedTuple):
@@ -60,15 +59,8 @@ def open_table(path: Path, options: SourceOptions) -> UrlTable:
 
 def open_coco_table(path: Path) -> UrlTable:
     """The images of COCO's captions_*.json, each a row with all its captions, in the order of the file."""
-    try:
-        data = json.loads(path.read_bytes())
-        found: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
-        for note in data["annotations"]:
-            found[note["image_id"]].append(note["caption"])
-        rows = [_checked(image["coco_url"], found[image["id"]]) for image in data["images"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"{SOURCE} '{path}' is not a captions file of COCO ({type(error).__name__}: {error})"
-        raise UserError(problem, f"give annotations/captions_train2017.json of {COCO}") from error
+    images = read_captions(FileTree(path.parent, {path.name: path}), path.name)
+    rows = [_checked(image.url, image.captions) for image in images]
     return UrlTable(path, len(rows), sha256(path), lambda: iter(rows))
 
 
@@ -79,7 +71,7 @@ def _columns(table: Table, options: SourceOptions) -> tuple[str, str, list[UrlRo
     if url is None:
         return (
             table.column(given[0], "--url-col", URL_NAMES),
-            table.column(given[1], "--caption-col", CAPTION_NAMES),
+            table.column(given[1], "--caption-col", CAPTION_COLUMNS),
             [],
         )
     flag = "--url-col" if given[0] else "--caption-col"

@@ -128,10 +128,10 @@ def _members(tar: Path) -> Iterator[tuple[str, Span | None]]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """('folder/key', 'seg.png') of 'folder/key.seg.png'."""
+    """('folder/key', 'seg.png') of 'folder/key.seg.png'; of what has no key, as '.DS_Store', no extension either."""
     path = PurePosixPath(name)
     stem, _, extension = path.name.partition(".")
-    return str(path.with_name(stem)) if stem else "", extension.lower()
+    return (str(path.with_name(stem)), extension.lower()) if stem else ("", "")
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
