@@ -14,7 +14,7 @@ from posixpath import commonpath
 from typing import NamedTuple
 
 from diffcli.config import UserError
-from diffcli.data.files import FileTree, Location, open_tree
+from diffcli.data.files import Location, open_tree, with_zips
 from diffcli.data.listing import SPLIT_NAMES, Split
 from diffcli.data.pixels import SUFFIXES
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, tree_fingerprint
@@ -77,7 +77,7 @@ class PairItems:
 
 def open_pairs(source: Path, work: Path, options: SourceOptions) -> Source:
     """The pairs below a folder (also in its zips) or in an archive. Raises UserError where nothing tells them apart."""
-    tree = _with_zips(open_tree(source, SOURCE, work), work)
+    tree = with_zips(open_tree(source, SOURCE, work), SOURCE, work)
     names = [name for name in tree.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     roles = _renamed(_one_format(_roles(names)), options.field)
     groups: dict[Key, dict[str, list[str]]] = {}
@@ -180,15 +180,3 @@ def _renamed(roles: dict[str, Role], field: str | None) -> dict[str, Role]:
             f"--field is '{field}', but the fields of {SOURCE} are {listed}", "give one of these, or no --field"
         )
     return {name: role for name, role in roles.items() if role.field in (IMAGE, field)}
-
-
-def _with_zips(tree: FileTree, work: Path) -> FileTree:
-    """The files of a tree, and those in its zips as if these were folders."""
-    if not tree.source.is_dir():
-        return tree
-    locations = dict(tree.locations)
-    for name in tree.names:
-        if name.lower().endswith(".zip"):
-            inside = open_tree(tree.source / name, SOURCE, work)
-            locations |= {f"{name[:-4]}/{member}": location for member, location in inside.locations.items()}
-    return FileTree(tree.source, locations)

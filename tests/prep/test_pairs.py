@@ -194,5 +194,5 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path):
     stopped = prepare("pairs", tmp_path / "in", tmp_path / "out", images_per_shard=1)
     next(stopped), next(stopped), next(stopped)
     stopped.close()
-    run("pairs", tmp_path / "in", tmp_path / "out", images_per_shard=1, workers=2)
+    run("pairs", tmp_path / "in", tmp_path / "out", images_per_shard=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
