@@ -80,7 +80,6 @@ def test_ycck_of_printers_becomes_rgb():
     marker = data.index(b"Adobe")
     ycck = data[: marker + 11] + b"\x02" + data[marker + 12 :]
     found = decode(ycck, "x", ImageShape(3, 8, 8))[:, 0, 0].astype(int)
-    print(found)
     assert abs(found - 155).max() <= 2
 
 
@@ -90,7 +89,7 @@ def test_of_an_animation_the_first_frame_is_taken(kind: str):
     assert colour(encoded(FRAMES[0], kind, save_all=True, append_images=FRAMES[1:], **options)) == [255, 0, 0]
 
 
-@pytest.mark.parametrize(("orientation", "turn"), enumerate(STORED, start=1))
+@pytest.mark.parametrize(("orientation", "turn"), list(enumerate(STORED, start=1)))
 def test_a_photograph_held_any_way_is_upright(orientation: int, turn: Image.Transpose | None):
     upright = Image.fromarray(np.repeat(np.repeat(QUARTERS, 2, 0), 3, 1))  # 4 high, 6 wide
     exif = Image.Exif()
