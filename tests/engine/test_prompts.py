@@ -189,6 +189,22 @@ def test_what_contradicts_the_prompts_is_refused(cli: Cli, spoken: Path, trained
     assert not (tmp_path / "s.png").exists()
 
 
+def test_a_weaker_model_reads_the_prompts_too_or_is_refused(
+    cli: Cli, draw: Callable[..., np.ndarray], spoken: Path, tmp_path: Path
+) -> None:
+    prompt, early = ["--prompt", "the digit 3", "--guidance", 3], spoken / "checkpoints/step-00000002"
+    assert not np.array_equal(draw(*prompt), draw(*prompt, "--set", f"guide.weaker={early}"))
+    silent = {"task__conditioners": [], "task__drop_condition": 0.0, "guidance": 1, "task__network__middle": ["res"]}
+    mute = run_of(tmp_path, **silent)
+    refused = cli("sample", "--ckpt", spoken, *prompt, "--set", f"guide.weaker={mute}", "--out", tmp_path / "s.png")
+    refused.refused("guide.weaker", "the conditions none", "text")
+
+
+def test_a_model_of_texts_is_not_exported_to_networks_that_read_none(cli: Cli, spoken: Path, tmp_path: Path) -> None:
+    done = cli("export", "--ckpt", spoken, "--to", "diffusers", "--out", tmp_path / "out")
+    done.refused("task.conditioners are text", "unconditional")
+
+
 def test_training_on_captions_needs_data_that_have_them(cli: Cli, tiny: Callable[..., Path], tmp_path: Path) -> None:
     preset = tiny(**SPEAKING | {"data__captions": None})
     cli("train", "--preset", preset, "--run-dir", tmp_path / "r").refused("text", "image, label", "data.captions")
