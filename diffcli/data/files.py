@@ -36,6 +36,7 @@ ARCHIVE_ERRORS = (
 )
 COPY_CHUNK = 1 << 20  # bytes
 MAX_IN_MEMORY = 4 << 30  # bytes of a compressed tar that is read without a place to unpack it to
+MAX_RATIO = 100  # of an unpacked tar over MAX_IN_MEMORY to the packed one; images hardly shrink, so more is a bomb
 DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"\xfd7zXZ\x00": lzma.open,
@@ -161,13 +162,18 @@ def unreadable(source: Path | str, key: str, error: OSError) -> UserError:
     return UserError(f"{key} is '{source}', which cannot be read: {error}", "check its permissions and its disk")
 
 
-def copy(stream: IO[bytes], target: Path) -> None:
-    """Copies a stream into a file, or leaves none. Raises WriteError for the file; what the stream raises stays as it is."""
+def copy(stream: IO[bytes], target: Path, most: float = math.inf) -> None:
+    """Copies a stream into a file, or leaves none. Raises WriteError for the file; what the stream raises stays as it is.
+
+    most: bytes; raises EOFError where the stream has more.
+    """
     try:
         file = _write(target.open, "wb")
         try:
             while chunk := stream.read(COPY_CHUNK):
                 _write(file.write, chunk)
+                if file.tell() > most:
+                    raise EOFError(f"it unpacks to more than {most} bytes, as no set of images does")
         finally:
             _write(file.close)
     except BaseException:
@@ -321,5 +327,5 @@ def _decompress(source: Path, opener: Callable[..., Any], work: Path | None) -> 
                 raise UserError(problem, f"run `diffcli prep-data KIND {source} --out DIR` first, then use DIR")
             return plain
         target = work / f"{source.name}.plain"
-        copy(stream, target)
+        copy(stream, target, max(MAX_IN_MEMORY, MAX_RATIO * source.stat().st_size))
     return target

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
+from posixpath import splitext
 
 from diffcli.config import UserError
 from diffcli.data.files import FileTree
@@ -36,8 +36,8 @@ def images_of(tree: FileTree) -> Source:
 
 def matching(tree: FileTree, pattern: re.Pattern[str]) -> dict[str, re.Match[str]]:
     """The images of a tree whose names fit, with how they fit."""
-    images = (name for name in tree.names if PurePosixPath(name).suffix.lower() in SUFFIXES)
-    return {name: match for name in images if (match := pattern.search(name))}
+    found = ((name, pattern.search(name)) for name in tree.locations)
+    return {name: match for name, match in found if match and splitext(name)[1].lower() in SUFFIXES}
 
 
 def check_once(tree: FileTree, identities: Mapping[str, object]) -> None:

@@ -11,7 +11,8 @@ import io
 import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from posixpath import basename, splitext
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def open_imagenet(source: Path, work: Path, options: SourceOptions) -> Source:
     if not labelled:
         raise not_found(tree, "images of ImageNet", WHERE)
     for synsets in labelled.values():
-        check_once(tree, {name: (synset, PurePosixPath(name).stem) for name, synset in synsets.items()})
+        check_once(tree, {name: (synset, splitext(basename(name))[0]) for name, synset in synsets.items()})
     classes = sorted(set((labelled.get("train") or labelled["test"]).values()))
     number = {synset: i for i, synset in enumerate(classes)}
     splits: dict[Split, Items] = {}
@@ -83,7 +84,7 @@ def _true_synsets(tree: FileTree, numbers: Mapping[str, int]) -> dict[str, str]:
     if solution:
         rows = csv.DictReader(io.StringIO(_text(tree, solution)))
         known = {str(row.get("ImageId")): (row.get("PredictionString") or "").split(" ")[0] for row in rows}
-        synsets = {name: known.get(PurePosixPath(name).stem, "") for name in numbers}
+        synsets = {name: known.get(splitext(basename(name))[0], "") for name in numbers}
     elif truth and meta:
         of_id = {row[0]: row[1] for row in _meta(tree, meta)}
         ids = _text(tree, truth).split()
@@ -97,7 +98,7 @@ def _true_synsets(tree: FileTree, numbers: Mapping[str, int]) -> dict[str, str]:
     unknown = next((name for name, synset in synsets.items() if not re.fullmatch(r"n\d{8}", synset)), None)
     if unknown:
         said = tree.shown(solution or truth or "")
-        raise UserError(f"{said} has no class for {unknown}", f"take a fresh copy of {PurePosixPath(said).name}")
+        raise UserError(f"{said} has no class for {unknown}", f"take a fresh copy of {basename(said)}")
     return synsets
 
 

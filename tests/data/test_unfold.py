@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffcli.config import UserError
+from diffcli.data import files
 from diffcli.data.files import Span, open_tree, read_location, unfold
 from tests.data.test_files import pack
 from tests.prep.making_sets import tar, zipped
@@ -85,3 +86,19 @@ def test_a_span_past_the_end_of_its_file_is_an_error_of_that_image(tmp_path: Pat
     (tmp_path / "x").write_bytes(b"12")
     with pytest.raises(EOFError, match="ends before byte 3"):
         read_location(Span(tmp_path / "x", 1, 2))
+
+
+def test_a_packed_tar_that_unpacks_without_measure_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(files, "MAX_IN_MEMORY", 1 << 20)
+    monkeypatch.setattr(files, "COPY_CHUNK", 1 << 16)
+    (tmp_path / "work").mkdir()
+    pack(tmp_path / "bomb.tar.xz", {"a.png": bytes(16 << 20)})
+    with pytest.raises(
+        UserError, match=r"bomb\.tar\.xz', which is not a whole archive \(it unpacks to more than 1048576"
+    ):
+        open_tree(tmp_path / "bomb.tar.xz", "SOURCE", tmp_path / "work")
+    assert not list((tmp_path / "work").iterdir())
+    pack(tmp_path / "fine.tar.xz", {"a.png": bytes(1 << 19)})
+    assert open_tree(tmp_path / "fine.tar.xz", "SOURCE", tmp_path / "work").names == ["a.png"]
