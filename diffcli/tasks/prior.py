@@ -1,7 +1,7 @@
 """The prior as a task: from the CLIP embedding of a text to that of an image that fits it; it reads stored embeddings alone.
 
 Both sides are scaled to length sqrt(D). The baseline is the identity: the text's embedding taken for the image's.
-Source: Ramesh et al. 2022, section 2.2 (arXiv 2204.06125), which scores priors in the same way.
+Source: Ramesh et al. 2022, section 2.2, and 5.1 for the baseline (arXiv 2204.06125).
 """
 
 from abc import abstractmethod

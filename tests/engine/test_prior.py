@@ -12,7 +12,7 @@ from diffcli.networks.pretrained import EncoderConfig
 from tests.conftest import TINY, Cli, changed
 from tests.data.making import prepared
 from tests.engine.test_prior_scores import DIFFUSION, PRIOR
-from tests.networks.encoders import POOLED, tiny_clip
+from tests.networks.encoders import POOLED, WIDTH, tiny_clip
 
 CAPTIONS = ["a red cat", "the blue dog", "one green bird", "a fish", "two mice", "some ants"]
 
@@ -135,6 +135,44 @@ def test_on_the_way_between_two_seeds_the_embedding_stays(house: Path, tmp_path:
 def test_a_prior_that_does_not_fit_is_refused(prior: str, words: tuple[str, ...], house: Path, cli: Cli) -> None:
     done = cli("sample", "--ckpt", house / "model", *PROMPTS, "--prior", house / prior, "--device", "cpu")
     done.refused(*words)
+
+
+SMALL = (
+    "data.more=[]", "data.size=8", "train.steps=2", "train.batch_size=4", "train.workers=0", "train.curve.warmup=0",
+    "train.precision=fp32", "train.every={log: 1, preview: 2, save: 2, validate: 2}",
+)  # fmt: skip
+SMALL_NET = (
+    "task.network.width=8", "task.network.mult=[1, 2]", "task.network.attend_at=[4]", "task.network.head_dim=8",
+    "sampler.steps=2",
+)  # fmt: skip
+
+
+def scaled_down(cli: Cli, house: Path, run: Path, preset: str, *overrides: str) -> Path:
+    changes = [f for item in (*SMALL, f"data.validation={house / 'set'}", *overrides) for f in ("--set", item)]
+    where = ("--data", house / "set", "--run-dir", run, "--device", "cpu")
+    done = cli("train", "--preset", preset, *where, *changes)
+    assert done.code == 0, done.err
+    *_, last = (json.loads(line) for line in (run / "log.jsonl").read_text().splitlines())
+    assert last["val_loss"] > 0
+    return run
+
+
+def test_the_shipped_presets_scaled_down_train_and_draw_what_a_prompt_says(
+    house: Path, tmp_path: Path, cli: Cli
+) -> None:
+    clip = f"task.conditioners.0.encoder.model={house / 'clip'}"
+    image = scaled_down(
+        cli, house, tmp_path / "image", "cc3m-64", *SMALL_NET, clip, f"task.conditioners.0.width={POOLED}"
+    )
+    widths = (f"task.conditioners.0.width={WIDTH}", f"task.conditioners.0.pooled_width={POOLED}")
+    text = scaled_down(cli, house, tmp_path / "text", "cc3m-64-text", *SMALL_NET, clip, *widths)
+    small = (f"task.dim={POOLED}", "task.network.width=8", "task.network.depth=1", "sampler.steps=2")
+    prior = scaled_down(cli, house, tmp_path / "prior", "clip-prior", *small)
+    for run, more in ((image, ("--prior", prior)), (text, ())):
+        out = tmp_path / f"{run.name}.png"
+        done = cli("sample", "--ckpt", run, "--prompt", "a red cat", *more, "--out", out, "--device", "cpu")
+        assert done.code == 0, done.err
+        assert json.loads(out.with_suffix(".json").read_text())["prompts"] == ["a red cat"]
 
 
 def test_a_model_that_reads_no_image_embeddings_takes_no_prior(house: Path, trained: Path, cli: Cli) -> None:
