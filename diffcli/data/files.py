@@ -97,6 +97,11 @@ class FileTree:
         found = [name for name in self.locations if name.rsplit("/", 1)[-1] in basenames]
         return min(found, key=lambda name: (name.count("/"), name), default=None)
 
+    @property
+    def holds(self) -> str:
+        """Its first names, for errors: what it is instead of what was wanted."""
+        return ", ".join(self.names[:3]) + (", ..." if len(self.locations) > 3 else "") or "nothing"
+
     def shown(self, name: str) -> str:
         """The file as the user knows it."""
         return str(self.source / name)

@@ -41,7 +41,7 @@ def find_idx(tree: FileTree, kind: MnistKind, split: Split, key: str) -> tuple[s
         spellings = (name, name.replace("-idx", ".idx"))  # unpacked by some tools with a dot
         path = tree.find(*spellings, *(f"{spelling}.gz" for spelling in spellings))
         if path is None:
-            problem = f"{key} is '{tree.source}', which has no file {name}.gz (or {name})"
+            problem = f"{key} is '{tree.source}', which has no file {name}.gz (or {name}); it holds {tree.holds}"
             raise UserError(problem, f"set {key} to the folder with the four *-ubyte files of {SETS[kind].title}")
         found.append(path)
     return found[0], found[1]

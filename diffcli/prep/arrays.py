@@ -1,14 +1,16 @@
 """Sets whose files hold all pixels as arrays: the IDX files of MNIST, the batches of CIFAR."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from diffcli.config import UserError
 from diffcli.data import cifar, mnist
-from diffcli.data.files import open_tree
+from diffcli.data.files import FileTree, open_tree
 from diffcli.data.listing import Split
-from diffcli.prep.folders import images_of
+from diffcli.prep.folders import images_of, matching, not_found
 from diffcli.prep.items import SOURCE, Item, Items, Source, SourceOptions, tree_fingerprint
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -43,7 +45,19 @@ def open_cifar(kind: cifar.CifarKind, source: Path, work: Path, options: SourceO
     tree = open_tree(source, SOURCE, work)
     batches = {split: cifar.find_batches(tree, kind, split, SOURCE) for split in SPLITS}
     if not all(batches.values()):
-        return images_of(tree)
+        return _cifar_folders(kind, tree)
     splits: dict[Split, Items] = {s: ArrayItems(s, *cifar.read_batches(tree, kind, x)) for s, x in batches.items()}
     names = [name for batch in batches.values() for name in batch]
     return Source(splits, cifar.SETS[kind].classes, tree_fingerprint(tree, names))
+
+
+def _cifar_folders(kind: cifar.CifarKind, tree: FileTree) -> Source:
+    title, classes = cifar.SETS[kind].title, cifar.SETS[kind].classes
+    hint = f"take {cifar.SETS[kind].archive}, or use the kind folder for images of your own"
+    if not matching(tree, re.compile("")):
+        raise not_found(tree, f"batches of {title}, nor image folders", hint)
+    source = images_of(tree)
+    if len(source.classes or ()) != len(classes):
+        problem = f"{SOURCE} is '{tree.source}', which has {len(source.classes or ())} class folders; {title} has"
+        raise UserError(f"{problem} {len(classes)}", hint)
+    return source

@@ -51,5 +51,4 @@ def check_once(tree: FileTree, identities: Mapping[str, object]) -> None:
 
 def not_found(tree: FileTree, what: str, hint: str) -> UserError:
     """What is said of a source that is not what it should be: what it holds instead."""
-    there = ", ".join(tree.names[:3]) + (", ..." if len(tree.names) > 3 else "")
-    return UserError(f"{SOURCE} is '{tree.source}', which has no {what}; it holds {there or 'nothing'}", hint)
+    return UserError(f"{SOURCE} is '{tree.source}', which has no {what}; it holds {tree.holds}", hint)

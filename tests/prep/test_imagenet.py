@@ -9,6 +9,7 @@ import pytest
 
 from diffcli.config import UserError
 from diffcli.data.shards import open_shards
+from diffcli.prep.prepare import prepare
 from tests.data.making import contents, read, run
 from tests.prep import making_sets
 from tests.prep.making_sets import SYNSETS, devkit, imagenet_images, tar, unpack
@@ -182,3 +183,14 @@ def test_what_is_wrong_with_the_source_is_said_by_name(tmp_path: Path, spoil: Ca
     spoil(tmp_path / "in")
     with pytest.raises(UserError, match=told):
         run("imagenet", tmp_path / "in", tmp_path / "out")
+
+
+def test_a_stopped_run_ends_in_the_same_bytes(tmp_path: Path):
+    official(tmp_path / "in")
+    run("imagenet", tmp_path / "in", tmp_path / "whole", images_per_shard=2)
+    stopped = prepare("imagenet", tmp_path / "in", tmp_path / "part", images_per_shard=2)
+    next(stopped), next(stopped)
+    stopped.close()
+    assert not (tmp_path / "part/dataset.json").exists()
+    run("imagenet", tmp_path / "in", tmp_path / "part", images_per_shard=2)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
