@@ -34,7 +34,7 @@ def agreed(task: Task, data: ImageData, before: Mapping[str, Any] | None) -> dic
     """`encoders` for the record of a run, or nothing where it has none; before: the record that it goes on from.
 
     Raises UserError where the weights of an encoder are not those of the data's embeddings, or not those of before. Where the
-    data tell the digest, the encoder that made them is not loaded.
+    data tell the digest, their encoder is not loaded, but for a folder of another name, which may be another encoder.
     """
     known = _known(before)
     found: dict[str, dict[str, str | None]] = {}
@@ -52,9 +52,13 @@ def agreed(task: Task, data: ImageData, before: Mapping[str, Any] | None) -> dic
         if encoder is None:
             continue
         encoder.promise(known.get(key), "the run")
-        if name in stored:
-            encoder.promise(stored[name].sha256, f"the data's '{name}'")
-        sha256 = stored[name].sha256 if name in stored else encoder.digest
+        sha256 = stored[name].sha256 if name in stored else None
+        encoder.promise(sha256, f"the data's '{name}'")
+        another = name in stored and encoder.config.name != stored[name].encoder
+        if sha256 is None or (
+            another and encoder.config.origin.folder
+        ):  # else a wrong one would be told by a prompt only
+            sha256 = encoder.digest
         found[key] = {"model": encoder.config.model, "library": encoder.config.library, "sha256": sha256}
     return {"encoders": found} if found else {}
 

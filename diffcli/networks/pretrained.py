@@ -48,6 +48,11 @@ class EncoderConfig(Config):
     def origin(self) -> Origin:
         return Origin(self.kind, self.library, self.model, self.pretrained)
 
+    @property
+    def name(self) -> str:
+        """The model, with the tag of its weights where it has one."""
+        return f"{self.model} {self.pretrained}" if self.pretrained else self.model
+
     def resolved(self) -> "EncoderConfig":
         """The same, a local folder told by its whole path, so that it is found from anywhere."""
         folder = Path(self.model).expanduser()
@@ -75,6 +80,7 @@ class Encoder:
         self.config = config
         self.key = "encoder.model"
         self.promised: str | None = None
+        self._stated = ""  # by what
         self._towers: Towers | None = None
         self._told = False  # that a text was cut
 
@@ -93,7 +99,7 @@ class Encoder:
         known = self.promised or (self._towers.digest if self._towers else None)
         if known not in (None, sha256):
             raise self._differs(str(known), sha256, where)
-        self.promised = sha256
+        self.promised, self._stated = sha256, where
 
     @property
     def towers(self) -> Towers:
@@ -101,7 +107,7 @@ class Encoder:
         if self._towers is None:
             towers = _shared(self.config.origin, self.key)
             if self.promised not in (None, towers.digest):
-                raise self._differs(towers.digest, str(self.promised), "the run")
+                raise self._differs(towers.digest, str(self.promised), self._stated)
             self._towers = towers
         return self._towers
 

@@ -132,9 +132,8 @@ def _notes(what: What, encoder: Encoder, prepared: PreparedSet, out: Path) -> di
             assert_never(never)
     if what != "clip" and not _told(prepared):
         raise UserError(f"--embed {what}: '{out}' has no captions", "prepare it with captions, or use --embed clip")
-    name = f"{encoder.config.model} {encoder.config.pretrained or ''}".strip()
     made = {
-        field: FieldNote(kind="vector", width=width, encoder=name, sha256=encoder.digest)
+        field: FieldNote(kind="vector", width=width, encoder=encoder.config.name, sha256=encoder.digest)
         for field, width in widths.items()
     }
     for field, note in made.items():
