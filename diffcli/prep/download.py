@@ -59,7 +59,7 @@ def _source(table: UrlTable, work: Path, options: SourceOptions) -> Source:
         name = options.download.distributor
         _require(name, f"--distributor {name} needs {name}", f"pip install {name}")
     items = UrlItems(table, work, options)
-    return Source({"train": items}, None, table.digest, fetch=items.fetch)
+    return Source({"train": items}, None, table.digest, remote=items)
 
 
 def _require(module: str, what: str, hint: str) -> None:
@@ -73,37 +73,37 @@ class UrlItems:
     def __init__(self, table: UrlTable, work: Path, options: SourceOptions) -> None:
         self.table, self.work, self.options = table, work, options
         self.folder, self.log = work / "download", work / "download.log"
-        self.wanted: Wanted | None = None
+        self.positions, self.per_shard = np.empty(0, np.int64), 1  # of what `fetch` was asked for
 
     def __len__(self) -> int:
         return self.table.length
 
     def items(self, positions: Sequence[int]) -> Iterator[Item | Deferred]:
-        if self.wanted is None:
-            raise RuntimeError("items before fetch")
-        per_shard = self.wanted.per_shard
-        ranks = np.searchsorted(np.asarray(self.wanted.positions), np.asarray(positions))
-        for shard, group in groupby(ranks.tolist(), key=lambda rank: rank // per_shard):
-            fetched = dict(_fetched(self.folder, shard, per_shard))
+        ranks = np.searchsorted(self.positions, positions)
+        for shard, group in groupby(ranks.tolist(), key=lambda rank: rank // self.per_shard):
+            fetched = dict(_fetched(self.folder, shard, self.per_shard))
             for rank in group:
-                row = rank % per_shard
-                yield fetched.get(row) or Broken(f"row {self.wanted.positions[rank]}", "img2dataset lost it")
+                row = rank % self.per_shard
+                yield fetched.get(row) or Broken(f"row {self.positions[rank]}", "img2dataset lost it")
 
     def fetch(self, wanted: Wanted) -> Iterator[Counter[str]]:
         """Downloads what is not there yet; yields how many URLs came to which end so far.
 
         Raises RunFailed where img2dataset dies, leaves shards undone, or no URL of a whole shard can be reached.
         """
-        self.wanted = wanted
+        self.positions, self.per_shard = np.asarray(wanted.positions), wanted.per_shard
         self.folder.mkdir(exist_ok=True)
         _write_table(self.table, wanted.positions, self.work / "urls.parquet")
         shards = range(-(-len(wanted.positions) // wanted.per_shard))
         for shard in shards:
             if shard in wanted.finished:
-                _stats(self.folder, shard).write_text("{}")  # whole in the set already: img2dataset leaves it alone
+                _files(self.folder, shard)[0].write_text("{}")  # whole in the set already: img2dataset leaves it alone
             elif not _is_whole(self.folder, shard):
                 _forget(self.folder, shard)
         yield from self._run(self._job(wanted), set(shards) - wanted.finished)
+
+    def spent(self, positions: Sequence[int]) -> tuple[Path, ...]:
+        return _files(self.folder, int(np.searchsorted(self.positions, positions[0])) // self.per_shard)
 
     def _job(self, wanted: Wanted) -> FetchJob:
         return FetchJob(
@@ -121,7 +121,8 @@ class UrlItems:
         with _process(job, self.log) as process:
             while True:
                 ended = process.poll() is not None  # asked before the look, so that nothing is missed
-                for shard in sorted(todo):
+                there = set(os.listdir(self.folder))
+                for shard in [shard for shard in sorted(todo) if _files(self.folder, shard)[0].name in there]:
                     found = _outcomes(self.folder, shard)
                     if found is not None:
                         todo.remove(shard)
@@ -158,8 +159,9 @@ def _fetched(folder: Path, shard: int, per_shard: int) -> Iterator[tuple[int, It
     """Row within the shard and what became of it."""
     from pyarrow import parquet
 
-    table = parquet.read_table(folder / f"{shard:05d}.parquet", columns=["key", "url", "caption", "error_message"])
-    images = {sample.key: sample.image for sample in read_contents(folder / f"{shard:05d}.tar").samples}
+    _, tar, rows = _files(folder, shard)
+    table = parquet.read_table(rows, columns=["key", "url", "caption", "error_message"])
+    images = {sample.key: sample.image for sample in read_contents(tar).samples}
     digits = len(str(per_shard - 1)) if per_shard > 1 else 0  # a key is the shard's number, then so many of the row's
     for row in table.to_pylist():
         image = images.get(row["key"])
@@ -176,14 +178,15 @@ def _reason(row: dict[str, str | None]) -> str:
     return kind if kind in UNSTEADY else told
 
 
-def _stats(folder: Path, shard: int) -> Path:
-    return folder / f"{shard:05d}_stats.json"
+def _files(folder: Path, shard: int) -> tuple[Path, Path, Path]:
+    """Statistics, images and rows of a shard; statistics first, since without them the others do not count."""
+    return folder / f"{shard:05d}_stats.json", folder / f"{shard:05d}.tar", folder / f"{shard:05d}.parquet"
 
 
 def _outcomes(folder: Path, shard: int) -> Counter[str] | None:
     """How many URLs of a shard came to which end; None while it is not whole."""
     try:
-        by_reason = json.loads(_stats(folder, shard).read_bytes())["status_dict"]
+        by_reason = json.loads(_files(folder, shard)[0].read_bytes())["status_dict"]
     except (FileNotFoundError, ValueError, KeyError):
         return None
     counts = Counter[str]()
@@ -194,7 +197,7 @@ def _outcomes(folder: Path, shard: int) -> Counter[str] | None:
 
 def _is_whole(folder: Path, shard: int) -> bool:
     """Whether a shard is there to its end: its files are not flushed to the disk before its statistics are."""
-    outcomes, tar, rows = _outcomes(folder, shard), folder / f"{shard:05d}.tar", folder / f"{shard:05d}.parquet"
+    outcomes, (_, tar, rows) = _outcomes(folder, shard), _files(folder, shard)
     if outcomes is None or not tar.is_file() or not rows.is_file():
         return False
     contents = read_contents(tar)
@@ -203,8 +206,8 @@ def _is_whole(folder: Path, shard: int) -> bool:
 
 
 def _forget(folder: Path, shard: int) -> None:
-    for name in (f"{shard:05d}_stats.json", f"{shard:05d}.tar", f"{shard:05d}.parquet"):
-        (folder / name).unlink(missing_ok=True)
+    for path in _files(folder, shard):
+        path.unlink(missing_ok=True)
 
 
 def _check_reached(folder: Path, shard: int, outcomes: Counter[str], alone: bool) -> None:

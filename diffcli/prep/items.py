@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Protocol
 
@@ -109,17 +109,24 @@ class Wanted(NamedTuple):
     workers: int
 
 
-class Source(NamedTuple):
-    """An opened source. fingerprint: a digest of what is in it, so that a resumed run sees the same; notes: worth saying.
+class Remote(Protocol):
+    """Gets the items of a source whose only split lies elsewhere."""
 
-    fetch: where its only split lies elsewhere, gets it before items are read; yields how many came to which end so far.
-    """
+    def fetch(self, wanted: Wanted) -> Iterator[Counter[str]]:
+        """Fetches before any item is read; yields how many came to which end so far."""
+
+    def spent(self, positions: Sequence[int]) -> tuple[Path, ...]:
+        """The files that are of no more use once the shard of these positions is written."""
+
+
+class Source(NamedTuple):
+    """An opened source. fingerprint: a digest of what is in it, so that a resumed run sees the same; notes: worth saying."""
 
     splits: dict[Split, Items]
     classes: tuple[str, ...] | None
     fingerprint: str
     notes: tuple[str, ...] = ()
-    fetch: Callable[[Wanted], Iterator[Counter[str]]] | None = None
+    remote: Remote | None = None
 
 
 def fingerprint(files: Iterable[tuple[str, int]]) -> str:

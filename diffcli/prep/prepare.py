@@ -40,6 +40,7 @@ from diffcli.prep.shard import Job, settle, write_shards, write_whole
 
 IMAGES_PER_SHARD = 5000
 LARGE_IMAGES_PER_SHARD = 1000  # where originals of any size are kept: a shard then stays near the usual gigabyte
+CLIPS_PER_SHARD = 250  # of a few megabytes each
 FETCHED_SIZE = 256  # pixels of the shorter side of what is downloaded, where no size is asked for
 FIELD_KINDS: dict[str, Literal["text", "video"]] = {"text": "text", "video": "video"}  # any other is a picture
 SKIPPED = "skipped.jsonl"
@@ -81,7 +82,7 @@ def prepare(
         with _reading(source):
             opened, name = KINDS[kind].open(source, work, options), source.resolve().name
         per_shard = images_per_shard or _per_shard(kind, size, opened)
-        size = size or (FETCHED_SIZE if opened.fetch else None)
+        size = size or (FETCHED_SIZE if opened.remote else None)
         asked = {"kind": kind, "source": name, "size": size, "limit": limit}
         told = {name: str(value) for name, value in options.model_dump(mode="json", exclude_defaults=True).items()}
         request = Request(**asked, options=told, images_per_shard=per_shard, fingerprint=opened.fingerprint)
@@ -105,7 +106,9 @@ def require_source(kind: str, source: Path | None) -> Path:
 
 
 def _per_shard(kind: str, size: int | None, source: Source) -> int:
-    large = source.fetch is not None or (KINDS[kind].large and size is None)
+    if KINDS[kind].clips:
+        return CLIPS_PER_SHARD
+    large = source.remote is not None or (KINDS[kind].large and size is None)
     return LARGE_IMAGES_PER_SHARD if large else IMAGES_PER_SHARD
 
 
@@ -174,8 +177,8 @@ def _write(plans: list[Plan], source: Source, out: Path, request: Request, worke
         else:
             tally = tally.plus(index)
     yield tally
-    if todo and source.fetch:
-        for fetched in source.fetch(_wanted(plans, todo, request, workers)):
+    if todo and source.remote:
+        for fetched in source.remote.fetch(_wanted(plans, todo, request, workers)):
             yield tally._replace(fetched=fetched)
     for index in write_shards(_jobs(todo, source, out, request), min(workers, len(todo))):
         tally = tally.plus(index)
@@ -212,8 +215,9 @@ def _jobs(plans: list[Plan], source: Source, out: Path, request: Request) -> Ite
         for plan in todo:
             with _reading(request.source):
                 chosen = list(islice(items, len(plan.positions)))
-            size = None if source.fetch else request.size  # fetched in that size already
-            yield Job(out, out / WORK, plan.stem, plan.first, size, chosen)
+            size = None if source.remote else request.size  # fetched in that size already
+            spent = source.remote.spent(plan.positions) if source.remote else ()
+            yield Job(out, out / WORK, plan.stem, plan.first, size, chosen, spent)
 
 
 def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> None:

@@ -32,7 +32,10 @@ Spans = dict[str, tuple[int, int]]
 
 
 class Job(NamedTuple):
-    """A shard to write: `out/stem.tar` and `.json` from items, whose keys count on from `first`. size: edge in pixels."""
+    """A shard to write: `out/stem.tar` and `.json` from items, whose keys count on from `first`. size: edge in pixels.
+
+    spent: files that are deleted then, so that a download does not fill the disk twice.
+    """
 
     out: Path
     work: Path
@@ -40,6 +43,7 @@ class Job(NamedTuple):
     first: int
     size: int | None
     items: list[Item | Deferred]
+    spent: tuple[Path, ...] = ()
 
 
 class Member(NamedTuple):
@@ -83,6 +87,8 @@ def write_shard(job: Job) -> Index:
     )
     temporary.replace(job.out / f"{job.stem}.tar")
     write_whole(job.out / f"{job.stem}.json", index.model_dump_json().encode(), job.work)
+    for path in job.spent:
+        path.unlink(missing_ok=True)
     return index
 
 

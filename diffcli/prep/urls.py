@@ -5,9 +5,11 @@ us read files of this machine.
 """
 
 import re
+import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from diffcli.config import UserError
 from diffcli.data import captions
@@ -91,6 +93,6 @@ def _row(row: Row, url: str, caption: str) -> UrlRow:
 
 
 def _checked(url: object, found: object) -> UrlRow:
-    address = "".join(str(url or "").split())
+    address = quote("".join(captions.clean(str(url or "")).split()), safe=string.punctuation)  # addresses are ASCII
     safe = address if URL.match(address) else REFUSED + address
     return UrlRow(safe, captions.to_bytes(texts(found)).decode())

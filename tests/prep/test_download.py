@@ -20,6 +20,7 @@ from diffcli.data.shards import Index, open_shards
 from diffcli.prep import download
 from diffcli.prep.items import Download, Picked, SourceOptions
 from diffcli.prep.report import PrepReport, kind_of_failure
+from tests.conftest import Cli
 from tests.data.making import contents, run
 from tests.prep.server import FAILURES, GOOD, WebServer, colour, serving
 
@@ -193,6 +194,20 @@ def test_half_written_statistics_do_not_vouch_for_a_shard(tmp_path: Path):
     assert not download._is_whole(tmp_path, 0)  # nothing of the shard itself is there
     (tmp_path / "00000_stats.json").write_text('{"status_di')
     assert download._outcomes(tmp_path, 0) is None
+
+
+@pytest.mark.parametrize(("kind", "file"), [("cc3m", "Train_GCC-training.tsv"), ("cc12m", "cc12m.tsv")])
+def test_a_kind_alone_says_which_table_it_needs_and_where_to_get_it(cli: Cli, kind: str, file: str):
+    cli("prep-data", kind).refused(
+        f"prep-data {kind} needs a SOURCE", file, "https://", f"diffcli prep-data {kind} {file}"
+    )
+
+
+def test_a_download_needs_a_place_and_a_table_with_the_columns(cli: Cli, table: Path, tmp_path: Path):
+    cli("prep-data", "cc3m", table).refused("--out")
+    (tmp_path / "t.csv").write_text("id,picture,words\n1,http://a.org,x\n2,http://b.org,y\n")
+    told = cli("prep-data", "urls", tmp_path / "t.csv", "--url-col", "photo", "--out", tmp_path / "out")
+    told.refused("--url-col is 'photo'", "it has id, picture, words")
 
 
 def command(table: Path, out: Path, workers: int = 1) -> "subprocess.Popen[str]":

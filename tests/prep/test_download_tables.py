@@ -94,6 +94,11 @@ def test_garbled_rows_keep_their_place_and_say_why(tmp_path: Path):
     assert [row.url[:15] for row in found] == [A[:15], "refused:row 2: ", "refused:row 3: ", "refused:b", "refused:"]
 
 
+def test_addresses_become_ascii_and_what_is_escaped_stays_so(tmp_path: Path):
+    (tmp_path / "t.tsv").write_bytes("a\thttp://a.org/ü 1%20[2].jpg?q=a&b#c\nb\thttp://b.org\n".encode())
+    assert rows(tmp_path / "t.tsv")[0].url == "http://a.org/%C3%BC1%20[2].jpg?q=a&b#c"
+
+
 def test_captions_lose_control_characters_and_lists_are_several_captions(tmp_path: Path):
     lines = [{"url": A, "caption": ["one\n two\x07", "three", ""]}, {"url": B, "caption": None}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
