@@ -20,7 +20,7 @@ from diffcli.data.pixels import BrokenImage
 from diffcli.digest import sha256
 from diffcli.prep.folders import FileItems, images_of
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, fingerprint
-from diffcli.prep.tables import CAPTION_COLUMNS, Table, decoded, texts
+from diffcli.prep.tables import CAPTION_COLUMNS, Table, decoded, open_table_file, texts
 
 SIDECARS = (".txt", ".caption", ".json")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
@@ -71,12 +71,9 @@ def open_folder(source: Path, work: Path, options: SourceOptions) -> Source:
     images = images_of(tree)
     files = {split: items for split, items in images.splits.items() if isinstance(items, FileItems)}
     if options.table is not None:
-        path = options.table.expanduser()
-        if not path.is_file():
-            raise UserError(f"--table is '{path}', which is not a file", "give a .csv, .tsv, .jsonl or .parquet")
         listed = Listed(tree, files)
-        listed.read(Table(path, str(path)), "", options)
-        return _listed(images, files, listed, (sha256(path), path.stat().st_size))
+        listed.read(open_table_file(options.table), "", options)
+        return _listed(images, files, listed, (sha256(options.table.expanduser()), 0))
     tables = [name for name in tree.names if name.rsplit("/", 1)[-1] in METADATA]
     opened = {name: Table(tree.locations[name], tree.shown(name)) for name in tables}
     opened = {name: table for name, table in opened.items() if _tells_captions(table)}
@@ -110,7 +107,7 @@ class Listed:
             path = " ".join(row.texts(image))
             name, fault = (None, row.fault) if row.fault else self._find(path, folder)
             if name is None:
-                where = f"{table.shown}, line {row.line}"
+                where = f"{table.name}, line {row.line}"
                 self.broken.append(Broken(f"{where}: {clean(path)}" if path else where, fault))
                 continue
             known = self.captions.setdefault(name, [])

@@ -21,18 +21,21 @@ from diffcli.prep.lidc import open_lidc
 from diffcli.prep.pairs import open_pairs
 from diffcli.prep.webdataset_index import WHERE as WEBDATASET
 from diffcli.prep.webdataset_index import open_webdataset
+from diffcli.prep.webvid import WHERE as WEBVID
+from diffcli.prep.webvid import open_webvid
 
 
 class Kind(NamedTuple):
     """A kind of prep-data. open: (source, a folder for temporary files, options) -> Source; where: to get it, for the hint.
 
-    large: its images are photographs of any size, so that shards hold fewer of them.
+    large: its images are photographs of any size, so that shards hold fewer of them; clips: each comes with a video.
     """
 
     open: Callable[[Path, Path, SourceOptions], Source]
     licence: str
     where: str
     large: bool = False
+    clips: bool = False
 
 
 OWNERS = "the images belong to those who published them"
@@ -118,4 +121,10 @@ KINDS: dict[str, Kind] = {
         "and --url-col and --caption-col where the columns have unusual names",
     ),
     "webdataset": Kind(open_webdataset, "that of the images; check it before you share them", WEBDATASET, large=True),
+    "webvid": Kind(
+        open_webvid,
+        "the clips belong to their owners, the list to the University of Oxford; Bain et al. 2021",
+        WEBVID,
+        clips=True,
+    ),
 }

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError, did_you_mean
@@ -36,16 +36,17 @@ class Row(NamedTuple):
 
 
 class Table:
-    """A table. shown: as the user knows it. columns: their names; of JSON, the keys of its first object.
+    """A table. shown: as the user knows it; name: without folders. columns: their names; of JSON, the keys of its first object.
 
     Raises UserError, then and while rows are read, where the file is not such a table.
     """
 
     def __init__(self, location: Location, shown: str) -> None:
         self.location, self.shown = location, shown
-        name = PurePath(shown)
-        packed = name.suffix.lower() == ".gz"
-        suffix = PurePath(name.stem if packed else name).suffix.lower()
+        path = PurePath(shown)
+        self.name = path.name
+        packed = path.suffix.lower() == ".gz"
+        suffix = PurePath(path.stem if packed else path).suffix.lower()
         if suffix not in READERS:
             raise UserError(f"{shown} is no table that can be read", f"give a file {', '.join(READERS)}")
         self.packed, self.reader = packed, READERS[suffix]
@@ -73,6 +74,14 @@ class Table:
             listed = did_you_mean(given or usual[0], self.columns)
             raise UserError(f"{problem}; it has {', '.join(self.columns)}", f"type {flag} NAME: {listed}")
         return found
+
+
+def open_table_file(path: Path) -> Table:
+    """The table that --table names."""
+    path = path.expanduser()
+    if not path.is_file():
+        raise UserError(f"--table is '{path}', which is not a file", "give a .csv, .tsv, .jsonl or .parquet")
+    return Table(path, str(path))
 
 
 def texts(value: object) -> tuple[str, ...]:

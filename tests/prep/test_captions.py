@@ -104,7 +104,7 @@ def test_a_table_names_images_by_column_and_its_bad_rows_are_listed(tmp_path: Pa
     done = cli(*arguments, "--image-col", "img", "--caption-col", "words")
     assert done.code == 0, done.err
     assert texts(tmp_path / "out") == [["a, b", "again"], ["two"]]
-    listed = {name.removeprefix(f"{table}, "): reason for name, reason in skipped(tmp_path / "out").items()}
+    listed = {name.removeprefix("t.csv, "): reason for name, reason in skipped(tmp_path / "out").items()}
     assert listed == {
         "line 5: gone.png": "SOURCE has no image 'gone.png'",
         "line 6: ../secret.png": "it points outside of SOURCE",
