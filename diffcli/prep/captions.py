@@ -38,6 +38,7 @@ IMAGE_COLUMNS = (
     "image_id",
 )
 OF_OBJECT = ("caption", "captions", "text")  # keys of a .json beside an image
+MAX_BESIDE = 1 << 20  # bytes of the captions of one image
 LINE_END = re.compile(r"\r\n|\r|\n")
 CaptionsOf = Callable[[str], Sequence[str]]
 """The captions of an image by its name in the tree, not yet clean. Raises BrokenImage."""
@@ -168,6 +169,8 @@ def _beside(tree: FileTree, images: Source, files: dict[Split, FileItems]) -> So
 
 def _read(tree: FileTree, name: str, image: str) -> Sequence[str]:
     try:
+        if tree.size(name) > MAX_BESIDE:
+            raise ValueError(f"it has more than {MAX_BESIDE >> 20} MiB")
         text = decoded(tree.read(name))
         if not name.endswith(".json"):
             return LINE_END.split(text)

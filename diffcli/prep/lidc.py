@@ -26,6 +26,7 @@ LEVEL, WIDTH = -600, 1500  # Hounsfield units
 CONSENSUS = 0.5  # of the reading sessions
 TEST_EVERY = 10  # patients
 SUFFIXES = (".dcm", "")  # some exports leave the suffix out
+MAX_PIXELS = 1 << 24  # of a slice; those of CT have 512 x 512
 MAX_XML = 1 << 26  # bytes; those of LIDC have some hundred thousand
 Outline = tuple[tuple[int, int], ...]
 
@@ -168,6 +169,9 @@ def _series(tree: FileTree, xml: str, names: Sequence[str]) -> Iterator[tuple[st
             continue
         drawn = contours.pop(str(header.get("SOPInstanceUID", "")), None)
         if drawn is None:
+            continue
+        if int(header.get("Rows") or 0) * int(header.get("Columns") or 0) > MAX_PIXELS:
+            broken.append(Broken(name, f"it has more than {MAX_PIXELS:,} pixels"))
             continue
         patient = str(header.get("PatientID", "")) or patient
         if _reaches_consensus(drawn, readers, header):

@@ -20,6 +20,7 @@ from diffcli.data.files import ARCHIVE_ERRORS, Location, open_location
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "prompt", "description", "title", "name")  # in any case
 MAX_FIELD = 1 << 20  # characters; the rest of a table behind a quote that never closes is longer
 MAX_LINE = 1 << 24  # characters; what is no table may have lines without end
+MAX_JSON = 1 << 28  # bytes, unpacked
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -149,7 +150,10 @@ def _jsonl(stream: IO[bytes]) -> Iterator[Row]:
 
 
 def _json(stream: IO[bytes]) -> Iterator[Row]:
-    rows = json.loads(decoded(stream.read()))
+    data = stream.read(MAX_JSON + 1)
+    if len(data) > MAX_JSON:
+        raise ValueError(f"it has more than {MAX_JSON >> 20} MiB; .jsonl is read row by row")
+    rows = json.loads(decoded(data))
     if not isinstance(rows, list):
         raise ValueError("it is not a list of objects")
     for number, cells in enumerate(rows, start=1):

@@ -49,12 +49,14 @@ def test_captions_lie_in_files_of_the_same_name(tmp_path: Path, cli: Cli):
 
 
 def test_captions_that_cannot_be_read_are_listed_with_their_image(tmp_path: Path):
-    root = images(tmp_path / "in", "a.png b.png c.png")
+    root = images(tmp_path / "in", "a.png b.png c.png d.png")
+    (root / "d.txt").write_bytes(b"x" * ((1 << 20) + 1))
     (root / "a.txt").write_bytes(b"caf\xe9")
     (root / "b.json").write_text("{broken")
     (root / "c.txt").write_text("fine")
     report = run("folder", root, tmp_path / "out")
-    assert (report.written, report.skipped) == (1, 2)
+    assert (report.written, report.skipped) == (1, 3)
+    assert "more than 1 MiB" in skipped(tmp_path / "out")["d.png"]
     assert skipped(tmp_path / "out")["a.png"] == "its captions in a.txt are not UTF-8"
     assert "b.json cannot be read" in skipped(tmp_path / "out")["b.png"]
 

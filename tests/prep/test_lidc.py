@@ -161,6 +161,16 @@ def test_broken_compressed_and_missing_slices_are_listed(tmp_path: Path):
     assert report.written == 2
 
 
+def test_a_slice_that_claims_to_be_huge_is_listed_without_making_room_for_it(tmp_path: Path):
+    folder = patient(tmp_path / "in", 1)
+    data = pydicom.dcmread(folder / "000000.dcm")
+    data.Rows = data.Columns = 65535
+    data.save_as(folder / "000000.dcm")
+    report = run("lidc", tmp_path / "in", tmp_path / "out")
+    assert (report.written, report.skipped) == (1, 1)
+    assert "more than" in next(iter(skipped(tmp_path / "out").values()))
+
+
 def test_xml_that_unfolds_without_end_is_refused():
     with pytest.raises(ValueError, match="entities"):
         read_contours(b'<!DOCTYPE x [<!ENTITY a "aaaa">]><LidcReadMessage>&a;</LidcReadMessage>')

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffcli.config import UserError
+from diffcli.prep import tables
 from diffcli.prep.tables import Table
 
 ROWS = [("a.png", 'ein "roter" Ball, 球'), ("b.png", "two\tlines"), ("c.png", "")]
@@ -96,6 +97,12 @@ def test_long_fields_pass_and_a_quote_that_never_closes_is_named():
 def test_what_is_no_table_is_one_clear_error(data: bytes, name: str, message: str):
     with pytest.raises(UserError, match=message):
         list(table(data, name).rows())
+
+
+def test_a_json_that_unpacks_to_more_than_memory_should_hold_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tables, "MAX_JSON", 1 << 16)
+    with pytest.raises(UserError, match="read row by row"):
+        table(gzip.compress(b"[" + b" " * (1 << 17) + b"]"), "t.json.gz")
 
 
 def test_a_missing_column_lists_those_there_are():
