@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError
 
-MAX_MEMBER = 1 << 30  # bytes of one file inside a zip; more is a bomb, not an image
+MAX_MEMBER = 1 << 30  # bytes of one file inside a zip that is read whole; more is a bomb, not an image
 ARCHIVE_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -206,7 +206,9 @@ def read_location(location: Location) -> bytes:
             if len(data) != size:
                 raise EOFError(f"{path} ends before byte {offset + size}")
             return data
-        case ZipEntry(path, name, _):
+        case ZipEntry(path, name, size):
+            if size > MAX_MEMBER:
+                raise zipfile.BadZipFile(f"it unpacks to {size} bytes, as no image does")
             return _open_zip(path).read(name)
         case _:
             return location.read_bytes()
@@ -290,8 +292,7 @@ def _zip_members(source: Path) -> Iterator[tuple[str, ZipEntry]]:
             continue
         if info.flag_bits & 1:
             raise UserError(f"{source} is encrypted ('{name}')", "unpack it with its password, then give the folder")
-        if info.file_size <= MAX_MEMBER or name.endswith(".npz"):
-            yield name, ZipEntry(source, info.filename, info.file_size)
+        yield name, ZipEntry(source, info.filename, info.file_size)
 
 
 def _tar_members(source: Path, work: Path | None) -> Iterator[tuple[str, Location]]:

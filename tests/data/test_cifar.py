@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diffcli.config import UserError
 from diffcli.data import official
-from diffcli.data.cifar import SETS
+from diffcli.data.cifar import SETS, read_batches
 from diffcli.data.datasets import Cifar, Mnist
+from diffcli.data.files import FileTree
 from tests.data import making
 from tests.prep import making_sets
 from tests.prep.making_sets import python2_pickle
@@ -138,3 +141,25 @@ def test_the_published_names_and_digests_are_well_formed():
     assert len(official.PUBLISHED) == 17
     assert len({published.md5 for published in official.PUBLISHED.values()}) == 17
     assert all(len(bytes.fromhex(published.md5)) == 16 for published in official.PUBLISHED.values())
+
+
+BATCH = python2_pickle({"fine_labels": [1, 2], "data": np.zeros((2, 3072), np.uint8)})
+PLACES = st.one_of(st.integers(0, 120), st.integers(0, len(BATCH) - 1))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(PLACES, st.integers(0, 255)), max_size=3),
+    st.one_of(st.just(len(BATCH)), st.integers(0, len(BATCH))),
+)
+def test_a_damaged_batch_is_two_images_or_the_users_error(changes: list[tuple[int, int]], length: int):
+    data = bytearray(BATCH)
+    for place, byte in changes:
+        data[place] = byte
+    tree = FileTree(Path("set"), {"train": bytes(data[:length])})
+    try:
+        images, labels = read_batches(tree, "cifar100", ["train"])
+    except UserError:
+        return
+    assert images.shape == (2, 3, 32, 32)
+    assert 0 <= labels.min() <= labels.max() < 100

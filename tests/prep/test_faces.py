@@ -117,3 +117,16 @@ def test_a_broken_image_in_a_zip_is_listed_and_a_stopped_run_ends_in_the_same_by
     assert not (tmp_path / "part/dataset.json").exists()
     run(kind, source, tmp_path / "part", images_per_shard=1)
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_a_member_of_a_zip_that_unpacks_without_measure_is_listed_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    files, images = ffhq("images1024x1024")
+    bomb = list(files)[1]
+    zipped(tmp_path / "x.zip", files | {bomb: bytes(1 << 20)})
+    monkeypatch.setattr("diffcli.data.files.MAX_MEMBER", 1 << 16)
+    report = run("ffhq", tmp_path / "x.zip", tmp_path / "out")
+    assert (report.skipped, report.broken.path) == (1, bomb)
+    assert report.broken.reason == "it unpacks to 1048576 bytes, as no image does"
+    assert np.array_equal(read(tmp_path / "out", 8, 3)["image"].numpy(), images[:1])
