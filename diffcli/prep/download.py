@@ -30,7 +30,7 @@ from diffcli.prep.fetching import FetchJob
 from diffcli.prep.items import Broken, Deferred, Item, Source, SourceOptions, Wanted
 from diffcli.prep.report import BROKEN_OFF, NO_CONNECTION, TIMEOUT, kind_of_failure
 from diffcli.prep.urls import UrlTable, open_coco_table, open_table
-from diffcli.prep.webdataset_index import read_contents
+from diffcli.prep.webdataset_index import read_contents, split_of
 
 DOWNLOADED = "downloaded"
 UNREACHED = frozenset({TIMEOUT, NO_CONNECTION})  # perhaps no fault of the URL
@@ -42,7 +42,7 @@ AGAIN = "run the same command again: it continues where it stopped"
 
 
 def open_urls(source: Path, work: Path, options: SourceOptions) -> Source:
-    """A table of URLs and captions."""
+    """A table of URLs and captions; one named after validation or test becomes the split test."""
     return _source(open_table(source, options), work, options)
 
 
@@ -59,7 +59,7 @@ def _source(table: UrlTable, work: Path, options: SourceOptions) -> Source:
         name = options.download.distributor
         _require(name, f"--distributor {name} needs {name}", f"pip install {name}")
     items = UrlItems(table, work, options)
-    return Source({"train": items}, None, table.digest, remote=items)
+    return Source({split_of(table.path.stem): items}, None, table.digest, remote=items)
 
 
 def _require(module: str, what: str, hint: str) -> None:

@@ -78,7 +78,7 @@ def open_webdataset(source: Path, work: Path, options: SourceOptions) -> Source:
     lost: dict[Split, list[Broken]] = {}
     pickles = 0
     for tar in tars:
-        contents, split = read_contents(tar), _split_of(tar)
+        contents, split = read_contents(tar), split_of(f"{tar.parent.name}/{tar.stem}")
         samples.setdefault(split, []).extend(contents.samples)
         lost.setdefault(split, []).extend([Broken(tar.name, contents.fault)] if contents.fault else [])
         pickles += contents.pickles
@@ -91,6 +91,12 @@ def open_webdataset(source: Path, work: Path, options: SourceOptions) -> Source:
     classes = tuple(map(str, range(highest + 1))) if labelled and highest >= 0 else None
     notes = (f"{pickles} members that hold pickles are left out",) if pickles else ()
     return Source(splits, classes, fingerprint((tar.name, tar.stat().st_size) for tar in tars), notes)
+
+
+def split_of(name: str) -> Split:
+    """'test' of 'captions_val2017', 'train' of what names no split."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
 
 
 def read_contents(tar: Path) -> Contents:
@@ -137,11 +143,6 @@ def _split(name: str) -> tuple[str, str]:
 def _natural(key: str) -> list[tuple[int, str]]:
     """Orders numbers by value, so that 9 comes before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
-
-
-def _split_of(tar: Path) -> Split:
-    words = re.split(r"[^a-z]+", f"{tar.parent.name}/{tar.stem}".lower())
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
 
 
 def _labels(samples: list[Sample]) -> list[int] | None:
