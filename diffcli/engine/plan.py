@@ -33,9 +33,8 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     frozen = silence_encoders(task)
     parameters = sum(p.numel() for p in task.parameters())
     local = max(1, cfg.batch_size // (world * cfg.accumulate))
-    (flops, first), (_, both) = measure(task, preset), measure(task, preset, images=2)
-    state = parameters * 4 * (COPIES + len(averages(cfg.ema)))
-    activations = first + (local - 1) * (both - first)  # what the first keeps beside its own: weights in half precision
+    flops, kept = measure(task, preset)
+    state, activations = parameters * 4 * (COPIES + len(averages(cfg.ema))), kept * local
     facts = {
         "parameters": f"{parameters:,}",
         "flops": f"{flops / 1e9:.3g} GFLOP forward and backward an image, {flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
@@ -71,15 +70,15 @@ def valueless(preset: Preset) -> Preset:
     return preset.model_copy(update={"task": task})
 
 
-def measure(task: Task, preset: Preset, images: int = 1) -> tuple[int, int]:
-    """(FLOP forward and backward, bytes kept for the backward pass) of so many images, counted on meta tensors."""
+def measure(task: Task, preset: Preset) -> tuple[int, int]:
+    """(FLOP forward and backward, bytes kept for the backward pass) of one image, counted on meta tensors."""
     batch = {
-        "image": torch.zeros(images, *preset.data.shape, device="meta"),
-        "label": torch.zeros(images, dtype=torch.int64, device="meta"),
-        "text": [""] * images,
-        "position": torch.arange(images),
-        "stream": derive(0, Domain.TRAIN, torch.arange(images)),
-        **{name: torch.zeros(images, *shape, device="meta") for name, shape in task.embeddings.items()},
+        "image": torch.zeros(1, *preset.data.shape, device="meta"),
+        "label": torch.zeros(1, dtype=torch.int64, device="meta"),
+        "text": [""],
+        "position": torch.zeros(1, dtype=torch.int64),
+        "stream": derive(0, Domain.TRAIN, torch.zeros(1, dtype=torch.int64)),
+        **{name: torch.zeros(1, *shape, device="meta") for name, shape in task.embeddings.items()},
     }
     with (
         FlopCounterMode(display=False) as counter,
@@ -118,15 +117,24 @@ def silence_encoders(task: Task) -> list[str]:
 
 @contextmanager
 def kept_bytes() -> Iterator[list[int]]:
-    """Counts the bytes of distinct tensors, parameters apart, that autograd keeps within it, in a list of one number."""
+    """Counts the bytes of distinct tensors that autograd keeps within it, in a list of one number; parameters apart."""
     total, seen = [0], set()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if not (tensor.is_leaf and tensor.requires_grad) and storage._cdata not in seen:
+        if not of_parameter(tensor) and storage._cdata not in seen:
             seen.add(storage._cdata)
             total[0] += storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield total
+
+
+def of_parameter(tensor: torch.Tensor) -> bool:
+    """Whether it is a parameter or made of one alone, as a copy in half precision: kept once, and not for each image."""
+    function = tensor.grad_fn
+    while function is not None and len(function.next_functions) == 1:
+        function = function.next_functions[0][0]
+    made = function is not None and function.name().endswith("AccumulateGrad")
+    return made or (tensor.is_leaf and tensor.requires_grad)
