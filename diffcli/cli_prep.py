@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -117,11 +116,10 @@ def prep_data(
     from diffcli.prep.items import Download, Picked, SourceOptions
     from diffcli.prep.prepare import prepare, require_source
 
-    embedding = embedder(embed, encoder, encoder_library, encoder_pretrained, device, workers)
     if kind == "shards":
-        print(watch_preparation(embedding(require_set(embed, source, out))))
-        return
-    require_source(kind, source)
+        out, source = require_set(embed, source, out), None
+    else:
+        require_source(kind, source)
     if out is None:
         raise UserError("prep-data needs --out", "type --out DIR, a folder for the shards")
     if not resume and out.is_dir() and any(out.iterdir()):
@@ -137,20 +135,23 @@ def prep_data(
         picked=Picked(min_size=min_size, encode=encode.value, quality=quality, obey_opt_out=obey_opt_out),
         download=Download(distributor=distributor.value, threads=threads, timeout=timeout, retries=retries),
     )
-    reports = prepare(kind, source, out, size=size, workers=workers, limit=limit, strict=strict, options=options)
-    print(watch_preparation(chain(reports, embedding(out))))
+    reports: Iterator[PrepReport] = iter(())
+    then = embedder(embed, encoder, encoder_library, encoder_pretrained, device, workers)
+    if kind != "shards":
+        reports = prepare(kind, source, out, size=size, workers=workers, limit=limit, strict=strict, options=options)
+    print(watch_preparation(then(reports, out)))
 
 
 def embedder(
     embed: Embed | None, model: str | None, library: Library, pretrained: str | None, device: Device, workers: int
-) -> Callable[[Path], "Iterator[PrepReport]"]:
-    """What --embed asks for, done to a prepared set; nothing where it was not given."""
+) -> Callable[["Iterator[PrepReport]", Path], "Iterator[PrepReport]"]:
+    """What --embed asks for, done to a set once it is prepared; nothing where it was not given."""
     from diffcli.config import UserError
 
     if embed is None:
         if model is not None:
             raise UserError(f"--encoder {model}: nothing is embedded", "add --embed clip, clip-tokens or t5")
-        return lambda out: iter(())
+        return lambda reports, out: reports
     if model is None:
         known = "t5-base" if embed == Embed.t5 else "openai/clip-vit-large-patch14"
         raise UserError(f"--embed {embed.value} needs an encoder", f"--encoder {known}, or the folder of another")
@@ -158,7 +159,7 @@ def embedder(
     from diffcli.prep import embedding
 
     where, built = pick_device(device.value), embedding.named(embed.value, model, library.value, pretrained)
-    return lambda out: embedding.embed(out, embed.value, built, where, workers)
+    return lambda reports, out: embedding.after(reports, out, embed.value, built, where, workers)
 
 
 def require_set(embed: Embed | None, source: Path | None, out: Path | None) -> Path:

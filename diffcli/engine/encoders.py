@@ -54,11 +54,9 @@ def agreed(task: Task, data: ImageData, before: Mapping[str, Any] | None) -> dic
         encoder.promise(known.get(key), "the run")
         sha256 = stored[name].sha256 if name in stored else None
         encoder.promise(sha256, f"the data's '{name}'")
-        another = name in stored and encoder.config.name != stored[name].encoder
-        if sha256 is None or (
-            another and encoder.config.origin.folder
-        ):  # else a wrong one would be told by a prompt only
-            sha256 = encoder.digest
+        renamed = name in stored and encoder.config.name != stored[name].encoder
+        if sha256 is None or (renamed and encoder.config.origin.folder):
+            sha256 = encoder.digest  # of a wrong one only a prompt, after training, would tell
         found[key] = {"model": encoder.config.model, "library": encoder.config.library, "sha256": sha256}
     return {"encoders": found} if found else {}
 

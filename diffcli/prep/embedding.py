@@ -62,6 +62,17 @@ def named(what: What, model: str, library: str, pretrained: str | None) -> Encod
     return encoder
 
 
+def after(
+    reports: Iterator[PrepReport], out: Path, what: What, encoder: Encoder, device: torch.device, workers: int
+) -> Iterator[PrepReport]:
+    """A preparation, and then the embedding of the set that it wrote, whose reports keep what is worth telling of the former."""
+    last = None
+    for last in reports:
+        yield last
+    for report in embed(out, what, encoder, device, workers):
+        yield report if last is None else report._replace(notes=last.notes, reasons=last.reasons)
+
+
 def embed(out: Path, what: What, encoder: Encoder, device: torch.device, workers: int = 1) -> Iterator[PrepReport]:
     """Embeds the prepared set in `out`, yielding a report at the start and after every batch; the last one is final.
 

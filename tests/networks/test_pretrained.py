@@ -218,6 +218,13 @@ def test_features_stay_float32_under_autocast(folders):
         torch.testing.assert_close(rough, exact, atol=0.1, rtol=0.1)
 
 
+def test_t5_is_not_run_in_float16_where_it_overflows(folders):
+    encoder = built(folders["t5"], kind="t5")
+    exact = encoder.texts(TEXTS).tokens
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(encoder.texts(TEXTS).tokens, exact)
+
+
 def test_other_weights_than_promised_are_refused(folders):
     encoder = built(folders["clip"])
     encoder.promise("0" * 64, "the run")

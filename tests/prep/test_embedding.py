@@ -196,11 +196,14 @@ def test_joined_sets_of_other_weights_are_no_one_set(tmp_path: Path, source: Pat
 
 
 def test_the_command_prepares_and_embeds(cli, tmp_path: Path, source: Path, clip: Encoder):
+    """Also where an image is broken, which it still tells in the end."""
     out = tmp_path / "out"
+    (source / "7.jpg").write_bytes(b"no image")
     flags = ("--embed", "clip", "--encoder", clip.config.model, "--device", "cpu", "--workers", 1)
     done_once = cli("prep-data", "folder", source, "--out", out, *flags)
     assert done_once.code == 0, done_once.err
-    assert done_once.out.strip().endswith(": 6 images")
+    assert done_once.out.strip().endswith(f": 6 images, 1 skipped (see {out / 'skipped.jsonl'})")
+    assert "1  not an image" in done_once.err
     whole = contents(out)
     assert cli("prep-data", "folder", source, "--out", out, *flags).code == 0
     assert cli("prep-data", "shards", "--out", out, *flags).code == 0
