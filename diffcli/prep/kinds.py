@@ -29,6 +29,7 @@ class Kind(NamedTuple):
     """A kind of prep-data. open: (source, a folder for temporary files, options) -> Source; where: to get it, for the hint.
 
     large: its images are photographs of any size, so that shards hold fewer of them; clips: each comes with a video.
+    takes: the options of SourceOptions that it reads, of those that name tables, columns and fields.
     """
 
     open: Callable[[Path, Path, SourceOptions], Source]
@@ -36,6 +37,7 @@ class Kind(NamedTuple):
     where: str
     large: bool = False
     clips: bool = False
+    takes: tuple[str, ...] = ()
 
 
 OWNERS = "the images belong to those who published them"
@@ -67,7 +69,11 @@ KINDS: dict[str, Kind] = {
         "give cifar-100-binary.tar.gz or cifar-100-python.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
     "folder": Kind(
-        open_folder, "that of the images; check it before you share them", "give a folder of images", large=True
+        open_folder,
+        "that of the images; check it before you share them",
+        "give a folder of images, with captions in a.txt or a.json beside a.png, or in a table that --table names",
+        large=True,
+        takes=("table", "image_col", "caption_col"),
     ),
     "imagenet": Kind(
         open_imagenet, "ImageNet terms of access: non-commercial research and education", IMAGENET, large=True
@@ -88,6 +94,7 @@ KINDS: dict[str, Kind] = {
         "that of the images; check it before you share them",
         "give a folder with images/ and masks/ (or sketches/) in it, CVC-ClinicDB, or the zips of an ISIC challenge",
         large=True,
+        takes=("field",),
     ),
     "imagenet64": Kind(
         open_imagenet64,
@@ -107,18 +114,21 @@ KINDS: dict[str, Kind] = {
         f"the captions and URLs are Google's, free for any use; {OWNERS}; Sharma et al. 2018",
         "download Train_GCC-training.tsv (caption, tab, URL) from https://ai.google.com/research/ConceptualCaptions/download, "
         "then type: diffcli prep-data cc3m Train_GCC-training.tsv --out DIR",
+        takes=("url_col", "caption_col"),
     ),
     "cc12m": Kind(
         open_urls,
         f"the captions and URLs are Google's, free for any use; {OWNERS}; Changpinyo et al. 2021",
         "download cc12m.tsv (URL, tab, caption) from https://github.com/google-research-datasets/conceptual-12m, "
         "then type: diffcli prep-data cc12m cc12m.tsv --out DIR",
+        takes=("url_col", "caption_col"),
     ),
     "urls": Kind(
         open_urls,
         f"that of the images; {OWNERS}",
         "give a .tsv, .csv, .jsonl (each also .gz) or .parquet with a URL and a caption a row, "
         "and --url-col and --caption-col where the columns have unusual names",
+        takes=("url_col", "caption_col"),
     ),
     "webdataset": Kind(open_webdataset, "that of the images; check it before you share them", WEBDATASET, large=True),
     "webvid": Kind(
@@ -126,5 +136,6 @@ KINDS: dict[str, Kind] = {
         "the clips belong to their owners, the list to the University of Oxford; Bain et al. 2021",
         WEBVID,
         clips=True,
+        takes=("table", "image_col", "caption_col", "url_col"),
     ),
 }

@@ -77,6 +77,7 @@ def prepare(
     or holds something else, and with strict.
     """
     source, out = require_source(kind, source).expanduser(), out.expanduser()
+    _check_options(kind, options)
     with _stopping(out):
         work = _claim(out)
         with _reading(source):
@@ -103,6 +104,15 @@ def require_source(kind: str, source: Path | None) -> Path:
     if source is None:
         raise UserError(f"prep-data {kind} needs a SOURCE", KINDS[kind].where)
     return source
+
+
+def _check_options(kind: str, options: SourceOptions) -> None:
+    """Refuses what was told in vain."""
+    for option in ("table", "image_col", "caption_col", "url_col", "field"):
+        if getattr(options, option) is not None and option not in KINDS[kind].takes:
+            readers = ", ".join(name for name, other in KINDS.items() if option in other.takes)
+            flag = "--" + option.replace("_", "-")
+            raise UserError(f"{flag} says nothing to prep-data {kind}", f"leave it out; it is for {readers}")
 
 
 def _per_shard(kind: str, size: int | None, source: Source) -> int:

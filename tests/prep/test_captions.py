@@ -137,6 +137,14 @@ def test_columns_without_a_table_and_a_table_that_is_not_there_are_errors(tmp_pa
         run("folder", root, tmp_path / "out", options=SourceOptions(table=tmp_path / "t.csv"))
 
 
+def test_options_that_a_kind_does_not_read_are_refused(tmp_path: Path, cli: Cli):
+    root = images(tmp_path / "in", "a.png")
+    done = cli("prep-data", "folder", root, "--out", tmp_path / "out", "--field", "mask")
+    assert done.code == 2
+    assert "--field says nothing to prep-data folder" in done.err
+    assert "it is for pairs" in done.err
+
+
 def test_a_stopped_run_with_a_table_goes_on_to_the_same_bytes(tmp_path: Path):
     root = images(tmp_path / "in", "a.png b.png c.png d.png")
     (tmp_path / "t.csv").write_text("file,caption\nd.png,x\na.png,y\ngone.png,z\nc.png,w\n")
