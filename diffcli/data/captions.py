@@ -1,7 +1,10 @@
 """Captions as they are stored: one a line, UTF-8, without control characters; and which of several an epoch reads."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def clean(text: str) -> str:
@@ -24,6 +27,13 @@ def from_bytes(data: bytes) -> list[str]:
 def chosen(count: int, draw: int | None) -> int:
     """Which of `count` values of one sample an epoch takes; without a draw the first. Bit 0 of a draw is the mirror's."""
     return 0 if draw is None else (draw >> 1) % count
+
+
+def taken(values: Sequence[T], draw: int | None) -> tuple[T, int | None]:
+    """One of `values`, and what is left of the draw for another, independent choice."""
+    if draw is None:
+        return values[0], None
+    return values[chosen(len(values), draw)], draw // len(values)
 
 
 def _lone(character: str) -> bool:

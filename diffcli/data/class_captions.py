@@ -1,6 +1,8 @@
 """Captions made of classes: the section `data.captions` of a preset, for labelled data that have no captions of their own."""
 
 import copy
+import re
+from itertools import product
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -13,6 +15,7 @@ from diffcli.data.images import ImageData
 class ClassCaptions(Config):
     """An epoch draws for each image one of the templates, and one of the names of its class for the {name} in it.
 
+    Brackets in a template hold words of which one is drawn: "[a|the] {name}[ on paper|]" has four wordings.
     names: a list for each class, in order; None takes the one name that the set gives it.
     """
 
@@ -23,7 +26,7 @@ class ClassCaptions(Config):
     @classmethod
     def _naming(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
-            if "{name}" not in template:
+            if not all("{name}" in wording for wording in wordings(template)):
                 raise ValueError(f"{template!r} does not name the class; write for example 'a photo of a {{name}}'")
         return templates
 
@@ -44,5 +47,11 @@ class ClassCaptions(Config):
                 "give one list of names for each class, or leave it out for the names of the set",
             )
         captioned = copy.copy(data)
-        captioned.columns = {**data.columns, "text": ClassTexts(data.labels, self.templates, names)}
+        captioned.columns = {**data.columns, "text": ClassTexts(data.labels, [*map(wordings, self.templates)], names)}
         return captioned
+
+
+def wordings(template: str) -> list[str]:
+    """All that a template can say: the alternatives in each of its brackets with those in every other."""
+    parts = re.split(r"\[([^\[\]]*)\]", template)  # every second part stood in brackets
+    return ["".join(words) for words in product(*(p.split("|") if i % 2 else [p] for i, p in enumerate(parts)))]

@@ -73,19 +73,20 @@ class Pictures:
 
 
 class ClassTexts:
-    """Captions made of the class: one of the templates, with one of the names of the class for {name}."""
+    """Captions made of the class: one of the templates, one of its wordings, and one of the names of the class for {name}."""
 
-    def __init__(self, labels: Tensor, templates: Sequence[str], names: Sequence[Sequence[str]]) -> None:
-        self.labels, self.templates, self.names = labels, tuple(templates), tuple(map(tuple, names))
+    def __init__(self, labels: Tensor, templates: Sequence[Sequence[str]], names: Sequence[Sequence[str]]) -> None:
+        self.labels, self.templates, self.names = labels, tuple(map(tuple, templates)), tuple(map(tuple, names))
 
     def read(self, indices: Tensor, draws: Tensor | None) -> list[str]:
         labels = self.labels[indices].tolist()
         return [self._text(label, draw) for label, draw in zip(labels, each(draws, len(indices)), strict=True)]
 
     def _text(self, label: int, draw: int | None) -> str:
-        names = self.names[label]
-        number = captions.chosen(len(self.templates) * len(names), draw)
-        return self.templates[number % len(self.templates)].replace("{name}", names[number // len(self.templates)])
+        template, draw = captions.taken(self.templates, draw)
+        name, draw = captions.taken(self.names[label], draw)
+        wording, _ = captions.taken(template, draw)
+        return wording.replace("{name}", name)
 
 
 def each(draws: Tensor | None, count: int) -> Sequence[int | None]:

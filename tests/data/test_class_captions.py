@@ -1,5 +1,6 @@
 """Captions made of classes: every template with every name of the class, another one each epoch, and what cannot be captioned."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,10 @@ from pydantic import ValidationError
 
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.data.class_captions import ClassCaptions
+from diffcli.data.class_captions import ClassCaptions, wordings
 from diffcli.data.datasets import Digits, Folder, Mnist, at_root
 from diffcli.data.images import ImageData, MemoryImages
-from diffcli.data.loader import batches
+from diffcli.data.loader import batches, drawn
 from diffcli.data.prepared import Shards
 from diffcli.prep.prepare import prepare
 from tests.conftest import TINY, changed
@@ -111,3 +112,20 @@ def test_what_cannot_make_captions_is_refused_by_key(wrong: dict[str, object]) -
         ClassCaptions.model_validate(wrong)
     with pytest.raises(UserError, match=r"data\.captions\.(templates|names)"):
         presets.build(changed(TINY, data__captions=wrong), "tiny.yaml")
+
+
+def test_brackets_hold_words_of_which_one_is_drawn() -> None:
+    assert wordings("[a|the] {name}[ on paper|]") == [
+        "a {name} on paper",
+        "a {name}",
+        "the {name} on paper",
+        "the {name}",
+    ]
+    assert wordings("a {name}") == ["a {name}"]
+    data = Digits(captions=ClassCaptions(templates=("[a|the] {name}", "{name}[!|?]"))).build("test")
+    index = torch.arange(len(data))
+    said = [text for epoch in range(3) for text in texts(data, index, drawn(0, epoch, index))]
+    assert {re.sub(r"\d", "7", text) for text in said} == {"a 7", "the 7", "7!", "7?"}
+    share = sum(text.startswith(("a ", "the ")) for text in said) / len(said)
+    assert abs(share - 0.5) < 0.03
+    assert abs(sum(text.startswith("a ") for text in said) / len(said) - 0.25) < 0.03
