@@ -41,31 +41,25 @@ class Sample(NamedTuple):
 def samples(shard: ShardBytes, wanted: Callable[[str], bool]) -> Iterator[Sample]:
     """The samples from the shard's position on. wanted: which extensions to read; others are passed over.
 
-    Raises BrokenShard where the tar is garbled or breaks off, after all samples that are whole.
+    Raises BrokenShard where the tar is garbled or breaks off, after the samples that are surely whole: another followed.
     """
     current: Sample | None = None
-    try:
-        for member in members(shard):
-            match = NAME.fullmatch(member.name)
-            if match is None:
-                continue
-            key, extension = match[1], match[2].lower()
-            if current is None or key != current.key:
-                if current is not None:
-                    yield current
-                current = Sample(key, member.offset, {})
-            if extension.rpartition(".")[2] in PICKLES:
-                current = current._replace(pickles=True)
-            elif wanted(extension) and extension not in current.members and member.size <= LARGEST_MEMBER:
-                data = shard.read(member.size)
-                if len(data) < member.size:
-                    current = None  # the cut goes through it
-                    raise BrokenShard(f"it breaks off at byte {shard.position}, within {member.name}")
-                current.members[extension] = data
-    except BrokenShard:
-        if current is not None and shard.position % BLOCK == 0:
-            yield current
-        raise
+    for member in members(shard):
+        match = NAME.fullmatch(member.name)
+        if match is None:
+            continue
+        key, extension = match[1], match[2].lower()
+        if current is None or key != current.key:
+            if current is not None:
+                yield current
+            current = Sample(key, member.offset, {})
+        if extension.rpartition(".")[2] in PICKLES:
+            current = current._replace(pickles=True)
+        elif wanted(extension) and extension not in current.members and member.size <= LARGEST_MEMBER:
+            data = shard.read(member.size)
+            if len(data) < member.size:
+                raise BrokenShard(f"it breaks off at byte {shard.position}, within {member.name}")
+            current.members[extension] = data
     if current is not None:
         yield current
 

@@ -5,7 +5,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        name, wanted = self.path.lstrip("/"), self.headers.get("Range")
+        name, wanted = self.path.lstrip("/").partition("?")[0], self.headers.get("Range")
         self.server.asked.append((name, wanted))
         time.sleep(self.server.slow)
         if self.server.busy:
@@ -112,7 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
         body = data[start:]
-        self.wfile.write(body[: self.server.drop] if self.server.drop else body)
+        with suppress(BrokenPipeError, ConnectionResetError):  # a reader that has seen enough
+            self.wfile.write(body[: self.server.drop] if self.server.drop else body)
 
     def log_message(self, *told: object) -> None:
         """Says nothing."""

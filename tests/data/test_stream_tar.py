@@ -1,0 +1,101 @@
+"""Tars are read as webdataset reads them, from any sample on, and a tar that is not whole is told from one that is."""
+
+import tarfile
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from webdataset import tariterators
+
+from diffcli.data.stream_open import BrokenShard, ShardBytes
+from diffcli.data.stream_tar import LARGEST_HEADER, Sample, samples
+from tests.data.streaming import QUICK, shard, tar
+
+LONG = "folder/" + "x" * 150
+FILES = {
+    "a.jpg": b"1" * 700,
+    "a.json": b"{}",
+    "b.x/c.JPG": b"2" * 512,
+    "b.x/c.txt": "ä".encode(),
+    f"{LONG}.jpg": b"3",
+    f"{LONG}.seg.png": b"4" * 1025,
+    f"{LONG}ü.jpg": b"",
+}
+
+
+def read(
+    data: bytes, folder: Path, offset: int = 0, wanted: Callable[[str], bool] = lambda extension: True
+) -> tuple[list[Sample], str]:
+    """The samples, and why there were no more."""
+    (folder / "a.tar").write_bytes(data)
+    found = []
+    try:
+        for sample in samples(ShardBytes(str(folder / "a.tar"), QUICK, offset), wanted):
+            found.append(sample)
+    except BrokenShard as error:
+        return found, str(error)
+    return found, ""
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_samples_are_those_of_webdataset_and_can_be_begun_at(tmp_path: Path, form: int) -> None:
+    found, fault = read(tar(FILES, format=form), tmp_path)
+    assert not fault
+    with open(tmp_path / "a.tar", "rb") as file:
+        files = [{**item, "__url__": "a"} for item in tariterators.tar_file_iterator(file)]
+    theirs = list(tariterators.group_by_keys(files))
+    assert [sample.key for sample in found] == [item["__key__"] for item in theirs]
+    for sample, item in zip(found, theirs, strict=True):
+        assert sample.members == {name: value for name, value in item.items() if not name.startswith("__")}
+    for number, sample in enumerate(found):
+        assert read(tar(FILES, format=form), tmp_path, sample.offset) == (found[number:], "")
+
+
+def test_a_tar_cut_anywhere_gives_the_samples_before_the_cut_and_is_told_to_be_broken(tmp_path: Path) -> None:
+    whole = shard(0, 6)
+    found, fault = read(whole, tmp_path)
+    assert (len(found), fault) == (6, "")
+    end = len(whole.rstrip(b"\0"))
+    for cut in range(512, end, 256):
+        some, fault = read(whole[:cut], tmp_path)
+        assert "it breaks off" in fault, cut
+        assert some == [sample for sample, after in pairwise(found) if after.offset + 512 <= cut]
+
+
+def test_what_is_no_tar_or_becomes_garbage_is_broken(tmp_path: Path) -> None:
+    assert read(b"", tmp_path) == ([], "it is empty at byte 0")
+    assert read(b"<html>not found</html>" * 100, tmp_path) == ([], "it is no tar at byte 0")
+    whole = shard(0, 4)
+    found, _ = read(whole, tmp_path)
+    third = found[2].offset
+    some, fault = read(whole[:third] + b"garbage!" * 1000, tmp_path)
+    assert some == found[:1]  # what follows the second may have been part of it
+    assert fault == f"it is no tar at byte {third}"
+    bomb = tarfile.TarInfo("././@LongLink")
+    bomb.type, bomb.size = tarfile.GNUTYPE_LONGNAME, LARGEST_HEADER + 1
+    assert read(bomb.tobuf(tarfile.GNU_FORMAT) + whole, tmp_path) == ([], "it is no tar at byte 0")
+
+
+def test_pickles_links_folders_and_what_nobody_wants_are_passed_over(tmp_path: Path) -> None:
+    data = tar(
+        {"a.pyd": b"cos\nsystem\n", "a.jpg": b"1", "b.emb.pth": b"2", "b.txt": b"3", "README": b"4", ".x.jpg": b"5"}
+    )
+    found, fault = read(data, tmp_path, wanted=lambda extension: extension not in ("txt", "jpg"))
+    assert not fault
+    assert [(sample.key, sample.members, sample.pickles) for sample in found] == [("a", {}, True), ("b", {}, True)]
+    found, _ = read(data, tmp_path)
+    assert [sample.members for sample in found] == [{"jpg": b"1"}, {"txt": b"3"}]
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        for name, kind in (("c", tarfile.DIRTYPE), ("c/a.jpg", tarfile.SYMTYPE), ("c/b.jpg", tarfile.LNKTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    assert read((tmp_path / "b.tar").read_bytes(), tmp_path) == ([], "")
+
+
+def test_a_member_that_claims_to_be_enormous_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffcli.data.stream_tar.LARGEST_MEMBER", 1000)
+    found, fault = read(tar({"a.jpg": b"1" * 1001, "a.txt": b"2", "b.jpg": b"3" * 1000}), tmp_path)
+    assert not fault
+    assert [sample.members for sample in found] == [{"txt": b"2"}, {"jpg": b"3" * 1000}]
