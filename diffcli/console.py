@@ -53,7 +53,8 @@ def complain(problem: str, hint: str) -> None:
 
 
 def watch_training(steps: "Iterator[Progress]", leads: bool) -> None:
-    """Runs a training to its end, showing it where this process leads."""
+    """Runs a training to its end, showing it where this process leads; notes on the data are said by every one."""
+    steps = _noting(steps)
     if not leads:
         for _ in steps:
             pass
@@ -67,15 +68,23 @@ def watch_training(steps: "Iterator[Progress]", leads: bool) -> None:
         )
 
 
+def _noting(steps: "Iterator[Progress]") -> "Iterator[Progress]":
+    for p in steps:
+        for note in p.notes:
+            say(f"note:  {note}")
+        yield p
+
+
 def watch_preparation(reports: "Iterator[PrepReport]") -> str:
     """Runs prep-data to its end, and tells what was skipped for which reason; returns the line that tells its outcome."""
-    started = time.monotonic()
+    started, before = time.monotonic(), None
     with counting() as show:
         for last in reports:
             if last.fetched is None:
-                show("preparing", last.done, last.total)
+                show(last.what, last.done, last.total)
             else:
-                rate = last.fetched.total() / max(time.monotonic() - started, 1e-3)
+                before = last.fetched.total() if before is None else before  # by a run that was killed
+                rate = (last.fetched.total() - before) / max(time.monotonic() - started, 1e-3)
                 ends = ", ".join(f"{count} {end}" for end, count in last.fetched.most_common())
                 show("downloading", last.fetched.total(), last.total - last.done, f"{rate:.0f} images/s  {ends}")
     for reason, count in sorted(last.reasons.items(), key=lambda pair: -pair[1]):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +111,18 @@ def test_a_kind_that_is_listed_in_place_of_its_words_is_of_its_own_kind(kind: st
 
 def test_servers_are_told_who_asks_so_that_they_may_refuse(downloaded: Downloaded):
     assert all("compatible; diffcli;" in agent for agent in downloaded.server.agents)
+
+
+def test_a_downloaded_set_trains_a_model_of_text(
+    downloaded: Downloaded, cli: Cli, tiny: Callable[..., Path], tmp_path: Path
+):
+    text = {"kind": "text", "width": 16, "depth": 1, "heads": 2, "length": 16}
+    data = {"kind": "shards", "root": str(downloaded.out), "size": 8, "channels": 3}
+    preset = tiny(data=data, task__conditioners=[text], task__network__middle=["res", "cross_attention"])
+    outcome = cli("train", "--preset", preset, "--run-dir", tmp_path / "run", "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    outcome = cli("sample", "--ckpt", tmp_path / "run", "--prompt", "jpeg 1, 你好", "--out", tmp_path / "a.png")
+    assert outcome.code == 0, outcome.err
 
 
 def test_a_finished_download_asks_nobody_and_stays_as_it_is(downloaded: Downloaded):

@@ -11,7 +11,7 @@ from PIL import Image
 from diffcli.config import UserError
 from diffcli.data.files import read_location
 from diffcli.data.shards import open_shards
-from diffcli.prep.webdataset_index import read_contents
+from diffcli.prep.webdataset_index import read_contents, split_of
 from tests.data import making
 from tests.data.making import read, run
 
@@ -115,6 +115,21 @@ def test_samples_of_which_some_have_no_class_are_unlabelled(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(tar_of({"0.png": image(0), "0.cls": b"1", "1.png": image(1), "1.cls": b"cat"}))
     assert run("webdataset", tmp_path / "a.tar", tmp_path / "out").written == 2
     assert open_shards(tmp_path / "out", "x").classes is None
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("captions_val2017", "test"),
+        ("Validation_GCC-1.1.0-Validation", "test"),
+        ("Train_GCC-training", "train"),
+        ("imagenet-train-0001", "train"),
+        ("cc12m", "train"),
+        ("valley", "train"),
+    ],
+)
+def test_splits_are_told_by_whole_words_of_a_name(name: str, split: str):
+    assert split_of(name) == split
 
 
 def test_a_folder_without_tars_says_what_is_needed(tmp_path: Path):
