@@ -125,14 +125,14 @@ class Encoder:
     @torch.no_grad()
     def texts(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Encoded:
         """Encodes B texts on a device; those longer than the limit are cut there, with a warning that counts tokens."""
-        distinct = list(dict.fromkeys(texts))  # n images of one prompt, and both branches of guidance, read the same
-        ids, mask = self._tokenized(distinct)
+        row = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # both branches of guidance read the same
+        ids, mask = self._tokenized(list(row))
         towers, device = self.towers, torch.device(device)
         towers.move_text(device)
         ids, mask = ids.to(device), mask.to(device)
         with _whole_range(self.config.kind, device):
             tokens, pooled = towers.text(ids, mask, self.config.layer)
-        rows = torch.tensor([distinct.index(text) for text in texts], device=device)
+        rows = torch.tensor([row[text] for text in texts], device=device)
         tokens = tokens.float() * mask[..., None]
         return Encoded(tokens[rows], mask[rows], None if pooled is None else pooled.float()[rows])
 
@@ -175,10 +175,10 @@ class Encoder:
             self._told = True
             told = f"a text is {longest} tokens long; what is beyond the {length} of {self.config.model} is not read"
             warnings.warn(told, Note, stacklevel=3)
-        for row, whole in enumerate(found):
+        for i, whole in enumerate(found):
             kept = whole if len(whole) <= length else [*whole[: length - 1], whole[-1]]
-            ids[row, : len(kept)] = torch.tensor(kept)
-            mask[row, : len(kept)] = True
+            ids[i, : len(kept)] = torch.tensor(kept)
+            mask[i, : len(kept)] = True
         return ids, mask
 
     def _differs(self, found: str, wanted: str, where: str) -> UserError:

@@ -70,7 +70,8 @@ class Towers(ABC):
     def digest(self) -> str:
         """SHA-256 over name, shape and float32 values of all weights by name: the same for every file that holds them.
 
-        Buffers of integers are left out: versions of the libraries differ in which of them they store.
+        Each library has its own names, so its own digests. Buffers of integers are left out: versions of the libraries differ
+        in which of them they store.
         """
         found = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):

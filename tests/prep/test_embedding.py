@@ -136,6 +136,18 @@ def test_running_again_changes_nothing_and_other_weights_are_refused(tmp_path: P
     assert contents(out) == whole
 
 
+def test_a_shard_that_was_lost_is_prepared_and_embedded_again(tmp_path: Path, source: Path, clip: Encoder):
+    out = tmp_path / "out"
+    run("folder", source, out, images_per_shard=4)
+    done(out, "clip", clip)
+    whole = contents(out)
+    (out / "train-000001.tar").unlink()
+    run("folder", source, out, images_per_shard=4)
+    assert open_shards(out, "x").fields.keys() == {"text"}
+    done(out, "clip", clip)
+    assert contents(out) == whole
+
+
 @pytest.mark.parametrize("renames", range(1, 7))
 def test_a_run_killed_between_any_two_files_is_finished_by_the_next(
     tmp_path: Path, source: Path, clip: Encoder, monkeypatch: pytest.MonkeyPatch, renames: int
