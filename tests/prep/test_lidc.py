@@ -1,15 +1,19 @@
 """prep-data lidc: DICOM series and XML files made on the spot; windows, outlines and votes are known in closed form."""
 
 import io
+import pickle
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diffcli.config import UserError
 from diffcli.data.shards import open_shards
-from diffcli.prep.lidc import Contour, consensus, filled, read_contours, window
+from diffcli.prep.items import SourceOptions
+from diffcli.prep.lidc import Contour, consensus, filled, open_lidc, read_contours, window
 from diffcli.prep.prepare import prepare
 from tests.conftest import Cli
 from tests.data.making import contents, read, run
@@ -18,6 +22,8 @@ from tests.prep.reading import skipped
 pydicom = pytest.importorskip("pydicom")
 
 SIZE = 16
+PIECES = ["<readingSession>", "</readingSession>", "<unblindedReadNodule>", "</unblindedReadNodule>", "<a>", "</a>"]
+PIECES += ["<roi>", "</roi>", "<edgeMap>", "</edgeMap>", "<xCoord>", "</xCoord>", "1", "-9", "x"]
 SQUARE = ((4, 5), (9, 5), (9, 10), (4, 10))  # x, y; 4 x 4 pixels inside
 
 
@@ -100,6 +106,15 @@ def test_lidc_end_to_end_with_a_split_by_patient(tmp_path: Path, cli: Cli):
     assert (held_out["image"][0, 0].numpy() == window(hounsfield(100))).all()
 
 
+def test_a_slice_travels_to_the_process_that_makes_it(tmp_path: Path):
+    patient(tmp_path / "in", 1)
+    items = open_lidc(tmp_path / "in", tmp_path, SourceOptions()).splits["train"]
+    first, _ = items.items(range(len(items)))
+    made, again = first(), pickle.loads(pickle.dumps(first))()
+    assert (made.image == again.image).all()
+    assert (made.pictures["mask"] == again.pictures["mask"]).all()
+
+
 def test_the_lung_window_maps_its_ends_to_black_and_white():
     values = np.array([-3000, -1350, -600, 150, 151, 3000])
     assert window(values).tolist() == [0, 0, 128, 255, 255, 255]
@@ -177,6 +192,15 @@ def test_xml_that_unfolds_without_end_is_refused():
     assert read_contours(xml(roi("1.2", SQUARE), "")) == (2, {"1.2": [Contour(0, True, SQUARE)]})
 
 
+@given(st.one_of(st.binary(), st.lists(st.sampled_from(PIECES)).map("".join).map(str.encode)))
+def test_any_xml_gives_contours_or_says_why_not(data: bytes):
+    try:
+        readers, contours = read_contours(data)
+    except ValueError:
+        return
+    assert all(contour.reader < readers for drawn in contours.values() for contour in drawn)
+
+
 def test_a_folder_without_series_and_a_missing_package_are_clear_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -189,12 +213,12 @@ def test_a_folder_without_series_and_a_missing_package_are_clear_errors(
     assert "pip install 'diffcli[medical]'" in error.value.hint
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes_in_any_number_of_processes(tmp_path: Path):
+def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path):
     for number in (1, 2):
         patient(tmp_path / "in", number)
     run("lidc", tmp_path / "in", tmp_path / "whole", images_per_shard=1)
     stopped = prepare("lidc", tmp_path / "in", tmp_path / "out", images_per_shard=1)
     next(stopped), next(stopped)
     stopped.close()
-    run("lidc", tmp_path / "in", tmp_path / "out", images_per_shard=1, workers=2)
+    run("lidc", tmp_path / "in", tmp_path / "out", images_per_shard=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from diffcli.config import UserError
+from diffcli.data.files import FileTree
 from diffcli.data.shards import open_shards
+from diffcli.prep import pairs
 from diffcli.prep.encode import encode_over
-from diffcli.prep.items import SourceOptions
+from diffcli.prep.items import Item, SourceOptions
 from diffcli.prep.prepare import prepare
 from tests.conftest import Cli
 from tests.data.making import contents, encoded, pixels, read, run
@@ -184,6 +188,34 @@ def test_a_mask_in_colour_or_beyond_bytes_is_listed(tmp_path: Path):
     run("pairs", tmp_path / "in", tmp_path / "out")
     assert "a mask in colour" in skipped(tmp_path / "out")["images/1.png"]
     assert "beyond 0 to 255" in skipped(tmp_path / "out")["images/2.png"]
+
+
+WORDS = ["images", "masks", "Ground Truth", "train", "val", "PNG", "p1", "sketches", "data"]
+NAMES = st.lists(st.sampled_from(WORDS), max_size=3).flatmap(
+    lambda folders: st.sampled_from(["1.png", "2.jpg", "1_mask.png", "1-edges.png", "_.png"]).map(
+        lambda name: "/".join([*folders, name])
+    )
+)
+
+
+@given(st.sets(NAMES, min_size=1, max_size=12))
+def test_every_file_is_in_one_pair_or_alone_or_one_clear_error(names: set[str]):
+    tree = FileTree(Path("x.zip"), dict.fromkeys(names, b""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "open_tree", lambda *_: tree)
+        try:
+            source = pairs.open_pairs(Path("x.zip"), Path("work"), SourceOptions())
+        except UserError:
+            return
+    used: list[str] = []
+    for items in source.splits.values():
+        for item in items.items(range(len(items))):
+            used.append(item.name)
+            if isinstance(item, Item):
+                used += ["?"] * len(item.pictures)
+    assert len(used) <= len(names)
+    told = [name for name in used if name != "?"]
+    assert len(set(told)) == len(told)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path):
