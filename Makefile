@@ -42,10 +42,11 @@ format: $(STAMP) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## training speed beside diffusers and denoising-diffusion-pytorch, then the samplers: about 8 minutes
+bench: $(STAMP) ## training speed beside other projects, the samplers, readers beside other readers: about 11 minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/train_speed.py
 	$(BIN)/python benchmarks/samplers.py
+	$(BIN)/python benchmarks/data.py $(if $(CIFAR10),--cifar10 $(CIFAR10))
 
 judge: $(STAMP) ## how often an independent classifier reads the demo's digits as asked (DATA=folder of MNIST's IDX files)
 	test -f runs/judge.safetensors || $(BIN)/python benchmarks/judge_digits.py train $(DATA) --weights runs/judge.safetensors
