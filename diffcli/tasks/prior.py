@@ -6,7 +6,7 @@ Source: Ramesh et al. 2022, section 2.2, and 5.1 for the baseline (arXiv 2204.06
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config, ImageShape, UserError
-from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.denoiser import Denoiser, Prediction
 from diffcli.diffusion.samplers import Sampler
 from diffcli.diffusion.schedule import AnySchedule, Cosine
 from diffcli.diffusion.times import StratifiedTimes
@@ -108,7 +108,10 @@ class DiffusionPrior(PriorTask):
         return self.diffusion.network_to_compile
 
     def terms(self, text: Tensor, image: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return self.diffusion({**batch, TEXT: text, "image": image[:, :, None, None]})
+        """`mse` and `cosine` are those of x0 as it is predicted at the noise levels that were drawn."""
+        told = self.diffusion({**batch, TEXT: text, "image": image[:, :, None, None]})
+        predicted = cast(Watched, self.diffusion.denoiser).x0.flatten(1)
+        return {**told, "cosine": F.cosine_similarity(predicted, image).mean()}
 
     def translate(self, text: Tensor, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Tensor:
         noise = Noise(seeds, text.device, Domain.PRIOR)  # apart from the noise of the image that has the same seed
@@ -116,6 +119,17 @@ class DiffusionPrior(PriorTask):
         denoise = self.diffusion.denoise({TEXT: unit_variance(text)}, guidance, len(text))
         *_, last = sampler.trajectory(denoise, self.diffusion.denoiser.schedule, x, noise)
         return last.x.flatten(1)
+
+
+class Watched(Denoiser):
+    """Remembers the x0 that it predicted last, for the log: the loss tells no more than its error."""
+
+    x0: Tensor
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: object) -> Prediction:
+        p = super().forward(x_t, t, cond)
+        self.x0 = p.x0.detach()
+        return p
 
 
 def closeness(predicted: Tensor, image: Tensor) -> dict[str, Tensor]:
@@ -144,7 +158,7 @@ class DiffusionPriorConfig(Config):
     drop_condition: float = Field(0.1, ge=0, lt=1, description="share of samples trained without their text")
 
     def build(self, dim: int) -> DiffusionPrior:
-        denoiser = Denoiser(VectorDenoiser(dim, self.width, self.depth, dim), self.schedule, "x0", False)
+        denoiser = Watched(VectorDenoiser(dim, self.width, self.depth, dim), self.schedule, "x0", False)
         codec, condition = PixelCodec(dim, scale=1.0, clip=False), EmbeddingConditionerConfig(field=TEXT, width=dim)
         objective = Objective(times=StratifiedTimes())
         task = DiffusionTask(denoiser, codec, [condition.build()], objective, self.drop_condition, size=(1, 1))

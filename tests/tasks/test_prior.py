@@ -68,6 +68,15 @@ def test_the_logged_terms_are_those_of_the_definitions() -> None:
     assert torch.allclose(terms["identity_mse"], 2 - 2 * terms["identity_cosine"], atol=1e-5)
 
 
+def test_a_diffusion_prior_logs_its_prediction_beside_the_identity(modes: tuple) -> None:
+    """Trained on two modes, what it predicts at a random noise level is nearer to them than the texts are."""
+    task, texts, centres = modes
+    which = torch.arange(64) % 2
+    terms = task(batch(texts[which], centres[which]))
+    assert terms["cosine"] > 0.9 > terms["identity_cosine"] + 0.3
+    assert terms["mse"] < 0.2 < terms["identity_mse"]
+
+
 def test_an_mlp_learns_a_rotation_and_beats_the_identity_on_texts_it_has_not_seen() -> None:
     dim = 16
     rotation = torch.linalg.qr(normal(dim, dim, 9)).Q
