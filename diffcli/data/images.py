@@ -15,7 +15,7 @@ from torch import Tensor
 from diffcli.config import ImageShape, UserError
 from diffcli.data.buckets import Framing
 from diffcli.data.files import ARCHIVE_ERRORS
-from diffcli.data.pixels import Place, decode
+from diffcli.data.pixels import BrokenImage, Place, decode
 
 Fields = dict[str, Tensor | list[str]]  # tensors (B, ...) and lists of B strings
 
@@ -153,12 +153,12 @@ class FileImages(ImageData):
         return torch.from_numpy(images)
 
     def _decode(self, index: int, shape: ImageShape, at: Place | None) -> np.ndarray:
-        name = self.files.name(index)
         try:
-            data = self.files.read(index)
+            return decode(self.files.read(index), "", shape, at=at)
+        except BrokenImage as error:  # only now: making the names of thousands a second costs as much as reading them
+            raise BrokenImage(self.files.name(index), error.reason) from error
         except (OSError, *ARCHIVE_ERRORS) as error:
-            raise unreadable(name, error) from error
-        return decode(data, name, shape, at=at)
+            raise unreadable(self.files.name(index), error) from error
 
     @property
     def bytes_in_memory(self) -> int:

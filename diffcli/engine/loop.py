@@ -121,9 +121,8 @@ class Loop:
                         self.feed.gather()
                     event = self.after(step, settled[-1].values, clocked, due, stopping, log) if due or stopping else ""
                     for s in settled:
-                        told = event if s.step == step else ""
+                        told, notes = event if s.step == step else "", tuple(self.feed.notes())
                         rate = clocked["images_per_s"]
-                        notes = tuple(self.feed.notes())
                         yield Progress(s.step, cfg.steps, s.values, rate, told, waits.waited, waits.share, notes)
                     if stopping and step < cfg.steps:
                         raise KeyboardInterrupt
@@ -217,7 +216,9 @@ class Loop:
             log.line(step, {**shown, "lr": lr, **self.feed.told(step), **clocked})
             told.append("log")
         if "save" in due or stopping:
-            told.append(str(checkpoint.save(self.run.checkpoints, step, self.state.parts(), self.record | self.feed.kept)))
+            told.append(
+                str(checkpoint.save(self.run.checkpoints, step, self.state.parts(), self.record | self.feed.kept))
+            )
             checkpoint.prune(self.run.checkpoints, self.cfg.keep_last)
         if "snapshot" in due:
             assert isinstance(self.cfg.ema, PowerEma)

@@ -89,7 +89,7 @@ def test_a_mask_keeps_its_levels_when_it_shrinks():
 
 
 def test_captions_made_of_classes_name_the_class_of_the_row():
-    column = ClassTexts(torch.tensor([1, 0]), ["a {name}", "the {name}"], [["cat"], ["dog", "hound"]])
+    column = ClassTexts(torch.tensor([1, 0]), [["a {name}"], ["the {name}"]], [["cat"], ["dog", "hound"]])
     assert column.read(torch.tensor([0, 1]), None) == ["a dog", "a cat"]
     found = column.read(torch.zeros(100, dtype=torch.int64), drawn(0, 0, torch.arange(100)))
     assert set(found) == {"a dog", "the dog", "a hound", "the hound"}
