@@ -80,7 +80,9 @@ def prep_data(
     retries: Annotated[int, typer.Option(min=0, help="More tries of a URL that fails.", rich_help_panel=DOWNLOADS)] = 1,
     table: Annotated[
         Path | None,
-        typer.Option(help="folder, webvid: .csv, .tsv, .jsonl or .parquet with the captions.", show_default=False),
+        typer.Option(
+            help="folder, webvid: .csv, .tsv, .jsonl or .parquet with the captions.", show_default="what lies in SOURCE"
+        ),
     ] = None,
     image_col: Annotated[
         str | None, typer.Option(help="Column of --table with the image files.", show_default="by usual names")
@@ -100,13 +102,14 @@ def prep_data(
         ),
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="Folder or hub name.", show_default=False, rich_help_panel=EMBEDDING)
+        str | None,
+        typer.Option(help="Folder or hub name.", show_default="none: --embed needs it", rich_help_panel=EMBEDDING),
     ] = None,
     encoder_library: Annotated[
         Library, typer.Option(help="What loads it.", rich_help_panel=EMBEDDING)
     ] = Library.transformers,
     encoder_pretrained: Annotated[
-        str | None, typer.Option(help="Tag of open_clip's weights.", show_default=False, rich_help_panel=EMBEDDING)
+        str | None, typer.Option(help="Tag of open_clip's weights.", show_default="none", rich_help_panel=EMBEDDING)
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the encoder runs.", rich_help_panel=EMBEDDING)] = Device.auto,
 ) -> None:

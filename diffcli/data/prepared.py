@@ -50,7 +50,7 @@ class Shards(DataConfig):
         columns = {
             name: self._column(name, note, sets, parts, framing)
             for name, note in notes.items()
-            if note.kind != "video"  # kept for tasks of clips; the image is their first frame
+            if note.kind != "video"  # kept for tasks of clips; the image is their middle frame
         }
         images = FileImages(joined(parts), self.shape, labels, classes, columns, framing)
         return self._captioned(held(images, self.in_memory))
