@@ -9,6 +9,8 @@ T = TypeVar("T")
 
 def clean(text: str) -> str:
     """A caption on one line: control characters and runs of white space become one space, lone surrogates go."""
+    if text.isprintable():  # nearly all are, and asking is ten times as fast as looking at each character
+        return " ".join(text.split())
     kept = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text if not _lone(c))
     return " ".join(kept.split())
 

@@ -56,7 +56,7 @@ def open_table(path: Path, options: SourceOptions) -> UrlTable:
         for row in table.rows():
             yield _row(row, url, caption)
 
-    return UrlTable(path, sum(1 for _ in rows()), sha256(path), rows)
+    return UrlTable(path, len(first) + sum(1 for _ in table.rows()), sha256(path), rows)
 
 
 def open_coco_table(path: Path) -> UrlTable:
@@ -93,6 +93,7 @@ def _row(row: Row, url: str, caption: str) -> UrlRow:
 
 
 def _checked(url: object, found: object) -> UrlRow:
-    address = quote("".join(captions.clean(str(url or "")).split()), safe=string.punctuation)  # addresses are ASCII
+    address = "".join(captions.clean(str(url or "")).split())
+    address = address if address.isascii() else quote(address, safe=string.punctuation)
     safe = address if URL.match(address) else REFUSED + address
     return UrlRow(safe, captions.to_bytes(texts(found)).decode())

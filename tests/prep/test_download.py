@@ -253,6 +253,20 @@ def group_of(job: Path) -> list[int]:
 
 
 @pytest.mark.slow
+def test_a_lost_shard_of_a_part_of_a_table_is_mended_by_asking_for_its_urls_alone(tmp_path: Path):
+    more = {"size": SIZE, "options": OPTIONS, "images_per_shard": 10, "limit": 20}
+    with serving() as server:
+        write_table(tmp_path / "t.tsv", server, ROUNDS)
+        assert run("cc3m", tmp_path / "t.tsv", tmp_path / "out", **more).total == len(server.asked) == 20
+        before = contents(tmp_path / "out")
+        (tmp_path / "out/train-000001.tar").unlink()
+        server.asked.clear()
+        run("cc3m", tmp_path / "t.tsv", tmp_path / "out", **more)
+    assert len(server.asked) == 10
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.slow
 def test_thousands_of_urls_with_a_kill_in_the_middle_give_the_same_set_as_one_run(tmp_path: Path):
     with serving() as server:
         rows = write_table(tmp_path / "t.tsv", server, 158)  # 3003 URLs: three shards, and a fourth of two rows
