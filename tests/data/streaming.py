@@ -3,7 +3,6 @@
 import io
 import tarfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -84,6 +83,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict(files)
         self.ranges, self.drop, self.slow, self.busy = True, 0, 0.0, 0
+        self.released = threading.Event()  # ends what is slow
         self.asked: list[tuple[str, str | None]] = []
 
     @property
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name, wanted = self.path.lstrip("/").partition("?")[0], self.headers.get("Range")
         self.server.asked.append((name, wanted))
-        time.sleep(self.server.slow)
+        self.server.released.wait(self.server.slow)
         if self.server.busy:
             self.server.busy -= 1
             self.send_error(503)

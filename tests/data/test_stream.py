@@ -1,5 +1,6 @@
 """A stream as data of a preset: what its samples mean, and that faults cost no more than themselves."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +188,7 @@ def test_braces_lists_and_places_are_understood(tmp_path: Path) -> None:
     assert at_root(Shards(size=8, flip=True), "s3://b/c.tar") == Stream(shards="s3://b/c.tar", size=8, flip=True)
     shards = write_shards(tmp_path, [3, 3])
     listed = [f"pipe:cat {tmp_path}/train-000000.tar", f"file:{tmp_path}/train-000001.tar"]
-    assert numbers(stream(listed), 6, 2)[0] == numbers(stream(shards), 6, 2)[0]
+    assert numbers(stream(listed, shuffle=8), 6, 2)[0] == numbers(stream(shards, shuffle=8), 6, 2)[0]
 
 
 @pytest.mark.parametrize(
@@ -217,3 +218,19 @@ def test_where_no_first_shard_can_be_read_the_first_is_named(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"none of the 5 shards can be read; .*/0\.tar: No such file") as told:
         stream(f"{tmp_path}/{{0..4}}.tar").build("train")
     assert "curl" in told.value.hint
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_training_that_ends_waits_for_no_silent_server(workers: int) -> None:
+    with serving({"a.tar": shard(0, 8)}) as server:
+        data = stream(f"{server.url}/a.tar", shuffle=8, timeout=60).build("train")
+        feed = data.feed(2, 0, 0, 1, None)
+        batches = feed.batches(0, 100, flip=False, device=CPU, workers=workers)
+        next(batches)
+        server.slow = 20
+        next(batches)
+        before = time.monotonic()
+        batches.close()
+        assert time.monotonic() - before < 4
+        server.slow = 0
+        server.released.set()
