@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 EMBEDDING = "Embeddings of a pretrained encoder, stored beside the images"
 KINDS = (
     "mnist, fashion-mnist, kmnist, cifar10, cifar100, imagenet64, imagenet, celeba, afhq, ffhq, folder, pairs, lidc,"
-    " coco, cc3m, cc12m, urls, webdataset, webvid"
+    " coco, cc3m, cc12m, urls, webdataset, webvid, or shards (a prepared set, to --embed)"
 )
 DOWNLOADS = "Downloads (cc3m, cc12m, urls, coco)"
 
