@@ -1,10 +1,11 @@
 """Text as a condition: a small transformer over UTF-8 bytes, trained jointly with the network that it tells.
 
 A text is its bytes between a begin and an end mark, padded to `length`. Captions hold no control characters, so three of those
-mark: with them the 256 values of a byte are the whole vocabulary, and every language is in it. The vector is what stands at
-the end mark, the tokens are what stands at every byte and mark; padding is read by nobody.
+mark: with them the 256 values of a byte are the whole vocabulary, and every language is in it. A convolution may first tell
+every byte its neighbours: a word is then known by its letters, wherever it stands. The vector is what stands at the end mark,
+the tokens are what stands at every byte and mark; padding is read by nobody.
 Source: Nichol et al. 2021, section 3 (arXiv 2112.10741): a text enters by a vector and by tokens; bytes, of Xue et al. 2021
-(arXiv 2105.13626).
+(arXiv 2105.13626); a convolution over them, of Clark et al. 2021 (arXiv 2103.06874).
 """
 
 import warnings
@@ -42,6 +43,8 @@ class TextConditioner(Conditioner):
         )
         self.told = False  # that a text was cut
         self.embedding = nn.Parameter(SMALL * torch.randn(VOCABULARY, width))
+        seen = config.neighbours
+        self.neighbours = nn.Conv1d(width, width, seen, padding=seen // 2) if seen > 1 else None
         self.positions = nn.Parameter(SMALL * torch.randn(config.length, width))
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
@@ -62,7 +65,10 @@ class TextConditioner(Conditioner):
         ids, ends = ids.to(keep.device), ends.to(keep.device)
         place = torch.arange(self.length, device=keep.device)
         mask = place <= ends[:, None]  # (B, L)
-        h = self.embedding[ids] + self.positions  # (B, L, D)
+        h = self.embedding[ids] * mask[:, :, None]  # (B, L, D)
+        if self.neighbours is not None:
+            h = h + self.neighbours(h.mT).mT
+        h = h + self.positions
         for block in self.blocks:
             h = block(h, mask)
         h = self.norm(h)
@@ -128,10 +134,15 @@ class TextConditionerConfig(Config):
     depth: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
     length: int = Field(128, ge=8)
+    neighbours: int = Field(1, ge=1, description="bytes that a convolution sees around each, itself counted; 1: none")
     gives: Gives = Field("both", description="tokens to attend to, a vector that joins the time, or both")
 
     @model_validator(mode="after")
-    def _divides(self) -> "TextConditionerConfig":
+    def _agree(self) -> "TextConditionerConfig":
+        if self.neighbours % 2 == 0:
+            raise ValueError(
+                f"neighbours is {self.neighbours}, which has no byte in the middle; set it to {self.neighbours + 1}"
+            )
         if self.width % self.heads:
             raise ValueError(
                 f"heads is {self.heads}, which does not divide the width {self.width}; "

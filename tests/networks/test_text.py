@@ -19,9 +19,16 @@ TEXTS = ["a handwritten seven", "", "七つ", "ein\u0000 Text\n\twith\u0085contr
 LENGTH = 40
 
 
-def build(gives: str = "both", length: int = LENGTH) -> TextConditioner:
-    conditioner = TextConditionerConfig(width=8, depth=2, heads=2, length=length, gives=gives).build()  # type: ignore[arg-type]
-    return wake(conditioner)  # type: ignore[return-value]
+def build(gives: str = "both", length: int = LENGTH, neighbours: int = 5) -> TextConditioner:
+    config = TextConditionerConfig(
+        width=8,
+        depth=2,
+        heads=2,
+        length=length,
+        neighbours=neighbours,
+        gives=gives,  # type: ignore[arg-type]
+    )
+    return wake(config.build())  # type: ignore[return-value]
 
 
 def tell(conditioner: TextConditioner, texts: list[str], keep: list[bool] | None = None) -> Conditioning:
@@ -155,6 +162,25 @@ def test_data_without_captions_are_the_users_error() -> None:
     with pytest.raises(UserError, match="image, label") as caught:
         build().check({"label": LIKE, "image": LIKE})
     assert "data.captions" in caught.value.hint
+
+
+def test_neighbours_are_read_alike_wherever_a_word_stands() -> None:
+    """Without positions and blocks, the middle of a word is the same vector in any sentence; without neighbours, one letter."""
+    for neighbours, same in ((5, False), (1, True)):
+        conditioner = build(neighbours=neighbours)
+        with torch.no_grad():
+            conditioner.positions.zero_()
+        conditioner.blocks = torch.nn.ModuleList()
+        _, tokens, _ = slots(tell(conditioner, ["a seven or so", "my own seven", "the even one"]))
+        places = [1 + text.index("even") + 1 for text in ("a seven or so", "my own seven", "the even one")]  # the v
+        first, second, other = (tokens[i, place] for i, place in enumerate(places))
+        torch.testing.assert_close(first, second)
+        assert torch.allclose(first, other) == same
+
+
+def test_an_even_number_of_neighbours_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"neighbours is 4, .*; set it to 5"):
+        TextConditionerConfig(neighbours=4)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
