@@ -59,5 +59,5 @@ def check_published(name: str, size: int, location: Location, expected: str, sho
         problem = f"{shown} is damaged: its MD5 is {found}, but {published.set} was published with {published.md5}"
         raise UserError(problem, f"download {name.rsplit('/', 1)[-1]} again")
     if published.set != expected:
-        kind = published.set.lower() if "MNIST" in published.set else published.set.lower().replace("-", "")
+        kind = published.set.lower().replace("cifar-", "cifar")  # as prep-data calls it
         raise UserError(f"{shown} is a file of {published.set}, not of {expected}", f"use the kind {kind}")

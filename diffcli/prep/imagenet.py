@@ -6,7 +6,6 @@ copy says the same in LOC_val_solution.csv. Classes are the synset ids in sorted
 (LOC_synset_mapping.txt or meta.mat) has them. Source: Russakovsky et al. 2015, arXiv 1409.0575.
 """
 
-import csv
 import io
 import re
 from collections import Counter
@@ -35,6 +34,7 @@ CLASS_TAR = re.compile(r"(?:^|/)n\d{8}\.tar$")
 IN_CLASS = re.compile(r"(?:^|/)(?:(train|val|valid|validation|test)/)?(n\d{8})(?:\.tar)?/[^/]+$")
 VALIDATION = re.compile(r"(?:^|/)ILSVRC2012_val_(\d{8})\.\w+$")
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+SOLVED = re.compile(r"^(ILSVRC2012_val_\d{8}),(n\d{8})\b", re.MULTILINE)  # then the box, which is not read
 SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 
 
@@ -82,8 +82,7 @@ def _true_synsets(tree: FileTree, numbers: Mapping[str, int]) -> dict[str, str]:
     """The synset id of validation images, by their numbers from 1."""
     solution, truth, meta = (tree.find(name) for name in (SOLUTION, TRUTH, META))
     if solution:
-        rows = csv.DictReader(io.StringIO(_text(tree, solution)))
-        known = {str(row.get("ImageId")): (row.get("PredictionString") or "").split(" ")[0] for row in rows}
+        known = dict(SOLVED.findall(_text(tree, solution)))
         synsets = {name: known.get(splitext(basename(name))[0], "") for name in numbers}
     elif truth and meta:
         of_id = {row[0]: row[1] for row in _meta(tree, meta)}
