@@ -166,7 +166,13 @@ def agree(first: Found, other: Found) -> None:
 
 def _find(key: str, root: Path, split: Split) -> Found:
     root = root.expanduser()
-    prepared = open_shards(root, key)
+    try:
+        prepared = open_shards(root, key)
+    except UserError as error:
+        if key == "data.root":
+            raise
+        without = "data.validation=null" if key == "data.validation" else "data.more=[]"
+        raise UserError(error.problem, f"{error.hint}; --set {without} goes without it") from error
     return Found(key, root, prepared, split, prepared.classes)
 
 

@@ -101,7 +101,7 @@ def test_sets_of_other_channels_or_classes_are_both_named(tmp_path: Path):
 
 def test_a_set_that_is_not_there_is_named_by_its_key(tmp_path: Path):
     root = prepare(tmp_path, "a", 1)
-    with pytest.raises(UserError, match=r"data\.more\.0 is '.*nowhere'"):
+    with pytest.raises(UserError, match=r"data\.more\.0 is '.*nowhere'.*\n.*--set data\.more=\[\] goes without"):
         Shards(root=root, more=[tmp_path / "nowhere"], size=8).build("train")
     with pytest.raises(UserError, match=r"data\.validation is '.*nowhere'"):
         Shards(root=root, validation=tmp_path / "nowhere", size=8).build("test")
