@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffcli.config import UserError
 from diffcli.data.images import FileImages, ImageData
 from diffcli.data.loader import Batch, batches
 from diffcli.data.stream import StreamData
@@ -72,11 +73,17 @@ class IndexedFeed(Feed):
 class StreamedFeed(Feed):
     """Endless data: an epoch is over when every shard has been read once, so it is told in shards.
 
-    record: the key `feed` of a checkpoint: marks, the place of each lane, and how many samples and shards were broken so far.
+    record: the key `feed` of a checkpoint: the number of shards, marks (the place of each lane), and how many samples and shards
+    were broken so far.
     """
 
     def __init__(self, preset: Preset, group: Group, data: StreamData, record: dict[str, Any] | None) -> None:
         super().__init__(preset, group)
+        if record is not None and record["shards"] != len(data.urls):
+            raise UserError(
+                f"data.shards: names {len(data.urls)} shards, the run was trained on {record['shards']}",
+                "name those of the run, in their order; only where they lie may change",
+            )
         marks = None if record is None else torch.tensor(record["marks"])
         self.feed = data.feed(self.cfg.batch_size, preset.seed, group.rank, group.world, marks)
         self.before = torch.tensor([0, 0] if record is None else record["broken"])
@@ -90,7 +97,8 @@ class StreamedFeed(Feed):
         self.marks = self.group.gather_rows(self.feed.marks[self.feed.owned].to(self.group.device)).cpu()
         counts = self.group.gather_rows(self.feed.counts[None].to(self.group.device)).cpu()
         self.broken = self.before + counts.sum(0)
-        self.kept = {"feed": {"marks": self.marks.tolist(), "broken": self.broken.tolist()}}
+        shards = self.feed.source.order.shards
+        self.kept = {"feed": {"shards": shards, "marks": self.marks.tolist(), "broken": self.broken.tolist()}}
 
     def told(self, step: int) -> dict[str, float]:
         order = self.feed.source.order

@@ -22,10 +22,12 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
     if not path.is_dir():
         raise UserError(f"{path}: no such run directory", "give the directory that `diffcli train` printed")
     for item in overrides:
-        if not item.startswith(("train.", "data.root=")) and not encoders.moves(item):
+        if not item.startswith(("train.", "data.root=", "data.shards=", "data.test_shards=")) and not encoders.moves(
+            item
+        ):
             raise UserError(
-                f"--set {item}: a resumed run changes train.* keys only, and data.root or the model of an encoder where "
-                "they have moved; its data, task and seed stay",
+                f"--set {item}: a resumed run changes train.* keys only, and data.root, data.shards or the model of an encoder "
+                "where they have moved; its data, task and seed stay",
                 "train into another --run-dir to change them",
             )
     start = choose(run, from_step)

@@ -125,3 +125,18 @@ def test_data_on_the_command_line_may_be_an_address(tiny: Callable[..., Path], c
         done = cli("train", "--preset", preset, "--data", url, "--steps", 2, "--run-dir", tmp_path / "run")
         assert done.code == 0, done.err
         assert "b.tar: HTTP 404" in done.err
+
+
+def test_a_run_goes_on_where_its_shards_have_moved_but_not_on_others(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    shards, run = write_shards(tmp_path / "shards", SIZES), tmp_path / "run"
+    assert cli("train", "--preset", tiny(**options(shards)), "--run-dir", run, "--steps", 2).code == 0
+    (tmp_path / "shards").rename(tmp_path / "moved")
+    moved = shards.replace("/shards/", "/moved/")
+    cli("resume", run, "--steps", 4, "--set", f"data.shards={tmp_path}/moved/train-{{000000..000003}}.tar").refused(
+        "names 4 shards, the run was trained on 5"
+    )
+    cli("resume", run, "--steps", 4).refused("none of the 5 shards can be read", "No such file")
+    done = cli("resume", run, "--steps", 4, "--set", f"data.shards={moved}")
+    assert done.code == 0, done.err
