@@ -43,7 +43,7 @@ ResumeSet = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one train.* key, or data.root where the data moved; repeatable.",
+        help="Override one train.* key, or data.root or data.shards where the data moved; repeatable.",
         show_default="nothing",
     ),
 ]

@@ -91,7 +91,7 @@ def changes(changed: Preset, start: Path) -> list[str]:
             f"train.steps is {now.steps}, was {was.steps}: the {now.curve.kind} learning-rate curve is stretched: "
             f"the rate jumps from {before:.4g} to {after:.4g}"
         )
-    if was.batch_size != now.batch_size:
+    if was.batch_size != now.batch_size and changed.data.kind != "stream":  # which goes on where it stands
         notes.append(
             f"train.batch_size is {now.batch_size}, was {was.batch_size}: the order of the data shifts: after "
             f"{step * was.batch_size} images it goes on at image {step * now.batch_size}, and epochs count from there"
