@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -67,7 +68,7 @@ def strip(told: Sequence[str], size: tuple[int, int], font: Font) -> Tensor:
 
 def lines(text: str, width: int, font: Font) -> list[str]:
     """A text broken into lines that fit a width in pixels, at most `MOST_LINES`; what is left out shows as an ellipsis."""
-    found = list(broken(text, width, font))
+    found = list(islice(broken(text, width, font), MOST_LINES + 1))
     if len(found) > MOST_LINES:
         last = found[MOST_LINES - 1]
         while font.getlength(last + ELLIPSIS) > width:
@@ -85,8 +86,7 @@ def broken(text: str, width: int, font: Font) -> Iterator[str]:
             continue
         if line:
             yield line
-        while font.getlength(word) > width:
-            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+        while fits := next((n for n in range(1, len(word)) if font.getlength(word[: n + 1]) > width), 0):
             yield word[:fits]
             word = word[fits:]
         line = word

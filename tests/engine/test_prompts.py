@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.engine.distributed import join
-from diffcli.engine.images import MOST_LINES, READABLE, captioned, grid
+from diffcli.engine.images import MOST_LINES, READABLE, captioned, grid, lines
 from diffcli.engine.output import columns_for
 from diffcli.engine.prompts import choose_prompts, read_prompts
 from diffcli.engine.runlog import RunDir
@@ -246,3 +246,21 @@ def test_captions_stand_under_enlarged_images_in_lines_that_fit(channels: int) -
     assert [row.tolist() for row in rows] == [[True, False, False, False]] + [[True] * 4] * 2
     assert not strips[:, :, [0, -1]].any()  # nothing runs over the edge
     assert grid(told).shape[2] == channels
+
+
+def test_a_word_of_ten_thousand_letters_is_broken_as_soon_as_no_more_shows() -> None:
+    font = CountingFont()
+    told = lines("a" * 10_000, READABLE, font)
+    assert len(told) == MOST_LINES
+    assert all(font.getlength(line) <= READABLE for line in told)
+    assert font.measured < 1000 * READABLE  # letters; breaking all of it measures ten thousand times as many
+
+
+class CountingFont(ImageFont.ImageFont):
+    """A font of letters 6 pixels wide that counts those it has measured."""
+
+    measured = 0
+
+    def getlength(self, text: str | bytes, *args: object, **kwargs: object) -> float:
+        self.measured += len(text)
+        return 6.0 * len(text)
