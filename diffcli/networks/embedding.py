@@ -95,7 +95,13 @@ class EmbeddingConditioner(Conditioner):
                 f"an embedding conditioner reads the field '{field}', but the data has only: {', '.join(sorted(batch))}",
                 f"add it to the set: diffcli prep-data shards --out SET --embed {how} --encoder MODEL",
             )
-        found = batch[field].shape[-1]
+        value, found = batch[field], batch[field].shape[-1]
+        stored = "vector" if value.ndim == 2 else "sequence"
+        if value.numel() and stored != self.config.stored:
+            raise UserError(
+                f"the field '{field}' holds a {stored} a sample, but task.conditioners: embedding, stored is {self.config.stored}",
+                f"set it to {stored}" + (" and gives to tokens" if stored == "sequence" else ""),
+            )
         if found not in (0, width):  # 0: data that do not tell
             raise UserError(
                 f"the field '{field}' is {found} wide, the embedding conditioner in task.conditioners expects {width}",

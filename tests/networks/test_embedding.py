@@ -165,6 +165,17 @@ def test_missing_fields_and_other_widths_are_told_before_training():
         embedding().check({"clip_image": torch.empty(0, 7)})
 
 
+@pytest.mark.parametrize(("stored", "shape"), [("vector", (3, 5, POOLED)), ("sequence", (3, POOLED))])
+def test_vectors_taken_for_sequences_and_the_reverse_are_told(stored, shape):
+    """The data tell the width of a field before training, but a batch alone tells whether it is a sequence."""
+    conditioner = embedding(stored=stored, gives="tokens")
+    conditioner.check({"clip_image": torch.empty(0, POOLED)})
+    with pytest.raises(
+        UserError, match=rf"holds a {'vector' if stored == 'sequence' else 'sequence'} a sample.*{stored}"
+    ):
+        conditioner({"clip_image": torch.ones(shape)}, KEEP, LIKE)
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
