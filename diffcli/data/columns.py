@@ -44,13 +44,22 @@ class Vectors:
         return torch.from_numpy(np.stack([self._row(index, draw) for index, draw in pairs]))
 
     def _row(self, index: int, draw: int | None) -> np.ndarray:
+        data = io.BytesIO(self.files.read(index))
         try:
-            array = np.load(io.BytesIO(self.files.read(index)), allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            return self._chosen(np.lib.format.read_array(data, allow_pickle=False), draw)
+        except (ValueError, EOFError, MemoryError) as error:  # a header can promise any size
             hint = "run `diffcli prep-data` with --embed again"
             raise UserError(f"{self.files.name(index)}: its embedding cannot be read ({error})", hint) from error
-        row = array if array.ndim == 1 else array[captions.chosen(len(array), draw)]
-        return row.astype(np.float32)
+
+    def _chosen(self, array: np.ndarray, draw: int | None) -> np.ndarray:
+        if array.dtype.kind not in "fiu" or not 1 <= array.ndim <= 3 or not array.size:
+            raise ValueError(f"an array {array.shape} of type {array.dtype}")
+        row = (array if array.ndim == 1 else array[captions.chosen(len(array), draw)]).astype(np.float32)
+        if self.note.width not in (None, row.shape[-1]):
+            raise ValueError(f"it is {row.shape[-1]} wide, others {self.note.width}")
+        if not np.isfinite(row).all():
+            raise ValueError("not all of its numbers are finite")
+        return row
 
 
 class Pictures:

@@ -25,6 +25,7 @@ from diffcli.data.stream_tar import Sample
 
 MEMBERS = {"npy": "vector", "png": "picture"}  # what KEY.FIELD.npy and KEY.FIELD.png are
 IMAGES = tuple(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
+MAX_LABELS = 1 << 31  # where no class names say how many there are
 HINT = "take the samples without it out of the shards, or the conditioner that reads it out of the preset"
 
 
@@ -82,7 +83,7 @@ class Layout:
             label = int(sample.members.get("cls", b""))
         except ValueError:
             return -1
-        return label if 0 <= label < (len(self.classes) if self.classes else label + 1) else -1
+        return label if 0 <= label < (len(self.classes) if self.classes else MAX_LABELS) else -1
 
 
 class SampleImages(FileImages):

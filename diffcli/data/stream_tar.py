@@ -16,9 +16,17 @@ from diffcli.data.stream_open import BrokenShard, ShardBytes
 BLOCK = 512
 LARGEST_MEMBER = 256 << 20  # bytes; a larger one is passed over, whatever its header promises
 LARGEST_HEADER = 1 << 20  # of long names and pax records
+LARGEST_SIZE = 1 << 50  # that is taken for one; base-256 headers can claim any, also less than nothing
+LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 PICKLES = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "ckpt", "bin", "npz", "joblib"})  # npz may hold objects, too
 NAME = re.compile(r"((?:.*/|)[^./][^.]*|[^.]+)[.]([^/]*)")  # key, extension: as webdataset splits them
-PAX_RECORD = re.compile(rb"(\d+) ([^=]+)=")
+PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 
 
 class Member(NamedTuple):
@@ -79,22 +87,33 @@ def members(shard: ShardBytes) -> Iterator[Member]:
             cut = type(error).__name__ in ("EmptyHeaderError", "TruncatedHeaderError")
             what = "it breaks off" if cut and offset else "it is empty" if not shard.position else "it is no tar"
             raise BrokenShard(f"{what} at byte {offset}") from error
-        if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *b"x", tarfile.XHDTYPE, tarfile.XGLTYPE):
-            if header.size > LARGEST_HEADER:
+        if header.type in LONG_HEADERS:
+            if not 0 <= header.size <= LARGEST_HEADER:
                 raise BrokenShard(f"it is no tar at byte {offset}")
             body = shard.read(_padded(header.size))[: header.size]
             if header.type == tarfile.GNUTYPE_LONGNAME:
                 name = body.rstrip(b"\0").decode("utf-8", "surrogateescape")
-            elif header.type == tarfile.XHDTYPE:
+            elif header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
                 records = pax_records(body)
-                name, size = records.get("path", name), int(records["size"]) if "size" in records else None
+                name, size = records.get("path", name), records.get("size")
             continue
-        length = header.size if size is None else size
+        length = _length(header, size)
+        if not 0 <= length <= LARGEST_SIZE:
+            raise BrokenShard(f"it is no tar at byte {offset}: a member of {length} bytes")
         start = shard.position
         if header.isreg():
             yield Member(name or header.name, offset, length)
         shard.skip(start + _padded(length) - shard.position)
         offset, name, size = shard.position, None, None
+
+
+def _length(header: tarfile.TarInfo, told: str | None) -> int:
+    """Bytes that follow a header, whatever it claims: none after a link or a folder. told: what a pax record says."""
+    if not header.isreg() and header.type in tarfile.SUPPORTED_TYPES:
+        return 0
+    if told is None:
+        return header.size
+    return int(told) if re.fullmatch(r"[0-9]{1,18}", told) else -1
 
 
 def pax_records(body: bytes) -> dict[str, str]:

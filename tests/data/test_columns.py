@@ -15,6 +15,7 @@ from diffcli.data.buckets import Framing
 from diffcli.data.columns import ClassTexts, Pictures, Texts, Vectors, each
 from diffcli.data.images import FileImages
 from diffcli.data.loader import drawn
+from diffcli.data.shards import FieldNote
 from tests.data.making import encoded, npy
 
 SHAPE = ImageShape(1, 4, 4)
@@ -66,10 +67,31 @@ def test_one_embedding_an_image_is_read_whatever_is_drawn():
     assert column.read(torch.tensor([1, 0]), torch.tensor([7, 8])).tolist() == [[3, 4], [1, 2]]
 
 
-@pytest.mark.parametrize("data", [b"", b"\x93NUMPY\x01", npy(np.ones(3))[:-4], pickle.dumps([1.0])])
+ENDLESS = b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(117) + b"\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x93NUMPY\x01",
+        npy(np.ones(3))[:-4],
+        pickle.dumps([1.0]),
+        b"PK\x03\x04",
+        b"\x93NUMPY\x01\x00v\x00" + ENDLESS,
+        *map(npy, (np.float32(3), np.ones((0, 3)), np.ones((1, 1, 1, 3)), np.array([1.0, np.nan]))),
+    ],
+)
 def test_a_garbled_embedding_is_named_and_never_unpickled(data: bytes):
     with pytest.raises(UserError, match="file-0: its embedding cannot be read"):
         Vectors(Files(data)).read(torch.tensor([0]), None)
+
+
+def test_an_embedding_of_another_width_is_named():
+    column = Vectors(Files(npy(np.ones(3)), npy(np.ones(4))), FieldNote(kind="vector", width=3))
+    assert column.read(torch.tensor([0]), None).shape == (1, 3)
+    with pytest.raises(UserError, match="file-1: .*it is 4 wide, others 3"):
+        column.read(torch.tensor([0, 1]), None)
 
 
 def test_a_mask_is_cut_where_its_image_is():

@@ -12,7 +12,7 @@ from diffcli.config import UserError
 from diffcli.data.datasets import at_root
 from diffcli.data.prepared import Shards
 from diffcli.data.stream import Stream, StreamData
-from tests.data.making import class_folders, png, run
+from tests.data.making import class_folders, npy, png, run
 from tests.data.streaming import numbers, serving, shard, stream, tar, vector, write_shards
 
 CPU = torch.device("cpu")
@@ -90,6 +90,18 @@ def test_a_broken_sample_is_counted_and_moves_no_other(tmp_path: Path) -> None:
     changed = [was for was, now in zip(seen["files"], seen["spoiled"], strict=True) if was != now]
     assert sorted(changed) == [4, 11, 17]
     assert len(set(seen["spoiled"])) == 21
+
+
+def test_labels_that_fit_no_number_and_embeddings_of_another_width_are_broken_samples(tmp_path: Path) -> None:
+    files = {}
+    for n in range(6):
+        files |= {f"{n}.png": png(np.full((1, 2, 2), n, dtype=np.uint8)), f"{n}.cls": b"9" * 30 if n == 2 else b"1"}
+        files[f"{n}.emb.npy"] = npy(np.ones(3 if n == 4 else 2))
+    (tmp_path / "a.tar").write_bytes(tar(files))
+    found, _, counts = batches(stream(f"{tmp_path}/a.tar", shuffle=0).build("train"), 6, 2)
+    assert counts[0] >= 2
+    seen = torch.cat([batch["index"] for batch in found]).tolist()
+    assert set(seen) == {0, 1, 3, 5}
 
 
 def test_a_block_without_a_good_sample_is_passed_over_by_all_ranks_alike(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tars are read as webdataset reads them, from any sample on, and a tar that is not whole is told from one that is."""
 
+import io
 import tarfile
 from collections.abc import Callable
 from itertools import pairwise
@@ -75,6 +76,39 @@ def test_what_is_no_tar_or_becomes_garbage_is_broken(tmp_path: Path) -> None:
     bomb = tarfile.TarInfo("././@LongLink")
     bomb.type, bomb.size = tarfile.GNUTYPE_LONGNAME, LARGEST_HEADER + 1
     assert read(bomb.tobuf(tarfile.GNU_FORMAT) + whole, tmp_path) == ([], "it is no tar at byte 0")
+
+
+def raw(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header that claims `size` bytes, whatever that is, and 512 that follow it."""
+    header = bytearray(tarfile.TarInfo("b.jpg").tobuf(tarfile.GNU_FORMAT))
+    header[124:136], header[156:157] = tarfile.itn(size, 12, tarfile.GNU_FORMAT), kind
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]
+    return bytes(header) + b"x" * 512
+
+
+@pytest.mark.parametrize("size", [-1024, -1536, 1 << 80])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_size_that_no_file_has_ends_a_shard_instead_of_leading_back(tmp_path: Path, size: int, kind: bytes) -> None:
+    good = shard(0, 2)[: len(shard(0, 2).rstrip(b"\0")) // 512 * 512 + 512]
+    _, fault = read(good + raw(size, kind) + bytes(1024), tmp_path)
+    assert fault.startswith(f"it is no tar at byte {len(good)}")
+
+
+@pytest.mark.parametrize("told", ["-512", "z", "9" * 30])
+def test_a_garbled_pax_size_ends_a_shard(tmp_path: Path, told: str) -> None:
+    info = tarfile.TarInfo("a.jpg")
+    info.pax_headers = {"size": told}
+    data = info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+    assert read(data, tmp_path)[1].startswith("it is no tar at byte 0")
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE])
+def test_nothing_follows_a_link_or_a_folder_whatever_size_it_claims(tmp_path: Path, kind: bytes) -> None:
+    data = raw(700, kind)[:512] + tar(FILES)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert archive.getnames()[1] == "a.jpg"
+    found, fault = read(data, tmp_path)
+    assert (found[0].key, fault) == ("a", "")
 
 
 def test_pickles_links_folders_and_what_nobody_wants_are_passed_over(tmp_path: Path) -> None:
