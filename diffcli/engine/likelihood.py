@@ -16,6 +16,7 @@ from diffcli.data.loader import to_float
 from diffcli.diffusion.likelihood import Variance, bits_per_dim
 from diffcli.diffusion.samplers import Ddpm
 from diffcli.diffusion.schedule import DiscreteSchedule
+from diffcli.engine import encoders
 from diffcli.engine.distributed import Group
 from diffcli.engine.evaluate import Progress
 from diffcli.engine.request import Request, SampleOptions
@@ -89,7 +90,7 @@ def check_walk(options: SampleOptions) -> None:
         "--sampler": None if options.sampler == Ddpm().kind else options.sampler,
         "--steps": options.steps,
         "--ddim-eta": options.eta,
-        "--set": next((item for item in options.overrides if not item.startswith("sampler.variance=")), None),
+        "--set": next(filter(walks, options.overrides), None),
     }
     for flag, value in flags.items():
         if value is not None:
@@ -97,6 +98,11 @@ def check_walk(options: SampleOptions) -> None:
                 f"{flag} {value} with --metrics bpd: the bound takes every step of the schedule, without guidance",
                 f"leave {flag} out; only --sampler ddpm --set sampler.variance=small|large|learned changes it",
             )
+
+
+def walks(item: str) -> bool:
+    """Whether a `--set` item says how to walk, and not what variance the steps have or where an encoder lies."""
+    return not (item.startswith("sampler.variance=") or encoders.moves(item))
 
 
 def check_features(features: str | None, weights: Path | None) -> None:

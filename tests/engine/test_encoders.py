@@ -161,6 +161,9 @@ def test_other_weights_under_a_name_are_refused(cli: Cli, tiny, prepared, clip: 
     for command in (sample, resume):
         cli(*command).refused(str(own), "no such folder", "--set task.conditioners.0.encoder.model=")
         ok(cli(*command, "--set", f"task.conditioners.0.encoder.model={tmp_path / 'kept'}"))
+    score = ("fid", "--ckpt", run, "--metrics", "bpd", "--n", 2, "--device", "cpu")
+    ok(cli(*score, "--set", f"task.conditioners.0.encoder.model={tmp_path / 'kept'}"))
+    cli(*score, "--set", "sampler.steps=3").refused("--set sampler.steps=3 with --metrics bpd")
 
 
 def test_data_that_do_not_fit_a_conditioner_are_refused_before_training(
