@@ -134,13 +134,17 @@ def _translated(
 
 
 def retrieval(predicted: Tensor, image: Tensor) -> float:
-    """How often, of all image embeddings (n, D), the right one is the nearest to a prediction (n, D) by its cosine."""
+    """How often, of all image embeddings (n, D), the right one is the nearest to a prediction (n, D) by its cosine.
+
+    Where several are equally near, the right one among them is taken as often as one that is drawn of them.
+    """
     images = unit_variance(image)
-    hits = 0
+    hits = 0.0
     for first, rows in zip(range(0, len(images), CHUNK), unit_variance(predicted).split(CHUNK), strict=True):
         near = rows @ images.T
-        own = near[torch.arange(len(rows)), torch.arange(first, first + len(rows))]
-        hits += int((own >= near.max(1).values).sum())
+        nearest = near == near.amax(1, keepdim=True)
+        own = nearest[torch.arange(len(rows)), torch.arange(first, first + len(rows))]
+        hits += float((own / nearest.sum(1)).sum())
     return hits / len(images)
 
 

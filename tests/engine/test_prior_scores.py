@@ -142,6 +142,12 @@ def test_retrieval_counts_the_right_neighbours() -> None:
     assert retrieval(many.roll(1, 0), many) == 0
 
 
+def test_a_prediction_that_tells_nothing_apart_retrieves_by_chance() -> None:
+    image = torch.eye(4)
+    assert retrieval(torch.zeros(4, 4), image) == 1 / 4
+    assert retrieval(image, image[[0, 0, 2, 3]]) == (1 / 2 + 1 / 4 + 1 + 1) / 4
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
