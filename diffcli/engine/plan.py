@@ -1,6 +1,6 @@
 """What a run would do, without doing it: parameters, memory, arithmetic, epochs and paths, for `train --dry-run`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +15,11 @@ from diffcli.engine.guides import check_named
 from diffcli.engine.loop import autocast
 from diffcli.engine.state import build_on_meta
 from diffcli.networks.embedding import PretrainedConditioner
-from diffcli.networks.pretrained import Encoded, Encoder, EncoderConfig
 from diffcli.noise import Domain, derive
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionConfig
 from diffcli.tasks.task import Task
 
-LENGTH = 77  # tokens of a text where the preset sets none: those of CLIP
 COPIES = 4  # float32 values a parameter, beside its averages: itself, its gradient, two moments of Adam
 
 
@@ -30,7 +28,7 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     cfg = preset.train
     check_named(preset.guide)
     task = build_on_meta(valueless(preset)).train()
-    frozen = silence_encoders(task)
+    frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())
     local = max(1, cfg.batch_size // (world * cfg.accumulate))
     flops, kept = measure(task, preset)
@@ -89,30 +87,9 @@ def measure(task: Task, preset: Preset) -> tuple[int, int]:
     return counter.get_total_flops(), kept[0]
 
 
-class Silent(Encoder):
-    """Stands for an encoder that is not loaded: zeros, as many as its conditioner expects."""
-
-    def __init__(self, config: EncoderConfig, tokens: int, pooled: int) -> None:
-        super().__init__(config)
-        self.widths = tokens, pooled
-
-    def texts(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Encoded:
-        shape = len(texts), self.config.length or LENGTH
-        tokens, pooled = (
-            torch.zeros(*size, device=device) for size in ((*shape, self.widths[0]), (shape[0], self.widths[1]))
-        )
-        return Encoded(tokens, torch.ones(shape, dtype=torch.bool, device=device), pooled)
-
-
-def silence_encoders(task: Task) -> list[str]:
-    """Takes the place of frozen encoders, whose weights need not be here to plan with; returns the names of their models."""
-    found = []
-    for module in task.modules():
-        if isinstance(module, PretrainedConditioner):
-            tokens, pooled = (slot.width if slot else 0 for slot in (module.tokens, module.vector))
-            found.append(module.encoder.config.model)
-            module.encoder = Silent(module.encoder.config, tokens, pooled)
-    return found
+def running(task: Task) -> list[str]:
+    """The models of the frozen encoders that run in every step, which are not loaded to plan."""
+    return [m.encoder.config.model for m in task.modules() if isinstance(m, PretrainedConditioner)]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from diffcli.config import Config, UserError
 from diffcli.networks.conditioning import Conditioner, Conditioning, CondShape
-from diffcli.networks.pretrained import CLIP_LENGTH, Encoded, Encoder, EncoderConfig
+from diffcli.networks.pretrained import CLIP_LENGTH, T5_LENGTH, Encoded, Encoder, EncoderConfig
 
 SMALL = 0.02  # standard deviation of null vectors at first
 
@@ -66,7 +66,8 @@ class PretrainedConditioner(Conditioner):
 
     def _planned(self, keep: Tensor) -> Encoded:
         """Features without values: a plan counts the arithmetic of a step, for which nothing is loaded."""
-        n, length = len(keep), self.encoder.config.length or CLIP_LENGTH
+        config = self.encoder.config
+        n, length = len(keep), config.length or (CLIP_LENGTH if config.kind == "clip" else T5_LENGTH)
         widths = [slot.width if slot else 1 for slot in (self.tokens, self.vector)]
         mask = keep.new_ones(n, length)
         return Encoded(mask[..., None].expand(-1, -1, widths[0]).float(), mask, keep.new_zeros(n, widths[1]).float())
@@ -99,7 +100,7 @@ class EmbeddingConditioner(Conditioner):
         stored = "vector" if value.ndim == 2 else "sequence"
         if value.numel() and stored != self.config.stored:
             raise UserError(
-                f"the field '{field}' holds a {stored} a sample, but task.conditioners: embedding, stored is {self.config.stored}",
+                f"the field '{field}' holds a {stored} a sample, but stored of its conditioner is {self.config.stored}",
                 f"set it to {stored}" + (" and gives to tokens" if stored == "sequence" else ""),
             )
         if found not in (0, width):  # 0: data that do not tell
