@@ -223,7 +223,7 @@ def choose_words(
 
 
 def choose_n(model: Model, options: SampleOptions) -> int:
-    """--n, or as many images as --interpolate, --class all, --prompt or --image stand for."""
+    """--n, or as many images as --interpolate stands for, or the most of --class all, --prompt and --image."""
     if options.interpolate is not None:
         if options.n is not None:
             raise UserError(
@@ -231,7 +231,7 @@ def choose_n(model: Model, options: SampleOptions) -> int:
             )
         return options.interpolate
     every_class = len(model.classes or ()) if options.labels == "all" else 0
-    return options.n or every_class or len(options.prompts) or len(options.images) or DEFAULT_N
+    return options.n or max(every_class, len(options.prompts), len(options.images)) or DEFAULT_N
 
 
 def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig) -> tuple[float, Guide]:

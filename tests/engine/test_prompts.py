@@ -136,6 +136,8 @@ def test_class_and_prompt_go_together_where_a_model_reads_both(
     assert len(draw("--class", 3, "--prompt", "the digit 3", "--n", 2, ckpt=both)) == 2
     assert (sidecar(tmp_path)["labels"], sidecar(tmp_path)["prompts"]) == ([3, 3], ["the digit 3"] * 2)
     assert len(draw("--class", "all", "--prompt", "x", ckpt=both)) == 10
+    many = [argument for i in range(12) for argument in ("--prompt", f"x {i}")]
+    assert len(draw("--class", "all", *many, ckpt=both)) == 12  # no prompt is left out
 
 
 def test_one_prompt_holds_all_the_way_between_two_seeds(draw: Callable[..., np.ndarray]) -> None:
