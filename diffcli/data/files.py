@@ -73,7 +73,7 @@ class FileTree:
 
     def __init__(self, source: Path, locations: dict[str, Location]) -> None:
         self.source = source
-        self.locations = {name: locations[name] for name in sorted(locations) if not _hidden(name)}
+        self.locations = {printable(name): locations[name] for name in sorted(locations) if not _hidden(name)}
 
     @property
     def names(self) -> list[str]:
@@ -236,6 +236,11 @@ def _opened(path: Path, process: int) -> zipfile.ZipFile:
     A forked worker inherits the open file with the position that it shares with all the others.
     """
     return zipfile.ZipFile(path)
+
+
+def printable(name: str) -> str:
+    """A name as text that can be written: what was no UTF-8 on disk or in an archive becomes an escape, as \\udcff."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _hidden(name: str) -> bool:

@@ -43,7 +43,7 @@ class Validation:
         feed = evaluation_batches(self.data, self.rows[places], size, self.group.device, workers)
         total = torch.zeros(2, dtype=torch.float64)
         with as_told(task):
-            for place, batch in zip(places.split(size), feed, strict=True):
+            for place, batch in zip((part for part in places.split(size) if len(part)), feed, strict=True):
                 batch["position"], batch["stream"] = place, noise.derive(SEED, Domain.TRAIN, place)
                 with autocast(self.group.device, self.cfg.precision):
                     loss = task(batch, task.phases[0])["loss"]

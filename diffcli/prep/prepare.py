@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from diffcli.config import UserError, did_you_mean
-from diffcli.data.files import WriteError, unreadable
+from diffcli.data.files import WriteError, printable, unreadable
 from diffcli.data.listing import Split
 from diffcli.data.shards import (
     DATASET,
@@ -81,11 +81,14 @@ def prepare(
     with _stopping(out):
         work = _claim(out)
         with _reading(source):
-            opened, name = KINDS[kind].open(source, work, options), source.resolve().name
+            opened, name = KINDS[kind].open(source, work, options), printable(source.resolve().name)
         per_shard = images_per_shard or _per_shard(kind, size, opened)
         size = size or (FETCHED_SIZE if opened.remote else None)
         asked = {"kind": kind, "source": name, "size": size, "limit": limit}
-        told = {name: str(value) for name, value in options.model_dump(mode="json", exclude_defaults=True).items()}
+        told = {
+            name: printable(str(value))
+            for name, value in options.model_dump(mode="json", exclude_defaults=True).items()
+        }
         request = Request(**asked, options=told, images_per_shard=per_shard, fingerprint=opened.fingerprint)
         _check_request(out, work, request)
         plans = [plan for split, items in opened.splits.items() for plan in _plans(split, len(items), limit, per_shard)]

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 from webdataset.writer import TarWriter
 
 from diffcli.data import captions
-from diffcli.data.files import ARCHIVE_ERRORS
+from diffcli.data.files import ARCHIVE_ERRORS, printable
 from diffcli.data.pixels import BrokenImage
 from diffcli.data.shards import Index, Members, Skipped
 from diffcli.digest import sha256
@@ -150,16 +150,19 @@ def _write_tar(file: IO[bytes], job: Job) -> tuple[list[Member], list[Skipped]]:
                 item = given if isinstance(given, Item) else given()
                 picture, sample = _sample(item, job.size)
             except BrokenImage as error:
-                skipped.append(Skipped(path=given.name, reason=error.reason))
+                skipped.append(_skipped(given, error.reason))
                 continue
             except (OSError, *ARCHIVE_ERRORS) as error:
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                skipped.append(Skipped(path=given.name, reason=reason))
+                skipped.append(_skipped(given, getattr(error, "strerror", None) or str(error) or type(error).__name__))
                 continue
             key = f"{number:08d}"
             spans, position = write_sample(tar, key, sample, position)
             members.append(Member(f"{key}.{picture.extension}", picture, item.label, spans))
     return members, skipped
+
+
+def _skipped(given: Item | Deferred, reason: str) -> Skipped:
+    return Skipped(path=printable(given.name), reason=printable(reason))
 
 
 def write_sample(tar: TarWriter, key: str, sample: dict[str, bytes], position: int) -> tuple[Spans, int]:

@@ -90,7 +90,7 @@ def test_a_garbled_embedding_is_named_and_never_unpickled(data: bytes):
 def test_an_embedding_of_another_width_is_named():
     column = Vectors(Files(npy(np.ones(3)), npy(np.ones(4))), FieldNote(kind="vector", width=3))
     assert column.read(torch.tensor([0]), None).shape == (1, 3)
-    with pytest.raises(UserError, match="file-1: .*it is 4 wide, others 3"):
+    with pytest.raises(UserError, match=r"file-1: .*it is 4 wide, others 3"):
         column.read(torch.tensor([0, 1]), None)
 
 

@@ -27,7 +27,7 @@ VALIDATED = {"train__every": {"log": 2, "preview": 0, "save": 2, "validate": 2},
 
 
 def build(**keys: object) -> tuple[preset.Preset, torch.nn.Module]:
-    found = preset.build(changed(TINY, **VALIDATED, **keys), "tiny")
+    found = preset.build(changed(TINY, **(VALIDATED | keys)), "tiny")
     return found, build_state(found, ALONE.device).ema.module
 
 
@@ -55,18 +55,19 @@ def test_it_depends_neither_on_batches_nor_on_the_hour(keys: dict):
     assert task.objective == objective
 
 
-def test_the_ranks_share_the_images():
+@pytest.mark.parametrize("count", [11, 2])  # with 2 a rank has none
+def test_the_ranks_share_the_images(count: int):
     class Rank(Group):
         def mean(self, values: torch.Tensor) -> torch.Tensor:
             sums.append(values.clone())
             return values
 
-    chosen, task = build()
+    chosen, task = build(train__validate_images=count)
     sums: list[torch.Tensor] = []
     for rank in range(3):
         Validation(chosen, Rank(rank, 3, torch.device("cpu")), task).loss(task)
     total = sum(sums)
-    assert total[1] == 11
+    assert total[1] == count
     assert float(total[0] / total[1]) == pytest.approx(Validation(chosen, ALONE, task).loss(task), rel=1e-6)
 
 

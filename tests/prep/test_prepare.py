@@ -115,6 +115,19 @@ def test_strict_makes_a_broken_image_an_error_also_when_it_was_skipped_before(br
         run("folder", broken, tmp_path / "out", strict=True)
 
 
+def test_names_that_are_no_utf8_or_hold_line_ends_are_written_down(tmp_path: Path):
+    source = tmp_path / os.fsdecode(b"of-\xfe")
+    odd = source / os.fsdecode(b"cat-\xff")
+    odd.mkdir(parents=True)
+    (odd / "a\nb.png").write_bytes(making.png(np.zeros((3, 4, 4), np.uint8)))
+    (odd / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
+    report = run("folder", source, tmp_path / "out")
+    assert (report.written, report.skipped) == (1, 1)
+    prepared = open_shards(tmp_path / "out", "data.root")
+    assert (prepared.classes, prepared.source) == (("cat-\\udcff",), "of-\\udcfe")
+    assert json.loads((tmp_path / "out/skipped.jsonl").read_text())["path"] == "cat-\\udcff/\\udcff.png"
+
+
 def test_nothing_but_broken_images_is_an_error(tmp_path: Path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.png").write_bytes(b"no")
