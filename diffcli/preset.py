@@ -109,6 +109,12 @@ class Preset(Config):
         return self
 
     @property
+    def named(self) -> dict[str, Path]:
+        """The checkpoints of other runs that it names, by key."""
+        guides = {f"guide.{key}": path for key, path in self.guide.models.items()}
+        return guides if self.prior is None else guides | {"prior": self.prior}
+
+    @property
     def preview_guidance(self) -> float:
         """The scale of previews, which know no other model: 1 where the second branch is that of guide.weaker."""
         return self.guidance if self.guide.weaker is None else 1.0

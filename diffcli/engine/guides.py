@@ -1,6 +1,7 @@
 """The models that `guide` names beside the one that draws: loaded, and held to fit it."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from diffcli import checkpoint
@@ -12,20 +13,20 @@ from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
 from diffcli.tasks.guide import Guide, Guiding
 
 
-def check_named(guide: Guide) -> None:
-    """Raises UserError where a checkpoint that `guide` names is not there or cannot be read; loads no weights."""
-    for key, path in guide.models.items():
+def check_named(named: Mapping[str, Path]) -> None:
+    """Raises UserError where a checkpoint, named under a key of a preset, is not there or cannot be read; loads no weights."""
+    for key, path in named.items():
         try:
             checkpoint.read_record(checkpoint.locate(path.expanduser()))
         except UserError as error:
             raise UserError(
-                f"guide.{key}: {error.problem}", f"name a run or checkpoint that is there, or leave guide.{key} out"
+                f"{key}: {error.problem}", f"name a run or checkpoint that is there, or leave {key} out"
             ) from None
 
 
 def load_guides(guide: Guide, model: Model) -> dict[str, Model]:
     """The checkpoints of `guide` by key, on the model's device. Raises UserError where one cannot guide the model."""
-    check_named(guide)
+    check_named({f"guide.{key}": path for key, path in guide.models.items()})
     device = next(model.task.parameters()).device
     checks: dict[str, Callable[[Model, Model], None]] = {"weaker": check_weaker, "classifier": check_classifier}
     found = {}

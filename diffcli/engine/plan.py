@@ -26,7 +26,7 @@ COPIES = 4  # float32 values a parameter, beside its averages: itself, its gradi
 def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     """Facts about a resolved preset, by name; estimates are for one process. Builds the task on the meta device."""
     cfg = preset.train
-    check_named(preset.guide)
+    check_named(preset.named)
     task = build_on_meta(valueless(preset)).train()
     frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())

@@ -63,10 +63,18 @@ def choose_prior(model: Model, asked: str | None, needed: bool) -> Prior | None:
         )
     if wish == IDENTITY:
         return Prior(None)
-    prior = load_model(Path(wish).expanduser(), next(model.task.parameters()).device)
+    prior = _load(wish, "--prior" if asked else f"prior, of the preset of {model.path}", model)
     for conditioner in conditioners:
         check_prior(prior, model, conditioner)
     return Prior(prior)
+
+
+def _load(wish: str, key: str, model: Model) -> Model:
+    try:
+        return load_model(Path(wish).expanduser(), next(model.task.parameters()).device)
+    except UserError as error:
+        hint = f"name the run of a prior that is there: --prior RUN; or take the text's embedding as it is: --prior {IDENTITY}"
+        raise UserError(f"{key}: {error.problem}", hint) from None
 
 
 def check_prior(prior: Model, model: Model, conditioner: EmbeddingConditioner) -> None:

@@ -108,6 +108,20 @@ def test_a_preset_may_name_the_prior(house: Path, tmp_path: Path, cli: Cli, monk
     assert done.code == 0, done.err
     told = json.loads((tmp_path / "a.json").read_text())
     assert told["prior"]["checkpoint"].startswith(str(house / "mlp"))
+    (house / "mlp").rename(house / "moved")
+    done = cli("sample", "--ckpt", run, *PROMPTS, "--out", tmp_path / "a.png", "--device", "cpu")
+    (house / "moved").rename(house / "mlp")
+    done.refused("prior, of the preset of", str(house / "mlp"), "--prior RUN")
+
+
+@pytest.mark.parametrize("more", [("--dry-run",), ()])
+def test_a_prior_that_is_not_there_is_told_before_training(
+    more: tuple[str, ...], house: Path, tmp_path: Path, cli: Cli
+) -> None:
+    preset = ("--preset", house / "model/preset.yaml", "--set", "prior=nowhere")
+    done = cli("train", *preset, "--run-dir", tmp_path / "run", "--device", "cpu", *more)
+    done.refused("prior: ", "nowhere", "leave prior out")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unconditional_draw_needs_no_prior(house: Path, tmp_path: Path, cli: Cli) -> None:
@@ -129,7 +143,7 @@ def test_on_the_way_between_two_seeds_the_embedding_stays(house: Path, tmp_path:
         ("foreign", ("another", "bbbbbbbbbbbb")),
         ("small", ("4 values", "16")),
         ("model", ("was trained as a diffusion", "clip-prior")),
-        ("nowhere", ("nowhere",)),
+        ("nowhere", ("--prior: ", "nowhere", "--prior none")),
     ],
 )
 def test_a_prior_that_does_not_fit_is_refused(prior: str, words: tuple[str, ...], house: Path, cli: Cli) -> None:
