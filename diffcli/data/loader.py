@@ -6,10 +6,12 @@ exact, on any number of processes, a batch may straddle two epochs, and a set ma
 buckets, an epoch is whole batches of one bucket each instead.
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -236,20 +238,38 @@ def _read_ahead(
             pending.append(plan)
             yield plan.indices.tolist(), None if plan.draws is None else plan.draws.tolist()
 
-    generator = torch.Generator()  # its own: a DataLoader would draw from the global one
-    loader = DataLoader(
-        _Reader(data),
-        sampler=rows(),
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin,
-        generator=generator,
-        worker_init_fn=_leave_signals,
-    )
-    for fields in loader:
+    for fields in from_workers(_Reader(data), workers, device, rows()):
         if isinstance(fields, UserError):
             raise fields
         yield pending.popleft(), fields
+
+
+def from_workers(
+    dataset: Dataset, workers: int, device: torch.device, rows: Iterable[Any] | None = None
+) -> Iterator[Any]:
+    """What `workers` processes (at least one) make of a dataset, in order. rows: what is asked of a map-style one."""
+    items = iter(
+        DataLoader(
+            dataset,
+            sampler=rows,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own: a DataLoader would draw from the global one
+            worker_init_fn=_leave_signals,
+        )
+    )
+    atexit.unregister(_end_workers)
+    atexit.register(_end_workers)  # the last to be registered is the first to run: before torch's, which wait for each
+    yield from items
+
+
+def _end_workers() -> None:
+    """Ends the workers of loops that nobody closed, as after a traceback: they ignore SIGTERM, so our exit would hang."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that was killed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _leave_signals(worker: int) -> None:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from diffcli import noise
 from diffcli.config import UserError
 from diffcli.data.images import Fields
-from diffcli.data.loader import Batch, Plan, _leave_signals, drawn, mirror, on_device, share
+from diffcli.data.loader import Batch, Plan, drawn, from_workers, mirror, on_device, share
 from diffcli.data.stream_lanes import Block, LaneSource, Mark, ahead
 from diffcli.data.stream_layout import Layout
 from diffcli.noise import Domain
@@ -250,14 +250,7 @@ def read_parts(deals: Deals, workers: int, device: torch.device) -> Iterator[Par
     if not workers:
         yield from deals
         return
-    yield from DataLoader(
-        deals,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # its own: a DataLoader would draw from the global one
-        worker_init_fn=_leave_signals,
-    )
+    yield from from_workers(deals, workers, device)
 
 
 def part_of(dealers: list[LaneDealer]) -> Part:

@@ -2,6 +2,8 @@
 
 import lzma
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,7 +21,7 @@ from diffcli.data.datasets import Cifar
 from diffcli.data.images import FileImages, MemoryImages
 from diffcli.data.loader import batches, drawn, evaluation_batches, held, to_float
 from diffcli.noise import Domain
-from tests.data.making import pixels, png
+from tests.data.making import class_folders, pixels, png
 
 CPU = torch.device("cpu")
 SHAPE = ImageShape(1, 2, 3)
@@ -313,3 +315,22 @@ def test_a_garbled_member_of_a_zip_is_the_users_error_in_a_worker(zipped: Path):
     data = Cifar(root=zipped, size=8, in_memory=False).build("train")
     with pytest.raises(UserError, match=r"set\.zip/train/a/0005\.png cannot be read: .*compression"):
         list(evaluation_batches(data, torch.arange(10), 10, CPU, workers=1))
+
+
+LEFT_OPEN = """
+import sys, torch
+from pathlib import Path
+from diffcli.data.datasets import Folder
+from diffcli.data.loader import batches
+data = Folder(root=Path(sys.argv[1]), size=2, in_memory=False).build("train")
+feed = batches(data, batch_size=2, seed=0, first=0, last=9, flip=False, device=torch.device("cpu"), workers=2)
+next(feed)
+raise ZeroDivisionError
+"""
+
+
+def test_a_process_that_fails_in_the_middle_of_a_loop_ends_although_its_workers_ignore_signals(tmp_path: Path):
+    class_folders(tmp_path)
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.rstrip().endswith("ZeroDivisionError")
