@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffcli.config import UserError
@@ -20,6 +22,7 @@ from diffcli.config import UserError
 # of the data that CLIP was trained on. Source: Radford et al. 2021, arXiv 2103.00020
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 EXTRA = "pip install 'diffcli[text]'"
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 
 class Origin(NamedTuple):
@@ -100,7 +103,7 @@ class TransformersClip(Towers):
         transformers = _library("transformers", key)
         with _loading(origin, key):
             model = _from_pretrained(transformers.CLIPModel, origin, key)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(_place(origin))
+            self.tokenizer = _tokenizer(transformers, origin, key, model.config.text_config.vocab_size)
             self.view = _transformers_view(transformers, origin, model.config.vision_config.image_size)
         super().__init__(model)
         config = model.config
@@ -136,7 +139,7 @@ class TransformersT5(Towers):
         transformers = _library("transformers", key)
         with _loading(origin, key):
             model = _from_pretrained(transformers.T5EncoderModel, origin, key)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(_place(origin))
+            self.tokenizer = _tokenizer(transformers, origin, key, model.config.vocab_size)
         super().__init__(model)
         self.pad, self.width = self.tokenizer.pad_token_id or 0, model.config.d_model
 
@@ -241,6 +244,21 @@ def _from_pretrained(model: Any, origin: Origin, key: str) -> Any:
     return loaded
 
 
+def _tokenizer(transformers: Any, origin: Origin, key: str, vocabulary: int) -> Any:
+    """The tokenizer of a model that knows so many tokens.
+
+    Where its files are not there, transformers gives an empty one, to which every word is unknown: told by its size. A model
+    may have room for a few tokens more, never for fewer.
+    """
+    tokenizer = transformers.AutoTokenizer.from_pretrained(_place(origin), trust_remote_code=False)
+    if not vocabulary / 2 <= len(tokenizer) <= vocabulary:
+        raise UserError(
+            f"{key} is '{origin.model}', whose tokenizer has {len(tokenizer)} tokens, the model {vocabulary}",
+            "copy the files of its own tokenizer beside the model, too: tokenizer.json, vocab.json, merges.txt, spiece.model",
+        )
+    return tokenizer
+
+
 def _transformers_view(transformers: Any, origin: Origin, size: int) -> View:
     """What preprocessor_config.json says; without one, as CLIP was trained."""
     try:
@@ -261,7 +279,7 @@ def _loading(origin: Origin, key: str) -> Iterator[None]:
         raise UserError(f"{key} is '{origin.model}', and there is no such folder", f"{typed(key)}, where it lies")
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UNREADABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{key} is '{origin.model}', which cannot be loaded: {reason}",

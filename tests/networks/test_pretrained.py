@@ -258,6 +258,28 @@ def test_a_part_of_a_model_is_refused(folders, tmp_path):
         built(folder).texts(["a"])
 
 
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_a_model_without_its_tokenizer_is_refused(folders, tmp_path, kind):
+    """transformers would take an empty one, to which every word is unknown, and not say so."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folders[kind] / name, tmp_path / name)
+    with pytest.raises(UserError, match=r"whose tokenizer has \d+ tokens, the model \d+\n.*own tokenizer"):
+        built(tmp_path, kind=kind).texts(["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "library"), [("clip", "transformers"), ("t5", "transformers"), ("open_clip", "open_clip")]
+)
+def test_a_download_that_was_cut_short_is_told(folders, tmp_path, name, library):
+    folder = tmp_path / "cut"
+    shutil.copytree(folders[name], folder)
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:2000])
+    kind = "t5" if name == "t5" else "clip"
+    with pytest.raises(UserError, match="which cannot be loaded"):
+        built(folder, library=library, kind=kind).texts(["a"])
+
+
 @pytest.mark.parametrize(
     ("model", "library", "words"),
     [
