@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
@@ -39,10 +39,11 @@ class Row(NamedTuple):
 class Table:
     """A table. shown: as the user knows it; name: without folders. columns: their names; of JSON, the keys of its first object.
 
-    Raises UserError, then and while rows are read, where the file is not such a table.
+    bare: a header alone will do, since it may be a row. Raises UserError, then and while rows are read, where the file is not
+    such a table.
     """
 
-    def __init__(self, location: Location, shown: str) -> None:
+    def __init__(self, location: Location, shown: str, bare: bool = False) -> None:
         self.location, self.shown = location, shown
         path = PurePath(shown)
         self.name = path.name
@@ -51,13 +52,17 @@ class Table:
         if suffix not in READERS:
             raise UserError(f"{shown} is no table that can be read", f"give a file {', '.join(READERS)}")
         self.packed, self.reader = packed, READERS[suffix]
-        first = next((row for row in self.rows() if not row.fault), None)
-        if first is None:
+        self.headers = 1 if self.reader in (_csv, _tsv) else 0  # rows that name the columns
+        first = next((row for row in self._read() if not row.fault), None)
+        if first is None or not (bare or any(True for _ in self.rows())):
             raise UserError(f"{shown} has no rows", "give the whole table, with its header")
         self.columns = tuple(first.cells)
 
     def rows(self) -> Iterator[Row]:
         """Every row in order."""
+        return islice(self._read(), self.headers, None)
+
+    def _read(self) -> Iterator[Row]:
         with _reading(self.shown), open_location(self.location) as raw:
             stream: Any = gzip.GzipFile(fileobj=raw) if self.packed else raw
             yield from self.reader(stream)
@@ -116,9 +121,12 @@ def _tsv(stream: IO[bytes]) -> Iterator[Row]:
 
 
 def _separated(reader: Any, clean: Callable[[str], str] = str) -> Iterator[Row]:
+    """The rows, of which the first is the header: each column holds its own name."""
     csv.field_size_limit(MAX_FIELD)
     try:
         columns = [clean(cell).strip() for cell in next(reader, [])]
+        if columns:
+            yield Row(reader.line_num, dict(zip(columns, columns, strict=True)))
         for cells in reader:
             if not cells:
                 continue

@@ -48,7 +48,7 @@ def open_table(path: Path, options: SourceOptions) -> UrlTable:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{SOURCE} is '{path}', which {what}", "give the table of URLs and captions itself")
-    table = Table(path, str(path))
+    table = Table(path, str(path), bare=True)
     url, caption, first = _columns(table, options)
 
     def rows() -> Iterator[UrlRow]:

@@ -47,6 +47,12 @@ def test_columns_are_found_by_what_is_in_them_or_by_usual_names(tmp_path: Path, 
     assert rows(path) == ROWS
 
 
+@pytest.mark.parametrize("name", ["cc3m.tsv", "cc12m.tsv", "header.tsv"])
+def test_a_table_of_one_line_is_one_row_or_a_header_alone(tmp_path: Path, name: str):
+    (tmp_path / name).write_text(TABLES[name].splitlines()[0])
+    assert rows(tmp_path / name) == ([] if name == "header.tsv" else ROWS[:1])
+
+
 def test_parquet_is_read_too(tmp_path: Path):
     parquet(tmp_path / "t.parquet", {"caption": [r.captions for r in ROWS], "url": [r.url for r in ROWS]})
     assert rows(tmp_path / "t.parquet") == ROWS

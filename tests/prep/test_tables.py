@@ -43,6 +43,12 @@ def test_quoted_line_ends_stay_in_their_field():
     assert cells(table(written([("a", "one\r\ntwo\nthree")]).encode())) == [("a", "one\r\ntwo\nthree")]
 
 
+def test_the_header_names_the_columns_however_short_the_first_row_is():
+    found = table(b"\xef\xbb\xbffile,caption\na\nb,x\n")
+    assert found.columns == ("file", "caption")
+    assert [(row.line, row.cells) for row in found.rows()] == [(2, {"file": "a"}), (3, {"file": "b", "caption": "x"})]
+
+
 def test_tsv_takes_quotes_literally_unless_they_wrap_a_field():
     data = b'file\tcaption\na\t"Hello" she said\nb\t"a ""quoted"" word"\nc\t"open\nd\t"'
     assert [c for _, c in cells(table(data, "t.tsv"))] == ['"Hello" she said', 'a "quoted" word', '"open', '"']
