@@ -1,6 +1,6 @@
 """The models that `guide` names beside the one that draws: loaded, and held to fit it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,17 @@ def check_named(named: Mapping[str, Path]) -> None:
             ) from None
 
 
-def load_guides(guide: Guide, model: Model) -> dict[str, Model]:
-    """The checkpoints of `guide` by key, on the model's device. Raises UserError where one cannot guide the model."""
+def load_guides(guide: Guide, model: Model, overrides: Sequence[str] = ()) -> dict[str, Model]:
+    """The checkpoints of `guide` by key, on the model's device. Raises UserError where one cannot guide the model.
+
+    overrides: see `load_model`; a weaker model has the conditions of the model, so encoders that moved have moved for both.
+    """
     check_named({f"guide.{key}": path for key, path in guide.models.items()})
     device = next(model.task.parameters()).device
     checks: dict[str, Callable[[Model, Model], None]] = {"weaker": check_weaker, "classifier": check_classifier}
     found = {}
     for key, path in guide.models.items():
-        found[key] = load_model(path, device)
+        found[key] = load_model(path, device, overrides=overrides if key == "weaker" else ())
         checks[key](found[key], model)
     return found
 

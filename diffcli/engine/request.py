@@ -185,7 +185,7 @@ def request(model: Model, options: SampleOptions, reference: Source | None = Non
         changed = overridden(model, sampler, guidance, guide, options)
         sampler, guide = changed.sampler, changed.guide
     check_steps(sampler, options, task)
-    models = guides.load_guides(guide, model)
+    models = guides.load_guides(guide, model, options.overrides)
     n = choose_n(model, options)
     prompts, prior, given = choose_words(model, options, n, guidance, guide, reference)
     labels = choose_labels(model, options, n, models)

@@ -161,6 +161,8 @@ def test_other_weights_under_a_name_are_refused(cli: Cli, tiny, prepared, clip: 
     for command in (sample, resume):
         cli(*command).refused(str(own), "no such folder", "--set task.conditioners.0.encoder.model=")
         ok(cli(*command, "--set", f"task.conditioners.0.encoder.model={tmp_path / 'kept'}"))
+    weaker = f"guide.weaker={run}/checkpoints/step-00000002"
+    ok(cli(*sample, "--set", f"task.conditioners.0.encoder.model={tmp_path / 'kept'}", "--set", weaker))
     score = ("fid", "--ckpt", run, "--metrics", "bpd", "--n", 2, "--device", "cpu")
     ok(cli(*score, "--set", f"task.conditioners.0.encoder.model={tmp_path / 'kept'}"))
     cli(*score, "--set", "sampler.steps=3").refused("--set sampler.steps=3 with --metrics bpd")
