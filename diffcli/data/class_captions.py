@@ -3,6 +3,7 @@
 import copy
 import re
 from itertools import product
+from math import prod
 from typing import Annotated
 
 from pydantic import Field, field_validator
@@ -10,6 +11,8 @@ from pydantic import Field, field_validator
 from diffcli.config import Config, UserError
 from diffcli.data.columns import ClassTexts
 from diffcli.data.images import ImageData
+
+MOST_WORDINGS = 10_000  # of one template: all are held
 
 
 class ClassCaptions(Config):
@@ -26,6 +29,15 @@ class ClassCaptions(Config):
     @classmethod
     def _naming(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
+            given = parts(template)
+            if any(set("[]") & set(part) for part in given[::2]):
+                raise ValueError(
+                    f"{template!r} has a bracket inside another, or without its other half; write '[a|the] {{name}}'"
+                )
+            if (count := prod(part.count("|") + 1 for part in given[1::2])) > MOST_WORDINGS:
+                raise ValueError(
+                    f"{template!r} has {count:,} wordings; make several templates of it, of {MOST_WORDINGS:,} at most"
+                )
             if not all("{name}" in wording for wording in wordings(template)):
                 raise ValueError(f"{template!r} does not name the class; write for example 'a photo of a {{name}}'")
         return templates
@@ -53,5 +65,10 @@ class ClassCaptions(Config):
 
 def wordings(template: str) -> list[str]:
     """All that a template can say: the alternatives in each of its brackets with those in every other."""
-    parts = re.split(r"\[([^\[\]]*)\]", template)  # every second part stood in brackets
-    return ["".join(words) for words in product(*(p.split("|") if i % 2 else [p] for i, p in enumerate(parts)))]
+    choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts(template))]
+    return ["".join(words) for words in product(*choices)]
+
+
+def parts(template: str) -> list[str]:
+    """Its pieces in order, of which every second one stood in brackets."""
+    return re.split(r"\[([^\[\]]*)\]", template)

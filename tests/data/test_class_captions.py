@@ -105,7 +105,15 @@ def test_a_set_that_has_captions_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"templates": ["a digit"]}, {"templates": []}, {"templates": ["{name}"], "names": [[]]}]
+    "wrong",
+    [
+        {"templates": ["a digit"]},
+        {"templates": []},
+        {"templates": ["{name}"], "names": [[]]},
+        {"templates": ["[a|the {name}"]},
+        {"templates": ["[a|[the|one] only] {name}"]},
+        {"templates": ["[a|b]" * 60 + "{name}"]},  # 2^60 wordings
+    ],
 )
 def test_what_cannot_make_captions_is_refused_by_key(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
