@@ -1,8 +1,12 @@
 """Captions as they are stored: one a line, UTF-8, without control characters; and which of several an epoch reads."""
 
+import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
+
+KEYS = ("caption", "captions", "text")  # of an object of JSON
+MAX_BYTES = 1 << 20  # of the captions of one image
 
 T = TypeVar("T")
 
@@ -24,6 +28,26 @@ def from_bytes(data: bytes) -> list[str]:
     """The inverse of `to_bytes`, for members of anybody; at least one caption, the empty one where there is none."""
     lines = [clean(line) for line in data.decode("utf-8", "replace").splitlines()]
     return list(filter(None, lines)) or [""]
+
+
+def from_json(data: str | bytes) -> tuple[str, ...]:
+    """The captions in a .json beside an image: a text, a list, or an object with one of KEYS. Raises ValueError."""
+    try:
+        value = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if isinstance(value, dict):
+        value = next((value[key] for key in KEYS if key in value), None)
+    return texts(value)
+
+
+def texts(value: object) -> tuple[str, ...]:
+    """The texts in a value of JSON or of a table: itself, or those of a list; numbers become texts."""
+    if isinstance(value, list | tuple):
+        return tuple(text for item in value for text in texts(item))
+    if isinstance(value, str):
+        return (value,)
+    return () if value is None or isinstance(value, dict | bool) else (str(value),)
 
 
 def chosen(count: int, draw: int | None) -> int:

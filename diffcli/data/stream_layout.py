@@ -1,12 +1,12 @@
 """What the members of a streamed sample mean: image, label, captions, embeddings and pictures, as in prepared shards.
 
-KEY.jpg, .png, ... is the image; KEY.cls its label; KEY.txt its captions, one a line, or KEY.json with the key `caption`;
-KEY.FIELD.npy an embedding and KEY.FIELD.png a picture that lies over the image.
+KEY.jpg, .png, ... is the image; KEY.cls its label; KEY.txt its captions, one a line, or KEY.json with `caption`,
+`captions` or `text`; KEY.FIELD.npy an embedding and KEY.FIELD.png a picture that lies over the image.
 """
 
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -128,11 +128,9 @@ class CaptionFiles(MemberFiles):
         members = self.samples[index].members
         if "txt" in members or "json" not in members:
             return members.get("txt", b"")
-        try:
-            found = json.loads(members["json"])["caption"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return b""
-        return captions.to_bytes(map(str, found if isinstance(found, list) else [found or ""]))
+        with suppress(ValueError):
+            return captions.to_bytes(captions.from_json(members["json"]))
+        return b""
 
 
 def fields_of(members: Mapping[str, bytes]) -> dict[str, FieldNote]:

@@ -5,7 +5,6 @@ or `text`); metadata.jsonl (or .csv, .tsv, .parquet) with a column file_name tel
 names any other. Several rows of one image are several captions. Images that a table does not name are left out.
 """
 
-import json
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from diffcli.config import UserError
-from diffcli.data.captions import clean
+from diffcli.data.captions import MAX_BYTES, clean, from_json
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree
 from diffcli.data.listing import Split
 from diffcli.data.pixels import BrokenImage
 from diffcli.digest import sha256
 from diffcli.prep.folders import FileItems, images_of
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, fingerprint
-from diffcli.prep.tables import CAPTION_COLUMNS, Table, decoded, open_table_file, texts
+from diffcli.prep.tables import CAPTION_COLUMNS, Table, decoded, open_table_file
 
 SIDECARS = (".txt", ".caption", ".json")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
@@ -37,8 +36,6 @@ IMAGE_COLUMNS = (
     "img",
     "image_id",
 )
-OF_OBJECT = ("caption", "captions", "text")  # keys of a .json beside an image
-MAX_BESIDE = 1 << 20  # bytes of the captions of one image
 LINE_END = re.compile(r"\r\n|\r|\n")
 CaptionsOf = Callable[[str], Sequence[str]]
 """The captions of an image by its name in the tree, not yet clean. Raises BrokenImage."""
@@ -169,19 +166,14 @@ def _beside(tree: FileTree, images: Source, files: dict[Split, FileItems]) -> So
 
 def _read(tree: FileTree, name: str, image: str) -> Sequence[str]:
     try:
-        if tree.size(name) > MAX_BESIDE:
-            raise ValueError(f"it has more than {MAX_BESIDE >> 20} MiB")
+        if tree.size(name) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
         text = decoded(tree.read(name))
-        if not name.endswith(".json"):
-            return LINE_END.split(text)
-        value = json.loads(text)
+        return from_json(text) if name.endswith(".json") else LINE_END.split(text)
     except UnicodeDecodeError as error:
         raise BrokenImage(image, f"its captions in {name} are not UTF-8") from error
-    except (OSError, ValueError, RecursionError, *ARCHIVE_ERRORS) as error:
+    except (OSError, ValueError, *ARCHIVE_ERRORS) as error:
         raise BrokenImage(image, f"its captions in {name} cannot be read: {error}") from error
-    if isinstance(value, dict):
-        value = next((value[key] for key in OF_OBJECT if key in value), None)
-    return texts(value)
 
 
 def _tells_captions(table: Table) -> bool:

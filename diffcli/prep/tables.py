@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError, did_you_mean
+from diffcli.data.captions import texts
 from diffcli.data.files import ARCHIVE_ERRORS, Location, open_location
 
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "prompt", "description", "title", "name")  # in any case
@@ -88,15 +89,6 @@ def open_table_file(path: Path) -> Table:
     if not path.is_file():
         raise UserError(f"--table is '{path}', which is not a file", "give a .csv, .tsv, .jsonl or .parquet")
     return Table(path, str(path))
-
-
-def texts(value: object) -> tuple[str, ...]:
-    """The texts in a value of JSON or of a table: itself, or those of a list; numbers become texts."""
-    if isinstance(value, list | tuple):
-        return tuple(text for item in value for text in texts(item))
-    if isinstance(value, str):
-        return (value,)
-    return () if value is None or isinstance(value, dict | bool) else (str(value),)
 
 
 def decoded(data: bytes) -> str:

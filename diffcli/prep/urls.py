@@ -17,7 +17,7 @@ from diffcli.data.files import FileTree
 from diffcli.digest import sha256
 from diffcli.prep.coco import read_captions
 from diffcli.prep.items import SOURCE, SourceOptions
-from diffcli.prep.tables import CAPTION_COLUMNS, Row, Table, texts
+from diffcli.prep.tables import CAPTION_COLUMNS, Row, Table
 
 URL = re.compile(r"https?://\S", re.IGNORECASE)
 REFUSED = "refused:"  # before what is no http(s) address
@@ -96,4 +96,4 @@ def _checked(url: object, found: object) -> UrlRow:
     address = "".join(captions.clean(str(url or "")).split())
     address = address if address.isascii() else quote(address, safe=string.punctuation)
     safe = address if URL.match(address) else REFUSED + address
-    return UrlRow(safe, captions.to_bytes(texts(found)).decode())
+    return UrlRow(safe, captions.to_bytes(captions.texts(found)).decode())

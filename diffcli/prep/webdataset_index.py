@@ -4,10 +4,10 @@ KEY.jpg, .png, ... is the image; KEY.cls its class, from 0; KEY.txt its captions
 `captions` or `text`. Only headers are walked, so a tar of any size opens fast. Members that hold pickles are never read.
 """
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -16,12 +16,11 @@ from diffcli.data import captions
 from diffcli.data.files import Span, read_location
 from diffcli.data.listing import SPLIT_NAMES, Split
 from diffcli.data.pixels import SUFFIXES
+from diffcli.data.stream_tar import PICKLES
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, fingerprint
-from diffcli.prep.tables import texts
 
-PICKLES = frozenset({"pyd", "pkl", "pickle", "pth", "pt"})
 IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
-OF_OBJECT = ("caption", "captions", "text")  # keys of a .json
+MAX_CLASSES = 1 << 20
 WHERE = "give a folder with .tar shards, of which those named val or test become the split test, or one .tar"
 
 
@@ -88,6 +87,8 @@ def open_webdataset(source: Path, work: Path, options: SourceOptions) -> Source:
         split: SampleItems(found, labels[split] if labelled else None, lost[split]) for split, found in samples.items()
     }
     highest = max((max(found, default=-1) for found in labels.values() if found), default=-1)
+    if labelled and highest >= MAX_CLASSES:
+        raise UserError(f"{SOURCE} is '{source}', which holds the label {highest}, no number of a class", WHERE)
     classes = tuple(map(str, range(highest + 1))) if labelled and highest >= 0 else None
     notes = (f"{pickles} members that hold pickles are left out",) if pickles else ()
     return Source(splits, classes, fingerprint((tar.name, tar.stat().st_size) for tar in tars), notes)
@@ -108,7 +109,7 @@ def read_contents(tar: Path) -> Contents:
             fault = f"it is cut short or garbled after {name or 'its start'}"
             break
         key, extension = _split(name)
-        if extension in PICKLES:
+        if extension.rpartition(".")[2] in PICKLES:
             pickles += 1
         elif extension:
             samples.setdefault(key, {}).setdefault(extension, span)
@@ -158,14 +159,12 @@ def _labels(samples: list[Sample]) -> list[int] | None:
 
 
 def _captions(sample: Sample) -> tuple[str, ...]:
+    told = sample.members.get("txt") or sample.members.get("json")
+    if told is None or told.size > captions.MAX_BYTES:
+        return ()
+    data = read_location(told)
     if "txt" in sample.members:
-        return tuple(filter(None, captions.from_bytes(read_location(sample.members["txt"]))))
-    if "json" not in sample.members:
-        return ()
-    try:
-        value = json.loads(read_location(sample.members["json"]))
-    except (ValueError, RecursionError):
-        return ()
-    if isinstance(value, dict):
-        value = next((value[key] for key in OF_OBJECT if key in value), None)
-    return texts(value)
+        return tuple(filter(None, captions.from_bytes(data)))
+    with suppress(ValueError):
+        return captions.from_json(data)
+    return ()

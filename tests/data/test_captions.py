@@ -2,10 +2,11 @@
 
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffcli.data.captions import chosen, clean, from_bytes, to_bytes
+from diffcli.data.captions import chosen, clean, from_bytes, from_json, to_bytes
 
 ANYTHING = st.text(st.characters(), max_size=40)  # lone surrogates and control characters too
 
@@ -54,3 +55,12 @@ def test_every_caption_is_chosen_about_as_often():
 
     found = bincount(tensor([chosen(5, draw) for draw in drawn(0, 0, arange(5000)).tolist()]))
     assert (abs(found - 1000) < 150).all()
+
+
+def test_json_beside_an_image_is_a_text_a_list_or_an_object_with_a_usual_key():
+    for data in (b'"a"', b'["a"]', b'{"caption": "a"}', b'{"captions": ["a"]}', b'{"text": "a", "url": 1}'):
+        assert from_json(data) == ("a",)
+    assert from_json(b'{"url": "a"}') == from_json("null") == ()
+    for data in (b"{", b"[" * 100_000, b"\xff"):
+        with pytest.raises(ValueError, match=r"."):
+            from_json(data)

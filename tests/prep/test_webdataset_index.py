@@ -135,3 +135,9 @@ def test_splits_are_told_by_whole_words_of_a_name(name: str, split: str):
 def test_a_folder_without_tars_says_what_is_needed(tmp_path: Path):
     with pytest.raises(UserError, match=r"which holds no \.tar"):
         run("webdataset", tmp_path, tmp_path / "out")
+
+
+def test_a_label_that_is_no_number_of_a_class_is_refused(tmp_path: Path):
+    (tmp_path / "t.tar").write_bytes(tar_of({"a.png": image(1), "a.cls": b"9" * 19}))
+    with pytest.raises(UserError, match=f"holds the label {'9' * 19}, no number of a class"):
+        run("webdataset", tmp_path / "t.tar", tmp_path / "out")
