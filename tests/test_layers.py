@@ -29,7 +29,7 @@ ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}
 # the exceptions: run a command, say what came of it
 NEIGHBOURS = {("session", "console"), ("__main__", "cli")}
 NEIGHBOURS |= {("cli", "cli_convert"), ("cli", "cli_prep"), ("cli", "cli_presets"), ("cli", "cli_sampling")}
-LIGHT = [*(part for part in ROW if part.split("_")[0] == "cli"), "session", "console"]  # --help takes 0.3 s
+LIGHT = [*sorted(part for part in ROW if part.split("_")[0] == "cli"), "session", "console"]  # --help takes 0.3 s
 HEAVY = {"torch", "torchvision", "pydantic", "numpy", "imageio", "safetensors", "yaml", "webdataset", "torchmetrics"}
 
 
