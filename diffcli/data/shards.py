@@ -11,10 +11,10 @@ Images are read by random access straight from the tars, by any number of proces
 import copy
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeInt, StringConstraints, ValidationError
@@ -159,15 +159,14 @@ class ShardFiles:
     def __init__(self, root: Path, prepared: PreparedSet, split: Split) -> None:
         self.shards = prepared.splits[split].shards
         self.paths = [root / shard.tar for shard in self.shards]
-        indexes = [_checked_index(root, shard) for shard in self.shards]
+        rows = [_Rows.of(_checked_index(root, shard), prepared) for shard in self.shards]
         counts = torch.tensor([shard.count for shard in self.shards], dtype=torch.int64)
         self.shard = torch.repeat_interleave(torch.arange(len(counts)), counts)  # tensors: millions of tuples are heavy
-        self.offset = _flat(index.offset for index in indexes)
-        self.size = _flat(index.size for index in indexes)
         self.first = counts.cumsum(0) - counts
-        self.labels = _labels(indexes, prepared, root)
-        self.sides = _sides(indexes)
-        self.fields = {name: _members(name, indexes) for name in prepared.fields}
+        self.offset, self.size = _members([shard.members for shard in rows])
+        self.labels = _labels(rows, prepared, root)
+        self.sides = torch.cat([torch.empty(0, 2, dtype=torch.int64), *(shard.sides for shard in rows)])
+        self.fields = {name: _members([shard.fields[name] for shard in rows]) for name in prepared.fields}
 
     def field(self, name: str) -> "ShardFiles":
         """The members of a field beside the images, by the number of their image."""
@@ -186,7 +185,7 @@ class ShardFiles:
         number = int(self.shard[index])
         path = self.paths[number]
         size = int(self.size[index])
-        opened = _open(path, self.shards[number].sha256)  # held while it is read: the cache may forget it meanwhile
+        opened = _open(path, self.shards[number].sha256, self.shards[number].bytes)  # held: the cache may forget it
         data = os.pread(opened.descriptor, size, int(self.offset[index]))  # keeps no position: safe across forks
         if len(data) != size:
             raise UserError(f"{path} ends within image {index}: it was truncated", AGAIN)
@@ -200,10 +199,20 @@ class ShardFiles:
 
 
 class _OpenShard:
-    """A file descriptor that closes with its last user; digest tells sets apart that lay at one path in turn."""
+    """A file descriptor that closes with its last user; digest tells sets apart that lay at one path in turn.
 
-    def __init__(self, path: Path, digest: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+    Raises UserError where the file is gone or has another size: `prep-data --embed` may have written it anew meanwhile.
+    """
+
+    def __init__(self, path: Path, digest: str, size: int) -> None:
+        hint = "run the same command again; it goes on with the set as it is now"
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened: {error.strerror}", hint) from error
+        found = os.fstat(self.descriptor).st_size
+        if found != size:
+            raise UserError(f"{path} has {found} bytes, not {size}: it was changed while it was read", hint)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -226,28 +235,40 @@ def _checked_index(root: Path, shard: Shard) -> Index:
     return Index.model_validate_json(data)
 
 
-def _flat(lists: Iterable[list[int]]) -> Tensor:
-    return torch.tensor([value for values in lists for value in values], dtype=torch.int64)
+class _Rows(NamedTuple):
+    """What is kept of an index, int64: as tensors, made shard by shard, since lists of millions take ten times the memory.
+
+    members and fields: (2, N), offset and size in the tar; sides: (N, 2), height and width as stored; labels: (N,).
+    """
+
+    members: Tensor
+    fields: dict[FieldName, Tensor]
+    sides: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, index: Index, prepared: PreparedSet) -> "_Rows":
+        count = len(index.members)
+        nothing = Members(offset=[0] * count, size=[0] * count)
+        there = {name: index.fields.get(name, nothing) for name in prepared.fields}
+        return cls(
+            torch.tensor([index.offset, index.size]),
+            {name: torch.tensor([found.offset, found.size]) for name, found in there.items()},
+            torch.tensor(index.sizes or [index.image_size or (0, 0)] * count, dtype=torch.int64).reshape(-1, 2),
+            torch.tensor(index.labels or [], dtype=torch.int64),
+        )
 
 
-def _sides(indexes: list[Index]) -> Tensor:
-    """int64 (N, 2): height and width of each image as it is stored."""
-    each = [index.sizes or [index.image_size or (0, 0)] * len(index.members) for index in indexes]
-    return torch.tensor([pair for pairs in each for pair in pairs], dtype=torch.int64).reshape(-1, 2)
+def _members(shards: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Offsets and sizes, int64 (N,), of those of each shard, (2, n)."""
+    offset, size = torch.cat([torch.empty(2, 0, dtype=torch.int64), *shards], dim=1)
+    return offset, size
 
 
-def _members(name: str, indexes: list[Index]) -> tuple[Tensor, Tensor]:
-    """Offsets and sizes of a field; size 0 where a shard has none of it."""
-    nothing = [[0] * len(index.members) for index in indexes]
-    there = [index.fields.get(name) for index in indexes]
-    offset = _flat(found.offset if found else zeros for found, zeros in zip(there, nothing, strict=True))
-    return offset, _flat(found.size if found else zeros for found, zeros in zip(there, nothing, strict=True))
-
-
-def _labels(indexes: list[Index], prepared: PreparedSet, root: Path) -> Tensor | None:
+def _labels(shards: Sequence[_Rows], prepared: PreparedSet, root: Path) -> Tensor | None:
     if prepared.classes is None:
         return None
-    labels = torch.tensor([label for index in indexes for label in index.labels or ()], dtype=torch.int64)
+    labels = torch.cat([torch.empty(0, dtype=torch.int64), *(shard.labels for shard in shards)])
     if len(labels) and int(labels.max()) >= len(prepared.classes):
         problem = f"{root} holds the label {int(labels.max())}, but {DATASET} names {len(prepared.classes)} classes"
         raise UserError(problem, AGAIN)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+import tracemalloc
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from diffcli.data import shards
 from diffcli.data.images import ImageData
 from diffcli.data.pixels import decode
 from diffcli.data.prepared import Shards
-from diffcli.data.shards import Index, is_prepared, open_shards
+from diffcli.data.shards import Index, PreparedSplit, is_prepared, open_shards
+from diffcli.digest import sha256
 from diffcli.prep.prepare import prepare
 from tests.data import making
 
@@ -91,10 +93,58 @@ def test_a_truncated_shard_is_named(root: Path):
 def test_a_shard_truncated_while_it_is_read_is_named(root: Path):
     data = build(root, in_memory=False)
     tar = root / "train-000001.tar"
+    data.read(torch.tensor([2]))
     with tar.open("r+b") as file:
         file.truncate(100)
     with pytest.raises(UserError, match=r"train-000001\.tar ends within image 2"):
         data.read(torch.tensor([2]))
+
+
+def test_a_shard_rewritten_while_it_is_read_is_named_and_never_read_at_the_old_places(root: Path):
+    data = build(root, in_memory=False)
+    tar = root / "train-000001.tar"
+    tar.with_suffix(".new").write_bytes(bytes(1024) + tar.read_bytes())
+    tar.with_suffix(".new").replace(tar)
+    data.read(torch.tensor([0]))
+    with pytest.raises(UserError, match=r"train-000001\.tar has \d+ bytes, not \d+: it was changed while it was read"):
+        data.read(torch.tensor([2]))
+    tar.unlink()
+    with pytest.raises(UserError, match=r"train-000001\.tar cannot be opened: No such file"):
+        data.read(torch.tensor([2]))
+
+
+def test_opening_a_set_holds_few_bytes_an_image(root: Path):
+    shutil.copy(root / "train-000000.tar", root / "many.tar")
+    index, count = Index.model_validate_json((root / "train-000000.json").read_bytes()), 20_000
+    many = index.model_copy(
+        update={
+            "members": [f"{number:08d}.png" for number in range(count)],
+            "offset": list(range(count)),
+            "size": list(range(count)),
+            "labels": list(range(count)),
+            "fields": {},
+        }
+    )
+    (root / "many.json").write_text(many.model_dump_json())
+    prepared = open_shards(root, "data.root")
+    shard = (
+        prepared.splits["train"]
+        .shards[0]
+        .model_copy(
+            update={"tar": "many.tar", "index": "many.json", "count": count, "index_sha256": sha256(root / "many.json")}
+        )
+    )
+    split = PreparedSplit(count=20 * count, shards=[shard] * 20)
+    prepared = prepared.model_copy(update={"splits": {"train": split}, "classes": tuple(map(str, range(count)))})
+    tracemalloc.start()
+    try:
+        files = shards.ShardFiles(root, prepared, "train")
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(files) == 20 * count
+    assert kept < 1 << 20  # tensors are not among what is traced
+    assert peak < 20 << 20  # one index at a time: all together are 100 MiB
 
 
 def test_an_edited_shard_is_named_by_its_digest(root: Path):
