@@ -88,8 +88,12 @@ class Preset(Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "Preset":
-        guided = self.task.guided if isinstance(self.task, PriorConfig) else isinstance(self.task, DiffusionConfig)
-        if self.guidance != 1 and not guided:
+        if self.guidance != 1 and isinstance(self.task, PriorConfig) and not self.task.guided:
+            raise ValueError(
+                f"guidance is {self.guidance}, but a prior of task.network.kind {self.task.network.kind} that never drops its "
+                "text has no second branch; set guidance to 1"
+            )
+        if self.guidance != 1 and isinstance(self.task, ClassifierConfig):
             raise ValueError(f"guidance is {self.guidance} but task.kind is '{self.task.kind}'; leave guidance at 1")
         if self.guide != Guide() and not isinstance(self.task, DiffusionConfig):
             raise ValueError(f"guide is given but task.kind is '{self.task.kind}'; leave guide out")

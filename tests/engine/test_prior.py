@@ -196,3 +196,9 @@ def test_a_model_that_reads_no_image_embeddings_takes_no_prior(house: Path, trai
 
 def test_a_preset_whose_model_reads_no_image_embeddings_names_no_prior(tiny: Any, cli: Cli) -> None:
     cli("train", "--preset", tiny(prior="runs/prior"), "--dry-run").refused("prior", "clip_image")
+
+
+def test_a_prior_without_a_second_branch_is_not_guided(cli: Cli) -> None:
+    for change in ("kind=mlp", "drop_condition=0"):
+        done = cli("train", "--preset", "clip-prior", "--set", f"task.network.{change}", "--dry-run")
+        done.refused("guidance is 2.0", "never drops its text", "set guidance to 1")
