@@ -43,7 +43,8 @@ ResumeSet = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one train.* key, or data.root or data.shards where the data moved; repeatable.",
+        help="Override one train.* key, or where data or encoder have moved: data.root, data.shards, "
+        "task.conditioners.0.encoder.model; repeatable.",
         show_default="nothing",
     ),
 ]
@@ -52,7 +53,8 @@ SamplerSet = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one sampler.* or guide.* key; repeatable.",
+        help="Override one sampler.* or guide.* key, or where an encoder has moved: task.conditioners.0.encoder.model; "
+        "repeatable.",
         show_default="nothing",
     ),
 ]

@@ -283,5 +283,5 @@ def _loading(origin: Origin, key: str) -> Iterator[None]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{key} is '{origin.model}', which cannot be loaded: {reason}",
-            "give the folder of a model, or download it first: huggingface-cli download NAME --local-dir FOLDER",
+            "give the folder of a model, or download it first: hf download NAME --local-dir FOLDER",
         ) from error

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -298,6 +299,10 @@ def test_what_cannot_be_loaded_is_named(monkeypatch, model, library, words):
     with pytest.raises(UserError, match=words) as caught:
         encoder.texts(["a"])
     assert "task.conditioners.0.encoder" in caught.value.problem + caught.value.hint
+    if "cannot be loaded" in words:
+        command = re.search(r"download it first: (\S+) download", caught.value.hint)
+        assert command
+        assert shutil.which(command[1], path=str(Path(sys.executable).parent)), "the hint names no command"
 
 
 @pytest.mark.parametrize("library", ["transformers", "open_clip"])
