@@ -110,18 +110,22 @@ class LaneSource:
     def blocks(self, lane: int, mark: Mark) -> Iterator[Block]:
         """The lane from the beginning of the mark's block on, endlessly.
 
-        Raises UserError where every shard there is has failed since the last sample.
+        Raises UserError where every shard there is has failed since the last sample without giving one.
         """
         number, held, faults = mark.block, list[Entry](), list[Fault]()
         failed: dict[int, str] = {}  # shards that gave nothing since the last sample
+        giving = None  # the shard of the last sample: where it breaks off later, it is no shard that gives nothing
         for found in self.entries(lane, mark):
             if isinstance(found, Fault):
                 faults.append(found)
-                failed.setdefault(found.shard, found.reason)
+                if found.shard != giving:
+                    failed.setdefault(found.shard, found.reason)
+                giving = None
                 if len(failed) == self.order.shards:
                     raise self.all_broken(failed)
                 continue
             failed.clear()
+            giving = found.shard
             held.append(found)
             if len(held) == self.order.block:
                 first = held[0]

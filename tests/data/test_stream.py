@@ -147,6 +147,16 @@ def test_a_broken_shard_costs_no_other_lane_anything(tmp_path: Path) -> None:
     assert not {21, 22, 23} & set(flat)
 
 
+def test_of_a_lone_shard_that_is_cut_the_samples_before_the_cut_are_dealt_again_and_again(tmp_path: Path) -> None:
+    whole = shard(0, 6)
+    (tmp_path / "a.tar").write_bytes(whole[: len(whole) // 2])
+    found, notes, counts = batches(stream(f"{tmp_path}/a.tar", shuffle=0).build("train"), 3, 4)
+    seen = torch.cat([batch["index"] for batch in found]).tolist()
+    assert seen == [0, 1, 2] * 4
+    assert "it breaks off" in notes[0]
+    assert counts[1] == 3
+
+
 def test_the_fault_of_a_server_is_told_once_a_shard_in_the_order_of_the_stream() -> None:
     with serving({"a.tar": shard(0, 9), "b.tar": b"<html>", "c.tar": shard(9, 9)[:-3000]}) as server:
         seen, feed = numbers(stream(f"{server.url}/{{a,b,c,d}}.tar", lanes=1, shuffle=4), 20, 2)
