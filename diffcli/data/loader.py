@@ -113,6 +113,12 @@ class BucketStream:
         return Plan(index, torch.arange(first, last), drawn(self.seed, epoch, index))
 
 
+def epoch_size(data: ImageData, batch_size: int) -> int:
+    """Samples that an epoch deals: all of them, or the whole batches that the buckets give."""
+    framing = data.framing
+    return BucketStream(0, framing, batch_size).batches * batch_size if framing.buckets else len(data)
+
+
 def drawn(seed: int, epoch: int, index: Tensor) -> Tensor:
     """What is random about images in an epoch, int64 (B,): it depends on (seed, epoch, index) alone."""
     return noise.derive(seed, Domain.AUGMENT, index, epoch)

@@ -11,7 +11,7 @@ import torch
 
 from diffcli.config import UserError
 from diffcli.data.images import FileImages, ImageData
-from diffcli.data.loader import Batch, batches
+from diffcli.data.loader import Batch, batches, epoch_size
 from diffcli.data.stream import StreamData
 from diffcli.data.stream_feed import Mark
 from diffcli.engine.distributed import Group
@@ -47,7 +47,7 @@ class IndexedFeed(Feed):
 
     def __init__(self, preset: Preset, group: Group, data: ImageData) -> None:
         super().__init__(preset, group)
-        self.data = data
+        self.data, self.epoch = data, epoch_size(data, self.cfg.batch_size)
 
     def batches(self, first: int) -> Iterator[tuple[int, Batch]]:
         return batches(
@@ -67,7 +67,7 @@ class IndexedFeed(Feed):
         """Nothing: every rank knows it from the step."""
 
     def told(self, step: int) -> dict[str, float]:
-        return {"epoch": round(step * self.cfg.batch_size / len(self.data), 4)}
+        return {"epoch": round(step * self.cfg.batch_size / self.epoch, 4)}
 
 
 class StreamedFeed(Feed):

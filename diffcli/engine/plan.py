@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcli.config import UserError
+from diffcli.data.loader import epoch_size
 from diffcli.data.stream import StreamData
 from diffcli.diffusion.times import UniformTimes
 from diffcli.ema import averages
@@ -47,8 +48,9 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
             facts["shards"] = f"{len(data.urls):,}"
         images = data.count if isinstance(data, StreamData) and data.count else len(data)
         facts["images"] = f"{images:,}"
+        epoch = images if isinstance(data, StreamData) else epoch_size(data, cfg.batch_size)
         facts["epochs"] = (
-            f"{images / cfg.batch_size:.4g} steps an epoch, {cfg.steps * cfg.batch_size / images:.4g} epochs in all"
+            f"{epoch / cfg.batch_size:.4g} steps an epoch, {cfg.steps * cfg.batch_size / epoch:.4g} epochs in all"
         )
     except UserError as error:
         facts["images"] = f"unknown: {error.problem}"

@@ -157,6 +157,8 @@ def test_training_in_buckets_resumes_exactly_and_samples_in_the_size_of_the_set(
     assert cli("train", "--preset", path, "--run-dir", half, "--steps", 5).code == 0
     assert cli("resume", half, "--steps", 10).code == 0
     assert strip(list(read_log(half / "log.jsonl"))) == strip(list(read_log(whole / "log.jsonl")))
+    epochs = [line["epoch"] for line in read_log(whole / "log.jsonl")]
+    assert (epochs[5], epochs[8]) == (1, 1.5)  # 2 batches of each of 3 buckets; 2 images of each sit out
     weights = [run / "checkpoints/step-00000010/task.safetensors" for run in (whole, half)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert cli("sample", "--ckpt", whole, "--n", 2, "--out", tmp_path / "x").code == 0
