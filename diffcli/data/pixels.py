@@ -102,10 +102,11 @@ def _broken(name: str, error: Exception) -> BrokenImage:
 def flatten(image: Image.Image) -> Image.Image:
     """Mode L (grey) or RGB of any mode: 16 bits scaled to 8 and rounded, transparency laid on white."""
     if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
+        wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > SIXTEEN_BITS:
             raise ValueError("pixels of more than 16 bits")
-        return Image.fromarray(((wide * 255 + SIXTEEN_BITS // 2) // SIXTEEN_BITS).astype(np.uint8))
+        scaled = wide.astype(np.uint32) * np.uint32(255)  # fits, and half the memory of int64
+        return Image.fromarray(((scaled + np.uint32(SIXTEEN_BITS // 2)) // np.uint32(SIXTEEN_BITS)).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("pixels are floating-point numbers")
     mode = "L" if image.mode in GREY else "RGB"
