@@ -17,6 +17,7 @@ from PIL import Image
 from diffcli.config import UserError
 from diffcli.data.shards import Index, open_shards
 from diffcli.prep import shard
+from diffcli.prep.items import Download, Picked, SourceOptions
 from diffcli.prep.kinds import KINDS
 from diffcli.prep.prepare import prepare
 from tests.data import making
@@ -287,3 +288,13 @@ def test_every_kind_says_where_its_source_is_to_be_had(kind: str, tmp_path: Path
 def test_an_unknown_kind_is_guessed(tmp_path: Path):
     with pytest.raises(UserError, match="did you mean 'mnist'"):
         run("minst", tmp_path, tmp_path / "out")
+
+
+def test_options_of_downloads_are_refused_where_nothing_is_downloaded(tmp_path: Path):
+    making.class_folders(tmp_path / "source")
+    for options, flag in (
+        (SourceOptions(picked=Picked(quality=80)), "--quality"),
+        (SourceOptions(download=Download(threads=3)), "--threads"),
+    ):
+        with pytest.raises(UserError, match=f"{flag} says nothing to prep-data folder"):
+            run("folder", tmp_path / "source", tmp_path / "out", options=options)
