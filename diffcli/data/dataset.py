@@ -66,6 +66,16 @@ class DataConfig(Config):
         """The same data, found from any folder."""
         return self if self.root is None else self.model_copy(update={"root": self.root.expanduser().absolute()})
 
+    @property
+    def paths(self) -> list[Path]:
+        """Where on this machine it lies."""
+        return [] if self.root is None else [self.root.expanduser()]
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that reading it would run."""
+        return []
+
     @abstractmethod
     def build(self, split: Split) -> ImageData:
         """The images of a split. Raises UserError that names data.root where they are missing or broken."""

@@ -37,6 +37,11 @@ class Shards(DataConfig):
         update = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
         return self.model_copy(update=update | {"more": tuple(path.expanduser().absolute() for path in self.more)})
 
+    @property
+    def paths(self) -> list[Path]:
+        named = [self.root, *self.more, self.validation]
+        return [path.expanduser() for path in named if path is not None]
+
     def build(self, split: Split) -> ImageData:
         sets = self._sets(split)
         parts = [ShardFiles(found.root, found.prepared, found.split) for found in sets]

@@ -31,7 +31,7 @@ from diffcli.data.shards import DATASET, PreparedSet
 from diffcli.data.stream_feed import StreamFeed
 from diffcli.data.stream_lanes import Entry, Fault, LaneSource, Order
 from diffcli.data.stream_layout import Layout, fields_of
-from diffcli.data.stream_open import BrokenShard, Patience, ShardBytes, is_remote
+from diffcli.data.stream_open import PIPE, BrokenShard, Patience, ShardBytes, is_remote
 
 PEEKS = 3  # shards that are tried for the first samples
 LARGEST_RECORD = 64 << 20  # bytes of a dataset.json
@@ -84,6 +84,11 @@ class Stream(DataConfig):
     def absolute(self) -> Self:
         found = {name: getattr(self, name) for name in ("shards", "test_shards")}
         return self.model_copy(update={name: _absolute(shards) for name, shards in found.items() if shards is not None})
+
+    @property
+    def commands(self) -> list[str]:
+        named = [*expanded(self.shards), *(expanded(self.test_shards) if self.test_shards else ())]
+        return [url.removeprefix(PIPE) for url in named if url.startswith(PIPE)]
 
     def build(self, split: Split) -> ImageData:
         """For `train` a StreamData; for `test` the samples of test_shards, read at once and held in memory, still encoded.
@@ -212,7 +217,7 @@ def expanded(shards: str | Sequence[str]) -> tuple[str, ...]:
 
 def record_beside(url: str, timeout: float) -> PreparedSet | None:
     """The dataset.json that prep-data wrote beside a shard, if it can be had."""
-    if url.startswith("pipe:"):
+    if url.startswith(PIPE):
         return None
     place = url.rpartition("/")[0] + "/" if "/" in url else ""
     record = ShardBytes(place + DATASET, Patience(0, 0, timeout))

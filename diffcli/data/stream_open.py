@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from diffcli import __version__
 from diffcli.config import UserError
 
+PIPE = "pipe:"  # before a command whose output is the shard
 CHUNK = 1 << 20  # bytes read at once
 LONGEST_PAUSE = 30.0  # seconds
 AGAIN = frozenset({408, 425, 429})  # of the 4xx answers, those that another time may be better
@@ -112,12 +113,12 @@ class ShardBytes:
 
 def is_remote(url: str) -> bool:
     """Whether a text names no plain path: a URL or the output of a command."""
-    return "://" in url or url.startswith(("pipe:", "file:"))
+    return "://" in url or url.startswith((PIPE, "file:"))
 
 
 def is_foreign(url: str) -> bool:
     """Whether it takes fsspec to open it."""
-    return "://" in url and not url.startswith(("pipe:", "file:", "http://", "https://"))
+    return "://" in url and not url.startswith((PIPE, "file:", "http://", "https://"))
 
 
 def local_path(url: str) -> Path:
@@ -139,8 +140,8 @@ def _open(url: str, position: int, timeout: float) -> tuple[IO[bytes], int | Non
     if url.startswith(("http://", "https://")):
         return _open_http(url, position, timeout)
     file: IO[bytes]
-    if url.startswith("pipe:"):
-        file = io.BufferedReader(_Command(url.removeprefix("pipe:")))
+    if url.startswith(PIPE):
+        file = io.BufferedReader(_Command(url.removeprefix(PIPE)))
     elif is_foreign(url):
         file = _open_foreign(url)
     else:

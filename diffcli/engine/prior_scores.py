@@ -18,7 +18,7 @@ from diffcli.engine.distributed import Group
 from diffcli.engine.evaluate import Progress
 from diffcli.engine.model import Model
 from diffcli.engine.request import SampleOptions, check_steps, choose_sampler, overridden
-from diffcli.engine.sources import data_source, resolve
+from diffcli.engine.sources import own_source, resolve
 from diffcli.networks.embedding import unit_variance
 from diffcli.tasks.guide import Guide
 from diffcli.tasks.prior import IMAGE, TEXT, DiffusionPriorConfig, PriorConfig, PriorTask, closeness
@@ -179,7 +179,7 @@ def _held_out(model: Model, ref: str | None) -> tuple[str, ImageData]:
     hint = "give a set with stored embeddings: --ref SET:SPLIT, prepared with prep-data ... --embed clip"
     if ref is None:
         try:
-            source = data_source(f"{model.preset.name}:test", model.preset.data, "test")
+            source = own_source(model, "test")
         except UserError as error:
             raise UserError(error.problem, hint) from None
     else:

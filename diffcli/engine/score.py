@@ -12,7 +12,7 @@ from diffcli.engine.evaluate import Progress, Report, evaluate
 from diffcli.engine.features import extractor_for
 from diffcli.engine.rows import told_fields
 from diffcli.engine.sample import Model, Request, SampleOptions, draw, load_model, request
-from diffcli.engine.sources import Images, Source, data_source, resolve
+from diffcli.engine.sources import Images, Source, own_source, resolve
 from diffcli.metrics.scores import metrics_by_name
 from diffcli.tasks.guide import Guide
 
@@ -98,7 +98,7 @@ class Job:
     def _reference(self, model: Model) -> Source:
         if self.ref:
             return resolve(self.ref)
-        return data_source(f"{model.preset.name}:train", model.preset.data, "train")
+        return own_source(model, "train")
 
 
 def describe(req: Request) -> dict[str, Any]:

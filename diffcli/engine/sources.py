@@ -25,7 +25,9 @@ from diffcli.data.listing import Split
 from diffcli.data.pixels import SUFFIXES, channels_first, open_image
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import DATASET, is_prepared, open_shards
+from diffcli.data.stream import Stream
 from diffcli.digest import sha256
+from diffcli.engine.model import Model
 from diffcli.metrics.statistics import Statistics
 
 Images = tuple[Tensor, Tensor | None]  # uint8 (B, C, H, W), C = 1 or 3; labels int64 (B,) where there are any
@@ -93,9 +95,21 @@ def data_source(name: str, config: DataConfig, split: Split) -> Source:
         return read_ahead(read, torch.arange(len(data)).split(batch_size))
 
     settings = config.model_dump_json(exclude={"in_memory", "flip", "crop", "buckets"})
-    content = fingerprint(config.root.expanduser()) if config.root else f"diffcli {__version__}"
-    identity = f"data {settings} {split} {content}"
+    content = " ".join(map(fingerprint, config.paths)) or f"diffcli {__version__}"
+    remote = isinstance(config, Stream)  # what lies elsewhere may change unseen
+    identity = None if remote else f"data {settings} {split} {content}"
     return Source(name, batches, len(data), data.classes is not None, data.classes, fingerprint=identity, data=data)
+
+
+def own_source(model: Model, split: Split) -> Source:
+    """A split of what a checkpoint was trained on. Raises UserError where a command makes it: a checkpoint may be anybody's."""
+    config = model.preset.data
+    if config.commands:
+        raise UserError(
+            f"{model.path}: its data are what the command `{config.commands[0]}` prints, which is not run for a checkpoint",
+            "name the reference with --ref",
+        )
+    return data_source(f"{model.preset.name}:{split}", config, split)
 
 
 def prepared_source(root: Path, split: Split | None = None, size: int | tuple[int, int] | None = None) -> Source:

@@ -1,5 +1,6 @@
 """Scoring end to end with a small extractor: every kind of side, the cache, the report and what is refused."""
 
+import dataclasses
 import json
 import os
 import zipfile
@@ -15,7 +16,7 @@ from diffcli.config import ImageShape, UserError
 from diffcli.engine import sources
 from diffcli.engine.evaluate import cache_folder, evaluate
 from diffcli.engine.features import ClassifierFeatures, extractor_for
-from diffcli.engine.sources import Source, data_source, fingerprint, read_ahead, resolve
+from diffcli.engine.sources import Source, data_source, fingerprint, own_source, read_ahead, resolve
 from diffcli.metrics.statistics import Statistics
 from diffcli.metrics.summary import FeatureBatch, Part, Summary
 from diffcli.noise import Noise
@@ -535,3 +536,32 @@ def test_a_prepared_set_is_a_side(tmp_path):
     source = resolve(str(tmp_path / "set"))
     assert as_set(read(source)) == as_set(read(resolve(str(folder))))
     assert resolve(f"{tmp_path / 'set'}:train").fingerprint == source.fingerprint
+
+
+def test_no_command_of_a_checkpoint_is_run_to_score_it(trained: Path, tmp_path: Path) -> None:
+    from diffcli.data.stream import Stream
+    from diffcli.engine.model import load_model
+
+    witness = tmp_path / "ran"
+    model = load_model(trained, torch.device("cpu"))
+    data = Stream(shards=f"pipe:touch {witness}", test_shards=("a.tar", f"pipe:touch {witness}"), size=8, channels=1)
+    other = dataclasses.replace(model, preset=model.preset.model_copy(update={"data": data}))
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match="touch") as caught:
+            own_source(other, split)
+        assert "--ref" in caught.value.hint
+    assert not witness.exists()
+
+
+def test_a_reference_changes_with_any_of_the_sets_that_it_joins(tmp_path: Path) -> None:
+    from diffcli.data.prepared import Shards
+    from diffcli.prep.prepare import prepare
+
+    for seed, name in enumerate(("one", "two")):
+        list(prepare("folder", write_folder(tmp_path / f"{name}-images", pixels(seed, 3, 3)), tmp_path / name, size=8))
+    config = Shards(root=tmp_path / "one", more=(tmp_path / "two",), size=8)
+    before = data_source("both", config, "train").fingerprint
+    assert before == data_source("both", config, "train").fingerprint
+    record = tmp_path / "two" / "dataset.json"
+    record.write_text(record.read_text().replace('"licence"', ' "licence"'))
+    assert data_source("both", config, "train").fingerprint != before
