@@ -10,6 +10,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, cast
@@ -254,8 +255,9 @@ def from_workers(
     dataset: Dataset, workers: int, device: torch.device, rows: Iterable[Any] | None = None
 ) -> Iterator[Any]:
     """What `workers` processes (at least one) make of a dataset, in order. rows: what is asked of a map-style one."""
-    items = iter(
-        DataLoader(
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # presets are written for larger machines, too
+        loader = DataLoader(
             dataset,
             sampler=rows,
             batch_size=None,
@@ -264,7 +266,7 @@ def from_workers(
             generator=torch.Generator(),  # its own: a DataLoader would draw from the global one
             worker_init_fn=_leave_signals,
         )
-    )
+    items = iter(loader)
     atexit.unregister(_end_workers)
     atexit.register(_end_workers)  # the last to be registered is the first to run: before torch's, which wait for each
     yield from items
