@@ -92,8 +92,8 @@ class Towers(ABC):
         """Tokens (B, L, D) of a layer after the final norm, and pooled (B, P); ids, mask: (B, L), the end is the last."""
 
     def images(self, pixels: Tensor) -> Tensor:
-        """Features (B, P) of pixels as `view` says."""
-        raise NotImplementedError
+        """Features (B, P) of pixels as `view` says. Raises UserError for an encoder that has no view."""
+        raise UserError(f"a {type(self).__name__} reads no images", "use a CLIP")
 
 
 class TransformersClip(Towers):

@@ -103,7 +103,7 @@ def prepare(
 def require_source(kind: str, source: Path | None) -> Path:
     """The source, where one was given. Raises UserError where none was, saying what to get, and for an unknown kind."""
     if kind not in KINDS:
-        raise UserError(f"prep-data KIND is '{kind}'", did_you_mean(kind, KINDS))
+        raise UserError(f"prep-data KIND is '{kind}'", did_you_mean(kind, [*KINDS, "shards"]))
     if source is None:
         raise UserError(f"prep-data {kind} needs a SOURCE", KINDS[kind].where)
     return source
