@@ -38,13 +38,18 @@ def find_idx(tree: FileTree, kind: MnistKind, split: Split, key: str) -> tuple[s
     found = []
     for stem in ("images-idx3-ubyte", "labels-idx1-ubyte"):
         name = f"{PREFIX[split]}-{stem}"
-        spellings = (name, name.replace("-idx", ".idx"))  # unpacked by some tools with a dot
-        path = tree.find(*spellings, *(f"{spelling}.gz" for spelling in spellings))
+        path = tree.find(*spellings(name))
         if path is None:
             problem = f"{key} is '{tree.source}', which has no file {name}.gz (or {name}); it holds {tree.holds}"
             raise UserError(problem, f"set {key} to the folder with the four *-ubyte files of {SETS[kind].title}")
         found.append(path)
     return found[0], found[1]
+
+
+def spellings(name: str) -> list[str]:
+    """The names that a file may have: some tools unpack it with a dot."""
+    plain = [name, name.replace("-idx", ".idx")]
+    return plain + [f"{spelling}.gz" for spelling in plain]
 
 
 def read_split(tree: FileTree, kind: MnistKind, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from diffcli.prep.folders import images_of, matching, not_found
 from diffcli.prep.items import SOURCE, Item, Items, Source, SourceOptions, tree_fingerprint
 
 SPLITS: tuple[Split, ...] = ("train", "test")
+OWN = "use the kind folder for images of your own"
 
 
 class ArrayItems:
@@ -31,8 +32,11 @@ class ArrayItems:
 
 
 def open_idx(kind: mnist.MnistKind, source: Path, work: Path, options: SourceOptions) -> Source:
-    """The four IDX files of MNIST, or of a set in its format, in a folder or an archive."""
+    """The four IDX files of MNIST, or of a set in its format, or image folders train/CLASS and test/CLASS; or an archive."""
     tree = open_tree(source, SOURCE, work)
+    title, classes = mnist.SETS[kind]
+    if not tree.find(*mnist.spellings("train-images-idx3-ubyte")) and matching(tree, re.compile("/")):
+        return _class_folders(tree, title, classes, f"give the folder with the four *-ubyte files of {title}")
     pairs = {split: mnist.find_idx(tree, kind, split, SOURCE) for split in SPLITS}
     splits: dict[Split, Items] = {s: ArrayItems(x[0], *mnist.read_split(tree, kind, x)) for s, x in pairs.items()}
     names = [name for pair in pairs.values() for name in pair]
@@ -45,19 +49,21 @@ def open_cifar(kind: cifar.CifarKind, source: Path, work: Path, options: SourceO
     tree = open_tree(source, SOURCE, work)
     batches = {split: cifar.find_batches(tree, kind, split, SOURCE) for split in SPLITS}
     if not all(batches.values()):
-        return _cifar_folders(kind, tree)
+        title, classes = cifar.SETS[kind].title, cifar.SETS[kind].classes
+        hint = f"take {cifar.SETS[kind].archive}"
+        if not matching(tree, re.compile("")):
+            raise not_found(tree, f"batches of {title}, nor image folders", f"{hint}, or {OWN}")
+        return _class_folders(tree, title, classes, hint)
     splits: dict[Split, Items] = {s: ArrayItems(s, *cifar.read_batches(tree, kind, x)) for s, x in batches.items()}
     names = [name for batch in batches.values() for name in batch]
     return Source(splits, cifar.SETS[kind].classes, tree_fingerprint(tree, names))
 
 
-def _cifar_folders(kind: cifar.CifarKind, tree: FileTree) -> Source:
-    title, classes = cifar.SETS[kind].title, cifar.SETS[kind].classes
-    hint = f"take {cifar.SETS[kind].archive}, or use the kind folder for images of your own"
-    if not matching(tree, re.compile("")):
-        raise not_found(tree, f"batches of {title}, nor image folders", hint)
+def _class_folders(tree: FileTree, title: str, classes: Sequence[str], hint: str) -> Source:
+    """A published set as image folders. Raises UserError where they are not as many as it has classes."""
     source = images_of(tree)
-    if len(source.classes or ()) != len(classes):
-        problem = f"{SOURCE} is '{tree.source}', which has {len(source.classes or ())} class folders; {title} has"
-        raise UserError(f"{problem} {len(classes)}", hint)
+    found = len(source.classes or ())
+    if found != len(classes):
+        problem = f"{SOURCE} is '{tree.source}', which has {found} class folders; {title} has {len(classes)}"
+        raise UserError(problem, f"{hint}, or {OWN}")
     return source

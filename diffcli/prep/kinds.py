@@ -29,7 +29,7 @@ class Kind(NamedTuple):
     """A kind of prep-data. open: (source, a folder for temporary files, options) -> Source; where: to get it, for the hint.
 
     large: its images are photographs of any size, so that shards hold fewer of them; clips: each comes with a video.
-    takes: the options of SourceOptions that it reads, of those that name tables, columns and fields.
+    takes: the options of SourceOptions, of its picked and of its download that it reads; any other is refused.
     """
 
     open: Callable[[Path, Path, SourceOptions], Source]
@@ -40,6 +40,8 @@ class Kind(NamedTuple):
     takes: tuple[str, ...] = ()
 
 
+MANNERS = ("obey_opt_out", "timeout", "retries")
+DOWNLOADS = (*MANNERS, "min_size", "encode", "quality", "distributor", "threads")
 OWNERS = "the images belong to those who published them"
 
 KINDS: dict[str, Kind] = {
@@ -83,6 +85,7 @@ KINDS: dict[str, Kind] = {
         "the captions are CC BY 4.0, COCO Consortium; each image is under the licence of its photographer on Flickr",
         f"{COCO}; or captions_train2017.json alone, to download its images",
         large=True,
+        takes=DOWNLOADS,
     ),
     "lidc": Kind(
         open_lidc,
@@ -114,21 +117,21 @@ KINDS: dict[str, Kind] = {
         f"the captions and URLs are Google's, free for any use; {OWNERS}; Sharma et al. 2018",
         "download Train_GCC-training.tsv (caption, tab, URL) from https://ai.google.com/research/ConceptualCaptions/download, "
         "then type: diffcli prep-data cc3m Train_GCC-training.tsv --out DIR",
-        takes=("url_col", "caption_col"),
+        takes=("url_col", "caption_col", *DOWNLOADS),
     ),
     "cc12m": Kind(
         open_urls,
         f"the captions and URLs are Google's, free for any use; {OWNERS}; Changpinyo et al. 2021",
         "download cc12m.tsv (URL, tab, caption) from https://github.com/google-research-datasets/conceptual-12m, "
         "then type: diffcli prep-data cc12m cc12m.tsv --out DIR",
-        takes=("url_col", "caption_col"),
+        takes=("url_col", "caption_col", *DOWNLOADS),
     ),
     "urls": Kind(
         open_urls,
         f"that of the images; {OWNERS}",
         "give a .tsv, .csv, .jsonl (each also .gz) or .parquet with a URL and a caption a row, "
         "and --url-col and --caption-col where the columns have unusual names",
-        takes=("url_col", "caption_col"),
+        takes=("url_col", "caption_col", *DOWNLOADS),
     ),
     "webdataset": Kind(open_webdataset, "that of the images; check it before you share them", WEBDATASET, large=True),
     "webvid": Kind(
@@ -136,6 +139,6 @@ KINDS: dict[str, Kind] = {
         "the clips belong to their owners, the list to the University of Oxford; Bain et al. 2021",
         WEBVID,
         clips=True,
-        takes=("table", "image_col", "caption_col", "url_col"),
+        takes=("table", "image_col", "caption_col", "url_col", *MANNERS),
     ),
 }

@@ -111,18 +111,16 @@ def require_source(kind: str, source: Path | None) -> Path:
 
 def _check_options(kind: str, options: SourceOptions) -> None:
     """Refuses what was told in vain."""
-    for option in ("table", "image_col", "caption_col", "url_col", "field"):
-        if getattr(options, option) is not None and option not in KINDS[kind].takes:
-            raise _in_vain(option, kind, [name for name, other in KINDS.items() if option in other.takes])
-    fetching = [name for name, other in KINDS.items() if "url_col" in other.takes or name == "coco"]
-    told = options.picked.model_dump(exclude_defaults=True) | options.download.model_dump(exclude_defaults=True)
-    if told and kind not in fetching:
-        raise _in_vain(next(iter(told)), kind, fetching)
-
-
-def _in_vain(option: str, kind: str, readers: Sequence[str]) -> UserError:
-    flag = "--" + option.replace("_", "-")
-    return UserError(f"{flag} says nothing to prep-data {kind}", f"leave it out; it is for {', '.join(readers)}")
+    told: dict[str, object] = {}
+    for group in (options, options.picked, options.download):
+        told |= group.model_dump(exclude_defaults=True, exclude={"picked", "download"})
+    option = next((name for name in told if name not in KINDS[kind].takes), None)
+    if option:
+        flag, readers = (
+            "--" + option.replace("_", "-"),
+            [name for name, other in KINDS.items() if option in other.takes],
+        )
+        raise UserError(f"{flag} says nothing to prep-data {kind}", f"leave it out; it is for {', '.join(readers)}")
 
 
 def _per_shard(kind: str, size: int | None, source: Source) -> int:

@@ -118,3 +118,22 @@ def test_a_kind_alone_says_what_its_source_is_and_where_to_get_it(tmp_path: Path
     assert KINDS[kind].where in said
     assert KINDS[kind].licence
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["mnist", "fashion-mnist", "cifar10"])
+def test_a_published_set_may_lie_in_image_folders(kind: str, tmp_path: Path):
+    classes = tuple(str(number) for number in range(10))
+    for split in ("train", "test"):
+        making.class_folders(tmp_path / "in" / split, classes, n=1)
+    run(kind, tmp_path / "in", tmp_path / "out")
+    assert open_shards(tmp_path / "out", "x").classes == classes
+    assert {name: split.count for name, split in open_shards(tmp_path / "out", "x").splits.items()} == {
+        "train": 10,
+        "test": 10,
+    }
+
+
+def test_image_folders_of_other_classes_are_no_mnist(tmp_path: Path):
+    making.class_folders(tmp_path / "in", ("cat", "dog"))
+    with pytest.raises(UserError, match="has 2 class folders; MNIST has 10"):
+        run("mnist", tmp_path / "in", tmp_path / "out")
