@@ -31,9 +31,9 @@ from diffcli.data.images import FileImages
 from diffcli.data.loader import batches, to_float
 from diffcli.data.prepared import Shards
 from diffcli.engine.distributed import Group
-from diffcli.engine.loop import Loop
-from diffcli.engine.runlog import RunDir
-from diffcli.engine.state import build_state, resolved
+from diffcli.engine.run.loop import Loop
+from diffcli.engine.run.runlog import RunDir
+from diffcli.engine.run.state import build_state, resolved
 from diffcli.prep.prepare import prepare
 
 BATCH = 64

@@ -57,9 +57,9 @@ def ours(precision: Precision, head_dim: int) -> Contender:
     from diffcli import preset as presets
     from diffcli.data.images import MemoryImages
     from diffcli.engine.distributed import Group
-    from diffcli.engine.loop import Loop
-    from diffcli.engine.runlog import RunDir
-    from diffcli.engine.state import build_state, resolved
+    from diffcli.engine.run.loop import Loop
+    from diffcli.engine.run.runlog import RunDir
+    from diffcli.engine.run.state import build_state, resolved
     from diffcli.engine.tuning import tune_allocator
 
     tree: dict[str, Any] = {

@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3000, help="pictures")
     args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    from tests.networks.encoders import tiny_clip
+    from tests.encoders.making import tiny_clip
 
     tiny_clip(args.folder / "clip")
     with (args.folder / "cc3m.tsv").open("w") as table:

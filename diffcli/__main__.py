@@ -1,5 +1,5 @@
 """`python -m diffcli`: what torchrun starts."""
 
-from diffcli.cli import main
+from diffcli.cli.app import main
 
 main()

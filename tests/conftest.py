@@ -17,8 +17,8 @@ import yaml
 from hypothesis import settings
 
 import diffcli.torchvision_compat  # noqa: F401  before anything that imports torchvision
-from diffcli import session
-from diffcli.cli import app
+from diffcli.cli import session
+from diffcli.cli.app import app
 
 settings.register_profile("ci", derandomize=True)  # there the change is judged, not the luck of the day
 if os.environ.get("CI"):
@@ -165,8 +165,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the tiny preset, 4 steps, two checkpoints; its weights differ from their average. Do not change it."""
     from diffcli import preset as presets
     from diffcli.engine.distributed import join
-    from diffcli.engine.runlog import RunDir
-    from diffcli.engine.train import train
+    from diffcli.engine.run.runlog import RunDir
+    from diffcli.engine.run.train import train
 
     run = RunDir(tmp_path_factory.mktemp("trained") / "run")
     run.claim()

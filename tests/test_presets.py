@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.diffusion.schedule import DiscreteSchedule
-from diffcli.engine.plan import plan
-from diffcli.engine.state import build_on_meta
+from diffcli.engine.run.plan import plan
+from diffcli.engine.run.state import build_on_meta
 from diffcli.optim import Adam, AdamW
 from tests.conftest import ROOT, TINY, changed
 
@@ -184,7 +184,7 @@ def test_no_override_gives_anything_but_a_preset_or_a_users_error(overrides: lis
 
 
 def test_the_weights_of_a_seed_do_not_depend_on_what_was_drawn_before() -> None:
-    from diffcli.engine.state import build_state
+    from diffcli.engine.run.state import build_state
 
     preset = presets.build(TINY, "tiny")
     first = build_state(preset, torch.device("cpu")).task.state_dict()
@@ -206,7 +206,7 @@ def test_the_wheel_holds_the_presets_and_the_digits(tmp_path: Path) -> None:
         assert "diffcli/cli.py" in names
         assert not any(name.startswith("tests") for name in names)
         entry = next(name for name in names if name.endswith("entry_points.txt"))
-        assert b"diffcli = diffcli.cli:main" in file.read(entry)
+        assert b"diffcli = diffcli.cli.app:main" in file.read(entry)
         file.extractall(tmp_path / "installed")
     script = "from diffcli import preset; print(preset.load('imagenet64').name, preset.available()['digits'])"
     done = subprocess.run(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from diffcli.cli import app
+from diffcli.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

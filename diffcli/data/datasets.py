@@ -19,8 +19,8 @@ from diffcli.data.images import ImageData
 from diffcli.data.listing import Split
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
-from diffcli.data.stream import Stream
-from diffcli.data.stream_open import is_remote
+from diffcli.data.stream.opening import is_remote
+from diffcli.data.stream.stream import Stream
 
 HELD_OUT_EVERY = 10
 

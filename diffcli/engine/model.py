@@ -9,8 +9,8 @@ import torch
 from diffcli import checkpoint, preset
 from diffcli.config import UserError
 from diffcli.digest import sha256
-from diffcli.engine import encoders
-from diffcli.engine.state import load_weights, place
+from diffcli.engine import encoder_records
+from diffcli.engine.run.state import load_weights, place
 from diffcli.engine.tuning import tune_allocator
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task
@@ -37,7 +37,7 @@ def load_model(path: Path, device: torch.device, use_ema: bool = True, overrides
     tune_allocator()
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
-    moved = filter(encoders.moves, overrides)
+    moved = filter(encoder_records.moves, overrides)
     resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}", moved)
     part = "ema" if use_ema else "task"
     if not checkpoint.holds(part, found, record) and checkpoint.holds("ema", found, record):
@@ -46,7 +46,7 @@ def load_model(path: Path, device: torch.device, use_ema: bool = True, overrides
     with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away
         built = resolved.task.build(resolved.data.shape)
     load_weights(built, tensors, found)
-    encoders.promise(built, record, found)
+    encoder_records.promise(built, record, found)
     task = place(built, device, "fp32").eval().requires_grad_(False)
     file = found if found.is_file() else found / f"{part}.safetensors"
     classes = tuple(record["classes"]) if record.get("classes") else None

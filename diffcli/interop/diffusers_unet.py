@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffcli.interop.places import NETWORK, Place, class_rules, held, places
-from diffcli.interop.weights import Rule, Tensors, absent, layer, layers
+from diffcli.interop.weight_files import Rule, Tensors, absent, layer, layers
 from diffcli.networks.layers import Attention
 from diffcli.networks.unet import UNet
 

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.interop import diffusers_config, diffusers_unet, dit
+from diffcli.interop import diffusers_config, diffusers_unet, published_dit
 from diffcli.interop.importing import CONFIG, PIPELINE, SCHEDULER, WEIGHTS, check_empty, diffusion, on_meta
 from diffcli.interop.scheduler import write_scheduler
-from diffcli.interop.weights import Tensors, write
+from diffcli.interop.weight_files import Tensors, write
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
@@ -63,8 +63,8 @@ def network(preset: Preset, tensors: Tensors) -> tuple[dict[str, Any], dict[str,
                 "DiTTransformer2DModel always has classes and a row for no class",
                 "export a class-conditional DiT that was trained with task.drop_condition above 0",
             )
-        config = dit.write_config(built.config)
-        made = write(dit.diffusers_rules(built.config, tensors), tensors)
+        config = published_dit.write_config(built.config)
+        made = write(published_dit.diffusers_rules(built.config, tensors), tensors)
         return {"_class_name": "DiTTransformer2DModel", **common, **config, "num_embeds_ada_norm": classes}, made
     assert isinstance(built, UNet)
     config = diffusers_config.write_config(built, preset.data.shape)

@@ -15,9 +15,9 @@ from torch import Tensor
 from diffcli import __version__, checkpoint
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.interop import diffusers_config, diffusers_unet, dit, openai, scheduler
+from diffcli.interop import diffusers_config, diffusers_unet, openai, published_dit, scheduler
 from diffcli.interop.foreign import Foreign, read_json
-from diffcli.interop.weights import Rule, Tensors, read, read_tensors
+from diffcli.interop.weight_files import Rule, Tensors, read, read_tensors
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
@@ -71,10 +71,10 @@ def from_file(path: Path, given: Preset | None) -> Imported:
     """A state dict: OpenAI's U-Nets, DiT and SiT, known by a name that only theirs has."""
     theirs = read_tensors(path)
     notes: tuple[str, ...] = ()
-    if dit.MARK in theirs and given is None:
-        given = built({"name": slug(path), **dit.derived(theirs, str(path))}, path)
+    if published_dit.MARK in theirs and given is None:
+        given = built({"name": slug(path), **published_dit.derived(theirs, str(path))}, path)
         notes = (f"{path.name} is taken for a DiT; a SiT, which has the same tensors, needs --as sit-xl-2",)
-    if dit.MARK not in theirs and openai.MARK not in theirs:
+    if published_dit.MARK not in theirs and openai.MARK not in theirs:
         raise UserError(
             f"{path}: its tensors ({', '.join(list(theirs)[:3])}, ...) are not those of a model that diffcli knows",
             "give an improved- or guided-diffusion U-Net, a DiT or SiT, or the folder of a diffusers model",
@@ -87,13 +87,13 @@ def from_file(path: Path, given: Preset | None) -> Imported:
     task = on_meta(given)
     ours = task.state_dict()
     network = task.denoiser.network
-    if dit.MARK in theirs and isinstance(network, DiT):
+    if published_dit.MARK in theirs and isinstance(network, DiT):
         rules = dit_rules(given, network, ours, theirs, path)
-        return Imported(given, read(rules, theirs, ours, str(path), [dit.POSITIONS]), None, notes)
+        return Imported(given, read(rules, theirs, ours, str(path), [published_dit.POSITIONS]), None, notes)
     if openai.MARK in theirs and isinstance(network, UNet):
         rules = openai.openai_rules(network, ours, null_row(given, theirs, openai.LABELS, path))
         return Imported(given, read(rules, theirs, ours, str(path)), None, notes)
-    kind, name = ("dit", "DiT") if dit.MARK in theirs else ("unet", "U-Net")
+    kind, name = ("dit", "DiT") if published_dit.MARK in theirs else ("unet", "U-Net")
     raise UserError(
         f"{path}: holds a {name}, but --as {given.name} has task.network.kind {network_of(given)['kind']!r}",
         f"name a preset of the kind {kind}",
@@ -103,18 +103,20 @@ def from_file(path: Path, given: Preset | None) -> Imported:
 def dit_rules(preset: Preset, network: DiT, ours: Tensors, theirs: Tensors, path: Path) -> list[Rule]:
     """The rules for a DiT, or, where the preset is on the flow path, for a SiT."""
     flow = diffusion(preset).target == "flow"
-    if flow and network.config.time_scale != dit.TIME_SCALE:
+    if flow and network.config.time_scale != published_dit.TIME_SCALE:
         raise UserError(
             f"{path}: SiT is told times from 0 to 1, but --as {preset.name} has task.network.time_scale "
             f"{network.config.time_scale:g}",
-            f"set task.network.time_scale to {dit.TIME_SCALE:g} in that preset, as sit-xl-2 does",
+            f"set task.network.time_scale to {published_dit.TIME_SCALE:g} in that preset, as sit-xl-2 does",
         )
-    if dit.POSITIONS in theirs:
-        dit.check_positions(theirs[dit.POSITIONS], network.config, str(path))
+    if published_dit.POSITIONS in theirs:
+        published_dit.check_positions(theirs[published_dit.POSITIONS], network.config, str(path))
     pixels = network.config.patch**2
-    outputs = theirs[f"{dit.FINAL}.bias"].numel() if f"{dit.FINAL}.bias" in theirs else 0
+    outputs = theirs[f"{published_dit.FINAL}.bias"].numel() if f"{published_dit.FINAL}.bias" in theirs else 0
     variance = outputs == 2 * pixels * preset.data.shape.channels
-    return dit.dit_rules(network.config, ours, null_row(preset, theirs, dit.LABELS, path), flow, variance)
+    return published_dit.dit_rules(
+        network.config, ours, null_row(preset, theirs, published_dit.LABELS, path), flow, variance
+    )
 
 
 def from_folder(path: Path, given: Preset | None) -> Imported:
@@ -132,7 +134,7 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
         raise UserError(
             f"{folder / CONFIG}: _class_name is {name!r}", f"diffcli imports {' and '.join(MODELS)} of diffusers"
         )
-    family = diffusers_config if name == "UNet2DModel" else dit
+    family = diffusers_config if name == "UNet2DModel" else published_dit
     config = Foreign(values, family.DEFAULTS, str(folder / CONFIG))
     planned = path / SCHEDULER if index else path / "scheduler_config.json"
     stated = read_json(planned) if planned.is_file() else None
@@ -152,7 +154,7 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
 
 def folder_tree(config: Foreign, plan: Foreign, unet: bool) -> dict[str, Any]:
     """The raw preset, but for its name, that a diffusers configuration and scheduler describe."""
-    network = (diffusers_config if unet else dit).read_config(config)
+    network = (diffusers_config if unet else published_dit).read_config(config)
     sampling = scheduler.read_scheduler(plan)
     task, channels = sampling["task"], config.get("in_channels")
     outputs = config.get("out_channels") or channels
@@ -181,7 +183,7 @@ def folder_tensors(preset: Preset, config: Foreign, theirs: Tensors) -> dict[str
     task = on_meta(preset)
     ours, network = task.state_dict(), task.denoiser.network
     if isinstance(network, DiT):
-        return read(dit.diffusers_rules(network.config, ours), theirs, ours, config.source)
+        return read(published_dit.diffusers_rules(network.config, ours), theirs, ours, config.source)
     assert isinstance(network, UNet)
     null = null_row(preset, theirs, diffusers_unet.LABELS, Path(config.source))
     rules = diffusers_unet.diffusers_rules(

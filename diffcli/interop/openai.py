@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import count
 
 from diffcli.interop.places import NETWORK, Place, class_rules, held, places
-from diffcli.interop.weights import Rule, Tensors, layer, layers
+from diffcli.interop.weight_files import Rule, Tensors, layer, layers
 from diffcli.networks.unet import UNet
 
 MARK = "input_blocks.0.0.weight"  # a name by which their files are known

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcli.config import UserError
-from diffcli.interop.weights import Rule, Tensors
+from diffcli.interop.weight_files import Rule, Tensors
 from diffcli.networks.layers import Attention, ConvResample, ResBlock
 from diffcli.networks.unet import UNet
 

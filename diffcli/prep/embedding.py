@@ -26,7 +26,7 @@ from diffcli.data import captions
 from diffcli.data.pixels import open_image
 from diffcli.data.shards import DATASET, FieldNote, Index, PreparedSet, Shard, in_all, open_shards
 from diffcli.digest import sha256
-from diffcli.networks.pretrained import Encoder, EncoderConfig
+from diffcli.encoders.encoder import Encoder, EncoderConfig
 from diffcli.prep.report import PrepReport
 from diffcli.prep.shard import Spans, fields_of, settle, write_sample, write_whole
 

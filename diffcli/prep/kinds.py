@@ -8,21 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from diffcli.prep.arrays import open_cifar, open_idx
-from diffcli.prep.captions import open_folder
-from diffcli.prep.coco import WHERE as COCO
-from diffcli.prep.download import open_coco, open_urls
-from diffcli.prep.faces import AFHQ, CELEBA, FFHQ, open_afhq, open_celeba, open_ffhq
-from diffcli.prep.imagenet import WHERE as IMAGENET
-from diffcli.prep.imagenet import open_imagenet
-from diffcli.prep.imagenet64 import open_imagenet64
+from diffcli.prep.download.download import open_coco, open_urls
 from diffcli.prep.items import Source, SourceOptions
-from diffcli.prep.lidc import open_lidc
-from diffcli.prep.pairs import open_pairs
-from diffcli.prep.webdataset_index import WHERE as WEBDATASET
-from diffcli.prep.webdataset_index import open_webdataset
-from diffcli.prep.webvid import WHERE as WEBVID
-from diffcli.prep.webvid import open_webvid
+from diffcli.prep.sets.arrays import open_cifar, open_idx
+from diffcli.prep.sets.captioned import open_folder
+from diffcli.prep.sets.coco import WHERE as COCO
+from diffcli.prep.sets.faces import AFHQ, CELEBA, FFHQ, open_afhq, open_celeba, open_ffhq
+from diffcli.prep.sets.imagenet import WHERE as IMAGENET
+from diffcli.prep.sets.imagenet import open_imagenet
+from diffcli.prep.sets.imagenet64 import open_imagenet64
+from diffcli.prep.sets.lidc import open_lidc
+from diffcli.prep.sets.pairs import open_pairs
+from diffcli.prep.sets.webdataset_index import WHERE as WEBDATASET
+from diffcli.prep.sets.webdataset_index import open_webdataset
+from diffcli.prep.sets.webvid import WHERE as WEBVID
+from diffcli.prep.sets.webvid import open_webvid
 
 
 class Kind(NamedTuple):

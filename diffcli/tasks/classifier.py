@@ -12,7 +12,7 @@ from diffcli.diffusion.editing import noised
 from diffcli.diffusion.guidance import LogProb, on_path
 from diffcli.diffusion.samplers import Sampler
 from diffcli.diffusion.schedule import AnySchedule, Schedule
-from diffcli.networks.classifier import ConvNet, ConvNetConfig
+from diffcli.networks.convnet import ConvNet, ConvNetConfig
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.task import Batch, Task
 

@@ -24,11 +24,13 @@ from diffcli.diffusion.samplers import Sampler, Step
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.diffusion.times import AnyTimes, LossAware, Times, UniformTimes
 from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, Distance, MinSnr, NoWeight, Weight
-from diffcli.networks.conditioning import Conditioner, Conditioning, cond_shape, condition
-from diffcli.networks.embedding import EmbeddingConditioner
-from diffcli.networks.registry import AnyConditioner, AnyNetwork
+from diffcli.networks.conditioning import Conditioning
+from diffcli.networks.registry import AnyNetwork
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
+from diffcli.tasks.conditioners.conditioner import Conditioner, cond_shape, condition
+from diffcli.tasks.conditioners.registry import AnyConditioner
+from diffcli.tasks.conditioners.stored import EmbeddingConditioner
 from diffcli.tasks.guide import Guiding
 from diffcli.tasks.task import Batch, Task
 

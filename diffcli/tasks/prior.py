@@ -18,10 +18,11 @@ from diffcli.diffusion.denoiser import Denoiser, Prediction
 from diffcli.diffusion.samplers import Sampler
 from diffcli.diffusion.schedule import AnySchedule, Cosine
 from diffcli.diffusion.times import StratifiedTimes
-from diffcli.networks.embedding import EmbeddingConditionerConfig, unit_variance
-from diffcli.networks.prior import Translator, VectorDenoiser
+from diffcli.networks.translator import Translator, VectorDenoiser
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import PixelCodec
+from diffcli.tasks.conditioners.slots import unit_variance
+from diffcli.tasks.conditioners.stored import EmbeddingConditionerConfig
 from diffcli.tasks.diffusion import DiffusionTask, Objective
 from diffcli.tasks.task import Batch, Task
 

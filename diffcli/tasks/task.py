@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from diffcli.diffusion.samplers import Sampler
-from diffcli.networks.conditioning import Conditioner
+from diffcli.tasks.conditioners.conditioner import Conditioner
 
 Batch = Mapping[str, Any]
 """Named fields, tensors (B, ...) or lists of B strings: image (B, C, H, W) in [-1, 1], label, text, ... and, in training, index,

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from diffcli import checkpoint
 from tests.conftest import Cli
 from tests.data import making
-from tests.networks.encoders import POOLED, WIDTH, tiny_clip
+from tests.encoders.making import POOLED, WIDTH, tiny_clip
 
 CAPTIONS = ["one cat", "two cats", "a dog", "cats\ndogs", "a cat", "six dogs", "a bird", "two birds"]
 NETWORK = {

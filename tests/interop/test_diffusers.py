@@ -288,7 +288,7 @@ def test_through_the_command_line_and_back(tmp_path: Path, cli: Cli):
 
 def test_a_model_that_was_trained_here_goes_out(trained: Path, tmp_path: Path, cli: Cli):
     """Class-conditional with a row for no class: both branches of guidance are there."""
-    from diffcli.engine.sample import load_model
+    from diffcli.engine.draw.sample import load_model
 
     refused = cli("export", "--ckpt", trained, "--out", tmp_path / "out")
     refused.refused("task.network.groups is 32", "widths")  # 8 and 16 channels: norms of 8 and of 16 groups

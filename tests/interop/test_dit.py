@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.interop import dit, importing
+from diffcli.interop import importing, published_dit
 from diffcli.interop.exporting import export_diffusers
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
@@ -97,10 +97,10 @@ def test_sit_draws_what_its_own_euler_walk_draws(tmp_path: Path):
 
 
 def test_turning_time_twice_changes_nothing():
-    weight = noise(7, dit.TIME_WIDTH)
-    once = dit.against_time(weight)[0]
+    weight = noise(7, published_dit.TIME_WIDTH)
+    once = published_dit.against_time(weight)[0]
     assert not torch.allclose(once, weight)
-    torch.testing.assert_close(dit.against_time(once)[0], weight)
+    torch.testing.assert_close(published_dit.against_time(once)[0], weight)
 
 
 def test_a_sit_without_the_scale_of_its_time_is_refused(tmp_path: Path):

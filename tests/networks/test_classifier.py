@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from diffcli.config import ImageShape
-from diffcli.networks.classifier import ConvNetConfig
+from diffcli.networks.convnet import ConvNetConfig
 from tests.networks.waking import normal
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffcli import preset as presets
 from diffcli.config import ImageShape, UserError
-from diffcli.engine.state import build_on_meta
+from diffcli.engine.run.state import build_on_meta
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.dit import DiT, DiTConfig
 from diffcli.networks.patches import patchify, rotate, rotation, sincos, unpatchify

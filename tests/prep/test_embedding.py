@@ -12,13 +12,13 @@ from diffcli.config import UserError
 from diffcli.data.listing import Split
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import Index, ShardFiles, open_shards
-from diffcli.networks.pretrained import Encoder, EncoderConfig
+from diffcli.encoders.encoder import Encoder, EncoderConfig
 from diffcli.prep import embedding
 from diffcli.prep.embedding import embed
 from diffcli.prep.shard import write_whole
 from tests.data import making
 from tests.data.making import contents, run
-from tests.networks.encoders import LIMIT, POOLED, T5_WIDTH, WIDTH, tiny_clip, tiny_t5
+from tests.encoders.making import LIMIT, POOLED, T5_WIDTH, WIDTH, tiny_clip, tiny_t5
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a cat", "two cats\na dog", "one", "cat and dog\nz\nq", "", "six cats"]

@@ -11,8 +11,8 @@ import pytest
 from diffcli.config import UserError
 from diffcli.data.files import FileTree, WriteError, copy, open_tree
 from diffcli.data.shards import open_shards
-from diffcli.prep import folders
 from diffcli.prep.prepare import prepare
+from diffcli.prep.sets import folders
 from tests.data import making
 from tests.data.making import contents, run
 

@@ -137,8 +137,8 @@ def test_the_preset_tells_clean_digits_apart_and_only_guesses_at_noise(tmp_path)
     from diffcli.diffusion.editing import noised
     from diffcli.engine.distributed import join
     from diffcli.engine.model import load_model
-    from diffcli.engine.runlog import RunDir
-    from diffcli.engine.train import train
+    from diffcli.engine.run.runlog import RunDir
+    from diffcli.engine.run.train import train
 
     run = RunDir(tmp_path / "run")
     run.claim()

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from diffcli.config import ImageShape, UserError
 from diffcli.diffusion.samplers import Ddim
-from diffcli.networks.embedding import unit_variance
 from diffcli.noise import Domain, Noise, derive
+from diffcli.tasks.conditioners.slots import unit_variance
 from diffcli.tasks.prior import IMAGE, TEXT, PriorConfig, PriorTask
 
 NO_IMAGE = ImageShape(3, 8, 8)

@@ -1,0 +1,143 @@
+"""The commands: parse, call the engine, print a UserError as two lines. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 done; 2 the user's mistake; 130 interrupted after saving; 1 anything else. Data to stdout, talk to stderr.
+"""
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from diffcli import __version__
+from diffcli.cli import session
+from diffcli.cli.converting import export, import_weights
+from diffcli.cli.drawing import fid, gif, sample
+from diffcli.cli.options import Device, DeviceOption, Nproc, ResumeSet, Set
+from diffcli.cli.preparing import prep_data
+from diffcli.cli.presets import presets_app
+
+app = typer.Typer(
+    name="diffcli",
+    help="Train, resume, sample, animate and score diffusion models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(presets_app, name="presets")
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Option(help="A preset's name (see `presets list`) or a YAML file.")],
+    overrides: Set = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH|URL",
+            help="data.root: files, or what prep-data wrote; URLs are data.shards.",
+            show_default="the preset's",
+        ),
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where to write.", show_default="runs/NAME")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="train.steps: updates.", show_default="the preset's")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The run's seed.", show_default="the preset's")] = None,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
+    nnodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    node_rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    rdzv_endpoint: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where machine 0 listens.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run/--no-dry-run", help="Print the plan; train nothing.")] = False,
+) -> None:
+    """Train a model from a preset into a run directory."""
+    from diffcli import preset as presets
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.run.runlog import RunDir
+
+    flags = [f"{key}={value}" for key, value in (("train.steps", steps), ("seed", seed)) if value is not None]
+    chosen = presets.load(preset, [*(overrides or []), *flags], data)
+    run = RunDir(run_dir or Path("runs") / chosen.name)
+    how = Launch(nproc, nnodes, node_rank, rdzv_endpoint)
+    if dry_run:
+        session.print_plan(chosen, run.path, device, how)
+    else:
+        session.run_training(chosen, run, None, device, how)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of the run.")],
+    from_step: Annotated[
+        int | None, typer.Option("--from", help="Go on from this checkpoint.", show_default="newest")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="train.steps: updates in all.", show_default="the run's")
+    ] = None,
+    overrides: ResumeSet = None,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
+) -> None:
+    """Go on with a run, exactly as if it had not stopped."""
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.run.resume import reopen
+
+    flags = [] if steps is None else [f"train.steps={steps}"]
+    chosen, run, start = reopen(run_dir, from_step, [*(overrides or []), *flags])
+    session.run_training(chosen, run, start, device, Launch(nproc))
+
+
+@app.command()
+def ema(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of the run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoints, one an average.")],
+    std: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,...", help="Widths in (0, 0.29), made from the snapshots that train.ema power stores."
+        ),
+    ] = "",
+    rate: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Rates of train.ema that the newest checkpoint keeps.")
+    ] = "",
+) -> None:
+    """Write averages of a run's weights as checkpoints that sample and fid take."""
+    from diffcli.engine.run.averages import write_averages
+
+    for written in write_averages(run_dir, numbers("--std", std), numbers("--rate", rate), out):
+        print(written)
+
+
+for command in (sample, gif, fid):
+    app.command(command.__name__)(command)
+app.command("import")(import_weights)
+app.command("export")(export)
+app.command("prep-data")(prep_data)
+
+
+def numbers(flag: str, text: str) -> list[float]:
+    """A comma list of numbers, each once."""
+    from diffcli.config import UserError
+
+    try:
+        return list(dict.fromkeys(float(word) for word in text.split(","))) if text else []
+    except ValueError:
+        raise UserError(f"{flag} {text}: is not a list of numbers", f"write for example {flag} 0.05,0.1") from None
+
+
+def version(asked: bool) -> None:
+    if asked:
+        print(f"diffcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Runs a command and exits with the code that the contract gives to its outcome."""
+    session.leave(session.run(app))

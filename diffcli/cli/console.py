@@ -1,0 +1,181 @@
+"""What a person sees: error and hint lines, progress bars on a terminal, plain lines elsewhere. All of it on stderr."""
+
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from diffcli.engine.run.loop import Progress
+    from diffcli.prep.report import PrepReport
+
+T = TypeVar("T")
+QUIET_SECONDS = 10.0  # between plain lines of progress
+MUCH_WAIT = 0.3  # share of the time of training that waiting for data may take before it is worth a word
+
+
+class Show(Protocol):
+    """Shows how far something is. told: what else is worth telling."""
+
+    def __call__(self, what: str, done: int, total: int | None, told: str = "") -> None: ...
+
+
+def say(text: str) -> None:
+    """A line of talk."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def showing_notes() -> Iterator[None]:
+    """Within it, a warning that is a `Note` is a line of talk; others look as ever."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        from diffcli.config import Note  # pydantic: too heavy for --help
+
+        if issubclass(category, Note):
+            say(f"note:  {message}")
+        else:
+            others(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        others, warnings.showwarning = warnings.showwarning, show  # type: ignore[assignment]
+        yield
+
+
+def complain(problem: str, hint: str) -> None:
+    """The two lines of a user's mistake."""
+    say(f"error: {' '.join(problem.split())}")
+    say(f"hint:  {' '.join(hint.split())}")
+
+
+def watch_training(steps: "Iterator[Progress]", leads: bool) -> None:
+    """Runs a training to its end, showing it where this process leads; notes on the data are said by every one."""
+    steps = _noting(steps)
+    if not leads:
+        for _ in steps:
+            pass
+        return
+    last = _bar(steps) if sys.stderr.isatty() else _lines(steps)
+    if last is not None:
+        say(f"{last.data_wait:.0%} of the time went by waiting for data")
+    if last is not None and last.data_wait > MUCH_WAIT and last.waited > QUIET_SECONDS:
+        say(
+            "hint:  raise train.workers, prepare smaller images (diffcli prep-data --size), or set data.in_memory to true"
+        )
+
+
+def _noting(steps: "Iterator[Progress]") -> "Iterator[Progress]":
+    for p in steps:
+        for note in p.notes:
+            say(f"note:  {note}")
+        yield p
+
+
+def watch_preparation(reports: "Iterator[PrepReport]") -> str:
+    """Runs prep-data to its end, and tells what was skipped for which reason; returns the line that tells its outcome."""
+    started, before = time.monotonic(), None
+    with counting() as show:
+        for last in reports:
+            if last.fetched is None:
+                show(last.what, last.done, last.total)
+            else:
+                before = last.fetched.total() if before is None else before  # by a run that was killed
+                rate = (last.fetched.total() - before) / max(time.monotonic() - started, 1e-3)
+                ends = ", ".join(f"{count} {end}" for end, count in last.fetched.most_common())
+                show("downloading", last.fetched.total(), last.total - last.done, f"{rate:.0f} images/s  {ends}")
+    for reason, count in sorted(last.reasons.items(), key=lambda pair: -pair[1]):
+        say(f"{count:>9}  {reason}")
+    for note in last.notes:
+        say(f"note:  {note}")
+    skipped = f", {last.skipped} skipped (see {last.out / 'skipped.jsonl'})" if last.skipped else ""
+    return f"{last.out}: {last.written} images{skipped}"
+
+
+def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+    """Passes items through; shows how many of `total` are done. Batches of images count by their length."""
+    done = 0
+    with counting() as show:
+        for item in items:
+            yield item
+            done += len(getattr(item, "images", "1"))
+            show(what, done, total)
+
+
+@contextmanager
+def counting() -> Iterator[Show]:
+    """Gives a function that shows (what, done, total, told): bars on a terminal, a line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield _line_now_and_then()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    told = TextColumn("{task.fields[told]}")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), told
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int | None, told: str = "") -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, told=told)
+            bar.update(tasks[what], completed=done, total=total, told=told)
+
+        yield show
+
+
+def _line_now_and_then() -> Show:
+    last = time.monotonic()
+
+    def show(what: str, done: int, total: int | None, told: str = "") -> None:
+        nonlocal last
+        if time.monotonic() - last > QUIET_SECONDS:
+            last = time.monotonic()
+            say(f"{what}: {done}" + (f" of {total}" if total else "") + (f"  {told}" if told else ""))
+
+    return show
+
+
+def _bar(steps: "Iterator[Progress]") -> "Progress | None":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = p = None
+        for p in steps:
+            task = bar.add_task("training", total=p.steps, told="") if task is None else task
+            told = f"loss {p.values['loss']:.4f}  {p.images_per_s:.0f} images/s  data wait {p.data_wait:.0%}"
+            bar.update(task, completed=p.step, told=told)
+    return p
+
+
+def _lines(steps: "Iterator[Progress]") -> "Progress | None":
+    told, p = time.monotonic(), None
+    for p in steps:
+        if p.event or time.monotonic() - told > QUIET_SECONDS:
+            told = time.monotonic()
+            values = "  ".join(f"{name} {value:.4f}" for name, value in p.values.items())
+            written = [part for part in p.event.split(", ") if part not in ("", "log")]
+            say(
+                f"step {p.step}/{p.steps}  {values}  {p.images_per_s:.0f} images/s  data wait {p.data_wait:.0%}"
+                + "".join(f"  wrote {w}" for w in written)
+            )
+    return p

@@ -1,0 +1,56 @@
+"""The commands that exchange models with other libraries: import and export."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffcli.cli.options import Ckpt, Ema
+
+
+class Library(StrEnum):
+    diffusers = "diffusers"
+
+
+def import_weights(
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE|FOLDER", help="A .pt or .safetensors file, or a diffusers folder.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the checkpoint.")],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="PRESET",
+            help="The preset that describes the model (name or file); a diffusers folder needs none.",
+            show_default="what the files say",
+        ),
+    ] = None,
+) -> None:
+    """Turn published weights (OpenAI U-Nets, DiT, SiT, diffusers) into a checkpoint."""
+    from diffcli import preset as presets
+    from diffcli.cli.console import say
+    from diffcli.interop import importing
+
+    importing.check_empty(out)
+    imported = importing.load(source, None if preset is None else presets.load(preset))
+    for note in imported.notes:
+        say(f"note:  {note}")
+    print(importing.save(imported, out, source))
+
+
+def export(
+    ckpt: Ckpt,
+    out: Annotated[Path, typer.Option(help="New folder for the model.")],
+    to: Annotated[Library, typer.Option(help="The library that shall load it.")] = Library.diffusers,
+    ema: Ema = True,
+) -> None:
+    """Write a checkpoint as a folder that another library loads."""
+    import torch
+
+    from diffcli.engine.draw.sample import load_model
+    from diffcli.interop.exporting import export_diffusers
+
+    model = load_model(ckpt, torch.device("cpu"), ema)
+    print(export_diffusers(model.preset, model.task.state_dict(), model.classes, out))

@@ -1,0 +1,231 @@
+"""The commands that draw: sample, gif and fid. They share the sampling options, which become one SampleOptions."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffcli.cli import session
+from diffcli.cli.options import (
+    BatchSize,
+    Captions,
+    Ckpt,
+    Class,
+    Device,
+    DeviceOption,
+    Ema,
+    Eta,
+    FewN,
+    Guidance,
+    ImageFiles,
+    Interpolate,
+    Mask,
+    N,
+    Nproc,
+    Out,
+    PriorOption,
+    Prompt,
+    Prompts,
+    SamplerOption,
+    SamplerSet,
+    Seed,
+    Show,
+    Steps,
+    Strength,
+    finite,
+)
+
+if TYPE_CHECKING:
+    from diffcli.engine.distributed import Group
+    from diffcli.engine.draw.sample import SampleOptions
+
+
+def sampling(
+    n: int | None,
+    labels: str | None,
+    seed: int,
+    sampler: str | None,
+    steps: int | None,
+    eta: float | None,
+    guidance: float | None,
+    overrides: list[str] | None,
+    batch_size: int,
+    **edit: Any,
+) -> "SampleOptions":
+    """The sampling options, in the order in which every command has them."""
+    from diffcli.engine.draw.sample import SampleOptions
+
+    options = SampleOptions(
+        n=n,
+        labels=labels,
+        seed=seed,
+        sampler=sampler,
+        steps=steps,
+        eta=eta,
+        guidance=guidance,
+        batch_size=batch_size,
+        overrides=tuple(overrides or ()),
+        **edit,
+    )
+    options.check()
+    return options
+
+
+def sample(
+    ckpt: Ckpt,
+    out: Out = Path("samples.png"),
+    n: N = None,
+    labels: Class = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    prior: PriorOption = None,
+    seed: Seed = 0,
+    sampler: SamplerOption = None,
+    steps: Steps = None,
+    ddim_eta: Eta = None,
+    guidance: Guidance = None,
+    overrides: SamplerSet = None,
+    image: ImageFiles = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    interpolate: Interpolate = None,
+    captions: Captions = False,
+    batch_size: BatchSize = 64,
+    ema: Ema = True,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
+) -> None:
+    """Draw images: a grid (.png), one file an image (a folder) or arrays (.npz)."""
+    from diffcli.cli.console import track
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.draw import output
+    from diffcli.engine.draw.prompts import read_prompts
+    from diffcli.engine.draw.sample import draw
+
+    edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
+    edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
+    options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
+    output.check_output(out, (".png", ".npz"), folder_allowed=True)
+    output.check_captions(out, captions)
+
+    def work(group: "Group") -> None:
+        req = session.open_request(ckpt, options, group, ema)
+        drawn = draw(req, group)
+        if group.leads:
+            output.write(out, track(drawn, req.n, "sampling"), req.describe(), req.captions() if captions else None)
+            print(out)
+        else:
+            list(drawn)
+
+    session.in_group(work, device, Launch(nproc))
+
+
+def gif(
+    ckpt: Ckpt,
+    out: Out = Path("denoise.gif"),
+    n: FewN = None,
+    labels: Class = None,
+    prompt: Prompt = None,
+    prompts: Prompts = None,
+    prior: PriorOption = None,
+    seed: Seed = 0,
+    sampler: SamplerOption = None,
+    steps: Steps = None,
+    ddim_eta: Eta = None,
+    guidance: Guidance = None,
+    overrides: SamplerSet = None,
+    image: ImageFiles = None,
+    mask: Mask = None,
+    strength: Strength = None,
+    batch_size: BatchSize = 64,
+    ema: Ema = True,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.", callback=finite)] = 10,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames in all, evenly spread.", show_default="the noise, then one a step")
+    ] = None,
+    show: Annotated[Show, typer.Option(help="The noisy x, or the x0 predicted from it.")] = Show.x,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
+) -> None:
+    """Animate the denoising of images (.gif, .mp4 or .webp)."""
+    from diffcli.cli.console import track
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.draw import output
+    from diffcli.engine.draw import sample as engine
+    from diffcli.engine.draw.prompts import read_prompts
+
+    texts = read_prompts(prompt or (), prompts)
+    shown = 1 if n is None and labels != "all" and not image and not texts else n
+    edit = {"images": tuple(image or ()), "mask": mask, "strength": strength, "prompts": texts, "prior": prior}
+    options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
+    output.check_output(out, output.ANIMATIONS, folder_allowed=False)
+
+    def work(group: "Group") -> None:
+        req = session.open_request(ckpt, options, group, ema)
+        total = engine.frame_count(req, show.value)
+        drawn = engine.frames(req, show.value, group)
+        if group.leads:
+            shown = output.pick(track(drawn, total, "frames"), total, frames)
+            output.write_animation(out, shown, fps, req.describe() | {"show": show.value})
+            print(out)
+        else:
+            list(drawn)
+
+    session.in_group(work, device, Launch(nproc))
+
+
+def fid(
+    sides: Annotated[
+        list[str] | None, typer.Argument(metavar="[A B]", help="Folder, .npz, prepared data or NAME:SPLIT.")
+    ] = None,
+    ckpt: Annotated[
+        Path | None, typer.Option("--ckpt", help="Score samples of this checkpoint instead of A.", show_default="none")
+    ] = None,
+    ref: Annotated[str | None, typer.Option(help="The reference.", show_default="the run's own training data")] = None,
+    n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="Comma list of fid, kid, is, precision, recall, accuracy; or bpd; or, of a prior, cosine, mse, retrieval."
+        ),
+    ] = "fid",
+    features: Annotated[
+        str | None,
+        typer.Option(help="inception, or the run directory of a diffcli classifier.", show_default="inception"),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File with the extractor's weights.", show_default="its cache")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
+    labels: Class = None,
+    prior: PriorOption = None,
+    seed: Seed = 0,
+    sampler: SamplerOption = None,
+    steps: Steps = None,
+    ddim_eta: Eta = None,
+    guidance: Guidance = None,
+    overrides: SamplerSet = None,
+    batch_size: BatchSize = 64,
+    ema: Ema = True,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
+) -> None:
+    """Score images, or samples of a checkpoint, against a reference: FID, KID, IS, precision, recall, accuracy."""
+    from diffcli.cli.console import counting, say
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.score import job
+
+    options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, prior=prior)
+    asked = job.Job(tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema)
+    asked.check()
+
+    def work(group: "Group") -> None:
+        with counting() as show:
+            report = asked.run(group, show)
+        if report is not None:
+            for warning in report.warnings:
+                say(f"note:  {warning}")
+            print(json.dumps(report.as_dict()) if as_json else "\n".join(report.lines()))
+
+    session.in_group(work, device, Launch(nproc))

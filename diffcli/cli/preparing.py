@@ -1,0 +1,179 @@
+"""The command prep-data."""
+
+import os
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffcli.cli.options import Device
+
+if TYPE_CHECKING:
+    from diffcli.prep.report import PrepReport
+
+EMBEDDING = "Embeddings of a pretrained encoder, stored beside the images"
+KINDS = (
+    "mnist, fashion-mnist, kmnist, cifar10, cifar100, imagenet64, imagenet, celeba, afhq, ffhq, folder, pairs, lidc,"
+    " coco, cc3m, cc12m, urls, webdataset, webvid, or shards (a prepared set, to --embed)"
+)
+DOWNLOADS = "Downloads (cc3m, cc12m, urls, coco)"
+
+
+class Encoding(StrEnum):
+    jpg = "jpg"
+    png = "png"
+
+
+class Distributor(StrEnum):
+    multiprocessing = "multiprocessing"
+    pyspark = "pyspark"
+    ray = "ray"
+
+
+class Embed(StrEnum):
+    clip = "clip"
+    clip_tokens = "clip-tokens"
+    t5 = "t5"
+
+
+class Library(StrEnum):
+    transformers = "transformers"
+    open_clip = "open_clip"
+
+
+def prep_data(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help=f"What SOURCE is: {KINDS}; alone, it says where to get it.")
+    ],
+    source: Annotated[Path | None, typer.Argument(help="Folder, archive or files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the shards.", show_default="none: it is needed")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Edge in pixels.", show_default="as it is")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode and encode.")] = os.cpu_count() or 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images of each split at most.", show_default="all")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Keep the shards that a killed run finished.")
+    ] = True,
+    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Stop at the first broken image.")] = False,
+    url_col: Annotated[
+        str | None, typer.Option(help="Column of the URLs.", show_default="by usual names", rich_help_panel=DOWNLOADS)
+    ] = None,
+    min_size: Annotated[
+        int, typer.Option(min=1, help="Shorter edge at least, in pixels.", rich_help_panel=DOWNLOADS)
+    ] = 256,
+    encode: Annotated[Encoding, typer.Option(help="How images are stored.", rich_help_panel=DOWNLOADS)] = Encoding.jpg,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG.", rich_help_panel=DOWNLOADS)] = 95,
+    obey_opt_out: Annotated[
+        bool,
+        typer.Option(
+            "--obey-opt-out/--no-obey-opt-out",
+            help="Leave out what its owner refuses by X-Robots-Tag (noai, noindex, ...).",
+            rich_help_panel=DOWNLOADS,
+        ),
+    ] = True,
+    distributor: Annotated[
+        Distributor, typer.Option(help="What img2dataset runs on.", rich_help_panel=DOWNLOADS)
+    ] = Distributor.multiprocessing,
+    threads: Annotated[int, typer.Option(min=1, help="Connections of a worker.", rich_help_panel=DOWNLOADS)] = 64,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds a host may be silent.", rich_help_panel=DOWNLOADS)] = 10,
+    retries: Annotated[int, typer.Option(min=0, help="More tries of a URL that fails.", rich_help_panel=DOWNLOADS)] = 1,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder, webvid: .csv, .tsv, .jsonl or .parquet with the captions.", show_default="what lies in SOURCE"
+        ),
+    ] = None,
+    image_col: Annotated[
+        str | None, typer.Option(help="Column of --table with the image files.", show_default="by usual names")
+    ] = None,
+    caption_col: Annotated[
+        str | None, typer.Option(help="Column of the table with the captions.", show_default="by usual names")
+    ] = None,
+    field: Annotated[
+        str | None, typer.Option(help="pairs: what the second folder holds, mask or sketch.", show_default="its name")
+    ] = None,
+    embed: Annotated[
+        Embed | None,
+        typer.Option(
+            help="clip: one of each image and caption; clip-tokens, t5: of the tokens of captions. KIND shards: of a set.",
+            show_default="nothing",
+            rich_help_panel=EMBEDDING,
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub name.", show_default="none: --embed needs it", rich_help_panel=EMBEDDING),
+    ] = None,
+    encoder_library: Annotated[
+        Library, typer.Option(help="What loads it.", rich_help_panel=EMBEDDING)
+    ] = Library.transformers,
+    encoder_pretrained: Annotated[
+        str | None, typer.Option(help="Tag of open_clip's weights.", show_default="none", rich_help_panel=EMBEDDING)
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the encoder runs.", rich_help_panel=EMBEDDING)] = Device.auto,
+) -> None:
+    """Turn a data set into WebDataset shards with an index."""
+    from diffcli.cli.console import watch_preparation
+    from diffcli.config import UserError
+    from diffcli.prep.items import Download, Picked, SourceOptions
+    from diffcli.prep.prepare import prepare, require_source
+
+    if kind == "shards":
+        out, source = require_set(embed, source, out), None
+    else:
+        require_source(kind, source)
+    if out is None:
+        raise UserError("prep-data needs --out", "type --out DIR, a folder for the shards")
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise UserError(
+            f"--no-resume: {out} is not empty", "leave --no-resume out to go on there, or give an empty --out"
+        )
+    options = SourceOptions(
+        table=table,
+        image_col=image_col,
+        caption_col=caption_col,
+        url_col=url_col,
+        field=field,
+        picked=Picked(min_size=min_size, encode=encode.value, quality=quality, obey_opt_out=obey_opt_out),
+        download=Download(distributor=distributor.value, threads=threads, timeout=timeout, retries=retries),
+    )
+    reports: Iterator[PrepReport] = iter(())
+    then = embedder(embed, encoder, encoder_library, encoder_pretrained, device, workers)
+    if kind != "shards":
+        reports = prepare(kind, source, out, size=size, workers=workers, limit=limit, strict=strict, options=options)
+    print(watch_preparation(then(reports, out)))
+
+
+def embedder(
+    embed: Embed | None, model: str | None, library: Library, pretrained: str | None, device: Device, workers: int
+) -> Callable[["Iterator[PrepReport]", Path], "Iterator[PrepReport]"]:
+    """What --embed asks for, done to a set once it is prepared; nothing where it was not given."""
+    from diffcli.config import UserError
+
+    if embed is None:
+        if model is not None:
+            raise UserError(f"--encoder {model}: nothing is embedded", "add --embed clip, clip-tokens or t5")
+        return lambda reports, out: reports
+    if model is None:
+        known = "t5-base" if embed == Embed.t5 else "openai/clip-vit-large-patch14"
+        raise UserError(f"--embed {embed.value} needs an encoder", f"--encoder {known}, or the folder of another")
+    from diffcli.engine.distributed import pick_device
+    from diffcli.prep import embedding
+
+    where, built = pick_device(device.value), embedding.named(embed.value, model, library.value, pretrained)
+    return lambda reports, out: embedding.after(reports, out, embed.value, built, where, workers)
+
+
+def require_set(embed: Embed | None, source: Path | None, out: Path | None) -> Path:
+    """The prepared set that `prep-data shards` embeds, which either argument may name."""
+    from diffcli.config import UserError
+
+    if embed is None:
+        raise UserError("prep-data shards: a prepared set is there already", "add --embed clip --encoder MODEL")
+    found = out or source
+    if found is None or (out is not None and source is not None and out.resolve() != source.resolve()):
+        raise UserError(
+            "prep-data shards: embeds one set, where it lies", "type prep-data shards --out SET --embed ..."
+        )
+    return found

@@ -1,0 +1,54 @@
+"""`diffcli presets`: list, show, check and describe presets."""
+
+import json
+from typing import Annotated
+
+import typer
+
+presets_app = typer.Typer(help="List, show and check presets; alone it lists.", invoke_without_command=True)
+
+
+@presets_app.callback()
+def presets_alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        presets_list()
+
+
+@presets_app.command("list")
+def presets_list() -> None:
+    """Names of the presets that --preset finds, and what each is."""
+    from diffcli import preset as presets
+
+    for name, path in sorted(presets.available().items()):
+        first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        print(f"{name:<20} {first.partition(' - ')[2] or first}")
+
+
+@presets_app.command("show")
+def presets_show(name: Annotated[str, typer.Argument(help="A preset's name or file.")]) -> None:
+    """Print the file of a preset."""
+    from diffcli import preset as presets
+
+    print(presets.find(name).read_text(encoding="utf-8"), end="")
+
+
+@presets_app.command("check")
+def presets_check(file: Annotated[str, typer.Argument(help="A preset's name or file.")]) -> None:
+    """Validate a preset and print it resolved, with every default."""
+    from diffcli import preset as presets
+    from diffcli.cli.console import say
+    from diffcli.engine.run.state import build_on_meta
+
+    chosen = presets.load(file)
+    build_on_meta(chosen)
+    print(presets.dump(chosen), end="")
+    for advice in chosen.advice():
+        say(f"note:  {advice}")
+
+
+@presets_app.command("schema")
+def presets_schema() -> None:
+    """Print the JSON schema of presets."""
+    from diffcli.preset import Preset
+
+    print(json.dumps(Preset.model_json_schema(), indent=1))

@@ -1,0 +1,174 @@
+"""How a command runs: alone or as workers of a group, in front of a person, with every outcome turned into an exit code."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from diffcli.cli.console import complain, say, showing_notes, watch_training
+
+if TYPE_CHECKING:
+    from diffcli.engine.distributed import Group, Launch
+    from diffcli.engine.draw.sample import Request, SampleOptions
+    from diffcli.engine.run.runlog import RunDir
+    from diffcli.preset import Preset
+
+TRACEBACKS = "DIFFCLI_TRACEBACK"  # set it to see where a user's error was raised
+
+
+def run(app: typer.Typer) -> int:
+    """Runs the command line; returns 0, 2 for the user's mistakes, 130 for interruption. Other exceptions pass: exit code 1."""
+    try:
+        with showing_notes():
+            code = typer.main.get_command(app)(prog_name="diffcli", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has seen enough
+        return 0
+    except Exception as error:
+        return _exit_code(error)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with an exit code.
+
+    A worker skips the interpreter's finalisation: a thread of its process group that then still wants the interpreter would
+    abort the process ("terminate called without an active exception"), and a run that is done would count as failed.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _exit_code(error: Exception) -> int:
+    """Tells a mistake of the user and returns its exit code; raises everything else again."""
+    if hasattr(error, "format_message"):  # the command-line parser's own errors, whichever click typer carries
+        context = getattr(error, "ctx", None)
+        if context is not None and type(error).__name__ == "NoArgsIsHelpError":
+            print(context.get_help())
+            return 2
+        complain(_with_value(error), f"see `{context.command_path if context else 'diffcli'} --help`")
+        return 2
+    from diffcli.config import UserError
+
+    if not isinstance(error, UserError):
+        if "torch" in sys.modules and _lost_a_peer():
+            return 1
+        raise error
+    if TRACEBACKS in os.environ:
+        raise error
+    from diffcli.engine.distributed import tell_launcher
+
+    if not tell_launcher(error):
+        complain(error.problem, error.hint)
+    return error.exit_code
+
+
+def _lost_a_peer() -> bool:
+    """Whether a worker of the same launch has told an error: then this one's broken connection is no news."""
+    from diffcli.engine.distributed import is_worker, told_errors
+
+    return is_worker() and bool(told_errors())
+
+
+def _with_value(error: Any) -> str:
+    """The parser's message, and the value that it was given where the message does not tell it."""
+    message: str = error.format_message()
+    options = getattr(getattr(error, "param", None), "opts", [])
+    given = [value for option, value in pairwise(sys.argv) if option in options]
+    given += [item.partition("=")[2] for item in sys.argv if item.partition("=")[0] in options and "=" in item]
+    return message if not given or given[-1] in message else f"{message} (found {given[-1]!r})"
+
+
+def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> None:
+    """Calls `work` in this process, or starts workers that run this same command line and call it there."""
+    from diffcli.config import UserError
+    from diffcli.engine.distributed import is_worker, join, launch, pick_device, tell_launcher
+
+    if how.world > 1 and not is_worker():
+        pick_device(device, how.nproc)  # type: ignore[arg-type]
+        code = launch(how, sys.argv[1:])
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            raise typer.Exit(code)
+        return
+    with join(device) as group:  # type: ignore[arg-type]
+        try:
+            work(group)
+        except UserError as error:
+            tell_launcher(error)  # before leaving the group, which the others notice
+            raise
+
+
+def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: str, how: "Launch") -> None:
+    """Trains or resumes, shows progress, and says how to go on where it was interrupted."""
+    from diffcli.checkpoint import checkpoints
+    from diffcli.engine.distributed import pick_device, speaks
+    from diffcli.engine.draw.guides import check_named
+    from diffcli.engine.run.resume import changes
+    from diffcli.engine.run.state import build_on_meta
+    from diffcli.engine.run.train import check_processes, train
+
+    how.check()
+    pick_device(device, how.nproc)  # type: ignore[arg-type]
+    check_processes(preset, how.world)
+    if speaks():
+        build_on_meta(preset)  # a network that cannot be built is told before data are read and folders made
+        if start is None:
+            check_named(preset.named)
+            run.claim()
+        for advice in [*preset.advice(), *(changes(preset, start) if start else [])]:
+            say(f"note:  {advice}")
+
+    def work(group: "Group") -> None:
+        watch_training(train(preset, run, group, start), group.leads)
+
+    try:
+        in_group(work, device, how)
+    except KeyboardInterrupt:
+        if speaks():
+            resumable = bool(checkpoints(run.checkpoints))
+            command = (
+                f"go on with: diffcli resume {shlex.quote(str(run.path))}" if resumable else "nothing was saved yet"
+            )
+            say(f"interrupted; {command}")
+        raise
+    if speaks():
+        print(run.path)
+
+
+def open_request(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool) -> "Request":
+    """The checkpoint loaded and the request completed from it."""
+    from diffcli.engine.draw.sample import load_model, request
+
+    return request(load_model(ckpt, group.device, ema, options.overrides), options)
+
+
+def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None:
+    """The resolved preset as YAML, then facts as comments of it."""
+    from diffcli.engine.distributed import pick_device
+    from diffcli.engine.run.plan import plan
+    from diffcli.engine.run.state import resolved
+    from diffcli.engine.run.train import check_processes
+    from diffcli.preset import dump
+
+    how.check()
+    check_processes(preset, how.world)
+    preset = resolved(preset, pick_device(device))  # type: ignore[arg-type]
+    facts = plan(preset, path, how.world)
+    print(dump(preset), end="")
+    for name, value in facts.items():
+        print(f"# {name}: {value}")
+    for advice in preset.advice():
+        say(f"note:  {advice}")

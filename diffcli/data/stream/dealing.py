@@ -1,0 +1,277 @@
+"""Batches of a stream: worker processes read and decode whole lanes, and what they deal is put together in the order of rows.
+
+A sample that cannot be decoded is counted, and the next good one of its block stands in for it, so that no other row of this
+or any other rank moves. A block without a good sample is passed over. What a checkpoint has to keep is a `Mark` a lane, of the
+last batch that was used: what workers have read ahead is read again. All of it is exact as long as the shards can be read;
+one that breaks only now and then (beyond its retries) is missing from the run in which it broke, and the lane's order shifts.
+"""
+
+import multiprocessing
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from diffcli import noise
+from diffcli.config import UserError
+from diffcli.data.images import Fields
+from diffcli.data.loader import Batch, Plan, drawn, from_workers, mirror, on_device, share
+from diffcli.data.stream.lanes import Block, LaneSource, Mark, ahead
+from diffcli.data.stream.layout import Layout
+from diffcli.noise import Domain
+
+MARKS = len(Mark._fields)
+ALL_BROKEN = 5000  # samples in a row that cannot be decoded, after which a lane gives up
+SHARD_BITS = 32  # an index is the shard's number and, below it, the sample's position in the shard
+
+
+class Part(NamedTuple):
+    """The rows that one process deals to one step, and what there is to tell of it."""
+
+    fields: Fields
+    indices: Tensor  # int64 (b,)
+    draws: Tensor  # int64 (b,)
+    marks: Tensor  # int64 (lanes, 6): after this step
+    broken: tuple[str, ...]  # why samples of these rows could not be decoded
+    faults: tuple[str, ...]  # why shards could not be read on, from the first rank that reads them
+    pickles: bool  # whether there were members that only unpickling could read
+
+
+class OpenBlock:
+    """A block that is being dealt; decodes its samples when they are asked for."""
+
+    def __init__(self, block: Block, layout: Layout, urls: tuple[str, ...], seed: int) -> None:
+        self.entries = block.entries
+        names = [f"{urls[entry.shard]}: {entry.sample.key}" for entry in block.entries]
+        self.data = layout.over([entry.sample for entry in block.entries], names)
+        self.indices = torch.tensor([entry.shard << SHARD_BITS | entry.position for entry in block.entries])
+        epochs = torch.tensor([entry.epoch for entry in block.entries])
+        self.draws = torch.zeros_like(self.indices)
+        for epoch in epochs.unique().tolist():
+            here = epochs == epoch
+            self.draws[here] = drawn(seed, epoch, self.indices[here])
+        self.broken: dict[int, str] = {}
+        self._first: tuple[int, Fields] | None = None
+
+    def has_any(self) -> bool:
+        """Whether at least one of its samples can be decoded; every rank that reads the lane finds the same."""
+        for row in range(len(self.entries)):
+            fields = self.decoded(row)
+            if fields is not None:
+                self._first = row, fields
+                return True
+        return False
+
+    def dealt(self, row: int) -> tuple[int, Fields]:
+        """A sample's fields (1, ...) and its row; those of the next good one where it is broken."""
+        for shift in range(len(self.entries)):
+            at = (row + shift) % len(self.entries)
+            fields = self.decoded(at)
+            if fields is not None:
+                return at, fields
+        raise AssertionError("a block without a good sample is never dealt")
+
+    def decoded(self, row: int) -> Fields | None:
+        if self._first is not None and self._first[0] == row:
+            return self._first[1]
+        if row in self.broken:
+            return None
+        try:
+            return self.data.read(torch.tensor([row]), self.draws[row : row + 1])
+        except UserError as error:
+            self.broken[row] = error.problem
+            return None
+
+
+class LaneDealer:
+    """Deals one lane: `count` samples to every step, of which the rows of `mine` are decoded here."""
+
+    def __init__(self, lane: int, mark: Mark, count: int, mine: range, owned: bool, reader: "Deals") -> None:
+        self.lane, self.mark, self.count, self.mine, self.owned, self.reader = lane, mark, count, mine, owned, reader
+        self.blocks = ahead(reader.source.blocks(lane, mark), reader.stopping)
+        self.told_until = mark.block + bool(mark.taken)  # what a resumed block meets, it has met before
+        self.open: OpenBlock | None = None
+        self.broken: list[str] = []
+        self.faults: list[str] = []
+        self.pickles = False
+
+    def step(self) -> Iterator[tuple[Fields, Tensor, Tensor]]:
+        """Fields, index and draw of each row that this process deals to the next step."""
+        for number in range(self.count):
+            while self.open is None or self.mark.taken == len(self.open.entries):
+                self.open = self.next_block()
+            row = self.mark.taken
+            self.mark = self.mark._replace(taken=row + 1)
+            if number in self.mine:
+                at, fields = self.open.dealt(row)
+                if row in self.open.broken:
+                    self.broken.append(self.open.broken[row])
+                yield fields, self.open.indices[at : at + 1], self.open.draws[at : at + 1]
+
+    def next_block(self) -> OpenBlock:
+        """The next block with a good sample. Raises UserError where there has been none for thousands of samples."""
+        hopeless = 0
+        for block in self.blocks:
+            told = self.owned and block.begin.block >= self.told_until
+            opened = OpenBlock(block, self.reader.layout, self.reader.source.urls, self.reader.source.order.seed)
+            self.pickles |= any(entry.sample.pickles for entry in block.entries)
+            if told:
+                self.faults += [f"{self.reader.source.urls[f.shard]}: {f.reason}" for f in block.faults]
+            taken = self.mark.taken if self.open is None and block.begin.block == self.mark.block else 0
+            self.mark = block.begin._replace(taken=taken)
+            if opened.has_any():
+                return opened
+            self.broken += list(opened.broken.values()) if told else []
+            hopeless += len(block.entries)
+            if hopeless >= ALL_BROKEN:
+                raise UserError(
+                    f"data.shards: none of {hopeless} samples in a row can be used; {next(iter(opened.broken.values()))}",
+                    "check what the shards hold, and that the fields the task reads are among it",
+                )
+        raise Stopped
+
+    def take_notes(self) -> tuple[list[str], list[str]]:
+        notes = self.broken, self.faults
+        self.broken, self.faults = [], []
+        return notes
+
+
+class Stopped(Exception):
+    """The training has ended while a worker waited for a shard."""
+
+
+class Deals(IterableDataset):
+    """The parts of every step; in worker processes, each worker's, which takes whole lanes. An error travels as a value."""
+
+    def __init__(self, source: LaneSource, layout: Layout, rows: range, batch_size: int, steps: int) -> None:
+        self.source, self.layout, self.rows, self.batch_size, self.steps = source, layout, rows, batch_size, steps
+        self.lanes = source.order.needed(rows, batch_size)
+        self.marks = torch.zeros(source.order.lanes, MARKS, dtype=torch.int64)
+        self.stop: Any = multiprocessing.get_context().Event()
+
+    def stopping(self) -> bool:
+        return bool(self.stop.is_set())
+
+    def __iter__(self) -> Iterator[Part | UserError]:
+        info = get_worker_info()
+        number, workers = (info.id, info.num_workers) if info else (0, 1)
+        mine = self.lanes[number * len(self.lanes) // workers : (number + 1) * len(self.lanes) // workers]
+        dealers = [self.dealer(lane) for lane in mine]
+        try:
+            for _ in range(self.steps):
+                yield part_of(dealers)
+        except UserError as error:
+            yield error
+        except Stopped:
+            return
+
+    def dealer(self, lane: int) -> LaneDealer:
+        rows = self.source.order.rows(lane, self.batch_size)
+        mine = range(max(rows.start, self.rows.start) - rows.start, min(rows.stop, self.rows.stop) - rows.start)
+        mark = Mark(*self.marks[lane].tolist())
+        return LaneDealer(lane, mark, len(rows), mine, rows[0] in self.rows, self)
+
+
+class StreamFeed:
+    """The batches of one rank, and what to save of it. marks: int64 (lanes, 6), of all lanes, to begin from.
+
+    counts: int64 (2,), samples and shards that were broken since this feed began, on this rank. notes: sentences for the person,
+    to be taken away by whoever shows them.
+    """
+
+    def __init__(
+        self, source: LaneSource, layout: Layout, marks: Tensor | None, batch_size: int, rank: int, world: int
+    ) -> None:
+        self.source, self.layout, self.batch_size = source, layout, batch_size
+        self.rows = range(*share(batch_size, rank, world))
+        self.marks = torch.zeros(source.order.lanes, MARKS, dtype=torch.int64) if marks is None else marks.clone()
+        self.counts = torch.zeros(2, dtype=torch.int64)
+        self.notes: list[str] = []
+        self._told: set[str] = set()
+        self.owned = source.order.owned(self.rows, batch_size)
+
+    def batches(
+        self, first: int, last: int, *, flip: bool, device: torch.device, workers: int
+    ) -> Iterator[tuple[int, Batch]]:
+        """As loader.batches: (step, batch) for step = first + 1 .. last, index being shard number * 2^32 + position in it."""
+        seed = self.source.order.seed
+        deals = Deals(self.source, self.layout, self.rows, self.batch_size, last - first)
+        deals.marks = self.marks
+        workers = min(workers, len(deals.lanes))
+        try:
+            parts = read_parts(deals, workers, device)
+            for step in range(first, last):
+                fields, indices, draws = self.joined([next(parts) for _ in range(max(1, workers))], deals)
+                positions = torch.arange(self.rows.start, self.rows.stop) + step * self.batch_size
+                batch = on_device(fields, device)
+                if flip:
+                    mirror(batch, Plan(indices, positions, draws))
+                batch["index"], batch["position"] = indices, positions
+                batch["stream"] = noise.derive(seed, Domain.TRAIN, positions)
+                yield step + 1, batch
+        finally:
+            deals.stop.set()
+
+    def joined(self, parts: list[Part | UserError], deals: Deals) -> tuple[Fields, Tensor, Tensor]:
+        """The rows of a step; takes over where its lanes stand now."""
+        whole = []
+        for part in parts:
+            if isinstance(part, UserError):
+                raise part
+            whole.append(part)
+        self.marks[deals.lanes.start : deals.lanes.stop] = torch.cat([part.marks for part in whole])
+        for part in whole:
+            self.tell(part)
+        return (
+            joined([part.fields for part in whole]),
+            torch.cat([part.indices for part in whole]),
+            torch.cat([part.draws for part in whole]),
+        )
+
+    def tell(self, part: Part) -> None:
+        self.counts += torch.tensor([len(part.broken), len(part.faults)])
+        for reason in part.faults:
+            self.say_once(f"broken shard: {reason}; going on with the next", reason)
+        if part.broken:
+            self.say_once(f"broken sample, skipped: {part.broken[0]} (the log counts further ones)", "sample")
+        if part.pickles:
+            self.say_once("members that would have to be unpickled are never read", "pickles")
+
+    def say_once(self, note: str, topic: str) -> None:
+        if topic not in self._told:
+            self._told.add(topic)
+            self.notes.append(note)
+
+
+def read_parts(deals: Deals, workers: int, device: torch.device) -> Iterator[Part | UserError]:
+    """Parts in the order of steps and, in a step, of workers."""
+    if not workers:
+        yield from deals
+        return
+    yield from from_workers(deals, workers, device)
+
+
+def part_of(dealers: list[LaneDealer]) -> Part:
+    """The next step of some lanes."""
+    rows = [row for dealer in dealers for row in dealer.step()]
+    notes = [dealer.take_notes() for dealer in dealers]
+    return Part(
+        joined([fields for fields, _, _ in rows]),
+        torch.cat([index for _, index, _ in rows]),
+        torch.cat([draw for _, _, draw in rows]),
+        torch.tensor([dealer.mark for dealer in dealers]),
+        tuple(reason for broken, _ in notes for reason in broken),
+        tuple(reason for _, faults in notes for reason in faults),
+        any(dealer.pickles for dealer in dealers),
+    )
+
+
+def joined(parts: list[Fields]) -> Fields:
+    """Rows of several parts as those of one."""
+    whole: Fields = {}
+    for name, first in parts[0].items():
+        values: list[Any] = [part[name] for part in parts]
+        whole[name] = torch.cat(values) if isinstance(first, Tensor) else [text for value in values for text in value]
+    return whole

@@ -1,0 +1,155 @@
+"""What the members of a streamed sample mean: image, label, captions, embeddings and pictures, as in prepared shards.
+
+KEY.jpg, .png, ... is the image; KEY.cls its label; KEY.txt its captions, one a line, or KEY.json with `caption`,
+`captions` or `text`; KEY.FIELD.npy an embedding and KEY.FIELD.png a picture that lies over the image.
+"""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcli.config import ImageShape, UserError
+from diffcli.data import captions
+from diffcli.data.buckets import Framing
+from diffcli.data.class_captions import ClassCaptions
+from diffcli.data.columns import Pictures, Texts, Vectors
+from diffcli.data.images import Column, Fields, FileImages, ImageData
+from diffcli.data.pixels import SUFFIXES
+from diffcli.data.shards import FieldNote
+from diffcli.data.stream.tar import Sample
+
+MEMBERS = {"npy": "vector", "png": "picture"}  # what KEY.FIELD.npy and KEY.FIELD.png are
+IMAGES = tuple(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
+MAX_LABELS = 1 << 31  # where no class names say how many there are
+HINT = "take the samples without it out of the shards, or the conditioner that reads it out of the preset"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which fields the samples of a stream have and how they become rows. fields: those beside image and label, by name."""
+
+    shape: ImageShape
+    framing: Framing
+    labelled: bool
+    classes: tuple[str, ...] | None
+    fields: dict[str, FieldNote]
+    class_captions: ClassCaptions | None = None
+    reads_image: bool = True
+
+    def select(self, names: Iterable[str]) -> "Layout":
+        """The same, of which these fields alone are read (labels, and captions made of them, cost nothing)."""
+        chosen = set(names)
+        fields = {name: note for name, note in self.fields.items() if name in chosen}
+        return replace(self, fields=fields, reads_image="image" in chosen)
+
+    def wanted(self, extension: str) -> bool:
+        """Whether members with this extension are read."""
+        if extension == "cls":
+            return self.labelled
+        if extension in ("txt", "json"):
+            return "text" in self.fields
+        name, _, kind = extension.rpartition(".")
+        if name:
+            return name in self.fields and self.fields[name].kind == MEMBERS.get(kind)
+        return self.reads_image and kind in IMAGES
+
+    def over(self, samples: Sequence[Sample], names: Sequence[str]) -> ImageData:
+        """These samples as data by index; names: as the user knows them. Its `read` raises UserError for a broken one."""
+        labels = torch.tensor([self._label(s) for s in samples], dtype=torch.int64) if self.labelled else None
+        columns = {name: self._column(name, note, samples, names) for name, note in self.fields.items()}
+        images = MemberFiles(samples, names, IMAGES)
+        data: ImageData = SampleImages(images, self.shape, labels, self.classes, columns, self.framing)
+        if self.class_captions is not None:
+            data = self.class_captions.added(data)
+        data.reads_images = self.reads_image
+        return data
+
+    def _column(self, name: str, note: FieldNote, samples: Sequence[Sample], names: Sequence[str]) -> Column:
+        if note.kind == "text":
+            return Texts(CaptionFiles(samples, names))
+        if note.kind == "vector":
+            return Vectors(MemberFiles(samples, names, (f"{name}.npy",)), note)
+        pictures = MemberFiles(samples, names, (f"{name}.png",))
+        return Pictures(pictures, self.shape._replace(channels=1), self.framing)
+
+    def _label(self, sample: Sample) -> int:
+        """-1 where it has none, or one that names no class."""
+        try:
+            label = int(sample.members.get("cls", b""))
+        except ValueError:
+            return -1
+        return label if 0 <= label < (len(self.classes) if self.classes else MAX_LABELS) else -1
+
+
+class SampleImages(FileImages):
+    """The images of some samples; those whose label is none of the set's are broken."""
+
+    def read(self, indices: Tensor, draws: Tensor | None = None) -> Fields:
+        for index in indices.tolist() if self.labels is not None else ():
+            if self.labels[index] < 0:  # type: ignore[index]  # not None, as was seen above
+                classes = f"one outside the {len(self.classes)} classes" if self.classes else "a negative one"
+                raise UserError(f"{self.files.name(index)} has no label, or {classes}", HINT)
+        return super().read(indices, draws)
+
+
+class MemberFiles:
+    """One member of each sample, the first there is of some extensions: Encoded, for FileImages and columns."""
+
+    def __init__(self, samples: Sequence[Sample], names: Sequence[str], extensions: Sequence[str]) -> None:
+        self.samples, self.names, self.extensions = samples, names, extensions
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def read(self, index: int) -> bytes:
+        members = self.samples[index].members
+        found = next((members[extension] for extension in self.extensions if extension in members), None)
+        if found is None:
+            what = "image" if len(self.extensions) > 1 else self.extensions[0]
+            raise UserError(f"{self.names[index]} has no {what}", HINT)
+        return found
+
+
+class CaptionFiles(MemberFiles):
+    """The captions of each sample, as a .txt member holds them; those of a .json where there is no .txt."""
+
+    def __init__(self, samples: Sequence[Sample], names: Sequence[str]) -> None:
+        super().__init__(samples, names, ("txt", "json"))
+
+    def read(self, index: int) -> bytes:
+        members = self.samples[index].members
+        if "txt" in members or "json" not in members:
+            return members.get("txt", b"")
+        with suppress(ValueError):
+            return captions.to_bytes(captions.from_json(members["json"]))
+        return b""
+
+
+def fields_of(members: Mapping[str, bytes]) -> dict[str, FieldNote]:
+    """The fields that a sample has beside image and label."""
+    found = {}
+    for extension, data in members.items():
+        name, _, kind = extension.rpartition(".")
+        if extension in ("txt", "json"):
+            found["text"] = FieldNote(kind="text")
+        elif name.isidentifier() and kind == "npy":
+            found[name] = FieldNote(kind="vector", width=_width(data))
+        elif name.isidentifier() and kind == "png":
+            found[name] = FieldNote(kind="picture")
+    return found
+
+
+def _width(data: bytes) -> int | None:
+    """Of the rows of an .npy file; None where it is garbled."""
+    try:
+        return int(np.load(io.BytesIO(data), allow_pickle=False).shape[-1])
+    except (ValueError, EOFError, IndexError):
+        return None

@@ -1,0 +1,251 @@
+"""A stream of shards as data of a preset: sets that lie elsewhere or are too large to be indexed, read in one pass an epoch.
+
+Opening and retrying is in stream_open, reading a tar in stream_tar, the order in stream_lanes, what members mean in
+stream_layout, and decoding into batches in stream_feed.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.data.buckets import Framing
+from diffcli.data.dataset import DataConfig, no_split
+from diffcli.data.images import Fields, ImageData
+from diffcli.data.listing import Split
+from diffcli.data.loader import MEMORY_LIMIT
+from diffcli.data.shards import DATASET, PreparedSet
+from diffcli.data.stream.dealing import StreamFeed
+from diffcli.data.stream.lanes import Entry, Fault, LaneSource, Order
+from diffcli.data.stream.layout import Layout, fields_of
+from diffcli.data.stream.opening import PIPE, BrokenShard, Patience, ShardBytes, is_remote
+
+PEEKS = 3  # shards that are tried for the first samples
+LARGEST_RECORD = 64 << 20  # bytes of a dataset.json
+HINT = "write shards: https://host/train-{000000..000331}.tar, a list of such, or paths"
+
+
+class Stream(DataConfig):
+    """Tar shards in the WebDataset layout, wherever they lie, in the order of stream_lanes.
+
+    shards: http(s)://, s3:// and other URLs that fsspec knows, pipe:COMMAND, file: or paths, with braces: {000..331}, {a,b}; or a
+    list of these. test_shards: those of split `test`. classes: names of the labels; None takes those of a dataset.json beside the
+    shards, if there is one. shuffle: encoded samples held over all lanes, half of them being read while the other half is dealt
+    in random order; 0 keeps the order of the shards. lanes: shards read at a time, at most one for each row of a batch; more
+    mix better and serve more worker processes. retries, pause, timeout: see stream_open.Patience.
+    """
+
+    kind: Literal["stream"] = "stream"
+    shards: str | tuple[str, ...]
+    test_shards: str | tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    shuffle: NonNegativeInt = 2000
+    lanes: PositiveInt = 8
+    retries: NonNegativeInt = 5
+    pause: PositiveFloat = Field(0.5, description="seconds before the first retry, doubled for each further one")
+    timeout: PositiveFloat = Field(60.0, description="seconds that a server may be silent")
+
+    @field_validator("shards", "test_shards")
+    @classmethod
+    def _named(cls, shards: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if shards is None:
+            return None
+        try:
+            found = expanded(shards)
+        except ValueError as error:
+            raise ValueError(f"the braces of {shards!r} do not pair ({error}); {HINT}") from None
+        if not found or not all(found):
+            raise ValueError(f"it names no shard; {HINT}")
+        return shards
+
+    @model_validator(mode="after")
+    def _streams(self) -> "Stream":
+        if self.root is not None:
+            raise ValueError(f"root is '{self.root}', but a stream has shards; set data.shards instead of data.root")
+        if self.in_memory:
+            raise ValueError("in_memory is true, but a stream is never held; leave data.in_memory out")
+        if self.buckets:
+            raise ValueError("buckets need the sizes of all images; leave data.buckets out, or use kind shards")
+        return self
+
+    def absolute(self) -> Self:
+        found = {name: getattr(self, name) for name in ("shards", "test_shards")}
+        return self.model_copy(update={name: _absolute(shards) for name, shards in found.items() if shards is not None})
+
+    @property
+    def commands(self) -> list[str]:
+        named = [*expanded(self.shards), *(expanded(self.test_shards) if self.test_shards else ())]
+        return [url.removeprefix(PIPE) for url in named if url.startswith(PIPE)]
+
+    def build(self, split: Split) -> ImageData:
+        """For `train` a StreamData; for `test` the samples of test_shards, read at once and held in memory, still encoded.
+
+        Of the former nothing is read but its first sample, or a dataset.json beside the shards, that tells what it holds.
+        """
+        if split == "train":
+            return StreamData(self, expanded(self.shards))
+        if self.test_shards is None:
+            raise no_split(split, ["train"], "data.kind 'stream' without data.test_shards")
+        return self._held(StreamData(self, expanded(self.test_shards), split))
+
+    def _held(self, data: "StreamData") -> ImageData:
+        """Raises UserError where a shard is broken: scores of a part are not those of the whole."""
+        source, entries, size = data.source(data.layout.wanted), [], 0
+        for number, url in enumerate(data.urls):
+            for item in source.shard(0, 0, number, 0, 0):
+                if isinstance(item, Fault):
+                    raise UserError(f"data.test_shards: {url}: {item.reason}", "mend that shard, or leave it out")
+                entries.append(item)
+                size += sum(map(len, item.sample.members.values()))
+                if size > MEMORY_LIMIT:
+                    raise UserError(
+                        f"data.test_shards: hold more than {MEMORY_LIMIT >> 30} GiB, up to {url}", "name fewer of them"
+                    )
+        return data.over(entries)
+
+    @property
+    def patience(self) -> Patience:
+        return Patience(self.retries, self.pause, self.timeout)
+
+
+class StreamData(ImageData):
+    """Samples that come when they come: no number of images, no access by index, but a `feed` of batches.
+
+    labels: those that may occur. count: the number of images, where a dataset.json tells it.
+    """
+
+    def __init__(self, config: Stream, urls: tuple[str, ...], split: Split = "train") -> None:
+        self.config, self.urls = config, urls
+        record = record_beside(urls[0], config.timeout)
+        self.count = counted(record, split, urls) if record else None
+        self.layout = self._layout(record, config._framing(split, no_sides))
+        labels = torch.arange(len(self.layout.classes or ())) if self.layout.labelled else None
+        super().__init__(config.shape, labels, self.layout.classes, self.over([]).columns)
+
+    def _layout(self, record: PreparedSet | None, framing: Framing) -> Layout:
+        """What the samples are made of, as a dataset.json or the first of them tells."""
+        config = self.config
+        if record is not None:
+            fields = {name: note for name, note in record.fields.items() if note.kind != "video"}
+            classes = config.classes or record.classes
+            return Layout(config.shape, framing, classes is not None, classes, fields, config.captions)
+        members = next(self.samples(anything)).sample.members
+        return Layout(config.shape, framing, "cls" in members, config.classes, fields_of(members), config.captions)
+
+    def __len__(self) -> int:
+        raise UserError(
+            f"data.kind 'stream' ({len(self.urls)} shards from {self.urls[0]} on) has no order that images could be counted in",
+            "give a folder of images, .npz samples or a set that `diffcli prep-data` wrote; or set data.test_shards",
+        )
+
+    def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
+        raise AssertionError("a stream has no images by index")
+
+    def select(self, fields: Collection[str]) -> "StreamData":
+        chosen = super().select(fields)
+        assert isinstance(chosen, StreamData)
+        chosen.layout = self.layout.select(fields)
+        return chosen
+
+    def shown(self, count: int) -> tuple[Fields, Tensor]:
+        """The first samples that can be decoded, of the first shards that can be read."""
+        good: list[Entry] = []
+        for entry in self.samples(self.layout.wanted):
+            with suppress(UserError):
+                self.over([entry]).read(torch.zeros(1, dtype=torch.int64))
+                good.append(entry)
+            if len(good) == count:
+                break
+        rows = torch.arange(len(good))
+        return self.over(good).read(rows), rows
+
+    def feed(self, batch_size: int, seed: int, rank: int, world: int, marks: Tensor | None) -> StreamFeed:
+        """This rank's share of batches, from the marks of a checkpoint on, int64 (lanes, 6); None: from the beginning.
+
+        Raises UserError where the checkpoint has more lanes than a batch has rows, or than there are shards.
+        """
+        lanes = min(self.config.lanes, len(self.urls), batch_size) if marks is None else len(marks)
+        if lanes > min(batch_size, len(self.urls)):
+            raise UserError(
+                f"the run reads its stream in {lanes} lanes, more than the {len(self.urls)} shards or the batch of {batch_size}",
+                f"keep the shards of the run, and train.batch_size at {lanes} or above",
+            )
+        order = Order(seed, len(self.urls), lanes, max(1, self.config.shuffle // (2 * lanes)))
+        return StreamFeed(self.source(self.layout.wanted, order), self.layout, marks, batch_size, rank, world)
+
+    def source(self, wanted: Callable[[str], bool], order: Order | None = None) -> LaneSource:
+        return LaneSource(order or Order(0, len(self.urls), 1, 1), self.urls, self.config.patience, wanted)
+
+    def samples(self, wanted: Callable[[str], bool]) -> Iterator[Entry]:
+        """The samples of the first shards, as they are stored. Raises UserError where none of them can be read."""
+        source, failed = self.source(wanted), {}
+        for number in range(min(PEEKS, len(self.urls))):
+            for item in source.shard(0, 0, number, 0, 0):
+                if isinstance(item, Fault):
+                    failed[number] = item.reason
+                else:
+                    yield item
+        if len(failed) == min(PEEKS, len(self.urls)):
+            raise source.all_broken(failed)
+
+    def over(self, entries: Sequence[Entry]) -> ImageData:
+        """These samples, by index."""
+        names = [f"{self.urls[entry.shard]}: {entry.sample.key}" for entry in entries]
+        return self.layout.over([entry.sample for entry in entries], names)
+
+
+def expanded(shards: str | Sequence[str]) -> tuple[str, ...]:
+    """The shards that braces stand for. Raises ValueError where these do not pair."""
+    from braceexpand import braceexpand
+
+    texts = [shards] if isinstance(shards, str) else shards
+    return tuple(url for text in texts for url in braceexpand(text))
+
+
+def record_beside(url: str, timeout: float) -> PreparedSet | None:
+    """The dataset.json that prep-data wrote beside a shard, if it can be had."""
+    if url.startswith(PIPE):
+        return None
+    place = url.rpartition("/")[0] + "/" if "/" in url else ""
+    record = ShardBytes(place + DATASET, Patience(0, 0, timeout))
+    try:
+        return PreparedSet.model_validate_json(record.read(LARGEST_RECORD))
+    except (BrokenShard, ValidationError):
+        return None
+    finally:
+        record.close()
+
+
+def counted(record: PreparedSet, split: Split, urls: Sequence[str]) -> int | None:
+    """The number of images, if these are the shards of that split."""
+    listed = record.splits.get(split)
+    names = {url.rpartition("/")[2] for url in urls}
+    return listed.count if listed and names == {shard.tar for shard in listed.shards} else None
+
+
+def anything(extension: str) -> bool:
+    """Of the first sample every member is looked at."""
+    return True
+
+
+def no_sides() -> Tensor:
+    raise AssertionError("a stream has no buckets")
+
+
+def _absolute(shards: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if isinstance(shards, tuple):
+        return tuple(str(_absolute(url)) for url in shards)
+    return shards if is_remote(shards) else str(Path(shards).expanduser().absolute())

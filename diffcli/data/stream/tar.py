@@ -1,0 +1,130 @@
+"""Samples of a tar in the WebDataset layout, in their order, each with the byte where it begins.
+
+Members that follow each other and share the name up to the first dot of their file name are one sample; the rest of the name
+says what they are. Nothing is unpickled and nothing is extracted. Reading may begin at any sample's offset: there a tar's
+remainder is a tar. (Headers are read here, not by webdataset or `tarfile`, which tell no offsets or read what they skip,
+and take a tar that breaks off between two members for a whole one.)
+"""
+
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from diffcli.data.stream.opening import BrokenShard, ShardBytes
+
+BLOCK = 512
+LARGEST_MEMBER = 256 << 20  # bytes; a larger one is passed over, whatever its header promises
+LARGEST_HEADER = 1 << 20  # of long names and pax records
+LARGEST_SIZE = 1 << 50  # that is taken for one; base-256 headers can claim any, also less than nothing
+LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+PICKLES = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "ckpt", "bin", "npz", "joblib"})  # npz may hold objects, too
+NAME = re.compile(r"((?:.*/|)[^./][^.]*|[^.]+)[.]([^/]*)")  # key, extension: as webdataset splits them
+PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
+
+
+class Member(NamedTuple):
+    """A regular file of a tar; offset: where its first header begins."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class Sample(NamedTuple):
+    """What belongs together. members: the bytes of those that were wanted, by extension in lower case."""
+
+    key: str
+    offset: int
+    members: dict[str, bytes]
+    pickles: bool = False  # whether it has members that only unpickling could read
+
+
+def samples(shard: ShardBytes, wanted: Callable[[str], bool]) -> Iterator[Sample]:
+    """The samples from the shard's position on. wanted: which extensions to read; others are passed over.
+
+    Raises BrokenShard where the tar is garbled or breaks off, after the samples that are surely whole: another followed.
+    """
+    current: Sample | None = None
+    for member in members(shard):
+        match = NAME.fullmatch(member.name)
+        if match is None:
+            continue
+        key, extension = match[1], match[2].lower()
+        if current is None or key != current.key:
+            if current is not None:
+                yield current
+            current = Sample(key, member.offset, {})
+        if extension.rpartition(".")[2] in PICKLES:
+            current = current._replace(pickles=True)
+        elif wanted(extension) and extension not in current.members and member.size <= LARGEST_MEMBER:
+            data = shard.read(member.size)
+            if len(data) < member.size:
+                raise BrokenShard(f"it breaks off at byte {shard.position}, within {member.name}")
+            current.members[extension] = data
+    if current is not None:
+        yield current
+
+
+def members(shard: ShardBytes) -> Iterator[Member]:
+    """The regular files of a tar; after each `yield` the shard stands at its bytes, and may be read by the caller.
+
+    GNU and pax long names are understood. Raises BrokenShard unless the tar ends with its end marker.
+    """
+    offset, name, size = shard.position, None, None
+    while True:
+        try:
+            header = tarfile.TarInfo.frombuf(shard.read(BLOCK), "utf-8", "surrogateescape")
+        except tarfile.TarError as error:
+            if type(error).__name__ == "EOFHeaderError":
+                return
+            cut = type(error).__name__ in ("EmptyHeaderError", "TruncatedHeaderError")
+            what = "it breaks off" if cut and offset else "it is empty" if not shard.position else "it is no tar"
+            raise BrokenShard(f"{what} at byte {offset}") from error
+        if header.type in LONG_HEADERS:
+            if not 0 <= header.size <= LARGEST_HEADER:
+                raise BrokenShard(f"it is no tar at byte {offset}")
+            body = shard.read(_padded(header.size))[: header.size]
+            if header.type == tarfile.GNUTYPE_LONGNAME:
+                name = body.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            elif header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+                records = pax_records(body)
+                name, size = records.get("path", name), records.get("size")
+            continue
+        length = _length(header, size)
+        if not 0 <= length <= LARGEST_SIZE:
+            raise BrokenShard(f"it is no tar at byte {offset}: a member of {length} bytes")
+        start = shard.position
+        if header.isreg():
+            yield Member(name or header.name, offset, length)
+        shard.skip(start + _padded(length) - shard.position)
+        offset, name, size = shard.position, None, None
+
+
+def _length(header: tarfile.TarInfo, told: str | None) -> int:
+    """Bytes that follow a header, whatever it claims: none after a link or a folder. told: what a pax record says."""
+    if not header.isreg() and header.type in tarfile.SUPPORTED_TYPES:
+        return 0
+    if told is None:
+        return header.size
+    return int(told) if re.fullmatch(r"[0-9]{1,18}", told) else -1
+
+
+def pax_records(body: bytes) -> dict[str, str]:
+    """The `LENGTH KEY=VALUE` lines of a pax header."""
+    records, at = {}, 0
+    while (match := PAX_RECORD.match(body, at)) is not None and int(match[1]) > 0:
+        end = at + int(match[1])
+        records[match[2].decode("utf-8", "replace")] = body[match.end() : end - 1].decode("utf-8", "surrogateescape")
+        at = end
+    return records
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK

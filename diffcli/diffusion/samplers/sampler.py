@@ -1,0 +1,71 @@
+"""The contract of samplers: each a generator that walks from x_1 ~ N(0, 1) to x_0 and yields a Step after each move.
+
+Times stay on the CPU: no synchronisation.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from diffcli.config import Config
+from diffcli.diffusion.denoiser import Denoise
+from diffcli.diffusion.samplers.spacing import Spacing, grid
+from diffcli.diffusion.schedule import Schedule
+from diffcli.noise import Noise
+
+
+class Step(NamedTuple):
+    """The state after a move: x at time t, and the x0 that was predicted on the way there."""
+
+    t: Tensor  # () float64
+    x: Tensor  # (B, C, *S)
+    x0: Tensor  # (B, C, *S)
+    evaluations: Tensor | None = (
+        None  # (B,) int64 so far for each image, where nobody knows them before: see Sampler.nfe
+    )
+
+
+class Sampler(Config):
+    """Stateless, so the config is the sampler."""
+
+    evaluations: ClassVar[int] = 1  # of the network, for each step but the last
+
+    steps: int = Field(50, ge=1, description="moves from t = 1 to t = 0")
+    spacing: Spacing = "uniform"
+    _times: tuple[float, ...] | None = None  # see `starting_at`
+
+    @abstractmethod
+    def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
+        """Yields `steps` Steps, the last at t = 0. x: (B, C, *S) at t = 1; noise: one stream a sample."""
+
+    def times(self, schedule: Schedule) -> Tensor:
+        """(steps + 1,) float64 from 1 down to 0, strictly falling, each one a time that training visits."""
+        if self._times is not None:
+            return torch.tensor(self._times, dtype=torch.float64)
+        return grid(self.spacing, self.steps, schedule)
+
+    def starting_at(self, t: float, schedule: Schedule) -> Self:
+        """The same sampler for a walk that begins at the trained time nearest to t, in (0, 1], and goes on along its times."""
+        times = self.times(schedule)
+        first = schedule.snap(torch.tensor([t], dtype=torch.float64).clamp(min=schedule.cleanest))
+        left = torch.cat([first, times[times < first]])
+        shorter = self.model_copy(update={"steps": len(left) - 1})
+        shorter._times = tuple(left.tolist())
+        return shorter
+
+    @property
+    def name(self) -> str:
+        """Its name in presets and on the command line."""
+        return str(self.model_dump(include={"kind"})["kind"])
+
+    @property
+    def nfe(self) -> int | None:
+        """Network evaluations for one image, guidance not counted: both its branches are one evaluation.
+
+        None where they depend on the image; the Steps then count them.
+        """
+        return self.evaluations * (self.steps - 1) + 1

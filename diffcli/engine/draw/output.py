@@ -1,0 +1,158 @@
+"""Where samples go: one grid, a folder of files or an .npz, each with a .json sidecar beside it; and animations."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.engine.draw.pictures import captioned, grid, write_png
+from diffcli.engine.draw.sample import Drawn
+
+ANIMATIONS = (".gif", ".mp4", ".webp")
+WIDEST = 20  # columns of a grid that still show anything
+HOLD = 1.0  # seconds that an animation rests on its last frame
+
+
+def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) -> None:
+    """Raises UserError, before any work, where `path` cannot become a file of one of these kinds (or a folder)."""
+    folder = folder_allowed and not path.suffix
+    if not folder and path.suffix not in suffixes:
+        kinds = ", ".join(suffixes) + (" or a folder" if folder_allowed else "")
+        raise UserError(f"--out {path}: cannot write '{path.suffix or 'a folder'}'", f"end it in one of {kinds}")
+    parent = path if folder else path.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        probe = parent / f".{path.name}.{os.getpid()}.probe"  # every worker of --nproc comes by here
+        probe.touch()
+        probe.unlink()
+        if path.is_dir() and not folder:
+            raise IsADirectoryError(21, "is a folder")
+    except OSError as error:
+        raise UserError(
+            f"--out {path}: cannot be written ({error.strerror})", "give a place that you may write to"
+        ) from error
+
+
+def check_captions(path: Path, captions: bool) -> None:
+    """Raises UserError for --captions where no grid is written."""
+    if captions and path.suffix != ".png":
+        raise UserError(f"--captions with --out {path}: only a grid has captions", "end --out in .png, or leave it out")
+
+
+def write(
+    path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any], captions: Sequence[str] | None = None
+) -> None:
+    """Writes all images to `path` as its name says, then the sidecar. Refuses a folder that would keep other images.
+
+    captions: what to write under the images of a grid.
+    """
+    names = [f"{i:06d}.png" for i in range(description["n"])]
+    stale = [] if path.suffix else sorted({p.name for p in path.glob("*.png")} - set(names))
+    if stale:
+        raise UserError(
+            f"--out {path}: holds {stale[0]} and {len(stale) - 1} other images that are none of the {description['n']} asked",
+            "give an empty folder, so that whoever reads it finds these images alone",
+        )
+    try:
+        if path.suffix == ".npz":
+            write_npz(path, drawn)
+        elif path.suffix == ".png":
+            images = torch.cat([d.images for d in drawn])
+            cells = images if captions is None else captioned(images, captions)
+            with whole(path) as partial:
+                write_png(partial, grid(cells, columns_for(description)))
+        else:
+            for name, image in zip(names, images_of(drawn), strict=True):
+                write_png(path / name, image.permute(1, 2, 0).numpy())
+        sidecar(path).write_text(json.dumps(description, indent=1, default=int) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"--out {path}: cannot be written ({error.strerror})", "free some space, or give another place"
+        ) from error
+
+
+def columns_for(description: Mapping[str, Any]) -> int | None:
+    """How many columns say most: a way between two images is one row; classes or prompts that cycle have a column each."""
+    way, classes = description.get("interpolate") or 0, len(description.get("class_names") or ())
+    if 1 < way <= WIDEST:
+        return int(way)
+    labels = description.get("labels") or []
+    if 1 < classes <= WIDEST and len(labels) >= classes and labels[:classes] == list(range(classes)):
+        return classes
+    prompts = description.get("prompts") or []
+    different = len(set(prompts))
+    return different if 1 < different <= WIDEST and len(prompts) > different else None
+
+
+def write_npz(path: Path, drawn: Iterable[Drawn]) -> None:
+    """`arr_0` uint8 NHWC and, where there are labels, `arr_1` int64."""
+    batches = list(drawn)
+    arrays: dict[str, Any] = {"arr_0": np.concatenate([d.images.permute(0, 2, 3, 1).numpy() for d in batches])}
+    labels = [d.labels.numpy() for d in batches if d.labels is not None]
+    if labels:
+        arrays["arr_1"] = np.concatenate(labels)
+    with whole(path) as partial:
+        np.savez(partial, **arrays)
+
+
+def write_animation(path: Path, frames: Iterable[Tensor], fps: float, description: Mapping[str, Any]) -> None:
+    """Writes grids of uint8 (n, C, H, W) as .gif, .webp or .mp4, the last of them held for a second, then the sidecar."""
+    sheets = [np.repeat(sheet, 3, axis=2) if sheet.shape[-1] == 1 else sheet for sheet in map(grid, frames)]
+    try:
+        with whole(path) as partial:
+            _write_frames(partial, sheets, fps)
+        described = {**description, "frames": len(sheets), "fps": fps}
+        sidecar(path).write_text(json.dumps(described, indent=1, default=int) + "\n")
+    except ImportError as error:
+        raise UserError(
+            f"--out {path}: writing it needs a package ({error})", "pip install 'imageio[ffmpeg]', or use .gif"
+        ) from error
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written ({error})", "give another place, or use .gif") from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path of the same kind, which becomes `path` once all is written: an earlier file is never half replaced."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_frames(path: Path, sheets: list[np.ndarray], fps: float) -> None:
+    if path.suffix == ".mp4":
+        even = [np.pad(s, ((0, s.shape[0] % 2), (0, s.shape[1] % 2), (0, 0))) for s in sheets]  # H.264 wants it
+        held = even + even[-1:] * round(HOLD * fps)
+        imageio.imwrite(path, np.stack(held), fps=fps, codec="libx264", plugin="FFMPEG", macro_block_size=2)
+    else:
+        durations = [1000 / fps] * (len(sheets) - 1) + [1000 * HOLD]
+        imageio.imwrite(path, np.stack(sheets), duration=durations, loop=0, plugin="pillow")
+
+
+def pick(frames: Iterable[Tensor], total: int, wanted: int | None) -> Iterator[Tensor]:
+    """`wanted` of `total` frames, spread evenly, the last and (of two or more) the first always among them."""
+    count = min(wanted or total, total)
+    chosen = {total - 1} if count == 1 else {round(i * (total - 1) / (count - 1)) for i in range(count)}
+    return (frame for i, frame in enumerate(frames) if i in chosen)
+
+
+def images_of(drawn: Iterable[Drawn]) -> Iterator[Tensor]:
+    """One image (C, H, W) after the other."""
+    for batch in drawn:
+        yield from batch.images
+
+
+def sidecar(path: Path) -> Path:
+    """The .json that stands beside an output."""
+    return path.with_suffix(".json") if path.suffix else path.parent / f"{path.name}.json"

@@ -1,0 +1,119 @@
+"""Where a run takes its batches from: data by index, whose order follows from the step, or a stream, which says where it is.
+
+What a feed tells the log, and what of it a checkpoint's record keeps, comes of all ranks, so these are asked together.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from diffcli.config import UserError
+from diffcli.data.images import FileImages, ImageData
+from diffcli.data.loader import Batch, batches, epoch_size
+from diffcli.data.stream.dealing import Mark
+from diffcli.data.stream.stream import StreamData
+from diffcli.engine.distributed import Group
+from diffcli.preset import Preset
+
+
+class Feed(ABC):
+    """The batches of one rank. kept: what a checkpoint's record has to hold of it, as of the last `gather`."""
+
+    def __init__(self, preset: Preset, group: Group) -> None:
+        self.preset, self.cfg, self.group = preset, preset.train, group
+        self.kept: dict[str, Any] = {}
+
+    @abstractmethod
+    def batches(self, first: int) -> Iterator[tuple[int, Batch]]:
+        """Steps first + 1 to the last, as loader.batches gives them."""
+
+    @abstractmethod
+    def gather(self) -> None:
+        """Learns of all ranks what `kept` and `told` are to say of the batch that was used last; called on every rank."""
+
+    @abstractmethod
+    def told(self, step: int) -> dict[str, float]:
+        """What a line of the log says of the data that the steps so far have used."""
+
+    def notes(self) -> list[str]:
+        """What there is to tell the person since this was asked last."""
+        return []
+
+
+class IndexedFeed(Feed):
+    """Data with a length."""
+
+    def __init__(self, preset: Preset, group: Group, data: ImageData) -> None:
+        super().__init__(preset, group)
+        self.data, self.epoch = data, epoch_size(data, self.cfg.batch_size)
+
+    def batches(self, first: int) -> Iterator[tuple[int, Batch]]:
+        return batches(
+            self.data,
+            batch_size=self.cfg.batch_size,
+            seed=self.preset.seed,
+            first=first,
+            last=self.cfg.steps,
+            rank=self.group.rank,
+            world=self.group.world,
+            flip=self.preset.data.flip,
+            device=self.group.device,
+            workers=self.cfg.workers if isinstance(self.data, FileImages) else 0,
+        )
+
+    def gather(self) -> None:
+        """Nothing: every rank knows it from the step."""
+
+    def told(self, step: int) -> dict[str, float]:
+        return {"epoch": round(step * self.cfg.batch_size / self.epoch, 4)}
+
+
+class StreamedFeed(Feed):
+    """Endless data: an epoch is over when every shard has been read once, so it is told in shards.
+
+    record: the key `feed` of a checkpoint: the number of shards, marks (the place of each lane), and how many samples and shards
+    were broken so far.
+    """
+
+    def __init__(self, preset: Preset, group: Group, data: StreamData, record: dict[str, Any] | None) -> None:
+        super().__init__(preset, group)
+        if record is not None and record["shards"] != len(data.urls):
+            raise UserError(
+                f"data.shards: names {len(data.urls)} shards, the run was trained on {record['shards']}",
+                "name those of the run, in their order; only where they lie may change",
+            )
+        marks = None if record is None else torch.tensor(record["marks"])
+        self.feed = data.feed(self.cfg.batch_size, preset.seed, group.rank, group.world, marks)
+        self.before = torch.tensor([0, 0] if record is None else record["broken"])
+        self.marks, self.broken = self.feed.marks.clone(), self.before
+
+    def batches(self, first: int) -> Iterator[tuple[int, Batch]]:
+        flip, device = self.preset.data.flip, self.group.device
+        return self.feed.batches(first, self.cfg.steps, flip=flip, device=device, workers=self.cfg.workers)
+
+    def gather(self) -> None:
+        self.marks = self.group.gather_rows(self.feed.marks[self.feed.owned].to(self.group.device)).cpu()
+        counts = self.group.gather_rows(self.feed.counts[None].to(self.group.device)).cpu()
+        self.broken = self.before + counts.sum(0)
+        shards = self.feed.source.order.shards
+        self.kept = {"feed": {"shards": shards, "marks": self.marks.tolist(), "broken": self.broken.tolist()}}
+
+    def told(self, step: int) -> dict[str, float]:
+        order = self.feed.source.order
+        marks = [Mark(*mark) for mark in self.marks.tolist()]
+        read = [mark.epoch + mark.turn / len(order.turns(lane, mark.epoch)) for lane, mark in enumerate(marks)]
+        samples, shards = self.broken.tolist()
+        return {"epoch": round(sum(read) / len(read), 4), "broken_samples": samples, "broken_shards": shards}
+
+    def notes(self) -> list[str]:
+        found, self.feed.notes = self.feed.notes, []
+        return found
+
+
+def open_feed(preset: Preset, group: Group, data: ImageData, record: dict[str, Any] | None) -> Feed:
+    """The feed of a run; record: what a checkpoint kept of the one before it."""
+    if isinstance(data, StreamData):
+        return StreamedFeed(preset, group, data, record)
+    return IndexedFeed(preset, group, data)

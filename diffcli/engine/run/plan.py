@@ -1,0 +1,119 @@
+"""What a run would do, without doing it: parameters, memory, arithmetic, epochs and paths, for `train --dry-run`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffcli.config import UserError
+from diffcli.data.loader import epoch_size
+from diffcli.data.stream.stream import StreamData
+from diffcli.diffusion.times import UniformTimes
+from diffcli.ema import averages
+from diffcli.engine.draw.guides import check_named
+from diffcli.engine.run.loop import autocast
+from diffcli.engine.run.state import build_on_meta
+from diffcli.noise import Domain, derive
+from diffcli.preset import Preset
+from diffcli.tasks.conditioners.pretrained import PretrainedConditioner
+from diffcli.tasks.diffusion import DiffusionConfig
+from diffcli.tasks.task import Task
+
+COPIES = 4  # float32 values a parameter, beside its averages: itself, its gradient, two moments of Adam
+
+
+def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
+    """Facts about a resolved preset, by name; estimates are for one process. Builds the task on the meta device."""
+    cfg = preset.train
+    check_named(preset.named)
+    task = build_on_meta(valueless(preset)).train()
+    frozen = running(task)
+    parameters = sum(p.numel() for p in task.parameters())
+    local = max(1, cfg.batch_size // (world * cfg.accumulate))
+    flops, kept = measure(task, preset)
+    state, activations = parameters * 4 * (COPIES + len(averages(cfg.ema))), kept * local
+    facts = {
+        "parameters": f"{parameters:,}",
+        "flops": f"{flops / 1e9:.3g} GFLOP forward and backward an image, {flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
+        "memory": f"about {(state + activations) / 2**30:.2g} GiB a process: weights, gradients, moments and averages "
+        f"{state / 2**30:.2g}, activations of {local} images {activations / 2**30:.2g}",
+    }
+    if frozen:
+        facts["encoder"] = f"{', '.join(frozen)}: runs in every step, is not counted above"
+    try:
+        data = preset.data.model_copy(update={"in_memory": False}).build("train")  # counted, not decoded
+        if isinstance(data, StreamData):
+            facts["shards"] = f"{len(data.urls):,}"
+        images = data.count if isinstance(data, StreamData) and data.count else len(data)
+        facts["images"] = f"{images:,}"
+        epoch = images if isinstance(data, StreamData) else epoch_size(data, cfg.batch_size)
+        facts["epochs"] = (
+            f"{epoch / cfg.batch_size:.4g} steps an epoch, {cfg.steps * cfg.batch_size / epoch:.4g} epochs in all"
+        )
+    except UserError as error:
+        facts["images"] = f"unknown: {error.problem}"
+    return facts | {
+        "run directory": str(run),
+        "log": f"{run}/log.jsonl, {run}/tensorboard/",
+        "previews": f"{run}/previews/step-{cfg.every.preview:08d}.png ..." if cfg.every.preview else "never",
+        "checkpoints": f"{run}/checkpoints/step-{cfg.every.save or cfg.steps:08d} ..., the last {cfg.keep_last} kept",
+    }
+
+
+def valueless(preset: Preset) -> Preset:
+    """The same arithmetic with times and pairs that look at no losses or images: meta tensors have no values."""
+    if not isinstance(preset.task, DiffusionConfig):
+        return preset
+    task = preset.task.model_copy(update={"times": UniformTimes(), "coupling": "none"})
+    return preset.model_copy(update={"task": task})
+
+
+def measure(task: Task, preset: Preset) -> tuple[int, int]:
+    """(FLOP forward and backward, bytes kept for the backward pass) of one image, counted on meta tensors."""
+    batch = {
+        "image": torch.zeros(1, *preset.data.shape, device="meta"),
+        "label": torch.zeros(1, dtype=torch.int64, device="meta"),
+        "text": [""],
+        "position": torch.zeros(1, dtype=torch.int64),
+        "stream": derive(0, Domain.TRAIN, torch.zeros(1, dtype=torch.int64)),
+        **{name: torch.zeros(1, *shape, device="meta") for name, shape in task.embeddings.items()},
+    }
+    with (
+        FlopCounterMode(display=False) as counter,
+        kept_bytes() as kept,
+        autocast(torch.device("cpu"), preset.train.precision),
+    ):
+        task(batch, task.phases[0])["loss"].backward()
+    return counter.get_total_flops(), kept[0]
+
+
+def running(task: Task) -> list[str]:
+    """The models of the frozen encoders that run in every step, which are not loaded to plan."""
+    return [m.encoder.config.model for m in task.modules() if isinstance(m, PretrainedConditioner)]
+
+
+@contextmanager
+def kept_bytes() -> Iterator[list[int]]:
+    """Counts the bytes of distinct tensors that autograd keeps within it, in a list of one number; parameters apart."""
+    total, seen = [0], set()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if not of_parameter(tensor) and storage._cdata not in seen:
+            seen.add(storage._cdata)
+            total[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield total
+
+
+def of_parameter(tensor: torch.Tensor) -> bool:
+    """Whether it is a parameter or made of one alone, as a copy in half precision: kept once, and not for each image."""
+    function = tensor.grad_fn
+    while function is not None and len(function.next_functions) == 1:
+        function = function.next_functions[0][0]
+    made = function is not None and function.name().endswith("AccumulateGrad")
+    return made or (tensor.is_leaf and tensor.requires_grad)

@@ -1,0 +1,112 @@
+"""Reopening a run: which checkpoint to go on from, and with what changes to its preset."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffcli import checkpoint, preset
+from diffcli.config import UserError
+from diffcli.engine import encoder_records
+from diffcli.engine.distributed import speaks
+from diffcli.engine.run.runlog import RunDir
+from diffcli.preset import Preset
+
+SUPERSEDED = "superseded"  # where checkpoints go that a run resumed from an older one leaves behind
+
+
+def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple[Preset, RunDir, Path]:
+    """The preset, the run and the checkpoint to go on from. Raises UserError where the run cannot go on as asked.
+
+    Reads the record alone: every process checks the digests of the files when it loads them, before the run is touched.
+    """
+    run = RunDir(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run directory", "give the directory that `diffcli train` printed")
+    for item in overrides:
+        if not item.startswith(
+            ("train.", "data.root=", "data.shards=", "data.test_shards=")
+        ) and not encoder_records.moves(item):
+            raise UserError(
+                f"--set {item}: a resumed run changes train.* keys only, and data.root, data.shards or the model of an encoder "
+                "where they have moved; its data, task and seed stay",
+                "train into another --run-dir to change them",
+            )
+    start = choose(run, from_step)
+    if speaks():  # before its workers are started, one of which will hold it
+        with run.locked():
+            pass
+    record = checkpoint.read_record(start)
+    resolved = preset.build(record.get("preset"), f"{start}/{checkpoint.RECORD}", overrides)
+    if record["step"] >= resolved.train.steps:
+        raise UserError(
+            f"{path}: is at step {record['step']} of {resolved.train.steps}: there is nothing left to do",
+            f"give more: diffcli resume {path} --steps {record['step'] * 2}",
+        )
+    return resolved, run, start
+
+
+def choose(run: RunDir, from_step: int | None) -> Path:
+    """The run's newest checkpoint, or that of --from STEP; never one of a folder that is not a run."""
+    kept = checkpoint.checkpoints(run.checkpoints)
+    if not kept:
+        raise _not_a_run(run.path)
+    if from_step is None:
+        return kept[-1]
+    found = checkpoint.step_dir(run.checkpoints, from_step)
+    if not found.is_dir():
+        steps = [str(int(p.name[5:])) for p in kept]
+        raise UserError(f"--from {from_step}: {run.path} has no such checkpoint", f"choose one of {', '.join(steps)}")
+    return found
+
+
+def _not_a_run(path: Path) -> UserError:
+    """What `path`, which holds no checkpoints/ with a checkpoint, is instead, and what to type."""
+    place = path.absolute()
+    if (path / checkpoint.RECORD).is_file():
+        step = f" --from {int(place.name[5:])}" if place.name[5:].isdecimal() else ""
+        run = place.parent.parent if place.parent.name == "checkpoints" else "RUN"
+        return UserError(f"{path}: is a checkpoint, not a run", f"type `diffcli resume {run}{step}`")
+    if place.name == "checkpoints" and checkpoint.checkpoints(path):
+        return UserError(
+            f"{path}: is the folder of a run's checkpoints, not the run", f"type `diffcli resume {place.parent}`"
+        )
+    return UserError(
+        f"{path}: holds no whole checkpoint of a run",
+        "give the run directory that `diffcli train` printed; a run that has saved nothing is trained anew",
+    )
+
+
+def changes(changed: Preset, start: Path) -> list[str]:
+    """What goes on otherwise from the checkpoint `start` because the changed preset says so: notes for the person."""
+    record = checkpoint.read_record(start)
+    was, now, step = (
+        preset.build(record.get("preset"), f"{start}/{checkpoint.RECORD}").train,
+        changed.train,
+        record["step"],
+    )
+    notes = []
+    if was.steps != now.steps and now.curve.kind not in ("constant", "inverse_sqrt"):
+        before = was.curve.factor(step, was.steps) * was.optimizer.lr
+        after = now.curve.factor(step + 1, now.steps) * now.optimizer.lr
+        notes.append(
+            f"train.steps is {now.steps}, was {was.steps}: the {now.curve.kind} learning-rate curve is stretched: "
+            f"the rate jumps from {before:.4g} to {after:.4g}"
+        )
+    if was.batch_size != now.batch_size and changed.data.kind != "stream":  # which goes on where it stands
+        notes.append(
+            f"train.batch_size is {now.batch_size}, was {was.batch_size}: the order of the data shifts: after "
+            f"{step * was.batch_size} images it goes on at image {step * now.batch_size}, and epochs count from there"
+        )
+    return notes
+
+
+def set_aside(root: Path, start: Path) -> None:
+    """Moves the checkpoints below `root` that are newer than `start` away, so that the newest is always the run's own."""
+    for path in checkpoint.checkpoints(root):
+        if path.name > start.name:
+            kept = root / SUPERSEDED / path.name
+            kept.parent.mkdir(exist_ok=True)
+            number = 0
+            while kept.exists():
+                number += 1
+                kept = kept.with_name(f"{path.name}-{number}")
+            path.rename(kept)

@@ -1,0 +1,99 @@
+"""The one way to train: any task, on any number of processes, resumed exactly.
+
+Training state is a pure function of the step: data order, augmentation, times, noise and dropout follow from (seed, step,
+position in the global batch), so a checkpoint holds weights, averages and optimizer moments and nothing else.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffcli import __version__, checkpoint
+from diffcli.config import UserError
+from diffcli.data.images import ImageData
+from diffcli.engine import encoder_records
+from diffcli.engine.distributed import Group
+from diffcli.engine.draw.guides import check_named
+from diffcli.engine.run.averages import set_aside_snapshots
+from diffcli.engine.run.loop import Loop, Progress
+from diffcli.engine.run.resume import set_aside
+from diffcli.engine.run.runlog import RunDir
+from diffcli.engine.run.state import build_state, resolved
+from diffcli.engine.run.validation import Validation
+from diffcli.engine.tuning import tune_allocator
+from diffcli.preset import Preset, dump
+from diffcli.tasks.prior import PriorConfig
+from diffcli.tasks.task import Task
+
+
+def check_processes(preset: Preset, world: int) -> None:
+    """Raises UserError where a process would have nothing to do."""
+    cfg = preset.train
+    if world > cfg.batch_size // cfg.accumulate:
+        raise UserError(
+            f"--nproc: {world} processes for {cfg.batch_size // cfg.accumulate} images "
+            f"(train.batch_size {cfg.batch_size} / train.accumulate {cfg.accumulate})",
+            "start fewer processes, or raise train.batch_size",
+        )
+
+
+def check_data(preset: Preset, task: Task, data: ImageData) -> None:
+    """Raises UserError where the data do not give what the task takes, before any step."""
+    if data.shape != preset.data.shape:
+        raise UserError(
+            f"data: images are {tuple(data.shape)} (channels, height, width), the preset expects {tuple(preset.data.shape)}",
+            "set data.channels and data.size to those of the images",
+        )
+    fields: dict[str, Any] = {name: torch.empty(0) for name in data.fields}
+    fields |= {name: torch.empty(0, width) for name, width in encoder_records.stored_widths(data).items()}
+    task.check(fields if data.labels is None else fields | {"label": data.labels})
+
+
+def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) -> Iterator[Progress]:
+    """Trains to preset.train.steps, from the checkpoint `start` or from the beginning; yields after every step.
+
+    Saves at train.every.save, at the end, and when SIGINT or SIGTERM asks to stop (then raises KeyboardInterrupt).
+    Raises RunFailed where the loss or the gradient is no longer finite: the last checkpoint is the last good state.
+    Raises UserError where another process writes into the run.
+    """
+    tune_allocator()
+    preset = resolved(preset, group.device)
+    check_processes(preset, group.world)
+    if start is None:
+        check_named(preset.named)
+    with run.locked() if group.leads else nullcontext():
+        if start is None and group.leads:
+            run.check_new()
+        loop, first = prepare(preset, run, group, start)
+        yield from loop.steps(first)
+
+
+def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tuple["Loop", int]:
+    """The loop of a resolved preset and the step that it starts after; the first to touch the run's files."""
+    source = preset.data
+    if isinstance(preset.task, PriorConfig):
+        source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
+    data = source.build("train").to(group.device)
+    state = build_state(preset, group.device)
+    check_data(preset, state.task, data)
+    data = data.select(state.task.reads)
+    validate = Validation(preset, group, state.task).loss if preset.train.every.validate else None
+    record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
+    found = None if start is None else checkpoint.read_record(start)
+    record |= encoder_records.agreed(state.task, data, found) | {"feed": (found or {}).get("feed")}
+    first = 0
+    if start is not None and found is not None:
+        first = found["step"]
+        state.restore(start, found)
+        group.barrier()
+        if group.leads:
+            with run.writing():
+                set_aside(run.checkpoints, start)
+                set_aside_snapshots(run, first)
+    if group.leads:
+        with run.writing():
+            run.preset.write_text(dump(preset))
+    return Loop(preset, run, group, state, data, record, validate), first

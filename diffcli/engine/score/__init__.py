@@ -1,0 +1,1 @@
+"""Scoring: two sides, what is extracted of them, and what is reported."""

@@ -1,0 +1,1 @@
+"""Tables of URLs and captions, and what is fetched from them."""

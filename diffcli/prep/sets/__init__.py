@@ -1,0 +1,1 @@
+"""The kinds of source that prep-data reads, one family a file."""

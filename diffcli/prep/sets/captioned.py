@@ -1,0 +1,182 @@
+"""Folders of images with captions: in files of the same name, in tables that lie beside the images, or in one that is named.
+
+a.png has its captions in a.txt or a.caption (one a line) or a.json (a text, a list, or an object with `caption`, `captions`
+or `text`); metadata.jsonl (or .csv, .tsv, .parquet) with a column file_name tells them for the folder it lies in; --table
+names any other. Several rows of one image are several captions. Images that a table does not name are left out.
+"""
+
+import posixpath
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from diffcli.config import UserError
+from diffcli.data.captions import MAX_BYTES, clean, from_json
+from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree
+from diffcli.data.listing import Split
+from diffcli.data.pixels import BrokenImage
+from diffcli.digest import sha256
+from diffcli.prep.download.tables import CAPTION_COLUMNS, Table, decoded, open_table_file
+from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, fingerprint
+from diffcli.prep.sets.folders import FileItems, images_of
+
+SIDECARS = (".txt", ".caption", ".json")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
+FILE_NAME = "file_name"
+IMAGE_COLUMNS = (
+    FILE_NAME,
+    "filename",
+    "file",
+    "image",
+    "image_path",
+    "image_file",
+    "path",
+    "filepath",
+    "img",
+    "image_id",
+)
+LINE_END = re.compile(r"\r\n|\r|\n")
+CaptionsOf = Callable[[str], Sequence[str]]
+"""The captions of an image by its name in the tree, not yet clean. Raises BrokenImage."""
+
+
+class Captioned:
+    """Items with their captions: those of `inner` at the positions `kept`, and then what tables name in vain."""
+
+    def __init__(self, inner: FileItems, kept: Sequence[int], of: CaptionsOf, broken: Sequence[Broken]) -> None:
+        self.inner, self.kept, self.of, self.broken = inner, kept, of, broken
+
+    def __len__(self) -> int:
+        return len(self.kept) + len(self.broken)
+
+    def items(self, positions: Sequence[int]) -> Iterator[Item | Deferred]:
+        count = len(self.kept)
+        for item in self.inner.items([self.kept[position] for position in positions if position < count]):
+            try:
+                yield item._replace(captions=tuple(filter(None, map(clean, self.of(item.name)))))
+            except BrokenImage as error:
+                yield Broken(item.name, error.reason)
+        yield from (self.broken[position - count] for position in positions if position >= count)
+
+
+def open_folder(source: Path, work: Path, options: SourceOptions) -> Source:
+    """Any images in a folder or an archive: with or without class folders, captions, and train and test around them."""
+    if options.table is None and (options.image_col or options.caption_col):
+        flag = "--image-col" if options.image_col else "--caption-col"
+        raise UserError(f"{flag} names a column, but there is no --table", f"add --table FILE, or leave {flag} out")
+    tree = open_tree(source, SOURCE, work)
+    images = images_of(tree)
+    files = {split: items for split, items in images.splits.items() if isinstance(items, FileItems)}
+    if options.table is not None:
+        listed = Listed(tree, files)
+        listed.read(open_table_file(options.table), "", options)
+        return _listed(images, files, listed, (sha256(options.table.expanduser()), 0))
+    tables = [name for name in tree.names if name.rsplit("/", 1)[-1] in METADATA]
+    opened = {name: Table(tree.locations[name], tree.shown(name)) for name in tables}
+    opened = {name: table for name, table in opened.items() if _tells_captions(table)}
+    if opened:
+        listed = Listed(tree, files)
+        for name, table in opened.items():
+            listed.read(table, posixpath.dirname(name), options)
+        return _listed(images, files, listed, *((name, tree.size(name)) for name in opened))
+    return _beside(tree, images, files)
+
+
+@dataclass
+class Listed:
+    """What tables say of the images of a tree: captions by name, and the rows that cannot be used."""
+
+    tree: FileTree
+    files: dict[Split, FileItems]
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    broken: list[Broken] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        names = [name for items in self.files.values() for name in items.names]
+        self.common = posixpath.commonpath([posixpath.dirname(name) or "." for name in names]).removeprefix(".")
+        self.by_name = {str(PurePosixPath(name).with_suffix("")): name for name in names} | {n: n for n in names}
+
+    def read(self, table: Table, folder: str, options: SourceOptions) -> None:
+        """Adds the rows of a table. folder: of the tree, in which it lies. Raises UserError where a column is missing."""
+        image = table.column(options.image_col, "--image-col", IMAGE_COLUMNS)
+        caption = table.column(options.caption_col, "--caption-col", CAPTION_COLUMNS)
+        for row in table.rows():
+            path = " ".join(row.texts(image))
+            name, fault = (None, row.fault) if row.fault else self._find(path, folder)
+            if name is None:
+                where = f"{table.name}, line {row.line}"
+                self.broken.append(Broken(f"{where}: {clean(path)}" if path else where, fault))
+                continue
+            known = self.captions.setdefault(name, [])
+            known += [text for text in row.texts(caption) if text not in known]
+
+    def _find(self, path: str, folder: str) -> tuple[str | None, str]:
+        """The image that a cell means, or why there is none: relative to the table, to SOURCE, or to where all images lie."""
+        path = path.replace("\\", "/")
+        if "://" in path:
+            return None, "it is a URL, not a file: `diffcli prep-data urls` downloads those"
+        parts = PurePosixPath(path).parts
+        if path.startswith("/") or ".." in parts or (parts and parts[0].endswith(":")):
+            return None, "it points outside of SOURCE"
+        if not parts:
+            return None, "it names no image"
+        places = (posixpath.join(root, *parts) for root in (folder, "", self.common))
+        name = next((self.by_name[place] for place in places if place in self.by_name), None)
+        return name, f"SOURCE has no image '{clean(path)}'"
+
+
+def _listed(images: Source, files: dict[Split, FileItems], listed: Listed, *tables: tuple[str, int]) -> Source:
+    """The images that tables name, in the order of their files."""
+    splits: dict[Split, Items] = {}
+    broken, left_out = listed.broken, 0
+    for split, items in files.items():
+        kept = [number for number, name in enumerate(items.names) if name in listed.captions]
+        splits[split] = Captioned(items, kept, listed.captions.__getitem__, broken)
+        broken, left_out = [], left_out + len(items) - len(kept)
+    if not listed.captions:
+        first = listed.broken[0]
+        raise UserError(f"{first.name}: {first.reason}; no row names an image", "see --image-col, and check SOURCE")
+    notes = (f"{left_out} images are not in the table and were left out",) if left_out else ()
+    told = fingerprint([(images.fingerprint, 0), *tables])
+    return images._replace(splits=splits, fingerprint=told, notes=(*images.notes, *notes))
+
+
+def _beside(tree: FileTree, images: Source, files: dict[Split, FileItems]) -> Source:
+    """The images with the captions of files that have their names, as they are where there are no such files."""
+    beside: dict[str, str] = {}
+    for items in files.values():
+        for name in items.names:
+            stem = str(PurePosixPath(name).with_suffix(""))
+            found = next((stem + suffix for suffix in SIDECARS if stem + suffix in tree.locations), None)
+            if found:
+                beside[name] = found
+    if not beside:
+        return images
+
+    def of(name: str) -> Sequence[str]:
+        return _read(tree, beside[name], name) if name in beside else ()
+
+    splits: dict[Split, Items] = {s: Captioned(items, range(len(items)), of, ()) for s, items in files.items()}
+    without = sum(map(len, files.values())) - len(beside)
+    notes = (f"{without} images have no caption",) if without else ()
+    told = fingerprint([(images.fingerprint, 0), *((name, tree.size(name)) for name in beside.values())])
+    return images._replace(splits=splits, fingerprint=told, notes=(*images.notes, *notes))
+
+
+def _read(tree: FileTree, name: str, image: str) -> Sequence[str]:
+    try:
+        if tree.size(name) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
+        text = decoded(tree.read(name))
+        return from_json(text) if name.endswith(".json") else LINE_END.split(text)
+    except UnicodeDecodeError as error:
+        raise BrokenImage(image, f"its captions in {name} are not UTF-8") from error
+    except (OSError, ValueError, *ARCHIVE_ERRORS) as error:
+        raise BrokenImage(image, f"its captions in {name} cannot be read: {error}") from error
+
+
+def _tells_captions(table: Table) -> bool:
+    """Whether metadata lists images with captions; it may list anything else."""
+    lower = {column.lower() for column in table.columns}
+    return FILE_NAME in lower and not lower.isdisjoint(CAPTION_COLUMNS)

@@ -1,0 +1,90 @@
+"""The contract of conditioners, which read named fields of a batch and fill one slot of a network or several.
+
+Rows whose `keep` is False become the learned null; that one mask serves condition dropout in training and the null branch of
+guidance.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffcli.config import UserError
+from diffcli.encoders.encoder import Encoder
+from diffcli.networks.conditioning import Conditioning, CondShape
+
+
+class Conditioner(nn.Module, ABC):
+    """One condition. shape: where it enters the network and how wide it is there. fields: what it reads of a batch.
+
+    encoder: the pretrained one that reads its texts, or that made its embeddings, where there is one.
+    """
+
+    shape: CondShape
+    fields: tuple[str, ...]
+    encoder: Encoder | None = None
+
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Raise `UserError` where the batch holds a value that this conditioner cannot take; reads CPU tensors only."""
+
+    @abstractmethod
+    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+        """Its slots for B samples; rows with keep (B,) bool False are the null. `like`: x, for its size."""
+
+
+def cond_shape(conditioners: Iterable[Conditioner]) -> CondShape:
+    """The widths that `condition` will produce: those of vectors and of maps add up, those of tokens must agree.
+
+    Raises UserError where they do not: tokens of several conditioners follow each other.
+    """
+    shapes = [conditioner.shape for conditioner in conditioners]
+    tokens = {shape.tokens for shape in shapes if shape.tokens}
+    if len(tokens) > 1:
+        widths = " and ".join(map(str, sorted(tokens)))
+        raise UserError(
+            f"task.conditioners give tokens {widths} wide, which cannot follow each other", "give them one width (dim)"
+        )
+    return CondShape(
+        sum(shape.vector for shape in shapes), max(tokens, default=0), sum(shape.spatial for shape in shapes)
+    )
+
+
+def condition(
+    conditioners: Iterable[Conditioner],
+    batch: Mapping[str, Any],
+    keep: Tensor,
+    like: Tensor,
+    seeds: Tensor | None = None,
+) -> Conditioning:
+    """Runs every conditioner and joins what fills one slot, in order: vectors and maps by width, tokens one after the other.
+
+    keep: (B,) bool. like: x (B, C, *S). seeds: (B,) int64, the streams of this step's dropout, if any.
+    """
+    parts = [conditioner(batch, keep, like) for conditioner in conditioners]
+    return Conditioning(
+        vector=_joined([part.vector for part in parts]),
+        tokens=_joined([part.tokens for part in parts]),
+        spatial=_joined([part.spatial for part in parts]),
+        seeds=seeds,
+        mask=_mask(parts),
+    )
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there, dim=1) if len(there) > 1 else next(iter(there), None)
+
+
+def _mask(parts: list[Conditioning]) -> Tensor | None:
+    """(B, L) over the tokens of all parts; None where none of them masks any."""
+    told = [part for part in parts if part.tokens is not None]
+    if all(part.mask is None for part in told):
+        return None
+    masks = [
+        part.tokens.new_ones(part.tokens.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
+        for part in told
+        if part.tokens is not None
+    ]
+    return torch.cat(masks, dim=1)

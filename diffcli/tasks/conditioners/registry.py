@@ -1,0 +1,15 @@
+"""What a preset can name in `task.conditioners`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from diffcli.tasks.conditioners.classes import ClassConditionerConfig
+from diffcli.tasks.conditioners.pretrained import PretrainedConditionerConfig
+from diffcli.tasks.conditioners.stored import EmbeddingConditionerConfig
+from diffcli.tasks.conditioners.text import TextConditionerConfig
+
+AnyConditioner = Annotated[
+    ClassConditionerConfig | TextConditionerConfig | PretrainedConditionerConfig | EmbeddingConditionerConfig,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,113 @@
+"""Embeddings as a condition: those that a pretrained encoder computed before, stored beside the images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from diffcli.config import Config, UserError
+from diffcli.encoders.encoder import Encoder, EncoderConfig
+from diffcli.networks.conditioning import Conditioning, CondShape
+from diffcli.tasks.conditioners.conditioner import Conditioner
+from diffcli.tasks.conditioners.slots import Gives, Slot, check_width, readable, unit_variance
+
+
+class EmbeddingConditioner(Conditioner):
+    """Reads a stored embedding (B, D), or a stored sequence of them (B, L, D). encoder: what embeds prompts, if it is named."""
+
+    def __init__(self, config: "EmbeddingConditionerConfig") -> None:
+        super().__init__()
+        self.fields = (config.field,)
+        self.config = config
+        self.encoder: Encoder | None = config.encoder.build() if config.encoder else None
+        each = config.tokens if config.stored == "vector" else 1
+        self.tokens = Slot(config.width, config.dim, each) if config.gives != "vector" else None
+        self.vector = Slot(config.width, config.dim) if config.gives != "tokens" else None
+        self.shape = CondShape(
+            vector=self.vector.dim if self.vector else 0, tokens=self.tokens.dim if self.tokens else 0
+        )
+
+    def check(self, batch: Mapping[str, Any]) -> None:
+        field, width = self.config.field, self.config.width
+        if field not in batch:
+            how = {"clip_tokens": "clip-tokens", "t5_tokens": "t5"}.get(field, "clip")
+            raise UserError(
+                f"an embedding conditioner reads the field '{field}', but the data has only: {', '.join(sorted(batch))}",
+                f"add it to the set: diffcli prep-data shards --out SET --embed {how} --encoder MODEL",
+            )
+        value, found = batch[field], batch[field].shape[-1]
+        stored = "vector" if value.ndim == 2 else "sequence"
+        if value.numel() and stored != self.config.stored:
+            raise UserError(
+                f"the field '{field}' holds a {stored} a sample, but stored of its conditioner is {self.config.stored}",
+                f"set it to {stored}" + (" and gives to tokens" if stored == "sequence" else ""),
+            )
+        if found not in (0, width):  # 0: data that do not tell
+            raise UserError(
+                f"the field '{field}' is {found} wide, the embedding conditioner in task.conditioners expects {width}",
+                f"set its width to {found}",
+            )
+
+    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+        """A vector (B, D) and tokens (B, N, D); of a stored sequence, with the mask of what is not padding (zeros)."""
+        self.check(batch)
+        value = batch[self.config.field].to(keep.device, torch.float32)
+        if self.config.stored == "sequence":
+            there = (value != 0).any(-1)
+            keep = keep & there.any(1)  # what has no tokens is told nothing
+            assert self.tokens is not None
+            return Conditioning(tokens=self.tokens(value, keep), mask=readable(there, keep))
+        value = unit_variance(value) if self.config.normalize else value
+        vector = None if self.vector is None else self.vector(value, keep)
+        tokens = None if self.tokens is None else self.tokens(value[:, None], keep)
+        return Conditioning(vector=vector, tokens=tokens)
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """What a set would store of these texts: (B, D) pooled features, or the sequences (B, L, D); on the CPU.
+
+        Raises UserError where the preset names no encoder, or one of another width.
+        """
+        if self.encoder is None:
+            raise UserError(
+                f"prompts need an encoder, and the conditioner of '{self.config.field}' names none",
+                "train with `encoder: {model: ...}` in task.conditioners, the one that made the embeddings",
+            )
+        encoded = self.encoder.texts(prompts, next(self.parameters()).device)
+        found = encoded.tokens if self.config.stored == "sequence" else encoded.pooled
+        assert found is not None  # the config refuses encoders without
+        check_width(found, self.config.width, self.encoder, "width")
+        return found.cpu()
+
+
+class EmbeddingConditionerConfig(Config):
+    """Embeddings that `prep-data --embed` stored beside the images, of one vector or of a sequence.
+
+    tokens: how many are made of a vector, as unCLIP does with four. normalize: see `unit_variance`; sequences stay as they are.
+    Source: Ramesh et al. 2022, section 2.1 (arXiv 2204.06125).
+    """
+
+    kind: Literal["embedding"] = "embedding"
+    field: str = Field("clip_image", pattern=r"^[a-z][a-z0-9_]*$")
+    stored: Literal["vector", "sequence"] = "vector"
+    width: int = Field(768, ge=1, description="of the stored vectors")
+    gives: Gives = Field("vector", description="a vector that joins the time, tokens to attend to, or both")
+    tokens: int = Field(4, ge=1, description="tokens made of a stored vector")
+    dim: int | None = Field(
+        None, ge=1, description="width after a learned projection; null: that of the stored vectors"
+    )
+    normalize: bool = True
+    encoder: EncoderConfig | None = Field(None, description="the encoder that made them, for prompts")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "EmbeddingConditionerConfig":
+        if self.stored == "sequence" and self.gives != "tokens":
+            raise ValueError(f"gives is '{self.gives}', but a stored sequence is read as tokens; set gives to tokens")
+        if self.stored == "vector" and self.encoder is not None and self.encoder.kind == "t5":
+            raise ValueError("encoder is t5, which has no pooled feature; set stored to sequence, or name a clip")
+        return self
+
+    def build(self) -> EmbeddingConditioner:
+        return EmbeddingConditioner(self)

@@ -1,0 +1,153 @@
+"""Text as a condition: a small transformer over UTF-8 bytes, trained jointly with the network that it tells.
+
+A text is its bytes between a begin and an end mark, padded to `length`. Captions hold no control characters, so three of those
+mark: with them the 256 values of a byte are the whole vocabulary, and every language is in it. A convolution may first tell
+every byte its neighbours: a word is then known by its letters, wherever it stands. The vector is what stands at the end mark,
+the tokens are what stands at every byte and mark; padding is read by nobody.
+Source: Nichol et al. 2021, section 3 (arXiv 2112.10741): a text enters by a vector and by tokens; bytes, of Xue et al. 2021
+(arXiv 2105.13626); a convolution over them, of Clark et al. 2021 (arXiv 2103.06874).
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from diffcli.config import Config, Note, UserError
+from diffcli.networks.attention_blocks import TokenAttention
+from diffcli.networks.conditioning import Conditioning, CondShape
+from diffcli.tasks.conditioners.conditioner import Conditioner
+from diffcli.tasks.conditioners.slots import SMALL, Gives
+
+PAD, BEGIN, END = b"\x00", b"\x02", b"\x03"  # NUL, start of text, end of text
+MARKS = 2
+VOCABULARY = 256
+SPACED = bytes(max(byte, ord(" ")) for byte in range(VOCABULARY))  # control characters become spaces
+
+
+class TextConditioner(Conditioner):
+    """Reads the field `text`; see the module's docstring for what it gives. Rows without a condition are learned vectors."""
+
+    fields = ("text",)
+
+    def __init__(self, config: "TextConditionerConfig") -> None:
+        super().__init__()
+        width = config.width
+        self.length = config.length
+        self.shape = CondShape(
+            vector=width if config.gives != "tokens" else 0, tokens=width if config.gives != "vector" else 0
+        )
+        self.told = False  # that a text was cut
+        self.embedding = nn.Parameter(SMALL * torch.randn(VOCABULARY, width))
+        seen = config.neighbours
+        self.neighbours = nn.Conv1d(width, width, seen, padding=seen // 2) if seen > 1 else None
+        self.positions = nn.Parameter(SMALL * torch.randn(config.length, width))
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.null_vector = nn.Parameter(SMALL * torch.randn(width)) if self.shape.vector else None
+        self.null_token = nn.Parameter(SMALL * torch.randn(width)) if self.shape.tokens else None
+
+    def check(self, batch: Mapping[str, Any]) -> None:
+        if "text" not in batch:
+            raise UserError(
+                f"a text conditioner reads the field 'text', but the data has only: {', '.join(sorted(batch))}",
+                "prepare data that has captions with `diffcli prep-data`, or make captions of class names: data.captions",
+            )
+
+    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+        """A vector (B, width), and tokens (B, length, width) with their mask. batch["text"]: B strings."""
+        self.check(batch)
+        ids, ends = self.tokenise(batch["text"])
+        ids, ends = ids.to(keep.device), ends.to(keep.device)
+        place = torch.arange(self.length, device=keep.device)
+        mask = place <= ends[:, None]  # (B, L)
+        h = self.embedding[ids] * mask[:, :, None]  # (B, L, D)
+        if self.neighbours is not None:
+            h = h + self.neighbours(h.mT).mT
+        h = h + self.positions
+        for block in self.blocks:
+            h = block(h, mask)
+        h = self.norm(h)
+        vector = None
+        if self.null_vector is not None:
+            vector = torch.where(keep[:, None], h[torch.arange(len(h), device=h.device), ends], self.null_vector)
+        if self.null_token is None:
+            return Conditioning(vector=vector)
+        tokens = torch.where(keep[:, None, None], h, self.null_token)
+        return Conditioning(vector=vector, tokens=tokens, mask=mask & (keep[:, None] | (place == 0)))
+
+    def tokenise(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """int64 (B, length), one id a byte, and (B,), where the end marks stand. What does not fit is cut, and noted once."""
+        encoded = [as_bytes(text) for text in texts]
+        longest = max(map(len, encoded), default=0) + MARKS
+        if longest > self.length and not self.told:
+            self.told = True
+            warnings.warn(
+                f"a text is {longest} tokens long (bytes and {MARKS} marks); what is beyond the {self.length} of "
+                "task.conditioners: text, length, is not read",
+                Note,
+                stacklevel=2,
+            )
+        kept = [cut(data, self.length - MARKS) for data in encoded]
+        rows = b"".join((BEGIN + data + END).ljust(self.length, PAD) for data in kept)
+        ends = torch.tensor([len(data) + 1 for data in kept], dtype=torch.int64)
+        return torch.tensor(list(rows), dtype=torch.int64).view(len(kept), self.length), ends
+
+
+class Block(nn.Module):
+    """Self-attention and an MLP, each on a residual after a layer norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = TokenAttention(width, width, width // heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        items = self.norm1(x)
+        x = x + self.attention(items, items, mask)
+        return x + self.mlp(self.norm2(x))
+
+
+def as_bytes(text: str) -> bytes:
+    """UTF-8 without the bytes that mark; what is no character at all (a lone surrogate) becomes a question mark."""
+    return text.encode("utf-8", "replace").translate(SPACED)
+
+
+def cut(data: bytes, limit: int) -> bytes:
+    """The longest run of whole UTF-8 characters from the start that takes at most `limit` bytes."""
+    return data[:limit].decode("utf-8", "ignore").encode()
+
+
+class TextConditionerConfig(Config):
+    """Captions, read by a byte-level transformer that is trained with the rest.
+
+    length: tokens, that is bytes and two marks, of which a Latin letter takes one and most others two to four.
+    """
+
+    kind: Literal["text"] = "text"
+    width: int = Field(256, ge=1)
+    depth: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    length: int = Field(128, ge=8)
+    neighbours: int = Field(1, ge=1, description="bytes that a convolution sees around each, itself counted; 1: none")
+    gives: Gives = Field("both", description="tokens to attend to, a vector that joins the time, or both")
+
+    @model_validator(mode="after")
+    def _agree(self) -> "TextConditionerConfig":
+        if self.neighbours % 2 == 0:
+            raise ValueError(
+                f"neighbours is {self.neighbours}, which has no byte in the middle; set it to {self.neighbours + 1}"
+            )
+        if self.width % self.heads:
+            raise ValueError(
+                f"heads is {self.heads}, which does not divide the width {self.width}; "
+                "choose a divisor of the width, or a width that is a multiple of heads"
+            )
+        return self
+
+    def build(self) -> TextConditioner:
+        return TextConditioner(self)

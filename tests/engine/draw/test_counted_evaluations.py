@@ -1,0 +1,46 @@
+"""Samplers that count their evaluations as they go: the number reaches the sidecar and the score, whatever the batches."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffcli.diffusion.samplers import Ode
+from diffcli.engine.distributed import join
+from diffcli.engine.draw.sample import SampleOptions, draw, load_model, request
+from tests.conftest import Cli
+
+SAMPLER = ("--sampler", "ode", "--set", "sampler.rtol=0.01", "--set", "sampler.atol=0.01")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_sidecar_tells_the_most_evaluations_of_any_image(
+    cli: Cli, trained: Path, tmp_path: Path, batch_size: int
+) -> None:
+    out = tmp_path / "images.npz"
+    done = cli("sample", "--ckpt", trained, "--n", 3, "--batch-size", batch_size, *SAMPLER, "--out", out)
+    assert done.code == 0, done.err
+    model = load_model(trained, torch.device("cpu"))
+    options = SampleOptions(n=3, sampler="ode", overrides=("sampler.rtol=0.01", "sampler.atol=0.01"))
+    req = request(model, options)
+    assert isinstance(req.sampler, Ode)
+    with torch.no_grad():
+        *_, last = req.task.trajectory(req.batch(range(3)), req.seeds(range(3)), req.sampler, req.guidance)
+    counted = int(last.evaluations.max())
+    assert counted > req.sampler.steps
+    assert json.loads(out.with_suffix(".json").read_text())["nfe"] == counted
+
+
+def test_an_animation_tells_them_too(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "walk.gif"
+    done = cli("gif", "--ckpt", trained, "--n", 2, *SAMPLER, "--out", out)
+    assert done.code == 0, done.err
+    assert json.loads(out.with_suffix(".json").read_text())["nfe"] > 6
+
+
+def test_a_sampler_of_known_cost_leaves_the_tally_alone(trained: Path) -> None:
+    with join("cpu") as group:
+        req = request(load_model(trained, group.device), SampleOptions(n=2, sampler="unipc", steps=4))
+        list(draw(req, group))
+    assert (req.describe()["nfe"], int(req.tally)) == (4, 0)

@@ -1,0 +1,143 @@
+"""Tars of anybody: grouped by key, in the order of keys, as far as they are whole; pickles are never read."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffcli.config import UserError
+from diffcli.data.files import read_location
+from diffcli.data.shards import open_shards
+from diffcli.prep.sets.webdataset_index import read_contents, split_of
+from tests.data import making
+from tests.data.making import read, run
+
+
+def tar_of(members: dict[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def image(number: int) -> bytes:
+    return making.encoded(Image.new("RGB", (8, 8), (number * 20, 0, 255)), "PNG")
+
+
+def test_members_are_grouped_and_sorted_by_key_whatever_their_order(tmp_path: Path):
+    names = ["b/10.jpg", "b/9.txt", "b/10.seg.png", "b/9.JPG", "b/10.txt", ".hidden", "README"]
+    (tmp_path / "t.tar").write_bytes(tar_of({name: name.encode() for name in names}))
+    contents = read_contents(tmp_path / "t.tar")
+    assert [sample.key for sample in contents.samples] == ["b/9", "b/10"]
+    nine, ten = contents.samples
+    assert set(nine.members) == {"txt", "jpg"}
+    assert set(ten.members) == {"jpg", "seg.png", "txt"}
+    assert read_location(nine.image) == b"b/9.JPG"
+    assert contents.fault == ""
+
+
+def test_long_names_of_both_formats_are_read(tmp_path: Path):
+    name = "folder/" * 30 + "a.png"
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        (tmp_path / "t.tar").write_bytes(tar_of({name: b"x", "b.png": b"yy"}, form))
+        samples = read_contents(tmp_path / "t.tar").samples
+        assert {sample.key + ".png": read_location(sample.image) for sample in samples} == {name: b"x", "b.png": b"yy"}
+
+
+@pytest.mark.parametrize("keep", [1, 512, 1000, 1024, 1500, 2048, 2500, 3071])
+def test_a_tar_that_was_cut_gives_what_lies_before_the_cut_and_says_so(tmp_path: Path, keep: int):
+    data = tar_of({f"{number}.png": bytes([number]) * 400 for number in range(3)})  # a header and a block each
+    (tmp_path / "t.tar").write_bytes(data[:keep])
+    contents = read_contents(tmp_path / "t.tar")
+    assert "cut short" in contents.fault
+    whole = [number for number in range(3) if number * 1024 + 512 + 400 <= keep]
+    assert [read_location(sample.image) for sample in contents.samples] == [bytes([n]) * 400 for n in whole]
+
+
+def test_a_tar_with_a_garbled_header_is_not_taken_for_whole(tmp_path: Path):
+    data = bytearray(tar_of({f"{number}.png": b"x" for number in range(3)}))
+    data[1024:1100] = b"\xff" * 76
+    (tmp_path / "t.tar").write_bytes(data)
+    contents = read_contents(tmp_path / "t.tar")
+    assert len(contents.samples) == 1
+    assert "after 0.png" in contents.fault
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (Path("/tmp/diffcli-was-here"),)
+
+
+def test_foreign_shards_become_a_set_with_splits_classes_and_captions(tmp_path: Path):
+    (tmp_path / "in/val").mkdir(parents=True)
+    train = {}
+    for number in range(4):
+        train |= {f"{number}.png": image(number), f"{number}.cls": str(number % 3).encode()}
+    train |= {
+        "0.txt": "你好\nsecond".encode(),
+        "1.json": b'{"caption": "from json"}',
+        "2.json": b"{",
+        "3.pkl": pickle.dumps(Evil()),
+    }
+    (tmp_path / "in/train-0.tar").write_bytes(tar_of(train))
+    (tmp_path / "in/val/00000.tar").write_bytes(tar_of({"a.png": image(9), "a.cls": b"1", "b.cls": b"0"}))
+    report = run("webdataset", tmp_path / "in", tmp_path / "out")
+    assert (report.written, report.skipped) == (5, 1)
+    assert report.broken.reason == "it has no image, only cls"
+    assert report.notes == ("1 members that hold pickles are left out",)
+    assert not Path("/tmp/diffcli-was-here").exists()
+    prepared = open_shards(tmp_path / "out", "x")
+    assert prepared.classes == ("0", "1", "2")
+    batch = read(tmp_path / "out", 8, 3)
+    assert batch["label"].tolist() == [0, 1, 2, 0]
+    assert batch["image"][:, 0, 0, 0].tolist() == [0, 20, 40, 60]
+    assert batch["text"] == ["你好", "from json", "", ""]
+    assert read(tmp_path / "out", 8, 3, "test")["label"].tolist() == [1]
+
+
+def test_a_cut_shard_is_named_and_the_rest_of_the_set_is_whole(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    data = tar_of({f"{number}.png": image(number) for number in range(3)})
+    (tmp_path / "in/a.tar").write_bytes(data[:1600])
+    (tmp_path / "in/b.tar").write_bytes(data)
+    report = run("webdataset", tmp_path / "in", tmp_path / "out")
+    assert (report.written, report.skipped) == (4, 1)
+    assert (report.broken.path, report.broken.reason) == ("a.tar", "it is cut short or garbled after 1.png")
+
+
+def test_samples_of_which_some_have_no_class_are_unlabelled(tmp_path: Path):
+    (tmp_path / "a.tar").write_bytes(tar_of({"0.png": image(0), "0.cls": b"1", "1.png": image(1), "1.cls": b"cat"}))
+    assert run("webdataset", tmp_path / "a.tar", tmp_path / "out").written == 2
+    assert open_shards(tmp_path / "out", "x").classes is None
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("captions_val2017", "test"),
+        ("Validation_GCC-1.1.0-Validation", "test"),
+        ("Train_GCC-training", "train"),
+        ("imagenet-train-0001", "train"),
+        ("cc12m", "train"),
+        ("valley", "train"),
+    ],
+)
+def test_splits_are_told_by_whole_words_of_a_name(name: str, split: str):
+    assert split_of(name) == split
+
+
+def test_a_folder_without_tars_says_what_is_needed(tmp_path: Path):
+    with pytest.raises(UserError, match=r"which holds no \.tar"):
+        run("webdataset", tmp_path, tmp_path / "out")
+
+
+def test_a_label_that_is_no_number_of_a_class_is_refused(tmp_path: Path):
+    (tmp_path / "t.tar").write_bytes(tar_of({"a.png": image(1), "a.cls": b"9" * 19}))
+    with pytest.raises(UserError, match=f"holds the label {'9' * 19}, no number of a class"):
+        run("webdataset", tmp_path / "t.tar", tmp_path / "out")
