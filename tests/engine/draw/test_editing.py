@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.engine.test_sample import LAST, off_by_at_most_one_level
 
 from diffcli import checkpoint
 from diffcli.digest import sha256
 from diffcli.engine.draw.sample import SampleOptions, load_model, request
 from tests.conftest import TINY, Cli, changed, in_subprocess
+from tests.engine.draw.test_sample import LAST, off_by_at_most_one_level
 
 Draw = Callable[..., tuple[np.ndarray, dict[str, Any]]]
 

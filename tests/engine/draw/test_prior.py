@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.engine.test_prior_scores import DIFFUSION, PRIOR
 
 from diffcli.encoders.encoder import EncoderConfig
 from tests.conftest import TINY, Cli, changed
 from tests.data.making import prepared
 from tests.encoders.making import POOLED, WIDTH, tiny_clip
+from tests.engine.score.test_prior_scores import DIFFUSION, PRIOR
 
 CAPTIONS = ["a red cat", "the blue dog", "one green bird", "a fish", "two mice", "some ants"]
 

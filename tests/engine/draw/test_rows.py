@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.engine.test_prior import CAPTIONS, house, trained_on  # noqa: F401  a fixture
 
 from diffcli.engine.draw.rows import choose_rows
 from diffcli.engine.draw.sample import SampleOptions, load_model, request
@@ -15,6 +14,7 @@ from diffcli.engine.score.sides import resolve
 from tests.conftest import TINY, Cli, changed
 from tests.data.making import prepared
 from tests.encoders.making import POOLED
+from tests.engine.draw.test_prior import CAPTIONS, house, trained_on  # noqa: F401  a fixture
 
 TEXT_MODEL = changed(
     TINY,

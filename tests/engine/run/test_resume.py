@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.engine.test_exact_resume import descendants
-from tests.engine.test_train import ENDLESS, logged, steps_saved, wait_for_steps
 
 from diffcli import checkpoint
 from diffcli.config import UserError
@@ -25,6 +23,8 @@ from diffcli.engine.run.lock import only_writer
 from diffcli.engine.run.runlog import read_log
 from diffcli.tasks.diffusion import DiffusionTask
 from tests.conftest import WAIT, Cli, environment, finish, start
+from tests.engine.run.test_exact_resume import descendants
+from tests.engine.run.test_train import ENDLESS, logged, steps_saved, wait_for_steps
 
 CLASSES = 3
 
