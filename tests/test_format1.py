@@ -1,4 +1,4 @@
-"""What format 1 left behind still works: a run, its checkpoints, prepared sets, and the numbers that were drawn and scored from them.
+"""What format 1 left behind still works: a run, its checkpoints, prepared sets, and the numbers drawn and scored from them.
 
 tests/fixtures/format1 was written before roles, phases and field specs existed, on one thread in float32.
 """
