@@ -1,4 +1,4 @@
-"""The README speaks the truth: its commands parse, its files exist, its make targets are there."""
+"""README and docs speak the truth: its commands parse, its files exist, its make targets are there."""
 
 import re
 import shlex
@@ -10,10 +10,12 @@ import typer
 from diffcli.cli.app import app
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+ALL = "\n".join(PAGES.values())
+BLOCKS = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", ALL, re.MULTILINE | re.DOTALL)
 LINES = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
-INLINE = re.findall(r"`(diffcli [^`]*)`", README)
+INLINE = re.findall(r"`(diffcli [^`]*)`", ALL)
+LINKS = [(path, link) for path, text in PAGES.items() for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text)]
 COMMANDS = sorted({line for line in LINES + INLINE if line.startswith("diffcli ")})
 
 
@@ -34,11 +36,11 @@ def test_there_are_commands_to_test() -> None:
     assert {c.split()[1] for c in COMMANDS} >= {"train", "resume", "sample", "gif", "fid", "prep-data", "presets"}
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(([^)#]+)\)", README))
-def test_every_linked_file_exists(path: str) -> None:
-    assert path.startswith("http") or (ROOT / path).is_file()
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_every_linked_file_exists(page: Path, link: str) -> None:
+    assert link.startswith("http") or (page.parent / link).is_file()
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)`?", README))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z-]+)", ALL))))
 def test_every_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
