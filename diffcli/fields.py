@@ -1,0 +1,147 @@
+"""What a sample consists of: fields, each declared by a `FieldSpec`, and what follows from the kind of a field alone.
+
+Data sets say which fields they have, tasks and conditioners which they read; `check_fields` compares the two before any step.
+
+    kind     shape of one sample   on its way from the data to a batch      mirrored
+    image    (C, H, W)             uint8 -> float32 in [-1, 1]              yes
+    clip     (C, T, H, W)          uint8 -> float32 in [-1, 1]              yes
+    mask     (1, H, W)             class numbers -> int64                   yes
+    classes  ()                    as they are: int64                       no
+    vector   (D,)                  as they are: float32                     no
+    tokens   (L, D)                as they are: float32, 0 where padded     no
+    text     ()                    as they are: strings                     no
+    number   ()                    as they are                              no
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from diffcli.config import UserError
+
+FieldKind = Literal["image", "clip", "mask", "classes", "vector", "tokens", "text", "number"]
+
+PICTURES: frozenset[FieldKind] = frozenset({"image", "clip"})  # fields of levels, uint8 at files
+OVER_PIXELS: frozenset[FieldKind] = PICTURES | {"mask"}  # fields whose last axis runs from left to right
+WHOLE: frozenset[FieldKind] = frozenset({"mask", "classes"})  # fields of int64 numbers
+MIDDLE = 127.5  # the level between black and white
+ONE_TOKEN = 1  # where nothing says how long an axis is
+
+Batch = Mapping[str, Any]
+"""Fields by name, tensors (B, ...) or lists of B strings; in training also index, position and stream, each (B,) int64."""
+
+V = TypeVar("V")
+
+
+class FieldSpec(NamedTuple):
+    """One field. shape: of one sample, None where samples or sets differ. classes: of classes and masks, None: not known."""
+
+    kind: FieldKind
+    shape: tuple[int | None, ...] = ()
+    classes: tuple[str, ...] | int | None = None
+
+    @property
+    def class_count(self) -> int | None:
+        """How many classes there are, where that is known."""
+        return len(self.classes) if isinstance(self.classes, tuple) else self.classes
+
+
+Specs = Mapping[str, FieldSpec]
+"""Fields by name."""
+
+
+class Remedies(NamedTuple):
+    """What to type where a field does not fit; `{found}` stands for what the data have. Each for one way of not fitting."""
+
+    lacking: str = "choose data that have it, or leave out what reads it"
+    kind: str = "choose data whose field is of that kind, or leave out what reads it"
+    shape: str = "choose data whose field has that shape"
+    classes: str = "choose data with that many classes at most"
+
+
+def to_float(levels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 -1..1."""
+    return levels.float().div_(MIDDLE).sub_(1)
+
+
+def to_levels(values: Tensor) -> Tensor:
+    """Float in [-1, 1] -> uint8, rounded to the nearest level, clamped outside; the exact inverse of `to_float`."""
+    return ((values.float() + 1) * MIDDLE).round().clamp(0, 255).to(torch.uint8)
+
+
+def converted(value: V, spec: FieldSpec) -> V | Tensor:
+    """A field as it is read, in the form that a batch has; see the module. Pictures that are no bytes stay as they are."""
+    if not isinstance(value, Tensor):
+        return value
+    if spec.kind in PICTURES and value.dtype == torch.uint8:
+        return to_float(value)
+    return value.long() if spec.kind in WHOLE else value
+
+
+def mirrored(value: V, spec: FieldSpec, coin: Tensor) -> V | Tensor:
+    """The field with left and right exchanged in the rows whose coin, (B,) bool on any device, is True, where it has sides."""
+    if spec.kind not in OVER_PIXELS or not isinstance(value, Tensor):
+        return value
+    rows = coin.to(value.device, non_blocking=True).view(-1, *[1] * (value.ndim - 1))
+    return torch.where(rows, value.flip(-1), value)
+
+
+def stub(spec: FieldSpec, n: int, device: torch.device | str) -> Tensor | list[str]:
+    """n rows of a field that say nothing: zeros or empty texts, in the form that a batch has. Unknown axes have length 1."""
+    if spec.kind == "text":
+        return [""] * n
+    shape = [ONE_TOKEN if side is None else side for side in spec.shape]
+    dtype = torch.int64 if spec.kind in WHOLE else torch.float32
+    return torch.zeros(n, *shape, dtype=dtype, device=device)
+
+
+def check_fields(reads: Specs, has: Specs, who: str, remedies: Mapping[str, Remedies] | None = None) -> None:
+    """Raises UserError where a field that is read is lacking, or of another kind or shape, or of too many classes.
+
+    who: the key of a preset that reads them, as `task.conditioners.0 (class)`. remedies: the hints, by field.
+    """
+    for name, wanted in reads.items():
+        hints = (remedies or {}).get(name, Remedies())
+        if name not in has:
+            only = ", ".join(sorted(has)) or "no field at all"
+            raise UserError(f"{who} reads the field '{name}', but the data has only: {only}", hints.lacking)
+        found = has[name]
+        if found.kind != wanted.kind:
+            problem = f"{who} reads the field '{name}' as {wanted.kind}, but the data's is of kind {found.kind}"
+            raise UserError(problem, hints.kind.format(found=found.kind))
+        if not fits(wanted.shape, found.shape):
+            if wanted.kind in ("vector", "tokens"):
+                problem = f"{who} reads '{name}' {wanted.shape[-1]} wide, but the data's is {found.shape[-1]} wide"
+                raise UserError(problem, hints.shape.format(found=found.shape[-1]))
+            problem = f"{who} reads '{name}' of shape {listed(wanted.shape)}, but the data's is {listed(found.shape)}"
+            raise UserError(problem, hints.shape.format(found=listed(found.shape)))
+        known, there = wanted.class_count, found.class_count
+        if known is not None and there is not None and there > known:
+            problem = f"{who} knows {known} classes of '{name}', but the data has {there}"
+            raise UserError(problem, hints.classes.format(found=there))
+
+
+def fits(wanted: tuple[int | None, ...], found: tuple[int | None, ...]) -> bool:
+    """Whether two shapes can be one: as many axes, equally long where both are known."""
+    return len(wanted) == len(found) and all(a == b or None in (a, b) for a, b in zip(wanted, found, strict=True))
+
+
+def listed(shape: tuple[int | None, ...]) -> str:
+    """A shape as errors name it: 3x32x32, ? where it is not known."""
+    return "x".join("?" if side is None else str(side) for side in shape)
+
+
+def to_record(specs: Specs) -> dict[str, Any]:
+    """Specs as values of JSON."""
+    return {name: spec._asdict() for name, spec in specs.items()}
+
+
+def from_record(record: Mapping[str, Any]) -> dict[str, FieldSpec]:
+    """The inverse of `to_record`, for what JSON gives back: lists become tuples."""
+    return {name: FieldSpec(**{key: _frozen(value) for key, value in entry.items()}) for name, entry in record.items()}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
