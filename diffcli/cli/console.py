@@ -18,7 +18,7 @@ QUIET_SECONDS = 10.0  # between plain lines of progress
 MUCH_WAIT = 0.3  # share of the time of training that waiting for data may take before it is worth a word
 
 
-class Show(Protocol):
+class ShowCount(Protocol):
     """Shows how far something is. told: what else is worth telling."""
 
     def __call__(self, what: str, done: int, total: int | None, told: str = "") -> None: ...
@@ -106,7 +106,7 @@ def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
 
 
 @contextmanager
-def counting() -> Iterator[Show]:
+def counting() -> Iterator[ShowCount]:
     """Gives a function that shows (what, done, total, told): bars on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
         yield _line_now_and_then()
@@ -127,7 +127,7 @@ def counting() -> Iterator[Show]:
         yield show
 
 
-def _line_now_and_then() -> Show:
+def _line_now_and_then() -> ShowCount:
     last = time.monotonic()
 
     def show(what: str, done: int, total: int | None, told: str = "") -> None:

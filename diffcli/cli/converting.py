@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from diffcli.cli.options import Ckpt, Ema
+from diffcli.cli.options import Ckpt, UseEma
 
 
-class Library(StrEnum):
+class ExportLibrary(StrEnum):
     diffusers = "diffusers"
 
 
@@ -43,8 +43,8 @@ def import_weights(
 def export(
     ckpt: Ckpt,
     out: Annotated[Path, typer.Option(help="New folder for the model.")],
-    to: Annotated[Library, typer.Option(help="The library that shall load it.")] = Library.diffusers,
-    ema: Ema = True,
+    to: Annotated[ExportLibrary, typer.Option(help="The library that shall load it.")] = ExportLibrary.diffusers,
+    ema: UseEma = True,
 ) -> None:
     """Write a checkpoint as a folder that another library loads."""
     import torch

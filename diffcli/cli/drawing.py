@@ -14,7 +14,6 @@ from diffcli.cli.options import (
     Class,
     Device,
     DeviceOption,
-    Ema,
     Eta,
     FewN,
     Guidance,
@@ -30,9 +29,10 @@ from diffcli.cli.options import (
     SamplerOption,
     SamplerSet,
     Seed,
-    Show,
+    ShowChoice,
     Steps,
     Strength,
+    UseEma,
     finite,
 )
 
@@ -92,7 +92,7 @@ def sample(
     interpolate: Interpolate = None,
     captions: Captions = False,
     batch_size: BatchSize = 64,
-    ema: Ema = True,
+    ema: UseEma = True,
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:
@@ -139,12 +139,12 @@ def gif(
     mask: Mask = None,
     strength: Strength = None,
     batch_size: BatchSize = 64,
-    ema: Ema = True,
+    ema: UseEma = True,
     fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.", callback=finite)] = 10,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames in all, evenly spread.", show_default="the noise, then one a step")
     ] = None,
-    show: Annotated[Show, typer.Option(help="The noisy x, or the x0 predicted from it.")] = Show.x,
+    show: Annotated[ShowChoice, typer.Option(help="The noisy x, or the x0 predicted from it.")] = ShowChoice.x,
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:
@@ -207,7 +207,7 @@ def fid(
     guidance: Guidance = None,
     overrides: SamplerSet = None,
     batch_size: BatchSize = 64,
-    ema: Ema = True,
+    ema: UseEma = True,
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:

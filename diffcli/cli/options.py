@@ -15,7 +15,7 @@ class Device(StrEnum):
     mps = "mps"
 
 
-class Show(StrEnum):
+class ShowChoice(StrEnum):
     x = "x"
     x0 = "x0"
 
@@ -147,5 +147,5 @@ Interpolate = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change them.")]
-Ema = Annotated[bool, typer.Option("--ema/--no-ema", help="Use the averaged weights.")]
+UseEma = Annotated[bool, typer.Option("--ema/--no-ema", help="Use the averaged weights.")]
 Out = Annotated[Path, typer.Option(help="Where to write.")]

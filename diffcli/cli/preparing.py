@@ -32,13 +32,13 @@ class Distributor(StrEnum):
     ray = "ray"
 
 
-class Embed(StrEnum):
+class EmbedChoice(StrEnum):
     clip = "clip"
     clip_tokens = "clip-tokens"
     t5 = "t5"
 
 
-class Library(StrEnum):
+class EncoderLibrary(StrEnum):
     transformers = "transformers"
     open_clip = "open_clip"
 
@@ -94,7 +94,7 @@ def prep_data(
         str | None, typer.Option(help="pairs: what the second folder holds, mask or sketch.", show_default="its name")
     ] = None,
     embed: Annotated[
-        Embed | None,
+        EmbedChoice | None,
         typer.Option(
             help="clip: one of each image and caption; clip-tokens, t5: of the tokens of captions. KIND shards: of a set.",
             show_default="nothing",
@@ -106,8 +106,8 @@ def prep_data(
         typer.Option(help="Folder or hub name.", show_default="none: --embed needs it", rich_help_panel=EMBEDDING),
     ] = None,
     encoder_library: Annotated[
-        Library, typer.Option(help="What loads it.", rich_help_panel=EMBEDDING)
-    ] = Library.transformers,
+        EncoderLibrary, typer.Option(help="What loads it.", rich_help_panel=EMBEDDING)
+    ] = EncoderLibrary.transformers,
     encoder_pretrained: Annotated[
         str | None, typer.Option(help="Tag of open_clip's weights.", show_default="none", rich_help_panel=EMBEDDING)
     ] = None,
@@ -146,7 +146,12 @@ def prep_data(
 
 
 def embedder(
-    embed: Embed | None, model: str | None, library: Library, pretrained: str | None, device: Device, workers: int
+    embed: EmbedChoice | None,
+    model: str | None,
+    library: EncoderLibrary,
+    pretrained: str | None,
+    device: Device,
+    workers: int,
 ) -> Callable[["Iterator[PrepReport]", Path], "Iterator[PrepReport]"]:
     """What --embed asks for, done to a set once it is prepared; nothing where it was not given."""
     from diffcli.config import UserError
@@ -156,7 +161,7 @@ def embedder(
             raise UserError(f"--encoder {model}: nothing is embedded", "add --embed clip, clip-tokens or t5")
         return lambda reports, out: reports
     if model is None:
-        known = "t5-base" if embed == Embed.t5 else "openai/clip-vit-large-patch14"
+        known = "t5-base" if embed == EmbedChoice.t5 else "openai/clip-vit-large-patch14"
         raise UserError(f"--embed {embed.value} needs an encoder", f"--encoder {known}, or the folder of another")
     from diffcli.engine.distributed import pick_device
     from diffcli.prep import embedding
@@ -165,7 +170,7 @@ def embedder(
     return lambda reports, out: embedding.after(reports, out, embed.value, built, where, workers)
 
 
-def require_set(embed: Embed | None, source: Path | None, out: Path | None) -> Path:
+def require_set(embed: EmbedChoice | None, source: Path | None, out: Path | None) -> Path:
     """The prepared set that `prep-data shards` embeds, which either argument may name."""
     from diffcli.config import UserError
 

@@ -153,7 +153,7 @@ class ScaledLinear(DiscreteSchedule):
         return (roots.square() * (1000 / self.steps)).clamp(max=MAX_BETA)
 
 
-class Constant(DiscreteSchedule):
+class ConstantBeta(DiscreteSchedule):
     """One beta throughout: alpha-bar = 0.99^(1000 t) for every T, so beta is 0.01 at T = 1000.
 
     That is the mean of Linear's betas, so both leave the same little signal, alpha = 0.0066, at t = 1.
@@ -304,5 +304,5 @@ def transition(schedule: Schedule, t: Tensor, s: Tensor) -> Transition:
 
 
 AnySchedule = Annotated[
-    Linear | ScaledLinear | Cosine | Sigmoid | Sqrt | Constant | Flow | Edm, Field(discriminator="kind")
+    Linear | ScaledLinear | Cosine | Sigmoid | Sqrt | ConstantBeta | Flow | Edm, Field(discriminator="kind")
 ]

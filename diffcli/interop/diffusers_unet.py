@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from diffcli.interop.places import NETWORK, Place, class_rules, held, places
-from diffcli.interop.weight_files import Rule, Tensors, absent, layer, layers
+from diffcli.interop.places import NETWORK, WeightPlace, class_rules, held, places
+from diffcli.interop.weight_files import ForeignTensors, Rule, absent, layer, layers
 from diffcli.networks.layers import Attention
 from diffcli.networks.unet import UNet
 
@@ -39,7 +39,7 @@ DEPRECATED = {  # what old files call the layers of attention
 
 
 def diffusers_rules(
-    network: UNet, ours: Tensors, null: bool, gone: Sequence[str] = (), sines_first: bool = False
+    network: UNet, ours: ForeignTensors, null: bool, gone: Sequence[str] = (), sines_first: bool = False
 ) -> list[Rule]:
     """ours: the tensors of the task. null: whether their table of classes has a row for "no class".
 
@@ -62,7 +62,7 @@ def diffusers_rules(
     return rules + class_rules(ours, LABELS, null)
 
 
-def named(network: UNet) -> Iterator[tuple[Place, str]]:
+def named(network: UNet) -> Iterator[tuple[WeightPlace, str]]:
     """Their names: blocks are counted by kind within each level."""
     seen: Counter[tuple[str, str]] = Counter()
     for place in places(network):
@@ -118,7 +118,7 @@ def time_rules(mine: str, theirs: str, sines_first: bool) -> list[Rule]:
     ]
 
 
-def current(theirs: Tensors) -> dict[str, Tensor]:
+def current(theirs: ForeignTensors) -> dict[str, Tensor]:
     """Their tensors under today's names."""
     renamed = {}
     for name, tensor in theirs.items():

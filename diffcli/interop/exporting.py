@@ -14,7 +14,7 @@ from diffcli.config import UserError
 from diffcli.interop import diffusers_config, diffusers_unet, published_dit
 from diffcli.interop.importing import CONFIG, PIPELINE, SCHEDULER, WEIGHTS, check_empty, diffusion, on_meta
 from diffcli.interop.scheduler import write_scheduler
-from diffcli.interop.weight_files import Tensors, write
+from diffcli.interop.weight_files import ForeignTensors, write
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
@@ -22,7 +22,7 @@ from diffcli.preset import Preset
 VERSION = "0.32.0"  # of diffusers: the oldest that the tests have read such folders with
 
 
-def export_diffusers(preset: Preset, tensors: Tensors, classes: tuple[str, ...] | None, out: Path) -> Path:
+def export_diffusers(preset: Preset, tensors: ForeignTensors, classes: tuple[str, ...] | None, out: Path) -> Path:
     """Writes the folder. tensors: those of the preset's task. Raises UserError, and writes nothing, where it cannot be done."""
     check_empty(out)
     config, weights = network(preset, tensors)
@@ -46,7 +46,7 @@ def export_diffusers(preset: Preset, tensors: Tensors, classes: tuple[str, ...] 
     return out
 
 
-def network(preset: Preset, tensors: Tensors) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def network(preset: Preset, tensors: ForeignTensors) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json of their network, and its tensors."""
     task = diffusion(preset)
     built = on_meta(preset).denoiser.network

@@ -17,7 +17,7 @@ from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.interop import diffusers_config, diffusers_unet, openai, published_dit, scheduler
 from diffcli.interop.foreign import Foreign, read_json
-from diffcli.interop.weight_files import Rule, Tensors, read, read_tensors
+from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_tensors
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
@@ -100,7 +100,7 @@ def from_file(path: Path, given: Preset | None) -> Imported:
     )
 
 
-def dit_rules(preset: Preset, network: DiT, ours: Tensors, theirs: Tensors, path: Path) -> list[Rule]:
+def dit_rules(preset: Preset, network: DiT, ours: ForeignTensors, theirs: ForeignTensors, path: Path) -> list[Rule]:
     """The rules for a DiT, or, where the preset is on the flow path, for a SiT."""
     flow = diffusion(preset).target == "flow"
     if flow and network.config.time_scale != published_dit.TIME_SCALE:
@@ -178,7 +178,7 @@ def folder_tree(config: Foreign, plan: Foreign, unet: bool) -> dict[str, Any]:
     return {"data": data, "task": {"kind": "diffusion", **task, "network": network}, "sampler": sampling["sampler"]}
 
 
-def folder_tensors(preset: Preset, config: Foreign, theirs: Tensors) -> dict[str, Tensor]:
+def folder_tensors(preset: Preset, config: Foreign, theirs: ForeignTensors) -> dict[str, Tensor]:
     """The tensors of a diffusers network as those of the preset's task."""
     task = on_meta(preset)
     ours, network = task.state_dict(), task.denoiser.network
@@ -219,7 +219,7 @@ def check_agreement(raw: Mapping[str, Any], given: Preset, source: str, key: str
             )
 
 
-def null_row(preset: Preset, theirs: Tensors, labels: str, path: Path) -> bool:
+def null_row(preset: Preset, theirs: ForeignTensors, labels: str, path: Path) -> bool:
     """Whether their table of classes has a row for "no class" after those of the preset's classes."""
     count = next((c.num_classes for c in diffusion(preset).conditioners if c.kind == "class"), None)
     if count is None or labels not in theirs:

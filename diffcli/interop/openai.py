@@ -7,8 +7,8 @@ Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), Dhariwal & Nichol 2021 (arXiv
 from collections.abc import Iterator
 from itertools import count
 
-from diffcli.interop.places import NETWORK, Place, class_rules, held, places
-from diffcli.interop.weight_files import Rule, Tensors, layer, layers
+from diffcli.interop.places import NETWORK, WeightPlace, class_rules, held, places
+from diffcli.interop.weight_files import ForeignTensors, Rule, layer, layers
 from diffcli.networks.unet import UNet
 
 MARK = "input_blocks.0.0.weight"  # a name by which their files are known
@@ -33,7 +33,7 @@ ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
 RESAMPLE = {"down": "op", "up": "conv"}
 
 
-def openai_rules(network: UNet, ours: Tensors, null: bool) -> list[Rule]:
+def openai_rules(network: UNet, ours: ForeignTensors, null: bool) -> list[Rule]:
     """ours: the tensors of the task. null: whether their table of classes has a row for "no class"."""
     rules = layers(NETWORK, "", ENDS)
     for place, theirs in named(network):
@@ -48,7 +48,7 @@ def openai_rules(network: UNet, ours: Tensors, null: bool) -> list[Rule]:
     return rules + class_rules(ours, LABELS, null)
 
 
-def named(network: UNet) -> Iterator[tuple[Place, str]]:
+def named(network: UNet) -> Iterator[tuple[WeightPlace, str]]:
     """Their blocks are numbered through: a new number wherever the encoder keeps an output or the decoder takes one in."""
     sides = {"down": ("input_blocks", count(1)), "middle": ("middle_block", count()), "up": ("output_blocks", count())}
     before: tuple[str, int, int] | None = None

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from diffcli.config import UserError
-from diffcli.interop.weight_files import Rule, Tensors
+from diffcli.interop.weight_files import ForeignTensors, Rule
 from diffcli.networks.layers import Attention, ConvResample, ResBlock
 from diffcli.networks.unet import UNet
 
 NETWORK = "denoiser.network"  # where a task keeps it
 CLASSES = "conditioners.0.embedding.weight"
 
-Kind = Literal["res", "attention", "resample"]
-KINDS: dict[type[nn.Module], Kind] = {ResBlock: "res", Attention: "attention", ConvResample: "resample"}
+PlaceKind = Literal["res", "attention", "resample"]
+KINDS: dict[type[nn.Module], PlaceKind] = {ResBlock: "res", Attention: "attention", ConvResample: "resample"}
 
 
-class Place(NamedTuple):
+class WeightPlace(NamedTuple):
     """A block of our U-Net; `level` counts as the module list of its side does, `stage` within the level."""
 
     name: str  # of the module, below the network
@@ -32,7 +32,7 @@ class Place(NamedTuple):
     stage: int  # -1: the resampling after the stages
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> PlaceKind:
         """Raises UserError for a block that no other library has."""
         if type(self.module) not in KINDS:
             raise UserError(
@@ -42,30 +42,30 @@ class Place(NamedTuple):
         return KINDS[type(self.module)]
 
 
-def places(network: UNet) -> Iterator[Place]:
+def places(network: UNet) -> Iterator[WeightPlace]:
     """Every block, in the order in which x passes them."""
     yield from on_side(network, "down")
     for stage, block in enumerate(network.middle.blocks):
-        yield Place(f"middle.blocks.{stage}", block, "middle", 0, stage)
+        yield WeightPlace(f"middle.blocks.{stage}", block, "middle", 0, stage)
     yield from on_side(network, "up")
 
 
-def on_side(network: UNet, side: Literal["down", "up"]) -> Iterator[Place]:
+def on_side(network: UNet, side: Literal["down", "up"]) -> Iterator[WeightPlace]:
     for i, level in enumerate(network.get_submodule(side).children()):
         for j, stage in enumerate(level.get_submodule("stages").children()):
             for name, block in stage.get_submodule("blocks").named_children():
-                yield Place(f"{side}.{i}.stages.{j}.blocks.{name}", block, side, i, j)
+                yield WeightPlace(f"{side}.{i}.stages.{j}.blocks.{name}", block, side, i, j)
         resample = getattr(level, "resample", None)
         if resample is not None:
-            yield Place(f"{side}.{i}.resample", resample, side, i, -1)
+            yield WeightPlace(f"{side}.{i}.resample", resample, side, i, -1)
 
 
-def held(table: Mapping[str, str], block: str, ours: Tensors) -> dict[str, str]:
+def held(table: Mapping[str, str], block: str, ours: ForeignTensors) -> dict[str, str]:
     """The part of a table that our block has: one that keeps its width has no skip layer."""
     return {mine: theirs for mine, theirs in table.items() if f"{block}.{mine}.weight" in ours}
 
 
-def class_rules(ours: Tensors, theirs: str, null: bool) -> list[Rule]:
+def class_rules(ours: ForeignTensors, theirs: str, null: bool) -> list[Rule]:
     """A table of class embeddings, where the model has classes; ours has a last row for "no class", and a layer behind.
 
     null: whether theirs has that row too.

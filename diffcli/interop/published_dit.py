@@ -16,7 +16,7 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.interop.foreign import Foreign
 from diffcli.interop.places import CLASSES, NETWORK
-from diffcli.interop.weight_files import Rule, Tensors, layers, some
+from diffcli.interop.weight_files import ForeignTensors, Rule, layers, some
 from diffcli.networks.dit import TIME_WIDTH, DiTConfig
 from diffcli.networks.patches import sincos
 
@@ -74,7 +74,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
 }
 
 
-def dit_rules(config: DiTConfig, ours: Tensors, null: bool, flow: bool, variance: bool) -> list[Rule]:
+def dit_rules(config: DiTConfig, ours: ForeignTensors, null: bool, flow: bool, variance: bool) -> list[Rule]:
     """The authors' layout. flow: SiT's conventions, where `variance` says whether theirs has outputs for it."""
     rules = layers(NETWORK, "", ENDS)
     for n in range(config.depth):
@@ -121,7 +121,7 @@ def against_velocity(
     return take, give
 
 
-def class_rules(ours: Tensors, theirs: str, null: bool) -> list[Rule]:
+def class_rules(ours: ForeignTensors, theirs: str, null: bool) -> list[Rule]:
     """The table of class embeddings, as wide as the network; ours ends in a row for "no class", theirs where `null`."""
     if CLASSES not in ours:
         return []
@@ -135,7 +135,7 @@ def class_rules(ours: Tensors, theirs: str, null: bool) -> list[Rule]:
     ]
 
 
-def diffusers_rules(config: DiTConfig, ours: Tensors) -> list[Rule]:
+def diffusers_rules(config: DiTConfig, ours: ForeignTensors) -> list[Rule]:
     """DiTTransformer2DModel, whose table of classes always ends in "no class"."""
     rules = layers(NETWORK, "", DIFFUSERS_ENDS)
     blocks = [f"transformer_blocks.{n}" for n in range(config.depth)]
@@ -179,7 +179,7 @@ def check_positions(theirs: Tensor, config: DiTConfig, source: str) -> None:
         )
 
 
-def derived(theirs: Tensors, source: str) -> dict[str, Any]:
+def derived(theirs: ForeignTensors, source: str) -> dict[str, Any]:
     """Raw keys `data` and `task` of the DiT in a state dict: what its shapes say, and the diffusion that DiTs have."""
     width, channels, patch, _ = theirs[MARK].shape
     if width not in HEADS or LABELS not in theirs or POSITIONS not in theirs:

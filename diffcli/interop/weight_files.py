@@ -21,7 +21,7 @@ FEW = 4  # names that an error lists of each kind
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 INSIDE = ("ema", "state_dict", "model")  # where training checkpoints keep the weights, the best first
 
-Tensors = Mapping[str, Tensor]
+ForeignTensors = Mapping[str, Tensor]
 Change = Callable[..., Sequence[Tensor]]
 
 
@@ -54,14 +54,14 @@ def below(parent: str, name: str) -> str:
     return f"{parent}.{name}" if parent else name
 
 
-def absent(names: Iterable[str], shapes: Tensors) -> Rule:
+def absent(names: Iterable[str], shapes: ForeignTensors) -> Rule:
     """A residual part that theirs does not have: zeros, so that it is the identity."""
     ours = tuple(names)
     return Rule(ours, (), lambda: [torch.zeros(shapes[name].shape) for name in ours], lambda *_: [])
 
 
 def read(
-    rules: Sequence[Rule], theirs: Tensors, ours: Tensors, source: str, ignored: Iterable[str] = ()
+    rules: Sequence[Rule], theirs: ForeignTensors, ours: ForeignTensors, source: str, ignored: Iterable[str] = ()
 ) -> dict[str, Tensor]:
     """Our tensors made of theirs.
 
@@ -90,7 +90,7 @@ def read(
     return {name: made[name].contiguous() for name in ours}
 
 
-def write(rules: Sequence[Rule], ours: Tensors) -> dict[str, Tensor]:
+def write(rules: Sequence[Rule], ours: ForeignTensors) -> dict[str, Tensor]:
     """Their tensors made of ours."""
     made: dict[str, Tensor] = {}
     for rule in rules:
@@ -98,7 +98,7 @@ def write(rules: Sequence[Rule], ours: Tensors) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in made.items()}  # no two may share memory in a file
 
 
-def wanted_shapes(rules: Sequence[Rule], ours: Tensors) -> dict[str, torch.Size]:
+def wanted_shapes(rules: Sequence[Rule], ours: ForeignTensors) -> dict[str, torch.Size]:
     """Name and shape of every tensor that their file must have."""
     shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in ours.items()}
     return {name: tensor.shape for name, tensor in write(rules, shapes).items()}

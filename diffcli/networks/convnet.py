@@ -27,7 +27,7 @@ class ConvNetConfig(Config):
         return ConvNet(shape.channels, self.width, num_classes, timed)
 
 
-class Residual(nn.Module):
+class ConvNetBlock(nn.Module):
     """Conv, norm, ReLU, conv, norm, which `emb` values scale and shift where it is not 0; residual; ReLU."""
 
     def __init__(self, channels: int, out_channels: int, stride: int, emb: int) -> None:
@@ -60,9 +60,9 @@ class ConvNet(nn.Module):
             GroupNorm(width),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            Residual(width, width, 1, emb),
-            Residual(width, 2 * width, 2, emb),
-            Residual(2 * width, 4 * width, 2, emb),
+            ConvNetBlock(width, width, 1, emb),
+            ConvNetBlock(width, 2 * width, 2, emb),
+            ConvNetBlock(2 * width, 4 * width, 2, emb),
         )
         self.head = nn.Linear(self.feature_dim, num_classes)
 
@@ -70,7 +70,7 @@ class ConvNet(nn.Module):
         """(B, D) float, non-negative; in eval mode a function of each image alone. time: (B,), 0..1000, if it is timed."""
         emb = None if self.time is None else self.time(time, None)
         for layer in self.body:
-            x = layer(x, emb) if isinstance(layer, Residual) else layer(x)
+            x = layer(x, emb) if isinstance(layer, ConvNetBlock) else layer(x)
         return x.mean(dim=(2, 3))
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ WIDEN = 4  # width of a block's hidden layer, in widths of its residual stream
 TIME_WIDTH = 256  # of the sinusoid of the time
 
 
-class Block(nn.Module):
+class TranslatorBlock(nn.Module):
     """x + mlp(norm(x)); told (B, E), x + gate * mlp(norm(x) (1 + scale) + shift), where all three start at zero (adaLN-Zero).
 
     Source: Peebles & Xie 2022, section 3.2 (arXiv 2212.09748), for vectors.
@@ -39,7 +39,7 @@ class Translator(nn.Module):
     def __init__(self, dim: int, width: int, depth: int) -> None:
         super().__init__()
         self.entry = nn.Linear(dim, width)
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TranslatorBlock(width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = zero(nn.Linear(width, dim))
 
@@ -54,7 +54,7 @@ class VectorDenoiser(nn.Module):
         super().__init__()
         self.embed = Embedding(TIME_WIDTH, width, condition)
         self.entry = nn.Linear(dim + condition, width)
-        self.blocks = nn.ModuleList(Block(width, told=width) for _ in range(depth))
+        self.blocks = nn.ModuleList(TranslatorBlock(width, told=width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = zero(nn.Linear(width, dim))
 

@@ -36,7 +36,7 @@ WORK = ".work"
 IMAGES = ("png", "jpg")
 HALF = float(np.finfo(np.float16).max)
 
-Sample = dict[str, bytes]  # what the tar holds of an image, by extension
+EmbeddedSample = dict[str, bytes]  # what the tar holds of an image, by extension
 
 
 class Adding(NamedTuple):
@@ -107,9 +107,11 @@ def shards_of(prepared: PreparedSet) -> Iterator[Shard]:
         yield from split.shards
 
 
-def vectors(samples: list[Sample], fields: Iterable[str], adding: Adding, pool: ThreadPoolExecutor) -> list[Sample]:
+def vectors(
+    samples: list[EmbeddedSample], fields: Iterable[str], adding: Adding, pool: ThreadPoolExecutor
+) -> list[EmbeddedSample]:
     """For each sample what is added to it: .npy bytes by extension."""
-    added: list[Sample] = [{} for _ in samples]
+    added: list[EmbeddedSample] = [{} for _ in samples]
     encoder, device = adding.encoder, adding.device
     if "clip_image" in fields:
         pixels = torch.cat(list(pool.map(lambda sample: encoder.pixels(_image(sample)), samples)))
@@ -200,7 +202,7 @@ def _embed_shard(out: Path, work: Path, shard: Shard, adding: Adding, workers: i
     waiting.replace(out / shard.index)
 
 
-def read_samples(file: IO[bytes]) -> Iterator[tuple[str, Sample]]:
+def read_samples(file: IO[bytes]) -> Iterator[tuple[str, EmbeddedSample]]:
     """(key, members by extension) of each sample of a shard, in order."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for key, members in groupby(tar, key=lambda member: member.name.partition(".")[0]):
@@ -261,7 +263,7 @@ def _index(out: Path, shard: Shard) -> Index:
     return Index.model_validate_json((out / shard.index).read_bytes())
 
 
-def _image(sample: Sample) -> Tensor:
+def _image(sample: EmbeddedSample) -> Tensor:
     """The image of a sample, (1, C, H, W) float32 in [-1, 1]."""
     name = next(extension for extension in IMAGES if extension in sample)
     pixels = np.array(open_image(sample[name], f"of extension {name}"))

@@ -1,4 +1,4 @@
-"""The contract between prep-data and what it reads: a Source is splits of Items, in a fixed order, with class names."""
+"""The contract between prep-data and what it reads: a PrepSource is splits of Items, in a fixed order, with class names."""
 
 import hashlib
 from collections import Counter
@@ -119,7 +119,7 @@ class Remote(Protocol):
         """The files that are of no more use once the shard of these positions is written."""
 
 
-class Source(NamedTuple):
+class PrepSource(NamedTuple):
     """An opened source. fingerprint: a digest of what is in it, so that a resumed run sees the same; notes: worth saying."""
 
     splits: dict[Split, Items]

@@ -1,6 +1,6 @@
-"""What prep-data can read: each kind opens a folder or an archive as a Source.
+"""What prep-data can read: each kind opens a folder or an archive as a PrepSource.
 
-To add a kind, write a function `(source, work, options) -> Source` in the file of its family and register it in KINDS.
+To add a kind, write a function `(source, work, options) -> PrepSource` in the file of its family and register it in KINDS.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffcli.prep.download.download import open_coco, open_urls
-from diffcli.prep.items import Source, SourceOptions
+from diffcli.prep.items import PrepSource, SourceOptions
 from diffcli.prep.sets.arrays import open_cifar, open_idx
 from diffcli.prep.sets.captioned import open_folder
 from diffcli.prep.sets.coco import WHERE as COCO
@@ -26,13 +26,13 @@ from diffcli.prep.sets.webvid import open_webvid
 
 
 class Kind(NamedTuple):
-    """A kind of prep-data. open: (source, a folder for temporary files, options) -> Source; where: to get it, for the hint.
+    """A kind of prep-data. open: (source, a folder for temporary files, options) -> PrepSource; where: to get it, for the hint.
 
     large: its images are photographs of any size, so that shards hold fewer of them; clips: each comes with a video.
     takes: the options of SourceOptions, of its picked and of its download that it reads; any other is refused.
     """
 
-    open: Callable[[Path, Path, SourceOptions], Source]
+    open: Callable[[Path, Path, SourceOptions], PrepSource]
     licence: str
     where: str
     large: bool = False

@@ -33,10 +33,10 @@ from diffcli.data.shards import (
     open_shards,
 )
 from diffcli.digest import sha256
-from diffcli.prep.items import SOURCE, Source, SourceOptions, Wanted
+from diffcli.prep.items import SOURCE, PrepSource, SourceOptions, Wanted
 from diffcli.prep.kinds import KINDS
 from diffcli.prep.report import PrepReport
-from diffcli.prep.shard import Job, settle, write_shards, write_whole
+from diffcli.prep.shard import ShardJob, settle, write_shards, write_whole
 
 IMAGES_PER_SHARD = 5000
 LARGE_IMAGES_PER_SHARD = 1000  # where originals of any size are kept: a shard then stays near the usual gigabyte
@@ -48,7 +48,7 @@ REQUEST = "request.json"
 WORK = ".work"  # the request and temporary files; on the same disk as the shards, so that renaming is atomic
 
 
-class Plan(NamedTuple):
+class Preparation(NamedTuple):
     """A shard to be: its name without suffix, the number of its first image, and positions in the source."""
 
     split: Split
@@ -123,7 +123,7 @@ def _check_options(kind: str, options: SourceOptions) -> None:
         raise UserError(f"{flag} says nothing to prep-data {kind}", f"leave it out; it is for {', '.join(readers)}")
 
 
-def _per_shard(kind: str, size: int | None, source: Source) -> int:
+def _per_shard(kind: str, size: int | None, source: PrepSource) -> int:
     if KINDS[kind].clips:
         return CLIPS_PER_SHARD
     large = source.remote is not None or (KINDS[kind].large and size is None)
@@ -174,17 +174,19 @@ def _check_request(out: Path, work: Path, request: Request) -> None:
         raise UserError(f"--out '{out}' holds a set made with {what}", "choose another --out, or delete that folder")
 
 
-def _plans(split: Split, count: int, limit: int | None, per_shard: int) -> Iterator[Plan]:
+def _plans(split: Split, count: int, limit: int | None, per_shard: int) -> Iterator[Preparation]:
     wanted: Sequence[int] = range(count)
     if limit is not None and limit < count:
         wanted = [
             number * count // limit for number in range(limit)
         ]  # sources are sorted by class: take from all of them
     for number, first in enumerate(range(0, len(wanted), per_shard)):
-        yield Plan(split, f"{split}-{number:06d}", first, wanted[first : first + per_shard])
+        yield Preparation(split, f"{split}-{number:06d}", first, wanted[first : first + per_shard])
 
 
-def _write(plans: list[Plan], source: Source, out: Path, request: Request, workers: int) -> Iterator[PrepReport]:
+def _write(
+    plans: list[Preparation], source: PrepSource, out: Path, request: Request, workers: int
+) -> Iterator[PrepReport]:
     """Writes the shards that are not there yet; a report first, and one after each."""
     tally = PrepReport(request.kind, out, sum(len(plan.positions) for plan in plans), notes=source.notes)
     todo = []
@@ -206,7 +208,7 @@ def _write(plans: list[Plan], source: Source, out: Path, request: Request, worke
         raise UserError(f"SOURCE '{request.source}' has no usable image ({why})", KINDS[request.kind].where)
 
 
-def _wanted(plans: list[Plan], todo: list[Plan], request: Request, workers: int) -> Wanted:
+def _wanted(plans: list[Preparation], todo: list[Preparation], request: Request, workers: int) -> Wanted:
     positions = [position for plan in plans for position in plan.positions]
     missing = {plan.stem for plan in todo}
     finished = frozenset(number for number, plan in enumerate(plans) if plan.stem not in missing)
@@ -214,7 +216,7 @@ def _wanted(plans: list[Plan], todo: list[Plan], request: Request, workers: int)
     return Wanted(positions, request.images_per_shard, finished, size, min(workers, len(todo)))
 
 
-def _finished(out: Path, plan: Plan) -> Index | None:
+def _finished(out: Path, plan: Preparation) -> Index | None:
     """The index of a shard that an earlier run finished, None where it did not or where the tar has another size."""
     tar, path = out / f"{plan.stem}.tar", out / f"{plan.stem}.json"
     settle(out, out / WORK, plan.stem)
@@ -226,7 +228,7 @@ def _finished(out: Path, plan: Plan) -> Index | None:
     return index if whole and len(index.members) + len(index.skipped) == len(plan.positions) else None
 
 
-def _jobs(plans: list[Plan], source: Source, out: Path, request: Request) -> Iterator[Job]:
+def _jobs(plans: list[Preparation], source: PrepSource, out: Path, request: Request) -> Iterator[ShardJob]:
     for split, group in groupby(plans, key=lambda plan: plan.split):
         todo = list(group)
         items = source.splits[split].items([position for plan in todo for position in plan.positions])
@@ -235,10 +237,10 @@ def _jobs(plans: list[Plan], source: Source, out: Path, request: Request) -> Ite
                 chosen = list(islice(items, len(plan.positions)))
             size = None if source.remote else request.size  # fetched in that size already
             spent = source.remote.spent(plan.positions) if source.remote else ()
-            yield Job(out, out / WORK, plan.stem, plan.first, size, chosen, spent)
+            yield ShardJob(out, out / WORK, plan.stem, plan.first, size, chosen, spent)
 
 
-def _finish(plans: list[Plan], source: Source, out: Path, request: Request) -> None:
+def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Request) -> None:
     """Writes skipped.jsonl and then dataset.json, which says that the set is whole; both follow from the indexes alone."""
     shards: dict[Split, list[Shard]] = {split: [] for split in source.splits}
     skipped, sizes, channels = [], set(), 1

@@ -31,7 +31,7 @@ Spans = dict[str, tuple[int, int]]
 """(offset, size) in the tar of what lies there of a sample, by extension."""
 
 
-class Job(NamedTuple):
+class ShardJob(NamedTuple):
     """A shard to write: `out/stem.tar` and `.json` from items, whose keys count on from `first`. size: edge in pixels.
 
     spent: files that are deleted then, so that a download does not fill the disk twice.
@@ -46,7 +46,7 @@ class Job(NamedTuple):
     spent: tuple[Path, ...] = ()
 
 
-class Member(NamedTuple):
+class WrittenMember(NamedTuple):
     """An image in the tar: its name there, itself, its label, and what lies there of it."""
 
     name: str
@@ -59,7 +59,7 @@ class Member(NamedTuple):
         return self.spans[self.picture.extension]
 
 
-def write_shard(job: Job) -> Index:
+def write_shard(job: ShardJob) -> Index:
     """Writes the shard and returns its index. Raises OSError where the disk does not take it; broken images are skipped."""
     temporary = job.work / f"{job.stem}.{os.getpid()}.tar"
     try:
@@ -92,7 +92,7 @@ def write_shard(job: Job) -> Index:
     return index
 
 
-def write_shards(jobs: Iterator[Job], workers: int) -> Iterator[Index]:
+def write_shards(jobs: Iterator[ShardJob], workers: int) -> Iterator[Index]:
     """Writes the shards with `workers` processes (0 and 1: in this one) and yields their indexes as they are finished.
 
     At most workers + 1 jobs are read ahead. Raises OSError, and BrokenProcessPool where a worker was killed.
@@ -142,7 +142,7 @@ def _start_worker() -> None:
         Thread(target=lambda: connection.wait([parent.sentinel]) and os._exit(1), daemon=True).start()
 
 
-def _write_tar(file: IO[bytes], job: Job) -> tuple[list[Member], list[Skipped]]:
+def _write_tar(file: IO[bytes], job: ShardJob) -> tuple[list[WrittenMember], list[Skipped]]:
     members, skipped, position = [], [], 0
     with TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0) as tar:
         for number, given in enumerate(job.items, start=job.first):
@@ -157,7 +157,7 @@ def _write_tar(file: IO[bytes], job: Job) -> tuple[list[Member], list[Skipped]]:
                 continue
             key = f"{number:08d}"
             spans, position = write_sample(tar, key, sample, position)
-            members.append(Member(f"{key}.{picture.extension}", picture, item.label, spans))
+            members.append(WrittenMember(f"{key}.{picture.extension}", picture, item.label, spans))
     return members, skipped
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from diffcli.diffusion.schedule import (
     MAX_BETA,
-    Constant,
+    ConstantBeta,
     Cosine,
     DiscreteSchedule,
     Edm,
@@ -190,10 +190,10 @@ def test_sqrt_follows_the_curve_of_li():
 
 @pytest.mark.parametrize("steps", [1, 10, 1000, 4000])
 def test_constant_betas_leave_the_same_signal_whatever_the_number_of_steps(steps):
-    schedule = Constant(steps=steps)
+    schedule = ConstantBeta(steps=steps)
     assert schedule.betas().unique().numel() == 1
     assert schedule.leftover_signal == pytest.approx(0.99**500, rel=1e-9)
-    assert Constant().betas()[0] == pytest.approx(0.01, rel=1e-12)
+    assert ConstantBeta().betas()[0] == pytest.approx(0.01, rel=1e-12)
 
 
 @pytest.mark.parametrize("schedule", DISCRETE, ids=kind)

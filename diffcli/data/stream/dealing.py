@@ -18,7 +18,7 @@ from diffcli import noise
 from diffcli.config import UserError
 from diffcli.data.images import Fields
 from diffcli.data.loader import Batch, Plan, drawn, from_workers, mirror, on_device, share
-from diffcli.data.stream.lanes import Block, LaneSource, Mark, ahead
+from diffcli.data.stream.lanes import LaneBlock, LaneSource, Mark, ahead
 from diffcli.data.stream.layout import Layout
 from diffcli.noise import Domain
 
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 class OpenBlock:
     """A block that is being dealt; decodes its samples when they are asked for."""
 
-    def __init__(self, block: Block, layout: Layout, urls: tuple[str, ...], seed: int) -> None:
+    def __init__(self, block: LaneBlock, layout: Layout, urls: tuple[str, ...], seed: int) -> None:
         self.entries = block.entries
         names = [f"{urls[entry.shard]}: {entry.sample.key}" for entry in block.entries]
         self.data = layout.over([entry.sample for entry in block.entries], names)

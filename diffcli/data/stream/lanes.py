@@ -21,7 +21,7 @@ import torch
 from diffcli import noise
 from diffcli.config import UserError
 from diffcli.data.stream.opening import BrokenShard, Patience, ShardBytes
-from diffcli.data.stream.tar import Sample, samples
+from diffcli.data.stream.tar import TarSample, samples
 from diffcli.noise import Domain
 
 LANE_SEEDS = 0xFFFFFFFF  # an epoch that no run reaches, so that lanes draw from seeds of their own
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
     turn: int
     shard: int
     position: int
-    sample: Sample
+    sample: TarSample
 
 
 class Fault(NamedTuple):
@@ -59,7 +59,7 @@ class Fault(NamedTuple):
     reason: str
 
 
-class Block(NamedTuple):
+class LaneBlock(NamedTuple):
     """Samples in the order in which they are dealt, and the shards that broke while it was filled."""
 
     begin: Mark
@@ -107,7 +107,7 @@ class LaneSource:
     patience: Patience
     wanted: Callable[[str], bool]
 
-    def blocks(self, lane: int, mark: Mark) -> Iterator[Block]:
+    def blocks(self, lane: int, mark: Mark) -> Iterator[LaneBlock]:
         """The lane from the beginning of the mark's block on, endlessly.
 
         Raises UserError where every shard there is has failed since the last sample without giving one.
@@ -130,7 +130,7 @@ class LaneSource:
             if len(held) == self.order.block:
                 first = held[0]
                 begin = Mark(first.epoch, first.turn, first.position, first.sample.offset, number)
-                yield Block(begin, [held[i] for i in self.order.dealt(lane, number)], faults)
+                yield LaneBlock(begin, [held[i] for i in self.order.dealt(lane, number)], faults)
                 number, held, faults = number + 1, [], []
 
     def entries(self, lane: int, mark: Mark) -> Iterator[Entry | Fault]:

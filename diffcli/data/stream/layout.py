@@ -21,7 +21,7 @@ from diffcli.data.columns import Pictures, Texts, Vectors
 from diffcli.data.images import Column, Fields, FileImages, ImageData
 from diffcli.data.pixels import SUFFIXES
 from diffcli.data.shards import FieldNote
-from diffcli.data.stream.tar import Sample
+from diffcli.data.stream.tar import TarSample
 
 MEMBERS = {"npy": "vector", "png": "picture"}  # what KEY.FIELD.npy and KEY.FIELD.png are
 IMAGES = tuple(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
@@ -58,7 +58,7 @@ class Layout:
             return name in self.fields and self.fields[name].kind == MEMBERS.get(kind)
         return self.reads_image and kind in IMAGES
 
-    def over(self, samples: Sequence[Sample], names: Sequence[str]) -> ImageData:
+    def over(self, samples: Sequence[TarSample], names: Sequence[str]) -> ImageData:
         """These samples as data by index; names: as the user knows them. Its `read` raises UserError for a broken one."""
         labels = torch.tensor([self._label(s) for s in samples], dtype=torch.int64) if self.labelled else None
         columns = {name: self._column(name, note, samples, names) for name, note in self.fields.items()}
@@ -69,7 +69,7 @@ class Layout:
         data.reads_images = self.reads_image
         return data
 
-    def _column(self, name: str, note: FieldNote, samples: Sequence[Sample], names: Sequence[str]) -> Column:
+    def _column(self, name: str, note: FieldNote, samples: Sequence[TarSample], names: Sequence[str]) -> Column:
         if note.kind == "text":
             return Texts(CaptionFiles(samples, names))
         if note.kind == "vector":
@@ -77,7 +77,7 @@ class Layout:
         pictures = MemberFiles(samples, names, (f"{name}.png",))
         return Pictures(pictures, self.shape._replace(channels=1), self.framing)
 
-    def _label(self, sample: Sample) -> int:
+    def _label(self, sample: TarSample) -> int:
         """-1 where it has none, or one that names no class."""
         try:
             label = int(sample.members.get("cls", b""))
@@ -100,7 +100,7 @@ class SampleImages(FileImages):
 class MemberFiles:
     """One member of each sample, the first there is of some extensions: Encoded, for FileImages and columns."""
 
-    def __init__(self, samples: Sequence[Sample], names: Sequence[str], extensions: Sequence[str]) -> None:
+    def __init__(self, samples: Sequence[TarSample], names: Sequence[str], extensions: Sequence[str]) -> None:
         self.samples, self.names, self.extensions = samples, names, extensions
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class MemberFiles:
 class CaptionFiles(MemberFiles):
     """The captions of each sample, as a .txt member holds them; those of a .json where there is no .txt."""
 
-    def __init__(self, samples: Sequence[Sample], names: Sequence[str]) -> None:
+    def __init__(self, samples: Sequence[TarSample], names: Sequence[str]) -> None:
         super().__init__(samples, names, ("txt", "json"))
 
     def read(self, index: int) -> bytes:

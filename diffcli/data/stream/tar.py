@@ -29,7 +29,7 @@ NAME = re.compile(r"((?:.*/|)[^./][^.]*|[^.]+)[.]([^/]*)")  # key, extension: as
 PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A regular file of a tar; offset: where its first header begins."""
 
     name: str
@@ -37,7 +37,7 @@ class Member(NamedTuple):
     size: int
 
 
-class Sample(NamedTuple):
+class TarSample(NamedTuple):
     """What belongs together. members: the bytes of those that were wanted, by extension in lower case."""
 
     key: str
@@ -46,12 +46,12 @@ class Sample(NamedTuple):
     pickles: bool = False  # whether it has members that only unpickling could read
 
 
-def samples(shard: ShardBytes, wanted: Callable[[str], bool]) -> Iterator[Sample]:
+def samples(shard: ShardBytes, wanted: Callable[[str], bool]) -> Iterator[TarSample]:
     """The samples from the shard's position on. wanted: which extensions to read; others are passed over.
 
     Raises BrokenShard where the tar is garbled or breaks off, after the samples that are surely whole: another followed.
     """
-    current: Sample | None = None
+    current: TarSample | None = None
     for member in members(shard):
         match = NAME.fullmatch(member.name)
         if match is None:
@@ -60,7 +60,7 @@ def samples(shard: ShardBytes, wanted: Callable[[str], bool]) -> Iterator[Sample
         if current is None or key != current.key:
             if current is not None:
                 yield current
-            current = Sample(key, member.offset, {})
+            current = TarSample(key, member.offset, {})
         if extension.rpartition(".")[2] in PICKLES:
             current = current._replace(pickles=True)
         elif wanted(extension) and extension not in current.members and member.size <= LARGEST_MEMBER:
@@ -72,7 +72,7 @@ def samples(shard: ShardBytes, wanted: Callable[[str], bool]) -> Iterator[Sample
         yield current
 
 
-def members(shard: ShardBytes) -> Iterator[Member]:
+def members(shard: ShardBytes) -> Iterator[TarMember]:
     """The regular files of a tar; after each `yield` the shard stands at its bytes, and may be read by the caller.
 
     GNU and pax long names are understood. Raises BrokenShard unless the tar ends with its end marker.
@@ -102,7 +102,7 @@ def members(shard: ShardBytes) -> Iterator[Member]:
             raise BrokenShard(f"it is no tar at byte {offset}: a member of {length} bytes")
         start = shard.position
         if header.isreg():
-            yield Member(name or header.name, offset, length)
+            yield TarMember(name or header.name, offset, length)
         shard.skip(start + _padded(length) - shard.position)
         offset, name, size = shard.position, None, None
 

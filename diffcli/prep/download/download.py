@@ -27,7 +27,7 @@ import numpy as np
 from diffcli.config import RunFailed, UserError
 from diffcli.prep.download.fetching import FetchJob
 from diffcli.prep.download.urls import UrlTable, open_coco_table, open_table
-from diffcli.prep.items import Broken, Deferred, Item, Source, SourceOptions, Wanted
+from diffcli.prep.items import Broken, Deferred, Item, PrepSource, SourceOptions, Wanted
 from diffcli.prep.report import BROKEN_OFF, NO_CONNECTION, TIMEOUT, kind_of_failure
 from diffcli.prep.sets.coco import open_coco_images
 from diffcli.prep.sets.webdataset_index import read_contents, split_of
@@ -41,25 +41,25 @@ ROWS_AT_ONCE = 65536
 AGAIN = "run the same command again: it continues where it stopped"
 
 
-def open_urls(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_urls(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """A table of URLs and captions; one named after validation or test becomes the split test."""
     return _source(open_table(source, options), work, options)
 
 
-def open_coco(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_coco(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """COCO: the images in a folder or its zips; of a captions_*.json alone those that it names, from their addresses."""
     if source.suffix == ".json" and source.is_file():
         return _source(open_coco_table(source), work, options)
     return open_coco_images(source, work, options)
 
 
-def _source(table: UrlTable, work: Path, options: SourceOptions) -> Source:
+def _source(table: UrlTable, work: Path, options: SourceOptions) -> PrepSource:
     _require("img2dataset", "downloads run on img2dataset", "pip install 'diffcli[download]'")
     if options.download.distributor != "multiprocessing":
         name = options.download.distributor
         _require(name, f"--distributor {name} needs {name}", f"pip install {name}")
     items = UrlItems(table, work, options)
-    return Source({split_of(table.path.stem): items}, None, table.digest, remote=items)
+    return PrepSource({split_of(table.path.stem): items}, None, table.digest, remote=items)
 
 
 def _require(module: str, what: str, hint: str) -> None:

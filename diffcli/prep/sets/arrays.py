@@ -10,7 +10,7 @@ from diffcli.config import UserError
 from diffcli.data import cifar, mnist
 from diffcli.data.files import FileTree, open_tree
 from diffcli.data.listing import Split
-from diffcli.prep.items import SOURCE, Item, Items, Source, SourceOptions, tree_fingerprint
+from diffcli.prep.items import SOURCE, Item, Items, PrepSource, SourceOptions, tree_fingerprint
 from diffcli.prep.sets.folders import images_of, matching, not_found
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -31,7 +31,7 @@ class ArrayItems:
             yield Item(f"{self.name}[{position}]", int(self.labels[position]), self.images[position])
 
 
-def open_idx(kind: mnist.MnistKind, source: Path, work: Path, options: SourceOptions) -> Source:
+def open_idx(kind: mnist.MnistKind, source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The four IDX files of MNIST, or of a set in its format, or image folders train/CLASS and test/CLASS; or an archive."""
     tree = open_tree(source, SOURCE, work)
     title, classes = mnist.SETS[kind]
@@ -40,10 +40,10 @@ def open_idx(kind: mnist.MnistKind, source: Path, work: Path, options: SourceOpt
     pairs = {split: mnist.find_idx(tree, kind, split, SOURCE) for split in SPLITS}
     splits: dict[Split, Items] = {s: ArrayItems(x[0], *mnist.read_split(tree, kind, x)) for s, x in pairs.items()}
     names = [name for pair in pairs.values() for name in pair]
-    return Source(splits, mnist.SETS[kind].classes, tree_fingerprint(tree, names))
+    return PrepSource(splits, mnist.SETS[kind].classes, tree_fingerprint(tree, names))
 
 
-def open_cifar(kind: cifar.CifarKind, source: Path, work: Path, options: SourceOptions) -> Source:
+def open_cifar(kind: cifar.CifarKind, source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """CIFAR's binary or python version, or image folders train/CLASS and test/CLASS, each in a folder or an archive."""
     cifar.check_archive(source, kind)
     tree = open_tree(source, SOURCE, work)
@@ -56,10 +56,10 @@ def open_cifar(kind: cifar.CifarKind, source: Path, work: Path, options: SourceO
         return _class_folders(tree, title, classes, hint)
     splits: dict[Split, Items] = {s: ArrayItems(s, *cifar.read_batches(tree, kind, x)) for s, x in batches.items()}
     names = [name for batch in batches.values() for name in batch]
-    return Source(splits, cifar.SETS[kind].classes, tree_fingerprint(tree, names))
+    return PrepSource(splits, cifar.SETS[kind].classes, tree_fingerprint(tree, names))
 
 
-def _class_folders(tree: FileTree, title: str, classes: Sequence[str], hint: str) -> Source:
+def _class_folders(tree: FileTree, title: str, classes: Sequence[str], hint: str) -> PrepSource:
     """A published set as image folders. Raises UserError where they are not as many as it has classes."""
     source = images_of(tree)
     found = len(source.classes or ())

@@ -18,7 +18,7 @@ from diffcli.data.listing import Split
 from diffcli.data.pixels import BrokenImage
 from diffcli.digest import sha256
 from diffcli.prep.download.tables import CAPTION_COLUMNS, Table, decoded, open_table_file
-from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, fingerprint
+from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
 from diffcli.prep.sets.folders import FileItems, images_of
 
 SIDECARS = (".txt", ".caption", ".json")
@@ -60,7 +60,7 @@ class Captioned:
         yield from (self.broken[position - count] for position in positions if position >= count)
 
 
-def open_folder(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_folder(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """Any images in a folder or an archive: with or without class folders, captions, and train and test around them."""
     if options.table is None and (options.image_col or options.caption_col):
         flag = "--image-col" if options.image_col else "--caption-col"
@@ -126,7 +126,7 @@ class Listed:
         return name, f"SOURCE has no image '{clean(path)}'"
 
 
-def _listed(images: Source, files: dict[Split, FileItems], listed: Listed, *tables: tuple[str, int]) -> Source:
+def _listed(images: PrepSource, files: dict[Split, FileItems], listed: Listed, *tables: tuple[str, int]) -> PrepSource:
     """The images that tables name, in the order of their files."""
     splits: dict[Split, Items] = {}
     broken, left_out = listed.broken, 0
@@ -142,7 +142,7 @@ def _listed(images: Source, files: dict[Split, FileItems], listed: Listed, *tabl
     return images._replace(splits=splits, fingerprint=told, notes=(*images.notes, *notes))
 
 
-def _beside(tree: FileTree, images: Source, files: dict[Split, FileItems]) -> Source:
+def _beside(tree: FileTree, images: PrepSource, files: dict[Split, FileItems]) -> PrepSource:
     """The images with the captions of files that have their names, as they are where there are no such files."""
     beside: dict[str, str] = {}
     for items in files.values():

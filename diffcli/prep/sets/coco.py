@@ -1,6 +1,6 @@
 """COCO captions: images in train2017/ and val2017/ with annotations/captions_*.json, unpacked or in the official zips.
 
-Each image has about five captions, in the order of their ids; val is the split `test`. Source: Chen et al. 2015, arXiv
+Each image has about five captions, in the order of their ids; val is the split `test`. PrepSource: Chen et al. 2015, arXiv
 1504.00325.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from diffcli.config import UserError
 from diffcli.data.files import FileTree, Location, open_tree, with_zips
 from diffcli.data.listing import Split
-from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, tree_fingerprint
+from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, tree_fingerprint
 
 CAPTIONS: dict[Split, re.Pattern[str]] = {
     "train": re.compile(r"(?:^|/)captions_train\d*\.json$"),
@@ -48,7 +48,7 @@ class CocoItems:
                 yield Broken(file, "it is not there")
 
 
-def open_coco_images(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_coco_images(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The images with captions below a folder or in an archive; where it holds several years, that with most images."""
     tree = with_zips(open_tree(source, SOURCE, work), SOURCE, work)
     files = {name.rsplit("/", 1)[-1]: name for name in reversed(tree.names) if name.lower().endswith((".jpg", ".png"))}
@@ -68,7 +68,7 @@ def open_coco_images(source: Path, work: Path, options: SourceOptions) -> Source
             notes[0] if notes else f"{SOURCE} is '{source}', which has no captions_train*.json or captions_val*.json"
         )
         raise UserError(problem, WHERE)
-    return Source(splits, None, tree_fingerprint(tree, sorted(used)), tuple(notes))
+    return PrepSource(splits, None, tree_fingerprint(tree, sorted(used)), tuple(notes))
 
 
 def read_captions(tree: FileTree, name: str) -> list[CocoImage]:

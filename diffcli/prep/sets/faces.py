@@ -1,9 +1,9 @@
 """CelebA, AFHQ and FFHQ from their official archives or the folders in them; what is unpacked is read before its archive.
 
 CelebA: images numbered from 000001, without classes. Training is the official partition 0 (the first 162,770); validation and
-test are one split, `test`. Source: Liu et al. 2015, arXiv 1411.7766; list_eval_partition.txt.
-AFHQ, version 1 or 2: train and val or test, classes cat, dog and wild. Source: Choi et al. 2020, arXiv 1912.01865.
-FFHQ: images numbered from 00000, without classes; the last 10,000 of 70,000 are `test`. Source: Karras et al. 2019,
+test are one split, `test`. PrepSource: Liu et al. 2015, arXiv 1411.7766; list_eval_partition.txt.
+AFHQ, version 1 or 2: train and val or test, classes cat, dog and wild. PrepSource: Choi et al. 2020, arXiv 1912.01865.
+FFHQ: images numbered from 00000, without classes; the last 10,000 of 70,000 are `test`. PrepSource: Karras et al. 2019,
 arXiv 1812.04948, https://github.com/NVlabs/ffhq-dataset.
 """
 
@@ -15,7 +15,7 @@ from diffcli.config import UserError
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree, unfold
 from diffcli.data.listing import SPLIT_NAMES, Split
 from diffcli.data.official import check_published
-from diffcli.prep.items import SOURCE, Items, Source, SourceOptions, tree_fingerprint
+from diffcli.prep.items import SOURCE, Items, PrepSource, SourceOptions, tree_fingerprint
 from diffcli.prep.sets.folders import FileItems, check_once, matching, not_found
 
 CELEBA = "give img_align_celeba.zip of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or the folder with it"
@@ -33,7 +33,7 @@ CELEBA_TRAIN = 162_770  # images 000001 to 162770 are partition 0
 FFHQ_TRAIN = 60_000
 
 
-def open_celeba(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_celeba(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The aligned and cropped images, split as list_eval_partition says or, without it, by their official numbers."""
     if source.is_file():
         check_published(source.name, source.stat().st_size, source, "CelebA", str(source))
@@ -42,14 +42,14 @@ def open_celeba(source: Path, work: Path, options: SourceOptions) -> Source:
     return _split(tree, found, lambda name: "train" if partition(int(found[name][1])) else "test")
 
 
-def open_afhq(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_afhq(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The animal faces, with their three classes."""
     tree, found = _images(source, work, AFHQ_ZIP, AFHQ_IMAGE, "folders train/cat, train/dog and train/wild", AFHQ)
     labels = {name: ANIMALS.index(match[2]) for name, match in found.items()}
     return _split(tree, found, lambda name: SPLIT_NAMES[found[name][1]], labels)
 
 
-def open_ffhq(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_ffhq(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The aligned images of any size: 1024, thumbnails of 128, or a copy that somebody resized."""
     tree, found = _images(source, work, FFHQ_ZIP, FFHQ_IMAGE, "images numbered 00000.png to 69999.png", FFHQ)
     return _split(tree, found, lambda name: "train" if int(found[name][1]) < FFHQ_TRAIN else "test")
@@ -75,7 +75,7 @@ def _split(
     found: dict[str, re.Match[str]],
     split_of: Callable[[str], Split],
     labels: dict[str, int] | None = None,
-) -> Source:
+) -> PrepSource:
     names: dict[Split, list[str]] = {"train": [], "test": []}
     for name in found:
         names[split_of(name)].append(name)
@@ -84,7 +84,7 @@ def _split(
         for split, chosen in names.items()
         if chosen
     }
-    return Source(splits, ANIMALS if labels else None, tree_fingerprint(tree, found))
+    return PrepSource(splits, ANIMALS if labels else None, tree_fingerprint(tree, found))
 
 
 def _partition(tree: FileTree) -> Callable[[int], bool]:

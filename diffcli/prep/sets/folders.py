@@ -8,7 +8,7 @@ from diffcli.config import UserError
 from diffcli.data.files import FileTree
 from diffcli.data.listing import Split, list_images
 from diffcli.data.pixels import SUFFIXES
-from diffcli.prep.items import SOURCE, Item, Items, Source, tree_fingerprint
+from diffcli.prep.items import SOURCE, Item, Items, PrepSource, tree_fingerprint
 
 
 class FileItems:
@@ -26,12 +26,12 @@ class FileItems:
             yield Item(name, None if self.labels is None else self.labels[position], self.tree.locations[name])
 
 
-def images_of(tree: FileTree) -> Source:
+def images_of(tree: FileTree) -> PrepSource:
     """The images of a tree, split and labelled as their folders say."""
     listings = list_images(tree, SOURCE)
     splits: dict[Split, Items] = {split: FileItems(tree, x.names, x.labels) for split, x in listings.items()}
     classes = next(iter(listings.values())).classes
-    return Source(splits, classes, tree_fingerprint(tree, [name for x in listings.values() for name in x.names]))
+    return PrepSource(splits, classes, tree_fingerprint(tree, [name for x in listings.values() for name in x.names]))
 
 
 def matching(tree: FileTree, pattern: re.Pattern[str]) -> dict[str, re.Match[str]]:

@@ -3,7 +3,7 @@
 ILSVRC2012_img_train.tar is a tar of a thousand tars, one a synset; ILSVRC2012_img_val.tar holds 50,000 images whose classes
 stand in the devkit: a line each in ILSVRC2012_validation_ground_truth.txt, numbers that meta.mat gives synsets for. Kaggle's
 copy says the same in LOC_val_solution.csv. Classes are the synset ids in sorted order, under readable names where a file
-(LOC_synset_mapping.txt or meta.mat) has them. Source: Russakovsky et al. 2015, arXiv 1409.0575.
+(LOC_synset_mapping.txt or meta.mat) has them. PrepSource: Russakovsky et al. 2015, arXiv 1409.0575.
 """
 
 import io
@@ -18,7 +18,7 @@ import numpy as np
 from diffcli.config import UserError
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree, unfold
 from diffcli.data.listing import SPLIT_NAMES, Split
-from diffcli.prep.items import SOURCE, Items, Source, SourceOptions, tree_fingerprint
+from diffcli.prep.items import SOURCE, Items, PrepSource, SourceOptions, tree_fingerprint
 from diffcli.prep.sets.folders import FileItems, check_once, matching, not_found
 
 WHERE = (
@@ -38,7 +38,7 @@ SOLVED = re.compile(r"^(ILSVRC2012_val_\d{8}),(n\d{8})\b", re.MULTILINE)  # then
 SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 
 
-def open_imagenet(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_imagenet(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The training and the validation images, whichever are there; what is unpacked is read before its archive."""
     tree = unfold(open_tree(source, SOURCE, work), DEVKIT, SOURCE, work)
     for split, pattern in SPLIT_TARS.items():
@@ -62,7 +62,7 @@ def open_imagenet(source: Path, work: Path, options: SourceOptions) -> Source:
         if names:
             splits[split] = FileItems(tree, names, [number[synsets[name]] for name in names])
             files += names
-    return Source(splits, _readable(classes, _words(tree)), tree_fingerprint(tree, files), tuple(notes))
+    return PrepSource(splits, _readable(classes, _words(tree)), tree_fingerprint(tree, files), tuple(notes))
 
 
 def _labelled(tree: FileTree) -> dict[Split, dict[str, str]]:

@@ -2,7 +2,7 @@
 
 A batch holds `data` uint8 (N, 12288), each row a flattened 3x64x64 image, and `labels` (N,) from 1 to 1000, stored here as
 0 to 999. Training batches are 1 to 10, in Imagenet64_train_part1.zip (1 to 5) and part2.zip; the validation set is one more.
-Arrays are parsed without pickle. Source: Chrabaszcz, Loshchilov and Hutter 2017, arXiv 1707.08819.
+Arrays are parsed without pickle. PrepSource: Chrabaszcz, Loshchilov and Hutter 2017, arXiv 1707.08819.
 """
 
 import re
@@ -18,7 +18,7 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, WriteError, open_location, open_tree
 from diffcli.data.files import copy as copy_file
 from diffcli.data.listing import Split
-from diffcli.prep.items import SOURCE, Item, Items, Source, SourceOptions, fingerprint
+from diffcli.prep.items import SOURCE, Item, Items, PrepSource, SourceOptions, fingerprint
 
 SHAPE = ImageShape(3, 64, 64)
 ROW = 3 * 64 * 64  # bytes of one image
@@ -32,7 +32,7 @@ NAMES: dict[Split, re.Pattern[str]] = {
 HINT = "take fresh Imagenet64_train_part1.zip, part2.zip and val.zip from https://image-net.org/download-images"
 
 
-class Part(NamedTuple):
+class ArchivePart(NamedTuple):
     """One npz batch. number: its place among the batches of its split; labels: int64 (N,), 0 to 999."""
 
     tree: FileTree
@@ -44,7 +44,7 @@ class Part(NamedTuple):
 class NpzItems:
     """The images of one split: its batches end to end."""
 
-    def __init__(self, parts: list[Part], work: Path) -> None:
+    def __init__(self, parts: list[ArchivePart], work: Path) -> None:
         self.parts, self.work = parts, work
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class NpzItems:
                     yield Item(f"{part.name}[{row}]", int(part.labels[row]), pixels)
 
 
-def open_imagenet64(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_imagenet64(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The batches below a folder (in zips or unpacked), in one zip, or one npz. Raises UserError where one is garbled."""
     found = {split: sorted(_find(source, pattern, work)) for split, pattern in NAMES.items()}
     if not any(found.values()):
@@ -81,7 +81,7 @@ def open_imagenet64(source: Path, work: Path, options: SourceOptions) -> Source:
     present = {number for number, _, _ in found["train"]}
     absent = [str(number) for number in range(1, TRAIN_BATCHES + 1) if number not in present]
     notes = (f"train batches {', '.join(absent)} are not there: this is a part of ImageNet",) if absent else ()
-    return Source(splits, tuple(map(str, range(CLASSES))), fingerprint(files), notes)
+    return PrepSource(splits, tuple(map(str, range(CLASSES))), fingerprint(files), notes)
 
 
 def _find(source: Path, pattern: re.Pattern[str], work: Path) -> Iterator[tuple[int, str, FileTree]]:
@@ -99,8 +99,8 @@ def _find(source: Path, pattern: re.Pattern[str], work: Path) -> Iterator[tuple[
                 yield int(match[1] or 0), name, tree
 
 
-def _part(tree: FileTree, name: str, number: int, work: Path) -> Part:
-    part = Part(tree, name, number, np.empty(0))
+def _part(tree: FileTree, name: str, number: int, work: Path) -> ArchivePart:
+    part = ArchivePart(tree, name, number, np.empty(0))
     with _npz(part, work) as npz:
         with npz.open("data.npy") as file:
             count = _data_rows(file)
@@ -113,7 +113,7 @@ def _part(tree: FileTree, name: str, number: int, work: Path) -> Part:
     return part._replace(labels=labels.astype(np.int64) - 1)
 
 
-def _images(part: Part, rows: np.ndarray, work: Path) -> Iterator[tuple[int, np.ndarray]]:
+def _images(part: ArchivePart, rows: np.ndarray, work: Path) -> Iterator[tuple[int, np.ndarray]]:
     with _npz(part, work) as npz, npz.open("data.npy") as file:
         count = _data_rows(file)
         for start in range(0, int(rows[-1]) + 1, ROWS_AT_ONCE):
@@ -139,7 +139,7 @@ def _data_rows(file: IO[bytes]) -> int:
 
 
 @contextmanager
-def _npz(part: Part, work: Path) -> Iterator[zipfile.ZipFile]:
+def _npz(part: ArchivePart, work: Path) -> Iterator[zipfile.ZipFile]:
     """The batch as an opened zip of npy files; one inside an archive is copied to `work` while it is read.
 
     Seeking inside a compressed member would decompress it from its start again and again.

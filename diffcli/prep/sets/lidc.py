@@ -4,7 +4,7 @@ A slice is grey: its Hounsfield units through the lung window, level -600 and wi
 at least half of the reading sessions (four, as a rule) drew a nodule, 0 elsewhere; a slice on which no pixel reaches that
 is left out. A drawn outline lies outside of the nodule and is no part of it; regions marked as excluded are cut out. Nodules
 under 3 mm, which are single points, have no mask. Every tenth patient, by ID, is in the split `test`: slices of one patient
-are near copies, and never lie in both. Source: Armato et al. 2011, Medical Physics 38 (2), doi 10.1118/1.3528204.
+are near copies, and never lie in both. PrepSource: Armato et al. 2011, Medical Physics 38 (2), doi 10.1118/1.3528204.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from diffcli.config import UserError
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, open_tree
 from diffcli.data.listing import Split
 from diffcli.data.pixels import BrokenImage
-from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, tree_fingerprint
+from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, tree_fingerprint
 
 LEVEL, WIDTH = -600, 1500  # Hounsfield units
 CONSENSUS = 0.5  # of the reading sessions
@@ -67,7 +67,7 @@ class SliceItems:
         yield from (self.slices[position] for position in positions)
 
 
-def open_lidc(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_lidc(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The slices with nodules of every series that has an XML file beside it, by patient and position in the body."""
     _pydicom()
     tree = open_tree(source, SOURCE, work)
@@ -90,7 +90,7 @@ def open_lidc(source: Path, work: Path, options: SourceOptions) -> Source:
         items.slices += found[patient]
     used = [one.name for slices in found.values() for one in slices if one.name in tree.locations]
     xmls = [name for name in tree.names if name.lower().endswith(".xml")]
-    return Source(splits, None, tree_fingerprint(tree, sorted({*used, *xmls})))
+    return PrepSource(splits, None, tree_fingerprint(tree, sorted({*used, *xmls})))
 
 
 def window(hounsfield: np.ndarray) -> np.ndarray:

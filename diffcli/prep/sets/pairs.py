@@ -17,7 +17,7 @@ from diffcli.config import UserError
 from diffcli.data.files import Location, open_tree, with_zips
 from diffcli.data.listing import SPLIT_NAMES, Split
 from diffcli.data.pixels import SUFFIXES
-from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, tree_fingerprint
+from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, tree_fingerprint
 
 IMAGE = "image"
 WORDS: dict[str, str] = {  # the first that fits counts: "image masks" are masks
@@ -75,7 +75,7 @@ class PairItems:
                 yield self.alone[position - len(self.pairs)]
 
 
-def open_pairs(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_pairs(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The pairs below a folder (also in its zips) or in an archive. Raises UserError where nothing tells them apart."""
     tree = with_zips(open_tree(source, SOURCE, work), SOURCE, work)
     names = [name for name in tree.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
@@ -94,7 +94,7 @@ def open_pairs(source: Path, work: Path, options: SourceOptions) -> Source:
         split: Split = SPLIT_NAMES.get(key.part, "train")
         _add(parts.setdefault(split, PairItems(tree.locations)), group, wanted)
     splits: dict[Split, Items] = {split: parts[split] for split in sorted(parts, reverse=True)}
-    return Source(splits, None, tree_fingerprint(tree, list(roles)))
+    return PrepSource(splits, None, tree_fingerprint(tree, list(roles)))
 
 
 def _is_usual(field: str, groups: dict[Key, dict[str, list[str]]]) -> bool:

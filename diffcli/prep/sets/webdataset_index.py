@@ -17,14 +17,14 @@ from diffcli.data.files import Span, read_location
 from diffcli.data.listing import SPLIT_NAMES, Split
 from diffcli.data.pixels import SUFFIXES
 from diffcli.data.stream.tar import PICKLES
-from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, fingerprint
+from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
 
 IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
 MAX_CLASSES = 1 << 20
 WHERE = "give a folder with .tar shards, of which those named val or test become the split test, or one .tar"
 
 
-class Sample(NamedTuple):
+class IndexedSample(NamedTuple):
     """The members of one sample, by extension (all after the first dot, in small letters)."""
 
     key: str
@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 class Contents(NamedTuple):
     """Samples sorted by key; how many members hold pickles; fault: why the tar ends before its end, or empty."""
 
-    samples: list[Sample]
+    samples: list[IndexedSample]
     pickles: int
     fault: str
 
@@ -46,7 +46,7 @@ class Contents(NamedTuple):
 class SampleItems:
     """The samples of a split, tar after tar. labels: theirs, or None; lost: what its tars should hold but do not."""
 
-    def __init__(self, samples: list[Sample], labels: list[int] | None, lost: list[Broken]) -> None:
+    def __init__(self, samples: list[IndexedSample], labels: list[int] | None, lost: list[Broken]) -> None:
         self.samples, self.labels, self.lost = samples, labels, lost
 
     def __len__(self) -> int:
@@ -66,14 +66,14 @@ class SampleItems:
                 yield Item(f"{image.path.name}/{sample.key}", label, image, _captions(sample))
 
 
-def open_webdataset(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_webdataset(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """A folder of tars, or one of them. Raises UserError where there are none."""
     tars = [source] if source.is_file() else sorted(source.rglob("*.tar"), key=lambda path: _natural(str(path)))
     if not source.exists():
         raise UserError(f"{SOURCE} is '{source}', which does not exist", WHERE)
     if not tars:
         raise UserError(f"{SOURCE} is '{source}', which holds no .tar", WHERE)
-    samples: dict[Split, list[Sample]] = {}
+    samples: dict[Split, list[IndexedSample]] = {}
     lost: dict[Split, list[Broken]] = {}
     pickles = 0
     for tar in tars:
@@ -91,7 +91,7 @@ def open_webdataset(source: Path, work: Path, options: SourceOptions) -> Source:
         raise UserError(f"{SOURCE} is '{source}', which holds the label {highest}, no number of a class", WHERE)
     classes = tuple(map(str, range(highest + 1))) if labelled and highest >= 0 else None
     notes = (f"{pickles} members that hold pickles are left out",) if pickles else ()
-    return Source(splits, classes, fingerprint((tar.name, tar.stat().st_size) for tar in tars), notes)
+    return PrepSource(splits, classes, fingerprint((tar.name, tar.stat().st_size) for tar in tars), notes)
 
 
 def split_of(name: str) -> Split:
@@ -113,7 +113,7 @@ def read_contents(tar: Path) -> Contents:
             pickles += 1
         elif extension:
             samples.setdefault(key, {}).setdefault(extension, span)
-    return Contents([Sample(key, samples[key]) for key in sorted(samples, key=_natural)], pickles, fault)
+    return Contents([IndexedSample(key, samples[key]) for key in sorted(samples, key=_natural)], pickles, fault)
 
 
 def _members(tar: Path) -> Iterator[tuple[str, Span | None]]:
@@ -146,7 +146,7 @@ def _natural(key: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
 
 
-def _labels(samples: list[Sample]) -> list[int] | None:
+def _labels(samples: list[IndexedSample]) -> list[int] | None:
     """The class of each sample; None unless all of them have one."""
     labels = []
     for sample in samples:
@@ -158,7 +158,7 @@ def _labels(samples: list[Sample]) -> list[int] | None:
     return labels
 
 
-def _captions(sample: Sample) -> tuple[str, ...]:
+def _captions(sample: IndexedSample) -> tuple[str, ...]:
     told = sample.members.get("txt") or sample.members.get("json")
     if told is None or told.size > captions.MAX_BYTES:
         return ()

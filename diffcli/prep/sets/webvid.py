@@ -3,7 +3,7 @@
 SOURCE is the table itself, and every clip is fetched; or a folder, in which VIDEOID.mp4 lie at any depth beside the tables
 (or with one that --table names), and nothing is fetched. A table with `val` in its name is the split `test`. Stored are the
 clip as it is (KEY.mp4), its caption, and its middle frame as the image, on which image models train; with --size the frame
-is cropped and resized, the clip is not. Source: Bain et al. 2021, arXiv 2104.00650.
+is cropped and resized, the clip is not. PrepSource: Bain et al. 2021, arXiv 2104.00650.
 """
 
 import re
@@ -17,7 +17,7 @@ from diffcli.data.files import Location, open_tree
 from diffcli.data.listing import Split
 from diffcli.digest import sha256
 from diffcli.prep.download.tables import CAPTION_COLUMNS, READERS, Row, Table, open_table_file
-from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, Source, SourceOptions, fingerprint
+from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
 from diffcli.prep.sets.clips import Clip, Manners
 
 ID_COLUMNS = ("videoid", "video_id", "id")
@@ -68,7 +68,7 @@ class ClipItems:
         return Broken(name, f"{SOURCE} has no '{video}.mp4'")
 
 
-def open_webvid(source: Path, work: Path, options: SourceOptions) -> Source:
+def open_webvid(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The clips of a table, from where it says or from the folder it lies in."""
     manners = Manners(options.download.timeout, options.download.retries, options.picked.obey_opt_out)
     if source.is_file() and any(suffix.lower() in READERS for suffix in source.suffixes):
@@ -77,7 +77,7 @@ def open_webvid(source: Path, work: Path, options: SourceOptions) -> Source:
             raise UserError(f"--table is '{options.table}', but {SOURCE} '{source}' is a table itself", hint)
         table = Table(source, str(source))
         items = ClipItems(table, _columns(table, options, fetched=True), {}, manners)
-        return Source({_split(source.name): items}, None, sha256(source))
+        return PrepSource({_split(source.name): items}, None, sha256(source))
     tree = open_tree(source, SOURCE, work)
     clips = {name.rsplit("/", 1)[-1][:-4]: name for name in reversed(tree.names) if name.lower().endswith(".mp4")}
     if not clips:
@@ -100,7 +100,7 @@ def open_webvid(source: Path, work: Path, options: SourceOptions) -> Source:
     used = sorted(clips.values())
     used += tables if options.table is None else []
     told = "" if options.table is None else sha256(options.table.expanduser())
-    return Source(splits, None, fingerprint([(told, 0), *((name, tree.size(name)) for name in used)]))
+    return PrepSource(splits, None, fingerprint([(told, 0), *((name, tree.size(name)) for name in used)]))
 
 
 def _columns(table: Table, options: SourceOptions, fetched: bool) -> Columns:

@@ -45,7 +45,7 @@ class TextConditioner(Conditioner):
         seen = config.neighbours
         self.neighbours = nn.Conv1d(width, width, seen, padding=seen // 2) if seen > 1 else None
         self.positions = nn.Parameter(SMALL * torch.randn(config.length, width))
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(TextBlock(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.null_vector = nn.Parameter(SMALL * torch.randn(width)) if self.shape.vector else None
         self.null_token = nn.Parameter(SMALL * torch.randn(width)) if self.shape.tokens else None
@@ -97,7 +97,7 @@ class TextConditioner(Conditioner):
         return torch.tensor(list(rows), dtype=torch.int64).view(len(kept), self.length), ends
 
 
-class Block(nn.Module):
+class TextBlock(nn.Module):
     """Self-attention and an MLP, each on a residual after a layer norm."""
 
     def __init__(self, width: int, heads: int) -> None:

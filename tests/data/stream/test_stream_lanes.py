@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffcli.config import UserError
 from diffcli.data.loader import share
-from diffcli.data.stream.lanes import Block, Entry, LaneSource, Mark, Order, ahead
+from diffcli.data.stream.lanes import Entry, LaneBlock, LaneSource, Mark, Order, ahead
 from diffcli.data.stream.opening import Patience
 from tests.data.stream.streaming import QUICK, numbers, serving, shard, stream, write_shards
 
@@ -186,6 +186,6 @@ def test_no_shard_that_can_be_read_is_an_error_that_names_the_first(tmp_path: Pa
         next(source.blocks(0, Mark()))
     (tmp_path / "b.tar").write_bytes(shard(0, 3))
     block = next(source.blocks(0, Mark()))  # where one is good, it is read over and over
-    assert isinstance(block, Block)
+    assert isinstance(block, LaneBlock)
     assert [entry.shard for entry in block.entries] == [1] * 4
     assert {fault.shard for fault in block.faults} <= {0}

@@ -10,7 +10,7 @@ import pytest
 from webdataset import tariterators
 
 from diffcli.data.stream.opening import BrokenShard, ShardBytes
-from diffcli.data.stream.tar import LARGEST_HEADER, Sample, samples
+from diffcli.data.stream.tar import LARGEST_HEADER, TarSample, samples
 from tests.data.stream.streaming import QUICK, shard, tar
 
 LONG = "folder/" + "x" * 150
@@ -27,7 +27,7 @@ FILES = {
 
 def read(
     data: bytes, folder: Path, offset: int = 0, wanted: Callable[[str], bool] = lambda extension: True
-) -> tuple[list[Sample], str]:
+) -> tuple[list[TarSample], str]:
     """The samples, and why there were no more."""
     (folder / "a.tar").write_bytes(data)
     found = []
