@@ -107,7 +107,7 @@ def test_numbers_that_may_be_fractions_are_floats() -> None:
 def test_help_answers_without_torch_and_at_once() -> None:
     script = (
         "import sys; sys.argv = ['diffcli', '--help']\n"
-        "from diffcli import session\nfrom diffcli.cli.app import app\n"
+        "from diffcli.cli import session\nfrom diffcli.cli.app import app\n"
         "assert session.run(app) == 0\n"
         "heavy = {'torch', 'numpy', 'pydantic', 'yaml', 'imageio'} & sys.modules.keys()\n"
         "assert not heavy, heavy"
