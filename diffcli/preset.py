@@ -16,17 +16,13 @@ from diffcli.config import Config, UserError, did_you_mean
 from diffcli.config_errors import default_kind, explain, known_keys
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, at_root
-from diffcli.diffusion.samplers import AnySampler, Ddim, Ddpm, Sampler
-from diffcli.diffusion.schedule import Schedule
+from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
-from diffcli.networks.dit import DiTConfig
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion import DiffusionConfig
-from diffcli.tasks.guide import Guide, check_guide
-from diffcli.tasks.prior import IMAGE, DiffusionPriorConfig, PriorConfig
-
-LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
+from diffcli.tasks.guide import Drawing, Guide
+from diffcli.tasks.prior import PriorConfig
 
 NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # PyYAML on 2024-13-45, !!timestamp x, [[[[...
 
@@ -72,6 +68,14 @@ class TrainConfig(Config):
             )
         return self
 
+    def advice(self) -> list[str]:
+        """What is allowed but probably not meant, one sentence each."""
+        warmup = self.curve.warmup
+        short = (
+            f"train.curve.warmup is {warmup}, so the {self.steps} steps of the run end before the full learning rate"
+        )
+        return [short] if warmup >= self.steps else []
+
 
 class Preset(Config):
     """Everything about a run: the same preset and seed are the same run."""
@@ -88,85 +92,18 @@ class Preset(Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "Preset":
-        if self.guidance != 1 and isinstance(self.task, PriorConfig) and not self.task.guided:
-            raise ValueError(
-                f"guidance is {self.guidance}, but a prior of task.network.kind {self.task.network.kind} that never drops its "
-                "text has no second branch; set guidance to 1"
-            )
-        if self.guidance != 1 and isinstance(self.task, ClassifierConfig):
-            raise ValueError(f"guidance is {self.guidance} but task.kind is '{self.task.kind}'; leave guidance at 1")
-        if self.guide != Guide() and not isinstance(self.task, DiffusionConfig):
-            raise ValueError(f"guide is given but task.kind is '{self.task.kind}'; leave guide out")
-        if self.prior is not None and not reads_images(self.task):
-            raise ValueError(f"prior is {self.prior} but no conditioner reads clip_image; leave prior out")
-        if isinstance(self.task, DiffusionConfig):
-            check_guide(self.guidance, self.guide, self.task)
-            check_steps(self.sampler, self.task)
-            check_buckets(self.data, self.task)
-        if isinstance(self.task, PriorConfig) and isinstance(self.task.network, DiffusionPriorConfig):
-            check_steps(self.sampler, self.task.network)
-        learned = isinstance(self.task, DiffusionConfig) and self.task.learn_variance
-        if isinstance(self.sampler, Ddpm) and self.sampler.variance == "learned" and not learned:
-            raise ValueError(
-                "sampler.variance is 'learned' but task.learn_variance is false; set sampler.variance to small or large"
-            )
+        self.task.check_drawing(self.drawing)
+        self.task.check_buckets(self.data.buckets)
         return self
 
     @property
-    def named(self) -> dict[str, Path]:
-        """The checkpoints of other runs that it names, by key."""
-        guides = {f"guide.{key}": path for key, path in self.guide.models.items()}
-        return guides if self.prior is None else guides | {"prior": self.prior}
-
-    @property
-    def preview_guidance(self) -> float:
-        """The scale of previews, which know no other model: 1 where the second branch is that of guide.weaker."""
-        return self.guidance if self.guide.weaker is None else 1.0
+    def drawing(self) -> Drawing:
+        """How its model is sampled unless a command says otherwise."""
+        return Drawing(self.sampler, self.guidance, self.guide, self.prior)
 
     def advice(self) -> list[str]:
         """What is allowed but probably not meant, one sentence each."""
-        found = []
-        warmup, steps = self.train.curve.warmup, self.train.steps
-        if warmup >= steps:
-            found.append(
-                f"train.curve.warmup is {warmup}, so the {steps} steps of the run end before the full learning rate"
-            )
-        if isinstance(self.task, DiffusionConfig) and self.task.coupling != "none" and self.task.conditioners:
-            found.append(
-                "task.coupling optimal_transport pairs noise with images whatever their condition, so that one condition is "
-                "trained on a part of the noise only, but sampled from all of it"
-            )
-        schedule = self.task.schedule if isinstance(self.task, DiffusionConfig) else None
-        if isinstance(schedule, Schedule) and schedule.leftover_signal > LEFTOVER_SIGNAL:
-            found.append(
-                f"task.schedule {schedule.kind} leaves {schedule.leftover_signal:.3f} of the image at t = 1, but sampling "  # type: ignore[attr-defined]
-                "starts from pure noise: overall brightness may drift towards grey"
-            )
-        return found
-
-
-def reads_images(task: AnyTask) -> bool:
-    """Whether a model is told embeddings of images."""
-    found = task.conditioners if isinstance(task, DiffusionConfig) else ()
-    return any(c.kind == "embedding" and c.field == IMAGE for c in found)
-
-
-def check_steps(sampler: Sampler, task: DiffusionConfig | DiffusionPriorConfig) -> None:
-    """Raises ValueError where the sampler asks for times that the schedule does not have: at the first preview it is late."""
-    try:
-        sampler.times(task.schedule)
-    except UserError as error:
-        raise ValueError(f"{error.problem}; {error.hint.replace('--steps ', '--set sampler.steps=')}") from None
-
-
-def check_buckets(data: DataConfig, task: DiffusionConfig) -> None:
-    """Raises ValueError where the network cannot take images of the size of a bucket."""
-    for height, width in data.buckets if isinstance(task.network, DiTConfig) else ():
-        if height % task.network.patch or width % task.network.patch:
-            raise ValueError(
-                f"data.buckets holds {height}x{width}, which task.network.patch {task.network.patch} does not divide; "
-                "set data.buckets to sizes that are multiples of it"
-            )
+        return [*self.train.advice(), *self.task.advice()]
 
 
 def folders() -> list[Path]:

@@ -126,7 +126,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     if speaks():
         build_on_meta(preset)  # a network that cannot be built is told before data are read and folders made
         if start is None:
-            check_named(preset.named)
+            check_named(preset.drawing.named)
             run.claim()
         for advice in [*preset.advice(), *(changes(preset, start) if start else [])]:
             say(f"note:  {advice}")

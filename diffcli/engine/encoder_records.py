@@ -13,8 +13,6 @@ from diffcli.config import UserError
 from diffcli.data.columns import Vectors
 from diffcli.data.images import ImageData
 from diffcli.data.shards import FieldNote
-from diffcli.preset import AnyTask
-from diffcli.tasks.diffusion import DiffusionConfig
 from diffcli.tasks.task import Task
 
 MOVED = re.compile(r"task\.conditioners\.\d+\.encoder\.model=")
@@ -67,19 +65,6 @@ def promise(task: Task, record: Mapping[str, Any], path: Path) -> None:
     for key, conditioner in task.named_conditioners.items():
         if conditioner.encoder is not None:
             conditioner.encoder.promise(known.get(key), str(path))
-
-
-def resolved_encoders(task: AnyTask) -> AnyTask:
-    """The task with encoders in local folders told by their whole path."""
-    if not isinstance(task, DiffusionConfig):
-        return task
-    conditioners = tuple(
-        config.model_copy(update={"encoder": encoder.resolved()})
-        if (encoder := getattr(config, "encoder", None)) is not None
-        else config
-        for config in task.conditioners
-    )
-    return task.model_copy(update={"conditioners": conditioners})
 
 
 def _known(record: Mapping[str, Any] | None) -> dict[str, str]:

@@ -6,6 +6,7 @@ Source: Peebles & Xie 2022 (arXiv 2212.09748); tokens by cross-attention as in C
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from math import gcd
 from typing import Literal, NamedTuple, cast
 
@@ -52,6 +53,14 @@ class DiTConfig(NetworkConfig):
                 f"task.network.patch is {self.patch}, which does not divide the training size {shape.height}x{shape.width}",
                 f"choose a divisor of both sides: {listed(divisors(side))}, or change data.size",
             )
+
+    def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
+        for height, width in sizes:
+            if height % self.patch or width % self.patch:
+                raise ValueError(
+                    f"data.buckets holds {height}x{width}, which task.network.patch {self.patch} does not divide; "
+                    "set data.buckets to sizes that are multiples of it"
+                )
 
     def check_width(self) -> None:
         if self.width % self.heads:

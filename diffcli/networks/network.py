@@ -1,7 +1,7 @@
 """The contract of denoising networks: what a preset's `task.network` builds."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -18,6 +18,9 @@ class NetworkConfig(Config):
 
         Its `head` is the layer that gives the output.
         """
+
+    def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raises ValueError where it cannot take images of one of these sizes (height, width) of data.buckets."""
 
 
 def divisors(n: int) -> list[int]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffcli.config import Config, ImageShape, UserError
+from diffcli.config import ImageShape, UserError
 from diffcli.diffusion.editing import noised
 from diffcli.diffusion.guidance import LogProb, on_path
 from diffcli.diffusion.samplers import Sampler
@@ -15,6 +15,7 @@ from diffcli.diffusion.schedule import AnySchedule, Schedule
 from diffcli.networks.convnet import ConvNet, ConvNetConfig
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.task import Batch, Task
+from diffcli.tasks.task_config import TaskConfig
 
 
 class ClassifierTask(Task):
@@ -90,7 +91,7 @@ class ClassifierTask(Task):
         return batch["image"][margin.argsort()]
 
 
-class ClassifierConfig(Config):
+class ClassifierConfig(TaskConfig):
     """A classifier of images into num_classes classes; with a schedule, of noisy ones at any of its times."""
 
     kind: Literal["classifier"] = "classifier"

@@ -1,13 +1,13 @@
 """Diffusion as a task: codec, conditioners and denoiser joined; its loss, and the Denoise that samplers walk with."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffcli.config import Config, ImageShape
+from diffcli.config import ImageShape
 from diffcli.diffusion.coupling import Coupling, paired
 from diffcli.diffusion.denoiser import Denoise, Denoiser, Prediction, Target
 from diffcli.diffusion.guidance import (
@@ -22,28 +22,22 @@ from diffcli.diffusion.guidance import (
 from diffcli.diffusion.losses import denoising_loss
 from diffcli.diffusion.samplers import Sampler, Step
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
-from diffcli.diffusion.times import AnyTimes, LossAware, Times, UniformTimes
-from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, Distance, MinSnr, NoWeight, Weight
+from diffcli.diffusion.times import AnyTimes, UniformTimes
+from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, NoWeight
 from diffcli.networks.conditioning import Conditioning
 from diffcli.networks.registry import AnyNetwork
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
 from diffcli.tasks.conditioners.conditioner import Conditioner, cond_shape, condition
 from diffcli.tasks.conditioners.registry import AnyConditioner
-from diffcli.tasks.conditioners.stored import EmbeddingConditioner
-from diffcli.tasks.guide import Guiding
+from diffcli.tasks.conditioners.stored import IMAGE, EmbeddingConditioner
+from diffcli.tasks.guide import Drawing, Guiding
+from diffcli.tasks.objective import Objective
 from diffcli.tasks.task import Batch, Task
+from diffcli.tasks.task_config import TaskConfig
 
+LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
 SEQUENCE = 77  # tokens of a stored sequence where only their width is known: those of CLIP
-
-
-class Objective(NamedTuple):
-    """How images and noise are paired, at which times, and what an error there costs."""
-
-    times: Times = UniformTimes()
-    weight: Weight = NoWeight()
-    distance: Distance = L2()
-    coupling: Coupling = "none"
 
 
 class DiffusionTask(Task):
@@ -219,7 +213,7 @@ def halves(p: Prediction) -> tuple[Prediction, Prediction]:
     return Prediction(x0[0], eps[0], var_frac[0]), Prediction(x0[1], eps[1], var_frac[1])
 
 
-class DiffusionConfig(Config):
+class DiffusionConfig(TaskConfig):
     """A diffusion model: what the network regresses, along which path, under which conditions."""
 
     kind: Literal["diffusion"] = "diffusion"
@@ -256,23 +250,46 @@ class DiffusionConfig(Config):
 
     @model_validator(mode="after")
     def _objective_agrees(self) -> "DiffusionConfig":
-        discrete = isinstance(self.schedule, DiscreteSchedule)
-        if isinstance(self.times, LossAware) and not discrete:
-            raise ValueError(
-                f"times 'loss_aware' remembers the losses of every step, the {self.schedule.kind} schedule has none; "
-                "set task.times.kind to stratified or logit_normal, or choose a discrete schedule"
-            )
-        if isinstance(self.weight, MinSnr) and not isinstance(self.distance, L2):
-            raise ValueError(
-                f"weight 'min_snr' is stated for squared errors, but distance is {self.distance.kind}; "
-                "set task.distance.kind to l2 or task.weight.kind to none"
-            )
-        if isinstance(self.weight, MinSnr) and discrete and self.schedule.leftover_signal == 0:
-            raise ValueError(
-                "weight 'min_snr' is 0 at t = 1 where no signal is left, so the step that sampling starts with would never be "
-                "trained; set task.weight.kind to none"
-            )
+        self.objective.check(self.schedule)
         return self
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.times, self.weight, self.distance, self.coupling)
+
+    def check_drawing(self, drawing: Drawing) -> None:
+        if not any(c.kind == "embedding" and c.field == IMAGE for c in self.conditioners):
+            drawing.check_no_prior()
+        self.check_guide(drawing)
+        drawing.check_times(self.schedule)
+        drawing.check_variance(self.learn_variance)
+
+    def check_guide(self, drawing: Drawing) -> None:
+        """Raises ValueError where guidance and `guide` do not fit the model."""
+        drawing.check_guide(self.codec.clip, bool(self.conditioners), self.drop_condition)
+
+    def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
+        self.network.check_buckets(sizes)
+
+    def advice(self) -> list[str]:
+        found = []
+        if self.coupling != "none" and self.conditioners:
+            found.append(
+                f"task.coupling {self.coupling} pairs noise with images whatever their condition, so that one condition is "
+                "trained on a part of the noise only, but sampled from all of it"
+            )
+        if self.schedule.leftover_signal > LEFTOVER_SIGNAL:
+            found.append(
+                f"task.schedule {self.schedule.kind} leaves {self.schedule.leftover_signal:.3f} of the image at t = 1, but "
+                "sampling starts from pure noise: overall brightness may drift towards grey"
+            )
+        return found
+
+    def resolved(self) -> "DiffusionConfig":
+        return self.model_copy(update={"conditioners": tuple(c.resolved() for c in self.conditioners)})
+
+    def valueless(self) -> "DiffusionConfig":
+        return self.model_copy(update={"times": UniformTimes(), "coupling": "none"})
 
     def build(self, shape: ImageShape) -> DiffusionTask:
         """The task for images of this shape, its weights drawn from torch's current generator."""
@@ -282,5 +299,4 @@ class DiffusionConfig(Config):
         outputs = inner.channels * (2 if self.learn_variance else 1)
         network = self.network.build(inner, outputs, cond_shape(conditioners))
         denoiser = Denoiser(network, self.schedule, self.target, self.learn_variance)
-        objective = Objective(self.times, self.weight, self.distance, self.coupling)
-        return DiffusionTask(denoiser, codec, conditioners, objective, self.drop_condition, shape[1:])
+        return DiffusionTask(denoiser, codec, conditioners, self.objective, self.drop_condition, shape[1:])

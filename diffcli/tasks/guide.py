@@ -1,15 +1,17 @@
-"""What is said of guidance beside its scale: where it acts, how far it may go, and which other models it asks."""
+"""What a preset says of drawing: sampler, scale of guidance, prior, and the section `guide`, with the checks that tasks share."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from pydantic import Field, model_validator
+from torch import Tensor
 
-from diffcli.config import Config
-from diffcli.tasks.classifier import ClassifierTask
-
-if TYPE_CHECKING:
-    from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
+from diffcli.config import Config, UserError
+from diffcli.diffusion.denoiser import Denoise
+from diffcli.diffusion.guidance import LogProb
+from diffcli.diffusion.samplers import Ddpm, Sampler
+from diffcli.diffusion.schedule import Schedule
+from diffcli.fields import Batch
 
 
 class Guide(Config):
@@ -57,34 +59,98 @@ class Guide(Config):
         return self.model_copy(update={"weaker": None, "rescale": 0.0, "interval": kept})
 
 
+class Branching(Protocol):
+    """A denoising model whose branch can stand for the unconditional one."""
+
+    def branch(self, batch: Batch, n: int) -> Denoise: ...
+
+
+class Judging(Protocol):
+    """A classifier of noisy images."""
+
+    def log_prob(self, label: Tensor, schedule: Schedule, length: float) -> LogProb: ...
+
+
 class Guiding(NamedTuple):
     """A Guide with its models loaded, on the device of the model that they guide."""
 
     guide: Guide = Guide()
-    weaker: "DiffusionTask | None" = None
-    classifier: ClassifierTask | None = None
+    weaker: Branching | None = None
+    classifier: Judging | None = None
 
 
-def check_guide(scale: float, guide: Guide, task: "DiffusionConfig") -> None:
-    """Raises ValueError where guidance asks for a branch that nobody has learned, or says how to do what it does not do."""
-    if guide.threshold is not None and not task.codec.clip:
-        raise ValueError(
-            f"guide.threshold is {guide.threshold} but task.codec.clip is false, so x0 has no range to be kept to; "
-            "leave guide.threshold out"
-        )
-    if scale == 1:
-        idle = [key for key in Guide.model_fields if getattr(guide, key) != getattr(guide.unscaled(), key)]
-        if idle:
+class Drawing(NamedTuple):
+    """How a model is sampled unless a command says otherwise: the keys sampler, guidance, guide and prior of a preset."""
+
+    sampler: Sampler
+    guidance: float = 1.0
+    guide: Guide = Guide()
+    prior: Path | None = None
+
+    @property
+    def named(self) -> dict[str, Path]:
+        """The checkpoints of other runs that it names, by key of the preset."""
+        guides = {f"guide.{key}": path for key, path in self.guide.models.items()}
+        return guides if self.prior is None else guides | {"prior": self.prior}
+
+    @property
+    def preview_guidance(self) -> float:
+        """The scale of previews, which know no other model: 1 where the second branch is that of guide.weaker."""
+        return self.guidance if self.guide.weaker is None else 1.0
+
+    def check_times(self, schedule: Schedule) -> None:
+        """Raises ValueError where the sampler wants times that the schedule lacks: before the first preview, which is late."""
+        try:
+            self.sampler.times(schedule)
+        except UserError as error:
+            raise ValueError(f"{error.problem}; {error.hint.replace('--steps ', '--set sampler.steps=')}") from None
+
+    def check_variance(self, learned: bool) -> None:
+        """Raises ValueError where the sampler takes a variance that no model has learned."""
+        if isinstance(self.sampler, Ddpm) and self.sampler.variance == "learned" and not learned:
             raise ValueError(
-                f"guide.{idle[0]} is {getattr(guide, idle[0])} but guidance is 1, which is off; "
-                f"set guidance to 2, say, or leave guide.{idle[0]} out"
+                "sampler.variance is 'learned' but task.learn_variance is false; set sampler.variance to small or large"
             )
-    elif guide.weaker is None and not task.conditioners:
-        raise ValueError(
-            f"guidance is {scale} but the model is unconditional; leave guidance at 1, or name a guide.weaker model"
-        )
-    elif guide.weaker is None and task.drop_condition == 0:
-        raise ValueError(
-            f"guidance is {scale} but task.drop_condition is 0, so the unconditional branch was never trained; "
-            "set task.drop_condition to 0.1 or guidance to 1, or name a guide.weaker model"
-        )
+
+    def check_guide(self, bounded: bool, conditional: bool, drop_condition: float) -> None:
+        """Raises ValueError where guidance needs a branch that was never trained, or where a key of `guide` has no effect.
+
+        bounded: whether x0 has a range. conditional: whether the model has conditions. drop_condition: that of its training.
+        """
+        guide, scale = self.guide, self.guidance
+        if guide.threshold is not None and not bounded:
+            raise ValueError(
+                f"guide.threshold is {guide.threshold} but task.codec.clip is false, so x0 has no range to be kept to; "
+                "leave guide.threshold out"
+            )
+        if scale == 1:
+            idle = [key for key in Guide.model_fields if getattr(guide, key) != getattr(guide.unscaled(), key)]
+            if idle:
+                raise ValueError(
+                    f"guide.{idle[0]} is {getattr(guide, idle[0])} but guidance is 1, which is off; "
+                    f"set guidance to 2, say, or leave guide.{idle[0]} out"
+                )
+        elif guide.weaker is None and not conditional:
+            raise ValueError(
+                f"guidance is {scale} but the model is unconditional; leave guidance at 1, or name a guide.weaker model"
+            )
+        elif guide.weaker is None and drop_condition == 0:
+            raise ValueError(
+                f"guidance is {scale} but task.drop_condition is 0, so the unconditional branch was never trained; "
+                "set task.drop_condition to 0.1 or guidance to 1, or name a guide.weaker model"
+            )
+
+    def check_unguided(self, kind: str) -> None:
+        """Raises ValueError where a task of this kind, which has one branch, is guided."""
+        if self.guidance != 1:
+            raise ValueError(f"guidance is {self.guidance} but task.kind is '{kind}'; leave guidance at 1")
+
+    def check_no_guide(self, kind: str) -> None:
+        """Raises ValueError where a section `guide` is given to a task of a kind that draws no images."""
+        if self.guide != Guide():
+            raise ValueError(f"guide is given but task.kind is '{kind}'; leave guide out")
+
+    def check_no_prior(self) -> None:
+        """Raises ValueError where a prior is named and nothing reads what it makes."""
+        if self.prior is not None:
+            raise ValueError(f"prior is {self.prior} but no conditioner reads clip_image; leave prior out")

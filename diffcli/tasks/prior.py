@@ -22,11 +22,12 @@ from diffcli.networks.translator import Translator, VectorDenoiser
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import PixelCodec
 from diffcli.tasks.conditioners.slots import unit_variance
-from diffcli.tasks.conditioners.stored import EmbeddingConditionerConfig
-from diffcli.tasks.diffusion import DiffusionTask, Objective
+from diffcli.tasks.conditioners.stored import IMAGE, TEXT, EmbeddingConditionerConfig
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.guide import Drawing
+from diffcli.tasks.objective import Objective
 from diffcli.tasks.task import Batch, Task
-
-TEXT, IMAGE = "clip_text", "clip_image"
+from diffcli.tasks.task_config import TaskConfig
 
 
 class PriorTask(Task):
@@ -166,7 +167,7 @@ class DiffusionPriorConfig(Config):
         return DiffusionPrior(dim, task)
 
 
-class PriorConfig(Config):
+class PriorConfig(TaskConfig):
     """From text embeddings to image embeddings of `dim` values."""
 
     kind: Literal["prior"] = "prior"
@@ -177,6 +178,18 @@ class PriorConfig(Config):
     def guided(self) -> bool:
         """Whether there is a branch without the text to lead away from."""
         return isinstance(self.network, DiffusionPriorConfig) and self.network.drop_condition > 0
+
+    def check_drawing(self, drawing: Drawing) -> None:
+        if drawing.guidance != 1 and not self.guided:
+            raise ValueError(
+                f"guidance is {drawing.guidance}, but a prior of task.network.kind {self.network.kind} that never drops its "
+                "text has no second branch; set guidance to 1"
+            )
+        drawing.check_no_guide(self.kind)
+        drawing.check_no_prior()
+        if isinstance(self.network, DiffusionPriorConfig):
+            drawing.check_times(self.network.schedule)
+        drawing.check_variance(learned=False)
 
     def build(self, shape: ImageShape) -> PriorTask:
         """The task, its weights drawn from torch's current generator; of images it takes none."""

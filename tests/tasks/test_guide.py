@@ -10,7 +10,7 @@ from torch import Tensor
 from diffcli.diffusion.samplers import Ddim, Ode
 from diffcli.noise import Noise
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
-from diffcli.tasks.guide import Guide, Guiding, check_guide
+from diffcli.tasks.guide import Drawing, Guide, Guiding
 from tests.tasks.test_diffusion_task import CLASSES, SHAPE, Calls, build, config
 
 T = torch.tensor(0.6, dtype=torch.float64)  # sigma / alpha is 1.38 on the cosine path
@@ -171,13 +171,13 @@ def test_a_guide_that_contradicts_itself_is_refused(keys, words):
 )
 def test_a_guide_that_does_not_fit_the_model_is_refused(scale, guide, changes, words):
     with pytest.raises(ValueError, match=words):
-        check_guide(scale, guide, config(**changes))
+        config(**changes).check_drawing(Drawing(Ddim(), scale, guide))
 
 
 def test_a_guide_that_fits_is_not_refused():
-    check_guide(3, Guide(weaker="w", rescale=0.5), config(conditioners=[]))
-    check_guide(1, Guide(classifier="c", interval=(1, 2)), config(conditioners=[]))
-    check_guide(3, Guide(interval=(1, 2)), config(drop_condition=0.1))
+    config(conditioners=[]).check_drawing(Drawing(Ddim(), 3, Guide(weaker="w", rescale=0.5)))
+    config(conditioners=[]).check_drawing(Drawing(Ddim(), 1, Guide(classifier="c", interval=(1, 2))))
+    config(drop_condition=0.1).check_drawing(Drawing(Ddim(), 3, Guide(interval=(1, 2))))
 
 
 def test_a_sampler_guided_by_everything_draws_in_range():

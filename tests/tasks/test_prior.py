@@ -8,7 +8,8 @@ from diffcli.config import ImageShape, UserError
 from diffcli.diffusion.samplers import Ddim
 from diffcli.noise import Domain, Noise, derive
 from diffcli.tasks.conditioners.slots import unit_variance
-from diffcli.tasks.prior import IMAGE, TEXT, PriorConfig, PriorTask
+from diffcli.tasks.conditioners.stored import IMAGE, TEXT
+from diffcli.tasks.prior import PriorConfig, PriorTask
 
 NO_IMAGE = ImageShape(3, 8, 8)
 DDIM = Ddim(steps=12)

@@ -10,9 +10,8 @@ from diffcli.config import UserError
 from diffcli.data import captions
 from diffcli.engine.draw.translation import Prior
 from diffcli.engine.model import Model
-from diffcli.tasks.conditioners.stored import EmbeddingConditioner
+from diffcli.tasks.conditioners.stored import IMAGE, EmbeddingConditioner
 from diffcli.tasks.guide import Guide
-from diffcli.tasks.prior import IMAGE
 from diffcli.tasks.task import Task
 
 ANY = ""  # what a conditioner reads where nobody looks at what it says

@@ -29,7 +29,7 @@ from diffcli.engine.score.sides import Source
 from diffcli.noise import Domain, Noise
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
-from diffcli.tasks.guide import Guide, check_guide
+from diffcli.tasks.guide import Drawing, Guide
 from diffcli.tasks.prior import DiffusionPriorConfig
 
 DEFAULT_N = 16
@@ -243,7 +243,7 @@ def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig)
     scale, guide = options.guidance, guide.unscaled() if options.guidance == 1 else guide
     if not any(item.startswith("guide.") for item in options.overrides):
         try:
-            check_guide(scale, guide, task)
+            task.check_guide(Drawing(model.preset.sampler, scale, guide))
         except ValueError as error:
             problem = str(error).partition("; ")[0]
             raise UserError(f"--guidance for {model.path}: {problem}", "use --guidance 1, which is off") from None

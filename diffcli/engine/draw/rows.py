@@ -16,7 +16,7 @@ from diffcli.data.loader import on_device
 from diffcli.engine.draw.translation import Prior
 from diffcli.engine.model import Model
 from diffcli.engine.score.sides import Source
-from diffcli.tasks.prior import IMAGE, TEXT
+from diffcli.tasks.conditioners.stored import IMAGE, TEXT
 
 
 @dataclass(frozen=True)

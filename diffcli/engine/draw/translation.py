@@ -10,8 +10,8 @@ from torch import Tensor
 from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.engine.model import Model, load_model
-from diffcli.tasks.conditioners.stored import EmbeddingConditioner
-from diffcli.tasks.prior import IMAGE, TEXT, PriorTask
+from diffcli.tasks.conditioners.stored import IMAGE, TEXT, EmbeddingConditioner
+from diffcli.tasks.prior import PriorTask
 from diffcli.tasks.task import Task
 
 IDENTITY = "none"  # for --prior: the text's embedding as it is, the baseline

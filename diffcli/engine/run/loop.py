@@ -233,7 +233,7 @@ class Loop:
         """Images of the averaged model, always of the same seeds and conditions: those of some images of the data."""
         fields, rows = self.data.shown(self.cfg.previews)
         batch = on_device(fields, self.group.device) | {"index": rows}
-        return self.averaged.preview(batch, self.preset.sampler, self.preset.preview_guidance)
+        return self.averaged.preview(batch, self.preset.sampler, self.preset.drawing.preview_guidance)
 
     @property
     def averaged(self) -> Task:

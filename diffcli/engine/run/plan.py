@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffcli.config import UserError
 from diffcli.data.loader import epoch_size
 from diffcli.data.stream.stream import StreamData
-from diffcli.diffusion.times import UniformTimes
 from diffcli.ema import averages
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.loop import autocast
@@ -18,7 +17,6 @@ from diffcli.engine.run.state import build_on_meta
 from diffcli.noise import Domain, derive
 from diffcli.preset import Preset
 from diffcli.tasks.conditioners.pretrained import PretrainedConditioner
-from diffcli.tasks.diffusion import DiffusionConfig
 from diffcli.tasks.task import Task
 
 COPIES = 4  # float32 values a parameter, beside its averages: itself, its gradient, two moments of Adam
@@ -27,8 +25,8 @@ COPIES = 4  # float32 values a parameter, beside its averages: itself, its gradi
 def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     """Facts about a resolved preset, by name; estimates are for one process. Builds the task on the meta device."""
     cfg = preset.train
-    check_named(preset.named)
-    task = build_on_meta(valueless(preset)).train()
+    check_named(preset.drawing.named)
+    task = build_on_meta(preset.model_copy(update={"task": preset.task.valueless()})).train()
     frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())
     local = max(1, cfg.batch_size // (world * cfg.accumulate))
@@ -60,14 +58,6 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
         "previews": f"{run}/previews/step-{cfg.every.preview:08d}.png ..." if cfg.every.preview else "never",
         "checkpoints": f"{run}/checkpoints/step-{cfg.every.save or cfg.steps:08d} ..., the last {cfg.keep_last} kept",
     }
-
-
-def valueless(preset: Preset) -> Preset:
-    """The same arithmetic with times and pairs that look at no losses or images: meta tensors have no values."""
-    if not isinstance(preset.task, DiffusionConfig):
-        return preset
-    task = preset.task.model_copy(update={"times": UniformTimes(), "coupling": "none"})
-    return preset.model_copy(update={"task": task})
 
 
 def measure(task: Task, preset: Preset) -> tuple[int, int]:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.ema import AnyEma, Ema, averages
-from diffcli.engine.encoder_records import resolved_encoders
 from diffcli.engine.tuning import auto_precision, memory_format
 from diffcli.optim import optimizer_tensors, restore_optimizer
 from diffcli.preset import Preset
@@ -109,7 +108,7 @@ def resolved(preset: Preset, device: torch.device) -> Preset:
         update={name: path.expanduser().absolute() for name, path in preset.guide.models.items()}
     )
     prior = None if preset.prior is None else preset.prior.expanduser().absolute()
-    found = {"data": preset.data.absolute(), "task": resolved_encoders(preset.task), "guide": guide, "prior": prior}
+    found = {"data": preset.data.absolute(), "task": preset.task.resolved(), "guide": guide, "prior": prior}
     return preset.model_copy(update={"train": train, **found})
 
 

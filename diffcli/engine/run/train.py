@@ -63,7 +63,7 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
     preset = resolved(preset, group.device)
     check_processes(preset, group.world)
     if start is None:
-        check_named(preset.named)
+        check_named(preset.drawing.named)
     with run.locked() if group.leads else nullcontext():
         if start is None and group.leads:
             run.check_new()

@@ -20,8 +20,9 @@ from diffcli.engine.model import Model
 from diffcli.engine.score.evaluate import Progress
 from diffcli.engine.score.sides import own_source, resolve
 from diffcli.tasks.conditioners.slots import unit_variance
+from diffcli.tasks.conditioners.stored import IMAGE, TEXT
 from diffcli.tasks.guide import Guide
-from diffcli.tasks.prior import IMAGE, TEXT, DiffusionPriorConfig, PriorConfig, PriorTask, closeness
+from diffcli.tasks.prior import DiffusionPriorConfig, PriorConfig, PriorTask, closeness
 
 METRICS = ("cosine", "mse", "retrieval")
 CHUNK = 1024  # rows compared with all others at once

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffcli.config import Config, UserError
+from diffcli.config import UserError
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.tasks.conditioners.conditioner import Conditioner
+from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
 
 
 class ClassConditioner(Conditioner):
@@ -53,7 +53,7 @@ class ClassConditioner(Conditioner):
         return Conditioning(tokens=rows.unflatten(1, (self.tokens, self.dim)))
 
 
-class ClassConditionerConfig(Config):
+class ClassConditionerConfig(ConditionerConfig):
     """Class labels, joined to the time embedding or told in tokens; rows dropped in training teach the null class."""
 
     kind: Literal["class"] = "class"

@@ -6,12 +6,12 @@ guidance.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from diffcli.config import UserError
+from diffcli.config import Config, UserError
 from diffcli.encoders.encoder import Encoder
 from diffcli.networks.conditioning import Conditioning, CondShape
 
@@ -32,6 +32,18 @@ class Conditioner(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
         """Its slots for B samples; rows with keep (B,) bool False are the null. `like`: x, for its size."""
+
+
+class ConditionerConfig(Config):
+    """What builds a conditioner."""
+
+    @abstractmethod
+    def build(self) -> Conditioner:
+        """The conditioner, its weights from torch's current generator."""
+
+    def resolved(self) -> Self:
+        """The same, with its local folders named by their whole path, so that they are found from anywhere."""
+        return self
 
 
 def cond_shape(conditioners: Iterable[Conditioner]) -> CondShape:

@@ -1,15 +1,15 @@
 """Texts as a condition, read by a frozen pretrained encoder in every step."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffcli.config import Config, UserError
+from diffcli.config import UserError
 from diffcli.encoders.encoder import CLIP_LENGTH, T5_LENGTH, Encoded, Encoder, EncoderConfig
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.tasks.conditioners.conditioner import Conditioner
+from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import Gives, Slot, readable
 
 
@@ -57,7 +57,7 @@ class PretrainedConditioner(Conditioner):
         return Encoded(mask[..., None].expand(-1, -1, widths[0]).float(), mask, keep.new_zeros(n, widths[1]).float())
 
 
-class PretrainedConditionerConfig(Config):
+class PretrainedConditionerConfig(ConditionerConfig):
     """Captions, read by a frozen encoder in every step. width, pooled_width: of its tokens and of its pooled feature."""
 
     kind: Literal["pretrained"] = "pretrained"
@@ -72,6 +72,9 @@ class PretrainedConditionerConfig(Config):
         if self.encoder.kind == "t5" and self.gives != "tokens":
             raise ValueError(f"gives is '{self.gives}', but t5 has no pooled feature; set gives to tokens")
         return self
+
+    def resolved(self) -> Self:
+        return self.model_copy(update={"encoder": self.encoder.resolved()})
 
     def build(self) -> PretrainedConditioner:
         return PretrainedConditioner(self)

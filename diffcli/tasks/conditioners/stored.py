@@ -1,17 +1,19 @@
 """Embeddings as a condition: those that a pretrained encoder computed before, stored beside the images."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffcli.config import Config, UserError
+from diffcli.config import UserError
 from diffcli.encoders.encoder import Encoder, EncoderConfig
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.tasks.conditioners.conditioner import Conditioner
+from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import Gives, Slot, check_width, readable, unit_variance
+
+TEXT, IMAGE = "clip_text", "clip_image"  # fields with CLIP's embeddings of captions and of images
 
 
 class EmbeddingConditioner(Conditioner):
@@ -82,7 +84,7 @@ class EmbeddingConditioner(Conditioner):
         return found.cpu()
 
 
-class EmbeddingConditionerConfig(Config):
+class EmbeddingConditionerConfig(ConditionerConfig):
     """Embeddings that `prep-data --embed` stored beside the images, of one vector or of a sequence.
 
     tokens: how many are made of a vector, as unCLIP does with four. normalize: see `unit_variance`; sequences stay as they are.
@@ -108,6 +110,9 @@ class EmbeddingConditionerConfig(Config):
         if self.stored == "vector" and self.encoder is not None and self.encoder.kind == "t5":
             raise ValueError("encoder is t5, which has no pooled feature; set stored to sequence, or name a clip")
         return self
+
+    def resolved(self) -> Self:
+        return self if self.encoder is None else self.model_copy(update={"encoder": self.encoder.resolved()})
 
     def build(self) -> EmbeddingConditioner:
         return EmbeddingConditioner(self)

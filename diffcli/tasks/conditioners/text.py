@@ -16,10 +16,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffcli.config import Config, Note, UserError
+from diffcli.config import Note, UserError
 from diffcli.networks.attention_blocks import TokenAttention
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.tasks.conditioners.conditioner import Conditioner
+from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import SMALL, Gives
 
 PAD, BEGIN, END = b"\x00", b"\x02", b"\x03"  # NUL, start of text, end of text
@@ -122,7 +122,7 @@ def cut(data: bytes, limit: int) -> bytes:
     return data[:limit].decode("utf-8", "ignore").encode()
 
 
-class TextConditionerConfig(Config):
+class TextConditionerConfig(ConditionerConfig):
     """Captions, read by a byte-level transformer that is trained with the rest.
 
     length: tokens, that is bytes and two marks, of which a Latin letter takes one and most others two to four.

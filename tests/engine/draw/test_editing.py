@@ -401,5 +401,5 @@ def test_a_run_remembers_where_its_guides_are_and_previews_without_them(
     )
     model = load_model(run, torch.device("cpu"))
     assert model.preset.guide.weaker == trained.parent / "run"
-    assert model.preset.preview_guidance == 1
+    assert model.preset.drawing.preview_guidance == 1
     assert list((run / "previews").glob("*.png"))
