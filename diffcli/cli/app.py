@@ -11,10 +11,11 @@ import typer
 from diffcli import __version__
 from diffcli.cli import session
 from diffcli.cli.converting import export, import_weights
-from diffcli.cli.drawing import fid, gif, sample
+from diffcli.cli.drawing import gif, sample
 from diffcli.cli.options import Device, DeviceOption, Nproc, ResumeSet, Set
 from diffcli.cli.preparing import prep_data
 from diffcli.cli.presets import presets_app
+from diffcli.cli.scoring import fid
 
 app = typer.Typer(
     name="diffcli",

@@ -58,6 +58,16 @@ SamplerSet = Annotated[
         show_default="nothing",
     ),
 ]
+ScoreSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override an option of a metric, as metrics.kid.subset_size=500, one sampler.* or guide.* key, or where an encoder "
+        "has moved; repeatable.",
+        show_default="nothing",
+    ),
+]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
 Nproc = Annotated[int, typer.Option(min=1, help="Worker processes on this machine, started through torchrun.")]
 Ckpt = Annotated[Path, typer.Option("--ckpt", help="Run directory, checkpoint folder or ema.safetensors file.")]

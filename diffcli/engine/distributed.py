@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from diffcli.config import RunFailed, UserError
+
+T = TypeVar("T")
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 LAUNCHED = "DIFFCLI_LAUNCHED"  # for workers that `launch` started: the folder where they leave their errors
@@ -57,9 +59,25 @@ class Group:
         """The tensors of all ranks on rank 0, in rank order; an empty list elsewhere. All of one shape."""
         if self.world == 1:
             return [tensor]
-        parts = [torch.empty_like(tensor) for _ in range(self.world)]
-        dist.all_gather(parts, tensor.contiguous())
-        return parts if self.leads else []
+        parts = [torch.empty_like(tensor) for _ in range(self.world)] if self.leads else None
+        dist.gather(tensor.contiguous(), parts, dst=0)
+        return parts or []
+
+    def collect(self, what: T) -> list[T]:
+        """Small objects of all ranks on rank 0, in rank order; an empty list elsewhere. They are pickled."""
+        if self.world == 1:
+            return [what]
+        parts: list[Any] | None = [None] * self.world if self.leads else None
+        dist.gather_object(what, parts, dst=0)
+        return parts or []
+
+    def agreed(self, flag: bool) -> bool:
+        """What rank 0 says, on every rank."""
+        if self.world == 1:
+            return flag
+        value = torch.tensor([int(flag)], device=self.device)
+        dist.broadcast(value, src=0)
+        return bool(value)
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """The rows (n, ...) of all ranks on every rank, in rank order; n may differ from rank to rank."""

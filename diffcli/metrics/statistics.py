@@ -55,7 +55,7 @@ class Statistics(NamedTuple):
         return cls(torch.from_numpy(mu).double(), torch.from_numpy(sigma).double(), n, **words)
 
 
-class Moments:
+class FeatureMoments:
     """Sums for mean and covariance: state of size D^2, whatever the number of images.
 
     The first batch's mean is taken off every feature before it is squared, so that nothing cancels in the end.

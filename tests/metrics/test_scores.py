@@ -7,30 +7,50 @@ import torch
 from torch import Tensor
 
 from diffcli.config import RunFailed, UserError
-from diffcli.metrics import summary
-from diffcli.metrics.scores import METRICS, Kid, Scorer, covered, metrics_by_name
-from diffcli.metrics.summary import FeatureBatch, Hits, Part, Reservoir, Splits, Summary
+from diffcli.metrics import keepers
+from diffcli.metrics.extractor import Extracted
+from diffcli.metrics.fidelity import Kid, covered
+from diffcli.metrics.keepers import CLASSES, HITS, MOMENTS, SAMPLE, Hits, Means, Reservoir, Splits
+from diffcli.metrics.metric import Metric, Summaries, empty_summaries
+from diffcli.metrics.scores import METRICS, metrics_by_name
+from diffcli.metrics.summary import Summary
 from diffcli.noise import Noise, permutation
 
 BEST = {"fid": 0.0, "kid": 0.0, "precision": 1.0, "recall": 1.0, "accuracy": 1.0}
-CLASSES = 5
+LOGITS = 5
+OF_IMAGES = sorted(name for name, metric in METRICS.items() if metric().needs[0].extractor == "features")
 
 
 def normal(seed: int, *shape: int) -> Tensor:
     return Noise([seed], torch.device("cpu"))(torch.empty(1, *shape))[0]
 
 
-def labelled(x: Tensor) -> tuple[FeatureBatch, Tensor]:
+def labelled(x: Tensor) -> Extracted:
     """A batch whose logits are its first features and whose labels are what they say."""
-    return FeatureBatch(x, x[:, :CLASSES]), x[:, :CLASSES].argmax(1)
+    return {"features": x, "logits": x[:, :LOGITS], "label": x[:, :LOGITS].argmax(1)}
+
+
+def gathered(metrics: list[Metric], real: Tensor, fake: Tensor, batch: int = 64) -> Summaries:
+    """What the metrics keep of two sides of features (N, D)."""
+    summaries = empty_summaries(metrics)
+    for (side, _), summary in summaries.items():
+        for rows in (real if side == "reference" else fake).split(batch):
+            summary.update(labelled(rows))
+    return summaries
+
+
+def computed(metrics: list[Metric], real: Tensor, fake: Tensor, batch: int = 64) -> dict[str, float]:
+    summaries = gathered(metrics, real, fake, batch)
+    return {name: value for metric in metrics for name, value in metric.compute(summaries).items()}
 
 
 def score(real: Tensor, fake: Tensor, names: list[str], batch: int = 64) -> dict[str, float]:
-    scorer = Scorer(metrics_by_name(names))
-    for side, x in (("real", real), ("fake", fake)):
-        for rows in x.split(batch):
-            scorer.update(side, *labelled(rows))
-    return scorer.compute()
+    return computed(metrics_by_name(names), real, fake, batch)
+
+
+def said(metrics: list[Metric], real: Tensor, fake: Tensor) -> list[str]:
+    summaries = gathered(metrics, real, fake)
+    return [warning for metric in metrics for warning in metric.warnings(summaries)]
 
 
 @pytest.mark.parametrize("name", sorted(set(BEST) - {"kid"}))
@@ -52,21 +72,21 @@ def test_kid_of_two_samples_of_one_distribution_is_zero_on_average():
     assert abs(values.mean()) < 4 * values.std() / 40**0.5
 
 
-@pytest.mark.parametrize("name", sorted(set(METRICS) - {"accuracy", "is"}))  # which see the fake side alone
+@pytest.mark.parametrize("name", sorted(set(OF_IMAGES) - {"accuracy", "is"}))  # which see the fake side alone
 def test_a_different_set_scores_worse_than_one_alike(name: str):
     real, alike, other = normal(1, 400, 6), normal(2, 400, 6), normal(3, 400, 6) * 0.3 + 3
     good, bad = (score(real, fake, [name])[name] for fake in (alike, other))
     assert bad > good + 0.5 if BEST[name] == 0 else bad < good - 0.3
 
 
-@pytest.mark.parametrize("name", sorted(set(METRICS) - {"is"}))
+@pytest.mark.parametrize("name", sorted(set(OF_IMAGES) - {"is"}))
 def test_the_order_of_images_does_not_matter(name: str):
     real, fake = normal(1, 200, 8), normal(2, 200, 8) + 0.3
     once = score(real, fake, [name])[name]
     assert score(real.flip(0), fake[permutation(0, 0, 200)], [name])[name] == pytest.approx(once, rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(METRICS))
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_the_split_into_batches_does_not_matter(name: str):
     real, fake = normal(1, 200, 8), normal(2, 150, 8) + 0.3
     once = score(real, fake, [name], batch=200)
@@ -88,10 +108,7 @@ def test_kid_agrees_with_torchmetrics():
 
 def test_kid_averages_over_subsets_of_larger_sets():
     real, fake = normal(1, 500, 6), normal(2, 500, 6) + 0.5
-    sides = Scorer([Kid(subsets=60, subset_size=100)])
-    for side, x in (("real", real), ("fake", fake)):
-        sides.update(side, FeatureBatch(x))
-    found = sides.compute()
+    found = computed([Kid(subsets=60, subset_size=100)], real, fake)
     assert found["kid"] == pytest.approx(score(real, fake, ["kid"])["kid"], abs=4 * found["kid_std"] / 60**0.5)
     assert found["kid_std"] > 0
 
@@ -100,7 +117,7 @@ def test_the_inception_score_agrees_with_torchmetrics(monkeypatch):
     import diffcli.torchvision_compat  # noqa: F401, I001
     from torchmetrics.image.inception import InceptionScore
 
-    monkeypatch.setattr(summary, "SPLITS", 1)  # torchmetrics splits in an order of its own
+    monkeypatch.setattr(keepers, "SPLITS", 1)  # torchmetrics splits in an order of its own
     logits = 3 * normal(1, 200, 10)
     splits, oracle = Splits(), InceptionScore(torch.nn.Identity(), splits=1)
     for batch in logits.split(33):
@@ -182,40 +199,35 @@ def test_a_reservoir_does_not_depend_on_batches():
 
 
 def test_memory_does_not_grow_with_the_number_of_images(monkeypatch):
-    monkeypatch.setattr(summary, "CAP", 100)
-    side = Summary(frozenset(Part))
+    monkeypatch.setattr(keepers, "CAP", 100)
+    side = Summary([MOMENTS, SAMPLE, CLASSES, HITS])
     sizes = []
     for i in range(40):
-        side.update(*labelled(normal(i, 50, 8)))
+        side.update(labelled(normal(i, 50, 8)))
         sizes.append(len(pickle.dumps(side)))
     assert max(sizes[20:]) <= max(sizes[:10])
     assert side.n == 2000
 
 
 def test_features_that_are_not_finite_stop_the_scoring():
-    side = Summary(frozenset({Part.MOMENTS}))
-    with pytest.raises(RunFailed, match=r"images 0\.\.1 are not finite"):
-        side.update(FeatureBatch(torch.tensor([[1.0], [torch.inf]])))
+    side = Summary([MOMENTS])
+    with pytest.raises(RunFailed, match=r"features of rows 0\.\.1 are not finite"):
+        side.update({"features": torch.tensor([[1.0], [torch.inf]])})
 
 
 def test_a_summary_comes_back_from_its_arrays():
-    side = Summary(frozenset({Part.MOMENTS, Part.SAMPLE}))
-    side.update(FeatureBatch(normal(1, 60, 4)))
+    side = Summary([MOMENTS, SAMPLE])
+    side.update({"features": normal(1, 60, 4)})
     again = Summary.from_arrays(side.arrays())
-    assert again.parts == side.parts
+    assert again.keeps == side.keeps
     assert again.n == 60
     assert torch.equal(again.statistics().sigma, side.statistics().sigma)
-    assert again.sample is not None
-    assert side.sample is not None
-    assert torch.equal(again.sample.rows(), side.sample.rows())
+    assert torch.equal(again.sample(), side.sample())
 
 
 def test_too_few_images_for_the_dimension_warn():
     def warnings(n: int) -> list[str]:
-        scorer = Scorer(metrics_by_name(["fid", "kid", "is"]))
-        for side in ("real", "fake"):
-            scorer.update(side, *labelled(normal(1, n, 40)))
-        return scorer.warnings()
+        return said(metrics_by_name(["fid", "kid", "is"]), normal(1, n, 40), normal(1, n, 40))
 
     assert any("30 real images are too few for 40 features" in w for w in warnings(30))
     assert any("60 fake images are few for 40 features" in w for w in warnings(60))
@@ -225,11 +237,9 @@ def test_too_few_images_for_the_dimension_warn():
 
 
 def test_a_capped_sample_is_stated(monkeypatch):
-    monkeypatch.setattr("diffcli.metrics.scores.CAP", 50)
-    scorer = Scorer(metrics_by_name(["precision"]))
-    for side in ("real", "fake"):
-        scorer.update(side, FeatureBatch(normal(1, 60, 4)))
-    assert scorer.warnings() == ["precision: from a random sample of 50 of the 60 real and 60 fake images"]
+    monkeypatch.setattr("diffcli.metrics.fidelity.CAP", 50)
+    found = said(metrics_by_name(["precision"]), normal(1, 60, 4), normal(2, 60, 4))
+    assert found == ["precision: from a random sample of 50 of the 60 real and 60 fake images"]
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest():
@@ -240,3 +250,57 @@ def test_an_unknown_metric_is_answered_with_the_nearest():
 
 def test_metrics_are_computed_once_in_the_order_asked_for():
     assert [m.kind for m in metrics_by_name(["recall", " FID", "recall"])] == ["recall", "fid"]
+
+
+def test_options_of_a_metric_are_validated_and_named() -> None:
+    kid, fid = metrics_by_name(["kid", "fid"], {"kid": {"subset_size": 500}})
+    assert isinstance(kid, Kid)
+    assert (kid.subset_size, kid.subsets) == (500, 100)
+    assert (kid.options, fid.options) == ({"subset_size": 500}, {})
+    for names, options, problem, hint in (
+        (
+            ["kid"],
+            {"kid": {"subset_sise": 5}},
+            "metrics.kid.subset_sise is not a known key",
+            "did you mean 'subset_size'",
+        ),
+        (["kid"], {"kid": {"subset_size": 1}}, "metrics.kid.subset_size is 1", "--set metrics.kid.subset_size"),
+        (
+            ["kid"],
+            {"kid": {"subset_size": "many"}},
+            "metrics.kid.subset_size is 'many'",
+            "--set metrics.kid.subset_size",
+        ),
+        (["fid"], {"kid": {"subset_size": 5}}, "'kid' is not among --metrics fid", "add kid to --metrics"),
+        (["kid"], {"kdi": {"subset_size": 5}}, "'kdi' is not among --metrics kid", "did you mean 'kid'"),
+    ):
+        with pytest.raises(UserError) as error:
+            metrics_by_name(names, options)
+        assert problem in error.value.problem
+        assert hint in error.value.hint
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_a_metric_keeps_nothing_that_it_does_not_say_it_needs(name: str) -> None:
+    """Every registered metric computes from the parts of its needs, and from no other side or extractor."""
+    metric = METRICS[name]()
+    summaries = empty_summaries([metric])
+    assert set(summaries) == {(need.side, need.extractor) for need in metric.needs}
+    rows = torch.rand(24, 6)
+    values = {"bits": rows, "bpd": rows.sum(1), "text": rows, "image": rows, "predicted": rows, **labelled(rows)}
+    values |= {f"{who}{value}": rows[:, 0] for who in ("", "identity_") for value in ("cosine", "mse")}
+    for summary in summaries.values():
+        summary.update({value: values[value] for value in summary.values})
+    scores = metric.compute(summaries)
+    assert scores
+    assert all(isinstance(value, float) for value in scores.values())
+    assert next(iter(metric.lines(scores, metric.more(summaries)))) == name
+    assert metric.warnings(summaries) is not None
+
+
+def test_means_and_deviations_of_values_are_those_of_all_rows() -> None:
+    means, values = Means(), 1e4 + normal(3, 100, 2, 3)
+    for rows in values.split(17):
+        means.update(rows)
+    torch.testing.assert_close(means.mean, values.double().mean(0))
+    torch.testing.assert_close(means.std(), values.double().std(0, unbiased=False), rtol=1e-6, atol=1e-9)

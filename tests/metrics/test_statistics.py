@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.metrics.statistics import Moments, Statistics, frechet
+from diffcli.metrics.statistics import FeatureMoments, Statistics, frechet
 from diffcli.noise import Noise
 
 
@@ -24,7 +24,7 @@ def covariance(seed: int, dim: int) -> Tensor:
 
 
 def gather(x: Tensor, sizes: list[int]) -> Statistics:
-    moments = Moments()
+    moments = FeatureMoments()
     for batch in x.split(sizes):
         moments.update(batch)
     return moments.statistics()
@@ -56,7 +56,7 @@ def test_moments_survive_a_mean_far_larger_than_the_spread():
 
 
 def test_moments_keep_a_state_of_constant_size():
-    moments = Moments()
+    moments = FeatureMoments()
     sizes = set()
     for i in range(4):
         moments.update(features(i, 1000, 16).float())
@@ -65,7 +65,7 @@ def test_moments_keep_a_state_of_constant_size():
 
 
 def test_a_covariance_of_one_image_is_refused():
-    moments = Moments()
+    moments = FeatureMoments()
     moments.update(torch.ones(1, 3))
     with pytest.raises(ValueError, match="at least 2"):
         moments.statistics()

@@ -25,7 +25,7 @@ from diffcli.engine.draw.prompts import blank_fields, choose_prompts, prompt_fie
 from diffcli.engine.draw.rows import Rows, choose_rows, told_fields
 from diffcli.engine.draw.translation import Prior, choose_prior
 from diffcli.engine.model import Model
-from diffcli.engine.score.sides import Source
+from diffcli.engine.score.sides import Side
 from diffcli.noise import Domain, Noise
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
@@ -169,7 +169,7 @@ class Request:
         } | self.edit.describe()
 
 
-def request(model: Model, options: SampleOptions, reference: Source | None = None) -> Request:
+def request(model: Model, options: SampleOptions, reference: Side | None = None) -> Request:
     """The options completed from the checkpoint. Raises UserError where they contradict it or each other.
 
     reference: the rows of which a model of texts or embeddings is told, in place of prompts.
@@ -213,7 +213,7 @@ def request(model: Model, options: SampleOptions, reference: Source | None = Non
 
 
 def choose_words(
-    model: Model, options: SampleOptions, n: int, guidance: float, guide: Guide, reference: Source | None
+    model: Model, options: SampleOptions, n: int, guidance: float, guide: Guide, reference: Side | None
 ) -> tuple[list[str] | None, Prior | None, Rows | None]:
     """The prompts, the prior that they or the rows of a reference need, and these rows, which tell in place of prompts."""
     if reference is not None and told_fields(model) and not unconditional(guidance, guide):

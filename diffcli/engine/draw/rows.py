@@ -15,7 +15,7 @@ from diffcli.data.images import Fields, ImageData
 from diffcli.data.loader import on_device
 from diffcli.engine.draw.translation import Prior
 from diffcli.engine.model import Model
-from diffcli.engine.score.sides import Source
+from diffcli.engine.score.sides import Side
 from diffcli.tasks.conditioners.stored import IMAGE, TEXT
 
 
@@ -57,7 +57,7 @@ def told_fields(model: Model) -> frozenset[str]:
     return model.task.reads - {"image", "label"}
 
 
-def choose_rows(model: Model, source: Source, prior: Prior | None) -> Rows:
+def choose_rows(model: Model, source: Side, prior: Prior | None) -> Rows:
     """The rows of the reference `source`. Raises UserError where they do not hold what the model is told."""
     wanted = told_fields(model) - ({IMAGE} if prior else frozenset()) | ({TEXT} if prior else frozenset())
     there = [] if source.data is None else source.data.fields

@@ -1,11 +1,9 @@
-"""`diffcli fid --metrics bpd`: how many bits a dimension a checkpoint needs, by its variational bound, to tell reference images.
+"""The extractor `bound`: how many bits a dimension a checkpoint needs, by its variational bound, to code reference images.
 
 Image i of the reference is noised by the stream of seed + i, so the bound depends on neither batch size nor number of processes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,61 +15,86 @@ from diffcli.diffusion.likelihood import Variance, bits_per_dim
 from diffcli.diffusion.samplers import Ddpm
 from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine import encoder_records
-from diffcli.engine.distributed import Group
 from diffcli.engine.draw.request import Request, SampleOptions
-from diffcli.engine.score.evaluate import Progress
-from diffcli.engine.score.sides import Images, Source
+from diffcli.engine.score.onepass import Watch
+from diffcli.fields import FieldSpec, Remedies, Specs, check_fields
+from diffcli.metrics.extractor import Extracted
 from diffcli.noise import Noise
 
-METRIC = "bpd"
 
+class VariationalBound:
+    """Every term of the bound of each image: unguided, and clipped as sampling clips, as published bounds are.
 
-@dataclass(frozen=True)
-class Bound:
-    """The bound and what it is made of; all in bits a dimension, means over the images."""
+    guidance: None or 1 conditions on the images' own labels, 0 on nothing. watch: shows how many of `expected` images' terms are
+    done. Raises UserError where the model has no bound.
+    """
 
-    bpd: float
-    spread: float  # standard deviation over the images
-    terms: Sequence[float]  # from t = 1 to 1/T, then the prior's; they add up to bpd
-    reference: str
-    n: int
-    warnings: list[str] = field(default_factory=list)
-    details: Mapping[str, Any] = field(default_factory=dict)
+    unit = "images"
+    classes: tuple[str, ...] | None = None
 
-    def lines(self) -> list[str]:
-        """For people: the bound, its parts, then what was told by what."""
-        *between, last, prior = self.terms
-        facts = {
-            METRIC: f"{self.bpd:.6g} +- {self.spread:.3g} over the images (variational bound, bits a dimension)",
-            "parts": f"steps {sum(between):.6g}, last step {last:.6g}, prior {prior:.6g}",
-            "reference": f"{self.reference}, {self.n} images",
-            **{name: str(value) for name, value in self.details.items()},
+    def __init__(self, req: Request, guidance: float | None, watch: Watch | None = None, expected: int = 0) -> None:
+        self.req, self.guidance, self.watch = req, guidance, watch
+        self.schedule, self.variance = _chain(req)
+        self.done, self.expected = 0, expected * (self.schedule.steps + 1)
+        self.limit: int | None = req.n
+        self.notes: list[str] = []
+        self.reads: Specs = {"image": FieldSpec("image", tuple(req.model.preset.data.shape))}
+        if "label" in req.task.reads:
+            self.reads = {**self.reads, "label": FieldSpec("classes")}
+        self.gives: Mapping[str, tuple[int, ...]] = {"bits": (self.schedule.steps + 1,), "bpd": ()}
+
+    def check(self, name: str, fields: Specs) -> None:
+        labels = "give labelled data, such as the test split of the model's own"
+        if "label" in self.reads and "label" not in fields:
+            raise UserError(f"--ref {name}: the images have no labels, but the model is conditioned on them", labels)
+        size = "give images of the model's own size, such as the test split of its data"
+        remedies = {"image": Remedies(lacking=size, kind=size, shape=size), "label": Remedies(classes=labels)}
+        check_fields(self.reads, fields, f"--ckpt {self.req.model.path}", remedies)
+
+    def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
+        """`bits` (B, T + 1), from t = 1 to 1/T and then the prior's, and their sum `bpd` (B,), in bits a dimension."""
+        task = self.req.task
+        self._check_shape(fields["image"])
+        image = to_float(fields["image"].to(task.device))
+        batch = {**self.req.batch(rows), "image": image}
+        if "label" in self.reads:
+            task.check({**batch, "label": fields["label"]})
+            batch["label"] = fields["label"].to(task.device)
+        x0 = task.codec.encode(image)
+        denoise = task.denoise(batch, float(self.guidance != 0), len(x0))
+        noise = Noise([self.req.seed + i for i in rows], task.device)
+        terms = []
+        for term in bits_per_dim(denoise, self.schedule, x0, noise, self.variance, task.codec.scale):
+            terms.append(term.bits)
+            self.done += len(x0)
+            if self.watch:
+                self.watch("terms of images", self.done, self.expected)
+        bits = torch.stack(terms, dim=1)
+        return {"bits": bits, "bpd": bits.cpu().double().sum(1)}
+
+    def describe(self) -> dict[str, Any]:
+        req = self.req
+        conditions = [req.given.describe()] if req.given else []
+        conditions += ["the images' own labels"] if "label" in req.task.reads and self.guidance != 0 else []
+        return {
+            "variance": self.variance,
+            "evaluations": self.schedule.steps,
+            "condition": " and ".join(conditions) or "none",
+            "seed": req.seed,
         }
-        width = max(map(len, facts))
-        return [f"{name:<{width}}  {value}" for name, value in facts.items()]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For programs: JSON values."""
-        scores = {METRIC: self.bpd, f"{METRIC}_std": self.spread}
-        known = {"scores": scores, "terms": list(self.terms), "reference": {"name": self.reference, "n": self.n}}
-        return known | {"warnings": list(self.warnings), **self.details}
-
-
-def wanted(metrics: Sequence[str]) -> bool:
-    """Whether these metrics ask how well the model tells the reference, not how its samples look."""
-    return METRIC in (name.strip().lower() for name in metrics)
+    def _check_shape(self, image: Tensor) -> None:
+        """For sides that do not say beforehand how many channels their images have."""
+        shape = self.req.model.preset.data.shape
+        if tuple(image.shape[1:]) != tuple(shape):
+            raise UserError(
+                f"--ref: images are {tuple(image.shape[1:])} (channels, height, width), the model draws {tuple(shape)}",
+                "give images of the model's own size, such as the test split of its data",
+            )
 
 
-def check(metrics: Sequence[str], ckpt: object, options: SampleOptions) -> None:
-    """Raises UserError for what cannot go with bpd, before anything is loaded."""
-    others = [name for name in metrics if not wanted([name])]
-    if others:
-        raise UserError(
-            f"--metrics {','.join(metrics)}: bpd tells reference images, {', '.join(others)} look at samples",
-            "run diffcli fid once with --metrics bpd and once with the others",
-        )
-    if ckpt is None:
-        raise UserError("--metrics bpd needs a model", "type diffcli fid --ckpt RUN --ref B --metrics bpd")
+def check_options(options: SampleOptions) -> None:
+    """Raises UserError for sampling options that a bound, where nothing is sampled, cannot heed: labels, guidance, the walk."""
     if options.labels is not None:
         raise UserError(
             f"--class {options.labels} with --metrics bpd: the images have their own labels", "leave --class out"
@@ -105,49 +128,6 @@ def walks(item: str) -> bool:
     return not (item.startswith("sampler.variance=") or encoder_records.moves(item))
 
 
-def check_features(features: str | None, weights: Path | None) -> None:
-    """Raises UserError for an extractor that was asked for and would see no image."""
-    for flag, value in (("--features", features), ("--weights", weights)):
-        if value is not None:
-            raise UserError(
-                f"{flag} {value} with --metrics bpd: the bound is told by the model alone, without an extractor",
-                f"leave {flag} out",
-            )
-
-
-@torch.no_grad()
-def bound(
-    req: Request, source: Source, guidance: float | None, group: Group, progress: Progress | None = None
-) -> Bound | None:
-    """The bound of the first req.n images of `source`, on the leading rank; the others help and return None.
-
-    guidance: None or 1 conditions on the images' own labels, 0 on nothing. Raises UserError where model and images have no bound.
-    """
-    schedule, variance = _chain(req)
-    assert source.size is not None
-    assert source.batches is not None
-    n, mine = min(req.n, source.size), group.shares(min(req.n, source.size))[group.rank]
-    told = [torch.zeros(0, schedule.steps + 1, device=group.device)]
-    done = 0
-    for first, images in _share(source, mine, req.batch_size):
-        bits = []
-        for term in _terms(req, images, first, schedule, variance, conditional=guidance != 0):
-            bits.append(term)
-            done += len(term)
-            if progress and group.leads:
-                progress("terms of images", done, len(mine) * (schedule.steps + 1))
-        told.append(torch.stack(bits, dim=1))
-    terms = group.gather_rows(torch.cat(told)).cpu().double()  # (n, T + 1)
-    if not group.leads:
-        return None
-    total = terms.sum(1)
-    few = [f"{source.name} has {n} images, fewer than the {req.n} of --n"] if n < req.n else []
-    details = _details(req, variance, schedule, guidance)
-    return Bound(
-        float(total.mean()), float(total.std(unbiased=False)), terms.mean(0).tolist(), source.name, n, few, details
-    )
-
-
 def _chain(req: Request) -> tuple[DiscreteSchedule, Variance]:
     """The steps and the variance of the ancestral chain whose bound it is: that of --sampler ddpm, or what `auto` means there."""
     schedule, learned = req.task.denoiser.schedule, req.task.denoiser.learn_variance
@@ -159,61 +139,3 @@ def _chain(req: Request) -> tuple[DiscreteSchedule, Variance]:
         )
     chosen = req.sampler.variance if isinstance(req.sampler, Ddpm) else "auto"
     return schedule, ("learned" if learned else "small") if chosen == "auto" else chosen
-
-
-def _share(source: Source, mine: range, batch_size: int) -> Iterator[tuple[int, Images]]:
-    """The images `mine` of a source in batches, each with the number of its first."""
-    assert source.batches is not None
-    first = 0
-    for images, labels in source.batches(batch_size):
-        low, high = max(mine.start - first, 0), min(mine.stop - first, len(images))
-        if low < high:
-            yield first + low, (images[low:high], None if labels is None else labels[low:high])
-        first += len(images)
-        if first >= mine.stop:
-            return
-
-
-def _terms(
-    req: Request, images: Images, first: int, schedule: DiscreteSchedule, variance: Variance, conditional: bool
-) -> Iterator[Tensor]:
-    """Every term of the bound of a batch, each (B,): unguided, and clipped as sampling clips, as published bounds are told."""
-    task, (pixels, labels) = req.task, images
-    _check_images(req, pixels, labels)
-    image = to_float(pixels.to(task.device))
-    batch = {**req.batch(range(first, first + len(pixels))), "image": image}
-    if labels is not None:
-        task.check({**batch, "label": labels})
-        batch["label"] = labels.to(task.device)
-    x0 = task.codec.encode(image)
-    denoise = task.denoise(batch, float(conditional), len(x0))
-    noise = Noise([req.seed + first + i for i in range(len(x0))], task.device)
-    for term in bits_per_dim(denoise, schedule, x0, noise, variance, task.codec.scale):
-        yield term.bits
-
-
-def _check_images(req: Request, pixels: Tensor, labels: Tensor | None) -> None:
-    shape = req.model.preset.data.shape
-    if tuple(pixels.shape[1:]) != tuple(shape):
-        raise UserError(
-            f"--ref: images are {tuple(pixels.shape[1:])} (channels, height, width), the model draws {tuple(shape)}",
-            "give images of the model's own size, such as the test split of its data",
-        )
-    if "label" in req.task.reads and labels is None:
-        raise UserError(
-            "--ref: the images have no labels, but the model is conditioned on them",
-            "give labelled data, such as the test split of the model's own",
-        )
-
-
-def _details(req: Request, variance: Variance, schedule: DiscreteSchedule, guidance: float | None) -> dict[str, Any]:
-    told = [req.given.describe()] if req.given else []
-    told += ["the images' own labels"] if "label" in req.task.reads and guidance != 0 else []
-    return {
-        "checkpoint": f"{req.model.path} (step {req.model.step})",
-        "ema": req.model.ema,
-        "variance": variance,
-        "evaluations": schedule.steps,
-        "condition": " and ".join(told) or "none",
-        "seed": req.seed,
-    }

@@ -1,7 +1,8 @@
 """`--features`: the network that turns images into features, Inception or a classifier that diffcli itself trained."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,11 @@ from torch import Tensor
 
 from diffcli.config import ImageShape, UserError, did_you_mean
 from diffcli.data.loader import to_float
-from diffcli.metrics.extractors import Extractor, Inception
-from diffcli.metrics.summary import FeatureBatch
+from diffcli.engine.model import load_model
+from diffcli.engine.score.report import size_text
+from diffcli.fields import Specs
+from diffcli.metrics.extractor import IMAGES, Extracted, Extractor, check_images
+from diffcli.metrics.inception import InceptionFeatures
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, Pillow's grey
 
@@ -28,6 +32,9 @@ class ClassifierFeatures:
     """Penultimate features and logits of a trained classifier; other sizes and channels are converted, which is noted."""
 
     layer = "penultimate"
+    reads = IMAGES
+    limit: int | None = None
+    unit = "images"
 
     def __init__(
         self,
@@ -39,17 +46,21 @@ class ClassifierFeatures:
     ) -> None:
         self.task, self.name, self.shape, self.device = task, name, shape, torch.device(device)
         self.notes: list[str] = []
-        probe = self(torch.zeros(1, *shape, dtype=torch.uint8))
-        assert probe.logits is not None
-        self.dim = probe.features.shape[1]
-        self.num_logits: int | None = probe.logits.shape[1]
-        self.classes: tuple[str, ...] | None = classes or tuple(str(k) for k in range(probe.logits.shape[1]))
+        probe = self({"image": torch.zeros(1, *shape, dtype=torch.uint8)}, range(1))
+        self.gives: Mapping[str, tuple[int, ...]] = {name: tuple(value.shape[1:]) for name, value in probe.items()}
+        self.classes: tuple[str, ...] | None = classes or tuple(str(k) for k in range(self.gives["logits"][0]))
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> FeatureBatch:
-        """Features (B, D) and logits (B, K)."""
-        features = self.task.features(self._fit(to_float(images.to(self.device))))
-        return FeatureBatch(features, self.task.logits(features))
+    def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
+        """`features` (B, D) and `logits` (B, K)."""
+        features = self.task.features(self._fit(to_float(fields["image"].to(self.device))))
+        return {"features": features, "logits": self.task.logits(features)}
+
+    def check(self, name: str, fields: Specs) -> None:
+        check_images(name, fields, f"--features {self.name}")
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "layer": self.layer}
 
     def _fit(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] in the shape that the classifier was trained with."""
@@ -71,7 +82,7 @@ class ClassifierFeatures:
 def extractor_for(features: str, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
     """The extractor of `--features inception|RUN` and `--weights FILE`. Raises UserError."""
     if features.lower() == "inception":
-        return Inception(weights, device)
+        return InceptionFeatures(weights, device)
     path = Path(features).expanduser()
     if not path.exists():
         raise UserError(
@@ -83,14 +94,7 @@ def extractor_for(features: str, weights: Path | None = None, device: torch.devi
     return _of_run(path, device)
 
 
-def size_text(shape: ImageShape) -> str:
-    """Width x height x channels, as people say it."""
-    return f"{shape.width}x{shape.height}x{shape.channels}"
-
-
 def _of_run(path: Path, device: torch.device | str) -> Extractor:
-    from diffcli.engine.draw.sample import load_model  # brings the whole engine with it, which Inception does not need
-
     model = load_model(path, torch.device(device))
     task = model.task
     if not isinstance(task, ScoringTask):

@@ -1,46 +1,69 @@
-"""`diffcli fid` put together: which two sides, which extractor, and samples of a checkpoint as one of the sides."""
+"""`diffcli fid` put together: which metrics and sides, which extractors, and samples of a checkpoint as one of the sides."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from diffcli.config import UserError
 from diffcli.engine.distributed import Group
-from diffcli.engine.draw import guides
 from diffcli.engine.draw.rows import told_fields
-from diffcli.engine.draw.sample import Model, Request, SampleOptions, draw, load_model, request
-from diffcli.engine.score import bound, prior_scores
-from diffcli.engine.score.evaluate import Progress, Report, evaluate
+from diffcli.engine.draw.sample import Model, SampleOptions, load_model, request
+from diffcli.engine.score import bound, generated
+from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import extractor_for
-from diffcli.engine.score.sides import Images, Source, own_source, resolve
-from diffcli.metrics.scores import metrics_by_name
-from diffcli.tasks.guide import Guide
+from diffcli.engine.score.onepass import Watch, share
+from diffcli.engine.score.report import Report
+from diffcli.engine.score.sides import Side, own_side, resolve
+from diffcli.engine.score.translated import Translation, held_out
+from diffcli.metrics.extractor import Extractor
+from diffcli.metrics.metric import Metric, Role
+from diffcli.metrics.scores import METRICS, metrics_by_name
+
+OPTION = "metrics."  # how a --set item begins that is for a metric
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the command line asks for. `sides`: A B, or none where `ckpt` is sampled and compared with `ref`."""
+class Scoring:
+    """What the command line asks for. sides: A B, or none where `ckpt` is sampled and compared with `ref`."""
 
     sides: Sequence[str]
     ckpt: Path | None
     ref: str | None
-    options: SampleOptions
-    metrics: Sequence[str]
+    sampling: SampleOptions  # overrides: those of metrics among them
+    names: Sequence[str]  # of metrics
     features: str | None  # None is inception
     weights: Path | None
     ema: bool
 
+    @cached_property
+    def options(self) -> SampleOptions:
+        """The sampling options without those of metrics."""
+        kept = tuple(item for item in self.sampling.overrides if not item.startswith(OPTION))
+        return self.sampling.model_copy(update={"overrides": kept})
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """The metrics with their options. Raises UserError."""
+        return metrics_by_name(self.names, metric_options(self.sampling.overrides))
+
+    @cached_property
+    def extractors(self) -> dict[str, list[str]]:
+        """The names of the extractors that the metrics need, each with the metrics that need it."""
+        needed: dict[str, list[str]] = {}
+        for metric in self.metrics:
+            for name in dict.fromkeys(need.extractor for need in metric.needs):
+                needed.setdefault(name, []).append(metric.kind)
+        return needed
+
     def check(self) -> None:
         """Raises UserError for options that contradict each other, before anything is loaded."""
-        if bound.wanted(self.metrics):
-            bound.check(self.metrics, self.ckpt, self.options)
-            bound.check_features(self.features, self.weights)
-        elif prior_scores.wanted(self.metrics):
-            idle = {"--features": self.features, "--weights": self.weights}
-            prior_scores.check(self.metrics, self.ckpt, self.options, idle)
-        else:
-            metrics_by_name(self.metrics)
+        self._check_model()
+        self._check_idle()
         if self.ckpt is None and len(self.sides) != 2:
             raise UserError(
                 f"fid compares two sides, {len(self.sides)} given"
@@ -54,76 +77,110 @@ class Job:
         if self.ckpt is None and self.ref is not None:
             raise UserError(f"--ref {self.ref} goes with --ckpt", "type diffcli fid A B, the reference second")
 
-    def run(
-        self, group: Group, progress: Progress | None = None
-    ) -> Report | bound.Bound | prior_scores.Comparison | None:
-        """The report, on the leading rank; the others help to sample and return None."""
-        if self.ckpt is None:
-            return (
-                self._compared(resolve(self.sides[0]), resolve(self.sides[1]), group, progress) if group.leads else None
+    def _check_model(self) -> None:
+        """Metrics that ask the model under test need one, and one that can answer all of them."""
+        names = ",".join(metric.kind for metric in self.metrics)
+        translation = self.extractors.get("translation")
+        if translation and len(self.extractors) > 1:
+            other = next(metric.kind for metric in self.metrics if metric.kind not in translation)
+            ours = [kind for kind, metric in METRICS.items() if metric().needs[0].extractor == "translation"]
+            raise UserError(
+                f"--metrics {names}: {other} looks at images, of which a prior draws none",
+                f"choose among {', '.join(ours)}",
             )
+        if self.ckpt is None and translation:
+            hint = f"type diffcli fid --ckpt RUN --ref SET:test --metrics {names}"
+            raise UserError(f"--metrics {names} needs a prior", hint)
+        if self.ckpt is None and "bound" in self.extractors:
+            raise UserError(
+                f"--metrics {names} needs a model", f"type diffcli fid --ckpt RUN --ref B --metrics {names}"
+            )
+
+    def _check_idle(self) -> None:
+        """Refuses options that none of these metrics heeds."""
+        if "features" in self.extractors:
+            return
+        names, options = ",".join(metric.kind for metric in self.metrics), self.options
+        idle: dict[str, object] = {"--features": self.features, "--weights": self.weights}
+        if "bound" in self.extractors:
+            bound.check_options(options)
+        else:
+            idle |= {"--class": options.labels, "--prior": options.prior}
+        for flag, value in idle.items():
+            if value is not None:
+                problem = f"{flag} {value} with --metrics {names}: only the model is asked, and it does not heed it"
+                raise UserError(problem, f"leave {flag} out")
+
+    def run(self, group: Group, watch: Watch | None = None) -> Report | None:
+        """The report, on the leading process; the others do their share and return None."""
+        if self.ckpt is None:
+            samples, reference = map(resolve, self.sides)
+            return self._evaluated({"samples": samples, "reference": reference}, {}, group, watch, {})
         model = load_model(self.ckpt, group.device, self.ema, self.options.overrides)
-        if prior_scores.wanted(self.metrics):
-            return prior_scores.compare(model, self.options, self.metrics, self.ref, group, progress)
+        about = {"checkpoint": f"{model.path} (step {model.step})", "ema": model.ema}
+        if metrics := self.extractors.get("translation"):
+            reference = held_out(model, self.ref)
+            translation = Translation(model, self.options, ",".join(metrics))
+            extractors: dict[str, Extractor] = {"translation": translation}
+            return self._evaluated({"reference": reference}, extractors, group, watch, about)
+        return self._of_images(model, group, watch, about)
+
+    def _of_images(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
+        """Scores of a model that draws images."""
         telling = self._reference(model) if told_fields(model) else None
         req = request(model, self.options, telling)
-        if bound.wanted(self.metrics):
-            return bound.bound(req, telling or self._reference(model), self.options.guidance, group, progress)
-        fake = samples(req, group)
-        if not group.leads:
-            assert fake.batches is not None
-            for _ in fake.batches(req.batch_size):
-                pass
+        sides: dict[Role, Side] = {"reference": telling or self._reference(model)}
+        extractors: dict[str, Extractor] = {}
+        if "bound" in self.extractors:
+            mine = share(min(req.n, sides["reference"].size or 0), req.batch_size, group)
+            shown = watch if group.leads else None
+            extractors["bound"] = bound.VariationalBound(req, self.options.guidance, shown, sum(map(len, mine)))
+        if any(need.side == "samples" for metric in self.metrics for need in metric.needs):
+            sides["samples"] = generated.samples(req)
+            about |= generated.describe(req)
+        report = self._evaluated(sides, extractors, group, watch, about)
+        req.tally.agree(group)
+        if report is None:
             return None
-        details = describe(req)
-        report = self._compared(fake, telling or self._reference(model), group, progress, req.n, details)
+        if "samples" not in sides:
+            return report
         report.warnings.extend(req.given.notes(req.n) if req.given else [])
-        if details["nfe"] is None:
-            details["nfe"] = int(req.tally)  # counted while the images were drawn
-        return report
+        nfe = int(req.tally) if about["nfe"] is None else about["nfe"]  # counted while the images were drawn
+        return dataclasses.replace(report, details={**report.details, "nfe": nfe})
 
-    def _compared(
+    def _evaluated(
         self,
-        fake: Source,
-        real: Source,
+        sides: Mapping[Role, Side],
+        extractors: dict[str, Extractor],
         group: Group,
-        progress: Progress | None,
-        n: int | None = None,
-        details: dict[str, Any] | None = None,
-    ) -> Report:
-        needed = fake.statistics is None or real.statistics is None
-        extractor = extractor_for(self.features or "inception", self.weights, group.device) if needed else None
+        watch: Watch | None,
+        details: Mapping[str, Any],
+    ) -> Report | None:
+        """Every extractor describes itself in the details, but `features`, which have a place of their own."""
+        details = {**details, **{k: v for extractor in extractors.values() for k, v in extractor.describe().items()}}
+        if "features" in self.extractors and any(side.statistics is None for side in sides.values()):
+            extractors = {
+                "features": extractor_for(self.features or "inception", self.weights, group.device)
+            } | extractors
         size = self.options.batch_size
-        return evaluate(real, fake, self.metrics, extractor, n=n, batch_size=size, progress=progress, details=details)
+        return evaluate(self.metrics, sides, extractors, group, batch_size=size, watch=watch, details=details)
 
-    def _reference(self, model: Model) -> Source:
-        if self.ref:
-            return resolve(self.ref)
-        return own_source(model, "train")
+    def _reference(self, model: Model) -> Side:
+        return resolve(self.ref) if self.ref else own_side(model, "train")
 
 
-def describe(req: Request) -> dict[str, Any]:
-    """Of a report: which model drew the samples, and how."""
-    return {
-        "checkpoint": f"{req.model.path} (step {req.model.step})",
-        "ema": req.model.ema,
-        "sampler": req.sampler.name,
-        "steps": req.sampler.steps,
-        "nfe": req.sampler.nfe,
-        "guidance": req.guidance,
-        **({"conditions": req.given.describe()} if req.given else {}),
-        **({"prior": req.prior.describe()} if req.prior else {}),
-        **({"guide": guides.describe(req.guide, req.models)} if req.guide != Guide() else {}),
-        "seed": req.seed,
-    }
-
-
-def samples(req: Request, group: Group) -> Source:
-    """The images of a request as a side; drawn while they are read, never held whole."""
-
-    def batches(batch_size: int) -> Iterator[Images]:
-        for drawn in draw(req, group):
-            yield drawn.images, drawn.labels
-
-    labelled = req.labels is not None
-    return Source(f"samples of {req.model.path}", batches, req.n, labelled, req.model.classes)
+def metric_options(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`metrics.KIND.OPTION=VALUE` of --set items, VALUE in YAML, by kind. Raises UserError for what has another form."""
+    found: dict[str, dict[str, Any]] = {}
+    for item in overrides:
+        if not item.startswith(OPTION):
+            continue
+        key, _, text = item.partition("=")
+        _, kind, *option = key.split(".")
+        if "=" not in item or len(option) != 1 or not option[0]:
+            raise UserError(f"--set {item}: has no KEY=VALUE", "write for example --set metrics.kid.subset_size=500")
+        try:
+            found.setdefault(kind, {})[option[0]] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: {text!r} is not a YAML value", "write a number or a word") from None
+    return found

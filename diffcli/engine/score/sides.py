@@ -1,64 +1,70 @@
-"""Where the images of a score come from: every kind of side that `diffcli fid` takes, as a stream of uint8 batches.
+"""The two sides of a comparison: everything that `diffcli fid` takes, as rows that any process can read for itself.
 
-Nothing is held whole: folders are decoded and `.npz` samples are unpacked batch by batch. No pickle is ever read.
+Nothing is held whole: folders are decoded and `.npz` samples are unpacked batch by batch, and of a set only the fields that
+somebody reads.
 """
 
 import hashlib
-import zipfile
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import IO, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diffcli import __version__, checkpoint, preset
 from diffcli.config import UserError, did_you_mean
+from diffcli.data.columns import Vectors
 from diffcli.data.dataset import DataConfig
-from diffcli.data.images import ImageData
+from diffcli.data.images import Fields, ImageData
 from diffcli.data.listing import Split
-from diffcli.data.pixels import SUFFIXES, channels_first, open_image
+from diffcli.data.pixels import SUFFIXES, channels_first, open_image, read_size
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import DATASET, is_prepared, open_shards
 from diffcli.data.stream.stream import Stream
 from diffcli.digest import sha256
 from diffcli.engine.model import Model
+from diffcli.engine.score import npz
+from diffcli.fields import FieldSpec, Specs
 from diffcli.metrics.statistics import Statistics
 
-Images = tuple[Tensor, Tensor | None]  # uint8 (B, C, H, W), C = 1 or 3; labels int64 (B,) where there are any
 SPLITS: tuple[Split, ...] = get_args(Split)
 KINDS = "a folder of images, .npz samples, .npz statistics, a prepared data set or NAME:SPLIT of a preset's data"
 READERS = 4  # threads that decode ahead; Pillow releases the interpreter lock
-ZIP_ERRORS = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-SAMPLES_HINT = "give an .npz with arr_0, uint8 (N, H, W, C) with 1 or 3 channels, and at most arr_1, N integer labels"
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+Read = Callable[[Sequence[range], Collection[str]], Iterator[Fields]]
+"""Spans of rows, ascending, and names of fields -> for each span these fields on the CPU or a device: image uint8 (B, C, H, W)
+with C = 1 or 3, label int64 (B,), and whatever else a data set has. No row outside of the spans is decoded."""
+
 
 @dataclass(frozen=True)
-class Source:
-    """One side of a comparison: a stream of images, or statistics of images that are gone."""
+class Side:
+    """One side of a comparison: rows, or statistics of rows that are gone."""
 
     name: str
-    batches: Callable[[int], Iterator[Images]] | None  # batch size -> images in order; None for statistics
-    size: int | None = None  # number of images, where it is known beforehand
-    labelled: bool = False
+    size: int | None  # number of rows; None where statistics do not say
+    fields: Specs  # of a row
+    read: Read | None = None  # None for statistics
     classes: tuple[str, ...] | None = None  # names of the labels, where they are known
     statistics: Statistics | None = None
-    fingerprint: str | None = None  # what the reference cache knows the images by; None is never cached
-    data: ImageData | None = None  # where the images are rows of a data set, with whatever else it has
+    identify: Callable[[], str] | None = None  # what the reference cache knows the rows by; None is never cached
+    data: ImageData | None = None  # where the rows are those of a data set
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """What the reference cache knows the rows by; reads files to tell."""
+        return None if self.identify is None else self.identify()
 
 
-def resolve(text: str, overrides: Iterable[str] = (), size: int | tuple[int, int] | None = None) -> Source:
-    """The side that the user means by `text`; `overrides` (`data.root=...`) go to the preset of NAME:SPLIT.
-
-    size: that of images of a prepared set where theirs differ.
+def resolve(text: str, size: int | tuple[int, int] | None = None) -> Side:
+    """The side that the user means by `text`. size: that of images of a prepared set where theirs differ.
 
     Raises UserError where it is missing, empty or of no kind that can be scored.
     """
@@ -70,7 +76,7 @@ def resolve(text: str, overrides: Iterable[str] = (), size: int | tuple[int, int
             raise UserError(
                 f"{text} is a {path.suffix or 'plain'} file, not a side that can be scored", f"give {KINDS}"
             )
-        return npz_source(path)
+        return npz_side(path)
     name, colon, split = text.rpartition(":")
     if not colon:
         raise UserError(f"{text} does not exist", f"give {KINDS} (such as digits:train)")
@@ -79,29 +85,29 @@ def resolve(text: str, overrides: Iterable[str] = (), size: int | tuple[int, int
         raise UserError(f"{text}: '{split}' is not a split", did_you_mean(split, SPLITS))
     prepared = Path(name).expanduser()
     if is_prepared(prepared):
-        return prepared_source(prepared, chosen, size)
-    loaded = preset.load(name, list(overrides))
-    return data_source(f"{loaded.name}:{chosen}", loaded.data, chosen)
+        return prepared_side(prepared, chosen, size)
+    loaded = preset.load(name)
+    return data_side(f"{loaded.name}:{chosen}", loaded.data, chosen)
 
 
-def data_source(name: str, config: DataConfig, split: Split) -> Source:
+def data_side(name: str, config: DataConfig, split: Split) -> Side:
     """A split of a preset's data; files are decoded as they are read, whatever `in_memory` says of training."""
     data = config.model_copy(update={"in_memory": False}).build(split)
 
-    def read(rows: Tensor) -> Images:
-        return data.pixels(rows), None if data.labels is None else data.labels[rows]
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Fields]:
+        chosen = data.select(fields)
+        return read_ahead(lambda span: chosen.read(torch.arange(span.start, span.stop)), spans)
 
-    def batches(batch_size: int) -> Iterator[Images]:
-        return read_ahead(read, torch.arange(len(data)).split(batch_size))
+    def identify() -> str:
+        settings = config.model_dump_json(exclude={"in_memory", "flip", "crop", "buckets"})
+        content = " ".join(map(fingerprint, config.paths)) or f"diffcli {__version__}"
+        return f"data {settings} {split} {content}"
 
-    settings = config.model_dump_json(exclude={"in_memory", "flip", "crop", "buckets"})
-    content = " ".join(map(fingerprint, config.paths)) or f"diffcli {__version__}"
     remote = isinstance(config, Stream)  # what lies elsewhere may change unseen
-    identity = None if remote else f"data {settings} {split} {content}"
-    return Source(name, batches, len(data), data.classes is not None, data.classes, fingerprint=identity, data=data)
+    return Side(name, len(data), _specs(data), read, data.classes, None, None if remote else identify, data)
 
 
-def own_source(model: Model, split: Split) -> Source:
+def own_side(model: Model, split: Split) -> Side:
     """A split of what a checkpoint was trained on. Raises UserError where a command makes it: a checkpoint may be anybody's."""
     config = model.preset.data
     if config.commands:
@@ -109,10 +115,10 @@ def own_source(model: Model, split: Split) -> Source:
             f"{model.path}: its data are what the command `{config.commands[0]}` prints, which is not run for a checkpoint",
             "name the reference with --ref",
         )
-    return data_source(f"{model.preset.name}:{split}", config, split)
+    return data_side(f"{model.preset.name}:{split}", config, split)
 
 
-def prepared_source(root: Path, split: Split | None = None, size: int | tuple[int, int] | None = None) -> Source:
+def prepared_side(root: Path, split: Split | None = None, size: int | tuple[int, int] | None = None) -> Side:
     """A set that prep-data wrote: the split asked for, else `train`, else its only one; `size`: see `resolve`."""
     prepared = open_shards(root, "the prepared data set")
     first: Split = next(iter(prepared.splits))
@@ -121,55 +127,56 @@ def prepared_source(root: Path, split: Split | None = None, size: int | tuple[in
         raise UserError(
             f"{root} holds images of different sizes", f"prepare it with --size N, or score with NAME:{chosen}"
         )
-    return data_source(
+    return data_side(
         f"{root}:{chosen}", Shards(root=root, size=prepared.size or size, channels=prepared.channels), chosen
     )
 
 
-def folder_source(folder: Path) -> Source:
+def folder_side(folder: Path) -> Side:
     """All image files below a folder, by name; one size throughout."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:
         raise UserError(f"{folder} holds no images", f"give {KINDS}")
-    first = _decode(files[0])
+    with files[0].open("rb") as file:
+        size = read_size(file, str(files[0]))
 
-    def read(paths: list[Path]) -> Images:
+    def batch(span: range) -> Fields:
+        paths = files[span.start : span.stop]
         images = [_decode(path) for path in paths]
         for path, image in zip(paths, images, strict=True):
-            if image.shape[1:] != first.shape[1:]:
-                sizes = " and ".join(f"{a.shape[2]}x{a.shape[1]}" for a in (first, image))
-                hint = f"bring them to one size: diffcli prep-data folder {folder} --out DIR --size {first.shape[2]}"
+            if image.shape[1:] != size:
+                sizes = " and ".join(f"{width}x{height}" for height, width in (size, image.shape[1:]))
+                hint = f"bring them to one size: diffcli prep-data folder {folder} --out DIR --size {size[1]}"
                 raise UserError(f"{folder}: sizes differ: {files[0].name} and {path.name} are {sizes}", hint)
         channels = max(len(image) for image in images)  # a grey image among coloured ones is repeated
         stacked = np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
-        return torch.from_numpy(stacked), None
+        return {"image": torch.from_numpy(stacked)}
 
-    def batches(batch_size: int) -> Iterator[Images]:
-        return read_ahead(read, [files[i : i + batch_size] for i in range(0, len(files), batch_size)])
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Fields]:
+        return read_ahead(batch, spans)
 
-    return Source(str(folder), batches, len(files), fingerprint=f"images {fingerprint(folder)}")
+    specs = {"image": FieldSpec("image", (None, *size))}
+    return Side(str(folder), len(files), specs, read, identify=lambda: f"images {fingerprint(folder)}")
 
 
-def npz_source(path: Path) -> Source:
+def npz_side(path: Path) -> Side:
     """`.npz` samples (`arr_0`, maybe `arr_1`) or statistics (`mu`, `sigma`); where it has both, its images count."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.removesuffix(".npy") for name in archive.namelist()}
-    except ZIP_ERRORS as error:
-        raise UserError(f"{path} is not an .npz file ({error})", SAMPLES_HINT) from error
+    names = npz.members(path)
     if "arr_0" not in names:
         if {"mu", "sigma"} & names:
             statistics = Statistics.load(path)
-            return Source(str(path), None, statistics.n, statistics=statistics)
+            return Side(str(path), statistics.n, {}, statistics=statistics)
         found = ", ".join(sorted(names)) or "nothing"
-        raise UserError(f"{path} holds {found}; neither arr_0 (samples) nor mu and sigma (statistics)", SAMPLES_HINT)
-    shape = _samples_shape(path, "arr_1" in names)
+        raise UserError(f"{path} holds {found}; neither arr_0 (samples) nor mu and sigma (statistics)", npz.HINT)
     labelled = "arr_1" in names
+    shape = npz.samples_shape(path, labelled)
 
-    def batches(batch_size: int) -> Iterator[Images]:
-        return _read_samples(path, labelled, batch_size)
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Fields]:
+        return npz.read_samples(path, spans, fields)
 
-    return Source(str(path), batches, shape[0], labelled, fingerprint=f"samples {fingerprint(path)}")
+    specs = {"image": FieldSpec("image", (shape[3], *shape[1:3]))}
+    specs |= {"label": FieldSpec("classes")} if labelled else {}
+    return Side(str(path), shape[0], specs, read, identify=lambda: f"samples {fingerprint(path)}")
 
 
 def fingerprint(path: Path) -> str:
@@ -201,68 +208,22 @@ def read_ahead(read: Callable[[T], R], items: Iterable[T], workers: int = READER
                 future.cancel()
 
 
-def _folder_like(path: Path, size: int | tuple[int, int] | None) -> Source:
+def _folder_like(path: Path, size: int | tuple[int, int] | None) -> Side:
     if is_prepared(path):
-        return prepared_source(path, size=size)
+        return prepared_side(path, size=size)
     if (path / "checkpoints").is_dir() or (path / checkpoint.RECORD).is_file():
         raise UserError(f"{path} is a run or a checkpoint, not images", f"score it with --ckpt {path} --ref B")
-    return folder_source(path)
+    return folder_side(path)
 
 
 def _decode(path: Path) -> np.ndarray:
     return channels_first(open_image(path.read_bytes(), str(path)))
 
 
-def _member(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[IO[bytes], tuple[int, ...], np.dtype]:
-    """An array of an .npz, opened behind its header: (stream, shape, dtype). Objects are refused."""
-    file = archive.open(f"{name}.npy")
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(file)
-    if dtype.hasobject:
-        raise UserError(f"{path}: {name} holds Python objects, which are never unpickled", SAMPLES_HINT)
-    if fortran and len(shape) > 1:
-        raise UserError(f"{path}: {name} is stored in Fortran order", "save numpy.ascontiguousarray(images)")
-    return file, shape, dtype
-
-
-def _samples_shape(path: Path, labelled: bool) -> tuple[int, ...]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _, shape, dtype = _member(archive, path, "arr_0")
-            labels = _member(archive, path, "arr_1") if labelled else None
-    except ZIP_ERRORS as error:
-        raise UserError(f"{path} cannot be read as samples ({error})", SAMPLES_HINT) from error
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
-        raise UserError(f"{path}: arr_0 is {dtype} {shape}", SAMPLES_HINT)
-    if labels and (labels[2].kind not in "iu" or labels[1] != shape[:1]):
-        raise UserError(f"{path}: arr_1 is {labels[2]} {labels[1]} beside {shape[0]} images", SAMPLES_HINT)
-    return shape
-
-
-def _read_samples(path: Path, labelled: bool, batch_size: int) -> Iterator[Images]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            file, shape, _ = _member(archive, path, "arr_0")
-            labels, _, kind = _member(archive, path, "arr_1") if labelled else (None, None, None)
-            for start in range(0, shape[0], batch_size):
-                count = min(batch_size, shape[0] - start)
-                images = _take(file, np.dtype(np.uint8), (count, *shape[1:]))
-                asked = _take(labels, kind, (count,)).astype(np.int64) if labels and kind else None
-                batch = torch.from_numpy(images).permute(0, 3, 1, 2)
-                yield batch, None if asked is None else torch.from_numpy(asked)
-    except ZIP_ERRORS as error:
-        raise UserError(f"{path} is damaged: {error}", "write the samples again, or copy the file again") from error
-
-
-def _take(file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    wanted = dtype.itemsize * int(np.prod(shape))
-    raw = bytearray(wanted)  # writable, as torch wants it
-    view = memoryview(raw)
-    done = 0
-    while done < wanted:
-        got = file.readinto(view[done:])  # type: ignore[attr-defined]
-        if not got:
-            raise EOFError(f"it ends {wanted - done} bytes early")
-        done += got
-    return np.frombuffer(raw, dtype).reshape(shape)
+def _specs(data: ImageData) -> dict[str, FieldSpec]:
+    found = {name: FieldSpec("text") for name in data.fields}
+    found["image"] = FieldSpec("image", tuple(data.shape))
+    if data.labels is not None:
+        found["label"] = FieldSpec("classes", (), data.classes)
+    vectors = {name: column.note for name, column in data.columns.items() if isinstance(column, Vectors)}
+    return found | {name: FieldSpec("vector", (note.width,)) for name, note in vectors.items()}

@@ -120,8 +120,8 @@ def test_labels_of_the_rows_go_with_their_captions(tmp_path: Path) -> None:
     both = [*TEXT_MODEL["task"]["conditioners"], {"kind": "class", "num_classes": 10, "dim": 8}]
     run = trained_on(changed(TEXT_MODEL, data__captions=captioned, task__conditioners=both), tmp_path / "run")
     model = load_model(run, torch.device("cpu"))
-    from diffcli.engine.score.sides import data_source
+    from diffcli.engine.score.sides import data_side
 
-    req = request(model, SampleOptions(n=5), data_source("digits:test", model.preset.data, "test"))
+    req = request(model, SampleOptions(n=5), data_side("digits:test", model.preset.data, "test"))
     batch = req.batch(range(5))
     assert batch["text"] == [f"a {model.classes[label]}" for label in batch["label"].tolist()]

@@ -13,32 +13,60 @@ from PIL import Image
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
-from diffcli.engine.score import sides
-from diffcli.engine.score.evaluate import cache_folder, evaluate
+from diffcli.engine.distributed import Group
+from diffcli.engine.score import npz
+from diffcli.engine.score.cache import cache_folder
+from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import ClassifierFeatures, extractor_for
-from diffcli.engine.score.sides import Source, data_source, fingerprint, own_source, read_ahead, resolve
+from diffcli.engine.score.report import Report
+from diffcli.engine.score.sides import Side, data_side, fingerprint, own_side, read_ahead, resolve
+from diffcli.fields import FieldSpec
+from diffcli.metrics.extractor import IMAGES, Extracted, check_images
+from diffcli.metrics.keepers import MOMENTS
+from diffcli.metrics.scores import metrics_by_name
 from diffcli.metrics.statistics import Statistics
-from diffcli.metrics.summary import FeatureBatch, Part, Summary
+from diffcli.metrics.summary import Summary
 from diffcli.noise import Noise
 
 ALL = ["fid", "kid", "is", "precision", "recall", "accuracy"]
 
 
+ALONE = Group(0, 1, torch.device("cpu"))
+
+
 class Toy:
     """Means of the four quarters of an image; brightness decides between two classes. Counts the images it sees."""
 
-    name, layer, dim, num_logits = "toy", "quarters", 4, 2
+    reads, limit, unit = IMAGES, None, "images"
     classes: tuple[str, ...] | None = ("dark", "bright")
 
     def __init__(self) -> None:
+        self.name = "toy"
+        self.gives = {"features": (4,), "logits": (2,)}
         self.notes: list[str] = []
         self.seen = 0
 
-    def __call__(self, images: Tensor) -> FeatureBatch:
+    def check(self, name, fields) -> None:
+        check_images(name, fields, self.name)
+
+    def __call__(self, fields, rows: range) -> Extracted:
+        images = fields["image"]
+        assert len(images) == len(rows)
         self.seen += len(images)
         x = torch.nn.functional.adaptive_avg_pool2d(images.float().mean(1, keepdim=True) / 64, 2).flatten(1)
         bright = x.mean(1) - 2
-        return FeatureBatch(x, torch.stack([-bright, bright], 1))
+        return {"features": x, "logits": torch.stack([-bright, bright], 1)}
+
+    def describe(self) -> dict[str, str]:
+        return {"name": self.name, "layer": "quarters"}
+
+
+def score(real: Side, fake: Side, names: list[str], extractor, **more) -> Report:
+    """Fake scored against real."""
+    extractors = {} if extractor is None else {"features": extractor}
+    report = evaluate(metrics_by_name(names), {"samples": fake, "reference": real}, extractors, ALONE, **more)
+    assert report is not None
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +99,12 @@ def write_folder(path: Path, images: np.ndarray) -> Path:
     return path
 
 
-def read(source: Source, batch_size: int = 7) -> Tensor:
-    assert source.batches is not None
-    return torch.cat([images for images, _ in source.batches(batch_size)])
+def spans(n: int, batch_size: int) -> list[range]:
+    return [range(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+
+
+def read(side: Side, batch_size: int = 7) -> Tensor:
+    return torch.cat([fields["image"] for fields in side.read(spans(side.size, batch_size), ["image"])])
 
 
 def as_set(images: Tensor) -> set[bytes]:
@@ -83,12 +114,16 @@ def as_set(images: Tensor) -> set[bytes]:
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_samples_are_read_in_order_with_their_labels(tmp_path, save):
     images = pixels(1, 20, channels=3)
-    source = resolve(str(write_npz(tmp_path / "a.npz", images, save)))
-    batches = list(source.batches(6))
-    assert [len(x) for x, _ in batches] == [6, 6, 6, 2]
-    assert torch.equal(torch.cat([x for x, _ in batches]), torch.from_numpy(images).permute(0, 3, 1, 2))
-    assert torch.equal(torch.cat([y for _, y in batches]), torch.from_numpy(labels(images)))
-    assert (source.size, source.labelled) == (20, True)
+    side = resolve(str(write_npz(tmp_path / "a.npz", images, save)))
+    batches = list(side.read(spans(20, 6), ["image", "label"]))
+    assert [len(batch["image"]) for batch in batches] == [6, 6, 6, 2]
+    whole = torch.from_numpy(images).permute(0, 3, 1, 2)
+    assert torch.equal(torch.cat([batch["image"] for batch in batches]), whole)
+    assert torch.equal(torch.cat([batch["label"] for batch in batches]), torch.from_numpy(labels(images)))
+    assert (side.size, set(side.fields)) == (20, {"image", "label"})
+    apart = list(side.read([range(2, 5), range(11, 12)], ["image"]))  # the share of one process of several
+    assert [set(batch) for batch in apart] == [{"image"}, {"image"}]
+    assert torch.equal(torch.cat([batch["image"] for batch in apart]), whole[[2, 3, 4, 11]])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -107,13 +142,12 @@ def test_grey_images_among_coloured_ones_are_repeated(tmp_path):
 
 
 def test_a_preset_split_is_read_with_its_labels(tmp_path):
-    source = resolve("digits:test")
-    images, first = next(source.batches(50))
-    assert images.shape == (50, 1, 28, 28)
-    assert first is not None
-    assert source.labelled
-    assert source.classes == tuple("0123456789")
-    assert source.name == "digits:test"
+    side = resolve("digits:test")
+    first = next(side.read([range(50)], ["image", "label"]))
+    assert first["image"].shape == (50, 1, 28, 28)
+    assert len(first["label"]) == 50
+    assert side.classes == tuple("0123456789")
+    assert side.name == "digits:test"
 
 
 @pytest.mark.parametrize("kind", ["npz", "folder"])
@@ -124,16 +158,16 @@ def test_equal_sides_score_perfectly_whatever_they_are_stored_as(tmp_path, kind)
         "npz": lambda: write_npz(tmp_path / "b.npz", images),
         "folder": lambda: write_folder(tmp_path / "b", images),
     }
-    report = evaluate(real, resolve(str(write[kind]())), ["fid", "precision", "recall"], Toy(), batch_size=16)
+    report = score(real, resolve(str(write[kind]())), ["fid", "precision", "recall"], Toy(), batch_size=16)
     assert report.scores == pytest.approx({"fid": 0, "precision": 1, "recall": 1}, abs=1e-5)
-    assert (report.real.n, report.fake.n) == (60, 60)
+    assert (report.reference.n, report.samples.n) == (60, 60)
 
 
 def test_every_metric_at_once_and_worse_where_images_differ(tmp_path):
     real = resolve(str(write_npz(tmp_path / "real.npz", pixels(1, 80))))
     alike = resolve(str(write_npz(tmp_path / "alike.npz", pixels(2, 80))))
     other = resolve(str(write_npz(tmp_path / "other.npz", pixels(3, 80) // 3)))
-    good, bad = (evaluate(real, fake, ALL, Toy()).scores for fake in (alike, other))
+    good, bad = (score(real, fake, ALL, Toy()).scores for fake in (alike, other))
     assert list(good) == ["fid", "kid", "kid_std", "is", "is_std", "precision", "recall", "accuracy"]
     assert bad["fid"] > 5 * good["fid"]
     assert bad["recall"] < good["recall"] - 0.3
@@ -142,57 +176,41 @@ def test_every_metric_at_once_and_worse_where_images_differ(tmp_path):
 
 def test_the_batch_size_does_not_change_a_score(tmp_path):
     real, fake = (resolve(str(write_npz(tmp_path / f"{i}.npz", pixels(i, 50)))) for i in (1, 2))
-    one, two = (evaluate(real, fake, ALL, Toy(), batch_size=b, cache=tmp_path / str(b)) for b in (50, 7))
+    one, two = (score(real, fake, ALL, Toy(), batch_size=b, cache=tmp_path / str(b)) for b in (50, 7))
     assert one.scores == pytest.approx(two.scores, abs=1e-9)
 
 
-def test_a_generator_of_images_is_a_side_and_n_limits_it(tmp_path):
-    made = torch.from_numpy(pixels(2, 64)).permute(0, 3, 1, 2)
-    drawn = []
-
-    def batches(batch_size: int):
-        for images in made.split(batch_size):
-            drawn.append(len(images))
-            yield images, None
-
-    real = resolve(str(write_npz(tmp_path / "real.npz", pixels(1, 50))))
+def test_progress_is_shown_and_details_are_kept(tmp_path):
     seen: list[tuple[str, int, int | None]] = []
-    report = evaluate(
-        real,
-        Source("a model", batches, 64),
-        ["fid"],
-        Toy(),
-        n=40,
-        batch_size=16,
-        progress=lambda *state: seen.append(state),
-        details={"sampler": "ddim", "nfe": 50},
-    )
-    assert report.fake.n == 40
-    assert sum(drawn) == 48  # no batch more than needed was sampled
-    assert seen[-1] == ("a model", 40, 40)
-    assert seen[0][0] == str(tmp_path / "real.npz")
+    real, fake = (resolve(str(write_npz(tmp_path / f"{i}.npz", pixels(i, 40)))) for i in (1, 2))
+    details = {"sampler": "ddim", "nfe": 50}
+    watch = lambda *state: seen.append(state)  # noqa: E731
+    report = score(real, fake, ["fid"], Toy(), batch_size=16, watch=watch, details=details)
+    assert [done for name, done, _ in seen if name == fake.name] == [16, 32, 40]
+    assert {total for _, _, total in seen} == {40}
+    assert seen[0][0] == str(tmp_path / "1.npz")
     assert report.as_dict()["sampler"] == "ddim"
     assert any(line.split() == ["nfe", "50"] for line in report.lines())
 
 
 def test_statistics_stand_for_the_images_they_came_from(tmp_path):
     real, fake = (resolve(str(write_npz(tmp_path / f"{i}.npz", pixels(i, 50)))) for i in (1, 2))
-    summary = Summary(frozenset({Part.MOMENTS}))
-    summary.update(Toy()(read(real)))
+    summary = Summary([MOMENTS])
+    summary.update(Toy()({"image": read(real)}, range(50)))
     summary.statistics()._replace(features="toy", layer="quarters").save(tmp_path / "stats.npz")
-    from_images = evaluate(real, fake, ["fid"], Toy()).scores["fid"]
+    from_images = score(real, fake, ["fid"], Toy()).scores["fid"]
     stats = resolve(str(tmp_path / "stats.npz"))
-    report = evaluate(stats, fake, ["fid"], Toy())
+    report = score(stats, fake, ["fid"], Toy())
     assert report.scores["fid"] == pytest.approx(from_images, rel=1e-9)
     assert report.warnings == []
-    assert evaluate(stats, stats, ["fid"], None).scores["fid"] == pytest.approx(0, abs=1e-6)
-    assert evaluate(stats, stats, ["fid"], None).features == "toy"
+    assert score(stats, stats, ["fid"], None).scores["fid"] == pytest.approx(0, abs=1e-6)
+    assert score(stats, stats, ["fid"], None).as_dict()["features"] == "toy"
 
 
 def test_foreign_statistics_work_and_say_what_is_assumed(tmp_path):
     np.savez(tmp_path / "foreign.npz", mu=np.zeros(4), sigma=np.eye(4))
     fake = resolve(str(write_npz(tmp_path / "a.npz", pixels(1, 50))))
-    report = evaluate(resolve(str(tmp_path / "foreign.npz")), fake, ["fid"], Toy())
+    report = score(resolve(str(tmp_path / "foreign.npz")), fake, ["fid"], Toy())
     assert report.scores["fid"] > 0
     assert any("toy is assumed" in w for w in report.warnings)
     assert any("do not say of how many images" in w for w in report.warnings)
@@ -202,27 +220,27 @@ def test_foreign_statistics_work_and_say_what_is_assumed(tmp_path):
 def test_the_reference_is_cached_and_scores_the_same(tmp_path, cache):
     real, fake = (resolve(str(write_npz(tmp_path / f"{i}.npz", pixels(i, 50)))) for i in (1, 2))
     extractor = Toy()
-    first = evaluate(real, fake, ALL, extractor)
-    second = evaluate(real, fake, ALL, extractor)
+    first = score(real, fake, ALL, extractor)
+    second = score(real, fake, ALL, extractor)
     assert extractor.seen == 150
     assert first.scores == second.scores
-    assert (first.real.cached, second.real.cached) == (False, True)
+    assert (first.reference.cached, second.reference.cached) == (False, True)
     assert [p.name.split("-")[0] for p in cache.iterdir()] == ["toy"]
-    evaluate(real, fake, ["fid"], extractor)  # needs less than is there
+    score(real, fake, ["fid"], extractor)  # needs less than is there
     assert extractor.seen == 200
 
 
 def test_a_cached_reference_that_lacks_a_part_is_gathered_again(tmp_path):
     real, fake = (resolve(str(write_npz(tmp_path / f"{i}.npz", pixels(i, 50)))) for i in (1, 2))
-    evaluate(real, fake, ["fid"], Toy())
-    assert not evaluate(real, fake, ["fid", "recall"], Toy()).real.cached
-    assert evaluate(real, fake, ["fid", "recall"], Toy()).real.cached
+    score(real, fake, ["fid"], Toy())
+    assert not score(real, fake, ["fid", "recall"], Toy()).reference.cached
+    assert score(real, fake, ["fid", "recall"], Toy()).reference.cached
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbled", "empty", "foreign"])
 def test_a_damaged_cache_is_ignored_and_rebuilt(tmp_path, cache, damage):
     real, fake = (resolve(str(write_npz(tmp_path / f"{i}.npz", pixels(i, 50)))) for i in (1, 2))
-    once = evaluate(real, fake, ["fid"], Toy())
+    once = score(real, fake, ["fid"], Toy())
     (file,) = cache.iterdir()
     whole = bytearray(file.read_bytes())
     if damage == "truncated":
@@ -234,19 +252,19 @@ def test_a_damaged_cache_is_ignored_and_rebuilt(tmp_path, cache, damage):
         file.write_bytes(b"")
     else:
         np.savez(file, n=np.array(50), mu=np.zeros(3), sigma=np.eye(3))
-    again = evaluate(real, fake, ["fid"], Toy())
+    again = score(real, fake, ["fid"], Toy())
     assert again.scores == once.scores
-    assert not again.real.cached
-    assert evaluate(real, fake, ["fid"], Toy()).real.cached
+    assert not again.reference.cached
+    assert score(real, fake, ["fid"], Toy()).reference.cached
 
 
 def test_changed_images_and_another_extractor_are_not_taken_from_the_cache(tmp_path):
     path, fake = tmp_path / "real.npz", resolve(str(write_npz(tmp_path / "fake.npz", pixels(2, 50))))
-    evaluate(resolve(str(write_npz(path, pixels(1, 50)))), fake, ["fid"], Toy())
-    assert not evaluate(resolve(str(write_npz(path, pixels(3, 50)))), fake, ["fid"], Toy()).real.cached
+    score(resolve(str(write_npz(path, pixels(1, 50)))), fake, ["fid"], Toy())
+    assert not score(resolve(str(write_npz(path, pixels(3, 50)))), fake, ["fid"], Toy()).reference.cached
     other = Toy()
     other.name = "another"
-    assert not evaluate(resolve(str(path)), fake, ["fid"], other).real.cached
+    assert not score(resolve(str(path)), fake, ["fid"], other).reference.cached
 
 
 def test_a_folder_with_another_file_has_another_fingerprint(tmp_path):
@@ -260,7 +278,7 @@ def test_a_folder_with_another_file_has_another_fingerprint(tmp_path):
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(tmp_path):
     (tmp_path / "file").write_text("in the way")
     real, fake = (resolve(str(write_npz(tmp_path / f"{i}.npz", pixels(i, 50)))) for i in (1, 2))
-    report = evaluate(real, fake, ["fid"], Toy(), cache=tmp_path / "file" / "cache")
+    report = score(real, fake, ["fid"], Toy(), cache=tmp_path / "file" / "cache")
     assert any("could not be cached" in w for w in report.warnings)
 
 
@@ -276,12 +294,11 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
 def test_the_report_names_everything_that_a_score_depends_on(tmp_path):
     real = resolve(str(write_npz(tmp_path / "real.npz", pixels(1, 50))))
     fake = resolve(str(write_npz(tmp_path / "fake.npz", pixels(2, 30, size=16))))
-    report = evaluate(real, fake, ["fid", "kid"], Toy(), n=40)
+    report = score(real, fake, ["fid", "kid"], Toy())
     text = "\n".join(report.lines())
     for said in ("toy, layer quarters", "fake.npz, 30 images of 16x16x1", "real.npz, 50 images of 8x8x1", " +- "):
         assert said in text
     assert any("sides differ in size (16x16x1, 8x8x1)" in w for w in report.warnings)
-    assert any("fewer than the 40 of --n" in w for w in report.warnings)
     parsed = json.loads(json.dumps(report.as_dict()))
     assert parsed["scores"].keys() == {"fid", "kid", "kid_std"}
     assert parsed["reference"] == {"name": str(tmp_path / "real.npz"), "n": 50}
@@ -290,7 +307,7 @@ def test_the_report_names_everything_that_a_score_depends_on(tmp_path):
 
 def refused(*args, **kwargs) -> UserError:
     with pytest.raises(UserError) as error:
-        evaluate(*args, **kwargs)
+        score(*args, **kwargs)
     assert error.value.hint
     return error.value
 
@@ -300,7 +317,7 @@ def test_sides_that_cannot_be_scored_so_are_refused_before_anything_is_read(tmp_
     np.savez(tmp_path / "unlabelled.npz", arr_0=pixels(1, 5))
     stats, plain = resolve(str(tmp_path / "stats.npz")), resolve(str(tmp_path / "unlabelled.npz"))
     toy, blind, foreign = Toy(), Toy(), Toy()
-    blind.num_logits = blind.classes = None  # type: ignore[assignment]
+    blind.gives = {"features": (4,)}
     foreign.classes = None
     assert "'fdi' is not a metric" in refused(plain, plain, ["fdi"], toy).problem
     assert "--metrics kid: needs images" in refused(stats, plain, ["kid"], toy).problem
@@ -308,7 +325,8 @@ def test_sides_that_cannot_be_scored_so_are_refused_before_anything_is_read(tmp_
     assert "is no classifier" in refused(plain, plain, ["is"], blind).problem
     assert "has no labels" in refused(plain, plain, ["accuracy"], toy).problem
     assert "are not those of the images" in refused(plain, plain, ["accuracy"], foreign).problem
-    named = Source("pets", plain.batches, 5, True, ("cat", "dog"))
+    fields = {**plain.fields, "label": FieldSpec("classes")}
+    named = dataclasses.replace(plain, name="pets", fields=fields, classes=("cat", "dog"))
     assert "has the classes cat, dog" in refused(plain, named, ["accuracy"], toy).problem
     assert toy.seen == blind.seen == foreign.seen == 0
 
@@ -426,15 +444,19 @@ class ToyTask:
 
 def test_a_classifier_gets_images_in_its_own_range_shape_and_channels():
     extractor = ClassifierFeatures(ToyTask(), "toy", ImageShape(1, 4, 4), None)
-    assert (extractor.dim, extractor.num_logits, extractor.classes) == (16, 3, ("0", "1", "2"))
+    assert (extractor.gives, extractor.classes) == ({"features": (16,), "logits": (3,)}, ("0", "1", "2"))
     ramp = torch.tensor([0, 255, 51, 204] * 4, dtype=torch.uint8).reshape(1, 1, 4, 4)
-    torch.testing.assert_close(extractor(ramp).features[0, :4], torch.tensor([-1.0, 1.0, -0.6, 0.6]))
+
+    def features(images: Tensor) -> Tensor:
+        return extractor({"image": images}, range(len(images)))["features"]
+
+    torch.testing.assert_close(features(ramp)[0, :4], torch.tensor([-1.0, 1.0, -0.6, 0.6]))
     assert extractor.notes == []
-    torch.testing.assert_close(extractor(ramp.repeat(1, 3, 1, 1)).features, extractor(ramp).features)
+    torch.testing.assert_close(features(ramp.repeat(1, 3, 1, 1)), features(ramp))
     stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(1, 1, 16, 8)
-    resized = extractor(stripes).features.reshape(4, 4)
+    resized = features(stripes).reshape(4, 4)
     torch.testing.assert_close(resized[:, 1:3], torch.zeros(4, 2), rtol=0, atol=1e-5)  # antialiased: grey, no stripes
-    extractor(stripes)
+    features(stripes)
     assert extractor.notes == [
         "images of 4x4x3 were converted to the 4x4x1 of toy",
         "images of 16x16x1 were converted to the 4x4x1 of toy",
@@ -451,17 +473,17 @@ def test_features_that_are_neither_extractor_nor_run_are_refused(tmp_path):
 def test_flips_and_memory_settings_of_training_do_not_change_the_identity_of_data():
     from diffcli.data.datasets import Digits
 
-    plain, flipped = (data_source("digits:test", Digits(flip=f), "test").fingerprint for f in (False, True))
+    plain, flipped = (data_side("digits:test", Digits(flip=f), "test").fingerprint for f in (False, True))
     assert plain == flipped
-    assert plain != data_source("digits:train", Digits(), "train").fingerprint
+    assert plain != data_side("digits:train", Digits(), "train").fingerprint
 
 
 def test_memory_of_npz_samples_stays_that_of_a_batch(tmp_path, monkeypatch):
     path = write_npz(tmp_path / "a.npz", pixels(1, 200))
     largest = []
-    original = sides._take
+    original = npz.take
     monkeypatch.setattr(
-        sides, "_take", lambda file, dtype, shape: largest.append(shape[0]) or original(file, dtype, shape)
+        npz, "take", lambda file, dtype, shape: largest.append(shape[0]) or original(file, dtype, shape)
     )
     assert len(read(resolve(str(path)), batch_size=16)) == 200
     assert max(largest) == 16
@@ -495,13 +517,13 @@ def test_a_classifier_run_scores_images(tmp_path):
     run = save_run(tmp_path / "run", "{kind: classifier, num_classes: 10, network: {width: 4}}")
     extractor = extractor_for(str(run))
     assert extractor.name.startswith("tiny-step7-")
-    assert (extractor.layer, extractor.dim, extractor.num_logits) == ("penultimate", 16, 10)
+    assert (extractor.layer, extractor.gives) == ("penultimate", {"features": (16,), "logits": (10,)})
     assert extractor.classes == tuple("0123456789")
-    side = resolve("digits:test")
-    report = evaluate(side, side, ["fid", "accuracy", "precision"], extractor, n=200, batch_size=100)
+    side = dataclasses.replace(resolve("digits:test"), size=200)
+    report = score(side, side, ["fid", "accuracy", "precision"], extractor, batch_size=100)
     assert report.scores["precision"] == 1
     assert 0 < report.scores["accuracy"] < 0.5  # untrained, but labels and logits do meet
-    assert report.features == extractor.name
+    assert report.as_dict()["features"] == extractor.name
 
 
 def test_a_run_that_is_no_classifier_is_refused_as_features(tmp_path):
@@ -514,16 +536,18 @@ def test_a_run_that_is_no_classifier_is_refused_as_features(tmp_path):
 
 
 def test_images_drawn_from_a_checkpoint_are_a_side(tmp_path):
-    from diffcli.engine.distributed import Group
     from diffcli.engine.draw.sample import SampleOptions, draw, load_model, request
+    from diffcli.engine.score.generated import samples
 
-    cpu = torch.device("cpu")
-    drawn = request(load_model(save_run(tmp_path / "run", DIFFUSION), cpu), SampleOptions(n=10, batch_size=4, steps=1))
-    classes = drawn.model.classes
-    fake = Source("tiny, step 7", lambda _: draw(drawn, Group(0, 1, cpu)), drawn.n, drawn.labels is not None, classes)
+    model = load_model(save_run(tmp_path / "run", DIFFUSION), torch.device("cpu"))
+    req = request(model, SampleOptions(n=10, batch_size=4, steps=1))
+    side = samples(req)
+    drawn = torch.cat([batch.images for batch in draw(req, ALONE)])
+    assert torch.equal(read(side, 4), drawn)
+    assert torch.equal(next(side.read([range(7, 9)], ["image"]))["image"], drawn[7:9])
     run = save_run(tmp_path / "judge", "{kind: classifier, num_classes: 10, network: {width: 4}}")
-    report = evaluate(resolve("digits:test"), fake, ["fid", "accuracy"], extractor_for(str(run)))
-    assert str(report.fake) == "tiny, step 7, 10 images of 28x28x1"
+    report = score(resolve("digits:test"), side, ["fid", "accuracy"], extractor_for(str(run)))
+    assert str(report.samples) == f"samples of {model.path}, 10 images of 28x28x1"
     assert report.scores["fid"] > 0
     assert report.scores["accuracy"] in {k / 10 for k in range(11)}
 
@@ -548,7 +572,7 @@ def test_no_command_of_a_checkpoint_is_run_to_score_it(trained: Path, tmp_path: 
     other = dataclasses.replace(model, preset=model.preset.model_copy(update={"data": data}))
     for split in ("train", "test"):
         with pytest.raises(UserError, match="touch") as caught:
-            own_source(other, split)
+            own_side(other, split)
         assert "--ref" in caught.value.hint
     assert not witness.exists()
 
@@ -560,8 +584,8 @@ def test_a_reference_changes_with_any_of_the_sets_that_it_joins(tmp_path: Path) 
     for seed, name in enumerate(("one", "two")):
         list(prepare("folder", write_folder(tmp_path / f"{name}-images", pixels(seed, 3, 3)), tmp_path / name, size=8))
     config = Shards(root=tmp_path / "one", more=(tmp_path / "two",), size=8)
-    before = data_source("both", config, "train").fingerprint
-    assert before == data_source("both", config, "train").fingerprint
+    before = data_side("both", config, "train").fingerprint
+    assert before == data_side("both", config, "train").fingerprint
     record = tmp_path / "two" / "dataset.json"
     record.write_text(record.read_text().replace('"licence"', ' "licence"'))
-    assert data_source("both", config, "train").fingerprint != before
+    assert data_side("both", config, "train").fingerprint != before

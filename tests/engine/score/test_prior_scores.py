@@ -11,7 +11,6 @@ import torch.nn.functional as F
 import yaml
 
 from diffcli.engine.draw.sample import load_model
-from diffcli.engine.score.prior_scores import retrieval
 from tests.conftest import Cli, changed, in_subprocess
 from tests.data.making import prepared
 
@@ -130,22 +129,6 @@ def test_the_dry_run_counts_a_task_without_images(tmp_path: Path, data: Path, cl
     done = cli("train", "--preset", written(tmp_path, task__network=DIFFUSION), "--data", data, "--dry-run")
     assert done.code == 0, done.err
     assert f"# images: {TRAIN}" in done.out
-
-
-def test_retrieval_counts_the_right_neighbours() -> None:
-    image = torch.eye(6)
-    assert retrieval(image * 3, image) == 1
-    swapped = image[[1, 0, 2, 3, 4, 5]]
-    assert retrieval(swapped, image) == pytest.approx(4 / 6)
-    many = torch.randn(2500, 16, generator=torch.Generator().manual_seed(0))  # more than are compared at once
-    assert retrieval(many, many) == 1
-    assert retrieval(many.roll(1, 0), many) == 0
-
-
-def test_a_prediction_that_tells_nothing_apart_retrieves_by_chance() -> None:
-    image = torch.eye(4)
-    assert retrieval(torch.zeros(4, 4), image) == 1 / 4
-    assert retrieval(image, image[[0, 0, 2, 3]]) == (1 / 2 + 1 / 4 + 1 + 1) / 4
 
 
 @pytest.mark.parametrize(

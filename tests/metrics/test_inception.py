@@ -9,7 +9,8 @@ import torch
 
 import diffcli.torchvision_compat  # noqa: F401 - before torch-fidelity
 from diffcli.config import UserError
-from diffcli.metrics.extractors import INCEPTION_FILE, INCEPTION_URL, Inception
+from diffcli.metrics.extractor import Extracted
+from diffcli.metrics.inception import INCEPTION_FILE, INCEPTION_URL, InceptionFeatures
 from diffcli.noise import Noise
 
 
@@ -52,9 +53,13 @@ def images(channels: int) -> torch.Tensor:
     )
 
 
+def seen(inception: InceptionFeatures, pixels: torch.Tensor) -> Extracted:
+    return inception({"image": pixels}, range(len(pixels)))
+
+
 def test_missing_weights_say_what_to_download_and_where_to_put_it(hub):
     with pytest.raises(UserError, match="are missing") as error:
-        Inception()
+        InceptionFeatures()
     assert error.value.exit_code == 2
     assert INCEPTION_URL in error.value.hint
     assert str(hub / INCEPTION_FILE) in error.value.hint
@@ -63,7 +68,7 @@ def test_missing_weights_say_what_to_download_and_where_to_put_it(hub):
 
 def test_a_weights_option_that_names_no_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--weights .*none\.pth is not a file"):
-        Inception(tmp_path / "none.pth")
+        InceptionFeatures(tmp_path / "none.pth")
 
 
 class Bomb:
@@ -77,48 +82,48 @@ def test_a_pickle_with_code_in_it_is_refused_unrun(tmp_path, monkeypatch):
     (tmp_path / "bomb.pkl").write_bytes(pickle.dumps(Bomb()))
     for name in ("bomb.pth", "bomb.pkl"):
         with pytest.raises(UserError, match="cannot be read as weights"):
-            Inception(tmp_path / name)
+            InceptionFeatures(tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="holds other weights than Inception's"):
-        Inception(tmp_path / "other.pth")
+        InceptionFeatures(tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="holds no state dict"):
-        Inception(tmp_path / "list.pth")
+        InceptionFeatures(tmp_path / "list.pth")
 
 
 def test_a_truncated_weights_file_is_refused(tmp_path, weights):
     (tmp_path / "cut.pth").write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(UserError, match="cannot be read as weights"):
-        Inception(tmp_path / "cut.pth")
+        InceptionFeatures(tmp_path / "cut.pth")
 
 
 def test_inception_gives_the_features_of_torch_fidelity(weights):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    inception = Inception(weights)
-    found = inception(images(3))
+    inception = InceptionFeatures(weights)
+    found = seen(inception, images(3))
     direct = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))
     features, logits = direct(images(3))
-    assert found.features.shape == (2, inception.dim)
-    assert found.logits is not None
-    assert found.logits.shape == (2, inception.num_logits)
-    assert torch.equal(found.features, features)
-    assert found.features.std(0).max() > 1e-3  # random, but neither vanishing nor constant
-    assert torch.equal(found.logits, logits)
+    assert found["features"].shape == (2, *inception.gives["features"])
+    assert found["logits"].shape == (2, *inception.gives["logits"])
+    assert torch.equal(found["features"], features)
+    assert found["features"].std(0).max() > 1e-3  # random, but neither vanishing nor constant
+    assert torch.equal(found["logits"], logits)
 
 
 def test_grey_images_are_repeated_to_three_channels(weights):
-    inception = Inception(weights)
+    inception = InceptionFeatures(weights)
     grey = images(1)
-    assert torch.equal(inception(grey).features, inception(grey.repeat(1, 3, 1, 1)).features)
+    coloured = seen(inception, grey.repeat(1, 3, 1, 1))
+    assert torch.equal(seen(inception, grey)["features"], coloured["features"])
 
 
 def test_weights_other_than_the_official_ones_are_named_and_noted(weights):
-    inception = Inception(weights)
+    inception = InceptionFeatures(weights)
     assert inception.name.startswith("inception-v3-fidelity-")
     assert "do not compare with published" in inception.notes[0]
 
@@ -126,4 +131,4 @@ def test_weights_other_than_the_official_ones_are_named_and_noted(weights):
 def test_weights_are_found_in_the_cache_of_torch_hub(hub, weights):
     hub.mkdir(parents=True)
     (hub / INCEPTION_FILE).write_bytes(weights.read_bytes())
-    assert Inception()(images(3)).features.shape == (2, 2048)
+    assert seen(InceptionFeatures(), images(3))["features"].shape == (2, 2048)

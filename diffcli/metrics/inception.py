@@ -1,4 +1,4 @@
-"""From images to features: the contract of an extractor, and the Inception network that FID is defined by.
+"""From images to features by the Inception network that FID is defined by.
 
 The network and its resizing are torch-fidelity's, which agrees with the original TensorFlow one. Weights are never
 downloaded unasked: they are a file of the user's or in torch hub's cache.
@@ -7,40 +7,29 @@ downloaded unasked: they are a file of the user's or in torch hub's cache.
 import hashlib
 import io
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.metrics.summary import FeatureBatch
+from diffcli.fields import Specs
+from diffcli.metrics.extractor import IMAGES, Extracted, check_images
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # the hex digits begin its SHA-256
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
 
-class Extractor(Protocol):
-    """A network seen as a map from images to features."""
-
-    name: str  # with what identifies the weights: scores of two names do not compare
-    layer: str
-    dim: int
-    num_logits: int | None  # None where it is no classifier
-    classes: tuple[str, ...] | None  # what the logits stand for, where that is known
-    notes: list[str]  # what it did to the images or found amiss, for the report
-
-    def __call__(self, images: Tensor) -> FeatureBatch:
-        """Features of images, uint8 (B, C, H, W) of any size, C = 1 or 3."""
-        ...
-
-
-class Inception:
+class InceptionFeatures:
     """Inception-v3 of 2015: 2048 pooled features and the 1008 logits without bias. Source: Szegedy et al. 2015."""
 
     layer = "pool3 (2048)"
-    dim = 2048
-    num_logits: int | None = 1008
+    reads = IMAGES
+    gives: Mapping[str, tuple[int, ...]] = {"features": (2048,), "logits": (1008,)}
+    limit: int | None = None
+    unit = "images"
     classes: tuple[str, ...] | None = None  # ImageNet's, in an order of their own: not the labels of any data set here
 
     def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu") -> None:
@@ -56,11 +45,17 @@ class Inception:
         self.network = _network(state, path).to(self.device)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> FeatureBatch:
-        """Features (B, 2048) and logits (B, 1008); grey images are repeated to three channels."""
-        images = images.to(self.device)
+    def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
+        """`features` (B, 2048) and `logits` (B, 1008); grey images are repeated to three channels."""
+        images = fields["image"].to(self.device)
         features, logits = self.network(images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1))
-        return FeatureBatch(features, logits)
+        return {"features": features, "logits": logits}
+
+    def check(self, name: str, fields: Specs) -> None:
+        check_images(name, fields, f"--features {self.name}")
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "layer": self.layer}
 
 
 def hub_path() -> Path:

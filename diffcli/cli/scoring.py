@@ -1,0 +1,84 @@
+"""The command that scores: fid."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffcli.cli import session
+from diffcli.cli.drawing import sampling
+from diffcli.cli.options import (
+    BatchSize,
+    Class,
+    Device,
+    DeviceOption,
+    Eta,
+    Guidance,
+    Nproc,
+    PriorOption,
+    SamplerOption,
+    ScoreSet,
+    Seed,
+    Steps,
+    UseEma,
+)
+
+if TYPE_CHECKING:
+    from diffcli.engine.distributed import Group
+
+
+def fid(
+    sides: Annotated[
+        list[str] | None, typer.Argument(metavar="[A B]", help="Folder, .npz, prepared data or NAME:SPLIT.")
+    ] = None,
+    ckpt: Annotated[
+        Path | None, typer.Option("--ckpt", help="Score samples of this checkpoint instead of A.", show_default="none")
+    ] = None,
+    ref: Annotated[str | None, typer.Option(help="The reference.", show_default="the run's own training data")] = None,
+    n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="Comma list of fid, kid, is, precision, recall, accuracy, bpd; or, of a prior, cosine, mse, retrieval."
+        ),
+    ] = "fid",
+    features: Annotated[
+        str | None,
+        typer.Option(help="inception, or the run directory of a diffcli classifier.", show_default="inception"),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File with the extractor's weights.", show_default="its cache")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
+    labels: Class = None,
+    prior: PriorOption = None,
+    seed: Seed = 0,
+    sampler: SamplerOption = None,
+    steps: Steps = None,
+    ddim_eta: Eta = None,
+    guidance: Guidance = None,
+    overrides: ScoreSet = None,
+    batch_size: BatchSize = 64,
+    ema: UseEma = True,
+    device: DeviceOption = Device.auto,
+    nproc: Nproc = 1,
+) -> None:
+    """Score images, or samples of a checkpoint, against a reference: FID, KID, IS, precision, recall, accuracy, bits."""
+    from diffcli.cli.console import counting, say
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.score import job
+
+    options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, prior=prior)
+    scoring = job.Scoring(tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema)
+    scoring.check()
+
+    def work(group: "Group") -> None:
+        with counting() as show:
+            report = scoring.run(group, show)
+        if report is not None:
+            for warning in report.warnings:
+                say(f"note:  {warning}")
+            print(json.dumps(report.as_dict()) if as_json else "\n".join(report.lines()))
+
+    session.in_group(work, device, Launch(nproc))

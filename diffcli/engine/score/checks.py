@@ -1,0 +1,101 @@
+"""What is refused before any row is read: metrics that need what no side, extractor or statistics has."""
+
+from collections.abc import Mapping, Sequence
+
+from diffcli.config import UserError
+from diffcli.engine.score.sides import Side
+from diffcli.metrics.extractor import Extractor
+from diffcli.metrics.keepers import MOMENTS
+from diffcli.metrics.metric import Metric, Need, Role
+
+Sides = Mapping[Role, Side]
+
+
+def check_needs(metrics: Sequence[Metric], sides: Sides, extractors: Mapping[str, Extractor]) -> list[str]:
+    """What is worth a warning about statistics. Raises UserError for the first need that cannot be met."""
+    warnings = []
+    for side in sides.values():
+        if side.statistics is not None:
+            warnings += _check_statistics(side, extractors.get("features"))
+    for metric in metrics:
+        for need in metric.needs:
+            _check_need(metric, need, sides[need.side], extractors.get(need.extractor))
+    if all(side.statistics is not None for side in sides.values()):
+        _check_same(sides["reference"], sides["samples"])
+    for role, side in sides.items():
+        _check_count(metrics, role, side)
+    return warnings
+
+
+def _check_need(metric: Metric, need: Need, side: Side, extractor: Extractor | None) -> None:
+    if side.statistics is not None:
+        if need.keep != MOMENTS:
+            problem = f"--metrics {metric.kind}: needs images, but {side.name} is statistics (mu, sigma)"
+            raise UserError(problem, "use --metrics fid, or give the images themselves")
+        return
+    if extractor is None:
+        raise UserError(f"{side.name} is images, but there is no feature extractor", "add --features inception")
+    extractor.check(side.name, side.fields)
+    for value in need.keep.of:
+        if value == "label":
+            _check_labels(metric, side, extractor)
+        elif value not in extractor.gives:
+            name = extractor.describe().get("name", need.extractor)
+            problem = f"--metrics {metric.kind}: {name} gives no {value}"
+            if value == "logits":
+                problem = f"--metrics {metric.kind}: {name} is no classifier"
+            raise UserError(problem, "use --features inception, or a classifier")
+
+
+def _check_labels(metric: Metric, side: Side, extractor: Extractor) -> None:
+    name, classes = extractor.describe().get("name"), extractor.classes
+    if classes is None:
+        problem = f"--metrics {metric.kind}: the classes of {name} are not those of the images"
+        raise UserError(problem, "use --features RUN, a classifier of these classes trained by diffcli")
+    if "label" not in side.fields:
+        problem = f"--metrics {metric.kind}: {side.name} has no labels"
+        raise UserError(problem, f"leave {metric.kind} out, or give .npz samples with arr_1")
+    if side.classes is not None and tuple(side.classes) != tuple(classes):
+        found = [", ".join(c[:3]) + ", ..." for c in (side.classes, classes)]
+        problem = f"--metrics {metric.kind}: {side.name} has the classes {found[0]} but {name} has {found[1]}"
+        raise UserError(problem, "use a classifier trained on the same classes")
+
+
+def _check_statistics(side: Side, extractor: Extractor | None) -> list[str]:
+    given = side.statistics
+    assert given is not None
+    if extractor is None:
+        return []
+    described, dim = extractor.describe(), extractor.gives["features"][0]
+    name, layer = described["name"], described["layer"]
+    if len(given.mu) != dim:
+        problem = f"{side.name}: statistics of {len(given.mu)} features, but {name} has {dim}"
+        raise UserError(problem, "choose the --features that the statistics were made with")
+    if given.features is None:
+        return [f"{side.name} does not say which extractor its statistics are of; {name} is assumed"]
+    if (given.features, given.layer) != (name, layer):
+        problem = f"{side.name}: statistics of {given.features}, {given.layer}, not of {name}, {layer}"
+        raise UserError(problem, "choose the --features (and --weights) that the statistics were made with")
+    return []
+
+
+def _check_same(one: Side, other: Side) -> None:
+    a, b = one.statistics, other.statistics
+    assert a is not None
+    assert b is not None
+    known = a.features is not None and b.features is not None
+    if len(a.mu) != len(b.mu) or (known and (a.features, a.layer) != (b.features, b.layer)):
+        labels = [f"{s.features or 'unnamed'} ({len(s.mu)})" for s in (a, b)]
+        problem = f"{one.name} and {other.name}: statistics of different features, {labels[0]} and {labels[1]}"
+        raise UserError(problem, "compare statistics made with the same --features")
+
+
+def _check_count(metrics: Sequence[Metric], role: Role, side: Side) -> None:
+    if side.size is None or side.statistics is not None:
+        return
+    used = [metric for metric in metrics if any(need.side == role for need in metric.needs)]
+    least = max((metric.least for metric in used), default=0)
+    if side.size < least:
+        names = ", ".join(metric.kind for metric in used if metric.least > side.size)
+        problem = f"{side.name}: {side.size} image{'s' * (side.size != 1)} cannot be scored by {names}"
+        raise UserError(problem, f"give at least {least} images, thousands for a score that means something")

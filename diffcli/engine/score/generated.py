@@ -1,0 +1,45 @@
+"""Samples of a checkpoint as a side: every process draws the rows that it extracts, so no image travels and none is held."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from diffcli.data.images import Fields
+from diffcli.engine.draw import guides
+from diffcli.engine.draw.pictures import to_uint8
+from diffcli.engine.draw.request import Request
+from diffcli.engine.score.sides import Side
+from diffcli.fields import FieldSpec
+from diffcli.tasks.guide import Guide
+
+
+def samples(req: Request) -> Side:
+    """The images of a request; drawn while they are read, batch by batch."""
+
+    @torch.no_grad()
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Fields]:
+        for rows in spans:
+            *_, last = req.walk(rows)[1]
+            found: Fields = {"image": to_uint8(req.task.decode(last.x))}
+            if "label" in fields and req.labels is not None:
+                found["label"] = req.labels[rows.start : rows.stop]
+            yield found
+
+    specs = {"image": FieldSpec("image", tuple(req.model.preset.data.shape))}
+    specs |= {} if req.labels is None else {"label": FieldSpec("classes", (), req.model.classes)}
+    return Side(f"samples of {req.model.path}", req.n, specs, read, req.model.classes)
+
+
+def describe(req: Request) -> dict[str, Any]:
+    """Of a report: how a model's samples were drawn."""
+    return {
+        "sampler": req.sampler.name,
+        "steps": req.sampler.steps,
+        "nfe": req.sampler.nfe,
+        "guidance": req.guidance,
+        **({"conditions": req.given.describe()} if req.given else {}),
+        **({"prior": req.prior.describe()} if req.prior else {}),
+        **({"guide": guides.describe(req.guide, req.models)} if req.guide != Guide() else {}),
+        "seed": req.seed,
+    }
