@@ -20,11 +20,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from diffcli import preset as presets
-from diffcli.diffusion.samplers import EdmHeun, Heun, Ode, Sampler
+from diffcli.diffusion.samplers import EdmHeun, Heun, Ode, Sampler, last
 from diffcli.diffusion.schedule import Cosine, Flow, Schedule
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
-from tests.diffusion.oracle import SAMPLERS, Mixture, gaussian, last
+from tests.diffusion.oracle import SAMPLERS, Mixture, gaussian
 
 STEPS, BATCH, POINTS = 4, 1, 20_001
 NFE = (5, 10, 20, 50, 100)

@@ -12,6 +12,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from diffcli.transfer import moved
+
 MASK = 0xFFFFFFFF
 ROUNDS = 10
 TO_UNIT = 2.0**-32
@@ -28,6 +30,7 @@ class Domain(IntEnum):
     DROPOUT = 5
     CHANCE = 6
     PRIOR = 7
+    CONDITION = 8
 
 
 def philox(key: Tensor, counter: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -37,7 +40,9 @@ def philox(key: Tensor, counter: Sequence[Tensor | int]) -> tuple[Tensor, Tensor
     Source: Salmon et al. 2011, doi 10.1145/2063384.2063405.
     """
     k0, k1 = key & MASK, (key >> 32) & MASK
-    c0, c1, c2, c3 = (torch.as_tensor(c, dtype=torch.int64, device=key.device) for c in counter)
+    c0, c1, c2, c3 = (
+        c if isinstance(c, Tensor) else torch.full((), c, dtype=torch.int64, device=key.device) for c in counter
+    )
     for _ in range(ROUNDS):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wraps modulo 2^64: the bits are those of the unsigned product
         c0, c2 = ((p1 >> 32) & MASK) ^ c1 ^ k0, ((p0 >> 32) & MASK) ^ c3 ^ k1
@@ -70,20 +75,24 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
 class Noise:
     """One stream of random numbers per sample: what sample i receives depends on seed i alone.
 
-    Each call is the next draw of every stream; `domain` separates purposes that share a seed.
+    Each call is the next draw of every stream; `domain` separates purposes that share a seed, `lane`, in [0, 2^32), the users
+    of one purpose, such as the conditioners of a task.
     """
 
-    def __init__(self, seeds: Sequence[int] | Tensor, device: torch.device, domain: Domain = Domain.NOISE) -> None:
+    def __init__(
+        self, seeds: Sequence[int] | Tensor, device: torch.device, domain: Domain = Domain.NOISE, lane: int = 0
+    ) -> None:
         if not isinstance(seeds, Tensor):
             seeds = torch.tensor([signed64(s) for s in seeds], dtype=torch.int64)
-        self.key = seeds.to(device)[:, None]  # (B, 1)
+        self.key = moved(seeds, device)[:, None]  # (B, 1)
         self.domain = domain
+        self.lane = lane
         self.draw = 0
 
     def words(self, blocks: int) -> Tensor:
         """The next draw of every stream: (B, 4, blocks) int64 in [0, 2^32)."""
         counter = torch.arange(blocks, device=self.key.device)[None]
-        words = philox(self.key, (counter, self.draw, int(self.domain), 0))
+        words = philox(self.key, (counter, self.draw, int(self.domain), self.lane))
         self.draw += 1
         return torch.stack([w.expand(len(self.key), blocks) for w in words], dim=1)
 

@@ -21,7 +21,7 @@ ROWS: list[set[str]] = [
     {"tasks", "prep"},
     {"diffusion", "networks", "encoders", "data", "metrics", "optim", "ema", "checkpoint"},
     {"fields", "noise", "digest", "torchvision_compat", "config_errors"},
-    {"config"},
+    {"config", "transfer"},
     {"__init__"},
 ]
 ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}

@@ -102,6 +102,18 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
+def test_lane_zero_is_the_stream_of_before_and_lanes_are_independent() -> None:
+    """A lane is the fourth word of the counter."""
+    like = torch.empty(1, 40_000)
+    lanes = [Noise([7], CPU, Domain.CONDITION, lane)(like).flatten().double() for lane in (0, 1, 2, 2**32 - 1)]
+    assert torch.equal(lanes[0], Noise([7], CPU, Domain.CONDITION)(like).flatten().double())
+    correlations = torch.corrcoef(torch.stack(lanes)) - torch.eye(len(lanes))
+    assert correlations.abs().max() < 5 / 200
+    drawn = Noise([7], CPU, Domain.CONDITION, 3).words(2)
+    known = philox(torch.tensor([[7]]), (torch.arange(2)[None], 0, int(Domain.CONDITION), 3))
+    assert torch.equal(drawn, torch.stack(known, dim=1))
+
+
 def test_streams_draws_and_domains_are_independent():
     like, n = torch.empty(2, 40_000), 40_000
     first, second = Noise([1, 2], CPU), Noise([1, 2], CPU, Domain.LABEL)

@@ -20,7 +20,7 @@ from diffcli.diffusion.guidance import (
     within,
 )
 from diffcli.diffusion.losses import denoising_loss
-from diffcli.diffusion.samplers import Sampler, Step
+from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.diffusion.times import AnyTimes, UniformTimes
 from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, NoWeight
@@ -194,8 +194,7 @@ class DiffusionTask(Task):
 
     @torch.no_grad()
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
-        *_, last = self.trajectory(batch, range(len(batch["image"])), sampler, guidance)
-        return self.decode(last.x)
+        return self.decode(last(self.trajectory(batch, range(len(batch["image"])), sampler, guidance)).x)
 
     @property
     def device(self) -> torch.device:

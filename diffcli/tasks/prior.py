@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffcli.config import Config, ImageShape, UserError
 from diffcli.diffusion.denoiser import Denoiser, Prediction
-from diffcli.diffusion.samplers import Sampler
+from diffcli.diffusion.samplers import Sampler, last
 from diffcli.diffusion.schedule import AnySchedule, Cosine
 from diffcli.diffusion.times import StratifiedTimes
 from diffcli.networks.translator import Translator, VectorDenoiser
@@ -119,8 +119,7 @@ class DiffusionPrior(PriorTask):
         noise = Noise(seeds, text.device, Domain.PRIOR)  # apart from the noise of the image that has the same seed
         x = noise(torch.empty(self.diffusion.latent_shape(len(text)), device=text.device))
         denoise = self.diffusion.denoise({TEXT: unit_variance(text)}, guidance, len(text))
-        *_, last = sampler.trajectory(denoise, self.diffusion.denoiser.schedule, x, noise)
-        return last.x.flatten(1)
+        return last(sampler.trajectory(denoise, self.diffusion.denoiser.schedule, x, noise)).x.flatten(1)
 
 
 class Watched(Denoiser):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcli.diffusion.denoiser import Denoise, Prediction, Target, coefficients, over
-from diffcli.diffusion.samplers import AnySampler, Sampler, Step
+from diffcli.diffusion.samplers import AnySampler, Sampler, last
 from diffcli.diffusion.schedule import AnySchedule, Schedule
 from diffcli.noise import Noise
 
@@ -172,12 +172,6 @@ def moments(sampler: Sampler, denoise: Denoise, schedule: Schedule) -> tuple[flo
     x[1] = 1
     end = last(sampler.trajectory(denoise, schedule, x, Impulses())).x.flatten()
     return float(end[0]), float((end[1:] - end[0]).square().sum().sqrt())
-
-
-def last(steps: Any) -> Step:
-    """The last step of a trajectory."""
-    *_, step = steps
-    return step
 
 
 def recorded(generator: torch.Generator) -> Callable[[Tensor], Tensor]:

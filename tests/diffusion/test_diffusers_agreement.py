@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Prediction, over
-from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2M, Heun, Sampler
+from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2M, Heun, Sampler, last
 from diffcli.diffusion.schedule import Cosine, DiscreteSchedule, Flow, Linear, ScaledLinear, Schedule
 from diffcli.noise import Noise
-from tests.diffusion.oracle import kind, last, prediction, recorded
+from tests.diffusion.oracle import kind, prediction, recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from diffcli.diffusion.editing import inpaint, noised, slerp
-from diffcli.diffusion.samplers import Ddim, Sampler
+from diffcli.diffusion.samplers import Ddim, Sampler, last
 from diffcli.diffusion.schedule import Cosine, Flow, Linear
 from diffcli.noise import Noise
-from tests.diffusion.oracle import SAMPLERS, Mixture, gaussian, kind, last
+from tests.diffusion.oracle import SAMPLERS, Mixture, gaussian, kind
 
 CPU = torch.device("cpu")
 DATA = Mixture((0.5, 0.5), (-0.5, 0.6), (0.2, 0.1))

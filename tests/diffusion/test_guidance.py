@@ -14,10 +14,10 @@ from diffcli.diffusion.guidance import (
     threshold_x0,
     within,
 )
-from diffcli.diffusion.samplers import Ddim, Ddpm
+from diffcli.diffusion.samplers import Ddim, Ddpm, last
 from diffcli.diffusion.schedule import Cosine, Flow, Linear
 from diffcli.noise import Noise
-from tests.diffusion.oracle import SCHEDULES, Mixture, kind, last
+from tests.diffusion.oracle import SCHEDULES, Mixture, kind
 
 MIXTURE = Mixture((0.5, 0.5), (-0.5, 0.6), (0.2, 0.1))
 T = torch.tensor(0.5, dtype=torch.float64)

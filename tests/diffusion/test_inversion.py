@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from diffcli.diffusion.inversion import invert
-from diffcli.diffusion.samplers import Ddim
+from diffcli.diffusion.samplers import Ddim, last
 from diffcli.diffusion.schedule import Cosine, Edm, Flow, Linear, Schedule
 from diffcli.noise import Noise
-from tests.diffusion.oracle import Mixture, counted, gaussian, kind, last
+from tests.diffusion.oracle import Mixture, counted, gaussian, kind
 
 DATA = gaussian(0.3, 0.5)
 MIXTURE = Mixture((0.3, 0.7), (-0.8, 0.5), (0.2, 0.1))

@@ -12,7 +12,7 @@ from diffcli.diffusion.samplers.ancestral import Ddim, Ddpm, Euler, EulerAncestr
 from diffcli.diffusion.samplers.heun import EdmHeun, Heun
 from diffcli.diffusion.samplers.multistep import DpmPlusPlus2M, DpmPlusPlus2MSde, DpmPlusPlus3M, Plms, UniPc
 from diffcli.diffusion.samplers.ode import Ode
-from diffcli.diffusion.samplers.sampler import Sampler, Step
+from diffcli.diffusion.samplers.sampler import Sampler, Step, last
 
 __all__ = [
     "AnySampler",
@@ -30,6 +30,7 @@ __all__ = [
     "Sampler",
     "Step",
     "UniPc",
+    "last",
 ]
 
 AnySampler = Annotated[

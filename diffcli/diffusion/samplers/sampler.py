@@ -4,7 +4,8 @@ Times stay on the CPU: no synchronisation.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -69,3 +70,8 @@ class Sampler(Config):
         None where they depend on the image; the Steps then count them.
         """
         return self.evaluations * (self.steps - 1) + 1
+
+
+def last(steps: Iterable[Step]) -> Step:
+    """The end of a walk; a state that a next one has followed is not kept, so that memory does not grow with the steps."""
+    return deque(steps, maxlen=1)[0]

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from diffcli.diffusion.samplers import last
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.pictures import to_uint8
 from diffcli.engine.draw.request import Request, SampleOptions, class_id, request
@@ -42,8 +43,7 @@ def draw(req: Request, group: Group) -> Iterator[Drawn]:
         rows = rows_of(req, starts[mine]) if mine < len(starts) else range(0)
         images = torch.zeros(req.batch_size, *req.model.preset.data.shape, dtype=torch.uint8)
         if rows:
-            *_, last = req.walk(rows)[1]
-            images[: len(rows)] = to_uint8(req.task.decode(last.x))
+            images[: len(rows)] = to_uint8(req.task.decode(last(req.walk(rows)[1]).x))
         parts = group.gather(images.to(group.device))
         req.tally.agree(group)
         for part, start in zip(parts, islice(starts, first, None), strict=False):

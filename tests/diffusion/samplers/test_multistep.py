@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.samplers import DpmPlusPlus2M, DpmPlusPlus2MSde, DpmPlusPlus3M, Plms
+from diffcli.diffusion.samplers import DpmPlusPlus2M, DpmPlusPlus2MSde, DpmPlusPlus3M, Plms, last
 from diffcli.diffusion.samplers.multistep import exponential_mean, exponential_move, interpolated
 from diffcli.diffusion.schedule import Cosine, Edm, Flow, Linear, Schedule, transition
 from diffcli.noise import Noise
-from tests.diffusion.oracle import Mixture, gaussian, kind, last
+from tests.diffusion.oracle import Mixture, gaussian, kind
 
 DATA = gaussian(0.3, 0.5)
 MIXTURE = Mixture((0.3, 0.7), (-0.8, 0.5), (0.2, 0.1))

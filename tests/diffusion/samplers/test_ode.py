@@ -6,11 +6,11 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.diffusion.denoiser import Prediction
-from diffcli.diffusion.samplers import Heun, Ode
+from diffcli.diffusion.samplers import Heun, Ode, last
 from diffcli.diffusion.samplers.ode import ERROR, NODES, STAGES
 from diffcli.diffusion.schedule import Cosine, Edm, Flow, Linear
 from diffcli.noise import Noise
-from tests.diffusion.oracle import Mixture, gaussian, kind, last
+from tests.diffusion.oracle import Mixture, gaussian, kind
 
 DATA = gaussian(0.3, 0.5)
 MIXTURE = Mixture((0.3, 0.7), (-0.8, 0.5), (0.2, 0.1))

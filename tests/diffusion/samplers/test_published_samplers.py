@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.samplers import Ddim, DpmPlusPlus2MSde, EdmHeun, Euler, EulerAncestral, Sampler, UniPc
+from diffcli.diffusion.samplers import Ddim, DpmPlusPlus2MSde, EdmHeun, Euler, EulerAncestral, Sampler, UniPc, last
 from diffcli.diffusion.samplers.multistep import exponential_mean, exponential_move
 from diffcli.diffusion.schedule import Cosine, DiscreteSchedule, Edm, Flow, Linear, Schedule
 from diffcli.noise import Noise
-from tests.diffusion.oracle import Mixture, kind, last, recorded
+from tests.diffusion.oracle import Mixture, kind, recorded
 from tests.diffusion.test_diffusers_agreement import common, eps_denoise, model, noise_start, walk_theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers

@@ -1,12 +1,14 @@
 """What every registered sampler must keep, and the order at which each solver converges on Gaussian data."""
 
 import math
+import weakref
 from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.denoiser import Denoiser, Prediction
 from diffcli.diffusion.samplers import (
     Ddim,
     Ddpm,
@@ -21,6 +23,7 @@ from diffcli.diffusion.samplers import (
     Plms,
     Sampler,
     UniPc,
+    last,
 )
 from diffcli.diffusion.schedule import Cosine, DiscreteSchedule, Edm, Flow, Linear, Schedule, transition
 from diffcli.noise import Noise
@@ -35,7 +38,6 @@ from tests.diffusion.oracle import (
     gaussian,
     kind,
     knows,
-    last,
 )
 
 CPU = torch.device("cpu")
@@ -267,3 +269,27 @@ def test_heads_of_every_target_walk_the_same_trajectory(cls, schedule):
         end = last(sampler.trajectory(lambda x, t, d=denoiser: d(x, t, None), schedule, x, Noise([1, 2], CPU)))
         # an eps head divides by alpha at t = 1, 5e-5 for the cosine schedule, and float32 shows it
         torch.testing.assert_close(end.x.double(), expected.x, rtol=0, atol=2e-3 if target == "eps" else 1e-4)
+
+
+@pytest.mark.parametrize("cls", SAMPLERS, ids=kind)
+@torch.no_grad()
+def test_the_memory_of_a_walk_does_not_grow_with_its_steps(cls: type[Sampler]) -> None:
+    """States and predictions that are alive when the network is asked, at most."""
+
+    def most_alive(steps: int) -> int:
+        alive: list[weakref.ref[Tensor]] = []
+        most, ideal = 0, DATA.denoise(Cosine())
+
+        def denoise(x: Tensor, t: Tensor) -> Prediction:
+            nonlocal most, alive
+            p = ideal(x, t)
+            alive = [ref for ref in [*alive, *map(weakref.ref, (x, p.x0, p.eps))] if ref() is not None]
+            most = max(most, len(alive))
+            return p
+
+        x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        last(cls(steps=steps).trajectory(denoise, Cosine(), x, Noise([0], CPU)))
+        return most
+
+    few, many = most_alive(12), most_alive(120)
+    assert many == few <= 24

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.diffusion.denoiser import Denoise, Prediction, over
-from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2MSde, EdmHeun, EulerAncestral, Heun
+from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2MSde, EdmHeun, EulerAncestral, Heun, last
 from diffcli.diffusion.schedule import Cosine, Flow, Linear, Schedule, transition
 from diffcli.noise import Noise
-from tests.diffusion.oracle import SCHEDULES, Mixture, gaussian, kind, last, moments, prediction
+from tests.diffusion.oracle import SCHEDULES, Mixture, gaussian, kind, moments, prediction
 
 DATA = gaussian(0.3, 0.5)
 MIXTURE = Mixture((0.3, 0.7), (-0.8, 0.5), (0.2, 0.1))
