@@ -89,7 +89,10 @@ def _schema_at(model: type[BaseModel], tree: Any, path: Sequence[int | str]) -> 
             tree = tree[part]
         except (KeyError, IndexError, TypeError):
             tree = None
-        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        if isinstance(part, int):
+            node = node.get("items", {})
+        else:  # a key of a record, or any key of a mapping
+            node = node.get("properties", {}).get(part, node.get("additionalProperties") or {})
         node = _resolve(node, definitions, tree)
     return node
 
@@ -100,6 +103,8 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _resolve(node: dict[str, Any], definitions: dict[str, Any], tree: Any) -> dict[str, Any]:
+    given = [form for form in node.get("anyOf", []) if form.get("type") != "null"]
+    node = given[0] if len(given) == 1 else node  # what may be left out, by null
     kind = tree.get("kind") if isinstance(tree, dict) else None
     mapping = node.get("discriminator", {}).get("mapping", {})
     forms = [form for form in node.get("oneOf", []) if "$ref" in form]

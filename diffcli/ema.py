@@ -7,7 +7,8 @@ Source: Karras et al. 2024 (EDM2, arXiv 2312.02696), section 3 and appendix C.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -94,14 +95,24 @@ def coefficients(stored: Sequence[Profile], wanted: Profile) -> np.ndarray:
 
 
 class Ema:
-    """An average of a module's weights, in a copy of the module that is ready to sample from. Buffers are copied."""
+    """An average of a module's weights, in a copy of the module that is ready to sample from. Buffers are copied.
 
-    def __init__(self, module: nn.Module, average: Average) -> None:
+    shared: parts of the module that are not averaged; the copy has these very parts, in whatever mode they are (`at_rest`).
+    """
+
+    def __init__(self, module: nn.Module, average: Average, shared: Iterable[nn.Module] = ()) -> None:
         self.average = average
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._averaged: list[Tensor] = list(self.module.parameters())
-        self._source: list[Tensor] = list(module.parameters())
-        self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
+        kept = {id(part): part for part in shared}
+        both = {id(module) for part in kept.values() for module in part.modules()}
+        self.module = copy.deepcopy(module, dict(kept))
+        for part in self.module.modules():
+            part.training = part.training and id(part) in both
+        parameters = zip(self.module.parameters(), module.parameters(), strict=True)
+        own = [(averaged, source) for averaged, source in parameters if averaged is not source]
+        self._averaged: list[Tensor] = [averaged.requires_grad_(False) for averaged, _ in own]
+        self._source: list[Tensor] = [source for _, source in own]
+        buffers = zip(self.module.buffers(), module.buffers(), strict=True)
+        self._buffers = [(copied, source) for copied, source in buffers if copied is not source]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -109,6 +120,18 @@ class Ema:
         torch._foreach_lerp_(self._averaged, self._source, 1 - self.average.decay(step))
         for averaged, source in self._buffers:
             averaged.copy_(source)
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Within it, the module and all of its parts are in evaluation mode; afterwards each is in its own again."""
+    before = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
 
 
 def distinct(values: tuple[float, ...], average: Callable[[float], Average]) -> tuple[float, ...]:

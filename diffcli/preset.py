@@ -42,6 +42,16 @@ with warnings.catch_warnings():
         validate: int = Field(0, ge=0)  # type: ignore[assignment]
 
 
+class PhaseConfig(Config):
+    """What a run changes of one phase of its task; null leaves it as the task has it."""
+
+    networks: tuple[str, ...] | None = Field(None, description="names of those that it trains; the others stay frozen")
+    optimizer: AnyOptimizer | None = None
+    curve: AnyCurve | None = Field(None, description="counts the updates of the phase")
+    first: int | None = Field(None, ge=1, description="the step of its first update")
+    every: int | None = Field(None, ge=1, description="steps from one update to the next")
+
+
 class TrainConfig(Config):
     """How a task is trained; batch_size is global, over all processes and accumulated micro-batches."""
 
@@ -50,6 +60,7 @@ class TrainConfig(Config):
     accumulate: int = Field(1, ge=1, description="micro-batches that one update is split into")
     optimizer: AnyOptimizer = AdamW()
     curve: AnyCurve = Constant()
+    phases: dict[str, PhaseConfig] = Field({}, description="changes to the phases of the task, by name")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null clips nothing")
     ema: AnyEma = 0.9999
     precision: Precision = "auto"

@@ -172,7 +172,7 @@ def test_muon_turns_hidden_matrices_and_leaves_tables_and_the_output_to_adamw(ne
     classes = {"kind": "class", "num_classes": 3, "dim": 8}
     config = DiffusionConfig.model_validate({"network": network, "conditioners": [classes]})
     task = config.build(ImageShape(1, 8, 8))
-    optimizer = Muon().build(task.trained("main"), task.hidden())
+    optimizer = Muon().build(task.parameters_of(["denoiser", "conditioners"]), task.hidden())
     assert isinstance(optimizer, Together)
     by_adamw, by_muon = ({names(task)[p] for g in part.param_groups for p in g["params"]} for part in optimizer.parts)
     linear = {f"{name}.weight" for name, m in task.named_modules() if isinstance(m, nn.Linear)}

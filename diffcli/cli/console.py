@@ -162,7 +162,8 @@ def _bar(steps: "Iterator[Progress]") -> "Progress | None":
         task = p = None
         for p in steps:
             task = bar.add_task("training", total=p.steps, told="") if task is None else task
-            told = f"loss {p.values['loss']:.4f}  {p.images_per_s:.0f} images/s  data wait {p.data_wait:.0%}"
+            losses = "  ".join(f"{name} {value:.4f}" for name, value in p.losses.items())
+            told = f"{losses}  {p.images_per_s:.0f} images/s  data wait {p.data_wait:.0%}"
             bar.update(task, completed=p.step, told=told)
     return p
 

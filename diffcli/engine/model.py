@@ -10,7 +10,7 @@ from diffcli import checkpoint, preset
 from diffcli.config import UserError
 from diffcli.digest import sha256
 from diffcli.engine import encoder_records
-from diffcli.engine.run.state import load_weights, place
+from diffcli.engine.run.state import load_to_sample, place
 from diffcli.engine.tuning import tune_allocator
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task
@@ -42,10 +42,9 @@ def load_model(path: Path, device: torch.device, use_ema: bool = True, overrides
     part = "ema" if use_ema else "task"
     if not checkpoint.holds(part, found, record) and checkpoint.holds("ema", found, record):
         raise UserError(f"--no-ema: {found} holds an average only", "leave --no-ema out")
-    tensors = checkpoint.read_part(found, part, record)
     with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away
         built = resolved.task.build(resolved.data.shape)
-    load_weights(built, tensors, found)
+    load_to_sample(built, found, record, use_ema)
     encoder_records.promise(built, record, found)
     task = place(built, device, "fp32").eval().requires_grad_(False)
     file = found if found.is_file() else found / f"{part}.safetensors"

@@ -14,7 +14,7 @@ from diffcli.diffusion.samplers import Sampler
 from diffcli.diffusion.schedule import AnySchedule, Schedule
 from diffcli.networks.convnet import ConvNet, ConvNetConfig
 from diffcli.noise import Domain, Noise
-from diffcli.tasks.task import Batch, Task
+from diffcli.tasks.task import Batch, Network, Task
 from diffcli.tasks.task_config import TaskConfig
 
 
@@ -30,6 +30,10 @@ class ClassifierTask(Task):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.schedule = schedule
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return (Network("network", self.network),)
 
     @property
     def network_to_compile(self) -> nn.Module:
@@ -52,7 +56,7 @@ class ClassifierTask(Task):
                 f"use --set task.num_classes={highest + 1} or more",
             )
 
-    def forward(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+    def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
         x, t = batch["image"], None
         if self.schedule is not None:
             t = self.schedule.trained_time(Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE).uniform())

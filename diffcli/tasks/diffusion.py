@@ -1,6 +1,7 @@
 """Diffusion as a task: codec, conditioners and denoiser joined; its loss, and the Denoise that samplers walk with."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, cast
 
 import torch
@@ -22,7 +23,7 @@ from diffcli.diffusion.guidance import (
 from diffcli.diffusion.losses import denoising_loss
 from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
-from diffcli.diffusion.times import AnyTimes, UniformTimes
+from diffcli.diffusion.times import AnyTimes, LossAware, UniformTimes
 from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, NoWeight
 from diffcli.networks.conditioning import Conditioning
 from diffcli.networks.registry import AnyNetwork
@@ -33,7 +34,7 @@ from diffcli.tasks.conditioners.registry import AnyConditioner
 from diffcli.tasks.conditioners.stored import IMAGE, EmbeddingConditioner
 from diffcli.tasks.guide import Drawing, Guiding
 from diffcli.tasks.objective import Objective
-from diffcli.tasks.task import Batch, Task
+from diffcli.tasks.task import Batch, Network, Task
 from diffcli.tasks.task_config import TaskConfig
 
 LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
@@ -66,6 +67,14 @@ class DiffusionTask(Task):
                 conditioner.encoder.key = f"{key}.encoder.model"
 
     @property
+    def networks(self) -> tuple[Network, ...]:
+        return (
+            Network("denoiser", self.denoiser),
+            Network("conditioners", self.conditioners),
+            Network("codec", self.codec, frozen=True),
+        )
+
+    @property
     def named_conditioners(self) -> dict[str, Conditioner]:
         conditioners = cast(Iterable[Conditioner], self.conditioners)
         return {f"task.conditioners.{i}": conditioner for i, conditioner in enumerate(conditioners)}
@@ -93,7 +102,7 @@ class DiffusionTask(Task):
         for conditioner in cast(Iterable[Conditioner], self.conditioners):
             conditioner.check(batch)
 
-    def forward(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+    def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
         x0 = self.codec.encode(batch["image"])
         chance = Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE)
         times, weight, distance, coupling = self.objective
@@ -119,6 +128,17 @@ class DiffusionTask(Task):
         self.drawn.clear()
         order = where[:, 0].argsort()
         self.history.record(where[order, 1], losses[order])
+
+    @contextmanager
+    def comparable(self) -> Iterator[None]:
+        """Within it, what makes a sample's loss depend on other samples is off: times by past losses, noise paired in a batch."""
+        objective = self.objective
+        times = UniformTimes() if isinstance(objective.times, LossAware) else objective.times
+        self.objective = objective._replace(times=times, coupling="none")
+        try:
+            yield
+        finally:
+            self.objective = objective
 
     def condition(self, batch: Batch, keep: Tensor, like: Tensor, seeds: Tensor | None = None) -> Conditioning:
         """What the network is told of a batch; rows with keep False get the null condition."""

@@ -6,6 +6,7 @@ Source: Ramesh et al. 2022, section 2.2, and 5.1 for the baseline (arXiv 2204.06
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Annotated, Literal, cast
 
 import torch
@@ -26,7 +27,7 @@ from diffcli.tasks.conditioners.stored import IMAGE, TEXT, EmbeddingConditionerC
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.guide import Drawing
 from diffcli.tasks.objective import Objective
-from diffcli.tasks.task import Batch, Task
+from diffcli.tasks.task import Batch, Network, Task
 from diffcli.tasks.task_config import TaskConfig
 
 
@@ -59,7 +60,7 @@ class PriorTask(Task):
                     f"use --set task.dim={width}",
                 )
 
-    def forward(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+    def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
         text, image = unit_variance(batch[TEXT]), unit_variance(batch[IMAGE])
         baseline = {f"identity_{name}": value.mean() for name, value in closeness(text, image).items()}
         return self.terms(text, image, batch) | baseline
@@ -87,6 +88,10 @@ class MLPPrior(PriorTask):
         self.network = network
 
     @property
+    def networks(self) -> tuple[Network, ...]:
+        return (Network("network", self.network),)
+
+    @property
     def network_to_compile(self) -> nn.Module:
         return self.network
 
@@ -104,6 +109,13 @@ class DiffusionPrior(PriorTask):
     def __init__(self, dim: int, diffusion: DiffusionTask) -> None:
         super().__init__(dim)
         self.diffusion = diffusion
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return self.diffusion.networks
+
+    def comparable(self) -> AbstractContextManager[None]:
+        return self.diffusion.comparable()
 
     @property
     def network_to_compile(self) -> nn.Module:

@@ -1,17 +1,19 @@
 """The contract of everything that the engine can train.
 
-A task owns every weight and knows its losses; it knows no optimizer, rank, file or step. All its random draws follow from the
-batch: `stream` holds one seed a sample, so a result does not depend on how samples were dealt to micro-batches or processes.
+A task owns every weight, lists its networks and the phases that train them, and knows its losses; it knows no rank, file or
+optimizer. All its random draws follow from the batch: `stream` holds one seed a sample, so a result does not depend on how
+samples were dealt to micro-batches or processes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from diffcli.diffusion.samplers import Sampler
+from diffcli.optim import AnyCurve, AnyOptimizer
 from diffcli.tasks.conditioners.conditioner import Conditioner
 
 Batch = Mapping[str, Any]
@@ -19,35 +21,116 @@ Batch = Mapping[str, Any]
 position and stream, each (B,) int64."""
 
 
+class Network(NamedTuple):
+    """A part of a task that has weights, and its role in a run. One that no phase trains is frozen, whatever it says itself.
+
+    frozen: no phase may train it. averaged: sampling uses the average of its weights, not the last ones. samples: sampling
+    needs it; one that it does not need, such as a discriminator, is in no file to sample from.
+    """
+
+    name: str
+    module: nn.Module
+    frozen: bool = False
+    averaged: bool = True
+    samples: bool = True
+
+
+class Phase(NamedTuple):
+    """An update of some of a task's networks, once in a step. optimizer, curve: None stands for those of the preset's `train`.
+
+    It is due at the steps first, first + every, first + 2 every, ...; the phases that are due at a step follow each other in
+    their order. Its curve counts its own updates.
+    """
+
+    name: str
+    networks: tuple[str, ...]
+    optimizer: AnyOptimizer | None = None
+    curve: AnyCurve | None = None
+    first: int = 1
+    every: int = 1
+
+    def due(self, step: int) -> bool:
+        """Whether it takes part in step 1, 2, ..."""
+        return step >= self.first and (step - self.first) % self.every == 0
+
+    def updates(self, step: int) -> int:
+        """How many updates it has made after a step, if it has begun."""
+        return (step - self.first) // self.every + 1
+
+
 class Task(nn.Module, ABC):
     """What is trained."""
 
-    phases: ClassVar[tuple[str, ...]] = ("main",)  # one optimizer each, stepped in this order
+    still: frozenset[str] = frozenset()  # the names of the networks that `freeze` was given
 
-    def trained(self, phase: str) -> list[nn.Parameter]:
-        """The parameters that this phase's optimizer steps."""
-        return list(self.parameters())
+    @property
+    @abstractmethod
+    def networks(self) -> tuple[Network, ...]:
+        """Its networks, each with its role. Every parameter lies in exactly one of them.
+
+        Buffers that lie in none, such as a history of losses, are the state of training: no optimizer knows them, both files of
+        weights hold them.
+        """
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Who trains what, in the order of a step; unless it says otherwise, one phase trains all that is not frozen."""
+        return (Phase("main", tuple(network.name for network in self.networks if not network.frozen)),)
+
+    def parameters_of(self, networks: Iterable[str]) -> list[nn.Parameter]:
+        """The parameters of the networks with these names, in the order of the task's own."""
+        mine = {id(p) for n in self.networks if n.name in set(networks) for p in n.module.parameters()}
+        return [p for p in self.parameters() if id(p) in mine]
+
+    def keys_of(self, networks: Iterable[str]) -> set[str]:
+        """The keys in its state dict of all that lies in the networks with these names."""
+        mine = {id(n.module) for n in self.networks if n.name in set(networks)}
+        modules = self.named_modules(remove_duplicate=False)
+        places = tuple(f"{name}." if name else "" for name, module in modules if id(module) in mine)
+        return {key for key in self.state_dict() if key.startswith(places)}
+
+    def sampled_state(self) -> dict[str, Tensor]:
+        """Its state dict without the networks that sampling does not need: what a file to sample from holds."""
+        left_out = self.keys_of(n.name for n in self.networks if not n.samples)
+        return {key: value for key, value in self.state_dict().items() if key not in left_out}
+
+    def forget_unsampled(self) -> None:
+        """Empties the networks that sampling does not need: a file to sample from has no weights for them."""
+        mine = {id(n.module) for n in self.networks if not n.samples}
+        for place in [name for name, module in self.named_modules(remove_duplicate=False) if id(module) in mine]:
+            parent, _, name = place.rpartition(".")
+            setattr(self.get_submodule(parent), name, nn.Module())
+
+    def freeze(self, networks: Iterable[str]) -> None:
+        """The networks with these names are constants from now on: without gradients, and in evaluation mode for good."""
+        self.still = frozenset(networks)
+        for parameter in self.parameters_of(self.still):
+            parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for network in self.networks if self.still else ():
+            if network.name in self.still:
+                network.module.eval()
+        return self
 
     def hidden(self) -> set[nn.Parameter]:
-        """The matrices between input and output: weights of linear layers but the network's last, its `head`.
+        """The matrices between input and output: weights of linear layers but the last of a network, its `head`.
 
         Tables of classes are no linear layers, and the first layer of an image, patches or pixels, is a convolution.
         """
-        last = self.network_to_compile.head
-        return {m.get_parameter("weight") for m in self.modules() if isinstance(m, nn.Linear) and m is not last}
+        heads = {id(getattr(module, "head", None)) for module in self.modules()}
+        return {m.get_parameter("weight") for m in self.modules() if isinstance(m, nn.Linear) and id(m) not in heads}
 
-    @contextmanager
-    def only(self, phase: str) -> Iterator[None]:
-        """Within it, gradients reach this phase's parameters alone."""
-        mine = {id(p) for p in self.trained(phase)}
-        others = [p for p in self.parameters() if id(p) not in mine and p.requires_grad]
-        for p in others:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in others:
-                p.requires_grad_(True)
+    def only(self, networks: Collection[str]) -> AbstractContextManager[None]:
+        """A context in which gradients reach the networks with these names alone."""
+        mine = {id(p) for p in self.parameters_of(networks)}
+        return constant([p for p in self.parameters() if id(p) not in mine and p.requires_grad])
+
+    def comparable(self) -> AbstractContextManager[None]:
+        """A context in which a sample's loss depends on that sample alone, not on its batch or on losses of the past."""
+        return nullcontext()
 
     @property
     @abstractmethod
@@ -73,8 +156,11 @@ class Task(nn.Module, ABC):
         """Raises UserError where the data lack a field or hold a value that this task cannot take. For CPU batches."""
 
     @abstractmethod
-    def forward(self, batch: Batch, phase: str) -> dict[str, Tensor]:
-        """Means over the batch: "loss", and named terms for the log; each ()."""
+    def forward(self, batch: Batch, phase: str, step: int) -> dict[str, Tensor]:
+        """What the phase of this name minimises at step 1, 2, ..., and what is told of it.
+
+        Means over the batch: "loss", and named terms for the log; each ().
+        """
 
     def after_update(self, gather: Callable[[Tensor], Tensor]) -> None:
         """Called once an update, on every rank, after all micro-batches: what the task remembers of them beside its weights.
@@ -85,3 +171,15 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor | None:
         """Images (B, C, H, W) in [-1, 1] for the run log, one for each row of a batch of data; None where it has none."""
+
+
+@contextmanager
+def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within it, no gradient reaches these parameters; afterwards one does."""
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)

@@ -16,7 +16,8 @@ from diffcli.config import UserError
 from diffcli.ema import MAX_STD, Ema, PowerEma, Profile, coefficients, exponential, power
 from diffcli.engine.run.resume import SUPERSEDED
 from diffcli.engine.run.runlog import RunDir
-from diffcli.engine.run.state import below, build_on_meta, saved_averages
+from diffcli.engine.run.state import below, build_on_meta, saved_averages, unaveraged
+from diffcli.tasks.task import Task
 
 Record = dict[str, Any]
 
@@ -34,7 +35,8 @@ def store(run: RunDir, step: int, emas: Sequence[Ema], config: PowerEma, record:
     for ema, std in zip(emas, config.stds, strict=True):
         about = {"kind": "power", "std": std}
         path = run.snapshots / f"step-{step:08d}-{ema.average.name}.safetensors"
-        checkpoint.export(path, ema.module.state_dict(), {**record, "step": step, "average": about})
+        assert isinstance(ema.module, Task)
+        checkpoint.export(path, ema.module.sampled_state(), {**record, "step": step, "average": about})
     return run.snapshots
 
 
@@ -90,7 +92,10 @@ def pick(path: Path, record: Record, rate: float) -> tuple[str, dict[str, Tensor
         raise UserError(f"--rate {rate}: {path} keeps no such average", f"it keeps {', '.join(names)}")
     if name == names[0]:
         return name, checkpoint.read_part(path, "ema", record)
-    return name, below(name, checkpoint.read_part(path, "optimizer", record))
+    kept = below(
+        name, checkpoint.read_part(path, "optimizer", record)
+    )  # of what is averaged; the rest is in the other file
+    return name, checkpoint.read_part(path, "ema", record) | kept
 
 
 def usable_snapshots(run: RunDir, record: Record) -> list[Snapshot]:
@@ -116,12 +121,14 @@ def usable_snapshots(run: RunDir, record: Record) -> list[Snapshot]:
 def reconstruct(kept: Sequence[Snapshot], stds: Sequence[float]) -> list[dict[str, Tensor]]:
     """The power averages of widths `stds` at the step of the last snapshot: linear combinations of all, read one at a time.
 
-    Sums are float64; what is no parameter is taken from the last.
+    Sums are float64; what is no averaged parameter is taken from the last.
     """
     last = kept[-1]
     profiles = [s.profile for s in kept]
     weights = [coefficients(profiles, Profile(last.profile.step, std)) for std in stds]
-    averaged = dict(build_on_meta(preset.build(last.record["preset"], str(last.path))).named_parameters())
+    task = build_on_meta(preset.build(last.record["preset"], str(last.path)))
+    left_out = task.keys_of(unaveraged(task))
+    averaged = [name for name, _ in task.named_parameters() if name not in left_out]
     tensors = checkpoint.read_part(last.path, "ema", last.record)
     sums = [{name: torch.zeros_like(tensors[name], dtype=torch.float64) for name in averaged} for _ in stds]
     for i, snapshot in enumerate(kept):

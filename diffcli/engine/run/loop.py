@@ -1,11 +1,10 @@
 """The steps of a run and what is due after each."""
 
-import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +15,17 @@ from diffcli import checkpoint
 from diffcli.config import RunFailed
 from diffcli.data.images import ImageData
 from diffcli.data.loader import on_device
-from diffcli.ema import PowerEma, snapshot_every
-from diffcli.engine.distributed import Group, is_worker
+from diffcli.ema import PowerEma, at_rest, snapshot_every
+from diffcli.engine.distributed import Group
 from diffcli.engine.run.averages import store
 from diffcli.engine.run.feed import open_feed
+from diffcli.engine.run.numbers import Numbers, on_their_way
+from diffcli.engine.run.phases import rate
 from diffcli.engine.run.runlog import RunDir, RunLog
+from diffcli.engine.run.signals import stop_signals
 from diffcli.engine.run.state import State
 from diffcli.preset import Preset
-from diffcli.tasks.task import Batch, Task
+from diffcli.tasks.task import Batch, Phase, Task, constant
 
 
 class Progress(NamedTuple):
@@ -31,12 +33,19 @@ class Progress(NamedTuple):
 
     step: int
     steps: int
-    values: dict[str, float]  # loss terms and grad_norm of this step
+    values: dict[
+        str, float
+    ]  # loss terms and grad_norm of this step; of several phases with the name of each before them
     images_per_s: float
     event: str = ""  # what was written, if anything
     waited: float = 0.0  # seconds of this session that training waited for data,
     data_wait: float = 0.0  # and their share of all of its training
     notes: tuple[str, ...] = ()  # what there is to say of the data
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The loss of each phase that took part in the step: `loss`, or NAME/loss where there are several."""
+        return {name: value for name, value in self.values.items() if name.rpartition("/")[2] == "loss"}
 
 
 class Settled(NamedTuple):
@@ -44,7 +53,7 @@ class Settled(NamedTuple):
 
     step: int
     values: dict[str, float]
-    stopping: bool  # some rank was asked to stop
+    stopping: bool  # some rank wants to stop
 
 
 class Waits:
@@ -53,7 +62,7 @@ class Waits:
     def __init__(self, feed: Iterator[tuple[int, Batch]]) -> None:
         self.feed = feed
         self.waited = self.trained = 0.0  # seconds; the first are part of the second
-        self._told = 0.0, 0.0
+        self._before = 0.0, 0.0  # both when `recent_share` was called last
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         before = time.perf_counter()
@@ -67,15 +76,15 @@ class Waits:
         """Of all training so far, 0 to 1."""
         return self.waited / max(self.trained, 1e-9)
 
-    def tell(self) -> float:
-        """The share since it was last told."""
-        waited, trained = self.waited - self._told[0], self.trained - self._told[1]
-        self._told = self.waited, self.trained
+    def recent_share(self) -> float:
+        """The share since this was called before."""
+        waited, trained = self.waited - self._before[0], self.trained - self._before[1]
+        self._before = self.waited, self.trained
         return waited / max(trained, 1e-9)
 
 
 class Loop:
-    """The steps of one run and what is due after each. validate: the loss of a task on held-out images, where that is asked."""
+    """The steps of one run and what is due after each. validate: the loss of a task at a step on held-out images, if wanted."""
 
     def __init__(
         self,
@@ -85,45 +94,50 @@ class Loop:
         state: State,
         data: ImageData,
         record: dict[str, Any],
-        validate: Callable[[Task], float] | None = None,
+        validate: Callable[[Task, int], float] | None = None,
     ) -> None:
         self.preset, self.cfg, self.run, self.group = preset, preset.train, run, group
         self.state, self.data, self.record, self.validate = state, data, record, validate
         self.feed = open_feed(preset, group, data, record.pop("feed", None))
-        self.model = wrap(state.task, group, self.cfg.compile)
+        self.trained = {phase.name: state.task.parameters_of(phase.networks) for phase in state.phases}
+        self.others = {
+            phase: [p for other, parameters in self.trained.items() if other != phase for p in parameters]
+            for phase in self.trained
+        }
+        self.models = wrap(state.task, state.phases, group, self.cfg.compile)
 
     def steps(self, first: int) -> Iterator[Progress]:
         """Updates first + 1 to the last."""
         cfg, log = self.cfg, RunLog(self.run, first) if self.group.leads else None
         waits = Waits(self.feed.batches(first))
         self.state.task.train()
-        pending: deque[tuple[int, list[str], Tensor]] = deque()
+        pending: deque[Numbers] = deque()
         before = time.perf_counter()
         try:
             with stop_signals() as stop:
                 for step, batch in waits:
-                    pending.append(self.update(step, batch, stop.asked))
+                    pending.append(self.update(step, batch, stop.wanted))
                     due = self.due(step)
                     # a GPU is asked for a step's numbers only once the next step is under way, so that it never waits
                     lag = 0 if due or self.group.device.type == "cpu" else 1
-                    settled = [self.settle(*pending.popleft()) for _ in range(len(pending) - lag)]
+                    settled = [self.settle(pending.popleft()) for _ in range(len(pending) - lag)]
                     stopping = any(s.stopping for s in settled)
                     if stopping:
-                        settled += [self.settle(*item) for item in pending]
+                        settled += [self.settle(numbers) for numbers in pending]
                     now = time.perf_counter()
                     waits.trained += now - before
                     clocked, before = {"images_per_s": round(cfg.batch_size / (now - before), 2)}, now
                     if "log" in due or "validate" in due or stopping:
-                        clocked["data_wait"] = round(waits.tell(), 4)
+                        clocked["data_wait"] = round(waits.recent_share(), 4)
                     if "validate" in due and self.validate is not None:
-                        settled[-1].values["val_loss"] = self.validate(self.averaged)
+                        settled[-1].values["val_loss"] = self.validate(self.state.averaged, step)
                     if due or stopping:
                         self.feed.gather()
                     event = self.after(step, settled[-1].values, clocked, due, stopping, log) if due or stopping else ""
                     for s in settled:
-                        told, notes = event if s.step == step else "", tuple(self.feed.notes())
-                        rate = clocked["images_per_s"]
-                        yield Progress(s.step, cfg.steps, s.values, rate, told, waits.waited, waits.share, notes)
+                        written, notes = event if s.step == step else "", tuple(self.feed.notes())
+                        speed = clocked["images_per_s"]
+                        yield Progress(s.step, cfg.steps, s.values, speed, written, waits.waited, waits.share, notes)
                     if stopping and step < cfg.steps:
                         raise KeyboardInterrupt
                     before += time.perf_counter() - now  # writing is not training
@@ -131,50 +145,59 @@ class Loop:
             if log is not None:
                 log.close()
 
-    def update(self, step: int, batch: Batch, stopping: bool) -> tuple[int, list[str], Tensor]:
-        """One optimizer update of every phase; returns the step, and names and values (on the device) of its terms."""
-        cfg, state = self.cfg, self.state
+    def update(self, step: int, batch: Batch, stopping: bool) -> Numbers:
+        """One optimizer update of every phase that is due; returns the terms of each, on their way to the host."""
+        state = self.state
         values: dict[str, Tensor] = {}
-        rate = cfg.curve.factor(step, cfg.steps) * cfg.optimizer.lr
-        for phase in state.task.phases:
-            optimizer, parameters = state.optimizers[phase], state.task.trained(phase)
-            with state.task.only(phase):
-                terms = self.accumulate(batch, phase)
-            state.scaler.unscale_(optimizer)
-            norm = clip_gradients(parameters, cfg.clip)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            state.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-            prefix = "" if len(state.task.phases) == 1 else f"{phase}/"
-            values |= {prefix + name: value for name, value in terms.items()} | {f"{prefix}grad_norm": norm}
-        state.scaler.update()
+        for phase in state.phases:
+            if phase.due(step):
+                found = self.update_of(phase, step, batch)
+                values |= {self.prefix(phase) + name: value for name, value in found.items()}
+        if values:
+            state.scaler.update()
         state.task.after_update(self.group.gather_rows)
         state.average(step)
-        values["stop"] = torch.tensor(float(stopping), device=self.group.device)
-        return step, list(values), self.group.mean(torch.stack(list(values.values())))
+        values["stop"] = torch.full((), float(stopping), device=self.group.device)  # filled there: nothing is copied
+        return on_their_way(step, values, self.group.mean(torch.stack(list(values.values()))))
 
-    def accumulate(self, batch: Batch, phase: str) -> dict[str, Tensor]:
-        """Gradients of the mean loss over the global batch, left in .grad; this rank's terms, scaled to average over ranks."""
-        size = self.cfg.batch_size
+    def update_of(self, phase: Phase, step: int, batch: Batch) -> dict[str, Tensor]:
+        """One update of the networks of a phase; its terms and the norm of its gradient, each () on the device."""
+        cfg, state, optimizer = self.cfg, self.state, self.state.optimizers[phase.name]
+        with constant(self.others[phase.name]):
+            terms = self.accumulate(batch, phase, step)
+        state.scaler.unscale_(optimizer)
+        norm = clip_gradients(self.trained[phase.name], cfg.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(phase, step, cfg.steps)
+        state.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        return terms | {"grad_norm": norm}
+
+    def accumulate(self, batch: Batch, phase: Phase, step: int) -> dict[str, Tensor]:
+        """Leaves gradients of a phase's mean loss over the global batch in .grad; its terms, scaled to average over ranks."""
+        size, model = self.cfg.batch_size, self.models[phase.name]
         total: dict[str, Any] = {}
         micro = split(batch, self.cfg.accumulate)
         for i, part in enumerate(micro):
             # DDP averages over the ranks, so each part counts by its share of the global batch times their number
             weight = len(part["position"]) * self.group.world / size
             last = i == len(micro) - 1
-            quiet = nullcontext() if last or self.group.world == 1 else self.model.no_sync()
+            quiet = nullcontext() if last or self.group.world == 1 else model.no_sync()
             with quiet:
                 with autocast(self.group.device, self.cfg.precision):
-                    terms = self.model(part, phase)
+                    terms = model(part, phase.name, step)
                 self.state.scaler.scale(terms["loss"] * weight).backward()
             for name, value in terms.items():
                 total[name] = total.get(name, 0.0) + value.detach() * weight
         return total
 
-    def settle(self, step: int, names: list[str], values: Tensor) -> "Settled":
+    def prefix(self, phase: Phase) -> str:
+        """What stands before the names of a phase's numbers: nothing where it is the only one."""
+        return "" if len(self.state.phases) == 1 else f"{phase.name}/"
+
+    def settle(self, numbers: Numbers) -> Settled:
         """The numbers of a step on the host. Raises RunFailed if not finite."""
-        shown = dict(zip(names, values.tolist(), strict=True))
+        step, shown = numbers.step, numbers.read()
         stopping = shown.pop("stop") > 0
         bad = [name for name, value in shown.items() if not abs(value) < float("inf")]
         if self.cfg.precision == "fp16":  # the scaler meets overflowing gradients by skipping the update
@@ -210,49 +233,53 @@ class Loop:
         """Writes what is due; on rank 0. Returns what was written, for the one who watches."""
         if log is None:
             return ""
-        told = []
+        written = []
         if "data_wait" in clocked:
-            lr = self.cfg.curve.factor(step, self.cfg.steps) * self.cfg.optimizer.lr
-            log.line(step, {**shown, "lr": lr, **self.feed.told(step), **clocked})
-            told.append("log")
+            due_phases = [phase for phase in self.state.phases if phase.due(step)]
+            rates = {f"{self.prefix(phase)}lr": rate(phase, step, self.cfg.steps) for phase in due_phases}
+            log.line(step, {**shown, **rates, **self.feed.told(step), **clocked})
+            written.append("log")
         if "save" in due or stopping:
-            told.append(
-                str(checkpoint.save(self.run.checkpoints, step, self.state.parts(), self.record | self.feed.kept))
-            )
+            parts, record = self.state.parts(), self.record | self.feed.kept
+            written.append(str(checkpoint.save(self.run.checkpoints, step, parts, record)))
             checkpoint.prune(self.run.checkpoints, self.cfg.keep_last)
         if "snapshot" in due:
             assert isinstance(self.cfg.ema, PowerEma)
-            told.append(str(store(self.run, step, self.state.emas, self.cfg.ema, self.record)))
+            written.append(str(store(self.run, step, self.state.emas, self.cfg.ema, self.record)))
         images = self.preview() if "preview" in due else None
         if images is not None:
-            told.append(str(log.preview(step, images)))
-        return ", ".join(told)
+            written.append(str(log.preview(step, images)))
+        return ", ".join(written)
 
     @torch.no_grad()
     def preview(self) -> Tensor | None:
         """Images of the averaged model, always of the same seeds and conditions: those of some images of the data."""
         fields, rows = self.data.shown(self.cfg.previews)
         batch = on_device(fields, self.group.device) | {"index": rows}
-        return self.averaged.preview(batch, self.preset.sampler, self.preset.drawing.preview_guidance)
-
-    @property
-    def averaged(self) -> Task:
-        """The task that would be sampled from."""
-        task = self.state.ema.module
-        assert isinstance(task, Task)
-        return task
+        with at_rest(self.state.averaged):
+            return self.state.averaged.preview(batch, self.preset.sampler, self.preset.drawing.preview_guidance)
 
 
-def wrap(task: Task, group: Group, compiled: bool) -> Any:
-    """The task as the loop calls it: compiled in place, so that no prefix reaches a checkpoint, and inside DDP."""
+def wrap(task: Task, phases: Sequence[Phase], group: Group, compiled: bool) -> dict[str, Any]:
+    """The task as the loop calls it for each phase, by its name: compiled in place, so that no prefix reaches a checkpoint.
+
+    On several processes each phase has its own DDP, which knows that phase's parameters alone: it awaits a gradient of each.
+    """
     if compiled:
         task.network_to_compile.compile()
     if group.world == 1:
-        return task
-    with warnings.catch_warnings():  # torch 2.13 renames broadcast_buffers, which 2.6 needs
-        warnings.simplefilter("ignore", FutureWarning)
-        # no device_ids: they would move what a batch keeps on the CPU, too
-        return DistributedDataParallel(task, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return {phase.name: task for phase in phases}
+    wrapped = {}
+    for phase in phases:
+        with (
+            task.only(phase.networks),
+            warnings.catch_warnings(),
+        ):  # torch 2.13 renames broadcast_buffers, which 2.6 needs
+            warnings.simplefilter("ignore", FutureWarning)
+            # no device_ids: they would move what a batch keeps on the CPU, too
+            ddp = DistributedDataParallel(task, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped[phase.name] = ddp
+    return wrapped
 
 
 def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
@@ -274,27 +301,3 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context that a network trains in; float32 is no autocast at all."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-class Stop:
-    """Set by a signal; read once a step."""
-
-    asked = False
-
-
-@contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM set `asked`; a second one interrupts at once, but for workers, whose launcher repeats the first."""
-    stop = Stop()
-
-    def ask(number: int, frame: object) -> None:
-        if stop.asked and not is_worker():
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -13,13 +13,14 @@ from diffcli.data.stream.stream import StreamData
 from diffcli.ema import averages
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.loop import autocast
-from diffcli.engine.run.state import build_on_meta
+from diffcli.engine.run.phases import phases_of
+from diffcli.engine.run.state import build_on_meta, unaveraged
 from diffcli.noise import Domain, derive
 from diffcli.preset import Preset
 from diffcli.tasks.conditioners.pretrained import PretrainedConditioner
-from diffcli.tasks.task import Task
+from diffcli.tasks.task import Phase, Task
 
-COPIES = 4  # float32 values a parameter, beside its averages: itself, its gradient, two moments of Adam
+COPIES = 4  # float32 values a trained parameter, beside its averages: itself, its gradient, two moments of Adam
 
 
 def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
@@ -29,11 +30,16 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     task = build_on_meta(preset.model_copy(update={"task": preset.task.valueless()})).train()
     frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())
+    phases = phases_of(task, cfg)
+    trained = sum(p.numel() for phase in phases for p in task.parameters_of(phase.networks))
+    averaged = trained - sum(p.numel() for p in task.parameters_of(unaveraged(task)) if p.requires_grad)
     local = max(1, cfg.batch_size // (world * cfg.accumulate))
-    flops, kept = measure(task, preset)
-    state, activations = parameters * 4 * (COPIES + len(averages(cfg.ema))), kept * local
+    flops, kept = measure(task, preset, phases)
+    values = parameters + (COPIES - 1) * trained + len(averages(cfg.ema)) * averaged
+    state, activations = values * 4, kept * local
     facts = {
         "parameters": f"{parameters:,}",
+        "networks": "; ".join(roles(task, phases)),
         "flops": f"{flops / 1e9:.3g} GFLOP forward and backward an image, {flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
         "memory": f"about {(state + activations) / 2**30:.2g} GiB a process: weights, gradients, moments and averages "
         f"{state / 2**30:.2g}, activations of {local} images {activations / 2**30:.2g}",
@@ -60,8 +66,22 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     }
 
 
-def measure(task: Task, preset: Preset) -> tuple[int, int]:
-    """(FLOP forward and backward, bytes kept for the backward pass) of one image, counted on meta tensors."""
+def roles(task: Task, phases: tuple[Phase, ...]) -> Iterator[str]:
+    """Each network that has weights: its name, their number, and what a run does with it."""
+    trained = {name: phase.name for phase in phases for name in phase.networks}
+    for network in task.networks:
+        count = sum(p.numel() for p in network.module.parameters())
+        if count:
+            by = f"trained by {trained[network.name]}" if network.name in trained else "frozen"
+            averaged = ", not averaged" if network.name in trained and network.samples and not network.averaged else ""
+            yield f"{network.name} {count:,} ({by}{averaged}{'' if network.samples else ', not sampled from'})"
+
+
+def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> tuple[int, int]:
+    """(FLOP forward and backward, bytes kept for the backward pass) of one image, counted on meta tensors.
+
+    FLOP of all phases, each by how often it is due; bytes of the phase that keeps most.
+    """
     batch = {
         "image": torch.zeros(1, *preset.data.shape, device="meta"),
         "label": torch.zeros(1, dtype=torch.int64, device="meta"),
@@ -70,13 +90,17 @@ def measure(task: Task, preset: Preset) -> tuple[int, int]:
         "stream": derive(0, Domain.TRAIN, torch.zeros(1, dtype=torch.int64)),
         **{name: torch.zeros(1, *shape, device="meta") for name, shape in task.embeddings.items()},
     }
-    with (
-        FlopCounterMode(display=False) as counter,
-        kept_bytes() as kept,
-        autocast(torch.device("cpu"), preset.train.precision),
-    ):
-        task(batch, task.phases[0])["loss"].backward()
-    return counter.get_total_flops(), kept[0]
+    flops, most = 0.0, 0
+    for phase in phases:
+        with (
+            task.only(phase.networks),
+            FlopCounterMode(display=False) as counter,
+            kept_bytes() as kept,
+            autocast(torch.device("cpu"), preset.train.precision),
+        ):
+            task(batch, phase.name, preset.train.steps)["loss"].backward()
+        flops, most = flops + counter.get_total_flops() / phase.every, max(most, kept[0])
+    return round(flops), most
 
 
 def running(task: Task) -> list[str]:

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.ema import AnyEma, Ema, averages
+from diffcli.engine.run.phases import phases_of
 from diffcli.engine.tuning import auto_precision, memory_format
 from diffcli.optim import optimizer_tensors, restore_optimizer
 from diffcli.preset import Preset
-from diffcli.tasks.task import Task
+from diffcli.tasks.task import Phase, Task
 
 
 @dataclass
 class State:
-    """Everything that a step changes."""
+    """Everything that a step changes, and the phases that do so, their optimizers by name."""
 
     task: Task
+    phases: tuple[Phase, ...]
     emas: list[Ema]  # the first is the one to sample from
     optimizers: dict[str, torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
@@ -37,7 +39,11 @@ class State:
             ema.update(step)
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of a checkpoint."""
+        """The tensors of a checkpoint.
+
+        ema: all that sampling needs, averaged where that is wanted. task: what is trained, the state, and the frozen networks
+        that sampling does not need.
+        """
         moments = {
             f"{phase}/{name}": value
             for phase, optimizer in self.optimizers.items()
@@ -45,24 +51,53 @@ class State:
         }
         for key, value in self.scaler.state_dict().items():
             moments[f"scaler/{key}"] = torch.tensor(float(value))
+        shared = self.task.keys_of(unaveraged(self.task))
         for ema in self.emas[1:]:
-            moments |= {f"{ema.average.name}/{name}": value for name, value in ema.module.state_dict().items()}
-        return {"ema": self.ema.module.state_dict(), "task": self.task.state_dict(), "optimizer": moments}
+            tensors = ema.module.state_dict()
+            moments |= {f"{ema.average.name}/{name}": tensors[name] for name in tensors if name not in shared}
+        only_sampled = self.task.keys_of(n.name for n in self.task.networks if n.name in self.task.still and n.samples)
+        current = {name: value for name, value in self.task.state_dict().items() if name not in only_sampled}
+        return {"ema": self.averaged.sampled_state(), "task": current, "optimizer": moments}
+
+    @property
+    def averaged(self) -> Task:
+        """The task that would be sampled from."""
+        task = self.ema.module
+        assert isinstance(task, Task)
+        return task
 
     def restore(self, path: Path, record: dict[str, Any]) -> None:
-        """Puts a checkpoint's tensors back."""
+        """Puts a checkpoint's tensors back. A network whose role has changed since goes on with the weights that it had."""
         check_averages([ema.average.name for ema in self.emas], path, record)
-        load_weights(self.task, checkpoint.read_part(path, "task", record), path)
-        load_weights(self.ema.module, checkpoint.read_part(path, "ema", record), path)
+        to_sample = checkpoint.read_part(path, "ema", record)
+        load_weights(self.task, completed(self.task, checkpoint.read_part(path, "task", record), to_sample), path)
+        shared = self.task.keys_of(unaveraged(self.task))
         saved = checkpoint.read_part(path, "optimizer", record)
+        kept = [to_sample, *(below(ema.average.name, saved) for ema in self.emas[1:])]
+        for ema, tensors in zip(self.emas, kept, strict=True):
+            own = {name: value for name, value in tensors.items() if name not in shared}
+            load_weights(ema.module, completed(self.task, own, self.task.state_dict()), path)
         for phase, optimizer in self.optimizers.items():
-            restore_optimizer(optimizer, self.names, below(phase, saved))
-        for ema in self.emas[1:]:
-            load_weights(ema.module, below(ema.average.name, saved), path)
+            trained = {self.names[p] for group in optimizer.param_groups for p in group["params"]}
+            resting = set(self.names.values()) - trained
+            moments = below(phase, saved)
+            moments = {key: value for key, value in moments.items() if key.rpartition(":")[0] not in resting}
+            restore_optimizer(optimizer, self.names, moments)
         scale = {name: value.item() for name, value in below("scaler", saved).items()}
         if scale:
             kinds = {name: type(value) for name, value in self.scaler.state_dict().items()}  # some are counts
             self.scaler.load_state_dict({name: kinds.get(name, float)(value) for name, value in scale.items()})
+
+
+def unaveraged(task: Task) -> list[str]:
+    """The networks of a task of which an average holds no copy: frozen ones, those that want none, and unsampled ones."""
+    return [n.name for n in task.networks if n.name in task.still or not n.averaged or not n.samples]
+
+
+def completed(task: Task, tensors: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors, and those of `others` for every network of which the file holds nothing."""
+    absent = [keys for n in task.networks if (keys := task.keys_of([n.name])).isdisjoint(tensors)]
+    return tensors | {name: others[name] for keys in absent for name in keys if name in others}
 
 
 def below(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -85,6 +120,16 @@ def check_averages(wanted: list[str], path: Path, record: dict[str, Any]) -> Non
             f"train.ema: asks for {', '.join(wanted)}, but {path} holds {', '.join(saved)}",
             "resume with the train.ema of the run, or without some of those after the first",
         )
+
+
+def load_to_sample(task: Task, path: Path, record: dict[str, Any], use_ema: bool) -> None:
+    """Loads what sampling needs of a checkpoint, averaged or as trained last; empties the networks that it does not need."""
+    unsampled = task.keys_of(network.name for network in task.networks if not network.samples)
+    tensors = checkpoint.read_part(path, "ema" if use_ema else "task", record)
+    if not use_ema and not task.state_dict().keys() <= tensors.keys():  # frozen networks stand in the other file alone
+        tensors = completed(task, tensors, checkpoint.read_part(path, "ema", record))
+    task.forget_unsampled()
+    load_weights(task, {name: value for name, value in tensors.items() if name not in unsampled}, path)
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -119,9 +164,17 @@ def place(task: Task, device: torch.device, precision: str) -> Task:
 
 
 def build_on_meta(preset: Preset) -> Task:
-    """The task without memory for its weights. Raises UserError where its parts contradict each other."""
+    """The task without memory for its weights. Raises UserError where its parts or its phases contradict each other."""
     with torch.device("meta"):
-        return preset.task.build(preset.data.shape)
+        task = preset.task.build(preset.data.shape)
+    freeze_rest(task, phases_of(task, preset.train))
+    return task
+
+
+def freeze_rest(task: Task, phases: tuple[Phase, ...]) -> None:
+    """Makes constants of the networks that no phase trains."""
+    trained = {name for phase in phases for name in phase.networks}
+    task.freeze(network.name for network in task.networks if network.name not in trained)
 
 
 def build_state(preset: Preset, device: torch.device) -> State:
@@ -129,8 +182,14 @@ def build_state(preset: Preset, device: torch.device) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(preset.seed)  # the same weights on every device and rank
         built = preset.task.build(preset.data.shape)
+    phases = phases_of(built, preset.train)
     task = place(built, device, preset.train.precision)
-    emas = [Ema(task, average) for average in averages(preset.train.ema)]
-    optimizers = {phase: preset.train.optimizer.build(task.trained(phase), task.hidden()) for phase in task.phases}
+    freeze_rest(task, phases)
+    shared = [network.module for network in task.networks if network.name in unaveraged(task)]
+    emas = [Ema(task, average, shared) for average in averages(preset.train.ema)]
+    hidden, optimizers = task.hidden(), {}
+    for phase in phases:
+        assert phase.optimizer is not None
+        optimizers[phase.name] = phase.optimizer.build(task.parameters_of(phase.networks), hidden)
     scaler = torch.amp.GradScaler(device.type, enabled=preset.train.precision == "fp16")
-    return State(task, emas, optimizers, scaler, {p: name for name, p in task.named_parameters()})
+    return State(task, phases, emas, optimizers, scaler, {p: name for name, p in task.named_parameters()})

@@ -4,21 +4,18 @@ Every time it is asked of the same images, at the same times and with the same n
 among them alone: so its curve is smooth, and no matter of batches or of the number of processes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
+from torch import Tensor
 
 from diffcli import noise
 from diffcli.config import UserError
 from diffcli.data.images import FileImages, ImageData
 from diffcli.data.loader import evaluation_batches
-from diffcli.diffusion.times import LossAware, UniformTimes
+from diffcli.ema import at_rest
 from diffcli.engine.distributed import Group
 from diffcli.engine.run.loop import autocast
 from diffcli.noise import Domain
 from diffcli.preset import Preset
-from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.task import Task
 
 SEED = -1  # that no preset has: no noise of training is met again here
@@ -34,20 +31,27 @@ class Validation:
         self.rows = torch.arange(count) * len(self.data) // count  # the first ones of sorted data are all of one class
 
     @torch.no_grad()
-    def loss(self, task: Task) -> float:
-        """The mean loss of `task` over these images, of which every rank takes its share; the same on every rank."""
+    def loss(self, task: Task, step: int = 1) -> float:
+        """The mean loss of a task's first phase over these images, of which every rank takes its share; the same on every rank.
+
+        step: what the task is told. Nothing waits for the device before all of them are through.
+        """
         mine = self.group.shares(len(self.rows))[self.group.rank]
         places = torch.arange(mine.start, mine.stop)
         size = max(1, self.cfg.batch_size // (self.cfg.accumulate * self.group.world))
         workers = self.cfg.workers if isinstance(self.data, FileImages) else 0
         feed = evaluation_batches(self.data, self.rows[places], size, self.group.device, workers)
-        total = torch.zeros(2, dtype=torch.float64)
-        with as_told(task):
-            for place, batch in zip((part for part in places.split(size) if len(part)), feed, strict=True):
+        parts, phase = [part for part in places.split(size) if len(part)], task.phases[0].name
+        losses: list[Tensor] = []
+        with task.comparable(), at_rest(task):
+            for place, batch in zip(parts, feed, strict=True):
                 batch["position"], batch["stream"] = place, noise.derive(SEED, Domain.TRAIN, place)
                 with autocast(self.group.device, self.cfg.precision):
-                    loss = task(batch, task.phases[0])["loss"]
-                total += torch.tensor([float(loss) * len(place), len(place)], dtype=torch.float64)
+                    losses.append(task(batch, phase, step)["loss"].float())
+        total = torch.zeros(2, dtype=torch.float64)
+        if losses:
+            counts = torch.tensor([len(part) for part in parts], dtype=torch.float64)
+            total = torch.stack([torch.stack(losses).cpu().double() @ counts, counts.sum()])
         mean = self.group.mean(total.to(self.group.device, torch.float32))
         return float(mean[0] / mean[1])
 
@@ -61,18 +65,3 @@ def held_out(preset: Preset) -> ImageData:
             f"train.every.validate is {preset.train.every.validate}, but there is nothing to validate on: {error.problem}",
             "set data.validation to a prepared set (data.kind shards), add a split test, or set train.every.validate to 0",
         ) from error
-
-
-@contextmanager
-def as_told(task: Task) -> Iterator[None]:
-    """Within it, what makes a sample's loss depend on other samples is off: times by past losses, noise paired in a batch."""
-    if not isinstance(task, DiffusionTask):
-        yield
-        return
-    objective = task.objective
-    times = UniformTimes() if isinstance(objective.times, LossAware) else objective.times
-    task.objective = objective._replace(times=times, coupling="none")
-    try:
-        yield
-    finally:
-        task.objective = objective

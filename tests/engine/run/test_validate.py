@@ -120,7 +120,7 @@ def test_waiting_is_counted_and_work_is_not(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in waits:
         now[0] += 1  # the step
         waits.trained += 4
-        assert waits.tell() == 0.75
+        assert waits.recent_share() == 0.75
     assert (waits.waited, waits.trained, waits.share) == (6, 8, 0.75)
 
 
