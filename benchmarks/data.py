@@ -28,12 +28,13 @@ from torch.utils.data import DataLoader
 import diffcli.torchvision_compat  # noqa: F401  before torchvision
 from diffcli import preset as presets
 from diffcli.data.images import FileImages
-from diffcli.data.loader import batches, to_float
+from diffcli.data.loader import batches
 from diffcli.data.prepared import Shards
 from diffcli.engine.distributed import Group
 from diffcli.engine.run.loop import Loop
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state, resolved
+from diffcli.fields import to_float
 from diffcli.prep.prepare import prepare
 
 BATCH = 64

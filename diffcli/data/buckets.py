@@ -25,7 +25,7 @@ class Framing(NamedTuple):
     bucket: Tensor | None = None
 
     @property
-    def drawn(self) -> bool:
+    def varies(self) -> bool:
         """Whether an image looks another way in another epoch, or has another size in training: it cannot be kept decoded."""
         return self.random or bool(self.buckets)
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -10,15 +11,20 @@ from torch import Tensor
 from diffcli.config import ImageShape, UserError
 from diffcli.data import captions
 from diffcli.data.buckets import Framing
-from diffcli.data.images import Encoded
+from diffcli.data.images import Column, EncodedFiles
 from diffcli.data.pixels import NEAREST, Place, decode
-from diffcli.data.shards import FieldNote
+from diffcli.data.shards import WHITE, FieldNote
+from diffcli.fields import FieldSpec, fits, listed
+
+BINARY = 2  # classes of a mask that may be black and white
 
 
 class Texts:
     """Captions in members of shards or in files: UTF-8, one a line; an epoch draws one of them."""
 
-    def __init__(self, files: Encoded) -> None:
+    spec = FieldSpec("text")
+
+    def __init__(self, files: EncodedFiles) -> None:
         self.files = files
 
     def read(self, indices: Tensor, draws: Tensor | None) -> list[str]:
@@ -32,11 +38,11 @@ class Texts:
 class Vectors:
     """Embeddings in .npy members: (D,), or (K, D), one row a caption, of which an epoch draws that of its caption.
 
-    A row may be a sequence (L, D). note: their width and the encoder that made them.
+    A row may be a sequence (L, D). spec: which of the two a row is, and its width. note: the encoder that made them.
     """
 
-    def __init__(self, files: Encoded, note: FieldNote | None = None) -> None:
-        self.files, self.note = files, note or FieldNote(kind="vector")
+    def __init__(self, files: EncodedFiles, spec: FieldSpec, note: FieldNote | None = None) -> None:
+        self.files, self.spec, self.note = files, spec, note
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         """float32 (B, D), or (B, L, D)."""
@@ -55,22 +61,24 @@ class Vectors:
         if array.dtype.kind not in "fiu" or not 1 <= array.ndim <= 3 or not array.size:
             raise ValueError(f"an array {array.shape} of type {array.dtype}")
         row = (array if array.ndim == 1 else array[captions.chosen(len(array), draw)]).astype(np.float32)
-        if self.note.width not in (None, row.shape[-1]):
-            raise ValueError(f"it is {row.shape[-1]} wide, others {self.note.width}")
+        if not fits(self.spec.shape, row.shape):
+            raise ValueError(f"it is {listed(row.shape)} a sample, not {listed(self.spec.shape)}")
         if not np.isfinite(row).all():
             raise ValueError("not all of its numbers are finite")
         return row
 
 
 class Pictures:
-    """Encoded pictures that lie over the image, such as masks: cropped as the image is, nearest neighbour."""
+    """Encoded pictures that lie over the image: cropped as the image is, nearest neighbour. channels: of each.
 
-    def __init__(self, files: Encoded, shape: ImageShape, framing: Framing | None = None) -> None:
-        self.files, self.channels = files, shape.channels
-        self.framing = framing or Framing(shape[1:])
+    A mask of two classes may be stored in black and white; white is class 1.
+    """
+
+    def __init__(self, files: EncodedFiles, spec: FieldSpec, framing: Framing, channels: int = 1) -> None:
+        self.files, self.spec, self.framing, self.channels = files, spec, framing, channels
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
-        """uint8 (B, C, H, W)."""
+        """uint8 (B, C, H, W): levels, or the class numbers of masks."""
         shape = ImageShape(self.channels, *self.framing.size_of(indices, draws))
         places = self.framing.places(len(indices), draws)
         return torch.from_numpy(
@@ -78,11 +86,28 @@ class Pictures:
         )
 
     def _one(self, index: int, shape: ImageShape, at: Place | None) -> np.ndarray:
-        return decode(self.files.read(index), self.files.name(index), shape, NEAREST, at)
+        picture = decode(self.files.read(index), self.files.name(index), shape, NEAREST, at)
+        return self._numbered(picture, index) if self.spec.kind == "mask" else picture
+
+    def _numbered(self, mask: np.ndarray, index: int) -> np.ndarray:
+        """The class numbers of a mask. Raises UserError where it has one that the set does not have."""
+        count = self.spec.class_count
+        if count is None:
+            return mask
+        if count == BINARY:
+            mask = np.where(mask == WHITE, np.uint8(1), mask)
+        if (highest := int(mask.max())) >= count:
+            raise UserError(
+                f"{self.files.name(index)}: its mask holds the class {highest}, but the set has the classes 0 to {count - 1}",
+                "run `diffcli prep-data` again, into another folder, or mend that mask",
+            )
+        return mask
 
 
 class ClassTexts:
     """Captions made of the class: one of the templates, one of its wordings, and one of the names of the class for {name}."""
+
+    spec = FieldSpec("text")
 
     def __init__(self, labels: Tensor, templates: Sequence[Sequence[str]], names: Sequence[Sequence[str]]) -> None:
         self.labels, self.templates, self.names = labels, tuple(map(tuple, templates)), tuple(map(tuple, names))
@@ -96,6 +121,22 @@ class ClassTexts:
         name, draw = captions.taken(self.names[label], draw)
         wording, _ = captions.taken(template, draw)
         return wording.replace("{name}", name)
+
+
+def column(files: EncodedFiles, note: FieldNote, framing: Framing) -> Column:
+    """The rows of a field that lies beside the images in shards; framing: how its images are cut."""
+    spec = note.spec(framing.size)
+    match note.kind:
+        case "text":
+            return Texts(files)
+        case "vector" | "tokens":
+            return Vectors(files, spec, note)
+        case "image" | "mask":
+            return Pictures(files, spec, framing)
+        case "video":
+            raise AssertionError("clips are no column of images")
+        case never:
+            assert_never(never)
 
 
 def each(draws: Tensor | None, count: int) -> Sequence[int | None]:

@@ -16,8 +16,9 @@ from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, read_location
 from diffcli.data.images import FileImages, ImageData, MemoryImages, unreadable
 from diffcli.data.listing import Split, list_images
-from diffcli.data.loader import held
+from diffcli.data.loader import loaded
 from diffcli.data.pixels import fit_all, read_size
+from diffcli.fields import FieldSpec
 
 
 class DataConfig(Config):
@@ -43,6 +44,12 @@ class DataConfig(Config):
     def shape(self) -> ImageShape:
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         return ImageShape(self.channels, height, width)
+
+    @property
+    def specs(self) -> dict[str, FieldSpec]:
+        """The fields that the preset alone tells of, before any file is opened; `ImageData.specs` tells of all."""
+        text = {} if self.captions is None else {"text": FieldSpec("text")}
+        return {"image": FieldSpec("image", tuple(self.shape))} | text
 
     @property
     def cut_anew(self) -> str:
@@ -103,7 +110,7 @@ class DataConfig(Config):
         labels = None if listing.labels is None else torch.tensor(listing.labels)
         files = TreeFiles(tree, listing.names)
         images = FileImages(files, self.shape, labels, listing.classes, framing=self._framing(split, files.sides))
-        return self._captioned(held(images, self.in_memory))
+        return self._captioned(loaded(images, self.in_memory))
 
     def _framing(self, split: Split, sides: Callable[[], Tensor]) -> Framing:
         """How the images of a split are cut. sides: gives their (height, width), int64 (N, 2), which only buckets need."""

@@ -16,12 +16,15 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data.buckets import Framing
 from diffcli.data.files import ARCHIVE_ERRORS
 from diffcli.data.pixels import BrokenImage, Place, decode
-
-Fields = dict[str, Tensor | list[str]]  # tensors (B, ...) and lists of B strings
+from diffcli.fields import Batch, FieldSpec
 
 
 class Column(Protocol):
     """A field that stands beside the image; picklable, for the workers of a DataLoader."""
+
+    @property
+    def spec(self) -> FieldSpec:
+        """What its rows are."""
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor | list[str]:
         """Rows for int64 indices (B,). draws: as for ImageData.read; None takes the first of several values."""
@@ -63,22 +66,28 @@ class ImageData(ABC):
         return chosen
 
     @property
-    def fields(self) -> list[str]:
-        """The names of what `read` gives."""
-        label = [] if self.labels is None else ["label"]
-        return ["image"] * self.reads_images + label + list(self.columns)
+    def specs(self) -> dict[str, FieldSpec]:
+        """What `read` gives, field by field. Images and pictures over them have other sizes in buckets."""
+        image = {"image": FieldSpec("image", tuple(self.shape))} if self.reads_images else {}
+        label = {} if self.labels is None else {"label": FieldSpec("classes", (), self._classes(self.labels))}
+        return image | label | {name: column.spec for name, column in self.columns.items()}
 
-    def read(self, indices: Tensor, draws: Tensor | None = None) -> Fields:
+    def _classes(self, labels: Tensor) -> tuple[str, ...] | int | None:
+        """The names of the classes, or how many there must be where labels without a name occur."""
+        count = int(labels.max()) + 1 if len(labels) else None
+        return self.classes if self.classes is not None and (count or 0) <= len(self.classes) else count
+
+    def read(self, indices: Tensor, draws: Tensor | None = None) -> Batch:
         """The named fields of these images. Raises UserError where a file cannot be decoded.
 
         draws: int64 (B,), what is random about each sample in this epoch (its crop, its caption); None: nothing is.
         """
-        fields: Fields = {"image": self.pixels(indices, draws)} if self.reads_images else {}
+        fields: dict[str, Tensor | list[str]] = {"image": self.pixels(indices, draws)} if self.reads_images else {}
         if self.labels is not None:
             fields["label"] = self.labels[indices]
         return fields | {name: column.read(indices, draws) for name, column in self.columns.items()}
 
-    def shown(self, count: int) -> tuple[Fields, Tensor]:
+    def shown(self, count: int) -> tuple[Batch, Tensor]:
         """Fields of at most `count` images for previews, and their indices: spread evenly, as sorted data begin with a class."""
         count = min(count, len(self))
         rows = torch.arange(count) * len(self) // count
@@ -114,7 +123,7 @@ class MemoryImages(ImageData):
         return moved
 
 
-class Encoded(Protocol):
+class EncodedFiles(Protocol):
     """Image files by number, still encoded; picklable, for the workers of a DataLoader."""
 
     def __len__(self) -> int: ...
@@ -130,7 +139,7 @@ class FileImages(ImageData):
 
     def __init__(
         self,
-        files: Encoded,
+        files: EncodedFiles,
         shape: ImageShape,
         labels: Tensor | None = None,
         classes: Sequence[str] | None = None,

@@ -5,19 +5,20 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, assert_never
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.data.buckets import Framing
-from diffcli.data.columns import Pictures, Texts, Vectors
+from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split
-from diffcli.data.images import Column, Encoded, FileImages, ImageData
+from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData
 from diffcli.data.listing import Split
-from diffcli.data.loader import held
+from diffcli.data.loader import loaded
 from diffcli.data.shards import FieldNote, PreparedSet, ShardFiles, open_shards
+from diffcli.fields import FieldSpec
 
 
 class Shards(DataConfig):
@@ -51,14 +52,13 @@ class Shards(DataConfig):
         classes = sets[0].classes
         labels = None if classes is None else torch.cat([part.labels for part in parts if part.labels is not None])
         framing = self._framing(split, lambda: _sides(sets, parts))
-        notes = {name: note for found in reversed(sets) for name, note in found.prepared.fields.items()}
         columns = {
             name: self._column(name, note, sets, parts, framing)
-            for name, note in notes.items()
+            for name, note in notes_of(sets).items()
             if note.kind != "video"  # kept for tasks of clips; the image is their middle frame
         }
         images = FileImages(joined(parts), self.shape, labels, classes, columns, framing)
-        return self._captioned(held(images, self.in_memory))
+        return self._captioned(loaded(images, self.in_memory))
 
     def _sets(self, split: Split) -> list["Found"]:
         """The sets that make up a split, in order. Raises UserError where there are none, or two contradict each other."""
@@ -83,19 +83,8 @@ class Shards(DataConfig):
     ) -> Column:
         there = [name in found.prepared.fields for found in sets]
         if not all(there):
-            return Lacking(name, sets[there.index(False)].shown, sets[there.index(True)].shown)
-        files = joined([part.field(name) for part in parts])
-        match note.kind:
-            case "text":
-                return Texts(files)
-            case "vector":
-                return Vectors(files, note)
-            case "picture":
-                return Pictures(files, self.shape._replace(channels=1), framing)
-            case "video":
-                raise AssertionError("clips are no column of images")
-            case never:
-                assert_never(never)
+            return Lacking(name, note.spec(framing.size), sets[there.index(False)].shown, sets[there.index(True)].shown)
+        return column(joined([part.field(name) for part in parts]), note, framing)
 
 
 class Found(NamedTuple):
@@ -115,7 +104,7 @@ class Found(NamedTuple):
 class Joined:
     """The encoded files of several sets, end to end."""
 
-    def __init__(self, parts: Sequence[Encoded]) -> None:
+    def __init__(self, parts: Sequence[EncodedFiles]) -> None:
         self.parts = tuple(parts)
         self.ends = list(accumulate(map(len, parts)))
 
@@ -130,7 +119,7 @@ class Joined:
         part, own = self._part(index)
         return part.read(own)
 
-    def _part(self, index: int) -> tuple[Encoded, int]:
+    def _part(self, index: int) -> tuple[EncodedFiles, int]:
         number = bisect_right(self.ends, index)
         return self.parts[number], index - (self.ends[number - 1] if number else 0)
 
@@ -138,8 +127,8 @@ class Joined:
 class Lacking:
     """A field that not all of the joined sets have: no matter until a task reads it."""
 
-    def __init__(self, name: str, without: str, having: str) -> None:
-        self.name, self.without, self.having = name, without, having
+    def __init__(self, name: str, spec: FieldSpec, without: str, having: str) -> None:
+        self.name, self.spec, self.without, self.having = name, spec, without, having
 
     def read(self, indices: Tensor, draws: Tensor | None) -> list[str]:
         raise UserError(
@@ -148,9 +137,20 @@ class Lacking:
         )
 
 
-def joined(parts: Sequence[Encoded]) -> Encoded:
+def joined(parts: Sequence[EncodedFiles]) -> EncodedFiles:
     """Several sets of files as one."""
     return parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def notes_of(sets: Sequence[Found]) -> dict[str, FieldNote]:
+    """The fields of joined sets, as the first set that has each notes it; a mask has the classes of all of them."""
+    notes: dict[str, FieldNote] = {}
+    for found in sets:
+        for name, note in found.prepared.fields.items():
+            first = notes.setdefault(name, note)
+            if first.classes is not None and note.classes is not None:
+                notes[name] = first.model_copy(update={"classes": max(first.classes, note.classes)})
+    return notes
 
 
 def agree(first: Found, other: Found) -> None:
@@ -199,7 +199,9 @@ def _notes(one: FieldNote, two: FieldNote) -> tuple[str, str]:
 
 def _told(note: FieldNote, digest: bool) -> str:
     encoder = f"of the encoder {note.encoder}" if note.encoder else ""
-    parts = [note.kind, f"{note.width} wide" if note.width else "", f"weights {note.sha256}" if digest else encoder]
+    classes = "" if note.kind != "mask" else {None: "of unknown classes", 2: "of two classes"}.get(note.classes, "")
+    width = f"{note.width} wide" if note.width else ""
+    parts = [note.kind, width, classes, f"weights {note.sha256}" if digest else encoder]
     return " ".join(filter(None, parts))
 
 

@@ -11,20 +11,23 @@ Images are read by random access straight from the tars, by any number of proces
 import copy
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, assert_never
 
 import torch
-from pydantic import Field, NonNegativeInt, StringConstraints, ValidationError
+from pydantic import BeforeValidator, Field, NonNegativeInt, StringConstraints, ValidationError
 from torch import Tensor
 
 from diffcli.config import Config, UserError
 from diffcli.data.listing import Split
 from diffcli.digest import sha256
+from diffcli.fields import FieldSpec
 
 DATASET = "dataset.json"
+WHITE = 255  # of a mask in black and white
+TOKENS = frozenset({"clip_tokens", "t5_tokens"})  # the fields that --embed fills with sequences
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(tar|json)$")]  # never a path
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FieldName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -48,19 +51,77 @@ class Members(Config):
 
 
 class FieldNote(Config):
-    """What a field beside the image is. width: of a vector; encoder, sha256: which model made it, and its weights."""
+    """What a field beside the image is: the kind of its FieldSpec, or `video`, an MP4 that nothing decodes yet.
 
-    kind: Literal["text", "picture", "vector", "video"]
+    width: of a vector or of tokens; encoder, sha256: which model made it, and its weights. classes: of a mask, where known.
+    """
+
+    kind: Literal["text", "image", "mask", "vector", "tokens", "video"]
     width: int | None = None
     encoder: str | None = None
     sha256: Digest | None = None
+    classes: int | None = None
+
+    def spec(self, size: tuple[int, int]) -> FieldSpec:
+        """The field as data declare it; size: (height, width) of the images that it lies over."""
+        match self.kind:
+            case "text":
+                return FieldSpec("text")
+            case "vector":
+                return FieldSpec("vector", (self.width,))
+            case "tokens":
+                return FieldSpec("tokens", (None, self.width))
+            case "image":
+                return FieldSpec("image", (1, *size))
+            case "mask":
+                return FieldSpec("mask", (1, *size), self.classes)
+            case "video":
+                raise AssertionError("clips are no column of images")
+            case never:
+                assert_never(never)
+
+
+def is_mask(field: str) -> bool:
+    """Whether the values of a picture that lies over an image are class numbers, by the name of its field."""
+    return field == "mask" or field.endswith("_mask")
+
+
+def classes_in(values: Collection[int]) -> int | None:
+    """How many classes a mask of these values has, None where 255 marks what has none.
+
+    Black and white are two classes. Otherwise the values are the numbers of the classes.
+    """
+    if set(values) <= {0, WHITE}:
+        return 2
+    return None if max(values) == WHITE else max(2, max(values) + 1)
+
+
+def _renamed(notes: Any) -> Any:
+    """Notes of raw JSON as they are called now: there was one kind for all pictures, and one for all embeddings."""
+    if not isinstance(notes, Mapping):
+        return notes
+    return {name: _renamed_note(name, note) if isinstance(note, Mapping) else note for name, note in notes.items()}
+
+
+def _renamed_note(name: str, note: Mapping[str, Any]) -> Mapping[str, Any]:
+    match note.get("kind"):
+        case "picture":
+            return {**note, "kind": "mask" if is_mask(name) else "image"}
+        case "vector" if name in TOKENS:
+            return {**note, "kind": "tokens"}
+        case _:
+            return note
+
+
+Notes = Annotated[dict[FieldName, FieldNote], BeforeValidator(_renamed)]
 
 
 class Index(Config):
     """The contents of one shard. members: the names of its images; offset and size: where their bytes lie in the tar.
 
     image_size: (height, width) of all of them, None where they differ or there are none; sizes: then those of each.
-    fields: what lies beside the images; notes: which of them are embeddings, and by which encoder.
+    fields: what lies beside the images; notes: which of them are embeddings, and by which encoder. values: those that occur in
+    each mask.
     """
 
     members: list[str]
@@ -71,7 +132,8 @@ class Index(Config):
     image_size: tuple[int, int] | None
     sizes: list[tuple[int, int]] | None = None
     fields: dict[FieldName, Members] = Field(default_factory=dict)
-    notes: dict[FieldName, FieldNote] = Field(default_factory=dict)
+    notes: Notes = Field(default_factory=dict)
+    values: dict[FieldName, list[NonNegativeInt]] = Field(default_factory=dict)
     skipped: list[Skipped]
     bytes: NonNegativeInt
     sha256: Digest
@@ -117,7 +179,7 @@ class PreparedSet(Config):
     size: tuple[int, int] | None
     channels: Literal[1, 3]
     classes: tuple[str, ...] | None
-    fields: dict[FieldName, FieldNote] = Field(default_factory=dict)
+    fields: Notes = Field(default_factory=dict)
     source: str
     licence: str
     splits: dict[Split, PreparedSplit] = Field(min_length=1)

@@ -72,4 +72,4 @@ def _known(record: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _notes(data: ImageData) -> dict[str, FieldNote]:
-    return {name: column.note for name, column in data.columns.items() if isinstance(column, Vectors)}
+    return {name: column.note for name, column in data.columns.items() if isinstance(column, Vectors) and column.note}

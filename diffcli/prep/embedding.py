@@ -24,7 +24,7 @@ from webdataset.writer import TarWriter
 from diffcli.config import UserError
 from diffcli.data import captions
 from diffcli.data.pixels import open_image
-from diffcli.data.shards import DATASET, FieldNote, Index, PreparedSet, Shard, in_all, open_shards
+from diffcli.data.shards import DATASET, TOKENS, FieldNote, Index, PreparedSet, Shard, in_all, open_shards
 from diffcli.digest import sha256
 from diffcli.encoders.encoder import Encoder, EncoderConfig
 from diffcli.prep.report import PrepReport
@@ -146,7 +146,12 @@ def _notes(what: What, encoder: Encoder, prepared: PreparedSet, out: Path) -> di
     if what != "clip" and not _told(prepared):
         raise UserError(f"--embed {what}: '{out}' has no captions", "prepare it with captions, or use --embed clip")
     made = {
-        field: FieldNote(kind="vector", width=width, encoder=encoder.config.name, sha256=encoder.digest)
+        field: FieldNote(
+            kind="tokens" if field in TOKENS else "vector",
+            width=width,
+            encoder=encoder.config.name,
+            sha256=encoder.digest,
+        )
         for field, width in widths.items()
     }
     for field, note in made.items():

@@ -8,16 +8,21 @@ from PIL import Image
 from diffcli.config import ImageShape
 from diffcli.data.files import Location, read_location
 from diffcli.data.pixels import fit, fit_all, flatten, is_plain_jpeg, open_image, to_image, to_png
+from diffcli.data.shards import is_mask
 
 
 class Picture(NamedTuple):
-    """An encoded image: file extension, bytes, channels, (height, width), and those it had before it was resized."""
+    """An encoded image: file extension, bytes, channels, (height, width), and those it had before it was resized.
+
+    values: those that occur in a mask, rising; None for other pictures.
+    """
 
     extension: str
     data: bytes
     channels: int
     size: tuple[int, int]
     original: tuple[int, int]
+    values: tuple[int, ...] | None = None
 
 
 def encode(name: str, source: Location | np.ndarray, size: int | None) -> Picture:
@@ -46,12 +51,9 @@ def encode_over(name: str, field: str, source: Location | np.ndarray, size: int 
     if is_mask(field):
         flat, resampling = class_values, Image.Resampling.NEAREST
     image = to_image(source) if isinstance(source, np.ndarray) else open_image(read_location(source), name, flat)
-    return _png(_fitted(image.convert("L"), size, resampling), (image.height, image.width))
-
-
-def is_mask(field: str) -> bool:
-    """Whether the values of a field are classes."""
-    return field == "mask" or field.endswith("_mask")
+    fitted = _fitted(image.convert("L"), size, resampling)
+    values = tuple(np.unique(np.asarray(fitted)).tolist()) if is_mask(field) else None
+    return _png(fitted, (image.height, image.width))._replace(values=values)
 
 
 def class_values(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ the finished ones, and the bytes are the same in the end.
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import groupby, islice
@@ -28,7 +28,9 @@ from diffcli.data.shards import (
     Request,
     Shard,
     Skipped,
+    classes_in,
     in_all,
+    is_mask,
     is_prepared,
     open_shards,
 )
@@ -42,7 +44,7 @@ IMAGES_PER_SHARD = 5000
 LARGE_IMAGES_PER_SHARD = 1000  # where originals of any size are kept: a shard then stays near the usual gigabyte
 CLIPS_PER_SHARD = 250  # of a few megabytes each
 FETCHED_SIZE = 256  # pixels of the shorter side of what is downloaded, where no size is asked for
-FIELD_KINDS: dict[str, Literal["text", "video"]] = {"text": "text", "video": "video"}  # any other is a picture
+FIELD_KINDS: dict[str, Literal["text", "video"]] = {"text": "text", "video": "video"}  # any other lies over the image
 SKIPPED = "skipped.jsonl"
 REQUEST = "request.json"
 WORK = ".work"  # the request and temporary files; on the same disk as the shards, so that renaming is atomic
@@ -246,6 +248,7 @@ def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Re
     skipped, sizes, channels = [], set(), 1
     fields: set[str] = set()
     notes: list[dict[str, FieldNote]] = []  # of embeddings
+    values: list[dict[str, list[int]]] = []  # of masks
     for plan in plans:
         path = out / f"{plan.stem}.json"
         index = Index.model_validate_json(path.read_bytes())
@@ -255,6 +258,7 @@ def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Re
             channels = max(channels, index.channels)
             fields |= index.fields.keys() - index.notes.keys()
             notes.append(index.notes)
+            values.append(index.values)
         shards[plan.split].append(_shard(plan.stem, path, index))
     splits = {name: PreparedSplit(count=sum(shard.count for shard in s), shards=s) for name, s in shards.items()}
     prepared = PreparedSet(
@@ -264,7 +268,7 @@ def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Re
         size=sizes.pop() if len(sizes) == 1 else None,
         channels=channels,
         classes=source.classes,
-        fields={name: FieldNote(kind=FIELD_KINDS.get(name, "picture")) for name in sorted(fields)} | in_all(notes),
+        fields={name: _note(name, values) for name in sorted(fields)} | in_all(notes),
         source=request.source,
         licence=KINDS[request.kind].licence,
         splits=splits,
@@ -272,6 +276,15 @@ def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Re
     )
     write_whole(out / SKIPPED, "".join(skipped).encode(), out / WORK)
     write_whole(out / DATASET, prepared.model_dump_json(indent=1).encode() + b"\n", out / WORK)
+
+
+def _note(name: str, values: Sequence[Mapping[str, Sequence[int]]]) -> FieldNote:
+    """What a field is that no encoder made; values: those of the masks of each shard, which shards of before do not tell."""
+    if name in FIELD_KINDS or not is_mask(name):
+        return FieldNote(kind=FIELD_KINDS.get(name, "image"))
+    if not all(name in found for found in values):
+        return FieldNote(kind="mask")
+    return FieldNote(kind="mask", classes=classes_in({value for found in values for value in found[name]}))
 
 
 def _shard(stem: str, path: Path, index: Index) -> Shard:

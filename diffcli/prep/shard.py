@@ -30,6 +30,9 @@ BLOCK = 512  # bytes; a tar is made of these: one for a member's header, then it
 Spans = dict[str, tuple[int, int]]
 """(offset, size) in the tar of what lies there of a sample, by extension."""
 
+Values = dict[str, tuple[int, ...]]
+"""The values that occur in masks, by field."""
+
 
 class ShardJob(NamedTuple):
     """A shard to write: `out/stem.tar` and `.json` from items, whose keys count on from `first`. size: edge in pixels.
@@ -47,12 +50,13 @@ class ShardJob(NamedTuple):
 
 
 class WrittenMember(NamedTuple):
-    """An image in the tar: its name there, itself, its label, and what lies there of it."""
+    """An image in the tar: its name there, itself, its label, what lies there of it, and the values of its masks."""
 
     name: str
     picture: Picture
     label: int | None
     spans: Spans
+    masks: Values
 
     @property
     def span(self) -> tuple[int, int]:
@@ -81,6 +85,7 @@ def write_shard(job: ShardJob) -> Index:
         image_size=next(iter(sizes)) if len(sizes) == 1 else None,
         sizes=[member.picture.size for member in members] if len(sizes) > 1 else None,
         fields=fields_of([member.spans for member in members]),
+        values=values_of([member.masks for member in members]),
         skipped=skipped,
         bytes=temporary.stat().st_size,
         sha256=sha256(temporary),
@@ -148,7 +153,7 @@ def _write_tar(file: IO[bytes], job: ShardJob) -> tuple[list[WrittenMember], lis
         for number, given in enumerate(job.items, start=job.first):
             try:
                 item = given if isinstance(given, Item) else given()
-                picture, sample = _sample(item, job.size)
+                picture, sample, masks = _sample(item, job.size)
             except BrokenImage as error:
                 skipped.append(_skipped(given, error.reason))
                 continue
@@ -157,7 +162,7 @@ def _write_tar(file: IO[bytes], job: ShardJob) -> tuple[list[WrittenMember], lis
                 continue
             key = f"{number:08d}"
             spans, position = write_sample(tar, key, sample, position)
-            members.append(WrittenMember(f"{key}.{picture.extension}", picture, item.label, spans))
+            members.append(WrittenMember(f"{key}.{picture.extension}", picture, item.label, spans, masks))
     return members, skipped
 
 
@@ -175,8 +180,9 @@ def write_sample(tar: TarWriter, key: str, sample: dict[str, bytes], position: i
     return spans, position
 
 
-def _sample(item: Item, size: int | None) -> tuple[Picture, dict[str, bytes]]:
-    """The image of an item, and all that is stored of it, by extension. Raises as `encode` does."""
+def _sample(item: Item, size: int | None) -> tuple[Picture, dict[str, bytes], Values]:
+    """The image of an item, all that is stored of it, by extension, and the values of its masks. Raises as `encode` does."""
+    masks: Values = {}
     picture = encode(item.name, item.image, size)
     sample = {picture.extension: picture.data}
     if item.label is not None:
@@ -190,7 +196,9 @@ def _sample(item: Item, size: int | None) -> tuple[Picture, dict[str, bytes]]:
         if over.original != picture.original:
             raise BrokenImage(item.name, f"its {field} has {_pixels(over)} pixels, the image {_pixels(picture)}")
         sample[f"{field}.{over.extension}"] = over.data
-    return picture, sample
+        if over.values is not None:
+            masks[field] = over.values
+    return picture, sample, masks
 
 
 def _pixels(picture: Picture) -> str:
@@ -211,6 +219,12 @@ def fields_of(samples: list[Spans]) -> dict[str, Members]:
         field: Members(offset=[offset for offset, _ in rows], size=[size for _, size in rows])
         for field, rows in spans.items()
     }
+
+
+def values_of(masks: list[Values]) -> dict[str, list[int]]:
+    """The values that occur in each mask of some images, rising."""
+    fields = sorted({field for one in masks for field in one})
+    return {field: sorted({value for one in masks for value in one.get(field, ())}) for field in fields}
 
 
 def _padded(size: int) -> int:

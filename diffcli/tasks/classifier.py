@@ -12,9 +12,10 @@ from diffcli.diffusion.editing import noised
 from diffcli.diffusion.guidance import LogProb, on_path
 from diffcli.diffusion.samplers import Sampler
 from diffcli.diffusion.schedule import AnySchedule, Schedule
+from diffcli.fields import Batch
 from diffcli.networks.convnet import ConvNet, ConvNetConfig
 from diffcli.noise import Domain, Noise
-from diffcli.tasks.task import Batch, Network, Task
+from diffcli.tasks.task import Network, Task
 from diffcli.tasks.task_config import TaskConfig
 
 

@@ -25,6 +25,7 @@ from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.diffusion.times import AnyTimes, LossAware, UniformTimes
 from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, NoWeight
+from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning
 from diffcli.networks.registry import AnyNetwork
 from diffcli.noise import Domain, Noise
@@ -34,7 +35,7 @@ from diffcli.tasks.conditioners.registry import AnyConditioner
 from diffcli.tasks.conditioners.stored import IMAGE, EmbeddingConditioner
 from diffcli.tasks.guide import Drawing, Guiding
 from diffcli.tasks.objective import Objective
-from diffcli.tasks.task import Batch, Network, Task
+from diffcli.tasks.task import Network, Task
 from diffcli.tasks.task_config import TaskConfig
 
 LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw

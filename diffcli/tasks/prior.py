@@ -19,6 +19,7 @@ from diffcli.diffusion.denoiser import Denoiser, Prediction
 from diffcli.diffusion.samplers import Sampler, last
 from diffcli.diffusion.schedule import AnySchedule, Cosine
 from diffcli.diffusion.times import StratifiedTimes
+from diffcli.fields import Batch
 from diffcli.networks.translator import Translator, VectorDenoiser
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import PixelCodec
@@ -27,7 +28,7 @@ from diffcli.tasks.conditioners.stored import IMAGE, TEXT, EmbeddingConditionerC
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.guide import Drawing
 from diffcli.tasks.objective import Objective
-from diffcli.tasks.task import Batch, Network, Task
+from diffcli.tasks.task import Network, Task
 from diffcli.tasks.task_config import TaskConfig
 
 

@@ -6,19 +6,16 @@ samples were dealt to micro-batches or processes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from torch import Tensor, nn
 
 from diffcli.diffusion.samplers import Sampler
+from diffcli.fields import Batch
 from diffcli.optim import AnyCurve, AnyOptimizer
 from diffcli.tasks.conditioners.conditioner import Conditioner
-
-Batch = Mapping[str, Any]
-"""Named fields, tensors (B, ...) or lists of B strings: image (B, C, H, W) in [-1, 1], label, text, ... and, in training, index,
-position and stream, each (B,) int64."""
 
 
 class Network(NamedTuple):

@@ -24,6 +24,7 @@ from diffcli.data.shards import (
     PreparedSplit,
     Request,
     Shard,
+    is_mask,
 )
 from diffcli.digest import sha256
 from diffcli.prep.prepare import PrepReport, prepare
@@ -139,7 +140,8 @@ def prepared(
 ) -> Path:
     """Writes a prepared set of RGB noise with what each split has beside the images; returns its folder.
 
-    splits: for each its columns, all of one length: `text` a list of captions an image, any other an array (N, D), a vector.
+    splits: for each its columns, all of one length: `text` a list of captions an image; of any other a vector (D,), a sequence
+    (K, L, D), or the PNG of what lies over the image.
     """
     root.mkdir(parents=True, exist_ok=True)
     listed, notes = {}, {}
@@ -147,13 +149,7 @@ def prepared(
         count = len(next(iter(columns.values())))
         listed[split] = PreparedSplit(count=count, shards=[_shard(root, split, count, columns, size)])
         for name, column in columns.items():
-            width = None if name == "text" else len(column[0])
-            notes[name] = FieldNote(
-                kind="text" if name == "text" else "vector",
-                width=width,
-                encoder=encoder if width else None,
-                sha256=digest if width else None,
-            )
+            notes[name] = _note(name, column[0], encoder, digest)
     asked = Request(kind="made", source="made", size=size, limit=None, images_per_shard=1000, fingerprint="0" * 64)
     count = sum(part.count for part in listed.values())
     described = PreparedSet(
@@ -164,6 +160,15 @@ def prepared(
     return root
 
 
+def _note(name: str, value: object, encoder: str | None, digest: str | None) -> FieldNote:
+    if name == "text":
+        return FieldNote(kind="text")
+    if isinstance(value, bytes):
+        return FieldNote(kind="mask" if is_mask(name) else "image")
+    kind = "tokens" if np.ndim(value) == 3 else "vector"
+    return FieldNote(kind=kind, width=np.shape(value)[-1], encoder=encoder, sha256=digest)
+
+
 def _shard(root: Path, split: str, count: int, columns: Mapping[str, Sequence], size: int) -> Shard:
     images, tar = pixels(count, 3, size, size), root / f"{split}-000000.tar"
     spans: dict[str, list[tuple[int, int]]] = {name: [] for name in ("image", *columns)}
@@ -171,8 +176,12 @@ def _shard(root: Path, split: str, count: int, columns: Mapping[str, Sequence], 
         for i in range(count):
             members = {"image": ("png", png(images[i]))}
             for name, column in columns.items():
-                text = name == "text"
-                members[name] = ("txt", captions.to_bytes(column[i])) if text else (f"{name}.npy", npy(column[i]))
+                if name == "text":
+                    members[name] = "txt", captions.to_bytes(column[i])
+                elif isinstance(column[i], bytes):
+                    members[name] = f"{name}.png", column[i]
+                else:
+                    members[name] = f"{name}.npy", npy(column[i])
             for name, (extension, data) in members.items():
                 header = tarfile.TarInfo(f"{i:08d}.{extension}")
                 header.size = len(data)

@@ -14,7 +14,8 @@ from diffcli.config import UserError
 from diffcli.data.buckets import Framing, nearest
 from diffcli.data.datasets import Digits, Folder
 from diffcli.data.images import FileImages
-from diffcli.data.loader import BucketStream, batches, drawn
+from diffcli.data.loader import batches
+from diffcli.data.order import BucketOrder, epoch_draws
 from diffcli.data.prepared import Shards
 from tests.data.making import encoded, run
 
@@ -73,7 +74,7 @@ def test_an_epoch_sees_every_image_once_but_for_what_fills_no_batch(counts: list
     assume(any(counts) and all(count == 0 or count >= size for count in counts))
     bucket = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     framing = Framing((8, 8), buckets=tuple((8, 8 + i) for i in range(len(counts))), bucket=bucket)
-    stream = BucketStream(seed, framing, size)
+    stream = BucketOrder(seed, framing, size)
     for epoch in range(2):
         order = stream.order(epoch)
         assert order.shape == (sum(count // size for count in counts), size)
@@ -84,7 +85,7 @@ def test_an_epoch_sees_every_image_once_but_for_what_fills_no_batch(counts: list
 
 def test_epochs_leave_out_other_images_and_mix_the_buckets_otherwise():
     bucket = torch.arange(2).repeat_interleave(torch.tensor([103, 57]))
-    stream = BucketStream(0, Framing((8, 8), buckets=((8, 8), (8, 16)), bucket=bucket), 10)
+    stream = BucketOrder(0, Framing((8, 8), buckets=((8, 8), (8, 16)), bucket=bucket), 10)
     orders = [stream.order(epoch) for epoch in range(8)]
     left = [set(range(160)) - set(order.flatten().tolist()) for order in orders]
     assert len(set.union(*left)) > 40
@@ -132,7 +133,7 @@ def test_random_crops_differ_by_epoch_and_lie_all_over(tmp_path: Path):
     (tmp_path / "x.png").write_bytes(encoded(Image.fromarray(ramp), "PNG"))
     data = Folder(root=tmp_path, size=8, channels=1, crop="random").build("train")
     index = torch.zeros(1, dtype=torch.int64)
-    lefts = [int(data.read(index, drawn(0, epoch, index))["image"][0, 0, 0, 0]) for epoch in range(300)]
+    lefts = [int(data.read(index, epoch_draws(0, epoch, index))["image"][0, 0, 0, 0]) for epoch in range(300)]
     assert min(lefts) < 4
     assert max(lefts) > 52
     assert abs(np.mean(lefts) - 28) < 4

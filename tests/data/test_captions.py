@@ -51,9 +51,9 @@ def test_a_draw_chooses_one_of_them_whatever_it_mirrors(count: int, draw: int):
 def test_every_caption_is_chosen_about_as_often():
     from torch import arange, bincount, tensor
 
-    from diffcli.data.loader import drawn
+    from diffcli.data.order import epoch_draws
 
-    found = bincount(tensor([chosen(5, draw) for draw in drawn(0, 0, arange(5000)).tolist()]))
+    found = bincount(tensor([chosen(5, draw) for draw in epoch_draws(0, 0, arange(5000)).tolist()]))
     assert (abs(found - 1000) < 150).all()
 
 

@@ -12,7 +12,8 @@ from diffcli.config import UserError
 from diffcli.data.class_captions import ClassCaptions, wordings
 from diffcli.data.datasets import Digits, Folder, Mnist, at_root
 from diffcli.data.images import ImageData, MemoryImages
-from diffcli.data.loader import batches, drawn
+from diffcli.data.loader import batches
+from diffcli.data.order import epoch_draws
 from diffcli.data.prepared import Shards
 from diffcli.prep.prepare import prepare
 from tests.conftest import TINY, changed
@@ -132,7 +133,7 @@ def test_brackets_hold_words_of_which_one_is_drawn() -> None:
     assert wordings("a {name}") == ["a {name}"]
     data = Digits(captions=ClassCaptions(templates=("[a|the] {name}", "{name}[!|?]"))).build("test")
     index = torch.arange(len(data))
-    said = [text for epoch in range(3) for text in texts(data, index, drawn(0, epoch, index))]
+    said = [text for epoch in range(3) for text in texts(data, index, epoch_draws(0, epoch, index))]
     assert {re.sub(r"\d", "7", text) for text in said} == {"a 7", "the 7", "7!", "7?"}
     share = sum(text.startswith(("a ", "the ")) for text in said) / len(said)
     assert abs(share - 0.5) < 0.03

@@ -19,7 +19,9 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data import loader
 from diffcli.data.datasets import Cifar
 from diffcli.data.images import FileImages, MemoryImages
-from diffcli.data.loader import batches, drawn, evaluation_batches, held, to_float
+from diffcli.data.loader import batches, evaluation_batches, loaded
+from diffcli.data.order import epoch_draws
+from diffcli.fields import to_float
 from diffcli.noise import Domain
 from tests.data.making import class_folders, pixels, png
 
@@ -145,10 +147,10 @@ def test_flips_depend_on_seed_epoch_and_index_alone():
 
 def test_half_of_the_images_are_mirrored_and_each_epoch_mirrors_others():
     index = torch.arange(10_000)
-    first, second = drawn(0, 0, index) & 1, drawn(0, 1, index) & 1
+    first, second = epoch_draws(0, 0, index) & 1, epoch_draws(0, 1, index) & 1
     assert abs(first.float().mean() - 0.5) < 0.02
     assert abs((first ^ second).float().mean() - 0.5) < 0.02
-    assert abs((first ^ drawn(1, 0, index) & 1).float().mean() - 0.5) < 0.02
+    assert abs((first ^ epoch_draws(1, 0, index) & 1).float().mean() - 0.5) < 0.02
 
 
 def test_bytes_survive_the_way_to_floats_and_back():
@@ -195,18 +197,18 @@ def test_evaluation_goes_through_the_set_in_order(workers: int):
 def test_a_set_held_in_memory_is_the_set_of_files(monkeypatch: pytest.MonkeyPatch, worth: int):
     monkeypatch.setattr(loader, "WORTH_WORKERS", worth)
     monkeypatch.setattr(loader, "LOAD_CHUNK", 4)
-    data = held(files(10), None)
+    data = loaded(files(10), None)
     assert isinstance(data, MemoryImages)
     assert same(data.read(torch.arange(10)), numbered(10).read(torch.arange(10)))
 
 
 def test_what_does_not_fit_stays_in_files(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loader, "MEMORY_LIMIT", 10 * 6 - 1)
-    assert isinstance(held(files(10), None), FileImages)
-    assert isinstance(held(files(10), True), MemoryImages)
+    assert isinstance(loaded(files(10), None), FileImages)
+    assert isinstance(loaded(files(10), True), MemoryImages)
     monkeypatch.setattr(loader, "MEMORY_LIMIT", 10 * 6)
-    assert isinstance(held(files(10), None), MemoryImages)
-    assert isinstance(held(files(10), False), FileImages)
+    assert isinstance(loaded(files(10), None), MemoryImages)
+    assert isinstance(loaded(files(10), False), FileImages)
 
 
 @pytest.mark.gpu
@@ -272,7 +274,7 @@ def test_the_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch,
 
     read_ahead = loader._read_ahead
     monkeypatch.setattr(loader, "_read_ahead", read_here)
-    assert isinstance(held(files(10), True), MemoryImages)
+    assert isinstance(loaded(files(10), True), MemoryImages)
     assert asked == [decoders]
 
 

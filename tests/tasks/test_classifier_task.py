@@ -133,12 +133,12 @@ def test_log_probabilities_are_those_of_the_logits_and_sum_to_one():
 @pytest.mark.slow
 def test_the_preset_tells_clean_digits_apart_and_only_guesses_at_noise(tmp_path):
     from diffcli import preset as presets
-    from diffcli.data.loader import to_float
     from diffcli.diffusion.editing import noised
     from diffcli.engine.distributed import join
     from diffcli.engine.model import load_model
     from diffcli.engine.run.runlog import RunDir
     from diffcli.engine.run.train import train
+    from diffcli.fields import to_float
 
     run = RunDir(tmp_path / "run")
     run.claim()

@@ -16,10 +16,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from diffcli import noise
 from diffcli.config import UserError
-from diffcli.data.images import Fields
-from diffcli.data.loader import Batch, Plan, drawn, from_workers, mirror, on_device, share
+from diffcli.data.loader import from_workers, mirror, on_device
+from diffcli.data.order import StepRows, epoch_draws, share
 from diffcli.data.stream.lanes import LaneBlock, LaneSource, Mark, ahead
 from diffcli.data.stream.layout import Layout
+from diffcli.fields import Batch
 from diffcli.noise import Domain
 
 MARKS = len(Mark._fields)
@@ -30,7 +31,7 @@ SHARD_BITS = 32  # an index is the shard's number and, below it, the sample's po
 class Part(NamedTuple):
     """The rows that one process deals to one step, and what there is to tell of it."""
 
-    fields: Fields
+    fields: Batch
     indices: Tensor  # int64 (b,)
     draws: Tensor  # int64 (b,)
     marks: Tensor  # int64 (lanes, 6): after this step
@@ -51,9 +52,9 @@ class OpenBlock:
         self.draws = torch.zeros_like(self.indices)
         for epoch in epochs.unique().tolist():
             here = epochs == epoch
-            self.draws[here] = drawn(seed, epoch, self.indices[here])
+            self.draws[here] = epoch_draws(seed, epoch, self.indices[here])
         self.broken: dict[int, str] = {}
-        self._first: tuple[int, Fields] | None = None
+        self._first: tuple[int, Batch] | None = None
 
     def has_any(self) -> bool:
         """Whether at least one of its samples can be decoded; every rank that reads the lane finds the same."""
@@ -64,7 +65,7 @@ class OpenBlock:
                 return True
         return False
 
-    def dealt(self, row: int) -> tuple[int, Fields]:
+    def dealt(self, row: int) -> tuple[int, Batch]:
         """A sample's fields (1, ...) and its row; those of the next good one where it is broken."""
         for shift in range(len(self.entries)):
             at = (row + shift) % len(self.entries)
@@ -73,7 +74,7 @@ class OpenBlock:
                 return at, fields
         raise AssertionError("a block without a good sample is never dealt")
 
-    def decoded(self, row: int) -> Fields | None:
+    def decoded(self, row: int) -> Batch | None:
         if self._first is not None and self._first[0] == row:
             return self._first[1]
         if row in self.broken:
@@ -97,7 +98,7 @@ class LaneDealer:
         self.faults: list[str] = []
         self.pickles = False
 
-    def step(self) -> Iterator[tuple[Fields, Tensor, Tensor]]:
+    def step(self) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """Fields, index and draw of each row that this process deals to the next step."""
         for number in range(self.count):
             while self.open is None or self.mark.taken == len(self.open.entries):
@@ -196,7 +197,7 @@ class StreamFeed:
         self, first: int, last: int, *, flip: bool, device: torch.device, workers: int
     ) -> Iterator[tuple[int, Batch]]:
         """As loader.batches: (step, batch) for step = first + 1 .. last, index being shard number * 2^32 + position in it."""
-        seed = self.source.order.seed
+        seed, specs = self.source.order.seed, self.layout.specs
         deals = Deals(self.source, self.layout, self.rows, self.batch_size, last - first)
         deals.marks = self.marks
         workers = min(workers, len(deals.lanes))
@@ -205,16 +206,16 @@ class StreamFeed:
             for step in range(first, last):
                 fields, indices, draws = self.joined([next(parts) for _ in range(max(1, workers))], deals)
                 positions = torch.arange(self.rows.start, self.rows.stop) + step * self.batch_size
-                batch = on_device(fields, device)
+                batch = on_device(fields, specs, device)
                 if flip:
-                    mirror(batch, Plan(indices, positions, draws))
+                    mirror(batch, specs, StepRows(indices, positions, draws))
                 batch["index"], batch["position"] = indices, positions
                 batch["stream"] = noise.derive(seed, Domain.TRAIN, positions)
                 yield step + 1, batch
         finally:
             deals.stop.set()
 
-    def joined(self, parts: list[Part | UserError], deals: Deals) -> tuple[Fields, Tensor, Tensor]:
+    def joined(self, parts: list[Part | UserError], deals: Deals) -> tuple[Batch, Tensor, Tensor]:
         """The rows of a step; takes over where its lanes stand now."""
         whole = []
         for part in parts:
@@ -268,9 +269,9 @@ def part_of(dealers: list[LaneDealer]) -> Part:
     )
 
 
-def joined(parts: list[Fields]) -> Fields:
+def joined(parts: list[Batch]) -> Batch:
     """Rows of several parts as those of one."""
-    whole: Fields = {}
+    whole: dict[str, Any] = {}
     for name, first in parts[0].items():
         values: list[Any] = [part[name] for part in parts]
         whole[name] = torch.cat(values) if isinstance(first, Tensor) else [text for value in values for text in value]

@@ -17,14 +17,16 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data import captions
 from diffcli.data.buckets import Framing
 from diffcli.data.class_captions import ClassCaptions
-from diffcli.data.columns import Pictures, Texts, Vectors
-from diffcli.data.images import Column, Fields, FileImages, ImageData
+from diffcli.data.columns import column
+from diffcli.data.images import FileImages, ImageData
 from diffcli.data.pixels import SUFFIXES
-from diffcli.data.shards import FieldNote
+from diffcli.data.shards import FieldNote, is_mask
 from diffcli.data.stream.tar import TarSample
+from diffcli.fields import Batch, Specs
 
-MEMBERS = {"npy": "vector", "png": "picture"}  # what KEY.FIELD.npy and KEY.FIELD.png are
+MEMBERS = {"vector": "npy", "tokens": "npy", "image": "png", "mask": "png"}  # the extension of KEY.FIELD, by its kind
 IMAGES = tuple(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
+CAPTIONS_OF_TOKENS = 3  # axes of an array that holds a sequence (L, D) for each caption
 MAX_LABELS = 1 << 31  # where no class names say how many there are
 HINT = "take the samples without it out of the shards, or the conditioner that reads it out of the preset"
 
@@ -55,13 +57,16 @@ class Layout:
             return "text" in self.fields
         name, _, kind = extension.rpartition(".")
         if name:
-            return name in self.fields and self.fields[name].kind == MEMBERS.get(kind)
+            return name in self.fields and MEMBERS.get(self.fields[name].kind) == kind
         return self.reads_image and kind in IMAGES
 
     def over(self, samples: Sequence[TarSample], names: Sequence[str]) -> ImageData:
         """These samples as data by index; names: as the user knows them. Its `read` raises UserError for a broken one."""
         labels = torch.tensor([self._label(s) for s in samples], dtype=torch.int64) if self.labelled else None
-        columns = {name: self._column(name, note, samples, names) for name, note in self.fields.items()}
+        columns = {
+            name: column(self._files(name, note, samples, names), note, self.framing)
+            for name, note in self.fields.items()
+        }
         images = MemberFiles(samples, names, IMAGES)
         data: ImageData = SampleImages(images, self.shape, labels, self.classes, columns, self.framing)
         if self.class_captions is not None:
@@ -69,13 +74,15 @@ class Layout:
         data.reads_images = self.reads_image
         return data
 
-    def _column(self, name: str, note: FieldNote, samples: Sequence[TarSample], names: Sequence[str]) -> Column:
+    @property
+    def specs(self) -> Specs:
+        """What a sample consists of."""
+        return self.over([], []).specs
+
+    def _files(self, name: str, note: FieldNote, samples: Sequence[TarSample], names: Sequence[str]) -> "MemberFiles":
         if note.kind == "text":
-            return Texts(CaptionFiles(samples, names))
-        if note.kind == "vector":
-            return Vectors(MemberFiles(samples, names, (f"{name}.npy",)), note)
-        pictures = MemberFiles(samples, names, (f"{name}.png",))
-        return Pictures(pictures, self.shape._replace(channels=1), self.framing)
+            return CaptionFiles(samples, names)
+        return MemberFiles(samples, names, (f"{name}.{MEMBERS[note.kind]}",))
 
     def _label(self, sample: TarSample) -> int:
         """-1 where it has none, or one that names no class."""
@@ -89,7 +96,7 @@ class Layout:
 class SampleImages(FileImages):
     """The images of some samples; those whose label is none of the set's are broken."""
 
-    def read(self, indices: Tensor, draws: Tensor | None = None) -> Fields:
+    def read(self, indices: Tensor, draws: Tensor | None = None) -> Batch:
         for index in indices.tolist() if self.labels is not None else ():
             if self.labels[index] < 0:  # type: ignore[index]  # not None, as was seen above
                 classes = f"one outside the {len(self.classes)} classes" if self.classes else "a negative one"
@@ -98,7 +105,7 @@ class SampleImages(FileImages):
 
 
 class MemberFiles:
-    """One member of each sample, the first there is of some extensions: Encoded, for FileImages and columns."""
+    """One member of each sample, the first there is of some extensions: EncodedFiles, for FileImages and columns."""
 
     def __init__(self, samples: Sequence[TarSample], names: Sequence[str], extensions: Sequence[str]) -> None:
         self.samples, self.names, self.extensions = samples, names, extensions
@@ -141,15 +148,16 @@ def fields_of(members: Mapping[str, bytes]) -> dict[str, FieldNote]:
         if extension in ("txt", "json"):
             found["text"] = FieldNote(kind="text")
         elif name.isidentifier() and kind == "npy":
-            found[name] = FieldNote(kind="vector", width=_width(data))
+            found[name] = _embedding(data)
         elif name.isidentifier() and kind == "png":
-            found[name] = FieldNote(kind="picture")
+            found[name] = FieldNote(kind="mask" if is_mask(name) else "image")
     return found
 
 
-def _width(data: bytes) -> int | None:
-    """Of the rows of an .npy file; None where it is garbled."""
+def _embedding(data: bytes) -> FieldNote:
+    """What an .npy file holds: a vector for each caption, or a sequence of them; of unknown width where it is garbled."""
     try:
-        return int(np.load(io.BytesIO(data), allow_pickle=False).shape[-1])
+        shape = np.load(io.BytesIO(data), allow_pickle=False).shape
+        return FieldNote(kind="tokens" if len(shape) == CAPTIONS_OF_TOKENS else "vector", width=int(shape[-1]))
     except (ValueError, EOFError, IndexError):
-        return None
+        return FieldNote(kind="vector")

@@ -24,7 +24,7 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.data.buckets import Framing
 from diffcli.data.dataset import DataConfig, no_split
-from diffcli.data.images import Fields, ImageData
+from diffcli.data.images import ImageData
 from diffcli.data.listing import Split
 from diffcli.data.loader import MEMORY_LIMIT
 from diffcli.data.shards import DATASET, PreparedSet
@@ -32,6 +32,7 @@ from diffcli.data.stream.dealing import StreamFeed
 from diffcli.data.stream.lanes import Entry, Fault, LaneSource, Order
 from diffcli.data.stream.layout import Layout, fields_of
 from diffcli.data.stream.opening import PIPE, BrokenShard, Patience, ShardBytes, is_remote
+from diffcli.fields import Batch
 
 PEEKS = 3  # shards that are tried for the first samples
 LARGEST_RECORD = 64 << 20  # bytes of a dataset.json
@@ -160,7 +161,7 @@ class StreamData(ImageData):
         chosen.layout = self.layout.select(fields)
         return chosen
 
-    def shown(self, count: int) -> tuple[Fields, Tensor]:
+    def shown(self, count: int) -> tuple[Batch, Tensor]:
         """The first samples that can be decoded, of the first shards that can be read."""
         good: list[Entry] = []
         for entry in self.samples(self.layout.wanted):

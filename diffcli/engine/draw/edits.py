@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from diffcli.config import Config, ImageShape, UserError
-from diffcli.data.loader import to_float
 from diffcli.data.pixels import BrokenImage, fit, open_image
 from diffcli.diffusion.denoiser import Denoise
 from diffcli.diffusion.editing import inpaint, noised, slerp
 from diffcli.diffusion.inversion import invert
 from diffcli.diffusion.samplers import Sampler
 from diffcli.digest import sha256
+from diffcli.fields import to_float
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
 

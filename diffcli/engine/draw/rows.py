@@ -6,12 +6,13 @@ zero-shot scores of text-to-image models are told.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.data.images import Fields, ImageData
+from diffcli.data.images import ImageData
 from diffcli.data.loader import on_device
 from diffcli.engine.draw.translation import Prior
 from diffcli.engine.model import Model
@@ -27,9 +28,9 @@ class Rows:
     data: ImageData
     prior: Prior | None
 
-    def fields(self, rows: range, seeds: Sequence[int], device: torch.device) -> Fields:
+    def fields(self, rows: range, seeds: Sequence[int], device: torch.device) -> dict[str, Any]:
         """What images `rows` are told, on a device; seeds: theirs, for the prior."""
-        fields = on_device(self.data.read(self._places(rows)), device)
+        fields = on_device(self.data.read(self._places(rows)), self.data.specs, device)
         if self.prior is not None:
             fields[IMAGE] = self.prior(fields[TEXT], seeds)
         return fields
@@ -40,7 +41,7 @@ class Rows:
 
     def describe(self) -> str:
         """For reports."""
-        told = " and ".join(name for name in self.data.fields if name != "label")
+        told = " and ".join(name for name in self.data.specs if name != "label")
         return f"{told} of {self.name}, row by row" + (", through the prior" if self.prior and self.prior.model else "")
 
     def notes(self, n: int) -> list[str]:
@@ -60,7 +61,7 @@ def told_fields(model: Model) -> frozenset[str]:
 def choose_rows(model: Model, source: Side, prior: Prior | None) -> Rows:
     """The rows of the reference `source`. Raises UserError where they do not hold what the model is told."""
     wanted = told_fields(model) - ({IMAGE} if prior else frozenset()) | ({TEXT} if prior else frozenset())
-    there = [] if source.data is None else source.data.fields
+    there = [] if source.data is None else list(source.data.specs)
     for name in sorted(wanted):
         if source.data is None or name not in there:
             has = f"has only: {', '.join(there)}" if there else "is images alone"

@@ -11,10 +11,12 @@ import torch
 
 from diffcli.config import UserError
 from diffcli.data.images import FileImages, ImageData
-from diffcli.data.loader import Batch, batches, epoch_size
+from diffcli.data.loader import batches
+from diffcli.data.order import epoch_size
 from diffcli.data.stream.dealing import Mark
 from diffcli.data.stream.stream import StreamData
 from diffcli.engine.distributed import Group
+from diffcli.fields import Batch
 from diffcli.preset import Preset
 
 

@@ -24,8 +24,9 @@ from diffcli.engine.run.phases import rate
 from diffcli.engine.run.runlog import RunDir, RunLog
 from diffcli.engine.run.signals import stop_signals
 from diffcli.engine.run.state import State
+from diffcli.fields import Batch
 from diffcli.preset import Preset
-from diffcli.tasks.task import Batch, Phase, Task, constant
+from diffcli.tasks.task import Phase, Task, constant
 
 
 class Progress(NamedTuple):
@@ -255,7 +256,7 @@ class Loop:
     def preview(self) -> Tensor | None:
         """Images of the averaged model, always of the same seeds and conditions: those of some images of the data."""
         fields, rows = self.data.shown(self.cfg.previews)
-        batch = on_device(fields, self.group.device) | {"index": rows}
+        batch = on_device(fields, self.data.specs, self.group.device) | {"index": rows}
         with at_rest(self.state.averaged):
             return self.state.averaged.preview(batch, self.preset.sampler, self.preset.drawing.preview_guidance)
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcli.config import UserError
-from diffcli.data.loader import epoch_size
+from diffcli.data.order import epoch_size
 from diffcli.data.stream.stream import StreamData
 from diffcli.ema import averages
 from diffcli.engine.draw.guides import check_named

@@ -47,7 +47,7 @@ def check_data(preset: Preset, task: Task, data: ImageData) -> None:
             f"data: images are {tuple(data.shape)} (channels, height, width), the preset expects {tuple(preset.data.shape)}",
             "set data.channels and data.size to those of the images",
         )
-    fields: dict[str, Any] = {name: torch.empty(0) for name in data.fields}
+    fields: dict[str, Any] = {name: torch.empty(0) for name in data.specs}
     fields |= {name: torch.empty(0, width) for name, width in encoder_records.stored_widths(data).items()}
     task.check(fields if data.labels is None else fields | {"label": data.labels})
 

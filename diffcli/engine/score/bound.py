@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.data.loader import to_float
 from diffcli.diffusion.likelihood import Variance, bits_per_dim
 from diffcli.diffusion.samplers import Ddpm
 from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine import encoder_records
 from diffcli.engine.draw.request import Request, SampleOptions
 from diffcli.engine.score.onepass import Watch
-from diffcli.fields import FieldSpec, Remedies, Specs, check_fields
+from diffcli.fields import FieldSpec, Remedies, Specs, check_fields, to_float
 from diffcli.metrics.extractor import Extracted
 from diffcli.noise import Noise
 

@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError, did_you_mean
-from diffcli.data.loader import to_float
 from diffcli.engine.model import load_model
 from diffcli.engine.score.report import size_text
-from diffcli.fields import Specs
+from diffcli.fields import Specs, to_float
 from diffcli.metrics.extractor import IMAGES, Extracted, Extractor, check_images
 from diffcli.metrics.inception import InceptionFeatures
 

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 
-from diffcli.data.images import Fields
 from diffcli.engine.draw import guides
 from diffcli.engine.draw.pictures import to_uint8
 from diffcli.engine.draw.request import Request
 from diffcli.engine.score.sides import Side
-from diffcli.fields import FieldSpec
+from diffcli.fields import Batch, FieldSpec
 from diffcli.tasks.guide import Guide
 
 
@@ -18,10 +17,10 @@ def samples(req: Request) -> Side:
     """The images of a request; drawn while they are read, batch by batch."""
 
     @torch.no_grad()
-    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Fields]:
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
         for rows in spans:
             *_, last = req.walk(rows)[1]
-            found: Fields = {"image": to_uint8(req.task.decode(last.x))}
+            found: dict[str, Any] = {"image": to_uint8(req.task.decode(last.x))}
             if "label" in fields and req.labels is not None:
                 found["label"] = req.labels[rows.start : rows.stop]
             yield found

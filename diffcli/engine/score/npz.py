@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from diffcli.config import UserError
-from diffcli.data.images import Fields
+from diffcli.fields import Batch
 
 ZIP_ERRORS = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error)
 HINT = "give an .npz with arr_0, uint8 (N, H, W, C) with 1 or 3 channels, and at most arr_1, N integer labels"
@@ -63,7 +63,7 @@ def samples_shape(path: Path, labelled: bool) -> tuple[int, ...]:
     return shape
 
 
-def read_samples(path: Path, spans: Sequence[range], fields: Collection[str]) -> Iterator[Fields]:
+def read_samples(path: Path, spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
     """The rows of each span, ascending and apart: image uint8 (B, C, H, W) and label int64 (B,), whichever `fields` names."""
     if not spans:
         return
@@ -77,7 +77,7 @@ def read_samples(path: Path, spans: Sequence[range], fields: Collection[str]) ->
             wanted = [name for name, field in (("arr_0", "image"), ("arr_1", "label")) if field in fields]
             arrays = {name: _Rows(archive, path, name, shared, open_files) for name in wanted}
             for span in spans:
-                found: Fields = {}
+                found: dict[str, Any] = {}
                 if "arr_0" in arrays:
                     found["image"] = torch.from_numpy(arrays["arr_0"].take(span)).permute(0, 3, 1, 2)
                 if "arr_1" in arrays:

@@ -18,9 +18,8 @@ import torch
 
 from diffcli import __version__, checkpoint, preset
 from diffcli.config import UserError, did_you_mean
-from diffcli.data.columns import Vectors
 from diffcli.data.dataset import DataConfig
-from diffcli.data.images import Fields, ImageData
+from diffcli.data.images import ImageData
 from diffcli.data.listing import Split
 from diffcli.data.pixels import SUFFIXES, channels_first, open_image, read_size
 from diffcli.data.prepared import Shards
@@ -29,7 +28,7 @@ from diffcli.data.stream.stream import Stream
 from diffcli.digest import sha256
 from diffcli.engine.model import Model
 from diffcli.engine.score import npz
-from diffcli.fields import FieldSpec, Specs
+from diffcli.fields import Batch, FieldSpec, Specs
 from diffcli.metrics.statistics import Statistics
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -39,7 +38,7 @@ READERS = 4  # threads that decode ahead; Pillow releases the interpreter lock
 T = TypeVar("T")
 R = TypeVar("R")
 
-Read = Callable[[Sequence[range], Collection[str]], Iterator[Fields]]
+Read = Callable[[Sequence[range], Collection[str]], Iterator[Batch]]
 """Spans of rows, ascending, and names of fields -> for each span these fields on the CPU or a device: image uint8 (B, C, H, W)
 with C = 1 or 3, label int64 (B,), and whatever else a data set has. No row outside of the spans is decoded."""
 
@@ -94,7 +93,7 @@ def data_side(name: str, config: DataConfig, split: Split) -> Side:
     """A split of a preset's data; files are decoded as they are read, whatever `in_memory` says of training."""
     data = config.model_copy(update={"in_memory": False}).build(split)
 
-    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Fields]:
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
         chosen = data.select(fields)
         return read_ahead(lambda span: chosen.read(torch.arange(span.start, span.stop)), spans)
 
@@ -104,7 +103,7 @@ def data_side(name: str, config: DataConfig, split: Split) -> Side:
         return f"data {settings} {split} {content}"
 
     remote = isinstance(config, Stream)  # what lies elsewhere may change unseen
-    return Side(name, len(data), _specs(data), read, data.classes, None, None if remote else identify, data)
+    return Side(name, len(data), data.specs, read, data.classes, None, None if remote else identify, data)
 
 
 def own_side(model: Model, split: Split) -> Side:
@@ -140,7 +139,7 @@ def folder_side(folder: Path) -> Side:
     with files[0].open("rb") as file:
         size = read_size(file, str(files[0]))
 
-    def batch(span: range) -> Fields:
+    def batch(span: range) -> Batch:
         paths = files[span.start : span.stop]
         images = [_decode(path) for path in paths]
         for path, image in zip(paths, images, strict=True):
@@ -152,7 +151,7 @@ def folder_side(folder: Path) -> Side:
         stacked = np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
         return {"image": torch.from_numpy(stacked)}
 
-    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Fields]:
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
         return read_ahead(batch, spans)
 
     specs = {"image": FieldSpec("image", (None, *size))}
@@ -171,7 +170,7 @@ def npz_side(path: Path) -> Side:
     labelled = "arr_1" in names
     shape = npz.samples_shape(path, labelled)
 
-    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Fields]:
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
         return npz.read_samples(path, spans, fields)
 
     specs = {"image": FieldSpec("image", (shape[3], *shape[1:3]))}
@@ -218,12 +217,3 @@ def _folder_like(path: Path, size: int | tuple[int, int] | None) -> Side:
 
 def _decode(path: Path) -> np.ndarray:
     return channels_first(open_image(path.read_bytes(), str(path)))
-
-
-def _specs(data: ImageData) -> dict[str, FieldSpec]:
-    found = {name: FieldSpec("text") for name in data.fields}
-    found["image"] = FieldSpec("image", tuple(data.shape))
-    if data.labels is not None:
-        found["label"] = FieldSpec("classes", (), data.classes)
-    vectors = {name: column.note for name, column in data.columns.items() if isinstance(column, Vectors)}
-    return found | {name: FieldSpec("vector", (note.width,)) for name, note in vectors.items()}

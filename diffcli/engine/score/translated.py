@@ -57,7 +57,7 @@ class Translation:
 
     def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
         """`text`, `image` and `predicted` (B, D), scaled; `cosine`, `mse`, `identity_cosine`, `identity_mse` (B,)."""
-        given = on_device({name: fields[name] for name in self.reads}, next(self.task.parameters()).device)
+        given = on_device({name: fields[name] for name in self.reads}, self.reads, next(self.task.parameters()).device)
         text, image = unit_variance(given[TEXT]), unit_variance(given[IMAGE])
         predicted = self.task.translate(text, [self.seed + i for i in rows], self.sampler, self.guidance)
         identity = {f"identity_{name}": value for name, value in closeness(text, image).items()}

@@ -1,13 +1,13 @@
 """Class labels as a condition."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import UserError
+from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
 
@@ -25,7 +25,7 @@ class ClassConditioner(Conditioner):
         self.shape = CondShape(vector=dim) if tokens is None else CondShape(tokens=dim)
         self.embedding = nn.Embedding(num_classes + 1, dim * (tokens or 1))
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: Batch) -> None:
         """A label outside 0..num_classes-1 is the user's mistake; asking a GPU tensor would stall, so look before."""
         if "label" not in batch:
             raise UserError(
@@ -43,7 +43,7 @@ class ClassConditioner(Conditioner):
                 f"use a label from 0 to {self.num_classes - 1}, or set num_classes to at least {high + 1}",
             )
 
-    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+    def forward(self, batch: Batch, keep: Tensor, like: Tensor) -> Conditioning:
         """A vector (B, dim), or tokens (B, tokens, dim). batch["label"]: (B,) int64 in 0..num_classes-1."""
         self.check(batch)
         label = batch["label"].to(keep.device)

@@ -5,14 +5,15 @@ guidance.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from collections.abc import Iterable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from diffcli.config import Config, UserError
 from diffcli.encoders.encoder import Encoder
+from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning, CondShape
 
 
@@ -26,11 +27,11 @@ class Conditioner(nn.Module, ABC):
     fields: tuple[str, ...]
     encoder: Encoder | None = None
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: Batch) -> None:
         """Raise `UserError` where the batch holds a value that this conditioner cannot take; reads CPU tensors only."""
 
     @abstractmethod
-    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+    def forward(self, batch: Batch, keep: Tensor, like: Tensor) -> Conditioning:
         """Its slots for B samples; rows with keep (B,) bool False are the null. `like`: x, for its size."""
 
 
@@ -65,7 +66,7 @@ def cond_shape(conditioners: Iterable[Conditioner]) -> CondShape:
 
 def condition(
     conditioners: Iterable[Conditioner],
-    batch: Mapping[str, Any],
+    batch: Batch,
     keep: Tensor,
     like: Tensor,
     seeds: Tensor | None = None,

@@ -1,13 +1,13 @@
 """Texts as a condition, read by a frozen pretrained encoder in every step."""
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.encoders.encoder import CLIP_LENGTH, T5_LENGTH, Encoded, Encoder, EncoderConfig
+from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import Gives, Slot, readable
@@ -29,14 +29,14 @@ class PretrainedConditioner(Conditioner):
             vector=self.vector.dim if self.vector else 0, tokens=self.tokens.dim if self.tokens else 0
         )
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: Batch) -> None:
         if "text" not in batch:
             raise UserError(
                 f"a pretrained conditioner reads the field 'text', but the data has only: {', '.join(sorted(batch))}",
                 "prepare data that has captions with `diffcli prep-data`, or make captions of class names: data.captions",
             )
 
-    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+    def forward(self, batch: Batch, keep: Tensor, like: Tensor) -> Conditioning:
         """A vector (B, D) and tokens (B, L, D) with their mask. batch["text"]: B strings."""
         self.check(batch)
         encoded = self._planned(keep) if keep.is_meta else self.encoder.texts(batch["text"], keep.device)

@@ -1,7 +1,7 @@
 """Embeddings as a condition: those that a pretrained encoder computed before, stored beside the images."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.encoders.encoder import Encoder, EncoderConfig
+from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import Gives, Slot, check_width, readable, unit_variance
@@ -31,7 +32,7 @@ class EmbeddingConditioner(Conditioner):
             vector=self.vector.dim if self.vector else 0, tokens=self.tokens.dim if self.tokens else 0
         )
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: Batch) -> None:
         field, width = self.config.field, self.config.width
         if field not in batch:
             how = {"clip_tokens": "clip-tokens", "t5_tokens": "t5"}.get(field, "clip")
@@ -52,7 +53,7 @@ class EmbeddingConditioner(Conditioner):
                 f"set its width to {found}",
             )
 
-    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+    def forward(self, batch: Batch, keep: Tensor, like: Tensor) -> Conditioning:
         """A vector (B, D) and tokens (B, N, D); of a stored sequence, with the mask of what is not padding (zeros)."""
         self.check(batch)
         value = batch[self.config.field].to(keep.device, torch.float32)

@@ -9,14 +9,15 @@ Source: Nichol et al. 2021, section 3 (arXiv 2112.10741): a text enters by a vec
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffcli.config import Note, UserError
+from diffcli.fields import Batch
 from diffcli.networks.attention_blocks import TokenAttention
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
@@ -50,14 +51,14 @@ class TextConditioner(Conditioner):
         self.null_vector = nn.Parameter(SMALL * torch.randn(width)) if self.shape.vector else None
         self.null_token = nn.Parameter(SMALL * torch.randn(width)) if self.shape.tokens else None
 
-    def check(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: Batch) -> None:
         if "text" not in batch:
             raise UserError(
                 f"a text conditioner reads the field 'text', but the data has only: {', '.join(sorted(batch))}",
                 "prepare data that has captions with `diffcli prep-data`, or make captions of class names: data.captions",
             )
 
-    def forward(self, batch: Mapping[str, Any], keep: Tensor, like: Tensor) -> Conditioning:
+    def forward(self, batch: Batch, keep: Tensor, like: Tensor) -> Conditioning:
         """A vector (B, width), and tokens (B, length, width) with their mask. batch["text"]: B strings."""
         self.check(batch)
         ids, ends = self.tokenise(batch["text"])

@@ -37,7 +37,7 @@ def test_the_members_of_a_sample_are_the_fields_of_its_row(tmp_path: Path) -> No
         files |= {f"{n}.mask.png": png(np.full((1, 4, 6), 255 * (n % 2), dtype=np.uint8)), f"{n}.other.pkl": b"evil"}
     (tmp_path / "a.tar").write_bytes(tar(files))
     data = stream(f"{tmp_path}/a.tar", channels=3, shuffle=0).build("train")
-    assert data.fields == ["image", "label", "text", "emb", "mask"]
+    assert list(data.specs) == ["image", "label", "text", "emb", "mask"]
     found, notes, counts = batches(data.select({"image", "label", "text", "emb", "mask"}), 2, 3)
     assert counts == [0, 0]
     assert notes == ["members that would have to be unpickled are never read"]
@@ -46,7 +46,7 @@ def test_the_members_of_a_sample_are_the_fields_of_its_row(tmp_path: Path) -> No
         assert rows == [3 * step, 3 * step + 1, 3 * step + 2]
         for place, n in enumerate(rows):
             assert batch["image"][place].unique().tolist() == pytest.approx([40 * n / 127.5 - 1])
-            assert batch["mask"][place].unique().tolist() == [1.0 if n % 2 else -1.0]
+            assert batch["mask"][place].unique().tolist() == [255 * (n % 2)]
             assert batch["label"][place] == n % 3
             assert batch["text"][place] in (f"one {n}", "two")
             assert batch["emb"][place].tolist() == [n, -n]

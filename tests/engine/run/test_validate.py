@@ -12,12 +12,12 @@ from PIL import Image
 
 from diffcli import noise, preset
 from diffcli.data.datasets import Digits
-from diffcli.data.loader import to_float
 from diffcli.engine.distributed import Group
 from diffcli.engine.run.loop import Waits
 from diffcli.engine.run.runlog import CLOCKED, read_log
 from diffcli.engine.run.state import build_state
 from diffcli.engine.run.validation import SEED, Validation
+from diffcli.fields import to_float
 from diffcli.noise import Domain
 from tests.conftest import TINY, Cli, changed, in_subprocess
 from tests.data.making import encoded

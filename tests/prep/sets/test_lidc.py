@@ -100,7 +100,8 @@ def test_lidc_end_to_end_with_a_split_by_patient(tmp_path: Path, cli: Cli):
     assert (fields["image"][0, 0].numpy() == window(hounsfield(10))).all()
     assert (fields["image"][3, 0].numpy() == window(hounsfield(21))).all()
     expected = np.zeros((SIZE, SIZE), np.uint8)
-    expected[6:10, 5:9] = 255
+    expected[6:10, 5:9] = 1  # a class, stored in white
+    assert prepared.fields["mask"].classes == 2
     assert (fields["mask"].numpy() == expected).all()
     held_out = read(tmp_path / "out", SIZE, 1, "test")
     assert (held_out["image"][0, 0].numpy() == window(hounsfield(100))).all()

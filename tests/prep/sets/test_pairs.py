@@ -67,8 +67,9 @@ def test_images_find_their_masks(layout: str, tmp_path: Path):
     report = run("pairs", tmp_path / "in", tmp_path / "out")
     assert (report.written, report.skipped) == (3, 0)
     for number, found in enumerate(masks(tmp_path / "out")):
-        assert np.array_equal(found, np.asarray(mask(number)))
-    assert open_shards(tmp_path / "out", "x").fields["mask"].kind == "picture"
+        assert np.array_equal(found, np.asarray(mask(number, high=1)))
+    note = open_shards(tmp_path / "out", "x").fields["mask"]
+    assert (note.kind, note.classes) == ("mask", 2)
 
 
 def test_the_zips_of_an_isic_challenge_have_their_splits(tmp_path: Path, cli: Cli):
@@ -91,7 +92,7 @@ def test_the_zips_of_an_isic_challenge_have_their_splits(tmp_path: Path, cli: Cl
     assert {name: split.count for name, split in prepared.splits.items()} == {"train": 2, "test": 4}
     assert prepared.skipped == 0
     # Test/ comes before Validation/
-    assert np.array_equal(masks(tmp_path / "out", split="test")[1], np.asarray(mask(6)))
+    assert np.array_equal(masks(tmp_path / "out", split="test")[1], np.asarray(mask(6, high=1)))
 
 
 def test_files_without_a_partner_and_of_other_sizes_are_listed(tmp_path: Path):
@@ -131,7 +132,8 @@ def test_a_field_has_the_name_of_its_folder_or_that_of_the_option(tmp_path: Path
     write(tmp_path / "in", "previews/all.png", image(9))
     report = run("pairs", tmp_path / "in", tmp_path / "out")
     assert (report.written, report.skipped) == (2, 1)
-    assert open_shards(tmp_path / "out", "x").fields.keys() == {"mask", "depth_map"}
+    fields = open_shards(tmp_path / "out", "x").fields
+    assert {name: note.kind for name, note in fields.items()} == {"mask": "mask", "depth_map": "image"}
     run("pairs", tmp_path / "in", tmp_path / "depth", options=SourceOptions(field="depth_map"))
     assert open_shards(tmp_path / "depth", "x").fields.keys() == {"depth_map"}
     run("pairs", tmp_path / "sketches", tmp_path / "edges")
@@ -228,3 +230,19 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path: Path):
     stopped.close()
     run("pairs", tmp_path / "in", tmp_path / "out", images_per_shard=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("shards", "classes"),
+    [([[0, 1], [0, 4]], 5), ([[0], [0]], 2), ([[0, 255], [0, 255]], 2), ([[0, 255], [0, 2]], None), ([[1], [1]], 2)],
+)
+def test_a_mask_has_as_many_classes_as_the_values_of_all_its_shards_say(shards, classes, tmp_path: Path):
+    for number, values in enumerate(shards):
+        write(tmp_path / "in", f"images/{number}.png", image(number))
+        picture = np.resize(np.array(values, np.uint8), (12, 12))
+        write(tmp_path / "in", f"masks/{number}.png", Image.fromarray(picture))
+    for _ in prepare("pairs", tmp_path / "in", tmp_path / "out", images_per_shard=1):
+        pass
+    prepared = open_shards(tmp_path / "out", "x")
+    assert len(prepared.splits["train"].shards) == 2
+    assert prepared.fields["mask"].classes == classes

@@ -1,0 +1,114 @@
+"""The order of the images of a run, a pure function of seed and step: training state has no cursor to save.
+
+A run is one endless stream of samples. Position p = (step - 1) * batch_size + i lies in epoch p // N and reads image
+permutation(seed, epoch, N)[p % N]. What is random about an image in an epoch derives from (seed, epoch, index). So a batch may
+straddle two epochs, and a set may be smaller than a batch. Where images have buckets, an epoch is whole batches of one bucket
+each instead.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffcli import noise
+from diffcli.config import UserError
+from diffcli.data.buckets import Framing
+from diffcli.data.images import ImageData
+from diffcli.noise import Domain
+
+
+class StepRows(NamedTuple):
+    """What one rank reads in one step; all (b,), b its share of the batch."""
+
+    indices: Tensor  # int64: which image
+    positions: Tensor  # int64: place in the endless stream
+    draws: (
+        Tensor | None
+    )  # int64: what is random about each sample in its epoch; bit 0 mirrors it where the preset flips
+
+
+class IndexOrder:
+    """The endless order of a data set of n images; remembers the permutation of one epoch."""
+
+    def __init__(self, seed: int, n: int) -> None:
+        self.seed, self.n = seed, n
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def order(self, epoch: int) -> Tensor:
+        """int64 (n,): the permutation of an epoch."""
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, noise.permutation(self.seed, epoch, self.n)
+        return self._order
+
+    def rows(self, first: int, last: int) -> StepRows:
+        """Positions first <= p < last."""
+        indices = [torch.empty(0, dtype=torch.int64)]  # a share may be empty
+        draws = [torch.empty(0, dtype=torch.int64)]
+        for epoch in range(first // self.n, -(-last // self.n)):
+            start = epoch * self.n
+            index = self.order(epoch)[max(first - start, 0) : last - start]
+            indices.append(index)
+            draws.append(epoch_draws(self.seed, epoch, index))
+        return StepRows(torch.cat(indices), torch.arange(first, last), torch.cat(draws))
+
+
+class BucketOrder:
+    """The endless order of a set in buckets, in batches of one bucket each.
+
+    In an epoch the images of each bucket, in the order of the epoch's permutation, are cut into whole batches, and the batches
+    of all buckets shuffled; the up to batch_size - 1 images that are left of a bucket sit this epoch out, others the next one.
+    Raises UserError where images would never be seen, because their bucket has less than a batch of them.
+    """
+
+    def __init__(self, seed: int, framing: Framing, batch_size: int) -> None:
+        assert framing.bucket is not None
+        self.seed, self.bucket, self.batch_size = seed, framing.bucket, batch_size
+        self.counts: list[int] = self.bucket.bincount(minlength=len(framing.buckets)).tolist()
+        for (height, width), count in zip(framing.buckets, self.counts, strict=True):
+            if 0 < count < batch_size:
+                raise UserError(
+                    f"data.buckets: {count} images are nearest to {height}x{width}, less than a batch of {batch_size}",
+                    f"take [{height}, {width}] out, so that they go to the next bucket, or lower train.batch_size",
+                )
+        self.batches = sum(count // batch_size for count in self.counts)  # in an epoch
+        self._epoch, self._order = -1, torch.empty(0, batch_size, dtype=torch.int64)
+
+    def order(self, epoch: int) -> Tensor:
+        """int64 (batches, batch_size): the images of each batch of an epoch."""
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return self._order
+
+    def _shuffled(self, epoch: int) -> Tensor:
+        images = noise.permutation(self.seed, epoch, len(self.bucket))
+        groups = images[self.bucket[images].argsort(stable=True)].split(self.counts)
+        whole = torch.cat([group[: len(group) // self.batch_size * self.batch_size] for group in groups])
+        counters = torch.arange(self.batches) + len(self.bucket)  # those that the images' permutation leaves
+        shuffled = noise.derive(self.seed, Domain.ORDER, counters, epoch).argsort(stable=True)
+        return whole.view(-1, self.batch_size)[shuffled]
+
+    def rows(self, first: int, last: int) -> StepRows:
+        """Positions first <= p < last, all within one batch."""
+        step = first // self.batch_size
+        epoch, number = divmod(step, self.batches)
+        start = step * self.batch_size
+        index = self.order(epoch)[number][first - start : last - start]
+        return StepRows(index, torch.arange(first, last), epoch_draws(self.seed, epoch, index))
+
+
+def epoch_size(data: ImageData, batch_size: int) -> int:
+    """Samples that an epoch deals: all of them, or the whole batches that the buckets give."""
+    framing = data.framing
+    return BucketOrder(0, framing, batch_size).batches * batch_size if framing.buckets else len(data)
+
+
+def epoch_draws(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """What is random about images in an epoch, int64 (B,): it depends on (seed, epoch, index) alone."""
+    return noise.derive(seed, Domain.AUGMENT, index, epoch)
+
+
+def share(batch_size: int, rank: int, world: int) -> tuple[int, int]:
+    """The contiguous part [first, last) of a global batch that a rank takes."""
+    return rank * batch_size // world, (rank + 1) * batch_size // world
