@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from diffcli.diffusion.samplers import last
 from diffcli.engine.draw import guides
 from diffcli.engine.draw.pictures import to_uint8
 from diffcli.engine.draw.request import Request
@@ -19,8 +20,7 @@ def samples(req: Request) -> Side:
     @torch.no_grad()
     def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
         for rows in spans:
-            *_, last = req.walk(rows)[1]
-            found: dict[str, Any] = {"image": to_uint8(req.task.decode(last.x))}
+            found: dict[str, Any] = {"image": to_uint8(req.task.decode(last(req.walk(rows)[1]).x))}
             if "label" in fields and req.labels is not None:
                 found["label"] = req.labels[rows.start : rows.stop]
             yield found

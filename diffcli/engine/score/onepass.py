@@ -34,8 +34,8 @@ class Use(NamedTuple):
 def spans(n: int, batch_size: int, world: int) -> list[range]:
     """Batches of at most batch_size rows that cover range(n) in order; several processes have equally many where n allows."""
     if world > 1:
-        rounds = -(-n // (batch_size * world))
-        batch_size = -(-n // max(1, rounds * world))
+        rounds = -(-max(n, 1) // (batch_size * world))
+        batch_size = -(-max(n, 1) // (rounds * world))
     return [range(first, min(first + batch_size, n)) for first in range(0, n, batch_size)]
 
 
@@ -94,13 +94,15 @@ def _add(use: Use, values: Extracted, parts: Sequence[range], group: Group) -> N
         return
     gathered = {}
     for name in use.summary.values:
-        whole = name not in use.extractor.gives  # a field: the label
-        shape = () if whole else use.extractor.gives[name]
-        padded = torch.zeros(max(counts), *shape, dtype=torch.int64 if whole else torch.float32, device=group.device)
+        shape, dtype = use.extractor.gives.get(name, ()), torch.float32
+        if name not in use.extractor.gives:  # a field: the label
+            dtype = torch.int64
+        padded = torch.zeros(max(counts), *shape, dtype=dtype, device=group.device)
         if name in values:
             padded[: len(values[name])] = values[name].to(padded)
         received = group.gather(padded)
         if group.leads:
-            gathered[name] = torch.cat([part[:count] for part, count in zip(received, counts, strict=True)])
+            whole = zip(received, counts, strict=False)  # in the last round, some processes may have no batch
+            gathered[name] = torch.cat([part[:count] for part, count in whole])
     if group.leads:
         use.summary.update(gathered)
