@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.engine.draw.pictures import captioned, grid, write_png
-from diffcli.engine.draw.sample import Drawn
+from diffcli.engine.draw.sample import Finished
 
 ANIMATIONS = (".gif", ".mp4", ".webp")
 WIDEST = 20  # columns of a grid that still show anything
@@ -48,7 +48,7 @@ def check_captions(path: Path, captions: bool) -> None:
 
 
 def write(
-    path: Path, drawn: Iterable[Drawn], description: Mapping[str, Any], captions: Sequence[str] | None = None
+    path: Path, drawn: Iterable[Finished], description: Mapping[str, Any], captions: Sequence[str] | None = None
 ) -> None:
     """Writes all images to `path` as its name says, then the sidecar. Refuses a folder that would keep other images.
 
@@ -92,7 +92,7 @@ def columns_for(description: Mapping[str, Any]) -> int | None:
     return different if 1 < different <= WIDEST and len(prompts) > different else None
 
 
-def write_npz(path: Path, drawn: Iterable[Drawn]) -> None:
+def write_npz(path: Path, drawn: Iterable[Finished]) -> None:
     """`arr_0` uint8 NHWC and, where there are labels, `arr_1` int64."""
     batches = list(drawn)
     arrays: dict[str, Any] = {"arr_0": np.concatenate([d.images.permute(0, 2, 3, 1).numpy() for d in batches])}
@@ -147,7 +147,7 @@ def pick(frames: Iterable[Tensor], total: int, wanted: int | None) -> Iterator[T
     return (frame for i, frame in enumerate(frames) if i in chosen)
 
 
-def images_of(drawn: Iterable[Drawn]) -> Iterator[Tensor]:
+def images_of(drawn: Iterable[Finished]) -> Iterator[Tensor]:
     """One image (C, H, W) after the other."""
     for batch in drawn:
         yield from batch.images

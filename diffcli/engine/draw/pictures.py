@@ -20,11 +20,6 @@ ELLIPSIS = "..."
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Float in [-1, 1] -> uint8 on the CPU, same shape; rounds to the nearest level, clamps what is outside."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
 def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
     """uint8 (B, C, H, W) -> one uint8 picture (H', W', C), row by row in order, on black."""
     n, channels, height, width = images.shape

@@ -1,20 +1,21 @@
-"""`--prompt` and `--prompts`: the texts of a request, and the fields that the conditioners of a model are given of them."""
+"""`--prompt` and `--prompts`: texts as conditions, and the fields that the conditioners of a model make of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.data import captions
-from diffcli.engine.draw.translation import Prior
+from diffcli.engine.draw.conditions import Conditions, condition_specs
+from diffcli.engine.draw.sampling import SampleOptions
+from diffcli.engine.draw.translation import Prior, choose_prior
 from diffcli.engine.model import Model
+from diffcli.fields import Batch, Specs
 from diffcli.tasks.conditioners.stored import IMAGE, EmbeddingConditioner
 from diffcli.tasks.guide import Guide
-from diffcli.tasks.task import Task
-
-ANY = ""  # what a conditioner reads where nobody looks at what it says
 
 
 def read_prompts(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
@@ -34,57 +35,76 @@ def read_prompts(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
     return (*map(captions.clean, given), *found)
 
 
-def takes_prompts(model: Model) -> bool:
-    """Whether a conditioner of the model reads a field that a prompt can give."""
-    return "text" in model.task.reads or bool(model.task.embeddings)
+@dataclass(frozen=True)
+class Prompts(Conditions):
+    """Texts, image i drawn under the one numbered i mod K, through the encoders of the model's conditioners.
 
-
-def prompt_fields(
-    model: Model, prompts: Sequence[str], seeds: Sequence[int] = (), prior: Prior | None = None
-) -> dict[str, Tensor | list[str]]:
-    """Each field that the model's conditioners read of prompts, one row a prompt.
-
-    seeds: one a row, for a `prior` that draws; it makes embeddings of images out of those of the prompts.
+    prior: makes embeddings of images out of those of the texts, where the model reads such.
     """
-    fields: dict[str, Tensor | list[str]] = {"text": list(prompts)} if "text" in model.task.reads else {}
-    for conditioner in model.task.modules():
-        if isinstance(conditioner, EmbeddingConditioner):
-            embedding = conditioner.embed(prompts)
-            drawn = prior is not None and IMAGE in conditioner.fields
-            fields[conditioner.config.field] = prior(embedding, seeds) if drawn and prior else embedding
-    return fields
+
+    model: Model
+    texts: tuple[str, ...]
+    prior: Prior | None = None
+
+    @property
+    def specs(self) -> Specs:
+        return prompted(self.model)
+
+    @property
+    def images(self) -> int:
+        return len(self.texts)
+
+    def fields(self, rows: range, seeds: Sequence[int]) -> Batch:
+        texts = self.captions(rows, seeds)
+        fields: dict[str, Tensor | list[str]] = {"text": texts} if "text" in self.model.task.reads else {}
+        for conditioner in self.model.task.modules():
+            if isinstance(conditioner, EmbeddingConditioner):
+                embedding = conditioner.embed(texts)
+                if self.prior is not None and IMAGE in conditioner.fields:
+                    embedding = self.prior(embedding, seeds).cpu()
+                fields[conditioner.config.field] = embedding
+        return fields
+
+    def captions(self, rows: range, seeds: Sequence[int]) -> list[str]:
+        return [self.texts[i % len(self.texts)] for i in rows]
+
+    def describe(self, rows: range, seeds: Sequence[int]) -> dict[str, Any]:
+        return {
+            "prompts": self.captions(rows, seeds),
+            "prior": None if self.prior is None else self.prior.describe(),
+        }
 
 
-def blank_fields(task: Task, n: int) -> dict[str, Tensor | list[str]]:
-    """n rows that say nothing, for whoever looks at none of them."""
-    text: dict[str, Tensor | list[str]] = {"text": [ANY] * n} if "text" in task.reads else {}
-    return text | {name: torch.zeros(n, *shape) for name, shape in task.embeddings.items()}
+def prompted(model: Model) -> Specs:
+    """The fields of the model that a prompt can give: texts, and embeddings of them."""
+    return {name: spec for name, spec in condition_specs(model).items() if spec.kind in ("text", "vector", "tokens")}
 
 
-def choose_prompts(
-    model: Model, given: tuple[str, ...], n: int, interpolate: int | None, guidance: float, guide: Guide
-) -> list[str] | None:
-    """The prompt of each of n images, in turn; None where the model reads none, or is guided by its null branch alone."""
-    if not takes_prompts(model):
+def choose_prompts(model: Model, options: SampleOptions, guidance: float, guide: Guide) -> Prompts | None:
+    """The prompts of a request; None where the model reads none, or is guided by its null branch alone."""
+    given = options.prompts
+    if not prompted(model):
         if given:
             raise UserError(
                 f"--prompt {given[0]!r}: {model.path} was not trained on texts",
                 "leave --prompt out, or give the checkpoint of a model with a conditioner of texts or embeddings",
             )
+        choose_prior(model, options.prior, needed=False)
         return None
     if not given:
         if unconditional(guidance, guide):
+            choose_prior(model, options.prior, needed=False)
             return None
         raise UserError(
             f"{model.path}: draws what a text says, and there is none",
             'say what, for example --prompt "...", or draw without any text: --guidance 0',
         )
-    if interpolate is not None and len(given) > 1:
+    if options.interpolate is not None and len(given) > 1:
         raise UserError(
-            f"--interpolate {interpolate} with {len(given)} prompts: the text must not change on the way",
+            f"--interpolate {options.interpolate} with {len(given)} prompts: the text must not change on the way",
             "give --prompt once",
         )
-    return [given[i % len(given)] for i in range(n)]
+    return Prompts(model, given, choose_prior(model, options.prior, needed=True))
 
 
 def unconditional(guidance: float, guide: Guide) -> bool:

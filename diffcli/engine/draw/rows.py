@@ -1,74 +1,103 @@
 """Conditions that are rows of a data set: `diffcli fid` draws of a text model what the captions of its reference say.
 
-Image i is told what row i tells, from the first row again where the rows run out; of several captions always the first. So
-zero-shot scores of text-to-image models are told.
+Image i is drawn under row i, from the first row again where the rows run out, and of several captions under the first: the
+protocol of zero-shot scores of text-to-image models.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.data.images import ImageData
-from diffcli.data.loader import on_device
+from diffcli.engine.draw.conditions import Conditions, condition_specs
 from diffcli.engine.draw.translation import Prior
 from diffcli.engine.model import Model
-from diffcli.engine.score.sides import Side
+from diffcli.fields import Batch, FieldSpec, Specs
 from diffcli.tasks.conditioners.stored import IMAGE, TEXT
 
 
+class Reference(Protocol):
+    """What a score compares samples with. data: its rows, where they have more than images."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> ImageData | None: ...
+
+
 @dataclass(frozen=True)
-class Rows:
-    """The rows of a reference as conditions. prior: makes embeddings of images out of those of its texts."""
+class Rows(Conditions):
+    """The rows of a data set. given: the fields that they provide. prior: makes embeddings of images out of those of texts."""
 
     name: str
     data: ImageData
-    prior: Prior | None
+    given: Specs
+    prior: Prior | None = None
 
-    def fields(self, rows: range, seeds: Sequence[int], device: torch.device) -> dict[str, Any]:
-        """What images `rows` are told, on a device; seeds: theirs, for the prior."""
-        fields = on_device(self.data.read(self._places(rows)), self.data.specs, device)
+    @property
+    def specs(self) -> Specs:
+        return self.given
+
+    def fields(self, rows: range, seeds: Sequence[int]) -> Batch:
+        found: dict[str, Any] = dict(self.data.read(self._places(rows)))
         if self.prior is not None:
-            fields[IMAGE] = self.prior(fields[TEXT], seeds)
-        return fields
+            found[IMAGE] = self.prior(found[TEXT], seeds).cpu()
+        return {name: found[name] for name in self.given}
 
-    def labels(self, otherwise: Tensor) -> Tensor:
-        """The classes of the first n of them, int64 (n,); `otherwise` where they have none."""
-        return otherwise if self.data.labels is None else self.data.labels[self._places(range(len(otherwise)))]
+    def labels(self, rows: range, seeds: Sequence[int]) -> Tensor | None:
+        return self.data.labels[self._places(rows)] if "label" in self.given and self.data.labels is not None else None
 
-    def describe(self) -> str:
-        """For reports."""
-        told = " and ".join(name for name in self.data.specs if name != "label")
-        return f"{told} of {self.name}, row by row" + (", through the prior" if self.prior and self.prior.model else "")
+    def describe(self, rows: range, seeds: Sequence[int]) -> dict[str, Any]:
+        found = self.labels(rows, seeds)
+        return {
+            **({} if found is None else {"labels": found.tolist()}),
+            "conditions": str(self),
+            "prior": None if self.prior is None else self.prior.describe(),
+        }
 
     def notes(self, n: int) -> list[str]:
-        """What is worth saying where n images are drawn."""
         few = f"{self.name} has {len(self.data)} rows, so that {n} images are drawn of each of them more than once"
         return [few] if n > len(self.data) else []
+
+    def __str__(self) -> str:
+        """For reports."""
+        fields = " and ".join(name for name in self.data.specs if name != "label")
+        return f"{fields} of {self.name}, row by row" + (
+            ", through the prior" if self.prior and self.prior.model else ""
+        )
 
     def _places(self, rows: range) -> Tensor:
         return torch.arange(rows.start, rows.stop) % len(self.data)
 
 
-def told_fields(model: Model) -> frozenset[str]:
-    """What the model must be told beside classes."""
+def row_fields(model: Model) -> frozenset[str]:
+    """The fields that the rows of a reference must have for the model: its conditions beside classes."""
     return model.task.reads - {"image", "label"}
 
 
-def choose_rows(model: Model, source: Side, prior: Prior | None) -> Rows:
-    """The rows of the reference `source`. Raises UserError where they do not hold what the model is told."""
-    wanted = told_fields(model) - ({IMAGE} if prior else frozenset()) | ({TEXT} if prior else frozenset())
-    there = [] if source.data is None else list(source.data.specs)
+def choose_rows(model: Model, reference: Reference, prior: Prior | None, labelled: bool) -> Rows:
+    """The rows of the reference. Raises UserError where they lack a condition of the model.
+
+    labelled: whether to take their labels too, where they have any.
+    """
+    wanted = row_fields(model) - ({IMAGE} if prior else frozenset()) | ({TEXT} if prior else frozenset())
+    there = [] if reference.data is None else list(reference.data.specs)
     for name in sorted(wanted):
-        if source.data is None or name not in there:
+        if name not in there:
             has = f"has only: {', '.join(there)}" if there else "is images alone"
             through = ", or --prior RUN to make it out of its clip_text" if name == IMAGE else ""
             raise UserError(
-                f"--ref {source.name}: {model.path} draws what '{name}' of each row says, but the reference {has}",
+                f"--ref {reference.name}: {model.path} draws what '{name}' of each row says, but the reference {has}",
                 f"give a prepared set that holds it, or NAME:SPLIT{through}, or --guidance 0 to draw without",
             )
-    assert source.data is not None
-    return Rows(source.name, source.data.select(wanted), prior)
+    data = reference.data
+    assert data is not None
+    specs = {name: spec for name, spec in condition_specs(model).items() if name in row_fields(model)}
+    if labelled and data.labels is not None:
+        specs["label"] = FieldSpec("classes", (), data.classes)
+    return Rows(reference.name, data.select(wanted), specs, prior)

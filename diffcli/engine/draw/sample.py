@@ -1,7 +1,10 @@
-"""Drawing images from a checkpoint: the same seed gives the same image, whatever the batch size or number of processes."""
+"""Drawing images from a checkpoint: the same seed gives the same image, whatever the batch size or number of processes.
+
+Images become bytes on the device that draws them, are gathered on rank 0 where there are several processes, and only there are
+copied to the CPU.
+"""
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,12 +12,14 @@ from torch import Tensor
 
 from diffcli.diffusion.samplers import last
 from diffcli.engine.distributed import Group
-from diffcli.engine.draw.pictures import to_uint8
-from diffcli.engine.draw.request import Request, SampleOptions, class_id, request
+from diffcli.engine.draw.labels import class_id
+from diffcli.engine.draw.request import Request, request
+from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model, load_model
+from diffcli.fields import to_levels
 
 __all__ = [
-    "Drawn",
+    "Finished",
     "Model",
     "Request",
     "SampleOptions",
@@ -27,7 +32,7 @@ __all__ = [
 ]
 
 
-class Drawn(NamedTuple):
+class Finished(NamedTuple):
     """A batch of finished images."""
 
     images: Tensor  # uint8 (B, C, H, W) on the CPU
@@ -35,21 +40,32 @@ class Drawn(NamedTuple):
 
 
 @torch.no_grad()
-def draw(req: Request, group: Group) -> Iterator[Drawn]:
+def draw(req: Request, group: Group) -> Iterator[Finished]:
     """The images of a request in order, batch by batch, on rank 0; the other ranks help and yield nothing."""
-    starts = range(0, req.n, req.batch_size)
-    for first in range(0, len(starts), group.world):
-        mine = first + group.rank
-        rows = rows_of(req, starts[mine]) if mine < len(starts) else range(0)
-        images = torch.zeros(req.batch_size, *req.model.preset.data.shape, dtype=torch.uint8)
-        if rows:
-            images[: len(rows)] = to_uint8(req.task.decode(last(req.walk(rows)[1]).x))
-        parts = group.gather(images.to(group.device))
+    batches = list(spans(range(req.n), req.batch_size))
+    for first in range(0, len(batches), group.world):
+        together = batches[first : first + group.world]
+        mine = together[group.rank] if group.rank < len(together) else range(0)
+        parts = gather(sampled(req, mine), req.batch_size, group)
         req.tally.agree(group)
-        for part, start in zip(parts, islice(starts, first, None), strict=False):
-            done = rows_of(req, start)
-            labels = None if req.labels is None else req.labels[done.start : done.stop]
-            yield Drawn(part[: len(done)].cpu(), labels)
+        if not group.leads:
+            continue
+        counts = [len(rows) for rows in together]
+        images = torch.cat([part[:count] for part, count in zip(parts, counts, strict=False)]).cpu()
+        for rows, own in zip(together, images.split(counts), strict=True):
+            yield Finished(own, None if req.labels is None else req.labels[rows.start : rows.stop])
+
+
+def sampled(req: Request, rows: range) -> Tensor:
+    """The finished images `rows`, computed as one batch, as uint8 (B, C, H, W) on the device that drew them."""
+    if not rows:
+        return torch.zeros(0, *req.shape, dtype=torch.uint8, device=req.task.device)
+    return finished(req, last(req.walk(rows)[1]).x)
+
+
+def finished(req: Request, x: Tensor) -> Tensor:
+    """Diffusion space -> uint8 on the same device."""
+    return to_levels(req.task.decode(x))
 
 
 def frame_count(req: Request, show: Literal["x", "x0"]) -> int:
@@ -64,29 +80,39 @@ def frames(req: Request, show: Literal["x", "x0"], group: Group) -> Iterator[Ten
     show: x, from where they begin to the samples, or the x0 that each step predicts, the last of which are the samples.
     """
     shares = group.shares(req.n)
-    mine, most = shares[group.rank], max(map(len, shares))
-    starts = range(mine.start, mine.stop, req.batch_size)
-    walks = [walk(req, range(start, min(start + req.batch_size, mine.stop)), show) for start in starts]
+    most = max(map(len, shares))
+    walks = [walk(req, rows, show) for rows in spans(shares[group.rank], req.batch_size)]
     for _ in range(frame_count(req, show)):
-        images = torch.zeros(most, *req.model.preset.data.shape, dtype=torch.uint8)
-        if walks:
-            images[: len(mine)] = torch.cat([next(each) for each in walks])
-        parts = group.gather(images.to(group.device))
-        if parts:
+        levels = torch.cat([next(each) for each in walks]) if walks else sampled(req, range(0))
+        parts = gather(levels, most, group)
+        if group.leads:
             yield torch.cat([part[: len(rows)] for part, rows in zip(parts, shares, strict=True)]).cpu()
     req.tally.agree(group)
 
 
 @torch.no_grad()
 def walk(req: Request, rows: range, show: Literal["x", "x0"]) -> Iterator[Tensor]:
-    """`frames` of the images `rows` alone, computed as one batch."""
+    """`frames` of the images `rows` alone, computed as one batch, on the device that draws them."""
     start, steps = req.walk(rows)
     if show == "x":
-        yield to_uint8(req.task.decode(start))
+        yield finished(req, start)
     for step in steps:
-        yield to_uint8(req.task.decode(step.x0 if show == "x0" else step.x))
+        yield finished(req, step.x0 if show == "x0" else step.x)
 
 
-def rows_of(req: Request, start: int) -> range:
-    """The images of the batch that begins at `start`."""
-    return range(start, min(start + req.batch_size, req.n))
+def gather(levels: Tensor, size: int, group: Group) -> list[Tensor]:
+    """The images (n, ...) of all ranks on rank 0, n at most `size`, in rank order; elsewhere nothing.
+
+    Of several processes each part is padded to `size`: a collective takes tensors of one shape.
+    """
+    if group.world == 1:
+        return [levels]
+    padded = levels.new_zeros(size, *levels.shape[1:])
+    padded[: len(levels)] = levels
+    return group.gather(padded)
+
+
+def spans(rows: range, size: int) -> Iterator[range]:
+    """`rows` cut into ranges of `size`, the last of which may be shorter."""
+    for start in range(rows.start, rows.stop, size):
+        yield range(start, min(start + size, rows.stop))

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from diffcli.checkpoint import checkpoints
 from diffcli.config import UserError
-from diffcli.engine.draw.pictures import grid, to_uint8
+from diffcli.engine.draw.pictures import grid
 from diffcli.engine.run.lock import only_writer
+from diffcli.fields import to_levels
 
 CLOCKED = ("images_per_s", "data_wait", "time")  # the fields of a log line that differ from run to run
 
@@ -109,7 +110,7 @@ class RunLog:
     def preview(self, step: int, images: Tensor) -> Path:
         """Writes a grid of images (B, C, H, W) in [-1, 1]."""
         path = self.run.path / "previews" / f"step-{step:08d}.png"
-        picture = grid(to_uint8(images))
+        picture = grid(to_levels(images).cpu())
         with self.run.writing():
             path.parent.mkdir(exist_ok=True)
             imageio.imwrite(path, picture.squeeze(-1) if picture.shape[-1] == 1 else picture)

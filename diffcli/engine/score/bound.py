@@ -73,7 +73,7 @@ class VariationalBound:
 
     def describe(self) -> dict[str, Any]:
         req = self.req
-        conditions = [req.given.describe()] if req.given else []
+        conditions = [value for key, value in req.scored_under().items() if key == "conditions"]
         conditions += ["the images' own labels"] if "label" in req.task.reads and self.guidance != 0 else []
         return {
             "variance": self.variance,

@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 
-from diffcli.diffusion.samplers import last
 from diffcli.engine.draw import guides
-from diffcli.engine.draw.pictures import to_uint8
 from diffcli.engine.draw.request import Request
+from diffcli.engine.draw.sample import sampled
 from diffcli.engine.score.sides import Side
 from diffcli.fields import Batch, FieldSpec
 from diffcli.tasks.guide import Guide
@@ -20,12 +19,12 @@ def samples(req: Request) -> Side:
     @torch.no_grad()
     def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
         for rows in spans:
-            found: dict[str, Any] = {"image": to_uint8(req.task.decode(last(req.walk(rows)[1]).x))}
+            found: dict[str, Any] = {"image": sampled(req, rows)}
             if "label" in fields and req.labels is not None:
                 found["label"] = req.labels[rows.start : rows.stop]
             yield found
 
-    specs = {"image": FieldSpec("image", tuple(req.model.preset.data.shape))}
+    specs = {"image": FieldSpec("image", req.shape)}
     specs |= {} if req.labels is None else {"label": FieldSpec("classes", (), req.model.classes)}
     return Side(f"samples of {req.model.path}", req.n, specs, read, req.model.classes)
 
@@ -37,8 +36,7 @@ def describe(req: Request) -> dict[str, Any]:
         "steps": req.sampler.steps,
         "nfe": req.sampler.nfe,
         "guidance": req.guidance,
-        **({"conditions": req.given.describe()} if req.given else {}),
-        **({"prior": req.prior.describe()} if req.prior else {}),
+        **req.scored_under(),
         **({"guide": guides.describe(req.guide, req.models)} if req.guide != Guide() else {}),
         "seed": req.seed,
     }

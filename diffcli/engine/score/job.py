@@ -11,7 +11,7 @@ import yaml
 
 from diffcli.config import UserError
 from diffcli.engine.distributed import Group
-from diffcli.engine.draw.rows import told_fields
+from diffcli.engine.draw.rows import row_fields
 from diffcli.engine.draw.sample import Model, SampleOptions, load_model, request
 from diffcli.engine.score import bound, generated
 from diffcli.engine.score.evaluate import evaluate
@@ -127,7 +127,7 @@ class Scoring:
 
     def _of_images(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of a model that draws images."""
-        telling = self._reference(model) if told_fields(model) else None
+        telling = self._reference(model) if row_fields(model) else None
         req = request(model, self.options, telling)
         sides: dict[Role, Side] = {"reference": telling or self._reference(model)}
         extractors: dict[str, Extractor] = {}
@@ -144,7 +144,7 @@ class Scoring:
             return None
         if "samples" not in sides:
             return report
-        report.warnings.extend(req.given.notes(req.n) if req.given else [])
+        report.warnings.extend(req.notes())
         nfe = int(req.tally) if about["nfe"] is None else about["nfe"]  # counted while the images were drawn
         return dataclasses.replace(report, details={**report.details, "nfe": nfe})
 

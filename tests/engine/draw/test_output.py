@@ -11,19 +11,20 @@ import torch
 from PIL import Image
 
 from diffcli.engine.draw.output import columns_for, pick
-from diffcli.engine.draw.pictures import GAP, grid, squarest, to_uint8
+from diffcli.engine.draw.pictures import GAP, grid, squarest
+from diffcli.fields import to_levels
 from diffcli.noise import Noise
 from tests.conftest import Cli, in_subprocess
 
 
 def test_bytes_are_rounded_and_clamped() -> None:
     values = torch.tensor([-1.01, -1.0, -0.9961, 0.0, 0.0039, 1.0, 1.01, 300.0, -300.0])
-    assert to_uint8(values).tolist() == [0, 0, 0, 128, 128, 255, 255, 255, 0]
+    assert to_levels(values).tolist() == [0, 0, 0, 128, 128, 255, 255, 255, 0]
 
 
 def test_bytes_invert_the_way_images_are_read() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(levels.float() / 127.5 - 1), levels)
+    assert torch.equal(to_levels(levels.float() / 127.5 - 1), levels)
 
 
 def test_a_grid_places_images_row_by_row_on_black() -> None:
@@ -84,7 +85,7 @@ def test_a_gif_goes_from_the_noise_to_the_sample(
     image = animate(*options)
     assert image.n_frames == 4  # the noise and three steps
     noise = Noise([5, 6, 7], torch.device("cpu"))(torch.empty(3, 1, 8, 8))
-    assert np.array_equal(frame(image, 0), grid(to_uint8(noise))[..., 0])
+    assert np.array_equal(frame(image, 0), grid(to_levels(noise))[..., 0])
     assert np.array_equal(frame(image, 3), samples(cli, trained, tmp_path, *options))
 
 

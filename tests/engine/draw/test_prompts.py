@@ -16,7 +16,7 @@ from diffcli.engine.distributed import join
 from diffcli.engine.draw.output import columns_for
 from diffcli.engine.draw.pictures import MOST_LINES, READABLE, captioned, grid, lines
 from diffcli.engine.draw.prompts import choose_prompts, read_prompts
-from diffcli.engine.draw.sample import load_model
+from diffcli.engine.draw.sample import SampleOptions, load_model
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.train import train
 from diffcli.noise import Noise
@@ -219,9 +219,9 @@ def test_training_on_captions_needs_data_that_have_them(cli: Cli, tiny: Callable
 )
 def test_a_guide_that_looks_at_the_condition_needs_a_prompt_at_any_scale(spoken: Path, guide: Guide) -> None:
     model = load_model(spoken, torch.device("cpu"))
-    assert choose_prompts(model, (), 3, None, 0.0, Guide()) is None
+    assert choose_prompts(model, SampleOptions(), 0.0, Guide()) is None
     with pytest.raises(UserError, match="there is none"):
-        choose_prompts(model, (), 3, None, 0.0, guide)
+        choose_prompts(model, SampleOptions(), 0.0, guide)
 
 
 def test_control_characters_in_a_prompt_are_spaces() -> None:

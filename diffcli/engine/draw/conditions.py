@@ -1,0 +1,99 @@
+"""The port of drawing: what images are drawn under, whoever provides it.
+
+A request holds conditions and does not know which: labels, prompts, rows of a data set, files, images of an earlier stage.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.engine.model import Model
+from diffcli.fields import Batch, FieldKind, FieldSpec, Specs, stub
+
+
+class Conditions(ABC):
+    """Endless rows of fields: row i is what image i of a request is drawn under.
+
+    A row depends on its number and on the seed of its image alone, so neither batches nor processes change it.
+    """
+
+    @property
+    @abstractmethod
+    def specs(self) -> Specs:
+        """The fields that it provides."""
+
+    @property
+    def images(self) -> int | None:
+        """How many images show each row that the user asked for once; None where nothing was asked for by the piece."""
+        return None
+
+    @abstractmethod
+    def fields(self, rows: range, seeds: Sequence[int]) -> Batch:
+        """Those of `rows` on the CPU, in the form in which data sets give them: pictures as uint8. seeds: of these images."""
+
+    def labels(self, rows: range, seeds: Sequence[int]) -> Tensor | None:
+        """The field label of `rows`, int64, without the cost of the others; None where it is not provided."""
+        return None
+
+    def captions(self, rows: range, seeds: Sequence[int]) -> list[str] | None:
+        """What people call `rows`; None where there are no words for them."""
+        return None
+
+    def describe(self, rows: range, seeds: Sequence[int]) -> dict[str, Any]:
+        """Entries for the sidecar, from which `rows` can be made again; JSON values."""
+        return {}
+
+    def notes(self, n: int) -> list[str]:
+        """Warnings about n images under these conditions."""
+        return []
+
+
+@dataclass(frozen=True)
+class Blank(Conditions):
+    """Rows without content, for networks that run their unconditional branch alone."""
+
+    blank: Specs
+
+    @property
+    def specs(self) -> Specs:
+        return self.blank
+
+    def fields(self, rows: range, seeds: Sequence[int]) -> Batch:
+        return {name: stub(spec, len(rows), "cpu") for name, spec in self.blank.items()}
+
+
+def blanks(model: Model, found: Sequence[Conditions], null_alone: bool) -> list[Conditions]:
+    """What stands for the fields that the model reads and `found` does not provide: nobody may look at them.
+
+    null_alone: whether only the unconditional branch runs. Raises UserError where a field is missed.
+    """
+    provided = {name for condition in found for name in condition.specs}
+    missing = {name: spec for name, spec in condition_specs(model).items() if name not in provided}
+    if missing and not null_alone:
+        name = next(iter(missing))
+        raise UserError(
+            f"{model.path}: draws what the condition '{name}' says, and there is none",
+            f"give '{name}', or draw without any condition: --guidance 0",
+        )
+    return [Blank(missing)] if missing else []
+
+
+def condition_specs(model: Model) -> Specs:
+    """The fields that a model is conditioned on."""
+    task = model.task
+    kinds: dict[int, FieldKind] = {1: "vector", 2: "tokens"}
+    text = {"text": FieldSpec("text")} if "text" in task.reads else {}
+    return text | {name: FieldSpec(kinds[len(shape)], shape) for name, shape in task.embeddings.items()}
+
+
+def check_distinct(conditions: Iterable[Conditions]) -> None:
+    """Raises UserError where two conditions provide one field."""
+    seen: set[str] = set()
+    for condition in conditions:
+        for name in sorted(seen & condition.specs.keys()):
+            raise UserError(f"the condition '{name}' is given twice", "give it once")
+        seen |= condition.specs.keys()

@@ -1,0 +1,97 @@
+"""`--class ID|NAME|all|random`: class labels as conditions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffcli.config import UserError, did_you_mean
+from diffcli.engine.draw.conditions import Conditions
+from diffcli.engine.draw.guides import class_count
+from diffcli.engine.model import Model
+from diffcli.fields import Batch, FieldSpec, Specs
+from diffcli.noise import Domain, Noise
+
+FEW_CLASSES = 20  # that a hint can still list
+
+
+@dataclass(frozen=True)
+class Labels(Conditions):
+    """One class for all images, all in turn, or a random one for each from its seed. each: an image of each was asked for."""
+
+    which: int | Literal["all", "random"]
+    count: int
+    names: tuple[str, ...] | None = None
+    each: bool = False
+
+    @property
+    def specs(self) -> Specs:
+        return {"label": FieldSpec("classes", (), self.names or self.count)}
+
+    @property
+    def images(self) -> int | None:
+        return self.count if self.each else None
+
+    def labels(self, rows: range, seeds: Sequence[int]) -> Tensor:
+        match self.which:
+            case "all":
+                return torch.arange(rows.start, rows.stop) % self.count
+            case "random":
+                return (Noise(seeds, torch.device("cpu"), Domain.LABEL).uniform() * self.count).long()
+            case number:
+                return torch.full((len(rows),), number)
+
+    def fields(self, rows: range, seeds: Sequence[int]) -> Batch:
+        return {"label": self.labels(rows, seeds)}
+
+    def captions(self, rows: range, seeds: Sequence[int]) -> list[str]:
+        names = dict(enumerate(self.names or ()))
+        return [names.get(i, f"class {i}") for i in self.labels(rows, seeds).tolist()]
+
+    def describe(self, rows: range, seeds: Sequence[int]) -> dict[str, Any]:
+        return {"labels": self.labels(rows, seeds).tolist()}
+
+
+def choose_labels(
+    model: Model, which: str | None, interpolate: int | None, models: Mapping[str, Model]
+) -> Labels | None:
+    """The labels of --class; None where neither the model nor a classifier that guides it knows classes.
+
+    models: those that guide. Raises UserError for a class that there is not, or one that would change on a way between images.
+    """
+    knowing = model if class_count(model.preset.task) else models.get("classifier", model)
+    count = class_count(knowing.preset.task)
+    if count is None:
+        if which is not None:
+            raise UserError(f"--class {which}: {model.path} is not class-conditional", "leave --class out")
+        return None
+    if interpolate is not None and which in (None, "all", "random"):
+        raise UserError(
+            f"--interpolate {interpolate} with --class {which or 'all'}: the class must not change on the way",
+            "name one, for example --class 0",
+        )
+    names = knowing.classes
+    if which in (None, "all"):
+        return Labels("all", count, names, each=which == "all")
+    if which == "random":
+        return Labels("random", count, names)
+    return Labels(class_id(which, names, count), count, names)
+
+
+def class_id(which: str, classes: tuple[str, ...] | None, count: int) -> int:
+    """A class given by name (exact, then without case) or by number."""
+    names = list(classes or ())
+    for known in (names, [name.lower() for name in names]):
+        if which in known or which.lower() in known:
+            return known.index(which if which in known else which.lower())
+    if which.isdecimal() and int(which) < count:
+        return int(which)
+    if which.lstrip("-").isdecimal():
+        raise UserError(
+            f"--class {which}: the model has the classes 0 to {count - 1}", f"use 0 to {count - 1}, all or random"
+        )
+    shown = names if len(names) <= FEW_CLASSES else get_close_matches(which, names, n=5, cutoff=0.3)
+    raise UserError(f"--class {which}: no such class", did_you_mean(which, [*shown, "all", "random"]))

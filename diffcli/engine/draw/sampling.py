@@ -1,0 +1,89 @@
+"""The sampling options of the command line, and sampler and guidance completed from the checkpoint by them."""
+
+from typing import Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from diffcli import preset
+from diffcli.config import UserError, did_you_mean
+from diffcli.diffusion.samplers import AnySampler, Sampler
+from diffcli.engine import encoder_records
+from diffcli.engine.draw.edits import EditOptions
+from diffcli.engine.model import Model
+from diffcli.preset import Preset
+from diffcli.tasks.diffusion import DiffusionConfig
+from diffcli.tasks.guide import Drawing, Guide
+from diffcli.tasks.prior import DiffusionPriorConfig
+
+
+class SampleOptions(EditOptions):
+    """The sampling options of the command line; None is what the checkpoint says."""
+
+    n: int | None = Field(None, ge=1)
+    labels: str | None = None  # ID, NAME, all or random
+    prompts: tuple[str, ...] = ()
+    prior: str | None = None  # a prior's checkpoint, or none
+    seed: int = Field(0, ge=0)
+    sampler: str | None = None
+    steps: int | None = Field(None, ge=1)
+    eta: float | None = Field(None, ge=0, le=1)
+    guidance: float | None = None
+    batch_size: int = Field(64, ge=1)
+    overrides: tuple[str, ...] = ()  # sampler.KEY=VALUE or guide.KEY=VALUE
+
+
+def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig) -> tuple[float, Guide]:
+    """The checkpoint's scale and guide with --guidance applied; --guidance 1 also switches off what acts on a scale only."""
+    scale, guide = model.preset.guidance, model.preset.guide
+    if options.guidance is None:
+        return scale, guide
+    scale, guide = options.guidance, guide.unscaled() if options.guidance == 1 else guide
+    if not any(item.startswith("guide.") for item in options.overrides):
+        try:
+            task.check_guide(Drawing(model.preset.sampler, scale, guide))
+        except ValueError as error:
+            problem = str(error).partition("; ")[0]
+            raise UserError(f"--guidance for {model.path}: {problem}", "use --guidance 1, which is off") from None
+    return scale, guide
+
+
+def choose_sampler(model: Model, options: SampleOptions) -> Sampler:
+    """The checkpoint's sampler with --sampler, --steps and --ddim-eta applied."""
+    wanted: dict[str, Any] = model.preset.sampler.model_dump()
+    kind = options.sampler or ("ddim" if options.eta is not None else wanted["kind"])
+    if kind != wanted["kind"]:
+        wanted = {"kind": kind, "steps": wanted["steps"]}
+    if options.eta is not None:
+        if kind != "ddim":
+            raise UserError(
+                f"--ddim-eta {options.eta} with --sampler {kind}: only ddim has an eta", "use --sampler ddim"
+            )
+        wanted["eta"] = options.eta
+    if options.steps is not None:
+        wanted["steps"] = options.steps
+    try:
+        return TypeAdapter(AnySampler).validate_python(wanted)
+    except ValidationError as error:
+        kinds = [tag.strip(" '") for tag in error.errors()[0].get("ctx", {}).get("expected_tags", "").split(",")]
+        raise UserError(f"--sampler {kind}: no such sampler", did_you_mean(kind, kinds)) from None
+
+
+def overridden(model: Model, sampler: Sampler, guidance: float, guide: Guide, options: SampleOptions) -> Preset:
+    """`--set sampler.KEY=VALUE` and `--set guide.KEY=VALUE`, validated as in a preset; what was trained stays as it is."""
+    for item in options.overrides:
+        if not item.startswith(("sampler.", "guide.")) and not encoder_records.moves(item):
+            raise UserError(
+                f"--set {item}: sampling changes sampler.* and guide.* keys only, and where an encoder's model lies",
+                "train another model to change the rest",
+            )
+    chosen = {"sampler": sampler.model_dump(mode="json"), "guidance": guidance, "guide": guide.model_dump(mode="json")}
+    return preset.build(model.preset.model_dump(mode="json") | chosen, str(model.path), options.overrides)
+
+
+def check_steps(sampler: Sampler, options: SampleOptions, task: DiffusionConfig | DiffusionPriorConfig) -> None:
+    """Raises UserError where the schedule has fewer steps than the sampler wants."""
+    try:
+        sampler.times(task.schedule)
+    except UserError as error:
+        flag = f"--steps {options.steps}" if options.steps else f"--sampler {sampler.name}"
+        raise UserError(f"{flag}: {error.problem}", error.hint) from None
