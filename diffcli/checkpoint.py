@@ -15,10 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
+from diffcli import tensor_file
 from diffcli.config import UserError
 from diffcli.digest import sha256
 
@@ -127,7 +128,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """The JSON record of a located checkpoint. Raises UserError for a damaged one or one of another format."""
     try:
         record = _header(path) if path.is_file() else json.loads((path / RECORD).read_text())
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint ({_reason(error)})", _another(path)) from error
     if record is None and path.is_file():
         raise UserError(
@@ -146,17 +147,32 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def read_part(path: Path, part: str, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of one of PARTS, on the CPU, checked against the digest in the record."""
+    return read_contents(path, part, record).tensors
+
+
+def read_contents(path: Path, part: str, record: Mapping[str, Any]) -> tensor_file.Contents:
+    """`read_part` and the SHA-256 of the file, which is read once."""
     if path.is_file() and part != "ema":
         raise UserError(
             f"{path}: an exported file has no '{part}' weights", "give the checkpoint folder or the run directory"
         )
     file = path if path.is_file() else path / f"{part}.safetensors"
+    wanted = _digests(record).get(file.name) if path.is_dir() else None
     try:
-        if path.is_dir() and sha256(file) != _digests(record).get(file.name):
-            raise UserError(f"{file}: does not match the digest in {RECORD}: truncated or changed", _another(path))
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
+        found = tensor_file.read(file)
+    except OSError as error:
         raise UserError(f"{file}: cannot be read ({_reason(error)})", _another(path)) from error
+    except ValueError as error:  # whoever gave us the file alone cannot know what it was
+        if path.is_dir():
+            raise _changed(file, path) from error
+        raise UserError(f"{file}: cannot be read ({_reason(error)})", _another(path)) from error
+    if path.is_dir() and found.sha256 != wanted:
+        raise _changed(file, path)
+    return found
+
+
+def _changed(file: Path, path: Path) -> UserError:
+    return UserError(f"{file}: does not match the digest in {RECORD}: truncated or changed", _another(path))
 
 
 def holds(part: str, path: Path, record: Mapping[str, Any]) -> bool:
@@ -199,8 +215,7 @@ def _refuse_foreign(path: Path) -> Path:
 
 def _header(file: Path) -> Any:
     """The record that a safetensors file carries; None where it is not one of ours."""
-    with safe_open(file, framework="pt") as opened:
-        text = (opened.metadata() or {}).get(HEADER)
+    text = tensor_file.metadata(file).get(HEADER)
     return None if text is None else json.loads(text)
 
 
@@ -208,7 +223,7 @@ def _record_agrees(path: Path, record: Mapping[str, Any]) -> bool:
     """Whether checkpoint.json, which has no digest of its own, says what the digested ema.safetensors says."""
     try:
         inside = _header(path / "ema.safetensors")
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, RecursionError):
         return True  # that file is damaged, which reading it will tell
     return inside == {key: value for key, value in record.items() if key != "sha256"}
 
