@@ -52,5 +52,5 @@ def export(
     from diffcli.engine.draw.sample import load_model
     from diffcli.interop.exporting import export_diffusers
 
-    model = load_model(ckpt, torch.device("cpu"), ema)
+    model = load_model(ckpt, torch.device("cpu"), ema, precision="fp32")
     print(export_diffusers(model.preset, model.task.state_dict(), model.classes, out))

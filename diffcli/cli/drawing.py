@@ -11,6 +11,7 @@ from diffcli.cli.options import (
     Captions,
     Ckpt,
     Class,
+    Compile,
     Device,
     DeviceOption,
     Eta,
@@ -22,6 +23,8 @@ from diffcli.cli.options import (
     N,
     Nproc,
     Out,
+    PrecisionChoice,
+    PrecisionOption,
     PriorOption,
     Prompt,
     Prompts,
@@ -92,6 +95,8 @@ def sample(
     captions: Captions = False,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
+    precision: PrecisionOption = PrecisionChoice.auto,
+    compiled: Compile = False,
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:
@@ -104,6 +109,7 @@ def sample(
 
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
+    edit |= {"precision": precision.value, "compile": compiled}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, (".png", ".npz"), folder_allowed=True)
     output.check_captions(out, captions)
@@ -139,6 +145,8 @@ def gif(
     strength: Strength = None,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
+    precision: PrecisionOption = PrecisionChoice.auto,
+    compiled: Compile = False,
     fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.", callback=finite)] = 10,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames in all, evenly spread.", show_default="the noise, then one a step")
@@ -157,6 +165,7 @@ def gif(
     texts = read_prompts(prompt or (), prompts)
     shown = 1 if n is None and labels != "all" and not image and not texts else n
     edit = {"images": tuple(image or ()), "mask": mask, "strength": strength, "prompts": texts, "prior": prior}
+    edit |= {"precision": precision.value, "compile": compiled}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
 

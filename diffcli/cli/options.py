@@ -15,6 +15,13 @@ class Device(StrEnum):
     mps = "mps"
 
 
+class PrecisionChoice(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 class ShowChoice(StrEnum):
     x = "x"
     x0 = "x0"
@@ -69,6 +76,11 @@ ScoreSet = Annotated[
     ),
 ]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+PrecisionOption = Annotated[
+    PrecisionChoice,
+    typer.Option("--precision", help="What the networks compute in; auto takes bf16 where that is fast."),
+]
+Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the network first: for many images.")]
 Nproc = Annotated[int, typer.Option(min=1, help="Worker processes on this machine, started through torchrun.")]
 Ckpt = Annotated[Path, typer.Option("--ckpt", help="Run directory, checkpoint folder or ema.safetensors file.")]
 N = Annotated[

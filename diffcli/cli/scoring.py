@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,11 +11,14 @@ from diffcli.cli.drawing import sampling
 from diffcli.cli.options import (
     BatchSize,
     Class,
+    Compile,
     Device,
     DeviceOption,
     Eta,
     Guidance,
     Nproc,
+    PrecisionChoice,
+    PrecisionOption,
     PriorOption,
     SamplerOption,
     ScoreSet,
@@ -61,6 +64,8 @@ def fid(
     overrides: ScoreSet = None,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
+    precision: PrecisionOption = PrecisionChoice.auto,
+    compiled: Compile = False,
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:
@@ -69,7 +74,8 @@ def fid(
     from diffcli.engine.distributed import Launch
     from diffcli.engine.score import job
 
-    options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, prior=prior)
+    how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled}
+    options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
     scoring = job.Scoring(tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema)
     scoring.check()
 

@@ -152,7 +152,8 @@ def open_request(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool
     """The checkpoint loaded and the request completed from it."""
     from diffcli.engine.draw.sample import load_model, request
 
-    return request(load_model(ckpt, group.device, ema, options.overrides), options)
+    how: dict[str, Any] = {"precision": options.precision, "compile": options.compile}
+    return request(load_model(ckpt, group.device, ema, options.overrides, **how), options)
 
 
 def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None:

@@ -1,17 +1,18 @@
-"""A checkpoint made ready to use: its preset read, its task built, its weights loaded."""
+"""A checkpoint made ready to use: its preset read, its task built, its weights loaded, its networks in their precision."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from diffcli import checkpoint, preset
 from diffcli.config import UserError
-from diffcli.digest import sha256
 from diffcli.engine import encoder_records
-from diffcli.engine.run.state import load_to_sample, place
-from diffcli.engine.tuning import tune_allocator
+from diffcli.engine.casting import run_in
+from diffcli.engine.loading import load_to_sample, place
+from diffcli.engine.tuning import choose_precision, has_tf32, tune
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task
 
@@ -26,15 +27,42 @@ class Model:
     task: Task
     classes: tuple[str, ...] | None
     ema: bool
-    digest: str  # of the weights in use
+    digest: str  # SHA-256 of the file of the weights in use
+    precision: str = "fp32"  # of its networks: fp32, bf16 or fp16
+    compiled: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.task.parameters()).device
+
+    def describe(self) -> dict[str, Any]:
+        """What a sidecar or report says of the model: JSON values."""
+        tf32 = self.precision == "fp32" and has_tf32(self.device)
+        return {
+            "checkpoint": str(self.path),
+            "step": self.step,
+            "ema": self.ema,
+            "weights_sha256": self.digest,
+            "precision": "fp32 (TF32)" if tf32 else self.precision,
+            "compiled": self.compiled,
+        }
 
 
-def load_model(path: Path, device: torch.device, use_ema: bool = True, overrides: Sequence[str] = ()) -> Model:
+def load_model(
+    path: Path,
+    device: torch.device,
+    use_ema: bool = True,
+    overrides: Sequence[str] = (),
+    precision: str = "auto",
+    compile: bool = False,
+) -> Model:
     """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged.
 
-    overrides: KEY=VALUE, of which those that say where a pretrained encoder lies now are heeded.
+    overrides: KEY=VALUE, of which those that say where a pretrained encoder lies now are heeded. precision: auto, fp32, bf16 or
+    fp16, see `run_in`. The weights are read once and no random weight is made: the task is built without memory for its weights.
     """
-    tune_allocator()
+    tune(device)
+    chosen = choose_precision(precision, device)
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
     moved = filter(encoder_records.moves, overrides)
@@ -42,11 +70,13 @@ def load_model(path: Path, device: torch.device, use_ema: bool = True, overrides
     part = "ema" if use_ema else "task"
     if not checkpoint.holds(part, found, record) and checkpoint.holds("ema", found, record):
         raise UserError(f"--no-ema: {found} holds an average only", "leave --no-ema out")
-    with torch.random.fork_rng(devices=[]):  # its initial weights are thrown away
+    with torch.device("meta"):
         built = resolved.task.build(resolved.data.shape)
-    load_to_sample(built, found, record, use_ema)
+    digest = load_to_sample(built, found, record, use_ema)
     encoder_records.promise(built, record, found)
-    task = place(built, device, "fp32").eval().requires_grad_(False)
-    file = found if found.is_file() else found / f"{part}.safetensors"
+    task = place(built, device, chosen).eval().requires_grad_(False)
+    run_in(task, device, chosen)
+    if compile:
+        task.network_to_compile.compile()
     classes = tuple(record["classes"]) if record.get("classes") else None
-    return Model(found, record["step"], resolved, task, classes, use_ema, sha256(file))
+    return Model(found, record["step"], resolved, task, classes, use_ema, digest, chosen, compile)

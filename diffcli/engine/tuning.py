@@ -1,6 +1,6 @@
-"""What the machine decides about speed: allocator, precision and memory format, each chosen by measurement.
+"""What the machine decides about speed: allocator, precision, memory format and TF32, each chosen by measurement.
 
-Nothing here changes what is computed, except `auto_precision`, whose choice is written into the run's resolved preset.
+What changes numbers is written down: the precision in a run's resolved preset and in the record of what is sampled.
 """
 
 import ctypes
@@ -11,6 +11,10 @@ from typing import Literal
 
 import torch
 
+from diffcli.config import UserError, did_you_mean
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 FAST_BF16 = {"avx512_bf16", "amx_bf16"}  # CPU flags that say so: elsewhere bf16 is emulated and slower than float32
 
@@ -31,6 +35,25 @@ def tune_allocator() -> bool:
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def tune(device: torch.device) -> None:
+    """What training and sampling set before they begin, for this whole process: the allocator and TF32."""
+    tune_allocator()
+    if has_tf32(device):
+        torch.set_float32_matmul_precision("high")  # cuDNN's convolutions take TF32 as they are
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether float32 products run on tensor cores there, which round their factors to 10 bits of mantissa."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def choose_precision(wish: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16: what `wish`, one of PRECISIONS, means on a device. Raises UserError for any other."""
+    if wish not in PRECISIONS:
+        raise UserError(f"--precision {wish}: no such precision", did_you_mean(wish, PRECISIONS))
+    return auto_precision(device) if wish == "auto" else wish
+
+
 def auto_precision(device: torch.device) -> Literal["fp32", "bf16"]:
     """bf16 where the device multiplies it faster than float32, else fp32."""
     if device.type == "cuda":
@@ -38,6 +61,12 @@ def auto_precision(device: torch.device) -> Literal["fp32", "bf16"]:
     if device.type == "cpu":
         return "bf16" if FAST_BF16 & cpu_flags() else "fp32"
     return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context that a network runs in; float32 is no autocast at all."""
+    dtype = HALVES.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 @cache

@@ -1,7 +1,7 @@
 """A small residual classifier for 28x28 to 32x32 images: it labels samples, its features score them, its gradients guide them.
 
-forward(x (B, C, H, W) in [-1, 1]) -> logits (B, num_classes); features(x) -> (B, D), the layer before the logits. One that is
-`timed` is told beside x at which time it is, as denoising networks are: then x may be noisy.
+forward(x (B, C, H, W) in [-1, 1]) -> features (B, D); `head` makes them logits (B, num_classes). One that is `timed` is told
+beside x at which time it is, as denoising networks are: then x may be noisy.
 """
 
 from typing import Literal
@@ -66,12 +66,9 @@ class ConvNet(nn.Module):
         )
         self.head = nn.Linear(self.feature_dim, num_classes)
 
-    def features(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """(B, D) float, non-negative; in eval mode a function of each image alone. time: (B,), 0..1000, if it is timed."""
         emb = None if self.time is None else self.time(time, None)
         for layer in self.body:
             x = layer(x, emb) if isinstance(layer, ConvNetBlock) else layer(x)
         return x.mean(dim=(2, 3))
-
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        return self.head(self.features(x, time))

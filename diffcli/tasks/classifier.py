@@ -69,10 +69,10 @@ class ClassifierTask(Task):
     def features(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """(B, C, H, W) in [-1, 1], or x_t at times t () or (B,) of its schedule -> penultimate features (B, D)."""
         if self.schedule is None:
-            return self.network.features(x).float()
+            return self.network(x).float()
         t = torch.zeros((), dtype=torch.float64) if t is None else t
         time = self.schedule.network_time(t).to(x.device, torch.float32).expand(len(x))
-        return self.network.features(x, time).float()
+        return self.network(x, time).float()
 
     def logits(self, features: Tensor) -> Tensor:
         """Penultimate features (B, D) -> class logits (B, K)."""

@@ -101,7 +101,7 @@ class MLPPrior(PriorTask):
         return {"loss": told["mse"], **told}
 
     def translate(self, text: Tensor, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Tensor:
-        return self.network(unit_variance(text))
+        return self.network(unit_variance(text)).float()
 
 
 class DiffusionPrior(PriorTask):

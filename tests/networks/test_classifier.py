@@ -8,18 +8,19 @@ from diffcli.networks.convnet import ConvNetConfig
 from tests.networks.waking import normal
 
 
-def test_logits_are_a_linear_function_of_the_features() -> None:
+def test_the_head_reads_features_that_are_not_negative() -> None:
     network = ConvNetConfig(width=8).build(ImageShape(1, 28, 28), 10).eval()
     x = normal(3, 1, 28, 28)
-    features = network.features(x)
+    features = network(x)
     assert features.shape == (3, network.feature_dim)
-    torch.testing.assert_close(network(x), F.linear(features, network.head.weight, network.head.bias))
+    assert network.head(features).shape == (3, 10)
+    assert (features >= 0).all()
 
 
 def test_features_of_an_image_do_not_depend_on_its_batch() -> None:
     network = ConvNetConfig(width=8).build(ImageShape(3, 32, 32), 10).eval()
     x = normal(4, 3, 32, 32)
-    torch.testing.assert_close(network.features(x)[2:3], network.features(x[2:3]))
+    torch.testing.assert_close(network(x)[2:3], network(x[2:3]))
 
 
 def test_it_learns_to_tell_bars_apart() -> None:
@@ -35,6 +36,6 @@ def test_it_learns_to_tell_bars_apart() -> None:
             image[i, 0, :, line] = 1
     for _ in range(30):
         optimizer.zero_grad()
-        F.cross_entropy(network(image), label).backward()
+        F.cross_entropy(network.head(network(image)), label).backward()
         optimizer.step()
-    assert (network.eval()(image).argmax(1) == label).float().mean() == 1
+    assert (network.head(network.eval()(image)).argmax(1) == label).float().mean() == 1

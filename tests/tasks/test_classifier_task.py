@@ -38,10 +38,12 @@ def test_label_smoothing_mixes_in_the_uniform_distribution():
     torch.testing.assert_close(task(batch)["loss"], 0.7 * hit + 0.3 * -log_p.mean())
 
 
-def test_features_and_head_are_the_network():
+def test_logits_are_the_head_of_the_features():
     task, batch = build(), fields()
-    torch.testing.assert_close(task.logits(task.features(batch["image"])), task.network(batch["image"]).float())
-    assert task.features(batch["image"]).dtype == torch.float32
+    features = task.features(batch["image"])
+    expected = torch.nn.functional.linear(features, task.network.head.weight, task.network.head.bias)
+    torch.testing.assert_close(task.logits(features), expected)
+    assert features.dtype == torch.float32
 
 
 def test_micro_batches_are_one_batch():
@@ -72,7 +74,7 @@ def test_the_preview_shows_the_least_sure_images_first():
     task, batch = build(), fields()
     shown = task.preview(batch, Ddim(), 1.0)
     with torch.no_grad():
-        scores = task.network(batch["image"]).gather(1, batch["label"][:, None])[:, 0]
+        scores = task.logits(task.features(batch["image"])).gather(1, batch["label"][:, None])[:, 0]
     assert torch.equal(shown[0], batch["image"][scores.argmin()])
     assert shown.shape == batch["image"].shape
 
@@ -98,7 +100,7 @@ def test_a_classifier_without_a_schedule_has_the_parameters_that_it_always_had()
 def test_a_noise_aware_classifier_sees_each_image_at_a_trained_time_of_its_own_stream():
     task, batch = noisy(), fields()
     seen: list[tuple[torch.Tensor, ...]] = []
-    task.network.features = lambda x, time: seen.append((x, time)) or torch.zeros(len(x), task.network.feature_dim)
+    task.network.forward = lambda x, time: seen.append((x, time)) or torch.zeros(len(x), task.network.feature_dim)
     task(batch)
     task(batch)
     (x, time), (again, _) = seen

@@ -30,11 +30,11 @@ def load_guides(guide: Guide, model: Model, overrides: Sequence[str] = ()) -> di
     overrides: see `load_model`; a weaker model has the conditions of the model, so encoders that moved have moved for both.
     """
     check_named({f"guide.{key}": path for key, path in guide.models.items()})
-    device = next(model.task.parameters()).device
     checks: dict[str, Callable[[Model, Model], None]] = {"weaker": check_weaker, "classifier": check_classifier}
     found = {}
     for key, path in guide.models.items():
-        found[key] = load_model(path, device, overrides=overrides if key == "weaker" else ())
+        moved = overrides if key == "weaker" else ()
+        found[key] = load_model(path, model.device, overrides=moved, precision=model.precision)
         checks[key](found[key], model)
     return found
 
@@ -49,8 +49,7 @@ def guiding(guide: Guide, models: Mapping[str, Model]) -> Guiding:
 
 def describe(guide: Guide, models: Mapping[str, Model]) -> dict[str, Any]:
     """For the sidecar: settings, and of each model which one it was."""
-    named = {key: {"checkpoint": str(m.path), "step": m.step, "weights_sha256": m.digest} for key, m in models.items()}
-    return guide.model_dump(mode="json", exclude_none=True) | named
+    return guide.model_dump(mode="json", exclude_none=True) | {key: m.describe() for key, m in models.items()}
 
 
 def check_weaker(weaker: Model, model: Model) -> None:

@@ -152,10 +152,7 @@ class Request:
         """The sidecar of what is drawn: everything that is needed to draw it again."""
         model, nfe, rows = self.model, self.walked.nfe, range(self.n)
         description = {
-            "checkpoint": str(model.path),
-            "step": model.step,
-            "ema": model.ema,
-            "weights_sha256": model.digest,
+            **model.describe(),
             "n": self.n,
             "seeds": self.seeds(range(2) if self.edit.options.interpolate else rows),
             "sampler": self.sampler.model_dump(mode="json"),

@@ -30,6 +30,8 @@ class SampleOptions(EditOptions):
     guidance: float | None = None
     batch_size: int = Field(64, ge=1)
     overrides: tuple[str, ...] = ()  # sampler.KEY=VALUE or guide.KEY=VALUE
+    precision: str = "auto"  # of the networks: auto, fp32, bf16 or fp16
+    compile: bool = False  # the network
 
 
 def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig) -> tuple[float, Guide]:

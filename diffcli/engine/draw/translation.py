@@ -36,7 +36,7 @@ class Prior:
         """For the sidecar."""
         if self.model is None:
             return IDENTITY
-        return {"checkpoint": str(self.model.path), "step": self.model.step, "weights_sha256": self.model.digest}
+        return self.model.describe()
 
 
 def image_conditioners(task: Task) -> list[EmbeddingConditioner]:
@@ -71,7 +71,7 @@ def choose_prior(model: Model, asked: str | None, needed: bool) -> Prior | None:
 
 def _load(wish: str, key: str, model: Model) -> Model:
     try:
-        return load_model(Path(wish).expanduser(), next(model.task.parameters()).device)
+        return load_model(Path(wish).expanduser(), model.device, precision=model.precision)
     except UserError as error:
         hint = f"name the run of a prior that is there: --prior RUN; or take the text's embedding as it is: --prior {IDENTITY}"
         raise UserError(f"{key}: {error.problem}", hint) from None

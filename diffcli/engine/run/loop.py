@@ -24,6 +24,7 @@ from diffcli.engine.run.phases import rate
 from diffcli.engine.run.runlog import RunDir, RunLog
 from diffcli.engine.run.signals import stop_signals
 from diffcli.engine.run.state import State
+from diffcli.engine.tuning import autocast
 from diffcli.fields import Batch
 from diffcli.preset import Preset
 from diffcli.tasks.task import Phase, Task, constant
@@ -257,7 +258,7 @@ class Loop:
         """Images of the averaged model, always of the same seeds and conditions: those of some images of the data."""
         fields, rows = self.data.shown(self.cfg.previews)
         batch = on_device(fields, self.data.specs, self.group.device) | {"index": rows}
-        with at_rest(self.state.averaged):
+        with at_rest(self.state.averaged), autocast(self.group.device, self.cfg.precision):
             return self.state.averaged.preview(batch, self.preset.sampler, self.preset.drawing.preview_guidance)
 
 
@@ -296,9 +297,3 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tenso
     if limit is not None:
         return nn.utils.clip_grad_norm_(parameters, limit)
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context that a network trains in; float32 is no autocast at all."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

@@ -12,9 +12,9 @@ from diffcli.data.order import epoch_size
 from diffcli.data.stream.stream import StreamData
 from diffcli.ema import averages
 from diffcli.engine.draw.guides import check_named
-from diffcli.engine.run.loop import autocast
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.state import build_on_meta, unaveraged
+from diffcli.engine.tuning import autocast
 from diffcli.noise import Domain, derive
 from diffcli.preset import Preset
 from diffcli.tasks.conditioners.pretrained import PretrainedConditioner

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.ema import AnyEma, Ema, averages
+from diffcli.engine.loading import completed, load_weights, place
 from diffcli.engine.run.phases import phases_of
-from diffcli.engine.tuning import auto_precision, memory_format
+from diffcli.engine.tuning import auto_precision
 from diffcli.optim import optimizer_tensors, restore_optimizer
 from diffcli.preset import Preset
 from diffcli.tasks.task import Phase, Task
@@ -94,12 +95,6 @@ def unaveraged(task: Task) -> list[str]:
     return [n.name for n in task.networks if n.name in task.still or not n.averaged or not n.samples]
 
 
-def completed(task: Task, tensors: dict[str, Tensor], others: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors, and those of `others` for every network of which the file holds nothing."""
-    absent = [keys for n in task.networks if (keys := task.keys_of([n.name])).isdisjoint(tensors)]
-    return tensors | {name: others[name] for keys in absent for name in keys if name in others}
-
-
 def below(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose keys begin with `name/`, without that."""
     return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
@@ -122,28 +117,6 @@ def check_averages(wanted: list[str], path: Path, record: dict[str, Any]) -> Non
         )
 
 
-def load_to_sample(task: Task, path: Path, record: dict[str, Any], use_ema: bool) -> None:
-    """Loads what sampling needs of a checkpoint, averaged or as trained last; empties the networks that it does not need."""
-    unsampled = task.keys_of(network.name for network in task.networks if not network.samples)
-    tensors = checkpoint.read_part(path, "ema" if use_ema else "task", record)
-    if not use_ema and not task.state_dict().keys() <= tensors.keys():  # frozen networks stand in the other file alone
-        tensors = completed(task, tensors, checkpoint.read_part(path, "ema", record))
-    task.forget_unsampled()
-    load_weights(task, {name: value for name, value in tensors.items() if name not in unsampled}, path)
-
-
-def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Strictly loads a state dict. Raises UserError naming the first keys that do not fit."""
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = " ".join(str(error).split()[:40])
-        raise UserError(
-            f"{path}: weights do not fit the network of its preset ({first})",
-            "the checkpoint was changed by hand or written by another version: use the diffcli that wrote it",
-        ) from error
-
-
 def resolved(preset: Preset, device: torch.device) -> Preset:
     """The preset with what depends on machine and folder decided, so that a run resumed from anywhere decides the same."""
     train = preset.train
@@ -155,12 +128,6 @@ def resolved(preset: Preset, device: torch.device) -> Preset:
     prior = None if preset.prior is None else preset.prior.expanduser().absolute()
     found = {"data": preset.data.absolute(), "task": preset.task.resolved(), "guide": guide, "prior": prior}
     return preset.model_copy(update={"train": train, **found})
-
-
-def place(task: Task, device: torch.device, precision: str) -> Task:
-    """The task on a device, its convolutions in the layout that is fastest there."""
-    layout: Any = {"memory_format": memory_format(device, precision)}  # an argument that torch's annotations leave out
-    return task.to(device).to(**layout)
 
 
 def build_on_meta(preset: Preset) -> Task:

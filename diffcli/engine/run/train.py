@@ -23,7 +23,7 @@ from diffcli.engine.run.resume import set_aside
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state, resolved
 from diffcli.engine.run.validation import Validation
-from diffcli.engine.tuning import tune_allocator
+from diffcli.engine.tuning import tune
 from diffcli.preset import Preset, dump
 from diffcli.tasks.prior import PriorConfig
 from diffcli.tasks.task import Task
@@ -59,7 +59,7 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
     Raises RunFailed where the loss or the gradient is no longer finite: the last checkpoint is the last good state.
     Raises UserError where another process writes into the run.
     """
-    tune_allocator()
+    tune(group.device)
     preset = resolved(preset, group.device)
     check_processes(preset, group.world)
     if start is None:

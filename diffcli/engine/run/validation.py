@@ -13,7 +13,7 @@ from diffcli.data.images import FileImages, ImageData
 from diffcli.data.loader import evaluation_batches
 from diffcli.ema import at_rest
 from diffcli.engine.distributed import Group
-from diffcli.engine.run.loop import autocast
+from diffcli.engine.tuning import autocast
 from diffcli.noise import Domain
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task

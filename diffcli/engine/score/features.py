@@ -94,7 +94,7 @@ def extractor_for(features: str, weights: Path | None = None, device: torch.devi
 
 
 def _of_run(path: Path, device: torch.device | str) -> Extractor:
-    model = load_model(path, torch.device(device))
+    model = load_model(path, torch.device(device), precision="fp32")
     task = model.task
     if not isinstance(task, ScoringTask):
         raise UserError(

@@ -116,8 +116,12 @@ class Scoring:
         if self.ckpt is None:
             samples, reference = map(resolve, self.sides)
             return self._evaluated({"samples": samples, "reference": reference}, {}, group, watch, {})
-        model = load_model(self.ckpt, group.device, self.ema, self.options.overrides)
+        options = self.options
+        exact = "bound" in self.extractors and options.precision == "auto"  # a sum of many small terms
+        precision = "fp32" if exact else options.precision
+        model = load_model(self.ckpt, group.device, self.ema, options.overrides, precision, options.compile)
         about = {"checkpoint": f"{model.path} (step {model.step})", "ema": model.ema}
+        about |= {key: model.describe()[key] for key in ("precision", "compiled")}
         if metrics := self.extractors.get("translation"):
             reference = held_out(model, self.ref)
             translation = Translation(model, self.options, ",".join(metrics))

@@ -227,9 +227,8 @@ def test_the_log_of_a_noise_aware_classifier_tells_its_accuracy(judge: Path) -> 
 def test_a_weaker_checkpoint_of_the_same_run_leads_away_from_itself(draw: Draw, trained: Path) -> None:
     weaker, options = trained / "checkpoints/step-00000002", ["--n", 3]
     led, told = draw(*options, "--set", f"guide.weaker={weaker}", "--guidance", 3)
-    assert told["guide"]["weaker"] == {
-        "checkpoint": str(weaker), "step": 2, "weights_sha256": sha256(weaker / "ema.safetensors"),
-    }  # fmt: skip
+    expected = {"checkpoint": str(weaker), "step": 2, "weights_sha256": sha256(weaker / "ema.safetensors")}
+    assert expected.items() <= told["guide"]["weaker"].items()
     alone, _ = draw(*options, "--set", f"guide.weaker={weaker}", "--guidance", 0)
     off_by_at_most_one_level(alone, draw(*options, "--guidance", 1, ckpt=weaker)[0])
     same, _ = draw(*options, "--set", f"guide.weaker={trained / LAST}", "--guidance", 3)

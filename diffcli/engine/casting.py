@@ -1,0 +1,68 @@
+"""A loaded task made to compute its networks in half precision; everything around them stays as it is.
+
+Networks run under autocast, as in training, so that norms, softmaxes and sums choose their own precision. Autocast casts a
+weight that wants no gradient anew at every evaluation; so the weights of products are cast once, here. The embedding of the
+time stays in float32: it costs nothing, and the times of neighbouring steps differ by less than bf16 can tell.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffcli.engine.tuning import HALVES
+from diffcli.networks.convnet import ConvNet
+from diffcli.networks.dit import TimeEmbedder
+from diffcli.networks.layers import Embedding, Pointwise
+from diffcli.tasks.conditioners.conditioner import Conditioner
+from diffcli.tasks.task import Task
+
+PRODUCTS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    Pointwise,
+)  # these alone: others compute with their weights first
+
+
+def run_in(task: Task, device: torch.device, precision: str) -> None:
+    """From now on the networks of a task without gradients, its conditioners among them, compute in bf16 or fp16; fp32 is as is.
+
+    What they give may be in half precision, too: the task turns it into float32. Their state is no longer that of the file.
+    """
+    if precision not in HALVES:
+        return
+    dtype, network = HALVES[precision], task.network_to_compile
+    kept = {id(layer) for module in network.modules() for part in float32_parts(module) for layer in part.modules()}
+    for module in network.modules():
+        if type(module) in PRODUCTS and id(module) not in kept:
+            module.to(dtype)
+    for module in network.modules():
+        for part in float32_parts(module):
+            part.forward = under(part.forward, device, None)
+    for module in (network, *(m for m in task.modules() if isinstance(m, Conditioner))):
+        module.forward = under(module.forward, device, dtype)
+
+
+def float32_parts(module: nn.Module) -> list[nn.Module]:
+    """The children of a module that stay in float32: embeddings of the time, and what gives a classifier's logits."""
+    match module:
+        case Embedding():
+            return [module.time]
+        case TimeEmbedder():
+            return [module.mlp]
+        case ConvNet():
+            return [module.head]
+    return []
+
+
+def under(forward: Callable[..., Any], device: torch.device, dtype: torch.dtype | None) -> Callable[..., Any]:
+    """`forward` under autocast to a dtype, or (None) under none whatever surrounds it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            return forward(*args, **kwargs)
+
+    return call
