@@ -72,6 +72,11 @@ def permutation(seed: int, epoch: int, n: int) -> Tensor:
     return derive(seed, Domain.ORDER, torch.arange(n), epoch).argsort(stable=True)
 
 
+def streams(seeds: Sequence[int]) -> Tensor:
+    """Seeds of samples as the field `stream` of a batch: int64 (B,)."""
+    return torch.tensor([signed64(seed) for seed in seeds], dtype=torch.int64)
+
+
 class Noise:
     """One stream of random numbers per sample: what sample i receives depends on seed i alone.
 
@@ -83,7 +88,7 @@ class Noise:
         self, seeds: Sequence[int] | Tensor, device: torch.device, domain: Domain = Domain.NOISE, lane: int = 0
     ) -> None:
         if not isinstance(seeds, Tensor):
-            seeds = torch.tensor([signed64(s) for s in seeds], dtype=torch.int64)
+            seeds = streams(seeds)
         self.key = moved(seeds, device)[:, None]  # (B, 1)
         self.domain = domain
         self.lane = lane

@@ -28,7 +28,7 @@ from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, NoWeight
 from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning
 from diffcli.networks.registry import AnyNetwork
-from diffcli.noise import Domain, Noise
+from diffcli.noise import Domain, Noise, streams
 from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
 from diffcli.tasks.conditioners.conditioner import Conditioner, cond_shape, condition
 from diffcli.tasks.conditioners.registry import AnyConditioner
@@ -202,7 +202,8 @@ class DiffusionTask(Task):
     def trajectory(self, batch: Batch, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Iterator[Step]:
         """Samples one image for each seed, in diffusion space; `decode` makes a Step's x or x0 an image."""
         x, noise = self.start(seeds)
-        return sampler.trajectory(self.denoise(batch, guidance, len(seeds)), self.denoiser.schedule, x, noise)
+        denoise = self.denoise({**batch, "stream": streams(seeds)}, guidance, len(seeds))
+        return sampler.trajectory(denoise, self.denoiser.schedule, x, noise)
 
     def latent_shape(self, n: int) -> tuple[int, int, int, int]:
         """Shape of n images in diffusion space."""

@@ -27,7 +27,7 @@ from diffcli.engine.draw.sampling import SampleOptions, check_steps, choose_guid
 from diffcli.engine.draw.translation import choose_prior
 from diffcli.engine.model import Model
 from diffcli.fields import Batch
-from diffcli.noise import signed64
+from diffcli.noise import streams
 from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
 from diffcli.tasks.guide import Guide
 
@@ -98,7 +98,7 @@ class Request:
     def batch(self, rows: range) -> Batch:
         """The conditions of images `rows` on the model's device, and `stream`, the seeds of what is random about them."""
         seeds = self.streams(rows)
-        batch: dict[str, Any] = {"stream": torch.tensor([signed64(seed) for seed in seeds], dtype=torch.int64)}
+        batch: dict[str, Any] = {"stream": streams(seeds)}
         for condition in self.conditions:
             batch |= on_device(condition.fields(rows, seeds), condition.specs, self.task.device)
         return batch

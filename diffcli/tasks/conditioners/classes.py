@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from diffcli.config import UserError
 from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
+from diffcli.noise import Noise
+from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
 
 
 class ClassConditioner(Conditioner):
@@ -43,7 +44,7 @@ class ClassConditioner(Conditioner):
                 f"use a label from 0 to {self.num_classes - 1}, or set num_classes to at least {high + 1}",
             )
 
-    def forward(self, batch: Batch, keep: Tensor, like: Tensor) -> Conditioning:
+    def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, dim), or tokens (B, tokens, dim). batch["label"]: (B,) int64 in 0..num_classes-1."""
         self.check(batch)
         label = batch["label"].to(keep.device)

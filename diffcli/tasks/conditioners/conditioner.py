@@ -15,6 +15,23 @@ from diffcli.config import Config, UserError
 from diffcli.encoders.encoder import Encoder
 from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning, CondShape
+from diffcli.noise import Domain, Noise
+from diffcli.transfer import moved
+
+
+class Unseeded(Noise):
+    """The streams of samples that have no seeds: a conditioner that would draw from them is a mistake of ours."""
+
+    def __init__(self) -> None:
+        super().__init__((), torch.device("cpu"), Domain.CONDITION)
+
+    def words(self, blocks: int) -> Tensor:
+        raise RuntimeError(
+            "a conditioner draws noise, but the batch has no field 'stream' with the seeds of its samples"
+        )
+
+
+UNSEEDED = Unseeded()
 
 
 class Conditioner(nn.Module, ABC):
@@ -31,8 +48,11 @@ class Conditioner(nn.Module, ABC):
         """Raise `UserError` where the batch holds a value that this conditioner cannot take; reads CPU tensors only."""
 
     @abstractmethod
-    def forward(self, batch: Batch, keep: Tensor, like: Tensor) -> Conditioning:
-        """Its slots for B samples; rows with keep (B,) bool False are the null. `like`: x, for its size."""
+    def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
+        """Its slots for B samples; rows with keep (B,) bool False are the null. `like`: x, for its size.
+
+        noise: streams of these samples for this conditioner alone, the same in training and in sampling.
+        """
 
 
 class ConditionerConfig(Config):
@@ -73,9 +93,11 @@ def condition(
 ) -> Conditioning:
     """Runs every conditioner and joins what fills one slot, in order: vectors and maps by width, tokens one after the other.
 
-    keep: (B,) bool. like: x (B, C, *S). seeds: (B,) int64, the streams of this step's dropout, if any.
+    keep: (B,) bool. like: x (B, C, *S). seeds: (B,) int64, the streams of this step's dropout, if any. The field `stream` of the
+    batch seeds what conditioners draw: conditioner i from lane i, whatever batch its sample is in.
     """
-    parts = [conditioner(batch, keep, like) for conditioner in conditioners]
+    streams = moved(batch["stream"], keep.device) if "stream" in batch else None
+    parts = [conditioner(batch, keep, like, _lane(streams, i)) for i, conditioner in enumerate(conditioners)]
     return Conditioning(
         vector=_joined([part.vector for part in parts]),
         tokens=_joined([part.tokens for part in parts]),
@@ -83,6 +105,10 @@ def condition(
         seeds=seeds,
         mask=_mask(parts),
     )
+
+
+def _lane(streams: Tensor | None, lane: int) -> Noise:
+    return UNSEEDED if streams is None else Noise(streams, streams.device, Domain.CONDITION, lane)
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -9,7 +9,8 @@ from diffcli.config import UserError
 from diffcli.encoders.encoder import CLIP_LENGTH, T5_LENGTH, Encoded, Encoder, EncoderConfig
 from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
+from diffcli.noise import Noise
+from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import Gives, Slot, readable
 
 
@@ -36,7 +37,7 @@ class PretrainedConditioner(Conditioner):
                 "prepare data that has captions with `diffcli prep-data`, or make captions of class names: data.captions",
             )
 
-    def forward(self, batch: Batch, keep: Tensor, like: Tensor) -> Conditioning:
+    def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, D) and tokens (B, L, D) with their mask. batch["text"]: B strings."""
         self.check(batch)
         encoded = self._planned(keep) if keep.is_meta else self.encoder.texts(batch["text"], keep.device)

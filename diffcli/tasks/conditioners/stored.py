@@ -11,7 +11,8 @@ from diffcli.config import UserError
 from diffcli.encoders.encoder import Encoder, EncoderConfig
 from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
+from diffcli.noise import Noise
+from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import Gives, Slot, check_width, readable, unit_variance
 
 TEXT, IMAGE = "clip_text", "clip_image"  # fields with CLIP's embeddings of captions and of images
@@ -53,7 +54,7 @@ class EmbeddingConditioner(Conditioner):
                 f"set its width to {found}",
             )
 
-    def forward(self, batch: Batch, keep: Tensor, like: Tensor) -> Conditioning:
+    def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, D) and tokens (B, N, D); of a stored sequence, with the mask of what is not padding (zeros)."""
         self.check(batch)
         value = batch[self.config.field].to(keep.device, torch.float32)

@@ -20,7 +20,8 @@ from diffcli.config import Note, UserError
 from diffcli.fields import Batch
 from diffcli.networks.attention_blocks import TokenAttention
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.tasks.conditioners.conditioner import Conditioner, ConditionerConfig
+from diffcli.noise import Noise
+from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import SMALL, Gives
 
 PAD, BEGIN, END = b"\x00", b"\x02", b"\x03"  # NUL, start of text, end of text
@@ -58,7 +59,7 @@ class TextConditioner(Conditioner):
                 "prepare data that has captions with `diffcli prep-data`, or make captions of class names: data.captions",
             )
 
-    def forward(self, batch: Batch, keep: Tensor, like: Tensor) -> Conditioning:
+    def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, width), and tokens (B, length, width) with their mask. batch["text"]: B strings."""
         self.check(batch)
         ids, ends = self.tokenise(batch["text"])

@@ -64,7 +64,7 @@ def test_tokens_that_mask_none_of_theirs_are_read_whole_beside_those_that_do() -
     class Masked(Conditioner):
         shape, fields = CondShape(tokens=7), ()
 
-        def forward(self, batch: object, keep: torch.Tensor, like: torch.Tensor) -> Conditioning:
+        def forward(self, batch: object, keep: torch.Tensor, like: torch.Tensor, noise) -> Conditioning:
             return Conditioning(tokens=torch.zeros(3, 2, 7), mask=keep[:, None].expand(3, 2))
 
     two = [ClassConditionerConfig(num_classes=5, dim=7, tokens=1).build(), Masked()]
