@@ -117,7 +117,8 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights after update `step` (1, 2, ...)."""
-        torch._foreach_lerp_(self._averaged, self._source, 1 - self.average.decay(step))
+        if self._averaged:  # torch refuses an empty list
+            torch._foreach_lerp_(self._averaged, self._source, 1 - self.average.decay(step))
         for averaged, source in self._buffers:
             averaged.copy_(source)
 

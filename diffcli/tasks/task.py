@@ -76,12 +76,14 @@ class Task(nn.Module, ABC):
 
     def parameters_of(self, networks: Iterable[str]) -> list[nn.Parameter]:
         """The parameters of the networks with these names, in the order of the task's own."""
-        mine = {id(p) for n in self.networks if n.name in set(networks) for p in n.module.parameters()}
+        names = set(networks)
+        mine = {id(p) for n in self.networks if n.name in names for p in n.module.parameters()}
         return [p for p in self.parameters() if id(p) in mine]
 
     def keys_of(self, networks: Iterable[str]) -> set[str]:
         """The keys in its state dict of all that lies in the networks with these names."""
-        mine = {id(n.module) for n in self.networks if n.name in set(networks)}
+        names = set(networks)
+        mine = {id(n.module) for n in self.networks if n.name in names}
         modules = self.named_modules(remove_duplicate=False)
         places = tuple(f"{name}." if name else "" for name, module in modules if id(module) in mine)
         return {key for key in self.state_dict() if key.startswith(places)}
