@@ -93,13 +93,9 @@ class ImageData(ABC):
         rows = torch.arange(count) * len(self) // count
         return self.read(rows), rows
 
-    def to(self, device: torch.device | str) -> "ImageData":
-        """The same data with its pixels on a device; files stay files."""
-        return self
-
 
 class MemoryImages(ImageData):
-    """All pixels in one uint8 tensor (N, C, H, W), on the CPU or a GPU."""
+    """All pixels in one uint8 tensor (N, C, H, W) on the host, from where batches travel: a GPU's memory is for the model."""
 
     def __init__(
         self,
@@ -115,12 +111,7 @@ class MemoryImages(ImageData):
         return len(self.images)
 
     def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
-        return self.images.index_select(0, indices.to(self.images.device, non_blocking=True))
-
-    def to(self, device: torch.device | str) -> "MemoryImages":
-        moved = copy.copy(self)
-        moved.images = self.images.to(device)
-        return moved
+        return self.images.index_select(0, indices)
 
 
 class EncodedFiles(Protocol):

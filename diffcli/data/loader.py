@@ -58,18 +58,25 @@ def batches(
 
     specs = data.specs
     for step, (plan, fields) in enumerate(_read_ahead(data, plans(), device, workers), start=first + 1):
-        batch = on_device(fields, specs, device)
-        if flip:
-            mirror(batch, specs, plan)
-        batch["index"], batch["position"] = plan.indices, plan.positions
-        batch["stream"] = noise.derive(seed, Domain.TRAIN, plan.positions)
-        yield step, batch
+        yield step, trained_batch(fields, specs, plan, seed, flip, device)
 
 
-def mirror(batch: dict[str, Any], specs: Specs, plan: StepRows) -> None:
+def trained_batch(
+    fields: Batch, specs: Specs, plan: StepRows, seed: int, flip: bool, device: torch.device
+) -> dict[str, Any]:
+    """What was read for the rows of a step as the batch that `batches` describes; nothing waits for the device."""
+    batch = on_device({name: ready(value, device) for name, value in fields.items()}, specs, device)
+    if flip:
+        mirror(batch, specs, plan, device)
+    stream = noise.derive(seed, Domain.TRAIN, plan.positions)
+    about = {"index": plan.indices, "position": plan.positions, "stream": stream}
+    return batch | {name: ready(value, device) for name, value in about.items()}
+
+
+def mirror(batch: dict[str, Any], specs: Specs, plan: StepRows, device: torch.device) -> None:
     """Mirrors half of the samples left to right: every field that has sides, the image and what lies over it alike."""
     assert plan.draws is not None
-    coin = (plan.draws & 1).bool()
+    coin = ready((plan.draws & 1).bool(), device)
     for name, spec in specs.items():
         batch[name] = mirrored(batch[name], spec, coin)
 
@@ -126,11 +133,10 @@ def _read_ahead(
     data: ImageData, plans: Iterator[StepRows], device: torch.device, workers: int
 ) -> Iterator[tuple[StepRows, Batch]]:
     """Each plan with its fields, in order, read by `workers` processes where there are any."""
-    pin = device.type == "cuda"
     if not workers:
         for plan in plans:
             fields = data.read(plan.indices, plan.draws)
-            yield plan, {name: _pinned(value) for name, value in fields.items()} if pin else fields
+            yield plan, {name: ready(value, device) for name, value in fields.items()}
         return
     pending: deque[StepRows] = deque()
 
@@ -189,5 +195,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _pinned(value: Tensor | list[str]) -> Tensor | list[str]:
-    return value.pin_memory() if isinstance(value, Tensor) and value.device.type == "cpu" else value
+def ready(value: Any, device: torch.device) -> Any:
+    """A value on the host as it is copied to a device without waiting: pinned where that is CUDA. Lists stay as they are."""
+    return value.pin_memory() if isinstance(value, Tensor) and device.type == "cuda" else value

@@ -211,15 +211,27 @@ def test_what_does_not_fit_stays_in_files(monkeypatch: pytest.MonkeyPatch):
     assert isinstance(loaded(files(10), False), FileImages)
 
 
+def test_a_set_in_memory_stays_on_the_host_and_its_batches_travel():
+    data, device = numbered(10), torch.device("meta")
+    for _, batch in batches(data, batch_size=4, seed=0, first=0, last=3, flip=True, device=device):
+        assert {name: value.device.type for name, value in batch.items()} == {
+            "image": "meta", "label": "meta", "index": "cpu", "position": "cpu", "stream": "cpu"
+        }  # fmt: skip
+    assert data.images.device.type == "cpu"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("on_gpu", [True, False])
-def test_the_gpu_gets_the_batches_of_the_cpu(on_gpu: bool):
+def test_the_gpu_gets_the_batches_of_the_cpu_and_nothing_waits():
     data, gpu = numbered(10), torch.device("cuda")
     here = read(data, 4, 5, flip=True)
-    there = dict(
-        batches(data.to(gpu) if on_gpu else data, batch_size=4, seed=0, first=0, last=5, flip=True, device=gpu)
-    )
+    torch.zeros(1, device=gpu)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there = dict(batches(data, batch_size=4, seed=0, first=0, last=5, flip=True, device=gpu))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(batch["stream"].is_pinned() for batch in there.values())
     for step, batch in here.items():
         assert there[step]["image"].is_cuda
         assert same(batch, {name: value.cpu() for name, value in there[step].items()})

@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from diffcli import noise
 from diffcli.config import UserError
-from diffcli.data.loader import from_workers, mirror, on_device
+from diffcli.data.loader import from_workers, trained_batch
 from diffcli.data.order import StepRows, epoch_draws, share
 from diffcli.data.stream.lanes import LaneBlock, LaneSource, Mark, ahead
 from diffcli.data.stream.layout import Layout
 from diffcli.fields import Batch
-from diffcli.noise import Domain
 
 MARKS = len(Mark._fields)
 ALL_BROKEN = 5000  # samples in a row that cannot be decoded, after which a lane gives up
@@ -206,12 +204,8 @@ class StreamFeed:
             for step in range(first, last):
                 fields, indices, draws = self.joined([next(parts) for _ in range(max(1, workers))], deals)
                 positions = torch.arange(self.rows.start, self.rows.stop) + step * self.batch_size
-                batch = on_device(fields, specs, device)
-                if flip:
-                    mirror(batch, specs, StepRows(indices, positions, draws))
-                batch["index"], batch["position"] = indices, positions
-                batch["stream"] = noise.derive(seed, Domain.TRAIN, positions)
-                yield step + 1, batch
+                plan = StepRows(indices, positions, draws)
+                yield step + 1, trained_batch(fields, specs, plan, seed, flip, device)
         finally:
             deals.stop.set()
 

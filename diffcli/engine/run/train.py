@@ -76,7 +76,7 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     source = preset.data
     if isinstance(preset.task, PriorConfig):
         source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
-    data = source.build("train").to(group.device)
+    data = source.build("train")
     state = build_state(preset, group.device)
     check_data(preset, state.task, data)
     data = data.select(state.task.reads)
