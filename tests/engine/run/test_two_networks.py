@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from diffcli import checkpoint
 from diffcli.config import UserError
+from diffcli.engine.loading import load_to_sample
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.plan import roles
 from diffcli.engine.run.runlog import read_log
-from diffcli.engine.run.state import build_state, load_to_sample
+from diffcli.engine.run.state import build_on_meta, build_state
 from diffcli.tasks.task import Batch
 from tests.conftest import WAIT, environment
 from tests.engine.run.test_exact_resume import FILES, bytes_of, close, lines
@@ -151,10 +152,7 @@ def test_an_average_copies_what_it_averages_alone(straight: Path) -> None:
 @pytest.mark.parametrize("use_ema", [True, False])
 def test_what_sampling_needs_is_loaded_and_the_rest_is_forgotten(straight: Path, use_ema: bool) -> None:
     path = straight / "checkpoints" / "step-00000008"
-    task = build_state(pair(), CPU).task
-    with torch.no_grad():
-        for p in task.parameters():
-            p.fill_(7.0)
+    task = build_on_meta(pair())
     load_to_sample(task, path, checkpoint.read_record(path), use_ema)
     expected = weights(straight, "ema") | ({} if use_ema else weights(straight, "task"))
     found = task.state_dict()
