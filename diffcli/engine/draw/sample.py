@@ -60,7 +60,15 @@ def sampled(req: Request, rows: range) -> Tensor:
     """The finished images `rows`, computed as one batch, as uint8 (B, C, H, W) on the device that drew them."""
     if not rows:
         return torch.zeros(0, *req.shape, dtype=torch.uint8, device=req.task.device)
-    return finished(req, last(req.walk(rows)[1]).x)
+    return finished(req, last(req.walk(computed(req, rows))[1]).x)[: len(rows)]
+
+
+def computed(req: Request, rows: range) -> range:
+    """The rows that are computed to have `rows`, the first of them: a compiled network sees batches of one size alone.
+
+    It would compile once more for a shorter last batch. Rows past the end of a request have seeds and conditions like any other.
+    """
+    return range(rows.start, rows.start + max(len(rows), min(req.batch_size, req.n))) if req.model.compiled else rows
 
 
 def finished(req: Request, x: Tensor) -> Tensor:
@@ -93,11 +101,11 @@ def frames(req: Request, show: Literal["x", "x0"], group: Group) -> Iterator[Ten
 @torch.no_grad()
 def walk(req: Request, rows: range, show: Literal["x", "x0"]) -> Iterator[Tensor]:
     """`frames` of the images `rows` alone, computed as one batch, on the device that draws them."""
-    start, steps = req.walk(rows)
+    start, steps = req.walk(computed(req, rows))
     if show == "x":
-        yield finished(req, start)
+        yield finished(req, start)[: len(rows)]
     for step in steps:
-        yield finished(req, step.x0 if show == "x0" else step.x)
+        yield finished(req, step.x0 if show == "x0" else step.x)[: len(rows)]
 
 
 def gather(levels: Tensor, size: int, group: Group) -> list[Tensor]:

@@ -16,6 +16,7 @@ from diffcli.digest import sha256
 from diffcli.engine.distributed import Group, join
 from diffcli.engine.draw.pictures import GAP
 from diffcli.engine.draw.sample import SampleOptions, class_id, load_model, request
+from diffcli.engine.draw.sample import draw as finished
 from diffcli.noise import Noise
 from tests.conftest import Cli, in_subprocess
 
@@ -61,6 +62,21 @@ def test_images_do_not_depend_on_the_batch_size(draw: Callable[..., np.ndarray],
 def test_image_i_depends_on_its_seed_alone(draw: Callable[..., np.ndarray]) -> None:
     five = draw("--n", 5, "--class", 7, "--sampler", "ddpm")
     off_by_at_most_one_level(draw("--n", 2, "--class", 7, "--sampler", "ddpm", "--seed", 3), five[3:])
+
+
+def test_seeds_go_on_past_the_first_batch_of_64(trained: Path) -> None:
+    """No two images of a request share a seed, and image i is image 0 of a request whose seed is i higher."""
+    model = load_model(trained, torch.device("cpu"))
+
+    def images(n: int, seed: int = 3) -> torch.Tensor:
+        options = SampleOptions(n=n, seed=seed, labels="7", sampler="ddpm", steps=2)
+        return torch.cat([part.images for part in finished(request(model, options), Group(0, 1, torch.device("cpu")))])
+
+    many = images(131)
+    assert len({image.numpy().tobytes() for image in many}) == 131
+    assert request(model, SampleOptions(n=131, seed=3)).seeds(range(131)) == list(range(3, 134))
+    for i in (64, 70, 130):
+        off_by_at_most_one_level(images(1, seed=3 + i).numpy(), many[i : i + 1].numpy())
 
 
 def test_images_do_not_depend_on_the_number_of_processes(
