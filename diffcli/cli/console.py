@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from diffcli.engine.run.loop import Progress
-    from diffcli.prep.report import PrepReport
+    from diffcli.prep.progress import PrepReport
 
 T = TypeVar("T")
 QUIET_SECONDS = 10.0  # between plain lines of progress

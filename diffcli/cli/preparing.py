@@ -11,7 +11,7 @@ import typer
 from diffcli.cli.options import Device
 
 if TYPE_CHECKING:
-    from diffcli.prep.report import PrepReport
+    from diffcli.prep.progress import PrepReport
 
 EMBEDDING = "Embeddings of a pretrained encoder, stored beside the images"
 KINDS = (

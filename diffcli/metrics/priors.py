@@ -35,14 +35,14 @@ class Closeness(BesideIdentity):
         return {name: of[KEY].mean(name).mean.item() for name in (self.kind, f"identity_{self.kind}")}
 
 
-class Cosine(Closeness):
+class CosineSimilarity(Closeness):
     """Cosine of the angle between prediction and image; 1 is best."""
 
     kind: Literal["cosine"] = "cosine"
     needs: ClassVar[tuple[Need, ...]] = tuple(Need(*KEY, mean_of(name)) for name in ("cosine", "identity_cosine"))
 
 
-class Mse(Closeness):
+class SquaredError(Closeness):
     """Squared error of a value of the embedding; 0 is best."""
 
     kind: Literal["mse"] = "mse"

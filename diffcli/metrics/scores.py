@@ -13,10 +13,19 @@ from diffcli.config_errors import explain
 from diffcli.metrics.bits import BitsPerDim
 from diffcli.metrics.fidelity import Accuracy, Fid, InceptionScore, Kid, Precision, Recall
 from diffcli.metrics.metric import Metric
-from diffcli.metrics.priors import Cosine, Mse, Retrieval
+from diffcli.metrics.priors import CosineSimilarity, Retrieval, SquaredError
 
 AnyMetric = Annotated[
-    Fid | Kid | InceptionScore | Precision | Recall | Accuracy | BitsPerDim | Cosine | Mse | Retrieval,
+    Fid
+    | Kid
+    | InceptionScore
+    | Precision
+    | Recall
+    | Accuracy
+    | BitsPerDim
+    | CosineSimilarity
+    | SquaredError
+    | Retrieval,
     Field(discriminator="kind"),
 ]
 METRICS: dict[str, Callable[[], Metric]] = {

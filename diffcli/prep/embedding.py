@@ -27,7 +27,7 @@ from diffcli.data.pixels import open_image
 from diffcli.data.shards import DATASET, TOKENS, FieldNote, Index, PreparedSet, Shard, in_all, open_shards
 from diffcli.digest import sha256
 from diffcli.encoders.encoder import Encoder, EncoderConfig
-from diffcli.prep.report import PrepReport
+from diffcli.prep.progress import PrepReport
 from diffcli.prep.shard import Spans, fields_of, settle, write_sample, write_whole
 
 What = Literal["clip", "clip-tokens", "t5"]

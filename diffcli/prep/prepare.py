@@ -37,7 +37,7 @@ from diffcli.data.shards import (
 from diffcli.digest import sha256
 from diffcli.prep.items import SOURCE, PrepSource, SourceOptions, Wanted
 from diffcli.prep.kinds import KINDS
-from diffcli.prep.report import PrepReport
+from diffcli.prep.progress import PrepReport
 from diffcli.prep.shard import ShardJob, settle, write_shards, write_whole
 
 IMAGES_PER_SHARD = 5000

@@ -48,7 +48,7 @@ class VariationalBound:
             raise UserError(f"--ref {name}: the images have no labels, but the model is conditioned on them", labels)
         size = "give images of the model's own size, such as the test split of its data"
         remedies = {"image": Remedies(lacking=size, kind=size, shape=size), "label": Remedies(classes=labels)}
-        check_fields(self.reads, fields, f"--ckpt {self.req.model.path}", remedies)
+        check_fields(self.reads, fields, f"--ref {name}: --ckpt {self.req.model.path}", remedies)
 
     def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
         """`bits` (B, T + 1), from t = 1 to 1/T and then the prior's, and their sum `bpd` (B,), in bits a dimension."""

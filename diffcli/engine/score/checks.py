@@ -19,7 +19,11 @@ def check_needs(metrics: Sequence[Metric], sides: Sides, extractors: Mapping[str
             warnings += _check_statistics(side, extractors.get("features"))
     for metric in metrics:
         for need in metric.needs:
-            _check_need(metric, need, sides[need.side], extractors.get(need.extractor))
+            if need.side not in sides:
+                raise UserError(
+                    f"--metrics {metric.kind} needs {need.side}, and there are none", "give A B, or --ckpt RUN"
+                )
+            _check_need(metric, need, sides[need.side], extractors)
     if all(side.statistics is not None for side in sides.values()):
         _check_same(sides["reference"], sides["samples"])
     for role, side in sides.items():
@@ -27,24 +31,35 @@ def check_needs(metrics: Sequence[Metric], sides: Sides, extractors: Mapping[str
     return warnings
 
 
-def _check_need(metric: Metric, need: Need, side: Side, extractor: Extractor | None) -> None:
+def _check_need(metric: Metric, need: Need, side: Side, extractors: Mapping[str, Extractor]) -> None:
     if side.statistics is not None:
         if need.keep != MOMENTS:
             problem = f"--metrics {metric.kind}: needs images, but {side.name} is statistics (mu, sigma)"
             raise UserError(problem, "use --metrics fid, or give the images themselves")
         return
-    if extractor is None:
+    extractor = extractors.get(need.extractor)
+    if extractor is None and need.extractor == "features":
         raise UserError(f"{side.name} is images, but there is no feature extractor", "add --features inception")
+    if extractor is None:
+        has = ", ".join(extractors) or "none"
+        problem = f"--metrics {metric.kind} needs the extractor '{need.extractor}' of {need.side}; there is {has}"
+        raise UserError(problem, "choose metrics of those, or give --ckpt of a model that has it")
     extractor.check(side.name, side.fields)
     for value in need.keep.of:
-        if value == "label":
-            _check_labels(metric, side, extractor)
-        elif value not in extractor.gives:
-            name = extractor.describe().get("name", need.extractor)
-            problem = f"--metrics {metric.kind}: {name} gives no {value}"
-            if value == "logits":
-                problem = f"--metrics {metric.kind}: {name} is no classifier"
-            raise UserError(problem, "use --features inception, or a classifier")
+        _check_value(metric, value, side, need.extractor, extractor)
+
+
+def _check_value(metric: Metric, value: str, side: Side, kind: str, extractor: Extractor) -> None:
+    name = extractor.describe().get("name", kind)
+    if value == "label":
+        _check_labels(metric, side, extractor)
+    elif value == "logits" and value not in extractor.gives:
+        problem = f"--metrics {metric.kind}: {name} is no classifier"
+        raise UserError(problem, "use --features inception, or a classifier")
+    elif value not in extractor.gives and value not in side.fields:
+        gives = ", ".join([*extractor.gives, *side.fields])
+        problem = f"--metrics {metric.kind} needs '{value}', but {name} and {side.name} give only: {gives}"
+        raise UserError(problem, "choose another extractor or side, or leave the metric out")
 
 
 def _check_labels(metric: Metric, side: Side, extractor: Extractor) -> None:

@@ -131,9 +131,9 @@ class Scoring:
 
     def _of_images(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of a model that draws images."""
-        telling = self._reference(model) if row_fields(model) else None
-        req = request(model, self.options, telling)
-        sides: dict[Role, Side] = {"reference": telling or self._reference(model)}
+        conditions = self._reference(model) if row_fields(model) else None
+        req = request(model, self.options, conditions)
+        sides: dict[Role, Side] = {"reference": conditions or self._reference(model)}
         extractors: dict[str, Extractor] = {}
         if "bound" in self.extractors:
             mine = share(min(req.n, sides["reference"].size or 0), req.batch_size, group)

@@ -52,7 +52,10 @@ class Translation:
     def check(self, name: str, fields: Specs) -> None:
         shape = f"--ref {name} was encoded by another encoder than the data of {self.model.path}; give one like that"
         check_fields(
-            self.reads, fields, f"--ckpt {self.model.path}", dict.fromkeys(self.reads, Remedies(HINT, HINT, shape))
+            self.reads,
+            fields,
+            f"--ref {name}: --ckpt {self.model.path}",
+            dict.fromkeys(self.reads, Remedies(HINT, HINT, shape)),
         )
 
     def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:

@@ -28,7 +28,7 @@ from diffcli.config import RunFailed, UserError
 from diffcli.prep.download.fetching import FetchJob
 from diffcli.prep.download.urls import UrlTable, open_coco_table, open_table
 from diffcli.prep.items import Broken, Deferred, Item, PrepSource, SourceOptions, Wanted
-from diffcli.prep.report import BROKEN_OFF, NO_CONNECTION, TIMEOUT, kind_of_failure
+from diffcli.prep.progress import BROKEN_OFF, NO_CONNECTION, TIMEOUT, kind_of_failure
 from diffcli.prep.sets.coco import open_coco_images
 from diffcli.prep.sets.webdataset_index import read_contents, split_of
 

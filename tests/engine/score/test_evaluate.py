@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from diffcli.config import UserError
-from diffcli.engine.score.sides import resolve
+from diffcli.engine.score.evaluate import evaluate
+from diffcli.engine.score.sides import Side, resolve
 from diffcli.fields import FieldSpec
+from diffcli.metrics.extractor import Extractor
 from diffcli.metrics.keepers import MOMENTS
+from diffcli.metrics.metric import Role
+from diffcli.metrics.scores import metrics_by_name
 from diffcli.metrics.statistics import Statistics
 from diffcli.metrics.summary import Summary
 from tests.engine.score.making import (
     ALL,
+    ALONE,
     Toy,
     pixels,
     read,
@@ -136,6 +141,28 @@ def test_sides_that_cannot_be_scored_so_are_refused_before_anything_is_read(tmp_
     named = dataclasses.replace(plain, name="pets", fields=fields, classes=("cat", "dog"))
     assert "has the classes cat, dog" in refused(plain, named, ["accuracy"], toy).problem
     assert toy.seen == blind.seen == foreign.seen == 0
+
+
+def test_metrics_whose_extractor_side_or_values_are_not_there_are_refused(tmp_path):
+    plain = resolve(str(write_npz(tmp_path / "plain.npz", pixels(1, 5))))
+
+    def refusal(name: str, sides: dict[Role, Side], extractors: dict[str, Extractor]) -> str:
+        with pytest.raises(UserError) as error:
+            evaluate(metrics_by_name([name]), sides, extractors, ALONE)
+        return error.value.problem
+
+    toy = Toy()
+    assert "needs the extractor 'bound' of reference; there is features" in refusal(
+        "bpd", {"reference": plain}, {"features": toy}
+    )
+    assert "needs samples, and there are none" in refusal("is", {"reference": plain}, {"features": toy})
+    blank = dataclasses.replace(plain, fields={"text": FieldSpec("text")})
+    assert "reads the field 'image', but the data has only: text" in refusal(
+        "fid", {"samples": plain, "reference": blank}, {"features": toy}
+    )
+    toy.gives = {"depths": (1,)}
+    assert "needs 'features', but toy and" in refusal("fid", {"samples": plain, "reference": plain}, {"features": toy})
+    assert toy.seen == 0
 
 
 def test_statistics_of_other_features_are_refused(tmp_path):

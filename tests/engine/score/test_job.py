@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from diffcli.engine.score import npz
 from diffcli.engine.score.report import SCHEMA
 from tests.conftest import Cli
 
@@ -43,6 +44,19 @@ def test_metrics_of_several_extractors_are_scored_in_one_call(cli: Cli) -> None:
         one["sampler"],
         one["features"],
     )
+
+
+def test_one_pass_over_a_side_feeds_every_metric(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, take = [], npz.take
+
+    def counted(file: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+        rows.append(shape[0] if len(shape) > 1 else 0)
+        return take(file, dtype, shape)
+
+    monkeypatch.setattr(npz, "take", counted)
+    of_run(cli, "fid,kid,precision,recall,bpd", "--features", KEPT / "classifier", "--batch-size", 5)
+    assert rows.count(5) == 4, rows
+    assert sum(rows) == 24
 
 
 @pytest.mark.parametrize("metrics", ["fid", "bpd"])

@@ -19,7 +19,7 @@ from diffcli.data.prepared import Shards
 from diffcli.data.shards import Index, open_shards
 from diffcli.prep.download import download
 from diffcli.prep.items import Download, Picked, SourceOptions
-from diffcli.prep.report import PrepReport, kind_of_failure
+from diffcli.prep.progress import PrepReport, kind_of_failure
 from tests.conftest import Cli
 from tests.data.making import contents, run
 from tests.prep.server import FAILURES, GOOD, WebServer, colour, serving
