@@ -108,7 +108,7 @@ class Scoring:
             idle |= {"--class": options.labels, "--prior": options.prior}
         for flag, value in idle.items():
             if value is not None:
-                problem = f"{flag} {value} with --metrics {names}: only the model is asked, and it does not heed it"
+                problem = f"{flag} {value} with --metrics {names}: it has no effect on them"
                 raise UserError(problem, f"leave {flag} out")
 
     def run(self, group: Group, watch: Watch | None = None) -> Report | None:
@@ -138,7 +138,7 @@ class Scoring:
         if "bound" in self.extractors:
             mine = share(min(req.n, sides["reference"].size or 0), req.batch_size, group)
             shown = watch if group.leads else None
-            extractors["bound"] = bound.VariationalBound(req, self.options.guidance, shown, sum(map(len, mine)))
+            extractors["bound"] = bound.VariationalBound(req, self.options.guidance, shown, mine)
         if any(need.side == "samples" for metric in self.metrics for need in metric.needs):
             sides["samples"] = generated.samples(req)
             about |= generated.describe(req)

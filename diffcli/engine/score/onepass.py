@@ -1,14 +1,14 @@
 """One pass over a side feeds every extractor that looks at it; every process extracts its own share of the batches.
 
-Batch k goes to process k modulo their number. Only the values that some metric needs travel to the leading process, which adds
-them up in the order of the rows: so the scores are those of a single process.
+Batches are dealt in rounds, one for each process. Only the values that some metric needs travel to the leading process, which
+adds them up in the order of the rows: so the scores are those of a single process.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from diffcli.config import ImageShape
 from diffcli.engine.distributed import Group
@@ -25,6 +25,11 @@ class Use(NamedTuple):
     extractor: Extractor
     summary: Summary
 
+    @property
+    def fields(self) -> set[str]:
+        """The fields that are read for it: those that the extractor reads, and those that are summarised themselves."""
+        return {*self.extractor.reads, *(value for value in self.summary.values if value not in self.extractor.gives)}
+
     def rows_of(self, side: Side) -> int:
         """How many rows of a side it looks at."""
         assert side.size is not None
@@ -39,9 +44,21 @@ def spans(n: int, batch_size: int, world: int) -> list[range]:
     return [range(first, min(first + batch_size, n)) for first in range(0, n, batch_size)]
 
 
-def share(n: int, batch_size: int, group: Group) -> list[range]:
-    """This process's batches of n rows."""
-    return spans(n, batch_size, group.world)[group.rank :: group.world]
+def dealt(counts: Collection[int], batch_size: int, world: int) -> list[list[range]]:
+    """Rounds of batches that cover the rows in order: batch r of a round is for process r, and the last may have fewer.
+
+    counts: where extractors stop. No batch crosses one, and every process has its share of the rows up to each.
+    """
+    found = []
+    for first, last in pairwise([0, *sorted(set(counts))]):
+        batches = [range(first + rows.start, first + rows.stop) for rows in spans(last - first, batch_size, world)]
+        found += [batches[i : i + world] for i in range(0, len(batches), world)]
+    return found
+
+
+def share(n: int, batch_size: int, group: Group) -> int:
+    """How many of the first n rows this process looks at, where an extractor stops there."""
+    return sum(map(len, spans(n, batch_size, group.world)[group.rank :: group.world]))
 
 
 @torch.no_grad()
@@ -53,42 +70,26 @@ def sweep(
     Returns the shape of the side's first image, None where nobody reads images. Raises UserError where a row cannot be read.
     """
     assert side.read is not None
-    n = max(use.rows_of(side) for use in uses.values())
-    taken = {value for use in uses.values() for value in use.summary.values if value in side.fields}
-    fields = taken.union(*(use.extractor.reads for use in uses.values()))
-    batches = spans(n, batch_size, group.world)
-    mine = side.read(batches[group.rank :: group.world], fields & side.fields.keys())
+    counts = {name: use.rows_of(side) for name, use in uses.items()}
+    fields = {name for use in uses.values() for name in use.fields} & side.fields.keys()
+    rounds = dealt(counts.values(), batch_size, group.world)
+    mine = side.read([batches[group.rank] for batches in rounds if group.rank < len(batches)], fields)
     shape = None
-    for first in range(0, len(batches), group.world):
-        dealt = batches[first : first + group.world]
-        found = next(mine) if group.rank < len(dealt) else None
+    for batches in rounds:
+        found = next(mine) if group.rank < len(batches) else None
         if shape is None and found is not None and "image" in found:
-            shape = ImageShape(*found["image"].shape[1:])  # type: ignore[union-attr]
-        for use in uses.values():
-            parts = [_until(rows, use.rows_of(side)) for rows in dealt]
-            own = parts[group.rank] if found is not None else range(0)
-            values = _values(use, found, own) if found is not None and own else {}
-            _add(use, values, parts, group)
+            shape = ImageShape(*found["image"].shape[1:])
+        for name, use in uses.items():
+            if batches[-1].stop <= counts[name]:
+                own = {} if found is None else {**found, **use.extractor(found, batches[group.rank])}
+                _add(use, own, [len(rows) for rows in batches], group)
         if watch and group.leads:
-            watch(side.name, dealt[-1].stop, n)
+            watch(side.name, batches[-1].stop, max(counts.values()))
     return shape
 
 
-def _until(rows: range, limit: int) -> range:
-    return range(rows.start, max(rows.start, min(rows.stop, limit)))
-
-
-def _values(use: Use, fields: Mapping[str, Tensor | list[str]], rows: range) -> Extracted:
-    """What an extractor gives of the first rows of a batch, and the fields of it that are values themselves."""
-    cut = {name: value[: len(rows)] for name, value in fields.items()}
-    return {**cut, **use.extractor(cut, rows)}  # type: ignore[dict-item]  # of the fields, only tensors are summarised
-
-
-def _add(use: Use, values: Extracted, parts: Sequence[range], group: Group) -> None:
-    """Brings the values of all processes to the leading one, and adds them to the summary there."""
-    counts = [len(rows) for rows in parts]
-    if not any(counts):
-        return
+def _add(use: Use, values: Extracted, counts: Sequence[int], group: Group) -> None:
+    """Brings the values of all processes, `counts` rows of each, to the leading one, and adds them to the summary there."""
     if group.world == 1:
         use.summary.update(values)
         return
@@ -100,9 +101,7 @@ def _add(use: Use, values: Extracted, parts: Sequence[range], group: Group) -> N
         padded = torch.zeros(max(counts), *shape, dtype=dtype, device=group.device)
         if name in values:
             padded[: len(values[name])] = values[name].to(padded)
-        received = group.gather(padded)
-        if group.leads:
-            whole = zip(received, counts, strict=False)  # in the last round, some processes may have no batch
-            gathered[name] = torch.cat([part[:count] for part, count in whole])
+        parts = zip(group.gather(padded), counts, strict=False)  # in a last round, some processes have no batch
+        gathered[name] = [part[:count] for part, count in parts]
     if group.leads:
-        use.summary.update(gathered)
+        use.summary.update({name: torch.cat(parts) for name, parts in gathered.items()})

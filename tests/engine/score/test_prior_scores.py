@@ -106,7 +106,8 @@ def test_images_are_not_even_decoded(tmp_path: Path, cli: Cli, monkeypatch: pyte
         raise AssertionError("somebody looked at an image")
 
     monkeypatch.setattr(FileImages, "pixels", look)
-    train(cli, tmp_path, data, "--steps", 2, "--set", "train.workers=0")
+    run = train(cli, tmp_path, data, "--steps", 2, "--set", "train.workers=0")
+    assert scores(cli, run)["reference"]["n"] == TEST
 
 
 def test_scores_of_a_diffusion_prior_follow_from_the_seed_whatever_the_batch_size(

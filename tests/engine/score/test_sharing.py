@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffcli.config import UserError
-from diffcli.engine.score.onepass import share, spans
+from diffcli.engine.score.onepass import dealt, share, spans
 from diffcli.engine.score.sides import resolve
 from tests.conftest import finish, in_subprocess, start
 from tests.engine.score.making import ALONE, pixels, write_folder, write_npz
@@ -93,7 +93,16 @@ def test_batches_cover_the_rows_in_order_and_fairly(n: int, batch: int, world: i
     shares = [sum(map(len, dealt[rank::world])) for rank in range(world)]
     assert max(shares) - min(shares) <= -(-n // len(dealt)) if dealt else n == 0
     assert len(dealt) == -(-n // batch) or world > 1
-    assert share(n, batch, ALONE) == spans(n, batch, 1)
+    assert share(n, batch, ALONE) == n
+
+
+def test_no_batch_crosses_the_end_of_an_extractor_and_each_process_has_its_share_up_to_there() -> None:
+    rounds = dealt([100, 10, 100], 16, 2)
+    rows = [row for batches in rounds for each in batches for row in each]
+    assert rows == list(range(100))
+    assert rounds[0] == [range(5), range(5, 10)]
+    assert all(len(batches) <= 2 and len(each) <= 16 for batches in rounds for each in batches)
+    assert dealt([7], 16, 1) == [[range(7)]]
 
 
 def test_a_broken_image_in_the_share_of_any_process_is_named_once(tmp_path: Path) -> None:
