@@ -66,8 +66,10 @@ class Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         self.counts.operations[name] += 1
         if name == "_to_copy" and "device" in kwargs:
-            asynchronous = bool(kwargs.get("non_blocking"))
-            self.copied(name, args[0], torch.device(kwargs["device"]), asynchronous)
+            asynchronous, device = bool(kwargs.get("non_blocking")), torch.device(kwargs["device"])
+            self.copied(name, args[0], device, asynchronous)
+            if args[0].device.type == "meta" and device.type == "cpu":  # there are no values: zeros stand for them
+                return torch.zeros(args[0].shape, dtype=kwargs.get("dtype", args[0].dtype))
         elif name == "copy_":
             self.copied(name, args[1], args[0].device, bool(kwargs.get("non_blocking", args[2:3] == (True,))))
         else:
@@ -127,8 +129,7 @@ def counting() -> Iterator[Counts]:
 
 
 def count(work: Callable[[], object]) -> Counts:
-    """The counts of one call, after one that fills caches."""
-    work()
+    """The counts of one call."""
     with counting() as counts:
         work()
     return counts

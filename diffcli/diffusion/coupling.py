@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffcli.transfer import moved
+
 Coupling = Literal["none", "optimal_transport"]
 
 
@@ -15,7 +17,7 @@ def paired(eps: Tensor, x0: Tensor) -> Tensor:
     """The same noises in the order that makes sum |x0_i - eps_i|^2 least; both (B, C, *S).
 
     It is a function of the micro-batch: what noise an image is given depends on the others in it, so that here, and only here, a
-    run split into other micro-batches or processes is another run.
+    run split into other micro-batches or processes is another run. The host reads the B x B distances: one wait a micro-batch.
     Source: Pooladian et al. 2023 (arXiv 2304.14772), Tong et al. 2023 (arXiv 2302.00482), section 3.2.
     """
     from scipy.optimize import linear_sum_assignment  # slow to import, and most runs do without
@@ -23,4 +25,4 @@ def paired(eps: Tensor, x0: Tensor) -> Tensor:
     with torch.autocast(x0.device.type, enabled=False):  # else in bf16, which tells few pairs apart
         likeness = x0.flatten(1).float() @ eps.flatten(1).float().T  # |x0 - eps|^2 but for what no order changes
     _, order = linear_sum_assignment(likeness.cpu().double().numpy(), maximize=True)
-    return eps[torch.from_numpy(order).to(eps.device)]
+    return eps[moved(torch.from_numpy(order), eps.device)]

@@ -4,13 +4,14 @@ Every target is a x0 + b eps. With x_t = alpha x0 + sigma eps this is one 2x2 sy
 so each parameterization on each schedule is the same three lines.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
 
 from diffcli.diffusion.schedule import Schedule
+from diffcli.transfer import moved
 
 Target = Literal["eps", "x0", "v", "flow"]
 
@@ -47,8 +48,28 @@ def coefficients(target: Target, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, 
 
 
 def over(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient () or (B,) shaped to multiply x (B, C, *S), in x's dtype and on its device."""
-    return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient.to(x)
+    """A coefficient () or (B,) as one that multiplies, or is added to, x (B, C, *S), with a result in x's dtype.
+
+    One of shape () stays where it is, in float64 on the CPU, since a kernel takes it as a number; (B,) go to x's device.
+    """
+    return all_over((coefficient,), x)[0]
+
+
+def all_over(coefficients: Sequence[Tensor], x: Tensor) -> list[Tensor]:
+    """`over` of each, those of shape (B,) in one copy to the device."""
+    batched = [c for c in coefficients if c.ndim]
+    if not batched:
+        return list(coefficients)
+    rows = iter(moved(torch.stack(batched), x.device, x.dtype).view(len(batched), -1, *[1] * (x.ndim - 1)))
+    return [next(rows) if c.ndim else c for c in coefficients]
+
+
+def network_time(schedule: Schedule, t: Tensor, x: Tensor) -> Tensor:
+    """What a network is told of the times t, () on the CPU or (B,), of x (B, C, *S): (B,) float32 on x's device."""
+    time = schedule.network_time(t)
+    if time.ndim:
+        return moved(time, x.device, torch.float32)
+    return torch.full((len(x),), float(time), device=x.device)
 
 
 class Denoiser(nn.Module):
@@ -62,15 +83,13 @@ class Denoiser(nn.Module):
         self.learn_variance = learn_variance
 
     def forward(self, x_t: Tensor, t: Tensor, cond: object) -> Prediction:
-        """x_t: (B, C, *S); t: () or (B,), in (0, 1], on the CPU; cond goes to the network unread."""
-        time = self.schedule.network_time(t).to(x_t.device, torch.float32).expand(len(x_t))
-        y, var_frac = self.network(x_t, time, cond).float(), None
+        """x_t: (B, C, *S); t: () or (B,), in (0, 1], () on the CPU; cond goes to the network unread."""
+        y, var_frac = self.network(x_t, network_time(self.schedule, t, x_t), cond).float(), None
         if self.learn_variance:
             y, v = y.chunk(2, dim=1)
             var_frac = (v + 1) / 2  # Nichol & Dhariwal 2021, section 3.1: v in [-1, 1], not enforced
         alpha, sigma = self.schedule.alpha_sigma(t)
         a, b = coefficients(self.target, alpha, sigma)
         det = alpha * b - sigma * a
-        x0 = over(b / det, x_t) * x_t - over(sigma / det, x_t) * y
-        eps = over(alpha / det, x_t) * y - over(a / det, x_t) * x_t
-        return Prediction(x0, eps, var_frac)
+        to_x0, from_y, to_eps, from_x = all_over((b / det, sigma / det, alpha / det, a / det), x_t)
+        return Prediction(to_x0 * x_t - from_y * y, to_eps * y - from_x * x_t, var_frac)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoise, Prediction, over
+from diffcli.diffusion.denoiser import Denoise, Prediction, all_over
 from diffcli.diffusion.guidance import with_x0
 from diffcli.diffusion.schedule import Schedule
 
 
 def noised(schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """x_t of images x0 (B, C, *S) at times t () or (B,). Source: Meng et al. 2022, algorithm 1 (SDEdit, arXiv 2108.01073)."""
-    alpha, sigma = (over(c, x0) for c in schedule.alpha_sigma(t))
+    alpha, sigma = all_over(schedule.alpha_sigma(t), x0)
     return alpha * x0 + sigma * noise
 
 
@@ -38,4 +38,5 @@ def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     if angle < 1e-6:  # the same noise twice
         return a.expand(len(share), *a.shape[1:])
     left, right = (torch.sin(w * angle) / torch.sin(angle) for w in (1 - share, share))
-    return over(left, a) * a + over(right, b) * b
+    left, right = all_over((left, right), a)
+    return left * a + right * b

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoise, Prediction, over
+from diffcli.diffusion.denoiser import Denoise, Prediction, all_over, over
 from diffcli.diffusion.schedule import Schedule
+from diffcli.transfer import moved
 
 Pair = Callable[[Tensor, Tensor], tuple[Prediction, Prediction]]
 """(x_t, t) -> what guidance leads to and what it leads away from: conditional and unconditional, or good and weaker model."""
@@ -84,7 +85,8 @@ def classifier_guided(denoise: Denoise, log_prob: LogProb, schedule: Schedule, s
             (gradient,) = torch.autograd.grad(log_prob(leaf, t).sum(), leaf)
         shift = torch.where(alpha > 0, scale * sigma, 0.0)
         gain = torch.where(alpha > 0, scale * sigma**2 / alpha, 0.0)
-        return p._replace(x0=p.x0 + over(gain, x) * gradient, eps=p.eps - over(shift, x) * gradient)
+        up, down = all_over((gain, shift), x)
+        return p._replace(x0=p.x0 + up * gradient, eps=p.eps - down * gradient)
 
     return guided
 
@@ -131,7 +133,8 @@ def threshold_x0(denoise: Denoise, schedule: Schedule, share: float, high: float
 def with_x0(p: Prediction, x0: Tensor, x: Tensor, t: Tensor, schedule: Schedule) -> Prediction:
     """The prediction with another x0, and eps recomputed from it so that x_t = alpha x0 + sigma eps still holds."""
     alpha, sigma = schedule.alpha_sigma(t)
-    return p._replace(x0=x0, eps=over(1 / sigma, x) * x - over(alpha / sigma, x) * x0)
+    whole, signal = all_over((1 / sigma, alpha / sigma), x)
+    return p._replace(x0=x0, eps=whole * x - signal * x0)
 
 
 def _led(cond: Prediction, null: Prediction, scale: float) -> Prediction:
@@ -140,6 +143,6 @@ def _led(cond: Prediction, null: Prediction, scale: float) -> Prediction:
 
 def _where(inside: Tensor, p: Prediction, q: Prediction) -> Prediction:
     """The rows of p that are inside (B,), those of q elsewhere."""
-    rows = over(inside, p.x0).bool()
+    rows = moved(inside, p.x0.device).view(-1, *[1] * (p.x0.ndim - 1))
     var_frac = None if p.var_frac is None or q.var_frac is None else torch.where(rows, p.var_frac, q.var_frac)
     return Prediction(torch.where(rows, p.x0, q.x0), torch.where(rows, p.eps, q.eps), var_frac)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoise, Prediction, over
+from diffcli.diffusion.denoiser import Denoise, Prediction, all_over
 from diffcli.diffusion.schedule import DiscreteSchedule, transition
 from diffcli.noise import Noise
 
@@ -41,7 +41,7 @@ def bits_per_dim(
     """
     for step in range(schedule.steps, 0, -1):
         t = torch.tensor(step / schedule.steps, dtype=torch.float64)
-        alpha, sigma = (over(c, x0) for c in schedule.alpha_sigma(t))
+        alpha, sigma = all_over(schedule.alpha_sigma(t), x0)
         x_t = alpha * x0 + sigma * noise(x0)
         p = denoise(x_t, t)
         if variance != "learned":
@@ -53,7 +53,7 @@ def bits_per_dim(
 def prior_term(x0: Tensor, schedule: DiscreteSchedule) -> Tensor:
     """L_T = KL(q(x_1 | x0) || N(0, 1)) in bits a dimension, (B,): what the signal left at t = 1 costs."""
     alpha, sigma = schedule.alpha_sigma(torch.ones((), dtype=torch.float64))
-    nats = 0.5 * (over(alpha, x0) * x0).square() + over(0.5 * (sigma**2 - 1) - sigma.log(), x0)
+    nats = 0.5 * (alpha * x0).square() + (0.5 * (sigma**2 - 1) - sigma.log())
     return nats.flatten(1).mean(1) / math.log(2)
 
 
@@ -69,14 +69,13 @@ def variational_term(
     s = (t - 1 / schedule.steps).clamp(min=0)
     q = transition(schedule, t, s)
     log_small = _clipped_log_small(q.var_small, schedule)
-    c_x, c_x0 = over(q.c_x, x0), over(q.c_x0, x0)
+    first = (t * schedule.steps < 1.5).to(t)
+    c_x, c_x0, small, large, first = all_over((q.c_x, q.c_x0, log_small, q.var_large.log(), first), x0)
     true_mean, mean = c_x * x_t + c_x0 * x0, c_x * x_t + c_x0 * p.x0.detach()
-    small, large = over(log_small, x0).expand_as(x0), over(q.var_large.log(), x0).expand_as(x0)
-    log_var = torch.lerp(small, large, p.var_frac)
+    log_var = torch.lerp(small.expand_as(x0), large.expand_as(x0), p.var_frac)
     kl = 0.5 * (log_var - small + (small - log_var).exp() + (true_mean - mean).square() * (-log_var).exp() - 1)
-    first = over(t * schedule.steps < 1.5, x0).bool()
     grey = discretised_log_likelihood(x0 / scale, mean / scale, log_var - 2 * math.log(scale))
-    nats = torch.where(first, -grey, kl)
+    nats = torch.where(first > 0, -grey, kl)
     return nats.flatten(1).mean(1) / math.log(2)
 
 
@@ -102,4 +101,4 @@ def _clipped_log_small(var_small: Tensor, schedule: DiscreteSchedule) -> Tensor:
     t = torch.tensor(min(2, schedule.steps) / schedule.steps, dtype=torch.float64)
     before = transition(schedule, t, t - 1 / schedule.steps)
     floor = before.var_small if schedule.steps > 1 else before.var_large
-    return torch.where(var_small > 0, var_small, floor).log()
+    return torch.where(var_small > 0, var_small, float(floor)).log()

@@ -8,7 +8,7 @@ Source: Nichol & Dhariwal 2021, section 3.1 and eq. 16 (arXiv 2102.09672), whose
 
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoiser, coefficients, over
+from diffcli.diffusion.denoiser import Denoiser, all_over, coefficients
 from diffcli.diffusion.likelihood import variational_term
 from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.diffusion.weights import L2, Distance, NoWeight, Weight
@@ -28,16 +28,17 @@ def denoising_loss(
 ) -> dict[str, Tensor]:
     """Per-sample terms, each (B,): `loss` (to be averaged), `mse`, and `vlb` in bits a dimension where the variance is learned.
 
-    x0, eps: (B, C, *S) float32; t: (B,) float64 on the CPU; scale: that of the codec. `mse` is the squared error of the target.
+    x0, eps: (B, C, *S) float32; t: (B,) float64; scale: that of the codec. `mse` is the squared error of the target.
     """
     schedule = denoiser.schedule
     alpha, sigma = schedule.alpha_sigma(t)
-    x_t = over(alpha, x0) * x0 + over(sigma, x0) * eps
+    targets = coefficients(denoiser.target, alpha, sigma)
+    signal, noise, a, b, w = all_over((alpha, sigma, *targets, weight.factor(denoiser.target, alpha, sigma)), x0)
+    x_t = signal * x0 + noise * eps
     p = denoiser(x_t, t, cond)
-    a, b = (over(c, x0) for c in coefficients(denoiser.target, alpha, sigma))
     difference = a * (p.x0 - x0) + b * (p.eps - eps)
     mse, far = (d.flatten(1).mean(1) for d in (difference.square(), distance(difference)))
-    terms = {"loss": over(weight.factor(denoiser.target, alpha, sigma), far) * far, "mse": mse}
+    terms = {"loss": w.flatten().to(far) * far, "mse": mse}
     if p.var_frac is not None:
         assert isinstance(schedule, DiscreteSchedule), "the task refuses learned variance on a continuous schedule"
         vlb = variational_term(p, x0, x_t, t, schedule, scale)

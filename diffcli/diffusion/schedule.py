@@ -1,7 +1,7 @@
 """Noise schedules: alpha and sigma over t in [0, 1], and the Gaussian between any two times.
 
-x_t = alpha(t) x0 + sigma(t) eps. Schedule arithmetic is float64 on the CPU; callers cast where it meets x. A discrete schedule
-is a table of log alpha-bar = log alpha^2 at t = 0, 1/T, ..., 1 (exactly 0 at t = 0), interpolated linearly between.
+x_t = alpha(t) x0 + sigma(t) eps. Schedule arithmetic is float64 where t lies, mostly on the CPU; callers cast where it meets x. A
+discrete schedule is a table of log alpha-bar = log alpha^2 at t = 0, 1/T, ..., 1 (exactly 0 at t = 0), interpolated linearly.
 """
 
 import math
@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffcli.config import Config
+from diffcli.transfer import moved
 
 CLEANEST = 1e-3  # where a walk along the straight path may leave for t = 0
 EDM_CLEANEST = 0.002 / 0.5  # Karras et al. 2022: their smallest sigma over their sigma_data
@@ -84,8 +85,9 @@ class DiscreteSchedule(Schedule):
 
     def time(self, log_snr: Tensor) -> Tensor:
         target = torch.nn.functional.logsigmoid(log_snr.double()).clamp(float(self.log_alpha_bar[-1]), 0)
-        right = torch.searchsorted(-self.log_alpha_bar, -target).clamp(1, self.steps)
-        low, high = self.log_alpha_bar[right - 1], self.log_alpha_bar[right]
+        table = _table(self, log_snr.device)
+        right = torch.searchsorted(-table, -target).clamp(1, self.steps)
+        low, high = table[right - 1], table[right]
         share = torch.where(high.isinf(), -torch.expm1((target - low) / 2), (target - low) / (high - low))
         return (right - 1 + share) / self.steps
 
@@ -105,7 +107,8 @@ class DiscreteSchedule(Schedule):
         nearest = position.round()
         position = torch.where((position - nearest).abs() < 1e-9, nearest, position)  # k / T * T is not always k
         left = position.floor().long().clamp(max=self.steps - 1)
-        low, high, share = self.log_alpha_bar[left], self.log_alpha_bar[left + 1], position - left
+        table = _table(self, t.device)
+        low, high, share = table[left], table[left + 1], position - left
         return torch.where(high.isinf(), low + 2 * torch.log1p(-share), torch.lerp(low, high, share))
 
     @model_validator(mode="after")
@@ -121,6 +124,12 @@ def _log_alpha_bar(schedule: DiscreteSchedule) -> Tensor:
     if schedule.zero_terminal_snr:
         log_alpha_bar = _zero_terminal(log_alpha_bar)
     return torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bar])
+
+
+@cache
+def _table(schedule: DiscreteSchedule, device: torch.device) -> Tensor:
+    """log alpha-bar where the times are that look it up."""
+    return moved(_log_alpha_bar(schedule), device)
 
 
 def _zero_terminal(log_alpha_bar: Tensor) -> Tensor:

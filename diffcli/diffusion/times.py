@@ -9,11 +9,13 @@ from abc import abstractmethod
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config
 from diffcli.diffusion.schedule import DiscreteSchedule, Schedule
+from diffcli.transfer import moved
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 CLEANEST = 2.0**-53  # times and uniform numbers are kept off 0, where nothing is left to learn
@@ -37,16 +39,19 @@ class LossHistory(nn.Module):
         order = index.argsort(stable=True)
         index, loss = index[order], loss[order]
         nth = torch.arange(len(index), device=index.device) - torch.searchsorted(index, index)  # of its time, from 0
-        seen = torch.bincount(index, minlength=steps)
+        seen = torch.zeros_like(self.count).scatter_add_(0, index, torch.ones_like(index))
         kept = nth >= seen[index] - window  # a ring's place is written once, whatever the batch
-        slot = (self.count[index] + nth) % window
-        self.losses[index[kept], slot[kept]] = loss[kept].to(self.losses)
+        place = torch.where(kept, index * window + (self.count[index] + nth) % window, steps * window)
+        places = F.pad(self.losses.flatten(), (0, 1)).scatter_(
+            0, place, loss.to(self.losses)
+        )  # the last is thrown away
+        self.losses.copy_(places[:-1].view_as(self.losses))
         self.count += seen
 
-    def root_mean_squares(self) -> Tensor | None:
-        """sqrt(E[L_t^2]) at each time, float64 (T,) on the CPU; None until every time has a full history."""
-        losses, count = self.losses.cpu().double(), self.count.cpu()
-        return losses.square().mean(1).sqrt() if bool((count >= losses.shape[1]).all()) else None
+    def root_mean_squares(self) -> Tensor:
+        """sqrt(E[L_t^2]) at each time, float64 (T,), where the buffers are; all 1 until every time has a full history."""
+        roots = self.losses.double().square().mean(1).sqrt()
+        return torch.where((self.count >= self.losses.shape[1]).all(), roots, 1.0)
 
 
 class Times(Config):
@@ -56,7 +61,10 @@ class Times(Config):
     def sample(
         self, u: Tensor, position: Tensor, schedule: Schedule, history: LossHistory | None = None
     ) -> tuple[Tensor, Tensor]:
-        """t (B,) in (0, 1] and its weight (B,), float64, from u uniform on [0, 1) and each sample's position in the run."""
+        """t (B,) in (0, 1] and its weight (B,), float64, from u uniform on [0, 1) and each sample's position in the run.
+
+        u, position: (B,) on the CPU, where t is, too, unless it follows from a history that lies elsewhere.
+        """
 
     def remember(self, schedule: Schedule) -> LossHistory | None:
         """An empty history for those that draw by it."""
@@ -156,15 +164,15 @@ class LossAware(Times):
         self, u: Tensor, position: Tensor, schedule: Schedule, history: LossHistory | None = None
     ) -> tuple[Tensor, Tensor]:
         assert history is not None
-        p = self.probabilities(history)
-        index = torch.searchsorted(p.cumsum(0), u.double(), right=True).clamp(max=len(p) - 1)
+        p = self.probabilities(history)  # on its device, and so are the times: the host does not wait for losses
+        u = moved(u, p.device, torch.float64)
+        index = torch.searchsorted(p.cumsum(0), u, right=True).clamp(max=len(p) - 1)
         return (index + 1).double() / len(p), 1 / (len(p) * p[index])
 
     def probabilities(self, history: LossHistory) -> Tensor:
-        """p of the times 1/T, ..., 1; float64 (T,)."""
+        """p of the times 1/T, ..., 1; float64 (T,) on the history's device."""
         weights = history.root_mean_squares()
-        if weights is None or not bool(weights.sum() > 0):
-            weights = torch.ones(len(history.count), dtype=torch.float64)
+        weights = torch.where(weights.sum() > 0, weights, 1.0)
         return (1 - self.uniform) * weights / weights.sum() + self.uniform / len(weights)
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from diffcli.config import Config, Note, UserError
 from diffcli.encoders.libraries import LOADERS, Origin, Towers, typed
+from diffcli.transfer import moved
 
 CLIP_LENGTH = 77  # tokens that the published ones read; a loaded model knows its own
 T5_LENGTH = 128  # tokens; its positions are relative and set no limit. Source: Saharia et al. 2022, arXiv 2205.11487
@@ -129,10 +130,10 @@ class Encoder:
         ids, mask = self._tokenized(list(row))
         towers, device = self.towers, torch.device(device)
         towers.move_text(device)
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = moved(ids, device), moved(mask, device)
         with _whole_range(self.config.kind, device):
             tokens, pooled = towers.text(ids, mask, self.config.layer)
-        rows = torch.tensor([row[text] for text in texts], device=device)
+        rows = moved(torch.tensor([row[text] for text in texts]), device)
         tokens = tokens.float() * mask[..., None]
         return Encoded(tokens[rows], mask[rows], None if pooled is None else pooled.float()[rows])
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import ImageShape, UserError
+from diffcli.diffusion.denoiser import network_time
 from diffcli.diffusion.editing import noised
 from diffcli.diffusion.guidance import LogProb, on_path
 from diffcli.diffusion.samplers import Sampler
@@ -71,8 +72,7 @@ class ClassifierTask(Task):
         if self.schedule is None:
             return self.network(x).float()
         t = torch.zeros((), dtype=torch.float64) if t is None else t
-        time = self.schedule.network_time(t).to(x.device, torch.float32).expand(len(x))
-        return self.network(x, time).float()
+        return self.network(x, network_time(self.schedule, t, x)).float()
 
     def logits(self, features: Tensor) -> Tensor:
         """Penultimate features (B, D) -> class logits (B, K)."""

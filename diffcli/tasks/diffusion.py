@@ -37,6 +37,7 @@ from diffcli.tasks.guide import Drawing, Guiding
 from diffcli.tasks.objective import Objective
 from diffcli.tasks.task import Network, Task
 from diffcli.tasks.task_config import TaskConfig
+from diffcli.transfer import moved
 
 LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
 SEQUENCE = 77  # tokens of a stored sequence where only their width is known: those of CLIP
@@ -108,23 +109,24 @@ class DiffusionTask(Task):
         chance = Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE)
         times, weight, distance, coupling = self.objective
         t, importance = times.sample(chance.uniform(), batch["position"], self.denoiser.schedule, self.history)
-        keep = (chance.uniform() >= self.drop_condition).to(x0.device)
-        eps = Noise(batch["stream"], x0.device)(x0)
+        keep, stream = moved(chance.uniform() >= self.drop_condition, x0.device), moved(batch["stream"], x0.device)
+        eps = Noise(stream, x0.device)(x0)
         if coupling == "optimal_transport":
             eps = paired(eps, x0)
-        cond = self.condition(batch, keep, x0, seeds=batch["stream"].to(x0.device))
+        cond = self.condition({**batch, "stream": stream}, keep, x0, seeds=stream)
         terms = denoising_loss(self.denoiser, x0, eps, t, cond, weight, distance, self.codec.scale)
         if self.history is not None and self.training:
             index = (t * len(self.history.count)).round().long() - 1
-            self.drawn.append((torch.stack([batch["position"], index], dim=1), terms["loss"].detach()))
-        terms["loss"] = terms["loss"] * importance.to(terms["loss"])
+            place = torch.stack([moved(batch["position"], index.device), index], dim=1)
+            self.drawn.append((place, terms["loss"].detach()))
+        terms["loss"] = terms["loss"] * moved(importance, x0.device, terms["loss"].dtype)
         return {name: term.mean() for name, term in terms.items()}
 
     def after_update(self, gather: Callable[[Tensor], Tensor]) -> None:
         """Takes the losses of the global batch into the history, in order of position: however it was split, it is the same."""
         if self.history is None:
             return
-        where = gather(torch.cat([drawn for drawn, _ in self.drawn]).to(self.device))
+        where = gather(torch.cat([drawn for drawn, _ in self.drawn]))
         losses = gather(torch.cat([loss for _, loss in self.drawn]))
         self.drawn.clear()
         order = where[:, 0].argsort()
@@ -148,9 +150,17 @@ class DiffusionTask(Task):
 
     def denoise(self, batch: Batch, guidance: float, n: int, guiding: Guiding = Guiding()) -> Denoise:
         """The denoiser of n images with the batch's condition and all guidance bound; x0 in the codec's bounds."""
-        guide, schedule = guiding.guide, self.denoiser.schedule
-        plain = self.branch(batch, n)
-        denoise = self._led(plain, batch, guidance, n, guiding)
+        guide, schedule, weaker = guiding.guide, self.denoiser.schedule, guiding.weaker
+        leads = guidance != 1 and self.conditional and weaker is None
+        cond = self._conditions(batch, n, (True, False) if leads else (True,))
+        plain = self._under(rows(cond, 0, n) if leads else cond)
+        if leads:
+            denoise = self._led(self._both(cond), self._under(rows(cond, n, 2 * n)), guidance, guide.rescale)
+        elif guidance != 1 and weaker is not None:
+            other = weaker.branch(batch, n)
+            denoise = self._led(_each(plain, other), other, guidance, guide.rescale)
+        else:
+            denoise = plain
         if guiding.classifier is not None:
             log_prob = guiding.classifier.log_prob(batch["label"], schedule, self.codec.scale)
             denoise = classifier_guided(denoise, log_prob, schedule, guide.pull)
@@ -164,35 +174,36 @@ class DiffusionTask(Task):
 
     def branch(self, batch: Batch, n: int, conditional: bool = True) -> Denoise:
         """The network alone, with the batch's condition or with none."""
-        keep = torch.full((n,), conditional, device=self.device)
-        cond = self.condition(batch, keep, torch.empty(self.latent_shape(n), device=self.device))
+        return self._under(self._conditions(batch, n, (conditional,)))
+
+    def _conditions(self, batch: Batch, n: int, branches: Sequence[bool]) -> Conditioning:
+        """What the network is told of a batch of n in each branch, one after the other; where it is False, of no condition.
+
+        The conditioners run once, whatever branches guidance has.
+        """
+        times = len(branches)
+        whole = {name: torch.cat([v] * times) if isinstance(v, Tensor) else [*v] * times for name, v in batch.items()}
+        keep = moved(torch.tensor(branches).repeat_interleave(n), self.device)
+        return self.condition(whole, keep, torch.empty(self.latent_shape(times * n), device=self.device))
+
+    def _under(self, cond: Conditioning) -> Denoise:
         return lambda x, t: self.denoiser(x, t, cond)
 
-    def _led(self, plain: Denoise, batch: Batch, guidance: float, n: int, guiding: Guiding) -> Denoise:
-        """`plain` led away from the unconditional branch, or from a weaker model, by the scale; the cheapest way there is.
+    def _both(self, cond: Conditioning) -> Pair:
+        """Both branches of the network as one batch; cond: of 2B samples."""
 
-        Both branches of one network run as one batch; a scale of 1 or 0 runs the one branch that it needs.
-        """
-        weaker, rescale = guiding.weaker, guiding.guide.rescale
-        if guidance == 1 or not (self.conditional or weaker):
-            return plain
+        def pair(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
+            return halves(self.denoiser(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, cond))
+
+        return pair
+
+    def _led(self, pair: Pair, other: Denoise, guidance: float, rescale: float) -> Denoise:
+        """Led away from the second of a pair, `other`, which alone is computed where the scale is 0."""
         if guidance == 0 and rescale == 0:
-            return weaker.branch(batch, n) if weaker else self.branch(batch, n, conditional=False)
-        pair = _each(plain, weaker.branch(batch, n)) if weaker else self._fused(batch, n)
+            return other
         if rescale == 0:
             return classifier_free(pair, guidance)
         return rescaled(pair, guidance, self.denoiser.schedule, rescale)
-
-    def _fused(self, batch: Batch, n: int) -> Pair:
-        """Both branches of the network as one batch."""
-        like = torch.empty(self.latent_shape(2 * n), device=self.device)
-        twice = {name: torch.cat([v, v]) if isinstance(v, Tensor) else [*v, *v] for name, v in batch.items()}
-        both = self.condition(twice, torch.arange(2 * n, device=self.device) < n, like)
-
-        def pair(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
-            return halves(self.denoiser(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, both))
-
-        return pair
 
     def start(self, seeds: Sequence[int]) -> tuple[Tensor, Noise]:
         """Pure noise in diffusion space, one stream for each seed, and the streams to draw on from."""
@@ -221,6 +232,11 @@ class DiffusionTask(Task):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def rows(cond: Conditioning, first: int, end: int) -> Conditioning:
+    """The conditions of some samples of a batch."""
+    return Conditioning(*(None if slot is None else slot[first:end] for slot in cond))
 
 
 def _each(one: Denoise, other: Denoise) -> Pair:

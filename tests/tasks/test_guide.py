@@ -10,6 +10,7 @@ from torch import Tensor
 from diffcli.diffusion.samplers import Ddim, Ode
 from diffcli.noise import Noise
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
+from diffcli.tasks.conditioners.text import TextConditionerConfig
 from diffcli.tasks.guide import Drawing, Guide, Guiding
 from tests.tasks.test_diffusion_task import CLASSES, SHAPE, Calls, build, config
 
@@ -187,3 +188,33 @@ def test_a_sampler_guided_by_everything_draws_in_range():
     with torch.no_grad():
         *_, end = Ddim(steps=4).trajectory(task.denoise(FIELDS, 3, 3, guiding), task.denoiser.schedule, x, streams)
     assert end.x.abs().max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("scale", "guide"),
+    [(1, Guide()), (0, Guide()), (3, Guide()), (3, Guide(interval=(0.3, 3.0))), (3, Guide(rescale=0.5))],
+)
+@torch.no_grad()
+def test_conditioners_run_once_whatever_the_guidance_and_read_each_text_once(scale: float, guide: Guide) -> None:
+    text = {"kind": "text", "width": 8, "depth": 1, "heads": 1, "length": 8, "gives": "vector"}
+    task = build(conditioners=[{"kind": "class", "num_classes": CLASSES, "dim": 8}, text])
+    (by_class, by_text) = task.conditioners
+    runs = [Calls(by_class.embedding), Calls(by_text.norm)]  # each with the rows that it sees
+    denoise = task.denoise(FIELDS | {"text": ["one", "two", "one"]}, scale, 3, Guiding(guide))
+    for t in (T, T / 10):
+        denoise(noise(1, 2, 3), t)
+    rows_of_classes = 3 if scale == 1 else 6
+    assert [run.batch_sizes for run in runs] == [[rows_of_classes], [2]]
+
+
+@torch.no_grad()
+def test_texts_that_are_read_once_condition_as_if_read_each_time() -> None:
+    conditioner = TextConditionerConfig(width=8, depth=1, heads=1, length=8).build()
+    keep, like = torch.tensor([True, False, True, True]), noise(1, 2, 3, 4)
+    batch = {"text": ["one", "two", "one", "four"]}
+    once = conditioner(batch, keep, like)
+    with torch.enable_grad():
+        each = conditioner(batch, keep, like)
+    torch.testing.assert_close(once.vector, each.vector)
+    torch.testing.assert_close(once.tokens, each.tokens)
+    assert torch.equal(once.mask, each.mask)

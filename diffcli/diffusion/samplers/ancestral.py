@@ -43,7 +43,7 @@ class Ddpm(Sampler):
                     "sampler.variance is 'learned', but the model has no learned variance",
                     "use --set sampler.variance=small, or train with task.learn_variance=true",
                 )
-            small, large = over(q.var_small.log(), p.x0), over(q.var_large.log(), p.x0)
+            small, large = (p.x0.new_full((), float(v.log())) for v in (q.var_small, q.var_large))
             return (torch.lerp(small.expand_as(p.x0), large.expand_as(p.x0), p.var_frac) / 2).exp()
         return over((q.var_small if variance == "small" else q.var_large).sqrt(), p.x0)
 

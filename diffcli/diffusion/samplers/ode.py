@@ -12,10 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.diffusion.denoiser import Denoise, over
+from diffcli.diffusion.denoiser import Denoise, all_over, over
 from diffcli.diffusion.samplers.sampler import Sampler, Step
 from diffcli.diffusion.schedule import Schedule
 from diffcli.noise import Noise
+from diffcli.transfer import moved
 
 # Dormand & Prince 1980, table 2, RK5(4)7M: the nodes, what each stage adds up, and the difference of the two orders
 NODES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
@@ -41,7 +42,7 @@ class Node(NamedTuple):
 
     def where(self, chosen: Tensor, other: "Node") -> "Node":
         """This node for the images chosen, (B,) bool, the other for the rest."""
-        on_device = chosen.to(self.x.device).reshape(-1, *[1] * (self.x.ndim - 1))
+        on_device = moved(chosen, self.x.device).view(-1, *[1] * (self.x.ndim - 1))
         return Node(
             torch.where(chosen, self.u, other.u),
             torch.where(on_device, self.x, other.x),
@@ -52,8 +53,9 @@ class Node(NamedTuple):
 class Ode(Sampler):
     """Dormand-Prince 5(4) with adaptive steps; `steps` says how many states are shown and changes neither result nor cost.
 
-    An image's steps follow its own error, so it does not depend on its batch. Its evaluations are counted as they are made. The
-    walk ends at the first trained time, whose x0 is the result.
+    An image's steps follow its own error, so it does not depend on its batch; the host reads these errors, (B,) numbers, once a
+    step of six evaluations, and waits for nothing else. Evaluations are counted as they are made. The walk ends at the first
+    trained time, whose x0 is the result.
     Source: Dormand & Prince 1980, doi 10.1016/0771-050X(80)90013-3; Song et al. 2021, section 4.3 (arXiv 2011.13456).
     """
 
@@ -126,7 +128,9 @@ def _step(slope: Slope, now: Node, h: Tensor, end: float) -> tuple[Node, Tensor]
 
 def _sum(weights: tuple[float, ...], slopes: list[Tensor], h: Tensor) -> Tensor:
     """h times the weighted sum."""
-    first, *others = (over(w * h, k) * k for w, k in zip(weights, slopes, strict=True) if w)
+    used = [(w * h, k) for w, k in zip(weights, slopes, strict=True) if w]
+    factors = all_over([factor for factor, _ in used], slopes[0])
+    first, *others = (factor * k for factor, (_, k) in zip(factors, used, strict=True))
     return sum(others, start=first)
 
 
@@ -139,6 +143,6 @@ def _between(before: Node, now: Node, u: float) -> Tensor:
     """x' at u between two nodes, by the cubic with their values and slopes; the later node's where it has just begun."""
     h = now.u - before.u
     y = torch.where(h == 0, 1.0, (u - before.u) / h)
-    rise, x = over(h, now.x), over(y, now.x)
+    rise, x = all_over((h, y), now.x)
     cubic = (1 - x) ** 2 * ((1 + 2 * x) * before.x + x * rise * before.slope)
     return cubic + x**2 * ((3 - 2 * x) * now.x - (1 - x) * rise * now.slope)

@@ -11,6 +11,7 @@ from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
+from diffcli.transfer import moved
 
 
 class ClassConditioner(Conditioner):
@@ -47,7 +48,7 @@ class ClassConditioner(Conditioner):
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, dim), or tokens (B, tokens, dim). batch["label"]: (B,) int64 in 0..num_classes-1."""
         self.check(batch)
-        label = batch["label"].to(keep.device)
+        label = moved(batch["label"], keep.device)
         rows = self.embedding(torch.where(keep, label, self.num_classes))
         if self.tokens is None:
             return Conditioning(vector=rows)

@@ -14,6 +14,7 @@ from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import Gives, Slot, check_width, readable, unit_variance
+from diffcli.transfer import moved
 
 TEXT, IMAGE = "clip_text", "clip_image"  # fields with CLIP's embeddings of captions and of images
 
@@ -57,7 +58,7 @@ class EmbeddingConditioner(Conditioner):
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, D) and tokens (B, N, D); of a stored sequence, with the mask of what is not padding (zeros)."""
         self.check(batch)
-        value = batch[self.config.field].to(keep.device, torch.float32)
+        value = moved(batch[self.config.field], keep.device, torch.float32)
         if self.config.stored == "sequence":
             there = (value != 0).any(-1)
             keep = keep & there.any(1)  # what has no tokens is told nothing

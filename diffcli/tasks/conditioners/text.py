@@ -23,6 +23,7 @@ from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import SMALL, Gives
+from diffcli.transfer import moved
 
 PAD, BEGIN, END = b"\x00", b"\x02", b"\x03"  # NUL, start of text, end of text
 MARKS = 2
@@ -62,8 +63,11 @@ class TextConditioner(Conditioner):
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, width), and tokens (B, length, width) with their mask. batch["text"]: B strings."""
         self.check(batch)
-        ids, ends = self.tokenise(batch["text"])
-        ids, ends = ids.to(keep.device), ends.to(keep.device)
+        texts = list(batch["text"])
+        # both branches of guidance read the same; in training a text is read as often as it occurs, so that sums keep their order
+        read = texts if torch.is_grad_enabled() else list(dict.fromkeys(texts))
+        ids, ends = self.tokenise(read)
+        ids, ends = moved(ids, keep.device), moved(ends, keep.device)
         place = torch.arange(self.length, device=keep.device)
         mask = place <= ends[:, None]  # (B, L)
         h = self.embedding[ids] * mask[:, :, None]  # (B, L, D)
@@ -73,6 +77,10 @@ class TextConditioner(Conditioner):
         for block in self.blocks:
             h = block(h, mask)
         h = self.norm(h)
+        if len(read) < len(texts):
+            at = {text: i for i, text in enumerate(read)}
+            again = moved(torch.tensor([at[text] for text in texts]), keep.device)
+            h, ends, mask = h[again], ends[again], mask[again]
         vector = None
         if self.null_vector is not None:
             vector = torch.where(keep[:, None], h[torch.arange(len(h), device=h.device), ends], self.null_vector)
