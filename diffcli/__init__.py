@@ -1,3 +1,45 @@
-"""diffcli: train, resume, sample, animate and score diffusion models from the command line."""
+"""diffcli: train, resume, sample, animate and score diffusion models, from the command line and from Python.
 
+    import diffcli
+    model = diffcli.load("runs/digits")
+    images = model.sample(n=16, label=7)
+
+Importing it is light: torch is imported by `load`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from diffcli.facade import LoadedModel
+
+__all__ = ["UserError", "__version__", "load"]
 __version__ = "0.1.0"
+
+
+def load(
+    path: str | Path,
+    *,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    ema: bool = True,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    compile: bool = False,
+    settings: Sequence[str] = (),
+) -> "LoadedModel":
+    """The model of a run directory, a checkpoint folder or an exported file, ready to draw.
+
+    ema: use the averaged weights. precision: of the networks; auto is what is fast on the device. compile: its network, which
+    costs a minute once. settings: KEY=VALUE, where an encoder lies now. Raises UserError where there is no such checkpoint.
+    """
+    from diffcli.facade import load
+
+    return load(path, device=device, ema=ema, precision=precision, compile=compile, settings=settings)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "UserError":
+        from diffcli.config import UserError
+
+        return UserError
+    raise AttributeError(f"module 'diffcli' has no attribute '{name}'")

@@ -129,14 +129,14 @@ def read_edit(options: EditOptions, shape: ImageShape) -> Edit:
     """Reads the files in the shape of the model's images: cropped and resized as data of kind folder are."""
     if not options.images:
         return Edit(options)
-    opened = [_open("--image", path) for path in options.images]
+    opened = [open_picture("--image", path) for path in options.images]
     images = torch.from_numpy(np.stack([fit(image, shape) for image in opened]))
     painted = None if options.mask is None else _read_mask(options.mask, opened, options.images, shape)
     return Edit(options, to_float(images), painted)
 
 
 def _read_mask(path: Path, opened: Sequence[Image.Image], names: Sequence[Path], shape: ImageShape) -> Tensor:
-    mask = _open("--mask", path)
+    mask = open_picture("--mask", path)
     for image, name in zip(opened, names, strict=True):
         if image.size != mask.size:
             sizes = " and ".join(f"{i.width}x{i.height}" for i in (mask, image))
@@ -151,7 +151,8 @@ def _read_mask(path: Path, opened: Sequence[Image.Image], names: Sequence[Path],
     return painted
 
 
-def _open(flag: str, path: Path) -> Image.Image:
+def open_picture(flag: str, path: Path) -> Image.Image:
+    """A picture file, decoded. flag: what names it in errors. Raises UserError where it cannot be read."""
     try:
         return open_image(path.read_bytes(), str(path))
     except BrokenImage as error:

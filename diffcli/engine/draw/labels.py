@@ -20,10 +20,10 @@ FEW_CLASSES = 20  # that a hint can still list
 
 @dataclass(frozen=True)
 class Labels(Conditions):
-    """One class for all images, all in turn, or a random one for each from its seed. each: an image of each was asked for."""
+    """Some classes in turn, or a random one for each image, from its seed. each: an image of each was asked for."""
 
-    which: int | Literal["all", "random"]
-    count: int
+    which: tuple[int, ...] | Literal["random"]
+    count: int  # of all classes
     names: tuple[str, ...] | None = None
     each: bool = False
 
@@ -33,16 +33,12 @@ class Labels(Conditions):
 
     @property
     def images(self) -> int | None:
-        return self.count if self.each else None
+        return len(self.which) if self.each else None
 
     def labels(self, rows: range, seeds: Sequence[int]) -> Tensor:
-        match self.which:
-            case "all":
-                return torch.arange(rows.start, rows.stop) % self.count
-            case "random":
-                return (Noise(seeds, torch.device("cpu"), Domain.LABEL).uniform() * self.count).long()
-            case number:
-                return torch.full((len(rows),), number)
+        if self.which == "random":
+            return (Noise(seeds, torch.device("cpu"), Domain.LABEL).uniform() * self.count).long()
+        return torch.tensor([self.which[i % len(self.which)] for i in rows], dtype=torch.int64)
 
     def fields(self, rows: range, seeds: Sequence[int]) -> Batch:
         return {"label": self.labels(rows, seeds)}
@@ -56,34 +52,36 @@ class Labels(Conditions):
 
 
 def choose_labels(
-    model: Model, which: str | None, interpolate: int | None, models: Mapping[str, Model]
+    model: Model, which: int | str | tuple[int | str, ...] | None, interpolate: int | None, models: Mapping[str, Model]
 ) -> Labels | None:
-    """The labels of --class; None where neither the model nor a classifier that guides it knows classes.
+    """The labels of --class, or of several classes in turn; None where neither the model nor a classifier that guides it has any.
 
     models: those that guide. Raises UserError for a class that there is not, or one that would change on a way between images.
     """
     knowing = model if class_count(model.preset.task) else models.get("classifier", model)
-    count = class_count(knowing.preset.task)
+    count, names = class_count(knowing.preset.task), knowing.classes
     if count is None:
         if which is not None:
             raise UserError(f"--class {which}: {model.path} is not class-conditional", "leave --class out")
         return None
-    if interpolate is not None and which in (None, "all", "random"):
+    if interpolate is not None and (which in (None, "all", "random") or (isinstance(which, tuple) and len(which) > 1)):
         raise UserError(
             f"--interpolate {interpolate} with --class {which or 'all'}: the class must not change on the way",
             "name one, for example --class 0",
         )
-    names = knowing.classes
-    if which in (None, "all"):
-        return Labels("all", count, names, each=which == "all")
+    if which is None or which == "all":
+        return Labels(tuple(range(count)), count, names, each=which == "all")
     if which == "random":
         return Labels("random", count, names)
-    return Labels(class_id(which, names, count), count, names)
+    if isinstance(which, tuple):
+        return Labels(tuple(class_id(each, names, count) for each in which), count, names, each=True)
+    return Labels((class_id(which, names, count),), count, names)
 
 
-def class_id(which: str, classes: tuple[str, ...] | None, count: int) -> int:
-    """A class given by name (exact, then without case) or by number."""
-    names = list(classes or ())
+def class_id(which: str | int, classes: tuple[str, ...] | None, count: int) -> int:
+    """A class given by name (exact, then without case) or by number; an int is a number whatever the names are."""
+    names = list(classes or ()) if isinstance(which, str) else []
+    which = str(which)
     for known in (names, [name.lower() for name in names]):
         if which in known or which.lower() in known:
             return known.index(which if which in known else which.lower())

@@ -1,6 +1,6 @@
 """`--prompt` and `--prompts`: texts as conditions, and the fields that the conditioners of a model make of them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,13 @@ def prompted(model: Model) -> Specs:
     return {name: spec for name, spec in condition_specs(model).items() if spec.kind in ("text", "vector", "tokens")}
 
 
-def choose_prompts(model: Model, options: SampleOptions, guidance: float, guide: Guide) -> Prompts | None:
-    """The prompts of a request; None where the model reads none, or is guided by its null branch alone."""
+def choose_prompts(
+    model: Model, options: SampleOptions, guidance: float, guide: Guide, values: Collection[str] = ()
+) -> Prompts | None:
+    """The prompts of a request; None where the model reads none, or is guided by its null branch alone.
+
+    values: the fields that are given otherwise.
+    """
     given = options.prompts
     if not prompted(model):
         if given:
@@ -92,7 +97,7 @@ def choose_prompts(model: Model, options: SampleOptions, guidance: float, guide:
         choose_prior(model, options.prior, needed=False)
         return None
     if not given:
-        if unconditional(guidance, guide):
+        if not prompted(model).keys() - values or unconditional(guidance, guide):
             choose_prior(model, options.prior, needed=False)
             return None
         raise UserError(

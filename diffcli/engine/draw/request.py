@@ -3,7 +3,7 @@
 Image i of a request starts from seed + i, and everything random about it (its noise, its random label) follows from that.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from diffcli.engine.distributed import Group
 from diffcli.engine.draw import guides
 from diffcli.engine.draw.conditions import Conditions, blanks, check_distinct
 from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
+from diffcli.engine.draw.given import Value, choose_given
 from diffcli.engine.draw.labels import choose_labels
 from diffcli.engine.draw.prompts import choose_prompts, unconditional
 from diffcli.engine.draw.rows import Reference, choose_rows, row_fields
@@ -171,10 +172,13 @@ class Request:
         return description | self.edit.describe()
 
 
-def request(model: Model, options: SampleOptions, reference: Reference | None = None) -> Request:
+def request(
+    model: Model, options: SampleOptions, reference: Reference | None = None, given: Mapping[str, Value] | None = None
+) -> Request:
     """The options completed from the checkpoint. Raises UserError where they contradict it or each other.
 
-    reference: its rows are the conditions of a model of texts or embeddings, in place of prompts.
+    reference: its rows are the conditions of a model of texts or embeddings, in place of prompts. given: values of conditions
+    by field, such as pictures from files or the images of an earlier stage.
     """
     task = model.preset.task
     if not isinstance(task, DiffusionConfig):
@@ -189,7 +193,7 @@ def request(model: Model, options: SampleOptions, reference: Reference | None = 
         sampler, guide = changed.sampler, changed.guide
     check_steps(sampler, options, task)
     models = guides.load_guides(guide, model, options.overrides)
-    conditions = choose_conditions(model, options, guidance, guide, models, reference)
+    conditions = choose_conditions(model, options, guidance, guide, models, reference, given or {})
     n = choose_n(options, conditions)
     edit = read_edit(
         EditOptions(**{key: getattr(options, key) for key in EditOptions.model_fields}), model.preset.data.shape
@@ -204,18 +208,20 @@ def choose_conditions(
     guide: Guide,
     models: dict[str, Model],
     reference: Reference | None,
+    given: Mapping[str, Value],
 ) -> tuple[Conditions, ...]:
     """What the images are drawn under: all that the model reads beside what it models. Raises UserError where it is not given."""
     null_alone = unconditional(guidance, guide)
     labels = choose_labels(model, options.labels, options.interpolate, models)
+    values = choose_given(model, given, options.interpolate)
     words: Conditions | None
     if reference is not None and row_fields(model) and not null_alone:
         own = labels is not None and options.labels is None  # labels of the rows themselves
         words = rows = choose_rows(model, reference, choose_prior(model, options.prior, needed=False), own)
         labels = None if "label" in rows.specs else labels
     else:
-        words = choose_prompts(model, options, guidance, guide)
-    found = [condition for condition in (words, labels) if condition is not None]
+        words = choose_prompts(model, options, guidance, guide, given)
+    found = [condition for condition in (words, labels, values) if condition is not None]
     check_distinct(found)
     return (*found, *blanks(model, found, null_alone))
 

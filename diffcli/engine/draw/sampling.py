@@ -20,7 +20,7 @@ class SampleOptions(EditOptions):
     """The sampling options of the command line; None is what the checkpoint says."""
 
     n: int | None = Field(None, ge=1)
-    labels: str | None = None  # ID, NAME, all or random
+    labels: int | str | tuple[int | str, ...] | None = None  # ID, NAME, all or random; or several, in turn
     prompts: tuple[str, ...] = ()
     prior: str | None = None  # a prior's checkpoint, or none
     seed: int = Field(0, ge=0)

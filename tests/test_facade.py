@@ -1,0 +1,163 @@
+"""The Python face: light to import, the images of the command line, mistakes in its own words; its page runs as it stands."""
+
+import json
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffcli
+from diffcli.config import UserError
+from diffcli.facade import LoadedModel, Samples
+from tests.conftest import ROOT, Cli, environment
+from tests.test_layers import HEAVY
+
+PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> LoadedModel:
+    return diffcli.load(trained, device="cpu")
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    code = f"import sys, diffcli; print(*sorted(set(sys.modules) & {HEAVY!r})); print(*diffcli.__all__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    assert done.stdout.splitlines() == ["", "UserError __version__ load"]
+
+
+def test_what_there_is_not_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'lood'"):
+        diffcli.lood  # noqa: B018
+    assert diffcli.UserError is UserError
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ({"n": 5, "label": 7}, ["--n", 5, "--class", 7]),
+        ({"n": 3, "label": "random", "seed": 9}, ["--n", 3, "--class", "random", "--seed", 9]),
+        ({"label": "all", "sampler": "ddpm", "steps": 2}, ["--class", "all", "--sampler", "ddpm", "--steps", 2]),
+        ({"n": 2, "eta": 0.5, "guidance": 1.0}, ["--n", 2, "--ddim-eta", 0.5, "--guidance", 1]),
+        ({"interpolate": 3, "label": "4"}, ["--interpolate", 3, "--class", 4]),
+        ({"n": 5, "batch_size": 2, "settings": ["sampler.steps=2"]},
+         ["--n", 5, "--batch-size", 2, "--set", "sampler.steps=2"]),
+    ],
+    ids=["class", "random", "all", "eta", "interpolate", "settings"],
+)  # fmt: skip
+def test_images_and_record_are_those_of_the_command_line(
+    model: LoadedModel, trained: Path, tmp_path: Path, cli: Cli, options: dict, flags: list
+) -> None:
+    done = cli("sample", "--ckpt", trained, "--device", "cpu", "--out", tmp_path / "s.npz", *flags)
+    assert done.code == 0, done.err
+    theirs = np.load(tmp_path / "s.npz")
+    images = model.sample(**options)
+    assert np.array_equal(images.numpy(), theirs["arr_0"])
+    assert images.labels is not None
+    assert images.labels.tolist() == theirs["arr_1"].tolist()
+    assert images.record == json.loads(next(tmp_path.glob("s*.json")).read_text())
+
+
+def test_an_edit_is_that_of_the_command_line(model: LoadedModel, trained: Path, tmp_path: Path, cli: Cli) -> None:
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(tmp_path / "a.png")
+    flags = ("--image", tmp_path / "a.png", "--strength", 0.5, "--class", 2, "--n", 2)
+    assert cli("sample", "--ckpt", trained, "--device", "cpu", "--out", tmp_path / "s.npz", *flags).code == 0
+    images = model.sample(n=2, label=2, image=str(tmp_path / "a.png"), strength=0.5)
+    assert np.array_equal(images.numpy(), np.load(tmp_path / "s.npz")["arr_0"])
+
+
+def test_classes_go_by_number_or_name_and_several_in_turn(model: LoadedModel) -> None:
+    names = model.classes
+    assert names is not None
+    assert model.sample(labels=[names[3], 5]).labels.tolist() == [3, 5]
+    assert model.sample(n=3, labels=[1, names[2]]).labels.tolist() == [1, 2, 1]
+    one, other = model.sample(n=2, label=6), model.sample(n=2, label=names[6].upper())
+    assert torch.equal(one.tensor, other.tensor)
+
+
+def test_samples_come_in_every_form(model: LoadedModel, trained: Path, tmp_path: Path, cli: Cli) -> None:
+    images = model.sample(n=20, steps=1)
+    assert (len(images), images.tensor.dtype, tuple(images.tensor.shape)) == (20, torch.uint8, (20, 1, 8, 8))
+    assert (images.numpy().shape, len(images.pil())) == ((20, 8, 8, 1), 20)
+    assert np.array_equal(np.asarray(images[-1]), images.numpy()[19, ..., 0])
+    flags = ("--n", 20, "--steps", 1, "--device", "cpu", "--out", tmp_path / "theirs.png")
+    assert cli("sample", "--ckpt", trained, *flags).code == 0
+    theirs = np.asarray(Image.open(tmp_path / "theirs.png"))
+    assert np.array_equal(np.asarray(images.grid()), theirs)
+    shown = Image.open(BytesIO(images._repr_png_()))
+    assert (shown.format, np.array_equal(np.asarray(shown), theirs)) == ("PNG", True)
+    assert images.grid(columns=2).size == (2 * 10 + 2, 10 * 10 + 2)
+    saved = images.save(tmp_path / "ours.png")
+    assert np.array_equal(np.asarray(Image.open(saved)), theirs)
+    assert json.loads(next(tmp_path.glob("ours*.json")).read_text()) == images.record
+    assert np.array_equal(np.load(images.save(tmp_path / "ours.npz"))["arr_0"], images.numpy())
+    assert len(list(images.save(tmp_path / "folder").glob("*.png"))) == 20
+    assert "20 images of 8x8x1" in repr(images)
+    assert "1x8x8" in repr(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"label": 99}, ["label 99", "0 to 9"]),
+        ({"label": "elephant"}, ["label elephant", "no such class"]),
+        ({"label": 1, "labels": [1]}, ["label and labels", "one of them"]),
+        ({"n": 0}, ["n is 0"]),
+        ({"steps": 2000}, ["steps 2000"]),
+        ({"n": 2, "interpolate": 3, "label": 1}, ["n 2 with interpolate 3", "leave n out"]),
+        ({"prompt": "a dog"}, ["prompt 'a dog'", "not trained on texts"]),
+        ({"given": {"sketch": "a.png"}}, ["'sketch'", "does not read it"]),
+        ({"mask": "m.png"}, ["mask m.png", "image"]),
+        ({"image": "nowhere.png"}, ["image nowhere.png", "cannot be read"]),
+        ({"settings": ["task.target=eps"]}, ["settings task.target=eps", "sampler.*"]),
+    ],
+)
+def test_a_mistake_is_told_in_terms_of_parameters(model: LoadedModel, options: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        model.sample(**options)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert "--" not in text
+    assert caught.value.hint
+
+
+def test_a_checkpoint_that_is_not_there_is_a_mistake_of_the_user(tmp_path: Path) -> None:
+    for options in ({"path": tmp_path / "nowhere"}, {"path": tmp_path, "device": "cuda"}):
+        with pytest.raises(UserError):
+            diffcli.load(**options)
+
+
+def test_threads_get_what_one_after_the_other_gets(model: LoadedModel) -> None:
+    def images(seed: int) -> Samples:
+        return model.sample(n=3, seed=seed, sampler="ddpm", steps=3)
+
+    expected = [images(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(expected, pool.map(images, range(8)), strict=True):
+            assert torch.equal(one.tensor, other.tensor)
+
+
+def test_the_page_has_examples() -> None:
+    assert len(BLOCKS) >= 8
+    assert all(word in PAGE for word in ("label", "prompts", "given", "UserError", "save"))
+
+
+def test_every_example_of_the_page_runs_as_it_stands(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(trained)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for number, block in enumerate(BLOCKS):
+        exec(compile(block, f"docs/python.md, block {number + 1}", "exec"), names)
+    assert "no such class" in capsys.readouterr().out
+    assert {"digits.png", "digits.npz", "digits"} <= {path.name for path in tmp_path.iterdir()}
