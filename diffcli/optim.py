@@ -97,7 +97,8 @@ class Sgd(OptimizerConfig):
 class Muon(Moments):
     """Orthogonalised momentum for hidden matrices, AdamW for all else: tables, the output layer, biases, norms, convolutions.
 
-    A matrix's update is scaled to the size that AdamW's would have, so that lr and weight_decay are AdamW's for both.
+    A matrix's update is scaled to the size that AdamW's would have, so that lr and weight_decay are AdamW's for both. In fp16 the
+    host waits in every step to hear whether a gradient overflowed: unlike the fused kernels, torch's Muon cannot skip by itself.
     Source: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon); the scale: Liu et al. 2025, eq. 4 (arXiv 2502.16982).
     """
 

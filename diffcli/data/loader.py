@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffcli import noise
+from diffcli import noise, transfer
 from diffcli.config import UserError
 from diffcli.data.images import FileImages, ImageData, MemoryImages
 from diffcli.data.order import BucketOrder, IndexOrder, StepRows, share
@@ -65,18 +65,18 @@ def trained_batch(
     fields: Batch, specs: Specs, plan: StepRows, seed: int, flip: bool, device: torch.device
 ) -> dict[str, Any]:
     """What was read for the rows of a step as the batch that `batches` describes; nothing waits for the device."""
-    batch = on_device({name: ready(value, device) for name, value in fields.items()}, specs, device)
+    batch = on_device(fields, specs, device)
     if flip:
         mirror(batch, specs, plan, device)
     stream = noise.derive(seed, Domain.TRAIN, plan.positions)
     about = {"index": plan.indices, "position": plan.positions, "stream": stream}
-    return batch | {name: ready(value, device) for name, value in about.items()}
+    return batch | {name: transfer.pinned(value, device) for name, value in about.items()}
 
 
 def mirror(batch: dict[str, Any], specs: Specs, plan: StepRows, device: torch.device) -> None:
     """Mirrors half of the samples left to right: every field that has sides, the image and what lies over it alike."""
     assert plan.draws is not None
-    coin = ready((plan.draws & 1).bool(), device)
+    coin = transfer.moved((plan.draws & 1).bool(), device)
     for name, spec in specs.items():
         batch[name] = mirrored(batch[name], spec, coin)
 
@@ -107,12 +107,9 @@ def loaded(data: FileImages, in_memory: bool | None) -> ImageData:
 
 
 def on_device(fields: Batch, specs: Specs, device: torch.device) -> dict[str, Any]:
-    """Fields of ImageData.read on a device, converted there by their kind: bytes travel, not floats."""
-    return {name: converted(_moved(value, device), specs[name]) for name, value in fields.items()}
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+    """Fields of ImageData.read on a device, converted there by their kind: bytes travel, not floats, and nothing waits."""
+    there = {name: transfer.moved(v, device) if isinstance(v, Tensor) else v for name, v in fields.items()}
+    return {name: converted(value, specs[name]) for name, value in there.items()}
 
 
 class _Reader(Dataset):
@@ -135,8 +132,7 @@ def _read_ahead(
     """Each plan with its fields, in order, read by `workers` processes where there are any."""
     if not workers:
         for plan in plans:
-            fields = data.read(plan.indices, plan.draws)
-            yield plan, {name: ready(value, device) for name, value in fields.items()}
+            yield plan, data.read(plan.indices, plan.draws)
         return
     pending: deque[StepRows] = deque()
 
@@ -193,8 +189,3 @@ def _decoders() -> int:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def ready(value: Any, device: torch.device) -> Any:
-    """A value on the host as it is copied to a device without waiting: pinned where that is CUDA. Lists stay as they are."""
-    return value.pin_memory() if isinstance(value, Tensor) and device.type == "cuda" else value

@@ -79,19 +79,24 @@ class Group:
         dist.broadcast(value, src=0)
         return bool(value)
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
-        """The rows (n, ...) of all ranks on every rank, in rank order; n may differ from rank to rank."""
+    def gather_rows(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+        """The rows (n, ...) of all ranks on every rank, in rank order; n may differ from rank to rank.
+
+        counts: n of every rank, where that is known; otherwise the ranks ask each other, and wait for the device to hear.
+        """
         if self.world == 1:
             return rows
-        count = torch.tensor([len(rows)], device=rows.device)
-        counts = [torch.empty_like(count) for _ in range(self.world)]
-        dist.all_gather(counts, count)
-        most = max(int(c) for c in counts)
+        if counts is None:
+            count = torch.tensor([len(rows)], device=rows.device)
+            found = [torch.empty_like(count) for _ in range(self.world)]
+            dist.all_gather(found, count)
+            counts = [int(n) for n in found]
+        most = max(counts)
         padded = rows.new_zeros(most, *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(self.world)]
         dist.all_gather(parts, padded)
-        return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
+        return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
 
     def barrier(self) -> None:
         """Waits for every rank."""

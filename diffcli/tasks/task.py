@@ -164,7 +164,7 @@ class Task(nn.Module, ABC):
     def after_update(self, gather: Callable[[Tensor], Tensor]) -> None:
         """Called once an update, on every rank, after all micro-batches: what the task remembers of them beside its weights.
 
-        gather: rows (n, ...) of this rank -> those of all ranks, in rank order.
+        gather: rows (n, ...), one for each sample of this rank's part of the batch -> those of all ranks, in rank order.
         """
 
     @abstractmethod

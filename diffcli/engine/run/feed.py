@@ -1,6 +1,6 @@
 """Where a run takes its batches from: data by index, whose order follows from the step, or a stream, which says where it is.
 
-What a feed tells the log, and what of it a checkpoint's record keeps, comes of all ranks, so these are asked together.
+What a feed adds to the log, and what of it a checkpoint's record keeps, comes from all ranks, so one call gathers both.
 """
 
 from abc import ABC, abstractmethod
@@ -33,14 +33,14 @@ class Feed(ABC):
 
     @abstractmethod
     def gather(self) -> None:
-        """Learns of all ranks what `kept` and `told` are to say of the batch that was used last; called on every rank."""
+        """Learns of all ranks what `kept` and `numbers` are to say of the batch that was used last; called on every rank."""
 
     @abstractmethod
-    def told(self, step: int) -> dict[str, float]:
+    def numbers(self, step: int) -> dict[str, float]:
         """What a line of the log says of the data that the steps so far have used."""
 
     def notes(self) -> list[str]:
-        """What there is to tell the person since this was asked last."""
+        """What there is to say to the person since the call before."""
         return []
 
 
@@ -68,12 +68,12 @@ class IndexedFeed(Feed):
     def gather(self) -> None:
         """Nothing: every rank knows it from the step."""
 
-    def told(self, step: int) -> dict[str, float]:
+    def numbers(self, step: int) -> dict[str, float]:
         return {"epoch": round(step * self.cfg.batch_size / self.epoch, 4)}
 
 
 class StreamedFeed(Feed):
-    """Endless data: an epoch is over when every shard has been read once, so it is told in shards.
+    """Endless data: an epoch is over when every shard has been read once, so progress is counted in shards.
 
     record: the key `feed` of a checkpoint: the number of shards, marks (the place of each lane), and how many samples and shards
     were broken so far.
@@ -102,7 +102,7 @@ class StreamedFeed(Feed):
         shards = self.feed.source.order.shards
         self.kept = {"feed": {"shards": shards, "marks": self.marks.tolist(), "broken": self.broken.tolist()}}
 
-    def told(self, step: int) -> dict[str, float]:
+    def numbers(self, step: int) -> dict[str, float]:
         order = self.feed.source.order
         marks = [Mark(*mark) for mark in self.marks.tolist()]
         read = [mark.epoch + mark.turn / len(order.turns(lane, mark.epoch)) for lane, mark in enumerate(marks)]

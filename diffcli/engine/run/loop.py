@@ -5,6 +5,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -106,6 +107,8 @@ class Loop:
             phase: [p for other, parameters in self.trained.items() if other != phase for p in parameters]
             for phase in self.trained
         }
+        counts = [len(share) for share in group.shares(self.cfg.batch_size)]
+        self.gather = partial(group.gather_rows, counts=counts)
         self.models = wrap(state.task, state.phases, group, self.cfg.compile)
 
     def steps(self, first: int) -> Iterator[Progress]:
@@ -157,7 +160,7 @@ class Loop:
                 values |= {self.prefix(phase) + name: value for name, value in found.items()}
         if values:
             state.scaler.update()
-        state.task.after_update(self.group.gather_rows)
+        state.task.after_update(self.gather)
         state.average(step)
         values["stop"] = torch.full((), float(stopping), device=self.group.device)  # filled there: nothing is copied
         return on_their_way(step, values, self.group.mean(torch.stack(list(values.values()))))
@@ -239,7 +242,7 @@ class Loop:
         if "data_wait" in clocked:
             due_phases = [phase for phase in self.state.phases if phase.due(step)]
             rates = {f"{self.prefix(phase)}lr": rate(phase, step, self.cfg.steps) for phase in due_phases}
-            log.line(step, {**shown, **rates, **self.feed.told(step), **clocked})
+            log.line(step, {**shown, **rates, **self.feed.numbers(step), **clocked})
             written.append("log")
         if "save" in due or stopping:
             parts, record = self.state.parts(), self.record | self.feed.kept

@@ -7,7 +7,9 @@ from diffcli import checkpoint, preset
 from diffcli.config import UserError
 from diffcli.engine import encoder_records
 from diffcli.engine.distributed import speaks
+from diffcli.engine.run.phases import phases_of, rate
 from diffcli.engine.run.runlog import RunDir
+from diffcli.engine.run.state import build_on_meta
 from diffcli.preset import Preset
 
 SUPERSEDED = "superseded"  # where checkpoints go that a run resumed from an older one leaves behind
@@ -78,19 +80,24 @@ def _not_a_run(path: Path) -> UserError:
 def changes(changed: Preset, start: Path) -> list[str]:
     """What goes on otherwise from the checkpoint `start` because the changed preset says so: notes for the person."""
     record = checkpoint.read_record(start)
-    was, now, step = (
-        preset.build(record.get("preset"), f"{start}/{checkpoint.RECORD}").train,
-        changed.train,
-        record["step"],
-    )
+    earlier, step = preset.build(record.get("preset"), f"{start}/{checkpoint.RECORD}"), record["step"]
+    was, now = earlier.train, changed.train
     notes = []
-    if was.steps != now.steps and now.curve.kind not in ("constant", "inverse_sqrt"):
-        before = was.curve.factor(step, was.steps) * was.optimizer.lr
-        after = now.curve.factor(step + 1, now.steps) * now.optimizer.lr
-        notes.append(
-            f"train.steps is {now.steps}, was {was.steps}: the {now.curve.kind} learning-rate curve is stretched: "
-            f"the rate jumps from {before:.4g} to {after:.4g}"
-        )
+    before, after = phases_of(build_on_meta(earlier), was), phases_of(build_on_meta(changed), now)
+    for old, new in zip(before, after, strict=True):  # those of one task
+        if old.networks != new.networks:
+            notes.append(
+                f"train.phases.{new.name}.networks is {', '.join(new.networks)}, was {', '.join(old.networks)}: "
+                "a network that is no longer trained goes on as it is, one that is trained anew from there"
+            )
+        assert new.curve is not None
+        stretched = was.steps != now.steps and new.curve.kind not in ("constant", "inverse_sqrt")
+        if stretched and step >= max(old.first, new.first):
+            of_phase = f" of the phase {new.name}" if len(after) > 1 else ""
+            notes.append(
+                f"train.steps is {now.steps}, was {was.steps}: the {new.curve.kind} learning-rate curve{of_phase} is stretched: "
+                f"the rate jumps from {rate(old, step, was.steps):.4g} to {rate(new, step + 1, now.steps):.4g}"
+            )
     if was.batch_size != now.batch_size and changed.data.kind != "stream":  # which goes on where it stands
         notes.append(
             f"train.batch_size is {now.batch_size}, was {was.batch_size}: the order of the data shifts: after "

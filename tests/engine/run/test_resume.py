@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
-from diffcli import checkpoint
+from diffcli import checkpoint, tensor_file
 from diffcli.config import UserError
 from diffcli.engine.distributed import pick_device
 from diffcli.engine.run import lock
@@ -208,19 +210,38 @@ def test_a_stretched_curve_and_another_batch_size_are_told(tiny: Callable[..., P
     assert "note:" not in cli("resume", run, "--steps", 10).err
 
 
-def test_every_file_of_a_checkpoint_is_hashed_once_in_resuming(
+def test_a_network_is_frozen_in_resuming_and_the_person_is_told(cli: Cli, run: Path) -> None:
+    before = load_file(run / "checkpoints/step-00000004/task.safetensors")
+    done = cli("resume", run, "--steps", 6, "--set", "train.phases.main.networks=[denoiser]")
+    assert done.code == 0, done.err
+    assert "note:  train.phases.main.networks is denoiser, was denoiser, conditioners" in done.err
+    weights = load_file(run / "checkpoints/step-00000006/ema.safetensors")
+    tables = [name for name in before if name.startswith("conditioners")]
+    assert tables
+    assert all(torch.equal(weights[name], before[name]) for name in tables)
+    assert cli("sample", "--ckpt", run, "--no-ema", "--n", 1, "--out", run / "one.png").code == 0
+    cli("resume", run, "--steps", 7, "--set", "train.phases.maine.every=2").refused(
+        "phases.maine", "choose one of main"
+    )
+
+
+def test_every_file_of_a_checkpoint_is_read_once_in_resuming_and_hashed_in_passing(
     cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashed, sha256 = [], checkpoint.sha256
+    read: list[str] = []
 
-    def counted(path: Path) -> str:
-        hashed.append(f"{path.parent.name}/{path.name}")
-        return sha256(path)
+    def counted(work: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def counting(path: Path) -> Any:
+            read.append(f"{path.parent.name}/{path.name}")
+            return work(path)
 
-    monkeypatch.setattr(checkpoint, "sha256", counted)
+        return counting
+
+    monkeypatch.setattr(tensor_file, "read", counted(tensor_file.read))
+    monkeypatch.setattr(checkpoint, "sha256", counted(checkpoint.sha256))
     assert cli("resume", run, "--steps", 5).code == 0
-    read = [name for name in hashed if name.startswith("step-00000004/")]
-    assert sorted(read) == [f"step-00000004/{part}.safetensors" for part in ("ema", "optimizer", "task")]
+    found = [name for name in read if name.startswith("step-00000004/")]
+    assert sorted(found) == [f"step-00000004/{part}.safetensors" for part in ("ema", "optimizer", "task")]
 
 
 def test_more_processes_than_cuda_devices_are_refused_before_anything_starts(
