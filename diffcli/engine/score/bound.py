@@ -3,14 +3,14 @@
 Image i of the reference is noised by the stream of seed + i, so the bound depends on neither batch size nor number of processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.diffusion.likelihood import Variance, bits_per_dim
+from diffcli.diffusion.likelihood import Term, Variance, bits_per_dim
 from diffcli.diffusion.samplers import Ddpm
 from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine import encoder_records
@@ -35,6 +35,7 @@ class VariationalBound:
         self.req, self.guidance, self.watch = req, guidance, watch
         self.schedule, self.variance = _chain(req)
         self.done, self.expected = 0, expected * (self.schedule.steps + 1)
+        self.most = 0  # rows of a batch so far
         self.limit: int | None = req.n
         self.notes: list[str] = []
         self.reads: Specs = {"image": FieldSpec("image", tuple(req.model.preset.data.shape))}
@@ -52,6 +53,21 @@ class VariationalBound:
 
     def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
         """`bits` (B, T + 1), from t = 1 to 1/T and then the prior's, and their sum `bpd` (B,), in bits a dimension."""
+        count, self.most = len(rows), max(self.most, len(rows))
+        if self.req.model.compiled:  # for batches of one size: the last, odd one repeats its last row
+            rows = range(rows.start, rows.start + self.most)
+            fields = {name: value[[min(i, count - 1) for i in range(len(rows))]] for name, value in fields.items()}
+        terms = []
+        for term in self._terms(fields, rows):
+            terms.append(term.bits[:count])
+            self.done += count
+            if self.watch:
+                self.watch("terms of images", self.done, self.expected)
+        bits = torch.stack(terms, dim=1)
+        return {"bits": bits, "bpd": bits.cpu().double().sum(1)}
+
+    def _terms(self, fields: Mapping[str, Any], rows: range) -> Iterator[Term]:
+        """Every term of the bound of a batch."""
         task = self.req.task
         self._check_shape(fields["image"])
         image = to_float(fields["image"].to(task.device))
@@ -62,14 +78,7 @@ class VariationalBound:
         x0 = task.codec.encode(image)
         denoise = task.denoise(batch, float(self.guidance != 0), len(x0))
         noise = Noise([self.req.seed + i for i in rows], task.device)
-        terms = []
-        for term in bits_per_dim(denoise, self.schedule, x0, noise, self.variance, task.codec.scale):
-            terms.append(term.bits)
-            self.done += len(x0)
-            if self.watch:
-                self.watch("terms of images", self.done, self.expected)
-        bits = torch.stack(terms, dim=1)
-        return {"bits": bits, "bpd": bits.cpu().double().sum(1)}
+        return bits_per_dim(denoise, self.schedule, x0, noise, self.variance, task.codec.scale)
 
     def describe(self) -> dict[str, Any]:
         req = self.req

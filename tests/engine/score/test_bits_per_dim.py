@@ -1,14 +1,18 @@
 """`fid --metrics bpd`: a bound that follows from model, images and seed alone, and what it is refused for."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.guidance import clip_x0
 from diffcli.diffusion.likelihood import bits_per_dim
-from diffcli.engine.draw.sample import load_model
+from diffcli.engine.draw.sample import SampleOptions, load_model, request
+from diffcli.engine.score.bound import VariationalBound
 from diffcli.noise import Noise
 from tests.conftest import Cli, in_subprocess
 
@@ -89,6 +93,30 @@ def test_it_is_the_bound_of_the_plain_conditional_denoiser(run: Path, cli: Cli) 
     without = bpd(cli, run, "--guidance", 0)
     assert without["condition"] == "none"
     assert without["scores"] != bpd(cli, run)["scores"]
+
+
+def test_a_compiled_network_sees_batches_of_one_size(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(run, torch.device("cpu"))
+    sizes: list[int] = []
+    forward = Denoiser.forward
+
+    def watched(self: Denoiser, x: torch.Tensor, *more: Any) -> Any:
+        sizes.append(len(x))
+        return forward(self, x, *more)
+
+    monkeypatch.setattr(Denoiser, "forward", watched)
+    told = []
+    for compiled in (False, True):
+        req = request(dataclasses.replace(model, compiled=compiled), SampleOptions(n=10))
+        bound, fields = VariationalBound(req, None), model.preset.data.build("train").read(torch.arange(10))
+        parts = [
+            bound({name: fields[name][4 * i : 4 * i + 4] for name in fields}, range(4 * i, min(4 * i + 4, 10)))
+            for i in range(3)
+        ]
+        told.append(torch.cat([part["bits"] for part in parts]))
+    assert sorted(set(sizes[: 3 * STEPS])) == [2, 4]
+    assert set(sizes[3 * STEPS :]) == {4}
+    torch.testing.assert_close(*told)
 
 
 def test_the_variance_is_that_of_the_ancestral_sampler_asked_for(run: Path, cli: Cli) -> None:
