@@ -27,6 +27,7 @@ class Fid(Metric):
 
     kind: Literal["fid"] = "fid"
     needs: ClassVar[tuple[Need, ...]] = of_both(FEATURES, MOMENTS)
+    best: ClassVar[float | None] = 0.0
 
     def compute(self, of: Summaries) -> dict[str, float]:
         """`fid`, from mean and covariance over all images."""
@@ -56,6 +57,7 @@ class Kid(Metric):
 
     kind: Literal["kid"] = "kid"
     needs: ClassVar[tuple[Need, ...]] = of_both(FEATURES, SAMPLE)
+    best: ClassVar[float | None] = 0.0  # on average over samples of one law
     subsets: int = Field(100, ge=1)
     subset_size: int = Field(1000, ge=2, description="images; less where a side has less")
 
@@ -114,6 +116,7 @@ class Precision(Metric):
 
     kind: Literal["precision"] = "precision"
     needs: ClassVar[tuple[Need, ...]] = of_both(FEATURES, SAMPLE)
+    best: ClassVar[float | None] = 1.0
     least: ClassVar[int] = NEIGHBOUR + 1
 
     def compute(self, of: Summaries) -> dict[str, float]:
@@ -130,6 +133,7 @@ class Recall(Metric):
 
     kind: Literal["recall"] = "recall"
     needs: ClassVar[tuple[Need, ...]] = of_both(FEATURES, SAMPLE)
+    best: ClassVar[float | None] = 1.0
     least: ClassVar[int] = NEIGHBOUR + 1
 
     def compute(self, of: Summaries) -> dict[str, float]:
@@ -146,6 +150,7 @@ class Accuracy(Metric):
 
     kind: Literal["accuracy"] = "accuracy"
     needs: ClassVar[tuple[Need, ...]] = (Need("samples", FEATURES, HITS),)
+    best: ClassVar[float | None] = 1.0
 
     def compute(self, of: Summaries) -> dict[str, float]:
         """`accuracy`."""

@@ -32,6 +32,7 @@ class Metric(Config):
     kind: str
     needs: ClassVar[tuple[Need, ...]]
     least: ClassVar[int] = 2  # rows of a side that it needs
+    best: ClassVar[float | None] = None  # its score for samples that are the reference; None where that says nothing
 
     @abstractmethod
     def compute(self, of: Summaries) -> dict[str, float]:
