@@ -6,7 +6,7 @@ Contract: see layers.py. All attention goes through `attend`, with the scale 1 /
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcli.networks.dropout import Dropout
+from diffcli.networks.dropout import Dropout, MaskBits
 from diffcli.networks.layers import BlockOptions, GroupNorm, Pointwise, Signal, attend, zero
 from diffcli.networks.patches import patchify, unpatchify
 
@@ -81,9 +81,9 @@ class Geglu(nn.Module):
         self.dropout = Dropout(dropout)
         self.out = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, seeds: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, bits: MaskBits | None) -> Tensor:
         a, b = self.inner(x).chunk(2, dim=2)
-        return self.out(self.dropout(a * F.gelu(b), seeds))
+        return self.out(self.dropout(a * F.gelu(b), bits))
 
 
 class SpatialTransformer(nn.Module):
@@ -109,5 +109,5 @@ class SpatialTransformer(nn.Module):
         items = norm1(h)
         h = h + self.attention(items, items)
         h = h + self.cross(norm2(h), signal.tokens, signal.mask)
-        h = h + self.feed(norm3(h), signal.seeds)
+        h = h + self.feed(norm3(h), signal.bits)
         return x + self.leave(h.transpose(1, 2).reshape(x.shape))

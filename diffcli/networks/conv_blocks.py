@@ -89,7 +89,7 @@ class ConvNext(nn.Module):
             scale, shift = told.chunk(2, dim=3)
             h = self.norm(h) * (1 + scale) + shift
         h = self.act(self.expand(h.movedim(3, 1)))
-        return self.skip(x) + self.out(self.dropout(h, signal.seeds))
+        return self.skip(x) + self.out(self.dropout(h, signal.bits))
 
 
 class Residual(nn.Module):
@@ -103,7 +103,7 @@ class Residual(nn.Module):
         self.skip = projection(channels, out_channels)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        return self.skip(x) + self.out(self.dropout(self.body(x, signal.emb), signal.seeds))
+        return self.skip(x) + self.out(self.dropout(self.body(x, signal.emb), signal.bits))
 
 
 class Vgg(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diffcli.config import ImageShape, UserError
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.networks.dropout import Dropout, number_dropouts
+from diffcli.networks.dropout import Dropout, MaskBits, mask_bits, number_dropouts
 from diffcli.networks.layers import attend, sinusoid, zero
 from diffcli.networks.network import NetworkConfig, divisors, listed
 from diffcli.networks.patches import Rotation, patchify, rotate, rotation, sincos, unpatchify
@@ -85,7 +85,7 @@ class Told(NamedTuple):
     tokens: Tensor | None  # (B, M, Dt)
     mask: Tensor | None  # (B, M) bool   which tokens are there to be read; None: all
     rotation: Rotation | None
-    seeds: Tensor | None  # (B,) int64   streams of dropout
+    bits: MaskBits | None  # what dropout follows from
 
 
 class DiT(nn.Module):
@@ -125,7 +125,7 @@ class DiT(nn.Module):
             h = h + sincos(grid, self.config.width, x.device)
         else:
             turn = rotation(grid, self.config.width // self.config.heads, x.device)
-        told = Told(emb, cond.tokens, cond.mask, turn, cond.seeds)
+        told = Told(emb, cond.tokens, cond.mask, turn, mask_bits(cond.seeds))
         for block in self.blocks:
             h = block(h, told)
         return unpatchify(self.final_layer(h, emb), patch, size)
@@ -183,11 +183,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, told: Told) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(told.emb).chunk(6, dim=1)
         h = self.attn(modulated_norm(x, shift1, scale1), told.rotation)
-        x = x + gate1[:, None] * self.dropout1(h, told.seeds)
+        x = x + gate1[:, None] * self.dropout1(h, told.bits)
         if self.cross_attn is not None:
             x = x + self.cross_attn(x, told.tokens, told.mask)
         h = self.mlp(modulated_norm(x, shift2, scale2, self.mlp_eps))
-        return x + gate2[:, None] * self.dropout2(h, told.seeds)
+        return x + gate2[:, None] * self.dropout2(h, told.bits)
 
 
 class SelfAttention(nn.Module):

@@ -1,16 +1,39 @@
 """Dropout whose mask is a pure function of (sample's seed, layer, element): exact on resume, equal for any batch split.
 
-A full Philox draw for every activation would cost more than the network, so Philox gives each (sample, layer) two key
-words, and a 32-bit integer hash (two multiplications) spreads them over the elements.
+Bits are made once a forward: an integer hash spreads the seed of each sample over as many elements as the largest layer has.
+Layer l reads them times SPREAD^l, modulo 2^32: one multiplication for a uniform word of its own. Any two layers l, m then see
+pairs (u, SPREAD^(m - l) u) of a lattice, and SPREAD is chosen such that none of these lattices has a short vector: to within
+3e-5, what two layers drop is independent. The seeds of training come out of Philox; see noise.py.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
 
-from diffcli.noise import Domain, Noise
+SPREAD = 0x9C842B6B  # 8015 is the length of the shortest vector dual to any of 512 lattices; the best possible is about 70,000
+LAYERS = 512  # for which SPREAD was tried
+LEVELS = 2**32  # of the probability
 
-TO_INT32 = 2**31
-LEVELS = 2**16  # each 32-bit hash serves two elements, so the probability is kept to 1 / 65536
+
+class MaskBits:
+    """The random words of one forward, for all its dropout layers. seeds: (B,) int64, one stream a sample."""
+
+    def __init__(self, seeds: Tensor) -> None:
+        self.seeds = seeds
+        self.words: Tensor | None = None  # (B, n), of the largest layer so far
+        self.shaped: dict[tuple[int | bool, ...], Tensor] = {}
+
+    def like(self, x: Tensor) -> Tensor:
+        """Uniform int32 words for x (B, ...), in x's memory format; elements count in logical order whatever that is."""
+        layout = memory_format(x)
+        key = (*x.shape[1:], layout is torch.contiguous_format)
+        if key not in self.shaped:
+            n = math.prod(x.shape[1:])
+            if self.words is None or n > self.words.shape[1]:
+                self.words = hashed(self.seeds, n)
+            self.shaped[key] = self.words[:, :n].view(x.shape).contiguous(memory_format=layout)
+        return self.shaped[key]
 
 
 class Dropout(nn.Module):
@@ -21,25 +44,47 @@ class Dropout(nn.Module):
         self.dropped = round(p * LEVELS)
         self.layer = 0  # `number_dropouts` gives every layer of a network its own stream
 
-    def forward(self, x: Tensor, seeds: Tensor | None) -> Tensor:
-        """x: (B, ...). seeds: (B,) int64; read only where something is dropped."""
+    def forward(self, x: Tensor, bits: MaskBits | None) -> Tensor:
+        """x: (B, ...). bits: read only where something is dropped."""
         if not self.training or not self.dropped:
             return x
-        if seeds is None:
+        if bits is None:
             raise RuntimeError("dropout trains, so it needs Conditioning.seeds: one int64 for each sample")
-        # elements are counted in logical order, so the mask does not depend on the memory format
-        bits = self.mask_bits(seeds, x[0].numel()).view(x.shape)
-        return x * (bits >= self.dropped - LEVELS // 2).to(x.dtype).mul_(LEVELS / (LEVELS - self.dropped))
+        words = bits.like(x) * signed32(pow(SPREAD, self.layer, LEVELS))
+        return x * (words >= self.dropped - LEVELS // 2) * (LEVELS / (LEVELS - self.dropped))
 
-    def mask_bits(self, seeds: Tensor, n: int) -> Tensor:
-        """Uniform int16 (B, n), one for each element of each sample."""
-        noise = Noise(seeds, seeds.device, Domain.DROPOUT)
-        noise.draw = self.layer
-        first, second, *_ = (noise.words(1) - TO_INT32).int().unbind(1)  # (B, 1) each
-        h = torch.arange((n + 1) // 2, dtype=torch.int32, device=seeds.device) + first
-        h = (h ^ shift_right(h, 16)).mul_(0x7FEB352D)  # lowbias32 (Wellons 2018), a second key between its rounds
-        h = h.bitwise_xor_(shift_right(h, 15)).add_(second).mul_(signed32(0x846CA68B))
-        return h.bitwise_xor_(shift_right(h, 16)).view(torch.int16)[:, :n]
+
+def mask_bits(seeds: Tensor | None) -> MaskBits | None:
+    """The words of one forward; None where there are no seeds, as in sampling."""
+    return None if seeds is None else MaskBits(seeds)
+
+
+def hashed(seeds: Tensor, n: int) -> Tensor:
+    """Uniform int32 (B, n): element i of a sample depends on its seed and on i alone."""
+    key = mixed(seeds)
+    first, second = key.int()[:, None], (key >> 32).int()[:, None]  # int() keeps the low 32 bits
+    h = torch.arange(n, dtype=torch.int32, device=seeds.device) + first
+    h = (h ^ shift_right(h, 16)).mul_(0x7FEB352D)  # lowbias32 (Wellons 2018), a second key between its rounds
+    h = h.bitwise_xor_(shift_right(h, 15)).add_(second).mul_(signed32(0x846CA68B))
+    return h.bitwise_xor_(shift_right(h, 16))
+
+
+def mixed(seeds: Tensor) -> Tensor:
+    """int64 (B,) whose bits all depend on all bits of the seeds, so that neighbouring seeds have nothing in common.
+
+    Source: Stafford 2011, mix 13, as in splitmix64.
+    """
+    z = (seeds ^ ((seeds >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The dense layout that x has; contiguous for what is neither."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if channels_last is None or x.is_contiguous() or not x.is_contiguous(memory_format=channels_last):
+        return torch.contiguous_format
+    return channels_last
 
 
 def shift_right(h: Tensor, bits: int) -> Tensor:

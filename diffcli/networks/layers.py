@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffcli.networks.dropout import Dropout
+from diffcli.networks.dropout import Dropout, MaskBits
 
 Resample = Literal["down", "up"]
 Size = tuple[int, int]
@@ -52,7 +52,7 @@ class Signal(NamedTuple):
     """What every block of a network is told beside x."""
 
     emb: Tensor  # (B, E)   time and condition, already through the activation
-    seeds: Tensor | None = None  # (B,) int64   streams of dropout
+    bits: MaskBits | None = None  # what dropout follows from
     tokens: Tensor | None = None  # (B, M, D)   what cross-attention reads
     mask: Tensor | None = None  # (B, M) bool   which tokens are there to be read; None: all
 
@@ -214,7 +214,7 @@ class ResBlock(nn.Module):
         else:
             h = self.conv1(h)
         h = self.norm2(h, self.modulate(signal.emb))
-        h = self.dropout(self.act(h), signal.seeds)
+        h = self.dropout(self.act(h), signal.bits)
         return self.skip(x) + self.conv2(h)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffcli.config import ImageShape, UserError
 from diffcli.networks.blocks import BLOCKS, BlockName, stages
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.networks.dropout import number_dropouts
+from diffcli.networks.dropout import mask_bits, number_dropouts
 from diffcli.networks.layers import (
     Activation,
     BlockOptions,
@@ -272,7 +272,7 @@ class UNet(nn.Module):
         return RESAMPLERS[self.config.resample](channels, self.options, way)
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
-        signal = Signal(self.embedding(time, cond.vector), cond.seeds, cond.tokens, cond.mask)
+        signal = Signal(self.embedding(time, cond.vector), mask_bits(cond.seeds), cond.tokens, cond.mask)
         h = self.stem(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1))
         kept = [h]
         for level in cast(Iterable[Level], self.down):

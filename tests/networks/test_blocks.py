@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcli.networks.blocks import BLOCKS, BlockName
-from diffcli.networks.dropout import Dropout, number_dropouts
+from diffcli.networks.dropout import Dropout, MaskBits, number_dropouts
 from diffcli.networks.layers import ACTIVATIONS, BlockOptions, Signal
 from tests.networks.waking import normal, wake
 
@@ -25,7 +25,7 @@ def build(name: BlockName, channels: int = WIDTH, out_channels: int = WIDTH, **o
 
 def signal(n: int = 2, seed: int = 1) -> Signal:
     mask = torch.arange(3) != 2 - torch.arange(n)[:, None] % 3  # of each sample another token is not there
-    return Signal(normal(n, 8, seed=seed), torch.arange(n), normal(n, 3, 5, seed=seed + 1), mask)
+    return Signal(normal(n, 8, seed=seed), MaskBits(torch.arange(n)), normal(n, 3, 5, seed=seed + 1), mask)
 
 
 def image(*size: int, channels: int = WIDTH, n: int = 2) -> Tensor:
@@ -80,7 +80,9 @@ def test_a_block_learns_from_its_first_step(name: BlockName) -> None:
 def test_a_sample_does_not_depend_on_its_batch(name: BlockName) -> None:
     block = wake(build(name, dropout=0.3))
     x, told = image(6, 5, n=3), signal(3)
-    alone = Signal(*(part[1:2] for part in told))
+    assert told.tokens is not None
+    assert told.mask is not None
+    alone = Signal(told.emb[1:2], MaskBits(torch.tensor([1])), told.tokens[1:2], told.mask[1:2])
     torch.testing.assert_close(block(x, told)[1:2], block(x[1:2], alone), atol=1e-5, rtol=1e-5)
 
 
