@@ -44,7 +44,7 @@ def build(name: str) -> DiffusionTask:
     """The task of a preset with its first weights."""
     preset = presets.load(name)
     with torch.random.fork_rng(devices=[]):
-        task = preset.task.build(preset.data.shape).eval()
+        task = preset.task.build(preset.specs).eval()
     assert isinstance(task, DiffusionTask)
     return task
 

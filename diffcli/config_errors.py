@@ -105,7 +105,9 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
 def _resolve(node: dict[str, Any], definitions: dict[str, Any], tree: Any) -> dict[str, Any]:
     given = [form for form in node.get("anyOf", []) if form.get("type") != "null"]
     node = given[0] if len(given) == 1 else node  # what may be left out, by null
-    kind = tree.get("kind") if isinstance(tree, dict) else None
+    default = node.get("default")
+    left_out = default.get("kind") if isinstance(default, dict) else None
+    kind = tree.get("kind", left_out) if isinstance(tree, dict) else None
     mapping = node.get("discriminator", {}).get("mapping", {})
     forms = [form for form in node.get("oneOf", []) if "$ref" in form]
     if isinstance(tree, dict) and not mapping and len(forms) == 1:  # a number, a list or this one record

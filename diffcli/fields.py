@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from diffcli.config import UserError
@@ -97,6 +98,17 @@ def stub(spec: FieldSpec, n: int, device: torch.device | str) -> Tensor | list[s
     return torch.zeros(n, *shape, dtype=dtype, device=device)
 
 
+def check_classes(numbers: Tensor, spec: FieldSpec, who: str) -> None:
+    """Raises UserError where numbers on the CPU are none of the classes of a field. who: the key or flag that gave them."""
+    count = spec.class_count
+    if count is None or not numbers.numel():
+        return
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or high >= count:
+        problem = f"{who} holds the class {low if low < 0 else high}, outside of 0 to {count - 1}"
+        raise UserError(problem, f"use classes from 0 to {count - 1}")
+
+
 def check_fields(reads: Specs, has: Specs, who: str, remedies: Mapping[str, Remedies] | None = None) -> None:
     """Raises UserError where a field that is read is lacking, or of another kind or shape, or of too many classes.
 
@@ -139,9 +151,8 @@ def to_record(specs: Specs) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> dict[str, FieldSpec]:
-    """The inverse of `to_record`, for what JSON gives back: lists become tuples."""
-    return {name: FieldSpec(**{key: _frozen(value) for key, value in entry.items()}) for name, entry in record.items()}
+    """The inverse of `to_record`, for what JSON gives back. Raises ValueError where it is no record of fields."""
+    return RECORD.validate_python(record)
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+RECORD = TypeAdapter(dict[str, FieldSpec])

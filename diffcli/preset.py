@@ -18,6 +18,7 @@ from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, at_root
 from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
+from diffcli.fields import FieldSpec
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion import DiffusionConfig
@@ -106,6 +107,12 @@ class Preset(Config):
         self.task.check_drawing(self.drawing)
         self.task.check_buckets(self.data.buckets)
         return self
+
+    @property
+    def specs(self) -> dict[str, FieldSpec]:
+        """What the preset alone says of the fields of its data; what its task models is taken to lie over the images."""
+        known, modelled = self.data.specs, self.task.models
+        return known if modelled is None or modelled in known else known | {modelled: self.data.over(modelled)}
 
     @property
     def drawing(self) -> Drawing:

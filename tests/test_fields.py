@@ -13,6 +13,7 @@ from diffcli.fields import (
     FieldKind,
     FieldSpec,
     Remedies,
+    check_classes,
     check_fields,
     converted,
     from_record,
@@ -153,3 +154,24 @@ def test_what_does_not_fit_is_one_error_that_names_reader_field_finding_and_reme
 def test_without_remedies_there_still_is_a_hint():
     with pytest.raises(UserError, match="hint: choose data that have it"):
         check_fields({"x": SPECS["text"]}, {}, "task")
+
+
+@pytest.mark.parametrize("number", [-1, 3, 4711])
+def test_a_number_that_is_none_of_the_classes_is_named_with_its_range(number: int):
+    with pytest.raises(
+        UserError, match=rf"--class holds the class {number}, outside of 0 to 2\nhint: use classes from 0 to 2"
+    ):
+        check_classes(torch.tensor([0, number, 2]), SPECS["mask"], "--class")
+
+
+def test_numbers_of_unknown_classes_and_none_at_all_pass():
+    check_classes(torch.tensor([0, 4711]), FieldSpec("classes"), "--class")
+    check_classes(torch.tensor([], dtype=torch.int64), SPECS["classes"], "--class")
+
+
+@pytest.mark.parametrize(
+    "record", [{"x": {"kind": "picture"}}, {"x": 3}, [], {"x": {"kind": "image", "shape": "3x8x8"}}]
+)
+def test_a_garbled_record_is_a_value_error(record):
+    with pytest.raises(ValueError, match="validation error"):
+        from_record(record)

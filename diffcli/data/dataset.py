@@ -18,6 +18,7 @@ from diffcli.data.images import FileImages, ImageData, MemoryImages, unreadable
 from diffcli.data.listing import Split, list_images
 from diffcli.data.loader import loaded
 from diffcli.data.pixels import fit_all, read_size
+from diffcli.data.shards import FieldNote, is_mask
 from diffcli.fields import FieldSpec
 
 
@@ -50,6 +51,10 @@ class DataConfig(Config):
         """The fields that the preset alone tells of, before any file is opened; `ImageData.specs` tells of all."""
         text = {} if self.captions is None else {"text": FieldSpec("text")}
         return {"image": FieldSpec("image", tuple(self.shape))} | text
+
+    def over(self, name: str) -> FieldSpec:
+        """The field of this name in data that have it, where it lies over the images."""
+        return FieldNote(kind="mask" if is_mask(name) else "image").spec(self.shape[1:])
 
     @property
     def cut_anew(self) -> str:

@@ -23,11 +23,6 @@ def moves(item: str) -> bool:
     return MOVED.match(item) is not None
 
 
-def stored_widths(data: ImageData) -> dict[str, int]:
-    """The width of each embedding that the data tell."""
-    return {name: note.width for name, note in _notes(data).items() if note.width is not None}
-
-
 def agreed(task: Task, data: ImageData, before: Mapping[str, Any] | None) -> dict[str, Any]:
     """`encoders` for the record of a run, or nothing where it has none; before: the record that it goes on from.
 
@@ -46,7 +41,7 @@ def agreed(task: Task, data: ImageData, before: Mapping[str, Any] | None) -> dic
             )
         found[key] = {"model": note.encoder, "sha256": note.sha256}
     for key, conditioner in task.named_conditioners.items():
-        encoder, name = conditioner.encoder, conditioner.fields[0]
+        encoder, name = conditioner.encoder, next(iter(conditioner.reads))
         if encoder is None:
             continue
         encoder.promise(known.get(key), "the run")

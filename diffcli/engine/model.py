@@ -1,6 +1,6 @@
 """A checkpoint made ready to use: its preset read, its task built, its weights loaded, its networks in their precision."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from diffcli.engine import encoder_records
 from diffcli.engine.casting import run_in
 from diffcli.engine.loading import load_to_sample, place
 from diffcli.engine.tuning import choose_precision, has_tf32, tune
+from diffcli.fields import Specs, from_record
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task
 
@@ -71,7 +72,7 @@ def load_model(
     if not checkpoint.holds(part, found, record) and checkpoint.holds("ema", found, record):
         raise UserError(f"--no-ema: {found} holds an average only", "leave --no-ema out")
     with torch.device("meta"):
-        built = resolved.task.build(resolved.data.shape)
+        built = resolved.task.build(specs_of(record, resolved, found))
     digest = load_to_sample(built, found, record, use_ema)
     encoder_records.promise(built, record, found)
     task = place(built, device, chosen).eval().requires_grad_(False)
@@ -80,3 +81,16 @@ def load_model(
         task.network_to_compile.compile()
     classes = tuple(record["classes"]) if record.get("classes") else None
     return Model(found, record["step"], resolved, task, classes, use_ema, digest, chosen, compile)
+
+
+def specs_of(record: Mapping[str, Any], preset: Preset, path: Path) -> Specs:
+    """The fields that a checkpoint's task was built for; those of its preset where its record does not tell, as of before."""
+    if "fields" not in record:
+        return preset.specs
+    try:
+        return preset.specs | from_record(record["fields"])
+    except ValueError as error:
+        raise UserError(
+            f"{path}/{checkpoint.RECORD}: 'fields' is none of fields ({str(error).splitlines()[0]})",
+            "it was changed by hand: copy the checkpoint again from where it was written",
+        ) from error

@@ -247,7 +247,7 @@ def on_meta(preset: Preset) -> DiffusionTask:
     """The preset's task without memory for its weights. Raises UserError where it is no diffusion model."""
     diffusion(preset)
     with torch.device("meta"):
-        task = preset.task.build(preset.data.shape)
+        task = preset.task.build(preset.specs)
     assert isinstance(task, DiffusionTask)
     return task
 

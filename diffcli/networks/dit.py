@@ -41,10 +41,10 @@ class DiTConfig(NetworkConfig):
     time_scale: float = Field(1.0, gt=0, description="times 0..1000 become 0..1000 * this; foreign weights may need it")
     mlp_eps: float = Field(EPS, gt=0, description="of the norm before the MLP; foreign weights may need another")
 
-    def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> "DiT":
-        self.check_patch(shape)
+    def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "DiT":
+        self.check_patch(ImageShape(*shape))
         self.check_width()
-        return DiT(self, shape.channels, out_channels, cond)
+        return DiT(self, shape[0], out_channels, cond)
 
     def check_patch(self, shape: ImageShape) -> None:
         side = gcd(shape.height, shape.width)

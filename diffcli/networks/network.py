@@ -2,22 +2,36 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from torch import nn
 
-from diffcli.config import Config, ImageShape
+from diffcli.config import Config, UserError
 from diffcli.networks.conditioning import CondShape
 
 
 class NetworkConfig(Config):
     """What builds a denoising network."""
 
+    kind: str
+    axes: ClassVar[int] = 2  # of what it takes, beside batch and channels
+
     @abstractmethod
-    def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> nn.Module:
-        """A module with forward(x (B, C, H, W), time (B,), cond: Conditioning) -> (B, out_channels, H, W).
+    def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> nn.Module:
+        """A module with forward(x (B, C, *S), time (B,), cond: Conditioning) -> (B, out_channels, *S), for shape (C, *S).
 
         Its `head` is the layer that gives the output.
         """
+
+    def check_axes(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError where it cannot take samples of this shape (C, *S) for the number of their axes."""
+        if len(shape) != 1 + self.axes:
+            found = "x".join(map(str, shape))
+            raise UserError(
+                f"task.network.kind is '{self.kind}', for {self.axes} axes beside the channels, but task.field names "
+                f"a field that is {found} in diffusion space",
+                "choose another task.network.kind, or another task.field",
+            )
 
     def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Raises ValueError where it cannot take images of one of these sizes (height, width) of data.buckets."""

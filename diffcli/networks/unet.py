@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import UserError
 from diffcli.networks.blocks import BLOCKS, BlockName, stages
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.dropout import mask_bits, number_dropouts
@@ -62,16 +62,17 @@ class UNetConfig(NetworkConfig):
     time_scale: float = Field(1.0, gt=0)  # the network is told times 0..1000; it may have learned 0..1000 * this
     down_padding: Padding = "both"  # of `resample: conv`, where zeros stand on the way down
 
-    def build(self, shape: ImageShape, out_channels: int, cond: CondShape) -> "UNet":
+    def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "UNet":
+        channels, height, width = shape
         if any(m < 1 for m in self.mult):
             raise UserError(f"task.network.mult is {list(self.mult)}", "each level's multiple of width is at least 1")
-        sizes = self.sizes(max(shape.height, shape.width))
+        sizes = self.sizes(max(height, width))
         self.check_attention(sizes)
         self.check_heads(sizes)
-        self.check_patches(sizes, self.sizes(min(shape.height, shape.width)))
+        self.check_patches(sizes, self.sizes(min(height, width)))
         self.check_tokens(sizes, cond.tokens)
         self.check_time(sizes)
-        return UNet(self, shape.channels, out_channels, cond, sizes)
+        return UNet(self, channels, out_channels, cond, sizes)
 
     def sizes(self, size: int) -> list[int]:
         """The feature-map size at each level, for images whose longer side is `size`."""

@@ -7,17 +7,22 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import ImageShape
 from diffcli.diffusion.denoiser import network_time
 from diffcli.diffusion.editing import noised
 from diffcli.diffusion.guidance import LogProb, on_path
 from diffcli.diffusion.samplers import Sampler
 from diffcli.diffusion.schedule import AnySchedule, Schedule
-from diffcli.fields import Batch
+from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields
 from diffcli.networks.convnet import ConvNet, ConvNetConfig
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.task import Network, Task
-from diffcli.tasks.task_config import TaskConfig
+from diffcli.tasks.task_config import TaskConfig, modelled
+
+LABELLED = Remedies(
+    lacking="choose labelled data: data.kind digits, mnist or cifar10, or a folder with one subfolder a class",
+    classes="use --set task.num_classes={found} or more",
+)
 
 
 class ClassifierTask(Task):
@@ -26,8 +31,17 @@ class ClassifierTask(Task):
     `diffcli fid --features RUN` reads `features` and `logits`, classifier guidance `log_prob`.
     """
 
-    def __init__(self, network: ConvNet, num_classes: int, label_smoothing: float, schedule: Schedule | None) -> None:
+    def __init__(
+        self,
+        network: ConvNet,
+        num_classes: int,
+        label_smoothing: float,
+        schedule: Schedule | None,
+        field: str,
+        spec: FieldSpec,
+    ) -> None:
         super().__init__()
+        self.field, self.spec = field, spec
         self.network = network
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
@@ -42,24 +56,18 @@ class ClassifierTask(Task):
         return self.network
 
     @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({"image", "label"})
+    def reads(self) -> dict[str, FieldSpec]:
+        return {self.field: self.spec, "label": FieldSpec("classes", (), self.num_classes)}
 
-    def check(self, batch: Batch) -> None:
-        if "label" not in batch:
-            raise UserError(
-                "task.kind is 'classifier', but the data has no class labels",
-                "choose labelled data: data.kind digits, mnist or cifar10, or a folder with one subfolder a class",
-            )
-        highest = int(batch["label"].max())
-        if highest >= self.num_classes:
-            raise UserError(
-                f"task.num_classes is {self.num_classes}, but the data holds class label {highest}",
-                f"use --set task.num_classes={highest + 1} or more",
-            )
+    def check(self, has: Specs) -> None:
+        image, label = {self.field: self.spec}, {"label": self.reads["label"]}
+        check_fields(
+            image, has, "task.field (classifier)", {self.field: Remedies(shape="set data.size and data.channels")}
+        )
+        check_fields(label, has, "task.num_classes (classifier)", {"label": LABELLED})
 
     def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
-        x, t = batch["image"], None
+        x, t = batch[self.field], None
         if self.schedule is not None:
             t = self.schedule.trained_time(Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE).uniform())
             x = noised(self.schedule, x, Noise(batch["stream"], x.device)(x), t)
@@ -92,20 +100,27 @@ class ClassifierTask(Task):
     @torch.no_grad()
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
         """The batch's own images, those that the classifier is least sure of first."""
-        margin = self.logits(self.features(batch["image"])).gather(1, batch["label"][:, None])[:, 0]
-        return batch["image"][margin.argsort()]
+        margin = self.logits(self.features(batch[self.field])).gather(1, batch["label"][:, None])[:, 0]
+        return batch[self.field][margin.argsort()]
 
 
 class ClassifierConfig(TaskConfig):
     """A classifier of images into num_classes classes; with a schedule, of noisy ones at any of its times."""
 
     kind: Literal["classifier"] = "classifier"
+    field: str = Field("image", description="what is classified: a field of the data that is an image")
     num_classes: int = Field(ge=2)
     network: ConvNetConfig = ConvNetConfig()
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     schedule: AnySchedule | None = None
 
-    def build(self, shape: ImageShape) -> ClassifierTask:
-        """The task for images of this shape, its weights drawn from torch's current generator."""
+    @property
+    def models(self) -> str:
+        return self.field
+
+    def build(self, specs: Specs) -> ClassifierTask:
+        """The task for the field that it classifies, its weights drawn from torch's current generator."""
+        spec = modelled(specs, self.field, ("image",))
+        shape = ImageShape(*(side or 1 for side in spec.shape))
         network = self.network.build(shape, self.num_classes, timed=self.schedule is not None)
-        return ClassifierTask(network, self.num_classes, self.label_smoothing, self.schedule)
+        return ClassifierTask(network, self.num_classes, self.label_smoothing, self.schedule, self.field, spec)

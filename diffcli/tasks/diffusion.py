@@ -8,7 +8,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffcli.config import ImageShape
 from diffcli.diffusion.coupling import Coupling, paired
 from diffcli.diffusion.denoiser import Denoise, Denoiser, Prediction, Target
 from diffcli.diffusion.guidance import (
@@ -25,26 +24,26 @@ from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.diffusion.times import AnyTimes, LossAware, UniformTimes
 from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, NoWeight
-from diffcli.fields import Batch
+from diffcli.fields import Batch, FieldKind, FieldSpec, Remedies, Specs, check_fields
 from diffcli.networks.conditioning import Conditioning
 from diffcli.networks.registry import AnyNetwork
 from diffcli.noise import Domain, Noise, streams
 from diffcli.tasks.codecs import AnyCodec, Codec, PixelCodecConfig
 from diffcli.tasks.conditioners.conditioner import Conditioner, cond_shape, condition
 from diffcli.tasks.conditioners.registry import AnyConditioner
-from diffcli.tasks.conditioners.stored import IMAGE, EmbeddingConditioner
+from diffcli.tasks.conditioners.stored import IMAGE
 from diffcli.tasks.guide import Drawing, Guiding
 from diffcli.tasks.objective import Objective
 from diffcli.tasks.task import Network, Task
-from diffcli.tasks.task_config import TaskConfig
+from diffcli.tasks.task_config import TaskConfig, modelled
 from diffcli.transfer import moved
 
 LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
-SEQUENCE = 77  # tokens of a stored sequence where only their width is known: those of CLIP
+MODELLED: tuple[FieldKind, ...] = ("image", "mask", "clip")  # kinds of fields that lie on a grid
 
 
 class DiffusionTask(Task):
-    """A denoiser of encoded images under conditions."""
+    """A denoiser of an encoded field of the data under conditions. spec: what this field is, one sample of it (C, *S)."""
 
     def __init__(
         self,
@@ -53,7 +52,8 @@ class DiffusionTask(Task):
         conditioners: Sequence[Conditioner],
         objective: Objective,
         drop_condition: float,
-        size: tuple[int, int],
+        field: str,
+        spec: FieldSpec,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -63,7 +63,7 @@ class DiffusionTask(Task):
         self.history = objective.times.remember(denoiser.schedule)
         self.drawn: list[tuple[Tensor, Tensor]] = []  # in this update: (position, index of t) int64 (B, 2), loss (B,)
         self.drop_condition = drop_condition
-        self.size = size
+        self.field, self.spec = field, spec
         for key, conditioner in self.named_conditioners.items():
             if conditioner.encoder is not None:
                 conditioner.encoder.key = f"{key}.encoder.model"
@@ -91,21 +91,23 @@ class DiffusionTask(Task):
         return self.denoiser.network
 
     @property
-    def reads(self) -> frozenset[str]:
-        conditioners = cast(Iterable[Conditioner], self.conditioners)
-        return frozenset({"image"}.union(*(conditioner.fields for conditioner in conditioners)))
+    def reads(self) -> dict[str, FieldSpec]:
+        told = {name: spec for c in self.named_conditioners.values() for name, spec in c.reads.items()}
+        return told | {self.field: self.spec}
+
+    def check(self, has: Specs) -> None:
+        who = "task.field (diffusion)"
+        check_fields({self.field: self.spec}, has, who, {self.field: Remedies(shape="set data.size and data.channels")})
+        for key, conditioner in self.named_conditioners.items():
+            conditioner.check(has, key)
 
     @property
-    def embeddings(self) -> dict[str, tuple[int, ...]]:
-        stored = (c.config for c in self.conditioners if isinstance(c, EmbeddingConditioner))
-        return {c.field: (c.width,) if c.stored == "vector" else (SEQUENCE, c.width) for c in stored}
-
-    def check(self, batch: Batch) -> None:
-        for conditioner in cast(Iterable[Conditioner], self.conditioners):
-            conditioner.check(batch)
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample of what is modelled, (C, *S)."""
+        return tuple(side or 1 for side in self.spec.shape)
 
     def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
-        x0 = self.codec.encode(batch["image"])
+        x0 = self.codec.encode(batch[self.field])
         chance = Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE)
         times, weight, distance, coupling = self.objective
         t, importance = times.sample(chance.uniform(), batch["position"], self.denoiser.schedule, self.history)
@@ -216,10 +218,9 @@ class DiffusionTask(Task):
         denoise = self.denoise({**batch, "stream": streams(seeds)}, guidance, len(seeds))
         return sampler.trajectory(denoise, self.denoiser.schedule, x, noise)
 
-    def latent_shape(self, n: int) -> tuple[int, int, int, int]:
-        """Shape of n images in diffusion space."""
-        height, width = (side // self.codec.downscale for side in self.size)
-        return n, self.codec.channels, height, width
+    def latent_shape(self, n: int) -> tuple[int, ...]:
+        """Shape of n samples in diffusion space, (n, C, *S)."""
+        return n, *self.codec.latent_shape(self.shape)
 
     def decode(self, z: Tensor) -> Tensor:
         """Diffusion space -> images (B, C, H, W), clamped to [-1, 1]."""
@@ -227,7 +228,8 @@ class DiffusionTask(Task):
 
     @torch.no_grad()
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
-        return self.decode(last(self.trajectory(batch, range(len(batch["image"])), sampler, guidance)).x)
+        drawn = self.decode(last(self.trajectory(batch, range(len(batch[self.field])), sampler, guidance)).x)
+        return drawn[:, :, drawn.shape[2] // 2] if self.spec.kind == "clip" else drawn  # of a clip the middle frame
 
     @property
     def device(self) -> torch.device:
@@ -254,6 +256,7 @@ class DiffusionConfig(TaskConfig):
     """A diffusion model: what the network regresses, along which path, under which conditions."""
 
     kind: Literal["diffusion"] = "diffusion"
+    field: str = Field("image", description="what is modelled: a field of the data that is an image, a mask or a clip")
     target: Target = "eps"
     learn_variance: bool = False
     schedule: AnySchedule = Cosine()
@@ -328,12 +331,18 @@ class DiffusionConfig(TaskConfig):
     def valueless(self) -> "DiffusionConfig":
         return self.model_copy(update={"times": UniformTimes(), "coupling": "none"})
 
-    def build(self, shape: ImageShape) -> DiffusionTask:
-        """The task for images of this shape, its weights drawn from torch's current generator."""
-        codec = self.codec.build(shape)
+    @property
+    def models(self) -> str:
+        return self.field
+
+    def build(self, specs: Specs) -> DiffusionTask:
+        """The task for the field that it models, its weights drawn from torch's current generator."""
+        spec = modelled(specs, self.field, MODELLED)
+        codec = self.codec.build(spec)
         conditioners = [c.build() for c in self.conditioners]
-        inner = ImageShape(codec.channels, shape.height // codec.downscale, shape.width // codec.downscale)
-        outputs = inner.channels * (2 if self.learn_variance else 1)
+        inner = codec.latent_shape(tuple(side or 1 for side in spec.shape))
+        self.network.check_axes(inner)
+        outputs = inner[0] * (2 if self.learn_variance else 1)
         network = self.network.build(inner, outputs, cond_shape(conditioners))
         denoiser = Denoiser(network, self.schedule, self.target, self.learn_variance)
-        return DiffusionTask(denoiser, codec, conditioners, self.objective, self.drop_condition, shape[1:])
+        return DiffusionTask(denoiser, codec, conditioners, self.objective, self.drop_condition, self.field, spec)

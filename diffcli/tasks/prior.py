@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffcli.config import Config, ImageShape, UserError
+from diffcli.config import Config
 from diffcli.diffusion.denoiser import Denoiser, Prediction
 from diffcli.diffusion.samplers import Sampler, last
 from diffcli.diffusion.schedule import AnySchedule, Cosine
 from diffcli.diffusion.times import StratifiedTimes
-from diffcli.fields import Batch
+from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields
 from diffcli.networks.translator import Translator, VectorDenoiser
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs import PixelCodec
@@ -31,6 +31,11 @@ from diffcli.tasks.objective import Objective
 from diffcli.tasks.task import Network, Task
 from diffcli.tasks.task_config import TaskConfig
 
+EMBEDDED = Remedies(
+    lacking="store the embeddings of captions and images: diffcli prep-data ... --embed clip --encoder MODEL",
+    shape="use --set task.dim={found}",
+)
+
 
 class PriorTask(Task):
     """What both kinds of prior share: the fields that they read, and what they are measured against."""
@@ -40,26 +45,11 @@ class PriorTask(Task):
         self.dim = dim
 
     @property
-    def reads(self) -> frozenset[str]:
-        return frozenset(self.embeddings)
+    def reads(self) -> dict[str, FieldSpec]:
+        return {name: FieldSpec("vector", (self.dim,)) for name in (TEXT, IMAGE)}
 
-    @property
-    def embeddings(self) -> dict[str, tuple[int, ...]]:
-        return {TEXT: (self.dim,), IMAGE: (self.dim,)}
-
-    def check(self, batch: Batch) -> None:
-        for field in (TEXT, IMAGE):
-            if field not in batch:
-                raise UserError(
-                    f"task.kind is 'prior', which reads '{field}', but the data has only: {', '.join(sorted(batch))}",
-                    "store the embeddings of captions and images: diffcli prep-data ... --embed clip --encoder MODEL",
-                )
-            width = batch[field].shape[-1]
-            if batch[field].ndim > 1 and width != self.dim:
-                raise UserError(
-                    f"task.dim is {self.dim}, but the data's {field} has {width} values",
-                    f"use --set task.dim={width}",
-                )
+    def check(self, has: Specs) -> None:
+        check_fields(self.reads, has, "task.dim (prior)", dict.fromkeys(self.reads, EMBEDDED))
 
     def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
         text, image = unit_variance(batch[TEXT]), unit_variance(batch[IMAGE])
@@ -124,7 +114,7 @@ class DiffusionPrior(PriorTask):
 
     def terms(self, text: Tensor, image: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`mse` and `cosine` are those of x0 as it is predicted at the noise levels that were drawn."""
-        told = self.diffusion({**batch, TEXT: text, "image": image[:, :, None, None]})
+        told = self.diffusion({**batch, TEXT: text, IMAGE: image[:, :, None, None]})
         predicted = cast(Watched, self.diffusion.denoiser).x0.flatten(1)
         return {**told, "cosine": F.cosine_similarity(predicted, image).mean()}
 
@@ -173,9 +163,9 @@ class DiffusionPriorConfig(Config):
 
     def build(self, dim: int) -> DiffusionPrior:
         denoiser = Watched(VectorDenoiser(dim, self.width, self.depth, dim), self.schedule, "x0", False)
-        codec, condition = PixelCodec(dim, scale=1.0, clip=False), EmbeddingConditionerConfig(field=TEXT, width=dim)
-        objective = Objective(times=StratifiedTimes())
-        task = DiffusionTask(denoiser, codec, [condition.build()], objective, self.drop_condition, size=(1, 1))
+        codec, condition = PixelCodec(scale=1.0, clip=False), EmbeddingConditionerConfig(field=TEXT, width=dim)
+        objective, as_image = Objective(times=StratifiedTimes()), FieldSpec("image", (dim, 1, 1))
+        task = DiffusionTask(denoiser, codec, [condition.build()], objective, self.drop_condition, IMAGE, as_image)
         return DiffusionPrior(dim, task)
 
 
@@ -203,6 +193,6 @@ class PriorConfig(TaskConfig):
             drawing.check_times(self.network.schedule)
         drawing.check_variance(learned=False)
 
-    def build(self, shape: ImageShape) -> PriorTask:
+    def build(self, specs: Specs) -> PriorTask:
         """The task, its weights drawn from torch's current generator; of images it takes none."""
         return self.network.build(self.dim)

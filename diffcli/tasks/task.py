@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 from torch import Tensor, nn
 
 from diffcli.diffusion.samplers import Sampler
-from diffcli.fields import Batch
+from diffcli.fields import Batch, Specs, check_fields
 from diffcli.optim import AnyCurve, AnyOptimizer
 from diffcli.tasks.conditioners.conditioner import Conditioner
 
@@ -138,21 +138,17 @@ class Task(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def reads(self) -> frozenset[str]:
-        """The fields of the data that it takes: no other is read from disk."""
+    def reads(self) -> Specs:
+        """The fields of the data that it takes, as it was built for them: no other is read from disk."""
 
     @property
     def named_conditioners(self) -> dict[str, Conditioner]:
         """Its conditioners, each by its key in a preset."""
         return {}
 
-    @property
-    def embeddings(self) -> dict[str, tuple[int, ...]]:
-        """The embeddings among them, each with its shape in one sample: (D,), or (L, D) for a sequence."""
-        return {}
-
-    def check(self, batch: Batch) -> None:
-        """Raises UserError where the data lack a field or hold a value that this task cannot take. For CPU batches."""
+    def check(self, has: Specs) -> None:
+        """Raises UserError where data that have these fields do not give what it reads."""
+        check_fields(self.reads, has, "task")
 
     @abstractmethod
     def forward(self, batch: Batch, phase: str, step: int) -> dict[str, Tensor]:

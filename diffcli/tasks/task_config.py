@@ -4,7 +4,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
-from diffcli.config import Config, ImageShape
+from diffcli.config import Config, UserError
+from diffcli.fields import FieldKind, FieldSpec, Specs
 from diffcli.tasks.guide import Drawing
 from diffcli.tasks.task import Task
 
@@ -14,9 +15,17 @@ class TaskConfig(Config):
 
     kind: str
 
+    @property
+    def models(self) -> str | None:
+        """The field of the data whose shape the task takes over, as it models or judges it; None where there is none."""
+        return None
+
     @abstractmethod
-    def build(self, shape: ImageShape) -> Task:
-        """The task for images of this shape, its weights from torch's current generator."""
+    def build(self, specs: Specs) -> Task:
+        """The task for data of these fields, its weights from torch's current generator.
+
+        Raises UserError where the field that it models is not among them, or of a kind or shape that it cannot take.
+        """
 
     def check_drawing(self, drawing: Drawing) -> None:
         """Raises ValueError ("what is wrong; what to do") where the preset draws in a way that this task cannot."""
@@ -39,3 +48,16 @@ class TaskConfig(Config):
     def valueless(self) -> Self:
         """The same arithmetic without a look at losses or images: tensors of a plan are on the meta device and have no values."""
         return self
+
+
+def modelled(specs: Specs, field: str, kinds: Sequence[FieldKind]) -> FieldSpec:
+    """The field of the data that the key `task.field` names. Raises UserError where it is not there or of none of these kinds."""
+    fitting = [name for name, spec in specs.items() if spec.kind in kinds]
+    hint = f"use --set task.field={fitting[0]}" if fitting else f"choose data with a field of kind {' or '.join(kinds)}"
+    if field not in specs:
+        raise UserError(
+            f"task.field is '{field}', but the data has only: {', '.join(sorted(specs)) or 'no field'}", hint
+        )
+    if specs[field].kind not in kinds:
+        raise UserError(f"task.field is '{field}', which is of kind {specs[field].kind}", hint)
+    return specs[field]

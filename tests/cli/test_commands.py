@@ -153,7 +153,7 @@ def test_a_dry_run_prints_a_preset_that_trains_the_same_and_writes_nothing(plann
     resolved, facts = planned("--steps", 12, "--seed", 3, "--set", "train.batch_size=50")
     asked = presets.load(str(tmp_path / "tiny.yaml"), ["train.steps=12", "seed=3", "train.batch_size=50"])
     assert resolved == asked
-    task = resolved.task.build(resolved.data.shape)
+    task = resolved.task.build(resolved.specs)
     assert facts["parameters"] == f"{sum(p.numel() for p in task.parameters()):,}"
     assert facts["images"] == "9,000"
     assert facts["epochs"] == "180 steps an epoch, 0.06667 epochs in all"

@@ -180,7 +180,13 @@ def test_data_that_do_not_fit_a_conditioner_are_refused_before_training(
         assert not list((tmp_path / "run").rglob("*.safetensors"))
 
     refused(stored(clip), plain, "'clip_text'", "image, text", "--embed clip")
-    refused(stored(clip, width=99), embedded, "'clip_text' is 16 wide", "expects 99", "set its width to 16")
+    refused(
+        stored(clip, width=99),
+        embedded,
+        "reads 'clip_text' 99 wide",
+        "data's is 16 wide",
+        "task.conditioners.0.width=16",
+    )
     refused(stored(other), embedded, str(other), "but the data's 'clip_text' used")
     refused(live("nobody/no-such", gives="tokens"), embedded, "task.conditioners.0.encoder.model", "nobody/no-such")
     tiny_clip(tmp_path / "loaded", seed=2)

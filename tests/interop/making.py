@@ -38,7 +38,7 @@ def wake(model: Model, seed: int = 1, keep: str = "") -> Model:
 
 def loaded(imported: Imported) -> DiffusionTask:
     """The task of an imported model, with its weights."""
-    task = imported.preset.task.build(imported.preset.data.shape)
+    task = imported.preset.task.build(imported.preset.specs)
     task.load_state_dict(imported.tensors)
     assert isinstance(task, DiffusionTask)
     return task.eval().requires_grad_(False)

@@ -325,7 +325,7 @@ def test_keys_of_ours_become_keys_or_weights_of_theirs(network_keys: dict[str, A
     raw = importing.load(tmp_path / "model", None).preset.model_dump(mode="json")
     raw["task"]["network"] |= network_keys
     preset = presets.build(raw, "ours")
-    task = wake(preset.task.build(preset.data.shape))
+    task = wake(preset.task.build(preset.specs))
     out = export_diffusers(preset, task.state_dict(), None, tmp_path / "out")
     theirs, x = diffusers.DDPMPipeline.from_pretrained(out).unet.eval(), noise(4, 3, SIZE, SIZE)
     close(theirs(x, TIMES).sample, network(task)(x, TIMES, condition(task, None, x)))
@@ -353,7 +353,7 @@ def test_what_diffusers_cannot_express_is_refused_by_key(key: str, value: object
     flow = ["task.schedule.kind=flow"] if value == "flow" else []
     sizes = ["task.network.attend_at=[8]"] if key == "data.size" else []
     preset = presets.build(raw, "given", ["sampler.steps=10", *flow, *sizes, f"{key}={value}"])
-    task = preset.task.build(preset.data.shape)
+    task = preset.task.build(preset.specs)
     with pytest.raises(UserError, match=named.replace(".", r"\.")):
         export_diffusers(preset, task.state_dict(), None, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -5,16 +5,19 @@ import math
 import pytest
 import torch
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import UserError
 from diffcli.diffusion.samplers import Ddim
+from diffcli.fields import FieldSpec, to_float
 from diffcli.noise import Noise
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
+
+SPECS = {"image": FieldSpec("image", (1, 8, 8))}
 
 
 def build(**changes) -> ClassifierTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return ClassifierConfig(num_classes=3, **changes).build(ImageShape(1, 8, 8)).eval()
+        return ClassifierConfig(num_classes=3, **changes).build(SPECS).eval()
 
 
 def fields(n: int = 12) -> dict[str, torch.Tensor]:
@@ -80,10 +83,16 @@ def test_the_preview_shows_the_least_sure_images_first():
 
 
 def test_data_that_it_cannot_learn_from_is_refused():
-    with pytest.raises(UserError, match="no class labels"):
-        build().check({"image": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"num_classes is 3.*class label 7"):
-        build().check({"label": torch.tensor([1, 7])})
+    with pytest.raises(
+        UserError, match=r"task\.num_classes \(classifier\) reads the field 'label'.*only: image"
+    ) as caught:
+        build().check(SPECS)
+    assert "choose labelled data" in caught.value.hint
+    with pytest.raises(UserError, match="knows 3 classes of 'label', but the data has 8") as caught:
+        build().check({**SPECS, "label": FieldSpec("classes", (), 8)})
+    assert "--set task.num_classes=8" in caught.value.hint
+    with pytest.raises(UserError, match=r"task\.field \(classifier\) reads 'image' of shape 1x8x8") as caught:
+        build().check({"image": FieldSpec("image", (1, 8, 9)), "label": FieldSpec("classes", (), 3)})
 
 
 def noisy(**changes) -> ClassifierTask:
@@ -140,7 +149,6 @@ def test_the_preset_tells_clean_digits_apart_and_only_guesses_at_noise(tmp_path)
     from diffcli.engine.model import load_model
     from diffcli.engine.run.runlog import RunDir
     from diffcli.engine.run.train import train
-    from diffcli.fields import to_float
 
     run = RunDir(tmp_path / "run")
     run.claim()

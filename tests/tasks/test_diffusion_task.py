@@ -7,12 +7,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import UserError
 from diffcli.diffusion.samplers import Ddim, Ddpm
+from diffcli.fields import FieldSpec
 from diffcli.noise import Domain, Noise, derive
 from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
 
-SHAPE = ImageShape(1, 8, 8)
+SHAPE = (1, 8, 8)
+SPECS = {"image": FieldSpec("image", SHAPE)}
 CLASSES = 4
 
 
@@ -29,7 +31,7 @@ def build(**changes: Any) -> DiffusionTask:
     """A small task whose layers, zero when built, are given weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        task = config(**changes).build(SHAPE)
+        task = config(**changes).build(SPECS)
     noise = Noise([5], torch.device("cpu"))
     with torch.no_grad():
         for p in task.parameters():
@@ -279,14 +281,16 @@ def test_every_target_with_signal_at_the_end_builds_on_the_flow_path(target):
 
 
 def test_labels_that_the_model_does_not_know_are_refused_before_training():
-    with pytest.raises(UserError, match="class label 9"):
-        build().check({"label": torch.tensor([0, 9])})
-    with pytest.raises(UserError, match="label"):
-        build().check({"image": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"\.0 \(class\) knows 4 classes of 'label', but the data has 10") as caught:
+        build().check({**SPECS, "label": FieldSpec("classes", (), 10)})
+    assert "--set task.conditioners.0.num_classes=10" in caught.value.hint
+    with pytest.raises(UserError, match="'label', but the data has only: image"):
+        build().check(SPECS)
+    build().check({**SPECS, "label": FieldSpec("classes", (), CLASSES)})
 
 
 def test_non_square_images_and_channels_reach_the_network():
-    task = config().build(ImageShape(3, 8, 12))
+    task = config().build({"image": FieldSpec("image", (3, 8, 12))})
     assert task.latent_shape(5) == (5, 3, 8, 12)
     with torch.no_grad():
         *_, end = task.trajectory({"label": torch.tensor([1, 2])}, [3, 4], Ddim(steps=2), 2.0)

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from diffcli.diffusion.samplers import Ddim, Ode
+from diffcli.fields import FieldSpec
 from diffcli.noise import Noise
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
 from diffcli.tasks.conditioners.text import TextConditionerConfig
@@ -27,7 +28,7 @@ def judge() -> ClassifierTask:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         tree: dict[str, Any] = {"num_classes": CLASSES, "network": {"width": 4}, "schedule": {"kind": "linear"}}
-        task = ClassifierConfig.model_validate(tree).build(SHAPE)
+        task = ClassifierConfig.model_validate(tree).build({"image": FieldSpec("image", SHAPE)})
     with torch.no_grad():
         task.network.head.weight.mul_(20)
     return task.eval().requires_grad_(False)

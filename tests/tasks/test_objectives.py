@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from diffcli import preset as presets
-from diffcli.config import ImageShape
 from diffcli.diffusion.coupling import paired
 from diffcli.diffusion.likelihood import variational_term
 from diffcli.diffusion.samplers import Ddim
+from diffcli.fields import FieldSpec
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
 from tests.conftest import TINY, changed
@@ -207,5 +207,5 @@ def test_coupling_a_conditional_model_is_allowed_with_advice():
 
 
 def test_the_shape_of_a_history_follows_the_schedule():
-    task = config(**AWARE).build(ImageShape(1, 8, 8))
+    task = config(**AWARE).build({"image": FieldSpec("image", (1, 8, 8))})
     assert task.history.losses.shape == (5, 2)

@@ -4,21 +4,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import UserError
 from diffcli.diffusion.samplers import Ddim
+from diffcli.fields import FieldSpec
 from diffcli.noise import Domain, Noise, derive
 from diffcli.tasks.conditioners.slots import unit_variance
 from diffcli.tasks.conditioners.stored import IMAGE, TEXT
 from diffcli.tasks.prior import PriorConfig, PriorTask
 
-NO_IMAGE = ImageShape(3, 8, 8)
 DDIM = Ddim(steps=12)
 
 
 def build(dim: int, **network: object) -> PriorTask:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
-        return PriorConfig(dim=dim, network=network).build(NO_IMAGE)
+        return PriorConfig(dim=dim, network=network).build({})
 
 
 def normal(n: int, dim: int, seed: int) -> torch.Tensor:
@@ -137,10 +137,11 @@ def test_its_noise_is_not_that_of_the_image_with_the_same_seed() -> None:
 
 def test_data_without_embeddings_or_of_another_width_are_refused() -> None:
     task = build(8, kind="mlp")
-    with pytest.raises(UserError, match="clip_text") as told:
-        task.check({"image": torch.empty(0), IMAGE: torch.empty(0)})
-    assert "--embed clip" in told.value.hint
-    with pytest.raises(UserError, match=r"task\.dim is 8") as told:
-        task.check({TEXT: torch.empty(2, 12), IMAGE: torch.empty(2, 12)})
-    assert told.value.hint == "use --set task.dim=12"
-    task.check({TEXT: torch.empty(0), IMAGE: torch.empty(0)})
+    eight, twelve = (FieldSpec("vector", (dim,)) for dim in (8, 12))
+    with pytest.raises(UserError, match=r"task\.dim \(prior\) reads the field 'clip_text'") as caught:
+        task.check({"image": FieldSpec("image", (3, 8, 8)), IMAGE: eight})
+    assert "--embed clip" in caught.value.hint
+    with pytest.raises(UserError, match="'clip_text' 8 wide, but the data's is 12 wide") as caught:
+        task.check({TEXT: twelve, IMAGE: twelve})
+    assert caught.value.hint == "use --set task.dim=12"
+    task.check({TEXT: eight, IMAGE: FieldSpec("vector", (None,))})

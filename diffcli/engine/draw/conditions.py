@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.engine.model import Model
-from diffcli.fields import Batch, FieldKind, FieldSpec, Specs, stub
+from diffcli.fields import Batch, Specs, stub
 
 
 class Conditions(ABC):
@@ -83,11 +83,9 @@ def blanks(model: Model, found: Sequence[Conditions], null_alone: bool) -> list[
 
 
 def condition_specs(model: Model) -> Specs:
-    """The fields that a model is conditioned on."""
-    task = model.task
-    kinds: dict[int, FieldKind] = {1: "vector", 2: "tokens"}
-    text = {"text": FieldSpec("text")} if "text" in task.reads else {}
-    return text | {name: FieldSpec(kinds[len(shape)], shape) for name, shape in task.embeddings.items()}
+    """The fields that a model is conditioned on, beside classes."""
+    apart = (model.preset.task.models, "label")
+    return {name: spec for name, spec in model.task.reads.items() if name not in apart}
 
 
 def check_distinct(conditions: Iterable[Conditions]) -> None:

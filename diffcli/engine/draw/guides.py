@@ -7,6 +7,7 @@ from typing import Any
 from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.engine.model import Model, load_model
+from diffcli.fields import listed
 from diffcli.preset import AnyTask
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
 from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
@@ -58,12 +59,14 @@ def check_weaker(weaker: Model, model: Model) -> None:
     if not isinstance(weaker.preset.task, DiffusionConfig):
         raise UserError(f"guide.weaker {weaker.path}: was trained as a {weaker.preset.task.kind}", hint)
     pairs = {
-        "images of": ("x".join(map(str, m.preset.data.shape)) for m in (weaker, model)),
+        "images of": (_shape(m) for m in (weaker, model)),
         "the schedule": (_task(m).schedule.kind for m in (weaker, model)),
         "schedule keys": (_task(m).schedule for m in (weaker, model)),
         "the codec": (_task(m).codec for m in (weaker, model)),
         "the classes": (class_count(_task(m)) for m in (weaker, model)),
-        "the conditions": (", ".join(sorted(m.task.reads - {"image"})) or "none" for m in (weaker, model)),
+        "the conditions": (
+            ", ".join(sorted(m.task.reads.keys() - {m.preset.task.models})) or "none" for m in (weaker, model)
+        ),
     }
     for what, (one, other) in pairs.items():
         if one != other:
@@ -80,7 +83,7 @@ def check_classifier(classifier: Model, model: Model) -> None:
         raise UserError(
             f"guide.classifier {classifier.path}: was trained on clean images, it does not know noise", hint
         )
-    shapes = ["x".join(map(str, m.preset.data.shape)) for m in (classifier, model)]
+    shapes = [_shape(m) for m in (classifier, model)]
     if shapes[0] != shapes[1]:
         raise UserError(
             f"guide.classifier {classifier.path}: has images of {shapes[0]}, {model.path} of {shapes[1]}", hint
@@ -98,6 +101,13 @@ def class_count(task: AnyTask) -> int | None:
         return task.num_classes
     conditioners = task.conditioners if isinstance(task, DiffusionConfig) else ()
     return next((c.num_classes for c in conditioners if c.kind == "class"), None)
+
+
+def _shape(model: Model) -> str:
+    """Of what is drawn or classified."""
+    field = model.preset.task.models
+    assert field is not None
+    return listed(model.task.reads[field].shape)
 
 
 def _task(model: Model) -> DiffusionConfig:

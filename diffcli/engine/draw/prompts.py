@@ -60,7 +60,7 @@ class Prompts(Conditions):
         for conditioner in self.model.task.modules():
             if isinstance(conditioner, EmbeddingConditioner):
                 embedding = conditioner.embed(texts)
-                if self.prior is not None and IMAGE in conditioner.fields:
+                if self.prior is not None and IMAGE in conditioner.reads:
                     embedding = self.prior(embedding, seeds).cpu()
                 fields[conditioner.config.field] = embedding
         return fields

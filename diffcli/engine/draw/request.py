@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffcli import __version__
-from diffcli.config import UserError
+from diffcli.config import ImageShape, UserError
 from diffcli.data.loader import on_device
 from diffcli.diffusion.denoiser import Denoise
 from diffcli.diffusion.samplers import Sampler, Step
@@ -81,7 +81,7 @@ class Request:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one image: channels, height and width."""
-        return tuple(self.model.preset.data.shape)
+        return self.task.shape
 
     @cached_property
     def walked(self) -> Sampler:
@@ -195,10 +195,20 @@ def request(
     models = guides.load_guides(guide, model, options.overrides)
     conditions = choose_conditions(model, options, guidance, guide, models, reference, given or {})
     n = choose_n(options, conditions)
-    edit = read_edit(
-        EditOptions(**{key: getattr(options, key) for key in EditOptions.model_fields}), model.preset.data.shape
-    )
+    edit = choose_edit(model, options)
     return Request(model, n, options.seed, conditions, sampler, guidance, options.batch_size, guide, models, edit)
+
+
+def choose_edit(model: Model, options: SampleOptions) -> Edit:
+    """--image and what goes with it. Raises UserError where the model draws something else than images."""
+    field, shape = model.preset.task.models, model.preset.data.shape
+    if field is not None and options.images:
+        spec = model.task.reads[field]
+        if spec.kind != "image":
+            problem = f"--image: {model.path} draws the field '{field}' of kind {spec.kind}, no images"
+            raise UserError(problem, "leave --image out")
+        shape = ImageShape(*(side or 1 for side in spec.shape))
+    return read_edit(EditOptions(**{key: getattr(options, key) for key in EditOptions.model_fields}), shape)
 
 
 def choose_conditions(

@@ -77,7 +77,7 @@ class Rows(Conditions):
 
 def row_fields(model: Model) -> frozenset[str]:
     """The fields that the rows of a reference must have for the model: its conditions beside classes."""
-    return model.task.reads - {"image", "label"}
+    return frozenset(model.task.reads) - {model.preset.task.models, "label"}
 
 
 def choose_rows(model: Model, reference: Reference, prior: Prior | None, labelled: bool) -> Rows:

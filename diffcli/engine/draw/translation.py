@@ -41,7 +41,7 @@ class Prior:
 
 def image_conditioners(task: Task) -> list[EmbeddingConditioner]:
     """Those that read embeddings of images."""
-    return [c for c in task.modules() if isinstance(c, EmbeddingConditioner) and IMAGE in c.fields]
+    return [c for c in task.modules() if isinstance(c, EmbeddingConditioner) and IMAGE in c.reads]
 
 
 def choose_prior(model: Model, asked: str | None, needed: bool) -> Prior | None:

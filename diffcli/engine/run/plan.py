@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcli.config import UserError
+from diffcli.data.images import ImageData
 from diffcli.data.order import epoch_size
 from diffcli.data.stream.stream import StreamData
 from diffcli.ema import averages
@@ -15,11 +16,13 @@ from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.state import build_on_meta, unaveraged
 from diffcli.engine.tuning import autocast
+from diffcli.fields import FieldSpec, stub
 from diffcli.noise import Domain, derive
 from diffcli.preset import Preset
 from diffcli.tasks.conditioners.pretrained import PretrainedConditioner
 from diffcli.tasks.task import Phase, Task
 
+SEQUENCE = 77  # tokens of a stored sequence, of which only the width is known
 COPIES = 4  # float32 values a trained parameter, beside its averages: itself, its gradient, two moments of Adam
 
 
@@ -27,7 +30,11 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     """Facts about a resolved preset, by name; estimates are for one process. Builds the task on the meta device."""
     cfg = preset.train
     check_named(preset.drawing.named)
-    task = build_on_meta(preset.model_copy(update={"task": preset.task.valueless()})).train()
+    data, lacking = _data(preset)
+    specs = None if data is None else data.specs
+    task = build_on_meta(preset.model_copy(update={"task": preset.task.valueless()}), specs).train()
+    if specs is not None:
+        task.check(specs)
     frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())
     phases = phases_of(task, cfg)
@@ -46,8 +53,9 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     }
     if frozen:
         facts["encoder"] = f"{', '.join(frozen)}: runs in every step, is not counted above"
-    try:
-        data = preset.data.model_copy(update={"in_memory": False}).build("train")  # counted, not decoded
+    if data is None:
+        facts["images"] = f"unknown: {lacking}"
+    else:
         if isinstance(data, StreamData):
             facts["shards"] = f"{len(data.urls):,}"
         images = data.count if isinstance(data, StreamData) and data.count else len(data)
@@ -56,14 +64,20 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
         facts["epochs"] = (
             f"{epoch / cfg.batch_size:.4g} steps an epoch, {cfg.steps * cfg.batch_size / epoch:.4g} epochs in all"
         )
-    except UserError as error:
-        facts["images"] = f"unknown: {error.problem}"
     return facts | {
         "run directory": str(run),
         "log": f"{run}/log.jsonl, {run}/tensorboard/",
         "previews": f"{run}/previews/step-{cfg.every.preview:08d}.png ..." if cfg.every.preview else "never",
         "checkpoints": f"{run}/checkpoints/step-{cfg.every.save or cfg.steps:08d} ..., the last {cfg.keep_last} kept",
     }
+
+
+def _data(preset: Preset) -> tuple[ImageData | None, str]:
+    """The training data, to be counted and not decoded, and where there are none, why not."""
+    try:
+        return preset.data.model_copy(update={"in_memory": False}).build("train"), ""
+    except UserError as error:
+        return None, error.problem
 
 
 def roles(task: Task, phases: tuple[Phase, ...]) -> Iterator[str]:
@@ -83,12 +97,9 @@ def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> tuple[int,
     FLOP of all phases, each by how often it is due; bytes of the phase that keeps most.
     """
     batch = {
-        "image": torch.zeros(1, *preset.data.shape, device="meta"),
-        "label": torch.zeros(1, dtype=torch.int64, device="meta"),
-        "text": [""],
+        **{name: stub(_whole(spec), 1, "meta") for name, spec in task.reads.items()},
         "position": torch.zeros(1, dtype=torch.int64),
         "stream": derive(0, Domain.TRAIN, torch.zeros(1, dtype=torch.int64)),
-        **{name: torch.zeros(1, *shape, device="meta") for name, shape in task.embeddings.items()},
     }
     flops, most = 0.0, 0
     for phase in phases:
@@ -101,6 +112,11 @@ def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> tuple[int,
             task(batch, phase.name, preset.train.steps)["loss"].backward()
         flops, most = flops + counter.get_total_flops() / phase.every, max(most, kept[0])
     return round(flops), most
+
+
+def _whole(spec: FieldSpec) -> FieldSpec:
+    """The field, its sequences of as many tokens as those of CLIP."""
+    return spec._replace(shape=tuple(SEQUENCE if side is None else side for side in spec.shape))
 
 
 def running(task: Task) -> list[str]:

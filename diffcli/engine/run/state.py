@@ -14,6 +14,7 @@ from diffcli.ema import AnyEma, Ema, averages
 from diffcli.engine.loading import completed, load_weights, place
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.tuning import auto_precision
+from diffcli.fields import Specs
 from diffcli.optim import optimizer_tensors, restore_optimizer
 from diffcli.preset import Preset
 from diffcli.tasks.task import Phase, Task
@@ -130,10 +131,13 @@ def resolved(preset: Preset, device: torch.device) -> Preset:
     return preset.model_copy(update={"train": train, **found})
 
 
-def build_on_meta(preset: Preset) -> Task:
-    """The task without memory for its weights. Raises UserError where its parts or its phases contradict each other."""
+def build_on_meta(preset: Preset, specs: Specs | None = None) -> Task:
+    """The task without memory for its weights. Raises UserError where its parts or its phases contradict each other.
+
+    specs: the fields of its data; None: what the preset alone says of them.
+    """
     with torch.device("meta"):
-        task = preset.task.build(preset.data.shape)
+        task = preset.task.build(preset.specs if specs is None else specs)
     freeze_rest(task, phases_of(task, preset.train))
     return task
 
@@ -144,11 +148,11 @@ def freeze_rest(task: Task, phases: tuple[Phase, ...]) -> None:
     task.freeze(network.name for network in task.networks if network.name not in trained)
 
 
-def build_state(preset: Preset, device: torch.device) -> State:
-    """Fresh weights drawn from the preset's seed, their average and the optimizers."""
+def build_state(preset: Preset, device: torch.device, specs: Specs | None = None) -> State:
+    """Fresh weights drawn from the preset's seed, their average and the optimizers. specs: see `build_on_meta`."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(preset.seed)  # the same weights on every device and rank
-        built = preset.task.build(preset.data.shape)
+        built = preset.task.build(preset.specs if specs is None else specs)
     phases = phases_of(built, preset.train)
     task = place(built, device, preset.train.precision)
     freeze_rest(task, phases)

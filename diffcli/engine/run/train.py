@@ -7,9 +7,6 @@ position in the global batch), so a checkpoint holds weights, averages and optim
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from diffcli import __version__, checkpoint
 from diffcli.config import UserError
@@ -24,6 +21,7 @@ from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state, resolved
 from diffcli.engine.run.validation import Validation
 from diffcli.engine.tuning import tune
+from diffcli.fields import to_record
 from diffcli.preset import Preset, dump
 from diffcli.tasks.prior import PriorConfig
 from diffcli.tasks.task import Task
@@ -47,9 +45,7 @@ def check_data(preset: Preset, task: Task, data: ImageData) -> None:
             f"data: images are {tuple(data.shape)} (channels, height, width), the preset expects {tuple(preset.data.shape)}",
             "set data.channels and data.size to those of the images",
         )
-    fields: dict[str, Any] = {name: torch.empty(0) for name in data.specs}
-    fields |= {name: torch.empty(0, width) for name, width in encoder_records.stored_widths(data).items()}
-    task.check(fields if data.labels is None else fields | {"label": data.labels})
+    task.check(data.specs)
 
 
 def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) -> Iterator[Progress]:
@@ -77,11 +73,12 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     if isinstance(preset.task, PriorConfig):
         source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
     data = source.build("train")
-    state = build_state(preset, group.device)
+    state = build_state(preset, group.device, data.specs)
     check_data(preset, state.task, data)
     data = data.select(state.task.reads)
     validate = Validation(preset, group, state.task).loss if preset.train.every.validate else None
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
+    record |= {"fields": to_record(state.task.reads)}
     found = None if start is None else checkpoint.read_record(start)
     record |= encoder_records.agreed(state.task, data, found) | {"feed": (found or {}).get("feed")}
     first = 0

@@ -16,7 +16,7 @@ from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine import encoder_records
 from diffcli.engine.draw.request import Request, SampleOptions
 from diffcli.engine.score.onepass import Watch
-from diffcli.fields import FieldSpec, Remedies, Specs, check_fields, to_float
+from diffcli.fields import FieldSpec, Remedies, Specs, check_classes, check_fields, to_float
 from diffcli.metrics.extractor import Extracted
 from diffcli.noise import Noise
 
@@ -40,7 +40,7 @@ class VariationalBound:
         self.notes: list[str] = []
         self.reads: Specs = {"image": FieldSpec("image", tuple(req.model.preset.data.shape))}
         if "label" in req.task.reads:
-            self.reads = {**self.reads, "label": FieldSpec("classes")}
+            self.reads = {**self.reads, "label": req.task.reads["label"]}
         self.gives: Mapping[str, tuple[int, ...]] = {"bits": (self.schedule.steps + 1,), "bpd": ()}
 
     def check(self, name: str, fields: Specs) -> None:
@@ -73,7 +73,7 @@ class VariationalBound:
         image = to_float(fields["image"].to(task.device))
         batch = {**self.req.batch(rows), "image": image}
         if "label" in self.reads:
-            task.check({**batch, "label": fields["label"]})
+            check_classes(fields["label"], task.reads["label"], "--ref: a label")
             batch["label"] = fields["label"].to(task.device)
         x0 = task.codec.encode(image)
         denoise = task.denoise(batch, float(self.guidance != 0), len(x0))

@@ -6,14 +6,14 @@ guidance.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from diffcli.config import Config, UserError
 from diffcli.encoders.encoder import Encoder
-from diffcli.fields import Batch
+from diffcli.fields import Batch, Remedies, Specs, check_fields
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Domain, Noise
 from diffcli.transfer import moved
@@ -35,17 +35,24 @@ UNSEEDED = Unseeded()
 
 
 class Conditioner(nn.Module, ABC):
-    """One condition. shape: where it enters the network and how wide it is there. fields: what it reads of a batch.
+    """One condition. kind: its name in a preset. shape: where it enters the network and how wide it is there.
 
-    encoder: the pretrained one that reads its texts, or that made its embeddings, where there is one.
+    reads: the fields that it takes of a batch, with the shapes and classes that it was built for. encoder: the pretrained one
+    that reads its texts, or that made its embeddings, where there is one.
     """
 
+    kind: ClassVar[str]
     shape: CondShape
-    fields: tuple[str, ...]
+    reads: Specs
     encoder: Encoder | None = None
 
-    def check(self, batch: Batch) -> None:
-        """Raise `UserError` where the batch holds a value that this conditioner cannot take; reads CPU tensors only."""
+    def remedies(self, key: str) -> Remedies:
+        """What to type where the data do not give what it reads; key: its place in the preset."""
+        return Remedies()
+
+    def check(self, has: Specs, key: str) -> None:
+        """Raises UserError where data that have these fields do not give what it reads."""
+        check_fields(self.reads, has, f"{key} ({self.kind})", dict.fromkeys(self.reads, self.remedies(key)))
 
     @abstractmethod
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:

@@ -5,22 +5,22 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffcli.config import UserError
 from diffcli.encoders.encoder import CLIP_LENGTH, T5_LENGTH, Encoded, Encoder, EncoderConfig
-from diffcli.fields import Batch
+from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
-from diffcli.tasks.conditioners.slots import Gives, Slot, readable
+from diffcli.tasks.conditioners.slots import NO_CAPTIONS, Gives, Slot, readable
 
 
 class PretrainedConditioner(Conditioner):
     """Reads the field `text` through a frozen encoder, in every step."""
 
-    fields = ("text",)
+    kind = "pretrained"
 
     def __init__(self, config: "PretrainedConditionerConfig") -> None:
         super().__init__()
+        self.reads = {"text": FieldSpec("text")}
         self.encoder: Encoder = config.encoder.build()
         tokens = config.width if config.gives != "vector" else 0
         vector = (config.pooled_width or config.width) if config.gives != "tokens" else 0
@@ -30,16 +30,11 @@ class PretrainedConditioner(Conditioner):
             vector=self.vector.dim if self.vector else 0, tokens=self.tokens.dim if self.tokens else 0
         )
 
-    def check(self, batch: Batch) -> None:
-        if "text" not in batch:
-            raise UserError(
-                f"a pretrained conditioner reads the field 'text', but the data has only: {', '.join(sorted(batch))}",
-                "prepare data that has captions with `diffcli prep-data`, or make captions of class names: data.captions",
-            )
+    def remedies(self, key: str) -> Remedies:
+        return Remedies(lacking=NO_CAPTIONS)
 
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, D) and tokens (B, L, D) with their mask. batch["text"]: B strings."""
-        self.check(batch)
         encoded = self._planned(keep) if keep.is_meta else self.encoder.texts(batch["text"], keep.device)
         vector = tokens = mask = None
         if self.vector is not None and encoded.pooled is not None:

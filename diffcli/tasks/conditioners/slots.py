@@ -9,6 +9,7 @@ from torch.nn import functional
 from diffcli.config import UserError
 from diffcli.encoders.encoder import Encoder
 
+NO_CAPTIONS = "prepare data that has captions with `diffcli prep-data`, or make captions of class names: data.captions"
 SMALL = 0.02  # standard deviation of null vectors at first
 
 Gives = Literal["tokens", "vector", "both"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.encoders.encoder import Encoder, EncoderConfig
-from diffcli.fields import Batch
+from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
@@ -22,9 +22,14 @@ TEXT, IMAGE = "clip_text", "clip_image"  # fields with CLIP's embeddings of capt
 class EmbeddingConditioner(Conditioner):
     """Reads a stored embedding (B, D), or a stored sequence of them (B, L, D). encoder: what embeds prompts, if it is named."""
 
+    kind = "embedding"
+
     def __init__(self, config: "EmbeddingConditionerConfig") -> None:
         super().__init__()
-        self.fields = (config.field,)
+        vector = config.stored == "vector"
+        self.reads = {
+            config.field: FieldSpec("vector", (config.width,)) if vector else FieldSpec("tokens", (None, config.width))
+        }
         self.config = config
         self.encoder: Encoder | None = config.encoder.build() if config.encoder else None
         each = config.tokens if config.stored == "vector" else 1
@@ -34,30 +39,19 @@ class EmbeddingConditioner(Conditioner):
             vector=self.vector.dim if self.vector else 0, tokens=self.tokens.dim if self.tokens else 0
         )
 
-    def check(self, batch: Batch) -> None:
-        field, width = self.config.field, self.config.width
-        if field not in batch:
-            how = {"clip_tokens": "clip-tokens", "t5_tokens": "t5"}.get(field, "clip")
-            raise UserError(
-                f"an embedding conditioner reads the field '{field}', but the data has only: {', '.join(sorted(batch))}",
-                f"add it to the set: diffcli prep-data shards --out SET --embed {how} --encoder MODEL",
-            )
-        value, found = batch[field], batch[field].shape[-1]
-        stored = "vector" if value.ndim == 2 else "sequence"
-        if value.numel() and stored != self.config.stored:
-            raise UserError(
-                f"the field '{field}' holds a {stored} a sample, but stored of its conditioner is {self.config.stored}",
-                f"set it to {stored}" + (" and gives to tokens" if stored == "sequence" else ""),
-            )
-        if found not in (0, width):  # 0: data that do not tell
-            raise UserError(
-                f"the field '{field}' is {found} wide, the embedding conditioner in task.conditioners expects {width}",
-                f"set its width to {found}",
-            )
+    def remedies(self, key: str) -> Remedies:
+        field = self.config.field
+        how = {"clip_tokens": "clip-tokens", "t5_tokens": "t5"}.get(field, "clip")
+        vector = f"use --set {key}.stored=vector, or name another field"
+        sequence = f"use --set {key}.stored=sequence --set {key}.gives=tokens, or name another field"
+        return Remedies(
+            lacking=f"add it to the set: diffcli prep-data shards --out SET --embed {how} --encoder MODEL",
+            kind=vector if self.config.stored == "sequence" else sequence,
+            shape=f"use --set {key}.width={{found}}",
+        )
 
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, D) and tokens (B, N, D); of a stored sequence, with the mask of what is not padding (zeros)."""
-        self.check(batch)
         value = moved(batch[self.config.field], keep.device, torch.float32)
         if self.config.stored == "sequence":
             there = (value != 0).any(-1)

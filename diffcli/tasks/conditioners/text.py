@@ -16,13 +16,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from diffcli.config import Note, UserError
-from diffcli.fields import Batch
+from diffcli.config import Note
+from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.attention_blocks import TokenAttention
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
-from diffcli.tasks.conditioners.slots import SMALL, Gives
+from diffcli.tasks.conditioners.slots import NO_CAPTIONS, SMALL, Gives
 from diffcli.transfer import moved
 
 PAD, BEGIN, END = b"\x00", b"\x02", b"\x03"  # NUL, start of text, end of text
@@ -34,10 +34,11 @@ SPACED = bytes(max(byte, ord(" ")) for byte in range(VOCABULARY))  # control cha
 class TextConditioner(Conditioner):
     """Reads the field `text`; see the module's docstring for what it gives. Rows without a condition are learned vectors."""
 
-    fields = ("text",)
+    kind = "text"
 
     def __init__(self, config: "TextConditionerConfig") -> None:
         super().__init__()
+        self.reads = {"text": FieldSpec("text")}
         width = config.width
         self.length = config.length
         self.shape = CondShape(
@@ -53,16 +54,11 @@ class TextConditioner(Conditioner):
         self.null_vector = nn.Parameter(SMALL * torch.randn(width)) if self.shape.vector else None
         self.null_token = nn.Parameter(SMALL * torch.randn(width)) if self.shape.tokens else None
 
-    def check(self, batch: Batch) -> None:
-        if "text" not in batch:
-            raise UserError(
-                f"a text conditioner reads the field 'text', but the data has only: {', '.join(sorted(batch))}",
-                "prepare data that has captions with `diffcli prep-data`, or make captions of class names: data.captions",
-            )
+    def remedies(self, key: str) -> Remedies:
+        return Remedies(lacking=NO_CAPTIONS)
 
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, width), and tokens (B, length, width) with their mask. batch["text"]: B strings."""
-        self.check(batch)
         texts = list(batch["text"])
         # both branches of guidance read the same; in training a text is read as often as it occurs, so that sums keep their order
         read = texts if torch.is_grad_enabled() else list(dict.fromkeys(texts))

@@ -72,7 +72,7 @@ def test_the_memory_of_a_walk_does_not_grow_with_its_steps(model: Model, work: C
 
 
 def test_the_memory_of_a_priors_walk_does_not_grow_with_its_steps() -> None:
-    prior = PriorConfig(dim=4, network=DiffusionPriorConfig(width=8, depth=1)).build(None)
+    prior = PriorConfig(dim=4, network=DiffusionPriorConfig(width=8, depth=1)).build({})
     with living(prior.diffusion.denoiser) as counts, torch.no_grad():
         prior.translate(torch.randn(2, 4), [0, 1], Ddpm(steps=60), 1.0)
     assert len(counts) == 60

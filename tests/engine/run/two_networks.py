@@ -6,6 +6,7 @@ trained and sampled from, but not averaged. A buffer outside of them all counts 
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -18,16 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcli import checkpoint
-from diffcli.config import ImageShape
 from diffcli.diffusion.samplers import Sampler
 from diffcli.engine.distributed import join
 from diffcli.engine.run.loop import Progress
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.train import train
+from diffcli.fields import Batch, FieldSpec, Specs
 from diffcli.noise import Noise
 from diffcli.optim import AdamW, LinearDecay
 from diffcli.preset import Preset
-from diffcli.tasks.task import Batch, Network, Phase, Task
+from diffcli.tasks.task import Network, Phase, Task
 from diffcli.tasks.task_config import TaskConfig
 from tests.conftest import TINY, changed
 
@@ -40,8 +41,9 @@ class PairTask(Task):
 
     updates: Tensor
 
-    def __init__(self, pixels: int) -> None:
+    def __init__(self, image: FieldSpec) -> None:
         super().__init__()
+        self.image, pixels = image, math.prod(image.shape)
         self.generator = nn.Sequential(nn.Linear(LATENT + CLASSES, WIDTH), nn.Tanh(), nn.Linear(WIDTH, pixels))
         self.colour = nn.Linear(1, 1)
         self.stage = nn.Linear(pixels, pixels)
@@ -72,8 +74,8 @@ class PairTask(Task):
         return self.generator
 
     @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({"image", "label"})
+    def reads(self) -> Specs:
+        return {"image": self.image, "label": FieldSpec("classes", (), CLASSES)}
 
     def made(self, batch: Batch) -> Tensor:
         """Images (B, pixels) of the generator."""
@@ -103,8 +105,8 @@ class PairConfig(TaskConfig):
 
     kind: Literal["pair"] = "pair"
 
-    def build(self, shape: ImageShape) -> PairTask:
-        return PairTask(shape.channels * shape.height * shape.width)
+    def build(self, specs: Specs) -> PairTask:
+        return PairTask(specs["image"])
 
 
 class PairPreset(Preset):

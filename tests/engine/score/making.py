@@ -110,7 +110,7 @@ def save_run(path: Path, task: str) -> Path:
     tree = {"name": "tiny", "data": {"kind": "digits"}, "task": yaml.safe_load(task), "train": {"steps": 1}}
     built = preset.build(tree, "test")
     with torch.random.fork_rng():
-        weights = built.task.build(built.data.shape).state_dict()
+        weights = built.task.build(built.specs).state_dict()
     record = {"preset": built.model_dump(mode="json"), "classes": list("0123456789"), "version": "0"}
     checkpoint.save(path / "checkpoints", 7, {"ema": weights, "task": weights, "optimizer": {}}, record)
     return path

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffcli.config import UserError
+from diffcli.fields import FieldSpec
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.tasks.conditioners.classes import ClassConditionerConfig
 from diffcli.tasks.conditioners.conditioner import Conditioner, cond_shape, condition
@@ -62,7 +63,7 @@ def test_tokens_of_several_conditioners_follow_each_other() -> None:
 
 def test_tokens_that_mask_none_of_theirs_are_read_whole_beside_those_that_do() -> None:
     class Masked(Conditioner):
-        shape, fields = CondShape(tokens=7), ()
+        kind, shape, reads = "masked", CondShape(tokens=7), {}
 
         def forward(self, batch: object, keep: torch.Tensor, like: torch.Tensor, noise) -> Conditioning:
             return Conditioning(tokens=torch.zeros(3, 2, 7), mask=keep[:, None].expand(3, 2))
@@ -84,18 +85,11 @@ def test_without_conditioners_every_slot_is_absent() -> None:
     assert cond_shape([]) == CondShape(0, 0, 0)
 
 
-@pytest.mark.parametrize("label", [-1, 10, 4711])
-def test_a_label_out_of_range_is_the_users_error_and_names_the_range(label: int) -> None:
-    conditioner = ClassConditionerConfig(num_classes=10).build()
-    batch = {"label": torch.tensor([0, label, 3])}
-    with pytest.raises(UserError) as caught:
-        conditioner(batch, KEEP, LIKE)
-    assert str(label) in caught.value.problem
-    assert "0..9" in caught.value.problem
-    assert "from 0 to 9" in caught.value.hint
-
-
-def test_data_without_labels_are_the_users_error() -> None:
-    with pytest.raises(UserError, match="label") as caught:
-        ClassConditionerConfig(num_classes=10).build().check({"image": LIKE})
-    assert "image" in caught.value.problem
+def test_data_with_more_classes_or_without_labels_are_the_users_error() -> None:
+    conditioner, key = ClassConditionerConfig(num_classes=10).build(), "task.conditioners.1"
+    with pytest.raises(UserError, match=r"\.1 \(class\) knows 10 classes of 'label', but the data has 12") as caught:
+        conditioner.check({"label": FieldSpec("classes", (), 12)}, key)
+    assert "--set task.conditioners.1.num_classes=12" in caught.value.hint
+    with pytest.raises(UserError, match="'label', but the data has only: image") as caught:
+        conditioner.check({"image": FieldSpec("image", (3, 8, 8))}, key)
+    assert "data with class labels" in caught.value.hint

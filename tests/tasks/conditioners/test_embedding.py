@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from diffcli.config import UserError
 from diffcli.encoders.encoder import EncoderConfig
+from diffcli.fields import FieldSpec
 from diffcli.tasks.conditioners.pretrained import PretrainedConditionerConfig
 from diffcli.tasks.conditioners.slots import unit_variance
 from diffcli.tasks.conditioners.stored import EmbeddingConditionerConfig
@@ -16,6 +17,7 @@ from tests.encoders.making import LIMIT, POOLED, T5_WIDTH, WIDTH, tiny_clip, tin
 KEEP = torch.tensor([True, False, True])
 LIKE = torch.zeros(3, 1, 8, 8)
 TEXTS = ["a cat", "two cats", ""]
+KEY = "task.conditioners.0"
 
 
 @pytest.fixture(scope="module")
@@ -161,21 +163,25 @@ def test_prompts_are_embedded_as_the_set_was(clip):
 
 
 def test_missing_fields_and_other_widths_are_told_before_training():
-    with pytest.raises(UserError, match=r"'clip_image', but the data has only: image.*\n.*--embed clip --encoder"):
-        embedding().check({"image": LIKE})
-    with pytest.raises(UserError, match="'clip_image' is 7 wide"):
-        embedding().check({"clip_image": torch.empty(0, 7)})
-
-
-@pytest.mark.parametrize(("stored", "shape"), [("vector", (3, 5, POOLED)), ("sequence", (3, POOLED))])
-def test_vectors_taken_for_sequences_and_the_reverse_are_told(stored, shape):
-    """The data tell the width of a field before training, but a batch alone tells whether it is a sequence."""
-    conditioner = embedding(stored=stored, gives="tokens")
-    conditioner.check({"clip_image": torch.empty(0, POOLED)})
+    with pytest.raises(UserError, match=r"'clip_image', but the data has only: image\n.*--embed clip --encoder"):
+        embedding().check({"image": FieldSpec("image", (3, 8, 8))}, KEY)
     with pytest.raises(
-        UserError, match=rf"holds a {'vector' if stored == 'sequence' else 'sequence'} a sample.*{stored}"
-    ):
-        conditioner({"clip_image": torch.ones(shape)}, KEEP, LIKE)
+        UserError, match=r"task\.conditioners\.0 \(embedding\) reads .*but the data's is 7 wide"
+    ) as caught:
+        embedding().check({"clip_image": FieldSpec("vector", (7,))}, KEY)
+    assert caught.value.hint == "use --set task.conditioners.0.width=7"
+    embedding().check({"clip_image": FieldSpec("vector", (None,))}, KEY)
+
+
+@pytest.mark.parametrize("stored", ["vector", "sequence"])
+def test_vectors_taken_for_sequences_and_the_reverse_are_told_before_training(stored):
+    vector, tokens = FieldSpec("vector", (POOLED,)), FieldSpec("tokens", (None, POOLED))
+    right, wrong = (vector, tokens) if stored == "vector" else (tokens, vector)
+    conditioner = embedding(stored=stored, gives="tokens")
+    conditioner.check({"clip_image": right}, KEY)
+    with pytest.raises(UserError, match=f"as {right.kind}, but the data's is of kind {wrong.kind}") as caught:
+        conditioner.check({"clip_image": wrong}, KEY)
+    assert f"--set {KEY}.stored={'sequence' if stored == 'vector' else 'vector'}" in caught.value.hint
 
 
 @pytest.mark.parametrize(

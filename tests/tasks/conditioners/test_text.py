@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from diffcli.config import Note, UserError
+from diffcli.fields import FieldSpec
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.tasks.conditioners.text import TextConditioner, TextConditionerConfig, as_bytes, cut
 from tests.networks.waking import normal, wake
@@ -160,7 +161,7 @@ def test_an_untrained_encoder_speaks_in_numbers_of_about_one() -> None:
 
 def test_data_without_captions_are_the_users_error() -> None:
     with pytest.raises(UserError, match="image, label") as caught:
-        build().check({"label": LIKE, "image": LIKE})
+        build().check({"label": FieldSpec("classes"), "image": FieldSpec("image", (3, 8, 8))}, "task.conditioners.0")
     assert "data.captions" in caught.value.hint
 
 
