@@ -59,10 +59,10 @@ def load_weights(module: nn.Module, tensors: Tensors, path: Path, assign: bool =
         ) from error
 
 
-def place(task: Task, device: torch.device, precision: str) -> Task:
+def place(task: Task, device: torch.device, precision: str, training: bool) -> Task:
     """The task on a device, its convolutions in the layout that is fastest there."""
     task = task.to(device)
-    if memory_format(device, precision) is torch.channels_last:
+    if memory_format(device, precision, training) is torch.channels_last:
         for module in task.modules():
             if isinstance(module, nn.Conv2d):  # torch's own conversion of a whole module refuses weights of Conv3d
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)

@@ -75,7 +75,7 @@ def load_model(
         built = resolved.task.build(specs_of(record, resolved, found))
     digest = load_to_sample(built, found, record, use_ema)
     encoder_records.promise(built, record, found)
-    task = place(built, device, chosen).eval().requires_grad_(False)
+    task = place(built, device, chosen, training=False).eval().requires_grad_(False)
     run_in(task, device, chosen)
     if compile:
         task.network_to_compile.compile()

@@ -80,12 +80,14 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(flags.split())
 
 
-def memory_format(device: torch.device, precision: str) -> torch.memory_format:
-    """The layout in which convolutional networks train fastest.
+def memory_format(device: torch.device, precision: str, training: bool) -> torch.memory_format:
+    """The layout in which convolutional networks are fastest.
 
-    CUDA's tensor cores want channels last. On the CPU the convolutions gain 3-6% by it, but torch's group norm is several
-    times slower there than in the contiguous layout, which costs more.
+    CUDA's tensor cores want channels last. On the CPU sampling gains a quarter by it, convolutions at 16x16 up to half; but the
+    backward pass of torch's group norm is several times slower there than in the contiguous layout, which costs more.
     """
     if device.type == "cuda" and precision != "fp32":
+        return torch.channels_last
+    if device.type == "cpu" and not training:
         return torch.channels_last
     return torch.contiguous_format

@@ -132,7 +132,7 @@ class GroupNorm(nn.Module):
         scale, shift = told.chunk(2, dim=1)  # (B, C) each
         if not x.is_contiguous():
             y = torch.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-            return y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+            return torch.addcmul(shift[:, :, None, None], y, (1 + scale)[:, :, None, None])
         # the whole batch as one image with B x C channels: the modulation is then the norm's own gain and offset, which
         # saves two passes over x forward and four backward
         gain = self.weight * (1 + scale)
@@ -150,7 +150,10 @@ def set_norms(network: nn.Module, groups: int, eps: float) -> None:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution; on the CPU it is a matrix product, which takes about half the time of oneDNN's convolution."""
+    """A 1x1 convolution; on the CPU it is a matrix product, which takes about half the time of oneDNN's convolution.
+
+    In whichever layout x lies, it is read as it is and the result lies in the same.
+    """
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 1)
@@ -158,9 +161,16 @@ class Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)
+        if lies_channels_last(x):
+            return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
         weight = self.weight.flatten(1).expand(len(x), -1, -1)  # (B, C', C)
         assert self.bias is not None
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+def lies_channels_last(x: Tensor) -> bool:
+    """Whether x (B, C, H, W) lies in memory as (B, H, W, C), and not also as (B, C, H, W)."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def halve(x: Tensor) -> Tensor:
@@ -282,8 +292,20 @@ class Attention(nn.Module):
         self.out = zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        if lies_channels_last(x):
+            return self.of_rows(x)
         h = self.norm(x).flatten(2)  # (B, C, L)
         order = (3, self.heads, -1) if self.by_part else (self.heads, 3, -1)
         q, k, v = self.qkv(h).unflatten(1, order).unbind(1 if self.by_part else 2)  # (B, heads, D, L) each
         h = self.out(attend(q, k, v).flatten(1, 2))
         return x + h.view(x.shape)
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """The same where positions lie as rows (B, L, C) in memory: then nothing has to be moved."""
+        h = self.norm(x).movedim(1, -1).flatten(1, 2)
+        order = (3, self.heads, -1) if self.by_part else (self.heads, 3, -1)
+        qkv = F.linear(h, self.qkv.weight.flatten(1), self.qkv.bias).unflatten(-1, order)
+        q, k, v = (z.transpose(1, 2) for z in qkv.unbind(2 if self.by_part else 3))  # (B, heads, L, D) each
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, L, C)
+        h = F.linear(h, self.out.weight.flatten(1), self.out.bias)
+        return x + h.movedim(1, -1).view(x.shape)

@@ -11,6 +11,7 @@ from diffcli.networks.layers import (
     Attention,
     BlockOptions,
     GroupNorm,
+    HeadOrder,
     Pointwise,
     ResBlock,
     Signal,
@@ -67,9 +68,20 @@ def test_group_norm_takes_one_pixel() -> None:
     assert GroupNorm(64)(normal(1, 64, 1, 1)).isfinite().all()
 
 
-def test_pointwise_is_the_one_by_one_convolution_in_value_and_gradient() -> None:
-    layer, x = Pointwise(5, 7).double(), normal(3, 5, 4, 6).double().requires_grad_()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pointwise_is_the_one_by_one_convolution_in_value_and_gradient(layout: torch.memory_format) -> None:
+    layer, x = Pointwise(5, 7).double(), normal(3, 5, 4, 6).double().contiguous(memory_format=layout).requires_grad_()
+    assert layer(x).is_contiguous(memory_format=layout)
     assert_same(layer(x), F.conv2d(x, layer.weight, layer.bias), x, layer.weight, layer.bias)
+
+
+@pytest.mark.parametrize("order", ["by_head", "by_part"])
+def test_attention_of_rows_is_that_of_columns_in_value_and_gradient(order: HeadOrder) -> None:
+    layer, x = wake(Attention(32, 8, order)).double(), normal(3, 32, 4, 6).double()
+    told, x = Signal(torch.empty(3, 0)), x.requires_grad_()
+    rows = layer(x.contiguous(memory_format=torch.channels_last), told)
+    assert rows.is_contiguous(memory_format=torch.channels_last)
+    assert_same(rows, layer(x, told), x, *layer.parameters())
 
 
 @pytest.mark.parametrize("height", range(1, 8))

@@ -154,7 +154,7 @@ def build_state(preset: Preset, device: torch.device, specs: Specs | None = None
         torch.random.default_generator.manual_seed(preset.seed)  # the same weights on every device and rank
         built = preset.task.build(preset.specs if specs is None else specs)
     phases = phases_of(built, preset.train)
-    task = place(built, device, preset.train.precision)
+    task = place(built, device, preset.train.precision, training=True)
     freeze_rest(task, phases)
     shared = [network.module for network in task.networks if network.name in unaveraged(task)]
     emas = [Ema(task, average, shared) for average in averages(preset.train.ema)]
