@@ -173,6 +173,27 @@ def test_the_log_tells_each_phase_by_name_when_it_is_due(straight: Path) -> None
     assert [line["generator/lr"] for line in kept if line["step"] % 2 == 0] == [1.0] * 4  # those of train
 
 
+def test_validation_is_the_first_phase_at_rest_and_leaves_the_networks_in_training(tmp_path: Path) -> None:
+    keys = {"train__every": {"log": 4, "preview": 0, "save": 0, "validate": 4}, "train__validate_images": 7}
+    progress = trained(tmp_path / "run", **keys)
+    kept = list(read_log(tmp_path / "run" / "log.jsonl"))
+    assert [line["step"] for line in kept if "val_loss" in line] == [4, 8]
+    quiet = trained(tmp_path / "quiet", train__every={"log": 4, "preview": 0, "save": 0})
+    assert [p.values for p in quiet if p.step > 4] == [
+        {name: value for name, value in p.values.items() if name != "val_loss"} for p in progress if p.step > 4
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_at_which_no_phase_is_due_changes_nothing(tmp_path: Path, precision: str) -> None:
+    phases = {"critic": {"every": 4}, "generator": {"every": 4, "first": 5}}
+    keys = {"train__phases": phases, "train__precision": precision, "train__keep_last": 4}
+    progress = trained(tmp_path / "run", **keys, train__every={"log": 1, "preview": 0, "save": 2})
+    assert [len(p.losses) for p in progress] == [1, 0, 0, 0, 2, 0, 0, 0]
+    before, after = weights(tmp_path / "run", "task", 2), weights(tmp_path / "run", "task", 4)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["updates"]
+
+
 def test_a_preset_changes_a_phase_and_its_curve_counts_its_own_updates(tmp_path: Path) -> None:
     change = {"first": 3, "every": 2, "optimizer": {"kind": "sgd", "lr": 0.1}, "curve": {"kind": "linear", "warmup": 2}}
     progress = trained(tmp_path / "run", train__phases={"generator": change})

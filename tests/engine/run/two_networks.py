@@ -85,6 +85,7 @@ class PairTask(Task):
         return self.stage(self.colour(drawn[..., None])[..., 0])
 
     def forward(self, batch: Batch, phase: str, step: int) -> dict[str, Tensor]:
+        assert torch.is_grad_enabled() or not any(part.training for part in self.modules())  # where it is validated
         real, made = batch["image"].flatten(1), self.made(batch)
         if phase == "critic":
             right = F.softplus(-self.critic(real)).mean()
