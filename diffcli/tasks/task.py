@@ -152,7 +152,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, phase: str, step: int) -> dict[str, Tensor]:
-        """What the phase of this name minimises at step 1, 2, ..., and what is told of it.
+        """What the phase of this name minimises at step 1, 2, ..., and what the log says of it.
 
         Means over the batch: "loss", and named terms for the log; each ().
         """
