@@ -1,0 +1,164 @@
+"""Conditions that are given as they are: picture files in the model's shape, arrays, and the images of an earlier stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.data.pixels import fit
+from diffcli.digest import sha256
+from diffcli.engine.distributed import Group
+from diffcli.engine.draw.conditions import blanks
+from diffcli.engine.draw.given import Given, Value, from_files, from_stage
+from diffcli.engine.draw.sample import Model, SampleOptions, draw, request
+from diffcli.facade import LoadedModel
+from diffcli.fields import FieldSpec, to_float
+from tests.engine.draw.making import FREE, made, pictured
+
+ALONE = Group(0, 1, torch.device("cpu"))
+LOW_RES = FieldSpec("image", (1, 4, 4))
+MASK = FieldSpec("mask", (1, None, None), 3)
+
+
+def picture(path: Path, size: tuple[int, int] = (4, 4), seed: int = 0, highest: int = 255, channels: int = 1) -> Path:
+    shape = (size[1], size[0]) if channels == 1 else (size[1], size[0], channels)
+    Image.fromarray(np.random.default_rng(seed).integers(0, highest + 1, shape, dtype=np.uint8)).save(path)
+    return path
+
+
+def images(model: Model, values: dict[str, Value], **options: Any) -> Tensor:
+    req = request(model, SampleOptions(**{"steps": 2, **options}), given=values)
+    return torch.cat([part.images for part in draw(req, ALONE)])
+
+
+def test_files_arrive_as_levels_in_the_models_shape_one_image_of_each(tmp_path: Path) -> None:
+    model, conditioner = pictured("low_res", LOW_RES)
+    files = [picture(tmp_path / "a.png"), picture(tmp_path / "b.png", size=(12, 8), seed=1, channels=3)]
+    value = from_files(model, "low_res", files)
+    drawn = images(model, {"low_res": value})
+    assert len(drawn) == 2
+    shape = model.preset.data.shape._replace(height=4, width=4)
+    expected = torch.from_numpy(np.stack([fit(Image.open(file), shape) for file in files]))
+    assert torch.equal(conditioner.seen[0], to_float(expected))
+    assert not torch.equal(drawn, images(model, {"low_res": Value(expected.flip(0), "")})), "the condition says nothing"
+    described = request(model, SampleOptions(), given={"low_res": value}).describe()
+    origins = [{"file": str(file), "sha256": sha256(file)} for file in files]
+    assert json.loads(json.dumps(described["given"])) == {"low_res": origins}
+
+
+def test_an_image_depends_on_its_own_row_and_seed_alone(tmp_path: Path) -> None:
+    model, _ = pictured("low_res", LOW_RES)
+    rows = torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seven = images(model, {"low_res": Value(rows, "")}, n=7, sampler="ddpm")
+    split = images(model, {"low_res": Value(rows, "")}, n=7, sampler="ddpm", batch_size=2)
+    assert (seven.int() - split.int()).abs().max() <= 1
+    alone = images(model, {"low_res": Value(rows[4 % 3 : 4 % 3 + 1], "")}, n=1, sampler="ddpm", seed=4)
+    assert (alone.int() - seven[4:5].int()).abs().max() <= 1
+
+
+def test_masks_arrive_as_class_numbers_and_take_the_size_of_the_images(tmp_path: Path) -> None:
+    model, conditioner = pictured("mask", MASK)
+    file = picture(tmp_path / "mask.png", size=(8, 8), highest=2)
+    images(model, {"mask": from_files(model, "mask", [file])}, n=2)
+    seen = conditioner.seen[0]
+    assert (seen.dtype, tuple(seen.shape)) == (torch.int64, (2, 1, 8, 8))
+    assert torch.equal(seen[1, 0], torch.from_numpy(np.asarray(Image.open(file)).astype(np.int64)))
+    too_many = picture(tmp_path / "many.png", size=(8, 8), highest=255)
+    with pytest.raises(UserError, match=r"holds the class 25\d, but the model knows the classes 0 to 2"):
+        images(model, {"mask": from_files(model, "mask", [too_many])})
+
+
+def test_a_mask_of_two_classes_may_be_black_and_white(tmp_path: Path) -> None:
+    model, conditioner = pictured("mask", MASK._replace(classes=2))
+    levels = np.zeros((8, 8), np.uint8)
+    levels[:, 5:] = 255
+    Image.fromarray(levels).save(tmp_path / "mask.png")
+    images(model, {"mask": from_files(model, "mask", [tmp_path / "mask.png"])}, n=1)
+    assert torch.equal(conditioner.seen[0][0, 0], torch.from_numpy(levels // 255).long())
+
+
+def test_the_images_of_one_stage_are_the_condition_of_the_next() -> None:
+    first = LoadedModel(made(**FREE))
+    second, conditioner = pictured("low_res", FieldSpec("image", (1, 8, 8)))
+    low = first.sample(n=3, steps=2, seed=5)
+    large = LoadedModel(second).sample(steps=2, given={"low_res": low})
+    assert len(large) == 3
+    assert torch.equal(conditioner.seen[0], to_float(low.tensor))
+    assert torch.equal(large.tensor, images(second, {"low_res": Value(low.tensor, "")}))
+    assert large.record["given"] == {"low_res": {"stage": low.record}}
+    assert from_stage(second, low.tensor, low.record).keys() == {"low_res"}
+
+
+def test_python_takes_files_and_tensors(tmp_path: Path) -> None:
+    model, _ = pictured("low_res", LOW_RES)
+    file = picture(tmp_path / "a.png")
+    face = LoadedModel(model)
+    from_file = face.sample(n=2, steps=2, given={"low_res": str(file)})
+    levels = torch.from_numpy(np.asarray(Image.open(file)).copy())[None, None]
+    assert torch.equal(from_file.tensor, face.sample(n=2, steps=2, given={"low_res": levels}).tensor)
+    assert from_file.record["given"]["low_res"][0]["file"] == str(file)
+    assert len(face.sample(steps=2, given={"low_res": [file, file, file]})) == 3
+
+
+def test_without_its_condition_a_model_draws_its_unconditional_branch_or_nothing() -> None:
+    model, _ = pictured("low_res", LOW_RES)
+    with pytest.raises(UserError, match="'low_res'") as caught:
+        images(model, {})
+    assert "--guidance 0" in caught.value.hint
+    blank = blanks(model, [], null_alone=True)
+    assert [each.specs for each in blank] == [{"low_res": LOW_RES}]
+    assert blanks(model, [Given({"low_res": LOW_RES}, {})], null_alone=False) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "rows", "words"),
+    [
+        ("low_res", torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "shape 1x8x8, but made reads 1x4x4"),
+        ("low_res", torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "shape 3x4x4, but made reads 1x4x4"),
+        ("low_ras", torch.zeros(2, 1, 4, 4, dtype=torch.uint8), "'low_ras' is given, but made does not read it"),
+    ],
+)
+def test_what_does_not_fit_is_refused(field: str, rows: Tensor, words: str) -> None:
+    model, _ = pictured("low_res", LOW_RES)
+    with pytest.raises(UserError, match=words):
+        images(model, {field: Value(rows, "")})
+
+
+def test_files_that_are_no_pictures_and_fields_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    model, _ = pictured("low_res", LOW_RES)
+    (tmp_path / "a.png").write_text("no picture")
+    for path, words in ((tmp_path / "a.png", "'low_res'.*a.png"), (tmp_path / "b.png", "cannot be read")):
+        with pytest.raises(UserError, match=words):
+            from_files(model, "low_res", [path])
+    vector, _ = pictured("clip_image", FieldSpec("vector", (4,)))
+    with pytest.raises(UserError, match="of kind vector, which is not read from files"):
+        from_files(vector, "clip_image", [picture(tmp_path / "c.png")])
+    text, _ = pictured("text", FieldSpec("text", (1,)))
+    with pytest.raises(UserError, match="of kind text") as caught:
+        from_files(text, "text", [tmp_path / "c.png"])
+    assert "--prompt" in caught.value.hint
+
+
+def test_a_stage_that_fits_nowhere_or_in_two_places_is_refused() -> None:
+    levels = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(UserError, match="no condition that is an image"):
+        from_stage(made(**FREE), levels, {})
+    model, _ = pictured("low_res", LOW_RES)
+    model.task.conditioners.append(pictured("sketch", LOW_RES)[1])  # type: ignore[union-attr, operator]
+    with pytest.raises(UserError, match="several conditions that are images: low_res, sketch"):
+        from_stage(model, levels, {})
+    assert from_stage(model, levels, {}, "sketch").keys() == {"sketch"}
+
+
+def test_a_condition_must_not_change_on_the_way_between_two_seeds() -> None:
+    model, _ = pictured("low_res", LOW_RES)
+    rows = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    with pytest.raises(UserError, match="--interpolate 3 with 2 of 'low_res'"):
+        images(model, {"low_res": Value(rows, "")}, interpolate=3)
+    assert len(images(model, {"low_res": Value(rows[:1], "")}, interpolate=3)) == 3
