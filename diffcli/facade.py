@@ -55,12 +55,12 @@ class Samples:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        _, channels, height, width = self.tensor.shape
-        return f"<{len(self)} images of {width}x{height}x{channels} from {self.record['checkpoint']}>"
+        size = "x".join(map(str, self.tensor.shape[1:]))
+        return f"<{len(self)} images of {size} from {self.record['checkpoint']}>"
 
     def numpy(self) -> np.ndarray:
         """uint8 (n, H, W, C)."""
-        return self.tensor.permute(0, 2, 3, 1).numpy()
+        return self.tensor.movedim(1, -1).numpy()
 
     def pil(self) -> list[Image.Image]:
         """One Pillow image each, grey or RGB."""
@@ -75,6 +75,7 @@ class Samples:
         return _readable(lambda: self._save(Path(path)))
 
     def _save(self, path: Path) -> Path:
+        output.check_pictures(path, tuple(self.tensor.shape[1:]), Path(self.record["checkpoint"]))
         output.check_output(path, (".png", ".npz"), folder_allowed=True)
         output.write(path, [Finished(self.tensor, self.labels)], self.record)
         return path

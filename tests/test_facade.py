@@ -100,7 +100,7 @@ def test_samples_come_in_every_form(model: LoadedModel, trained: Path, tmp_path:
     assert json.loads(next(tmp_path.glob("ours*.json")).read_text()) == images.record
     assert np.array_equal(np.load(images.save(tmp_path / "ours.npz"))["arr_0"], images.numpy())
     assert len(list(images.save(tmp_path / "folder").glob("*.png"))) == 20
-    assert "20 images of 8x8x1" in repr(images)
+    assert "20 images of 1x8x8" in repr(images)
     assert "1x8x8" in repr(model)
 
 
@@ -133,6 +133,14 @@ def test_a_checkpoint_that_is_not_there_is_a_mistake_of_the_user(tmp_path: Path)
     for options in ({"path": tmp_path / "nowhere"}, {"path": tmp_path, "device": "cuda"}):
         with pytest.raises(UserError):
             diffcli.load(**options)
+
+
+def test_a_clip_is_a_tensor_and_no_picture_file(tmp_path: Path) -> None:
+    clips = Samples(torch.zeros(2, 3, 5, 8, 8, dtype=torch.uint8), None, {"checkpoint": "runs/clips"})
+    assert clips.numpy().shape == (2, 5, 8, 8, 3)
+    with pytest.raises(UserError, match="runs/clips draws clips of 3x5x8x8"):
+        clips.save(tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_threads_get_what_one_after_the_other_gets(model: LoadedModel) -> None:

@@ -103,6 +103,51 @@ def test_a_file_imports_from_its_own_folder_or_from_rows_below(path):
         )
 
 
+ENGINE = ["draw", "run", "score"]  # folders of the engine; only the first may be imported by the others
+
+
+def modules_of(path: Path) -> set[str]:
+    """The modules of diffcli that a file imports, wherever the import stands, `if TYPE_CHECKING` included."""
+    found = {each.module for each in imports(path)}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name in MODULES and MODULES[name] != path}
+
+
+MODULES = {".".join(["diffcli", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in sources()}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The first circle of a graph that is found, without its start repeated; empty where there is none."""
+    done: set[str] = set()
+
+    def walk(node: str, trail: list[str]) -> list[str]:
+        if node in trail:
+            return trail[trail.index(node) :]
+        if node in done:
+            return []
+        found = next(filter(None, (walk(other, [*trail, node]) for other in sorted(graph.get(node, ())))), [])
+        done.add(node)
+        return found
+
+    return next(filter(None, (walk(node, []) for node in sorted(graph))), [])
+
+
+def test_no_files_import_each_other_in_a_circle_not_even_for_types():
+    assert circle({name: modules_of(path) for name, path in MODULES.items()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+@pytest.mark.parametrize("path", [path for path in sources() if path.parent.parent.name == "engine"], ids=name)
+def test_folders_of_the_engine_know_drawing_alone(path):
+    for module in modules_of(path):
+        folder = module.removeprefix("diffcli.engine.").split(".")[0]
+        assert not module.startswith("diffcli.engine.") or folder not in ENGINE[1:] or folder == path.parent.name, (
+            module
+        )
+
+
 def test_the_rule_itself_tells_right_from_wrong():
     assert allowed("engine", "tasks")
     assert allowed("diffusion", "diffusion")

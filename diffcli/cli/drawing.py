@@ -116,6 +116,7 @@ def sample(
 
     def work(group: "Group") -> None:
         req = session.open_request(ckpt, options, group, ema)
+        output.check_pictures(out, req.shape, req.model.path)
         drawn = draw(req, group)
         if group.leads:
             output.write(out, track(drawn, req.n, "sampling"), req.describe(), req.captions() if captions else None)
@@ -171,6 +172,7 @@ def gif(
 
     def work(group: "Group") -> None:
         req = session.open_request(ckpt, options, group, ema)
+        output.check_pictures(out, req.shape, req.model.path)
         total = engine.frame_count(req, show.value)
         drawn = engine.frames(req, show.value, group)
         if group.leads:

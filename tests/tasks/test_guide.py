@@ -1,5 +1,7 @@
 """What is said of guidance beside its scale: one denoiser of it all, in the right order, at the cost that it must have."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,12 +9,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from diffcli.diffusion.samplers import Ddim, Ode
+from diffcli.diffusion.samplers import Ddim, Ddpm, Ode
 from diffcli.fields import FieldSpec
 from diffcli.noise import Noise
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
 from diffcli.tasks.conditioners.text import TextConditionerConfig
 from diffcli.tasks.guide import Drawing, Guide, Guiding
+from diffcli.tasks.prior import DiffusionPriorConfig, PriorConfig
 from tests.tasks.test_diffusion_task import CLASSES, SHAPE, Calls, build, config
 
 T = torch.tensor(0.6, dtype=torch.float64)  # sigma / alpha is 1.38 on the cosine path
@@ -180,6 +183,27 @@ def test_a_guide_that_fits_is_not_refused():
     config(conditioners=[]).check_drawing(Drawing(Ddim(), 3, Guide(weaker="w", rescale=0.5)))
     config(conditioners=[]).check_drawing(Drawing(Ddim(), 1, Guide(classifier="c", interval=(1, 2))))
     config(drop_condition=0.1).check_drawing(Drawing(Ddim(), 3, Guide(interval=(1, 2))))
+
+
+@pytest.mark.parametrize(
+    ("task", "drawing", "words"),
+    [
+        (ClassifierConfig(num_classes=3), Drawing(Ddim(), 2.0), "guidance is 2.0 but task.kind is 'classifier'"),
+        (ClassifierConfig(num_classes=3), Drawing(Ddim(), 1.0, Guide(rescale=0.5)), "guide is given but task.kind"),
+        (ClassifierConfig(num_classes=3), Drawing(Ddim(), prior=Path("p")), "prior is p but no conditioner reads"),
+        (ClassifierConfig(num_classes=3), Drawing(Ddpm(variance="learned")), "sampler.variance is 'learned'"),
+        (PriorConfig(), Drawing(Ddim(), 2.0), "a prior of task.network.kind mlp that never drops its text"),
+        (PriorConfig(), Drawing(Ddim(), 1.0, Guide(rescale=0.5)), "guide is given but task.kind is 'prior'"),
+        (PriorConfig(network=DiffusionPriorConfig()), Drawing(Ddim(steps=2000)), "set sampler.steps"),
+        (config(), Drawing(Ddim(), prior=Path("p")), "prior is p but no conditioner reads clip_image"),
+        (config(), Drawing(Ddim(steps=2000)), "set sampler.steps"),
+        (config(), Drawing(Ddpm(variance="learned")), "task.learn_variance is false"),
+    ],
+)
+def test_each_task_judges_how_a_preset_draws_from_it(task, drawing, words):
+    task.check_drawing(Drawing(Ddim()))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        task.check_drawing(drawing)
 
 
 def test_a_sampler_guided_by_everything_draws_in_range():

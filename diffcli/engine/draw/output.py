@@ -47,6 +47,16 @@ def check_captions(path: Path, captions: bool) -> None:
         raise UserError(f"--captions with --out {path}: only a grid has captions", "end --out in .png, or leave it out")
 
 
+def check_pictures(path: Path, shape: tuple[int, ...], model: Path) -> None:
+    """Raises UserError, before any work, where what a model draws, each (C, *S), is no still picture that files can hold."""
+    if len(shape) != 3:
+        sides = "x".join(map(str, shape))
+        raise UserError(
+            f"--out {path}: {model} draws clips of {sides} (channels, frames, height, width), which no file is written of yet",
+            "take them as a tensor from Python: diffcli.load(...).sample(...).tensor",
+        )
+
+
 def write(
     path: Path, drawn: Iterable[Finished], description: Mapping[str, Any], captions: Sequence[str] | None = None
 ) -> None:
