@@ -67,7 +67,7 @@ def prepare(folder: Path) -> None:
     preset = presets.build(TREE, "bench")
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
-        state = preset.task.build(preset.data.shape).state_dict()
+        state = preset.task.build(preset.specs).state_dict()
         state = {
             k: v if bool(v.any()) else 0.02 * torch.randn_like(v) for k, v in state.items()
         }  # zero layers hide what is before
@@ -104,7 +104,8 @@ def theirs(folder: Path, steps: int, batch: int) -> Contender:
     diffusers.pipelines.ddim.pipeline_ddim.randn_tensor = lambda *_, **__: noise.clone()
 
     def run() -> Tensor:
-        images = pipeline(batch_size=batch, num_inference_steps=steps, output_type="np").images
+        how: dict[str, Any] = {"use_clipped_model_output": True, "output_type": "np"}  # as ours
+        images = pipeline(batch_size=batch, num_inference_steps=steps, **how).images
         return torch.from_numpy(images).permute(0, 3, 1, 2).mul(255).round().to(torch.uint8)
 
     return Contender(f"diffusers {diffusers.__version__}", run)
