@@ -16,7 +16,7 @@ from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine import encoder_records
 from diffcli.engine.draw.request import Request, SampleOptions
 from diffcli.engine.score.onepass import Watch
-from diffcli.fields import FieldSpec, Remedies, Specs, check_classes, check_fields, to_float
+from diffcli.fields import Remedies, Specs, check_classes, check_fields, converted
 from diffcli.metrics.extractor import Extracted
 from diffcli.noise import Noise
 
@@ -38,7 +38,7 @@ class VariationalBound:
         self.most = 0  # rows of a batch so far
         self.limit: int | None = req.n
         self.notes: list[str] = []
-        self.reads: Specs = {"image": FieldSpec("image", tuple(req.model.preset.data.shape))}
+        self.reads: Specs = {req.task.field: req.task.spec}
         if "label" in req.task.reads:
             self.reads = {**self.reads, "label": req.task.reads["label"]}
         self.gives: Mapping[str, tuple[int, ...]] = {"bits": (self.schedule.steps + 1,), "bpd": ()}
@@ -48,7 +48,10 @@ class VariationalBound:
         if "label" in self.reads and "label" not in fields:
             raise UserError(f"--ref {name}: the images have no labels, but the model is conditioned on them", labels)
         size = "give images of the model's own size, such as the test split of its data"
-        remedies = {"image": Remedies(lacking=size, kind=size, shape=size), "label": Remedies(classes=labels)}
+        remedies = {
+            self.req.task.field: Remedies(lacking=size, kind=size, shape=size),
+            "label": Remedies(classes=labels),
+        }
         check_fields(self.reads, fields, f"--ref {name}: --ckpt {self.req.model.path}", remedies)
 
     def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
@@ -69,13 +72,13 @@ class VariationalBound:
     def _terms(self, fields: Mapping[str, Any], rows: range) -> Iterator[Term]:
         """Every term of the bound of a batch."""
         task = self.req.task
-        self._check_shape(fields["image"])
-        image = to_float(fields["image"].to(task.device))
-        batch = {**self.req.batch(rows), "image": image}
+        self._check_shape(fields[task.field])
+        x = converted(fields[task.field].to(task.device), task.spec)
+        batch = {**self.req.batch(rows), task.field: x}
         if "label" in self.reads:
             check_classes(fields["label"], task.reads["label"], "--ref: a label")
             batch["label"] = fields["label"].to(task.device)
-        x0 = task.codec.encode(image)
+        x0 = task.codec.encode(x)
         denoise = task.denoise(batch, float(self.guidance != 0), len(x0))
         noise = Noise([self.req.seed + i for i in rows], task.device)
         return bits_per_dim(denoise, self.schedule, x0, noise, self.variance, task.codec.scale)
@@ -93,10 +96,10 @@ class VariationalBound:
 
     def _check_shape(self, image: Tensor) -> None:
         """For sides that do not say beforehand how many channels their images have."""
-        shape = self.req.model.preset.data.shape
-        if tuple(image.shape[1:]) != tuple(shape):
+        shape = self.req.shape
+        if tuple(image.shape[1:]) != shape:
             raise UserError(
-                f"--ref: images are {tuple(image.shape[1:])} (channels, height, width), the model draws {tuple(shape)}",
+                f"--ref: images are {tuple(image.shape[1:])} (channels, height, width), the model draws {shape}",
                 "give images of the model's own size, such as the test split of its data",
             )
 
