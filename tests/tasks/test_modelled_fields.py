@@ -215,7 +215,7 @@ def test_weights_of_clips_keep_their_layout_where_those_of_pictures_change_it(mo
     monkeypatch.setattr("diffcli.engine.loading.memory_format", lambda *_: torch.channels_last)
     task = build_state(clips(), CPU).task
     task.picture = nn.Conv2d(4, 4, 3)
-    place(task, CPU, "bf16")
+    place(task, CPU, "bf16", training=True)
     assert task.picture.weight.is_contiguous(memory_format=torch.channels_last)
     assert task.denoiser.network.stem.weight.is_contiguous()
 
