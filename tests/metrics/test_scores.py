@@ -236,6 +236,16 @@ def test_too_few_images_for_the_dimension_warn():
     assert warnings(1000) == []
 
 
+def test_random_samples_of_two_equal_sides_are_not_the_same(monkeypatch):
+    """Else neighbours that are the very same image would be found in both."""
+    monkeypatch.setattr(keepers, "CAP", 50)
+    x = normal(1, 400, 4)
+    of = gathered(metrics_by_name(["kid"]), x, x)
+    samples, reference = (set(map(tuple, of[side, "features"].sample().tolist())) for side in ("samples", "reference"))
+    assert len(samples) == len(reference) == 50
+    assert len(samples & reference) < 25
+
+
 def test_a_capped_sample_is_stated(monkeypatch):
     monkeypatch.setattr("diffcli.metrics.fidelity.CAP", 50)
     found = said(metrics_by_name(["precision"]), normal(1, 60, 4), normal(2, 60, 4))

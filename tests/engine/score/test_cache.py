@@ -66,6 +66,14 @@ def test_changed_images_and_another_extractor_are_not_taken_from_the_cache(tmp_p
     assert not score(resolve(str(path)), fake, ["fid"], other).reference.cached
 
 
+def test_a_cache_of_another_format_is_not_read(tmp_path, monkeypatch):
+    real, fake = (resolve(str(write_npz(tmp_path / f"{i}.npz", pixels(i, 50)))) for i in (1, 2))
+    score(real, fake, ["fid"], Toy())
+    assert score(real, fake, ["fid"], Toy()).reference.cached
+    monkeypatch.setattr("diffcli.engine.score.cache.CACHE_FORMAT", 99)
+    assert not score(real, fake, ["fid"], Toy()).reference.cached
+
+
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(tmp_path):
     (tmp_path / "file").write_text("in the way")
     real, fake = (resolve(str(write_npz(tmp_path / f"{i}.npz", pixels(i, 50)))) for i in (1, 2))

@@ -172,6 +172,11 @@ def test_statistics_of_other_features_are_refused(tmp_path):
     named, small = (resolve(str(tmp_path / f"{n}.npz")) for n in ("named", "small"))
     assert "statistics of another, quarters, not of toy" in refused(named, fake, ["fid"], Toy()).problem
     assert "statistics of 3 features, but toy has 4" in refused(small, fake, ["fid"], Toy()).problem
+    Statistics(torch.zeros(4), torch.eye(4), 50, "third", "quarters").save(tmp_path / "third.npz")
+    Statistics(torch.zeros(4), torch.eye(4), 50).save(tmp_path / "unnamed.npz")
+    third, unnamed = (resolve(str(tmp_path / f"{n}.npz")) for n in ("third", "unnamed"))
+    assert "different features, another (4) and third (4)" in refused(named, third, ["fid"], None).problem
+    assert score(named, unnamed, ["fid"], None).scores["fid"] == pytest.approx(0, abs=1e-6)
     assert "different features, another (4) and unnamed (3)" in refused(named, small, ["fid"], None).problem
 
 

@@ -59,6 +59,12 @@ def test_one_pass_over_a_side_feeds_every_metric(cli: Cli, monkeypatch: pytest.M
     assert sum(rows) == 24
 
 
+def test_evaluations_that_are_counted_while_samples_are_drawn_are_reported(cli: Cli) -> None:
+    report = of_run(cli, "is", "--features", KEPT / "classifier", "--sampler", "ode", "--steps", 3, "--guidance", 1)
+    assert isinstance(report["nfe"], int)
+    assert report["nfe"] >= 3
+
+
 @pytest.mark.parametrize("metrics", ["fid", "bpd"])
 def test_every_report_has_one_schema(cli: Cli, metrics: str) -> None:
     features = ("--features", KEPT / "classifier") if metrics == "fid" else ()

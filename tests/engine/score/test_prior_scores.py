@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from diffcli.engine.draw.sample import load_model
+from diffcli.engine.draw.sample import SampleOptions, load_model
+from diffcli.engine.score.translated import Translation
 from tests.conftest import Cli, changed, in_subprocess
 from tests.data.making import prepared
 
@@ -124,6 +125,16 @@ def test_scores_of_a_diffusion_prior_follow_from_the_seed_whatever_the_batch_siz
     )
     assert done.code == 0, done.err
     assert json.loads(done.out)["scores"] == pytest.approx(told["scores"], rel=1e-4)
+
+
+def test_each_row_is_translated_by_a_seed_of_its_own(tmp_path: Path, data: Path, cli: Cli) -> None:
+    run = train(cli, tmp_path, data, "--steps", 2, task__network=DIFFUSION)
+    translation = Translation(load_model(run, torch.device("cpu")), SampleOptions(n=4, seed=3), "cosine")
+    fields = {name: torch.ones(4, DIM) for name in translation.reads}
+    predicted = translation(fields, range(4))["predicted"]
+    assert len(predicted.unique(dim=0)) == 4
+    part = {name: value[2:] for name, value in fields.items()}
+    torch.testing.assert_close(translation(part, range(2, 4))["predicted"], predicted[2:])
 
 
 def test_the_dry_run_counts_a_task_without_images(tmp_path: Path, data: Path, cli: Cli) -> None:
