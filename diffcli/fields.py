@@ -28,7 +28,6 @@ PICTURES: frozenset[FieldKind] = frozenset({"image", "clip"})  # fields of level
 OVER_PIXELS: frozenset[FieldKind] = PICTURES | {"mask"}  # fields whose last axis runs from left to right
 WHOLE: frozenset[FieldKind] = frozenset({"mask", "classes"})  # fields of int64 numbers
 MIDDLE = 127.5  # the level between black and white
-ONE_TOKEN = 1  # where nothing says how long an axis is
 
 Batch = Mapping[str, Any]
 """Fields by name, tensors (B, ...) or lists of B strings; in training also index, position and stream, each (B,) int64."""
@@ -42,6 +41,11 @@ class FieldSpec(NamedTuple):
     kind: FieldKind
     shape: tuple[int | None, ...] = ()
     classes: tuple[str, ...] | int | None = None
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The shape with 1 for each axis that is not known."""
+        return tuple(1 if side is None else side for side in self.shape)
 
     @property
     def class_count(self) -> int | None:
@@ -93,9 +97,8 @@ def stub(spec: FieldSpec, n: int, device: torch.device | str) -> Tensor | list[s
     """n rows of a field that say nothing: zeros or empty texts, in the form that a batch has. Unknown axes have length 1."""
     if spec.kind == "text":
         return [""] * n
-    shape = [ONE_TOKEN if side is None else side for side in spec.shape]
     dtype = torch.int64 if spec.kind in WHOLE else torch.float32
-    return torch.zeros(n, *shape, dtype=dtype, device=device)
+    return torch.zeros(n, *spec.sides, dtype=dtype, device=device)
 
 
 def check_classes(numbers: Tensor, spec: FieldSpec, who: str) -> None:

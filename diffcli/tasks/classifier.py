@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffcli.config import ImageShape
 from diffcli.diffusion.denoiser import network_time
@@ -50,10 +50,6 @@ class ClassifierTask(Task):
     @property
     def networks(self) -> tuple[Network, ...]:
         return (Network("network", self.network),)
-
-    @property
-    def network_to_compile(self) -> nn.Module:
-        return self.network
 
     @property
     def reads(self) -> dict[str, FieldSpec]:
@@ -121,6 +117,6 @@ class ClassifierConfig(TaskConfig):
     def build(self, specs: Specs) -> ClassifierTask:
         """The task for the field that it classifies, its weights drawn from torch's current generator."""
         spec = modelled(specs, self.field, ("image",))
-        shape = ImageShape(*(side or 1 for side in spec.shape))
+        shape = ImageShape(*spec.sides)
         network = self.network.build(shape, self.num_classes, timed=self.schedule is not None)
         return ClassifierTask(network, self.num_classes, self.label_smoothing, self.schedule, self.field, spec)

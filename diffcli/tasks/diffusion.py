@@ -104,7 +104,7 @@ class DiffusionTask(Task):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample of what is modelled, (C, *S)."""
-        return tuple(side or 1 for side in self.spec.shape)
+        return self.spec.sides
 
     def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
         x0 = self.codec.encode(batch[self.field])
@@ -340,7 +340,7 @@ class DiffusionConfig(TaskConfig):
         spec = modelled(specs, self.field, MODELLED)
         codec = self.codec.build(spec)
         conditioners = [c.build() for c in self.conditioners]
-        inner = codec.latent_shape(tuple(side or 1 for side in spec.shape))
+        inner = codec.latent_shape(spec.sides)
         self.network.check_axes(inner)
         outputs = inner[0] * (2 if self.learn_variance else 1)
         network = self.network.build(inner, outputs, cond_shape(conditioners))

@@ -207,7 +207,7 @@ def choose_edit(model: Model, options: SampleOptions) -> Edit:
         if spec.kind != "image":
             problem = f"--image: {model.path} draws the field '{field}' of kind {spec.kind}, no images"
             raise UserError(problem, "leave --image out")
-        shape = ImageShape(*(side or 1 for side in spec.shape))
+        shape = ImageShape(*spec.sides)
     return read_edit(EditOptions(**{key: getattr(options, key) for key in EditOptions.model_fields}), shape)
 
 
