@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffcli.diffusion.samplers import Ode
+from diffcli.diffusion.samplers import Ode, Step
 from diffcli.engine.distributed import join
+from diffcli.engine.draw.request import Tally
 from diffcli.engine.draw.sample import SampleOptions, draw, load_model, request
 from tests.conftest import Cli
 
@@ -44,3 +45,10 @@ def test_a_sampler_of_known_cost_leaves_the_tally_alone(trained: Path) -> None:
         req = request(load_model(trained, group.device), SampleOptions(n=2, sampler="unipc", steps=4))
         list(draw(req, group))
     assert (req.describe()["nfe"], int(req.tally)) == (4, 0)
+
+
+def test_the_most_is_taken_over_all_images_but_those_that_only_fill_a_batch() -> None:
+    tally, x = Tally(), torch.zeros(3, 1)
+    steps = [Step(torch.tensor(t), x, x, torch.tensor(counts)) for t, counts in ((0.5, [2, 4, 9]), (0.0, [6, 7, 12]))]
+    assert list(tally.watch(iter(steps), 2)) == steps
+    assert int(tally) == 7

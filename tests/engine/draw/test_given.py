@@ -162,3 +162,9 @@ def test_a_condition_must_not_change_on_the_way_between_two_seeds() -> None:
     with pytest.raises(UserError, match="--interpolate 3 with 2 of 'low_res'"):
         images(model, {"low_res": Value(rows, "")}, interpolate=3)
     assert len(images(model, {"low_res": Value(rows[:1], "")}, interpolate=3)) == 3
+
+
+def test_what_is_random_about_a_condition_stays_on_the_way_between_two_seeds() -> None:
+    model = made(**FREE)
+    assert request(model, SampleOptions(n=3, seed=8)).batch(range(1, 3))["stream"].tolist() == [9, 10]
+    assert request(model, SampleOptions(interpolate=3, seed=8)).batch(range(1, 3))["stream"].tolist() == [8, 8]

@@ -134,6 +134,7 @@ def test_class_and_prompt_go_together_where_a_model_reads_both(
     draw: Callable[..., np.ndarray], both: Path, tmp_path: Path
 ) -> None:
     assert len(draw("--class", 3, "--prompt", "the digit 3", "--n", 2, ckpt=both)) == 2
+    assert np.load(tmp_path / "s.npz")["arr_1"].tolist() == [3, 3]
     assert (sidecar(tmp_path)["labels"], sidecar(tmp_path)["prompts"]) == ([3, 3], ["the digit 3"] * 2)
     assert len(draw("--class", "all", "--prompt", "x", ckpt=both)) == 10
     many = [argument for i in range(12) for argument in ("--prompt", f"x {i}")]

@@ -126,3 +126,13 @@ def test_labels_of_the_rows_go_with_their_captions(tmp_path: Path) -> None:
     req = request(model, SampleOptions(n=5), data_side("digits:test", model.preset.data, "test"))
     batch = req.batch(range(5))
     assert batch["text"] == [f"a {model.classes[label]}" for label in batch["label"].tolist()]
+
+
+def test_where_the_rows_have_no_labels_classes_come_in_turn(texts: Path, tmp_path: Path) -> None:
+    both = [*TEXT_MODEL["task"]["conditioners"], {"kind": "class", "num_classes": 10, "dim": 8}]
+    captioned = {"templates": ["a {name}"]}
+    run = trained_on(changed(TEXT_MODEL, data__captions=captioned, task__conditioners=both), tmp_path / "run")
+    req = request(load_model(run, torch.device("cpu")), SampleOptions(n=12), resolve(str(texts / "set")))
+    batch = req.batch(range(12))
+    assert batch["text"] == [*CAPTIONS, *CAPTIONS]
+    assert batch["label"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]

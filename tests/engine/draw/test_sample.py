@@ -14,6 +14,7 @@ from diffcli import __version__
 from diffcli.diffusion.samplers import Ddim
 from diffcli.digest import sha256
 from diffcli.engine.distributed import Group, join
+from diffcli.engine.draw.output import sidecar
 from diffcli.engine.draw.pictures import GAP
 from diffcli.engine.draw.sample import SampleOptions, class_id, load_model, request
 from diffcli.engine.draw.sample import draw as finished
@@ -145,6 +146,7 @@ def test_random_classes_follow_from_the_seed(cli: Cli, trained: Path, tmp_path: 
         out = tmp_path / f"{i}.npz"
         assert cli("sample", "--ckpt", trained, "--out", out, "--class", "random", "--seed", seed, "--n", n).code == 0
         drawn.append(np.load(out)["arr_1"].tolist())
+        assert json.loads(sidecar(out).read_text())["labels"] == drawn[-1]
     assert drawn[0] == drawn[1]
     assert drawn[0][5:] == drawn[2]  # label i depends on seed i, as the image does
     assert set(drawn[0]) <= set(range(10))
@@ -155,6 +157,7 @@ def test_a_class_is_found_by_name_whatever_its_case_and_by_number() -> None:
     names = ("cat", "Dog", "7")
     assert [class_id(which, names, 3) for which in ("cat", "dog", "DOG", "7", "2", "0")] == [0, 1, 1, 2, 2, 0]
     assert class_id("1", None, 3) == 1
+    assert [class_id(which, ("1", "0"), 2) for which in ("1", 1)] == [0, 1]  # a number is one whatever the names are
 
 
 def test_the_grid_shows_images_in_the_order_asked_a_row_for_each_round_of_classes(
