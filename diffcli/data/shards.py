@@ -157,7 +157,7 @@ class PreparedSplit(Config):
     shards: list[Shard]
 
 
-class Request(Config):
+class PrepRequest(Config):
     """What prep-data was asked for; the same request into the same folder continues, another one is refused."""
 
     kind: str
@@ -183,7 +183,7 @@ class PreparedSet(Config):
     source: str
     licence: str
     splits: dict[Split, PreparedSplit] = Field(min_length=1)
-    request: Request
+    request: PrepRequest
 
 
 def in_all(notes: Sequence[Mapping[FieldName, FieldNote]]) -> dict[FieldName, FieldNote]:

@@ -25,7 +25,7 @@ from diffcli.data.shards import (
     Index,
     PreparedSet,
     PreparedSplit,
-    Request,
+    PrepRequest,
     Shard,
     Skipped,
     classes_in,
@@ -91,7 +91,7 @@ def prepare(
             name: printable(str(value))
             for name, value in options.model_dump(mode="json", exclude_defaults=True).items()
         }
-        request = Request(**asked, options=told, images_per_shard=per_shard, fingerprint=opened.fingerprint)
+        request = PrepRequest(**asked, options=told, images_per_shard=per_shard, fingerprint=opened.fingerprint)
         _check_request(out, work, request)
         plans = [plan for split, items in opened.splits.items() for plan in _plans(split, len(items), limit, per_shard)]
         for report in _write(plans, opened, out, request, workers):
@@ -152,14 +152,14 @@ def _claim(out: Path) -> Path:
     return work
 
 
-def _check_request(out: Path, work: Path, request: Request) -> None:
+def _check_request(out: Path, work: Path, request: PrepRequest) -> None:
     """Refuses to mix two requests in one folder; notes down this one where it is the first."""
     path = work / REQUEST
     if is_prepared(out):
         before = open_shards(out, "--out").request
     elif path.is_file():
         try:
-            before = Request.model_validate_json(path.read_bytes())
+            before = PrepRequest.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise UserError(f"{path} is garbled", f"delete the folder '{out}' and run again") from error
     else:
@@ -187,7 +187,7 @@ def _plans(split: Split, count: int, limit: int | None, per_shard: int) -> Itera
 
 
 def _write(
-    plans: list[Preparation], source: PrepSource, out: Path, request: Request, workers: int
+    plans: list[Preparation], source: PrepSource, out: Path, request: PrepRequest, workers: int
 ) -> Iterator[PrepReport]:
     """Writes the shards that are not there yet; a report first, and one after each."""
     tally = PrepReport(request.kind, out, sum(len(plan.positions) for plan in plans), notes=source.notes)
@@ -210,7 +210,7 @@ def _write(
         raise UserError(f"SOURCE '{request.source}' has no usable image ({why})", KINDS[request.kind].where)
 
 
-def _wanted(plans: list[Preparation], todo: list[Preparation], request: Request, workers: int) -> Wanted:
+def _wanted(plans: list[Preparation], todo: list[Preparation], request: PrepRequest, workers: int) -> Wanted:
     positions = [position for plan in plans for position in plan.positions]
     missing = {plan.stem for plan in todo}
     finished = frozenset(number for number, plan in enumerate(plans) if plan.stem not in missing)
@@ -230,7 +230,7 @@ def _finished(out: Path, plan: Preparation) -> Index | None:
     return index if whole and len(index.members) + len(index.skipped) == len(plan.positions) else None
 
 
-def _jobs(plans: list[Preparation], source: PrepSource, out: Path, request: Request) -> Iterator[ShardJob]:
+def _jobs(plans: list[Preparation], source: PrepSource, out: Path, request: PrepRequest) -> Iterator[ShardJob]:
     for split, group in groupby(plans, key=lambda plan: plan.split):
         todo = list(group)
         items = source.splits[split].items([position for plan in todo for position in plan.positions])
@@ -242,7 +242,7 @@ def _jobs(plans: list[Preparation], source: PrepSource, out: Path, request: Requ
             yield ShardJob(out, out / WORK, plan.stem, plan.first, size, chosen, spent)
 
 
-def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Request) -> None:
+def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: PrepRequest) -> None:
     """Writes skipped.jsonl and then dataset.json, which says that the set is whole; both follow from the indexes alone."""
     shards: dict[Split, list[Shard]] = {split: [] for split in source.splits}
     skipped, sizes, channels = [], set(), 1

@@ -22,7 +22,7 @@ from diffcli.data.shards import (
     Members,
     PreparedSet,
     PreparedSplit,
-    Request,
+    PrepRequest,
     Shard,
     is_mask,
 )
@@ -150,7 +150,7 @@ def prepared(
         listed[split] = PreparedSplit(count=count, shards=[_shard(root, split, count, columns, size)])
         for name, column in columns.items():
             notes[name] = _note(name, column[0], encoder, digest)
-    asked = Request(kind="made", source="made", size=size, limit=None, images_per_shard=1000, fingerprint="0" * 64)
+    asked = PrepRequest(kind="made", source="made", size=size, limit=None, images_per_shard=1000, fingerprint="0" * 64)
     count = sum(part.count for part in listed.values())
     described = PreparedSet(
         kind="made", count=count, skipped=0, size=(size, size), channels=3, classes=None, fields=notes,

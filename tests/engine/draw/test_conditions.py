@@ -101,6 +101,13 @@ def test_how_many_images_were_asked_for_by_the_piece() -> None:
     }  # fmt: skip
 
 
+def test_of_values_of_several_fields_the_longest_says_how_many_images() -> None:
+    specs = {**SPECS, "number": FieldSpec("number")}
+    given = Given(specs, {"low_res": Value(LEVELS, ""), "number": Value(torch.tensor([5.0, 6.0]), "")})
+    assert given.images == 3
+    assert given.fields(range(3), [0, 1, 2])["number"].tolist() == [5, 6, 5]
+
+
 def test_one_field_is_not_given_twice() -> None:
     with pytest.raises(UserError, match="'label' is given twice"):
         check_distinct([Labels((1,), 3), Labels("random", 3)])

@@ -69,6 +69,10 @@ def test_masks_arrive_as_class_numbers_and_take_the_size_of_the_images(tmp_path:
     seen = conditioner.seen[0]
     assert (seen.dtype, tuple(seen.shape)) == (torch.int64, (2, 1, 8, 8))
     assert torch.equal(seen[1, 0], torch.from_numpy(np.asarray(Image.open(file)).astype(np.int64)))
+    large = picture(tmp_path / "large.png", size=(24, 24), highest=2)
+    images(model, {"mask": from_files(model, "mask", [large])}, n=1)
+    nearest = np.asarray(Image.open(large).resize((8, 8), Image.Resampling.NEAREST))
+    assert torch.equal(conditioner.seen[-1][0, 0], torch.from_numpy(nearest.astype(np.int64)))
     too_many = picture(tmp_path / "many.png", size=(8, 8), highest=255)
     with pytest.raises(UserError, match=r"holds the class 2\d\d, but the model knows the classes 0 to 2"):
         images(model, {"mask": from_files(model, "mask", [too_many])})
