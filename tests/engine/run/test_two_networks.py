@@ -173,8 +173,8 @@ def test_the_log_tells_each_phase_by_name_when_it_is_due(straight: Path) -> None
     assert [line["generator/lr"] for line in kept if line["step"] % 2 == 0] == [1.0] * 4  # those of train
 
 
-def test_validation_is_the_first_phase_at_rest_and_leaves_the_networks_in_training(tmp_path: Path) -> None:
-    keys = {"train__every": {"log": 4, "preview": 0, "save": 0, "validate": 4}, "train__validate_images": 7}
+def test_validation_and_previews_find_every_network_at_rest_and_leave_it_in_training(tmp_path: Path) -> None:
+    keys = {"train__every": {"log": 4, "preview": 4, "save": 0, "validate": 4}, "train__validate_images": 7}
     progress = trained(tmp_path / "run", **keys)
     kept = list(read_log(tmp_path / "run" / "log.jsonl"))
     assert [line["step"] for line in kept if "val_loss" in line] == [4, 8]
