@@ -27,6 +27,7 @@ FieldKind = Literal["image", "clip", "mask", "classes", "vector", "tokens", "tex
 PICTURES: frozenset[FieldKind] = frozenset({"image", "clip"})  # fields of levels, uint8 at files
 OVER_PIXELS: frozenset[FieldKind] = PICTURES | {"mask"}  # fields whose last axis runs from left to right
 WHOLE: frozenset[FieldKind] = frozenset({"mask", "classes"})  # fields of int64 numbers
+SEQUENCE = 77  # tokens where only their width is known: those of CLIP
 MIDDLE = 127.5  # the level between black and white
 
 Batch = Mapping[str, Any]
@@ -93,6 +94,16 @@ def mirrored(value: V, spec: FieldSpec, coin: Tensor) -> V | Tensor:
     return torch.where(rows, value.flip(-1), value)
 
 
+def whole(spec: FieldSpec, size: tuple[int, ...]) -> FieldSpec:
+    """The field with a length for every axis. size: (H, W) of the images that it may lie over; tokens: CLIP's 77."""
+    shape = spec.shape
+    if spec.kind in OVER_PIXELS:
+        tail = zip(shape[-len(size) :], size, strict=True)
+        shape = *shape[: -len(size)], *(given if side is None else side for side, given in tail)
+    fallback = SEQUENCE if spec.kind == "tokens" else 1
+    return spec._replace(shape=tuple(fallback if side is None else side for side in shape))
+
+
 def stub(spec: FieldSpec, n: int, device: torch.device | str) -> Tensor | list[str]:
     """n rows of a field that say nothing: zeros or empty texts, in the form that a batch has. Unknown axes have length 1."""
     if spec.kind == "text":
@@ -139,7 +150,9 @@ def check_fields(reads: Specs, has: Specs, who: str, remedies: Mapping[str, Reme
 
 
 def fits(wanted: tuple[int | None, ...], found: tuple[int | None, ...]) -> bool:
-    """Whether two shapes can be one: as many axes, equally long where both are known."""
+    """Whether two shapes can be one: as many axes, equally long where both are known. No axes at all: nothing is known."""
+    if not wanted or not found:
+        return True
     return len(wanted) == len(found) and all(a == b or None in (a, b) for a, b in zip(wanted, found, strict=True))
 
 

@@ -22,6 +22,7 @@ from diffcli.fields import (
     to_float,
     to_levels,
     to_record,
+    whole,
 )
 
 SPECS: dict[FieldKind, FieldSpec] = {
@@ -101,6 +102,21 @@ def test_a_stub_has_the_shape_of_its_spec_and_needs_no_conversion(kind: FieldKin
     assert not value.any()
 
 
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        (FieldSpec("mask", (1, None, None)), (1, 4, 6)),
+        (FieldSpec("image", (None, None, 9)), (1, 4, 9)),
+        (FieldSpec("clip", (3, None, None, None)), (3, 1, 4, 6)),
+        (FieldSpec("tokens", (None, 7)), (77, 7)),
+        (FieldSpec("vector", (None,)), (1,)),
+        (FieldSpec("text"), ()),
+    ],
+)
+def test_unknown_axes_take_the_size_of_images_where_the_field_lies_over_them(spec: FieldSpec, shape: tuple[int, ...]):
+    assert whole(spec, (4, 6)) == spec._replace(shape=shape)
+
+
 @every_kind
 def test_a_stub_on_the_meta_device_has_no_values(kind: FieldKind):
     value = stub(SPECS[kind], 2, "meta")
@@ -121,6 +137,7 @@ def test_data_that_have_what_is_read_pass(kind: FieldKind):
 def test_what_is_not_known_fits():
     check_fields({"x": FieldSpec("tokens", (None, 7))}, {"x": FieldSpec("tokens", (77, 7))}, "task")
     check_fields({"x": FieldSpec("vector", (7,))}, {"x": FieldSpec("vector", (None,))}, "task")
+    check_fields({"x": FieldSpec("vector", (7,))}, {"x": FieldSpec("vector")}, "task")
     check_fields({"x": FieldSpec("classes", (), 2)}, {"x": FieldSpec("classes")}, "task")
     check_fields({"x": FieldSpec("classes", (), 12)}, {"x": FieldSpec("classes", (), ("a", "b"))}, "task")
 

@@ -212,3 +212,17 @@ def test_randomness_is_derived_and_never_seeded_globally():
     ]
     assert len(seeding) <= 1, seeding
     assert all(place.startswith("engine/") for place in seeding), seeding
+
+
+def test_no_name_stands_for_two_classes_or_two_modules():
+    """Two folders may each have their registry: it is what a folder offers, as its __init__ is."""
+    classes: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
+    for path in sources():
+        if path.stem not in ("__init__", "registry"):
+            modules.setdefault(path.stem, []).append(name(path))
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes.setdefault(node.name, []).append(name(path))
+    for found in (classes, modules):
+        assert not {word: places for word, places in found.items() if len(places) > 1}

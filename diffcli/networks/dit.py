@@ -169,7 +169,7 @@ class Block(nn.Module):
         width = config.width
         self.mlp_eps = config.mlp_eps
         self.attn = SelfAttention(width, config.heads, config.qk_norm)
-        self.cross_attn = CrossAttention(width, config.heads, tokens) if tokens else None
+        self.cross_attn = TokenReader(width, config.heads, tokens) if tokens else None
         self.mlp = nn.Sequential(
             OrderedDict(
                 fc1=nn.Linear(width, 4 * width),
@@ -211,7 +211,7 @@ class SelfAttention(nn.Module):
         return self.proj(heads_attend(q.to(v), k.to(v), v))
 
 
-class CrossAttention(nn.Module):
+class TokenReader(nn.Module):
     """Attention of tokens (B, L, D) to those of the condition (B, M, Dt); its output is zero-initialised."""
 
     def __init__(self, width: int, heads: int, tokens: int) -> None:
@@ -257,5 +257,5 @@ def initialise(module: nn.Module) -> None:
     elif isinstance(module, Block | FinalLayer):
         zero(module.adaLN_modulation)
         zero(module.linear if isinstance(module, FinalLayer) else nn.Identity())
-    elif isinstance(module, CrossAttention):
+    elif isinstance(module, TokenReader):
         zero(module.proj)

@@ -42,7 +42,7 @@ class Mark(NamedTuple):
     taken: int = 0
 
 
-class Entry(NamedTuple):
+class LaneEntry(NamedTuple):
     """A sample and where it was found."""
 
     epoch: int
@@ -63,7 +63,7 @@ class LaneBlock(NamedTuple):
     """Samples in the order in which they are dealt, and the shards that broke while it was filled."""
 
     begin: Mark
-    entries: list[Entry]
+    entries: list[LaneEntry]
     faults: list[Fault]
 
 
@@ -112,7 +112,7 @@ class LaneSource:
 
         Raises UserError where every shard there is has failed since the last sample without giving one.
         """
-        number, held, faults = mark.block, list[Entry](), list[Fault]()
+        number, held, faults = mark.block, list[LaneEntry](), list[Fault]()
         failed: dict[int, str] = {}  # shards that gave nothing since the last sample
         giving = None  # the shard of the last sample: where it breaks off later, it is no shard that gives nothing
         for found in self.entries(lane, mark):
@@ -133,7 +133,7 @@ class LaneSource:
                 yield LaneBlock(begin, [held[i] for i in self.order.dealt(lane, number)], faults)
                 number, held, faults = number + 1, [], []
 
-    def entries(self, lane: int, mark: Mark) -> Iterator[Entry | Fault]:
+    def entries(self, lane: int, mark: Mark) -> Iterator[LaneEntry | Fault]:
         """The lane's samples one by one; a shard that breaks is a Fault after those that were read of it."""
         epoch, turn, position, offset, *_ = mark
         while True:
@@ -143,7 +143,7 @@ class LaneSource:
                 position = offset = 0
             epoch, turn = epoch + 1, 0
 
-    def shard(self, epoch: int, turn: int, number: int, position: int, offset: int) -> Iterator[Entry | Fault]:
+    def shard(self, epoch: int, turn: int, number: int, position: int, offset: int) -> Iterator[LaneEntry | Fault]:
         """The samples of one shard from a position on, which begins at byte `offset`."""
         shard = ShardBytes(self.urls[number], self.patience, offset)
         empty = True
@@ -151,7 +151,7 @@ class LaneSource:
             for place, sample in enumerate(samples(shard, self.wanted), start=position):
                 if sample.members:  # else it is a read-me, a listing, or what webdataset's tools leave between samples
                     empty = False
-                    yield Entry(epoch, turn, number, place, sample)
+                    yield LaneEntry(epoch, turn, number, place, sample)
             if empty and not position:
                 yield Fault(number, "it holds nothing that the task reads")
         except BrokenShard as error:

@@ -29,7 +29,7 @@ from diffcli.data.listing import Split
 from diffcli.data.loader import MEMORY_LIMIT
 from diffcli.data.shards import DATASET, PreparedSet
 from diffcli.data.stream.dealing import StreamFeed
-from diffcli.data.stream.lanes import Entry, Fault, LaneSource, Order
+from diffcli.data.stream.lanes import Fault, LaneEntry, LaneSource, Order
 from diffcli.data.stream.layout import Layout, fields_of
 from diffcli.data.stream.opening import PIPE, BrokenShard, Patience, ShardBytes, is_remote
 from diffcli.fields import Batch
@@ -163,7 +163,7 @@ class StreamData(ImageData):
 
     def shown(self, count: int) -> tuple[Batch, Tensor]:
         """The first samples that can be decoded, of the first shards that can be read."""
-        good: list[Entry] = []
+        good: list[LaneEntry] = []
         for entry in self.samples(self.layout.wanted):
             with suppress(UserError):
                 self.over([entry]).read(torch.zeros(1, dtype=torch.int64))
@@ -190,7 +190,7 @@ class StreamData(ImageData):
     def source(self, wanted: Callable[[str], bool], order: Order | None = None) -> LaneSource:
         return LaneSource(order or Order(0, len(self.urls), 1, 1), self.urls, self.config.patience, wanted)
 
-    def samples(self, wanted: Callable[[str], bool]) -> Iterator[Entry]:
+    def samples(self, wanted: Callable[[str], bool]) -> Iterator[LaneEntry]:
         """The samples of the first shards, as they are stored. Raises UserError where none of them can be read."""
         source, failed = self.source(wanted), {}
         for number in range(min(PEEKS, len(self.urls))):
@@ -202,7 +202,7 @@ class StreamData(ImageData):
         if len(failed) == min(PEEKS, len(self.urls)):
             raise source.all_broken(failed)
 
-    def over(self, entries: Sequence[Entry]) -> ImageData:
+    def over(self, entries: Sequence[LaneEntry]) -> ImageData:
         """These samples, by index."""
         names = [f"{self.urls[entry.shard]}: {entry.sample.key}" for entry in entries]
         return self.layout.over([entry.sample for entry in entries], names)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.engine.model import Model
-from diffcli.fields import Batch, Specs, stub
+from diffcli.fields import Batch, Specs, stub, whole
 
 
 class Conditions(ABC):
@@ -79,7 +79,8 @@ def blanks(model: Model, found: Sequence[Conditions], null_alone: bool) -> list[
             f"{model.path}: draws what the condition '{name}' says, and there is none",
             f"give '{name}', or draw without any condition: --guidance 0",
         )
-    return [Blank(missing)] if missing else []
+    size = model.preset.data.shape[1:]
+    return [Blank({name: whole(spec, size) for name, spec in missing.items()})] if missing else []
 
 
 def condition_specs(model: Model) -> Specs:

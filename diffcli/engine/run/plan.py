@@ -16,13 +16,12 @@ from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.state import build_on_meta, unaveraged
 from diffcli.engine.tuning import autocast
-from diffcli.fields import FieldSpec, stub
+from diffcli.fields import stub, whole
 from diffcli.noise import Domain, derive
 from diffcli.preset import Preset
 from diffcli.tasks.conditioners.pretrained import PretrainedConditioner
 from diffcli.tasks.task import Phase, Task
 
-SEQUENCE = 77  # tokens of a stored sequence, of which only the width is known
 COPIES = 4  # float32 values a trained parameter, beside its averages: itself, its gradient, two moments of Adam
 
 
@@ -97,7 +96,7 @@ def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> tuple[int,
     FLOP of all phases, each by how often it is due; bytes of the phase that keeps most.
     """
     batch = {
-        **{name: stub(_whole(spec), 1, "meta") for name, spec in task.reads.items()},
+        **{name: stub(whole(spec, preset.data.shape[1:]), 1, "meta") for name, spec in task.reads.items()},
         "position": torch.zeros(1, dtype=torch.int64),
         "stream": derive(0, Domain.TRAIN, torch.zeros(1, dtype=torch.int64)),
     }
@@ -112,11 +111,6 @@ def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> tuple[int,
             task(batch, phase.name, preset.train.steps)["loss"].backward()
         flops, most = flops + counter.get_total_flops() / phase.every, max(most, kept[0])
     return round(flops), most
-
-
-def _whole(spec: FieldSpec) -> FieldSpec:
-    """The field, its sequences of as many tokens as those of CLIP."""
-    return spec._replace(shape=tuple(SEQUENCE if side is None else side for side in spec.shape))
 
 
 def running(task: Task) -> list[str]:

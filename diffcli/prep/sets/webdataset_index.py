@@ -35,7 +35,7 @@ class IndexedSample(NamedTuple):
         return next((self.members[e] for e in self.members if e in IMAGES), None)
 
 
-class Contents(NamedTuple):
+class ShardSamples(NamedTuple):
     """Samples sorted by key; how many members hold pickles; fault: why the tar ends before its end, or empty."""
 
     samples: list[IndexedSample]
@@ -100,7 +100,7 @@ def split_of(name: str) -> Split:
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
 
 
-def read_contents(tar: Path) -> Contents:
+def read_contents(tar: Path) -> ShardSamples:
     """The samples of a tar; of one that was cut short, those before the cut. Raises OSError where it cannot be opened."""
     samples: dict[str, dict[str, Span]] = {}
     pickles, fault, end = 0, "", tar.stat().st_size
@@ -113,7 +113,7 @@ def read_contents(tar: Path) -> Contents:
             pickles += 1
         elif extension:
             samples.setdefault(key, {}).setdefault(extension, span)
-    return Contents([IndexedSample(key, samples[key]) for key in sorted(samples, key=_natural)], pickles, fault)
+    return ShardSamples([IndexedSample(key, samples[key]) for key in sorted(samples, key=_natural)], pickles, fault)
 
 
 def _members(tar: Path) -> Iterator[tuple[str, Span | None]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffcli.config import UserError
 from diffcli.data.loader import share
-from diffcli.data.stream.lanes import Entry, LaneBlock, LaneSource, Mark, Order, ahead
+from diffcli.data.stream.lanes import LaneBlock, LaneEntry, LaneSource, Mark, Order, ahead
 from diffcli.data.stream.opening import Patience
 from tests.data.stream.streaming import QUICK, numbers, serving, shard, stream, write_shards
 
@@ -150,7 +150,7 @@ def test_memory_is_bounded_by_the_shuffle_buffer_however_large_the_shards(tmp_pa
     read = 0
 
     class Counting(LaneSource):
-        def shard(self, *where: int) -> Iterator[Entry]:  # type: ignore[override]
+        def shard(self, *where: int) -> Iterator[LaneEntry]:  # type: ignore[override]
             nonlocal read
             for entry in LaneSource.shard(self, *where):
                 read += 1
