@@ -232,6 +232,7 @@ def test_nfe_counts_the_evaluations_of_the_network(trained: Path, sampler: str, 
 def test_ddim_eta_implies_ddim_and_keeps_the_runs_steps(trained: Path) -> None:
     model = load_model(trained, torch.device("cpu"))
     assert request(model, SampleOptions(eta=0.3)).sampler == Ddim(steps=3, eta=0.3)
+    assert request(model, SampleOptions(sampler="heun")).sampler.steps == 3
 
 
 def test_guidance_of_one_is_the_conditional_model_and_of_zero_the_unconditional(
