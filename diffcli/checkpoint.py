@@ -150,7 +150,7 @@ def read_part(path: Path, part: str, record: Mapping[str, Any]) -> dict[str, Ten
     return read_contents(path, part, record).tensors
 
 
-def read_contents(path: Path, part: str, record: Mapping[str, Any]) -> tensor_file.Contents:
+def read_contents(path: Path, part: str, record: Mapping[str, Any]) -> tensor_file.FileContents:
     """`read_part` and the SHA-256 of the file, which is read once."""
     if path.is_file() and part != "ema":
         raise UserError(

@@ -28,7 +28,7 @@ from diffcli.tasks.prior import PriorConfig
 NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # PyYAML on 2024-13-45, !!timestamp x, [[[[...
 
 AnyTask = Annotated[DiffusionConfig | ClassifierConfig | PriorConfig, Field(discriminator="kind")]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 with warnings.catch_warnings():
@@ -64,7 +64,7 @@ class TrainConfig(Config):
     phases: dict[str, PhaseConfig] = Field({}, description="changes to the phases of the task, by name")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null clips nothing")
     ema: AnyEma = 0.9999
-    precision: Precision = "auto"
+    precision: PrecisionName = "auto"
     compile: bool = False
     workers: int = Field(2, ge=0, description="processes that decode images where the data are not held in memory")
     every: Every = Every()

@@ -31,14 +31,14 @@ DTYPES = {
 }
 
 
-class Contents(NamedTuple):
+class FileContents(NamedTuple):
     """What a file holds."""
 
     tensors: dict[str, Tensor]  # on the CPU
     sha256: str  # hexadecimal, of all its bytes
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """A tensor as the header describes it; begin and end count bytes from the end of the header."""
 
     name: str
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
     end: int
 
 
-def read(path: Path) -> Contents:
+def read(path: Path) -> FileContents:
     """Reads every byte of a file once. Raises OSError where it cannot be read, ValueError where it is damaged or of others."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
@@ -62,7 +62,7 @@ def read(path: Path) -> Contents:
             _fill(file, view)
             digest.update(view)
             tensors[entry.name] = values.view(entry.dtype).view(entry.shape)
-    return Contents(tensors, digest.hexdigest())
+    return FileContents(tensors, digest.hexdigest())
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -101,7 +101,7 @@ def _object(text: bytes) -> dict[str, Any]:
     return header
 
 
-def _entries(text: bytes, size: int) -> list[Entry]:
+def _entries(text: bytes, size: int) -> list[TensorEntry]:
     """The tensors in the order of their values, which fill `size` bytes without a gap."""
     header = _object(text)
     entries = sorted((_entry(name, told) for name, told in header.items() if name != METADATA), key=lambda e: e[3:])
@@ -115,7 +115,7 @@ def _entries(text: bytes, size: int) -> list[Entry]:
     return entries
 
 
-def _entry(name: str, told: Any) -> Entry:
+def _entry(name: str, told: Any) -> TensorEntry:
     try:
         dtype, shape, (begin, end) = DTYPES[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
         whole = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end))
@@ -123,7 +123,7 @@ def _entry(name: str, told: Any) -> Entry:
         raise ValueError(f"its header describes {name!r} as {told!r:.80}") from error
     if not whole or end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"its header describes {name!r} as {told!r:.80}")
-    return Entry(name, dtype, shape, begin, end)
+    return TensorEntry(name, dtype, shape, begin, end)
 
 
 def _fill(file: BinaryIO, view: memoryview) -> None:

@@ -1,6 +1,7 @@
 """The house rules that need no running: who imports whom, and how long a file may be."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,9 @@ import diffcli
 
 PACKAGE = Path(diffcli.__file__).parent
 MAX_LINES = 350
+MAX_FILES = 15  # of a folder; two parts of the package are lists of alike things
+MANY_FILES = {"networks", "data"}
+COMMON = {"__init__", "registry"}  # what every folder may have
 
 # A part is a folder or file of diffcli/. It imports from itself and from rows below its own, never from its neighbours.
 ROWS: list[set[str]] = [
@@ -219,10 +223,15 @@ def test_no_name_stands_for_two_classes_or_two_modules():
     classes: dict[str, list[str]] = {}
     modules: dict[str, list[str]] = {}
     for path in sources():
-        if path.stem not in ("__init__", "registry"):
+        if path.stem not in COMMON:
             modules.setdefault(path.stem, []).append(name(path))
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 classes.setdefault(node.name, []).append(name(path))
     for found in (classes, modules):
         assert not {word: places for word, places in found.items() if len(places) > 1}
+
+
+def test_no_folder_holds_more_files_than_one_finds_his_way_in():
+    count = Counter(path.parent for path in sources() if path.stem != "__init__")
+    assert {name(folder): n for folder, n in count.items() if n > MAX_FILES and name(folder) not in MANY_FILES} == {}

@@ -113,7 +113,9 @@ PriorOption = Annotated[
         show_default="the run's",
     ),
 ]
-Prompts = Annotated[Path | None, typer.Option(help="File of further prompts, UTF-8, one a line.", show_default="none")]
+PromptsFile = Annotated[
+    Path | None, typer.Option(help="File of further prompts, UTF-8, one a line.", show_default="none")
+]
 Captions = Annotated[
     bool,
     typer.Option(

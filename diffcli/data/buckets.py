@@ -12,16 +12,16 @@ from torch import Tensor
 
 from diffcli.data.pixels import Place, place
 
-Size = tuple[int, int]
+Sides = tuple[int, int]
 """Height and width in pixels."""
 
 
 class Framing(NamedTuple):
     """How the images of a set are cut. size: of all of them; buckets: sizes in training instead; bucket: int64 (N,) into them."""
 
-    size: Size
+    size: Sides
     random: bool = False
-    buckets: tuple[Size, ...] = ()
+    buckets: tuple[Sides, ...] = ()
     bucket: Tensor | None = None
 
     @property
@@ -29,7 +29,7 @@ class Framing(NamedTuple):
         """Whether an image looks another way in another epoch, or has another size in training: it cannot be kept decoded."""
         return self.random or bool(self.buckets)
 
-    def size_of(self, indices: Tensor, draws: Tensor | None) -> Size:
+    def size_of(self, indices: Tensor, draws: Tensor | None) -> Sides:
         """The one size of these images."""
         if self.bucket is None or draws is None or not len(indices):
             return self.size
@@ -44,7 +44,7 @@ class Framing(NamedTuple):
         return [place(draw) for draw in draws.tolist()]
 
 
-def nearest(sides: Tensor, buckets: Sequence[Size]) -> Tensor:
+def nearest(sides: Tensor, buckets: Sequence[Sides]) -> Tensor:
     """int64 (N,): for images of these (height, width), int64 (N, 2), the bucket whose log aspect ratio is nearest."""
     return (aspects(sides)[:, None] - aspects(torch.tensor(buckets))).abs().argmin(1)
 

@@ -20,7 +20,7 @@ from diffcli.data.listing import Split
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
 from diffcli.data.stream.opening import is_remote
-from diffcli.data.stream.stream import Stream
+from diffcli.data.stream.stream_data import Stream
 
 HELD_OUT_EVERY = 10
 

@@ -13,7 +13,7 @@ from diffcli.config import UserError
 from diffcli.engine.tuning import memory_format
 from diffcli.tasks.task import Task
 
-Tensors = Mapping[str, Tensor]
+LoadedTensors = Mapping[str, Tensor]
 
 
 def load_to_sample(task: Task, path: Path, record: dict[str, Any], use_ema: bool) -> str:
@@ -32,13 +32,13 @@ def load_to_sample(task: Task, path: Path, record: dict[str, Any], use_ema: bool
     return contents.sha256
 
 
-def completed(task: Task, tensors: dict[str, Tensor], others: Tensors) -> dict[str, Tensor]:
+def completed(task: Task, tensors: dict[str, Tensor], others: LoadedTensors) -> dict[str, Tensor]:
     """A file's tensors, and those of `others` for every network of which the file holds nothing."""
     absent = [keys for n in task.networks if (keys := task.keys_of([n.name])).isdisjoint(tensors)]
     return tensors | {name: others[name] for keys in absent for name in keys if name in others}
 
 
-def fill(module: nn.Module, tensors: Tensors, path: Path) -> None:
+def fill(module: nn.Module, tensors: LoadedTensors, path: Path) -> None:
     """Gives a module on the meta device these tensors for its own. Raises UserError as `load_weights` does."""
     dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
     own = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()}
@@ -47,7 +47,7 @@ def fill(module: nn.Module, tensors: Tensors, path: Path) -> None:
         assert not tensor.is_meta, f"{name} is made by the code of the network but kept in no checkpoint"
 
 
-def load_weights(module: nn.Module, tensors: Tensors, path: Path, assign: bool = False) -> None:
+def load_weights(module: nn.Module, tensors: LoadedTensors, path: Path, assign: bool = False) -> None:
     """Strictly loads a state dict, copied or (assign) taken as it is. Raises UserError naming the first keys that do not fit."""
     try:
         module.load_state_dict(tensors, assign=assign)

@@ -57,7 +57,7 @@ class TokenAttention(nn.Module):
         return self.out(attend(q, k, v, mask).flatten(1, 2).transpose(1, 2))
 
 
-class CrossAttention(nn.Module):
+class CrossAttentionBlock(nn.Module):
     """Norm, attention of every position to the condition's tokens, zero projection; residual."""
 
     def __init__(self, channels: int, options: BlockOptions) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-from diffcli.networks.attention_blocks import CrossAttention, PatchAttention, SpatialTransformer
+from diffcli.networks.attention_blocks import CrossAttentionBlock, PatchAttention, SpatialTransformer
 from diffcli.networks.channel_blocks import ChannelAttention, ClassAttention
 from diffcli.networks.conv_blocks import ConvNext, WsResBlock, dense, inception, vgg
 from diffcli.networks.layers import Attention, BlockOptions, ResBlock
@@ -49,7 +49,7 @@ BLOCKS: dict[BlockName, BlockKind] = {
     "inception": BlockKind(inception, changes_width=True, hears=True),
     "attention": BlockKind(lambda c, _, options: Attention(c, options.head_dim, options.qkv), heads=True),
     "patch_attention": BlockKind(lambda c, _, options: PatchAttention(c, options), heads=True, patches=True),
-    "cross_attention": BlockKind(lambda c, _, options: CrossAttention(c, options), heads=True, tokens=True),
+    "cross_attention": BlockKind(lambda c, _, options: CrossAttentionBlock(c, options), heads=True, tokens=True),
     "spatial_transformer": BlockKind(lambda c, _, options: SpatialTransformer(c, options), heads=True, tokens=True),
     "class_attention": BlockKind(lambda c, _, options: ClassAttention(c, options), hears=True),
     "channel_attention": BlockKind(lambda c, _, options: ChannelAttention(c)),

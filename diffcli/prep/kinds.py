@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from diffcli.prep.download.download import open_coco, open_urls
+from diffcli.prep.download.url_sources import open_coco, open_urls
 from diffcli.prep.items import PrepSource, SourceOptions
 from diffcli.prep.sets.arrays import open_cifar, open_idx
 from diffcli.prep.sets.captioned import open_folder

@@ -18,7 +18,7 @@ from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, Cifar, Digits, Folder, Mnist, NoData, at_root
 from diffcli.data.images import FileImages, MemoryImages
 from diffcli.data.prepared import Shards
-from diffcli.data.stream.stream import Stream
+from diffcli.data.stream.stream_data import Stream
 from diffcli.prep.prepare import prepare
 from tests.data import making
 

@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcli.networks.attention_blocks import CrossAttention, Geglu, PatchAttention, SpatialTransformer, TokenAttention
+from diffcli.networks.attention_blocks import (
+    CrossAttentionBlock,
+    Geglu,
+    PatchAttention,
+    SpatialTransformer,
+    TokenAttention,
+)
 from diffcli.networks.layers import Attention, BlockOptions, Signal
 from tests.networks.waking import normal, wake
 
@@ -59,23 +65,23 @@ def test_patch_attention_of_a_size_that_does_not_divide_is_that_of_the_padded_ma
     torch.testing.assert_close(block(x, SIGNAL), x + update[:, :, :5, :3])
 
 
-@pytest.mark.parametrize("block", [CrossAttention, SpatialTransformer])
-def test_the_order_of_tokens_does_not_matter(block: type[CrossAttention] | type[SpatialTransformer]) -> None:
+@pytest.mark.parametrize("block", [CrossAttentionBlock, SpatialTransformer])
+def test_the_order_of_tokens_does_not_matter(block: type[CrossAttentionBlock] | type[SpatialTransformer]) -> None:
     made = wake(block(8, OPTIONS))
     torch.testing.assert_close(made(X, shuffled(SIGNAL)), made(X, SIGNAL))
 
 
-@pytest.mark.parametrize("block", [CrossAttention, SpatialTransformer])
-def test_a_token_said_twice_by_all_changes_nothing(block: type[CrossAttention] | type[SpatialTransformer]) -> None:
+@pytest.mark.parametrize("block", [CrossAttentionBlock, SpatialTransformer])
+def test_a_token_said_twice_by_all_changes_nothing(block: type[CrossAttentionBlock] | type[SpatialTransformer]) -> None:
     made = wake(block(8, OPTIONS))
     assert SIGNAL.tokens is not None
     twice = SIGNAL._replace(tokens=torch.cat([SIGNAL.tokens, SIGNAL.tokens], dim=1))
     torch.testing.assert_close(made(X, twice), made(X, SIGNAL))
 
 
-@pytest.mark.parametrize("block", [CrossAttention, SpatialTransformer])
+@pytest.mark.parametrize("block", [CrossAttentionBlock, SpatialTransformer])
 def test_masked_tokens_have_no_influence_and_no_gradient(
-    block: type[CrossAttention] | type[SpatialTransformer],
+    block: type[CrossAttentionBlock] | type[SpatialTransformer],
 ) -> None:
     made = wake(block(8, OPTIONS))
     assert SIGNAL.tokens is not None
@@ -88,8 +94,8 @@ def test_masked_tokens_have_no_influence_and_no_gradient(
     assert gradient[:, :3].any()
 
 
-@pytest.mark.parametrize("block", [CrossAttention, SpatialTransformer])
-def test_each_sample_has_its_own_mask(block: type[CrossAttention] | type[SpatialTransformer]) -> None:
+@pytest.mark.parametrize("block", [CrossAttentionBlock, SpatialTransformer])
+def test_each_sample_has_its_own_mask(block: type[CrossAttentionBlock] | type[SpatialTransformer]) -> None:
     made = wake(block(8, OPTIONS))
     assert SIGNAL.tokens is not None
     mask = torch.tensor([[True, False, True], [False, True, False]])
@@ -100,7 +106,7 @@ def test_each_sample_has_its_own_mask(block: type[CrossAttention] | type[Spatial
 
 
 def test_cross_attention_moves_with_the_positions() -> None:
-    block, order = wake(CrossAttention(8, OPTIONS)), normal(24, seed=5).argsort()
+    block, order = wake(CrossAttentionBlock(8, OPTIONS)), normal(24, seed=5).argsort()
     moved = block(X.flatten(2)[:, :, order].view(X.shape), SIGNAL)
     torch.testing.assert_close(moved.flatten(2), block(X, SIGNAL).flatten(2)[:, :, order])
 
@@ -114,7 +120,7 @@ def test_token_attention_is_the_published_formula() -> None:
 
 
 def test_to_a_single_token_every_position_answers_alike() -> None:
-    block = wake(CrossAttention(8, OPTIONS))
+    block = wake(CrossAttentionBlock(8, OPTIONS))
     assert SIGNAL.tokens is not None
     one = SIGNAL._replace(tokens=SIGNAL.tokens[:, :1])
     value = block.attention.out(block.attention.value(one.tokens)).transpose(1, 2)[..., None]  # (B, C, 1, 1)

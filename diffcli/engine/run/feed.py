@@ -14,7 +14,7 @@ from diffcli.data.images import FileImages, ImageData
 from diffcli.data.loader import batches
 from diffcli.data.order import epoch_size
 from diffcli.data.stream.dealing import Mark
-from diffcli.data.stream.stream import StreamData
+from diffcli.data.stream.stream_data import StreamData
 from diffcli.engine.distributed import Group
 from diffcli.fields import Batch
 from diffcli.preset import Preset

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffcli.config import UserError
 from diffcli.data.images import ImageData
 from diffcli.data.order import epoch_size
-from diffcli.data.stream.stream import StreamData
+from diffcli.data.stream.stream_data import StreamData
 from diffcli.ema import averages
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.phases import phases_of

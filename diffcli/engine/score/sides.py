@@ -24,7 +24,7 @@ from diffcli.data.listing import Split
 from diffcli.data.pixels import SUFFIXES, channels_first, open_image, read_size
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import DATASET, is_prepared, open_shards
-from diffcli.data.stream.stream import Stream
+from diffcli.data.stream.stream_data import Stream
 from diffcli.digest import sha256
 from diffcli.engine.model import Model
 from diffcli.engine.score import npz

@@ -46,7 +46,7 @@ class Key(NamedTuple):
     stem: str
 
 
-class Role(NamedTuple):
+class PairRole(NamedTuple):
     """What a file is for: a field (IMAGE, or that of a picture; empty: no name says it), of which key, in which format."""
 
     field: str
@@ -114,7 +114,7 @@ def _add(items: PairItems, group: dict[str, list[str]], fields: Sequence[str]) -
         items.alone += [Broken(name, f"another {field} goes with the same name: {first}") for name in others]
 
 
-def _roles(names: Sequence[str]) -> dict[str, Role]:
+def _roles(names: Sequence[str]) -> dict[str, PairRole]:
     """What each file is for; those that are for nothing are left out."""
     around = commonpath([PurePosixPath(name).parent.as_posix() for name in names]) if names else ""
     depth = len(PurePosixPath(around).parts)
@@ -124,7 +124,7 @@ def _roles(names: Sequence[str]) -> dict[str, Role]:
     return {name: role if role.field else _unnamed(role, images_are_named) for name, role in found.items()}
 
 
-def _role(path: PurePosixPath) -> Role:
+def _role(path: PurePosixPath) -> PairRole:
     field = part = kind = ""
     around = []
     for folder in path.parent.parts:
@@ -139,11 +139,11 @@ def _role(path: PurePosixPath) -> Role:
             around.append(folder)
     stem, _, end = re.sub(r"[-_](?=[^-_]*$)", "\0", path.stem).partition("\0")
     if end.lower() in ENDS:
-        return Role(ENDS[end.lower()], Key(part, tuple(around), stem), kind)
-    return Role(field, Key(part, tuple(around), path.stem), kind)
+        return PairRole(ENDS[end.lower()], Key(part, tuple(around), stem), kind)
+    return PairRole(field, Key(part, tuple(around), path.stem), kind)
 
 
-def _unnamed(role: Role, images_are_named: bool) -> Role:
+def _unnamed(role: PairRole, images_are_named: bool) -> PairRole:
     """A file whose folder has no word: an image where no other folder has them, else of the field that its folder names."""
     if not images_are_named:
         return role._replace(field=IMAGE)
@@ -154,7 +154,7 @@ def _unnamed(role: Role, images_are_named: bool) -> Role:
     )
 
 
-def _one_format(roles: dict[str, Role]) -> dict[str, Role]:
+def _one_format(roles: dict[str, PairRole]) -> dict[str, PairRole]:
     """One of the folders PNG/ and TIF/ where each holds whole pairs."""
     held: dict[str, set[str]] = {}
     for role in roles.values():
@@ -163,7 +163,7 @@ def _one_format(roles: dict[str, Role]) -> dict[str, Role]:
     return {name: role for name, role in roles.items() if role.format not in whole[1:]}
 
 
-def _renamed(roles: dict[str, Role], field: str | None) -> dict[str, Role]:
+def _renamed(roles: dict[str, PairRole], field: str | None) -> dict[str, PairRole]:
     """The roles where the only field is called as --field says, or is that one of several."""
     found = {role.field for role in roles.values()} - {IMAGE}
     if field is None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from diffcli.data.stream.opening import Patience
-from diffcli.data.stream.stream import Stream
+from diffcli.data.stream.stream_data import Stream
 from tests.data.making import png
 
 QUICK = Patience(retries=3, pause=0.001, timeout=5)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from diffcli.config import UserError
 from diffcli.data.datasets import at_root
 from diffcli.data.prepared import Shards
-from diffcli.data.stream.stream import Stream, StreamData
+from diffcli.data.stream.stream_data import Stream, StreamData
 from tests.data.making import class_folders, npy, png, run
 from tests.data.stream.streaming import numbers, serving, shard, stream, tar, vector, write_shards
 

@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 from diffcli.data import images as data_images
-from diffcli.data.stream.stream import Stream
+from diffcli.data.stream.stream_data import Stream
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.engine.distributed import Group, join
 from diffcli.engine.draw.sample import SampleOptions, load_model, request

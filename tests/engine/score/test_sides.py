@@ -181,7 +181,7 @@ def test_a_prepared_set_is_a_side(tmp_path):
 
 
 def test_no_command_of_a_checkpoint_is_run_to_score_it(trained: Path, tmp_path: Path) -> None:
-    from diffcli.data.stream.stream import Stream
+    from diffcli.data.stream.stream_data import Stream
     from diffcli.engine.model import load_model
 
     witness = tmp_path / "ran"

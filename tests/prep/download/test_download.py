@@ -17,7 +17,7 @@ import torch
 from diffcli.config import RunFailed, UserError
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import Index, open_shards
-from diffcli.prep.download import download
+from diffcli.prep.download import url_sources
 from diffcli.prep.items import Download, Picked, SourceOptions
 from diffcli.prep.progress import PrepReport, kind_of_failure
 from tests.conftest import Cli
@@ -104,7 +104,7 @@ def test_failures_are_counted_by_kind_and_listed_with_their_url(downloaded: Down
     assert list(listed) == ["refused:file:///etc/passwd"]
 
 
-@pytest.mark.parametrize("kind", sorted(download.UNSTEADY))
+@pytest.mark.parametrize("kind", sorted(url_sources.UNSTEADY))
 def test_a_kind_that_is_listed_in_place_of_its_words_is_of_its_own_kind(kind: str):
     assert kind_of_failure(kind) == kind
 
@@ -169,7 +169,7 @@ def test_img2dataset_that_dies_is_named_with_its_last_words(
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho 'OSError: no space left on device' >&2\nexit 1\n")
     script.chmod(0o755)
-    monkeypatch.setattr(download.sys, "executable", str(script))
+    monkeypatch.setattr(url_sources.sys, "executable", str(script))
     with pytest.raises(RunFailed, match=r"left 1 of 1 shards undone \(OSError: no space left on device\)"):
         run("cc3m", table, tmp_path / "out")
     assert not (tmp_path / "out/dataset.json").exists()
@@ -185,27 +185,27 @@ def test_where_no_url_can_be_reached_it_is_the_network_and_the_shard_is_tried_ag
     tmp_path: Path, count: int, alone: bool, down: bool
 ):
     fake_shard(tmp_path, {"timed out": 1, "<urlopen error [Errno -3] Temporary failure in name resolution>": count - 1})
-    outcomes = download._outcomes(tmp_path, 0)
+    outcomes = url_sources._outcomes(tmp_path, 0)
     if down:
         with pytest.raises(RunFailed, match=f"none of {count} URLs could be reached .*no connection {count - 1}"):
-            download._check_reached(tmp_path, 0, outcomes, alone)
+            url_sources._check_reached(tmp_path, 0, outcomes, alone)
     else:
-        download._check_reached(tmp_path, 0, outcomes, alone)
+        url_sources._check_reached(tmp_path, 0, outcomes, alone)
     assert (tmp_path / "00000_stats.json").exists() is not down
 
 
 def test_a_shard_with_one_image_or_one_answer_is_no_matter_of_the_network(tmp_path: Path):
     for other in ("success", "HTTP Error 404: Not Found"):
         fake_shard(tmp_path, {"timed out": 99, other: 1})
-        download._check_reached(tmp_path, 0, download._outcomes(tmp_path, 0), alone=True)
+        url_sources._check_reached(tmp_path, 0, url_sources._outcomes(tmp_path, 0), alone=True)
         assert (tmp_path / "00000_stats.json").exists()
 
 
 def test_half_written_statistics_do_not_vouch_for_a_shard(tmp_path: Path):
     fake_shard(tmp_path, {"success": 1})
-    assert not download._is_whole(tmp_path, 0)  # nothing of the shard itself is there
+    assert not url_sources._is_whole(tmp_path, 0)  # nothing of the shard itself is there
     (tmp_path / "00000_stats.json").write_text('{"status_di')
-    assert download._outcomes(tmp_path, 0) is None
+    assert url_sources._outcomes(tmp_path, 0) is None
 
 
 @pytest.mark.parametrize(("kind", "file"), [("cc3m", "Train_GCC-training.tsv"), ("cc12m", "cc12m.tsv")])
