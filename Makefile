@@ -4,8 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DIFFCLI := $(BIN)/diffcli
 QUICK := not slow and not gpu
+GIVEN := $(filter command environment,$(origin PYTHON))
 
-.PHONY: help install demo test test-slow check format bench judge clean
+.PHONY: help install demo test test-slow check format bench gpu-check judge clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -42,11 +43,15 @@ format: $(STAMP) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## training speed beside other projects, the samplers, readers beside other readers: about 11 minutes
+bench: $(STAMP) ## training and sampling beside other projects, the samplers, readers beside other readers: about 20 minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/train_speed.py
+	$(BIN)/python benchmarks/sample_speed.py
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/data.py $(if $(CIFAR10),--cifar10 $(CIFAR10))
+
+gpu-check: $(if $(GIVEN),,$(STAMP)) ## ten minutes on a GPU: the `gpu` tests, speed and memory beside diffusers (PYTHON=one with torch)
+	$(if $(GIVEN),$(PYTHON),$(BIN)/python) benchmarks/gpu_check.py $(OPTIONS)
 
 judge: $(STAMP) ## how often an independent classifier reads the demo's digits as asked (DATA=folder of MNIST's IDX files)
 	test -f runs/judge.safetensors || $(BIN)/python benchmarks/judge_digits.py train $(DATA) --weights runs/judge.safetensors
