@@ -66,3 +66,15 @@ def test_a_gradient_shorter_than_the_limit_or_without_one_is_taken_as_it_is(
         assert done.code == 0, done.err
         norms = [line["grad_norm"] for line in read_log(tmp_path / name / "log.jsonl")]
         assert moves(tmp_path / name, **DESCENT) == pytest.approx([0.5 * norm for norm in norms], rel=1e-4)
+
+
+def test_averages_take_in_a_step_under_its_own_number(tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
+    """A power average forgets the initialisation in step 1, and no step after it is forgotten whole."""
+    path = tiny(
+        train__ema={"kind": "power", "stds": [0.1], "every": 4}, train__every={"log": 1, "preview": 0, "save": 1}
+    )
+    assert cli("train", "--preset", path, "--run-dir", tmp_path / "run", "--steps", 2).code == 0
+    apart = []
+    for folder in sorted((tmp_path / "run" / "checkpoints").iterdir()):
+        apart.append(distance(load_file(folder / "ema.safetensors"), load_file(folder / "task.safetensors")))
+    assert apart[0] < 1e-6 < 1e-4 < apart[1]
