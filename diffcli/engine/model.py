@@ -12,7 +12,7 @@ from diffcli.config import UserError
 from diffcli.engine import encoder_records
 from diffcli.engine.casting import run_in
 from diffcli.engine.loading import load_to_sample, place
-from diffcli.engine.tuning import choose_precision, has_tf32, tune
+from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
 from diffcli.fields import Specs, from_record
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task
@@ -78,7 +78,7 @@ def load_model(
     task = place(built, device, chosen, training=False).eval().requires_grad_(False)
     run_in(task, device, chosen)
     if compile:
-        task.network_to_compile.compile()
+        compile_network(task.network_to_compile)
     classes = tuple(record["classes"]) if record.get("classes") else None
     return Model(found, record["step"], resolved, task, classes, use_ema, digest, chosen, compile)
 

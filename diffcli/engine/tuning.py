@@ -7,9 +7,11 @@ import ctypes
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from diffcli.config import UserError, did_you_mean
 
@@ -91,3 +93,22 @@ def memory_format(device: torch.device, precision: str, training: bool) -> torch
     if device.type == "cpu" and not training:
         return torch.channels_last
     return torch.contiguous_format
+
+
+def compile_network(network: nn.Module, **options: Any) -> None:
+    """Compiles a network in place, so that no prefix reaches a checkpoint. options: see torch.compile.
+
+    Everything that it is called with has a batch as its first dimension, which is marked as one that varies: an uneven last
+    batch runs the graph of the others. A batch of one sample has a graph of its own.
+    """
+    network.compile(**options)
+    compiled = network._compiled_call_impl  # what nn.Module.compile leaves there, and calls in place of forward
+    assert compiled is not None
+
+    def marked(*inputs: Any, **named: Any) -> Any:
+        for leaf in tree_leaves((inputs, named)):
+            if isinstance(leaf, Tensor) and leaf.ndim:
+                torch._dynamo.maybe_mark_dynamic(leaf, 0)
+        return compiled(*inputs, **named)
+
+    network._compiled_call_impl = marked

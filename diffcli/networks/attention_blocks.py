@@ -31,8 +31,8 @@ class PatchAttention(nn.Module):
         h = F.pad(self.norm(x), (0, -width % self.patch, 0, -height % self.patch))
         tokens = patchify(h, self.patch)  # (B, L, p p C)
         qkv = self.qkv(tokens).unflatten(2, (self.heads, 3, -1))  # (B, L, heads, 3, D)
-        q, k, v = qkv.permute(3, 0, 2, 4, 1)  # (B, heads, D, L) each
-        tokens = self.out(attend(q, k, v).flatten(1, 2).transpose(1, 2))
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)  # (B, heads, L, D) each
+        tokens = self.out(attend(q, k, v).transpose(1, 2).flatten(2))
         return x + unpatchify(tokens, self.patch, (h.shape[2], h.shape[3]))[:, :, :height, :width]
 
 
@@ -53,8 +53,8 @@ class TokenAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         projected = (self.query(x), self.key(context), self.value(context))  # (B, L or M, width) each
-        q, k, v = (z.unflatten(2, (self.heads, -1)).permute(0, 2, 3, 1) for z in projected)  # (B, heads, D, L or M)
-        return self.out(attend(q, k, v, mask).flatten(1, 2).transpose(1, 2))
+        q, k, v = (z.unflatten(2, (self.heads, -1)).transpose(1, 2) for z in projected)  # (B, heads, L or M, D)
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class CrossAttentionBlock(nn.Module):

@@ -26,11 +26,9 @@ class ClassAttention(nn.Module):
         self.out = zero(Pointwise(channels, channels))
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        q, k = (
-            layer(signal.emb)[:, None, None] for layer in (self.query, self.key)
-        )  # (B, 1, 1, C): C items of width 1
-        v = self.norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1, L, C): C items of width L
-        h = attend(q, k, v.to(q.dtype))[:, 0].transpose(1, 2)  # (B, C, L)
+        q, k = (layer(signal.emb)[:, None, :, None] for layer in (self.query, self.key))  # (B, 1, C, 1): C items
+        v = self.norm(x).flatten(2)[:, None]  # (B, 1, C, L)
+        h = attend(q, k, v.to(q.dtype))[:, 0]  # (B, C, L)
         return x + self.out(h.reshape(x.shape))
 
 

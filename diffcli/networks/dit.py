@@ -208,7 +208,7 @@ class SelfAttention(nn.Module):
             q, k = self.q_norm(q.float()), self.k_norm(k.float())
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
-        return self.proj(heads_attend(q.to(v), k.to(v), v))
+        return self.proj(attend(q.to(v), k.to(v), v).transpose(1, 2).flatten(2))
 
 
 class TokenReader(nn.Module):
@@ -224,12 +224,7 @@ class TokenReader(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
         q = self.q_linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv_linear(tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(heads_attend(q, k, v, mask))
-
-
-def heads_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention, q, k and v (B, heads, L, D / heads), the result (B, L, D); mask: see `attend`."""
-    return attend(q.mT, k.mT, v.mT, mask).flatten(1, 2).mT
+        return self.proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class FinalLayer(nn.Module):

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from diffcli.networks.memory_format import memory_format
+
 SPREAD = 0x9C842B6B  # 8015 is the length of the shortest vector dual to any of 512 lattices; the best possible is about 70,000
 LAYERS = 512  # for which SPREAD was tried
 LEVELS = 2**32  # of the probability
@@ -77,14 +79,6 @@ def mixed(seeds: Tensor) -> Tensor:
     z = (seeds ^ ((seeds >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return z ^ ((z >> 31) & 0x1FFFFFFFF)
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """The dense layout that x has; contiguous for what is neither."""
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    if channels_last is None or x.is_contiguous() or not x.is_contiguous(memory_format=channels_last):
-        return torch.contiguous_format
-    return channels_last
 
 
 def shift_right(h: Tensor, bits: int) -> Tensor:

@@ -6,16 +6,15 @@ Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), the "ADM" line of Ho et al. 2
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffcli.networks.dropout import Dropout, MaskBits
+from diffcli.networks.memory_format import memory_format
 
 Resample = Literal["down", "up"]
 Size = tuple[int, int]
@@ -124,21 +123,42 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W). told: (B, 2C), (B, C), or None for the plain norm."""
+        """x: (B, C, *S). told: (B, 2C), (B, C), or None for the plain norm. The result has x's memory format."""
         if told is not None and told.shape[1] == x.shape[1]:
-            x, told = x + told[:, :, None, None], None
+            x, told = x + told.unflatten(1, (-1, *[1] * (x.ndim - 2))), None
+        if x.device.type != "cpu" and memory_format(x) is not torch.contiguous_format:
+            return self.last(x, told)
         if told is None:
             return torch.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        scale, shift = told.chunk(2, dim=1)  # (B, C) each
-        if not x.is_contiguous():
+        scale, shift = told.unflatten(1, (-1, *[1] * (x.ndim - 2))).chunk(2, dim=1)  # (B, C, 1, 1) each
+        # the compiler fuses the modulation itself, and would take a number of groups for a constant
+        if torch.compiler.is_compiling() or memory_format(x) is not torch.contiguous_format:
             y = torch.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-            return torch.addcmul(shift[:, :, None, None], y, (1 + scale)[:, :, None, None])
+            return torch.addcmul(shift, y, 1 + scale)
         # the whole batch as one image with B x C channels: the modulation is then the norm's own gain and offset, which
         # saves two passes over x forward and four backward
-        gain = self.weight * (1 + scale)
-        offset = self.bias * (1 + scale) + shift
+        gain, offset = self.modulated(scale.flatten(1), shift.flatten(1))
         y = torch.group_norm(x.flatten(0, 1)[None], len(x) * self.groups, gain.flatten(), offset.flatten(), self.eps)
         return y.view(x.shape)
+
+    def modulated(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and offset of each sample, (B, C) each, from scale and shift (B, C)."""
+        return self.weight * (1 + scale), self.bias * (1 + scale) + shift
+
+    def last(self, x: Tensor, told: Tensor | None) -> Tensor:
+        """For channels last, which torch's kernel for CUDA copies: statistics in float32, then one scale and shift.
+
+        Its kernel for the CPU takes that layout as it is, in half the time of this.
+        """
+        h = (x if x.dtype == torch.float64 else x.float()).unflatten(1, (self.groups, -1))  # (B, G, C / G, *S)
+        var, mean = torch.var_mean(h, dim=tuple(range(2, h.ndim)), correction=0, keepdim=True)
+        gain, offset = self.weight[None], self.bias[None]
+        if told is not None:
+            gain, offset = self.modulated(*told.chunk(2, dim=1))
+        each = (self.groups, -1, *[1] * (x.ndim - 2))
+        gain, offset = gain.to(h).unflatten(1, each), offset.to(h).unflatten(1, each)  # (B or 1, G, C / G, 1, 1)
+        gain = gain * (var + self.eps).rsqrt()
+        return torch.addcmul(offset - mean * gain, h, gain).flatten(1, 2).to(x.dtype)
 
 
 def set_norms(network: nn.Module, groups: int, eps: float) -> None:
@@ -161,16 +181,11 @@ class Pointwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)
-        if lies_channels_last(x):
+        if memory_format(x) is torch.channels_last:
             return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
         weight = self.weight.flatten(1).expand(len(x), -1, -1)  # (B, C', C)
         assert self.bias is not None
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
-
-
-def lies_channels_last(x: Tensor) -> bool:
-    """Whether x (B, C, H, W) lies in memory as (B, H, W, C), and not also as (B, C, H, W)."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def halve(x: Tensor) -> Tensor:
@@ -249,32 +264,19 @@ class ConvResample(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention, q, k, v and the result (B, heads, D, L): channels first, as images lie.
+    """Softmax attention of q (B, heads, L, D) to k and v (B, heads, M, D), the result (B, heads, L, D).
 
     mask: bool (B, M) over the items that k and v are made of, at least one True a row; those that are False are not read.
 
-    On the CPU in bf16, up to a few hundred positions, torch's unfused kernel takes little more than half the time of its fused
-    one, whose backward is slow there, and needs no copies; longer sequences would not fit in memory that way.
+    On the CPU in bf16 the backward of torch's fused kernel is slow: up to a few hundred positions, training takes little more
+    than half the time with two matrix products and a softmax; longer sequences would not fit in memory that way.
     """
-    q, k, v = (z.transpose(-2, -1) for z in (q, k, v))  # (B, heads, L, D)
     read = None if mask is None else mask[:, None, None]  # (B, 1, 1, M), the same for every head and query
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] <= UNFUSED_LENGTH:
-        with unfused_in_bf16():
-            return F.scaled_dot_product_attention(q, k, v, read).transpose(-2, -1)
-    q, k, v = (z.contiguous() for z in (q, k, v))  # what the fused kernels want
-    return F.scaled_dot_product_attention(q, k, v, read).transpose(-2, -1)
-
-
-@contextmanager
-def unfused_in_bf16() -> Iterator[None]:
-    """Within it, scaled_dot_product_attention is two matrix products and a softmax, without its detour through float32."""
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # named after CUDA, but heeded on every device
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
+    if not slow or q.shape[-2] > UNFUSED_LENGTH:
+        return F.scaled_dot_product_attention(q, k, v, read)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return (scores if read is None else scores.masked_fill(~read, -torch.inf)).softmax(dim=-1) @ v
 
 
 class Attention(nn.Module):
@@ -292,20 +294,11 @@ class Attention(nn.Module):
         self.out = zero(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        if lies_channels_last(x):
-            return self.of_rows(x)
-        h = self.norm(x).flatten(2)  # (B, C, L)
-        order = (3, self.heads, -1) if self.by_part else (self.heads, 3, -1)
-        q, k, v = self.qkv(h).unflatten(1, order).unbind(1 if self.by_part else 2)  # (B, heads, D, L) each
-        h = self.out(attend(q, k, v).flatten(1, 2))
-        return x + h.view(x.shape)
-
-    def of_rows(self, x: Tensor) -> Tensor:
-        """The same where positions lie as rows (B, L, C) in memory: then nothing has to be moved."""
-        h = self.norm(x).movedim(1, -1).flatten(1, 2)
-        order = (3, self.heads, -1) if self.by_part else (self.heads, 3, -1)
-        qkv = F.linear(h, self.qkv.weight.flatten(1), self.qkv.bias).unflatten(-1, order)
-        q, k, v = (z.transpose(1, 2) for z in qkv.unbind(2 if self.by_part else 3))  # (B, heads, L, D) each
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, L, C)
-        h = F.linear(h, self.out.weight.flatten(1), self.out.bias)
-        return x + h.movedim(1, -1).view(x.shape)
+        h = self.norm(x).flatten(2).mT  # (B, L, C)
+        qkv = F.linear(h, self.qkv.weight[:, :, 0], self.qkv.bias)
+        if self.by_part:
+            q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, D) each
+        else:
+            q, k, v = qkv.unflatten(2, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
+        h = F.linear(attend(q, k, v).transpose(1, 2).flatten(2), self.out.weight[:, :, 0], self.out.bias)  # (B, L, C)
+        return x + h.mT.unflatten(2, x.shape[2:])

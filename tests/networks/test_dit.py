@@ -10,9 +10,10 @@ from diffcli import preset as presets
 from diffcli.config import ImageShape, UserError
 from diffcli.engine.run.state import build_on_meta
 from diffcli.networks.conditioning import Conditioning, CondShape
-from diffcli.networks.dit import DiT, DiTConfig
+from diffcli.networks.dit import DiT, DiTConfig, SelfAttention, TokenReader
 from diffcli.networks.patches import patchify, rotate, rotation, sincos, unpatchify
 from tests.conftest import TINY, Cli, changed
+from tests.counting import counting
 from tests.networks.waking import CPU, normal, wake
 
 SMALL = DiTConfig(patch=2, width=16, depth=2, heads=2)
@@ -315,3 +316,14 @@ def test_a_transformer_is_chosen_by_one_override() -> None:
     assert preset.task.network == DiTConfig(width=8, heads=4)
     with pytest.raises(UserError, match="does not divide the width 8"):
         build_on_meta(presets.build(changed(TINY), "tiny", ["task.network.kind=dit"]))
+
+
+@pytest.mark.parametrize("tokens", [0, 6])
+def test_attention_neither_copies_nor_transposes_what_it_attends_to(tokens: int) -> None:
+    """Once it made its queries, keys and values contiguous and its result, too: four copies a block."""
+    x = normal(2, 16, 32)
+    module = TokenReader(32, 4, tokens) if tokens else SelfAttention(32, 4, False)
+    given = (normal(2, 5, tokens), None) if tokens else (None,)
+    with counting() as counts:
+        module(x, *given)
+    assert not {"clone", "copy_", "contiguous", "_to_copy"} & {*counts.operations}

@@ -130,7 +130,7 @@ def test_a_training_forward_of_cifar10_takes_at_most_a_tenth_more_operations_wit
     """22 layers; each was about 195 operations, 5,725 in all against 1,391."""
     preset = presets.load("cifar10")
     with META:
-        task = preset.task.build(preset.data.shape).train()
+        task = preset.task.build(preset.specs).train()
     fields = {"image": torch.zeros(2, 3, 32, 32, device=META), "position": torch.arange(2), "stream": torch.arange(2)}
     with_dropout = count(lambda: task(fields, "main")).total
     for module in task.modules():

@@ -21,6 +21,7 @@ from diffcli.networks.layers import (
     halve,
     sinusoid,
 )
+from tests.counting import META, counting
 from tests.networks.waking import normal, wake
 
 
@@ -62,6 +63,51 @@ def test_modulated_group_norm_is_the_plain_formula_in_value_and_gradient(
     scale, shift = told[:, :, None, None].chunk(2, dim=1)
     plain = F.group_norm(x, norm.groups, norm.weight, norm.bias) * (1 + scale) + shift
     assert_same(norm(x, told), plain, x, told, norm.weight, norm.bias)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_the_norm_of_channels_last_is_that_of_contiguous_images_in_value_and_gradient(told: bool) -> None:
+    """What runs on other devices than the CPU."""
+    norm, x = wake(GroupNorm(48)).double(), normal(3, 48, 5, 4).double().requires_grad_()
+    given = normal(3, 96, seed=1).double().requires_grad_() if told else None
+    last = norm.last(x.contiguous(memory_format=torch.channels_last), given)
+    assert_same(last, norm(x, given), x, norm.weight, norm.bias, *([] if given is None else [given]))
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_the_norm_of_channels_last_copies_nothing_on_a_device_and_keeps_its_layout(told: bool) -> None:
+    """torch's kernel for CUDA makes its input contiguous, and so its output."""
+    with META:
+        norm, last = GroupNorm(64), torch.channels_last
+        x = torch.empty(3, 64, 5, 4).contiguous(memory_format=last).requires_grad_()
+        given, onward = torch.empty(3, 128) if told else None, torch.empty(3, 64, 5, 4).contiguous(memory_format=last)
+    with counting() as counts:
+        y = norm(x, given)
+        (gradient,) = torch.autograd.grad(y, x, onward)
+    assert y.is_contiguous(memory_format=last)
+    assert gradient.is_contiguous(memory_format=last)
+    assert not {"clone", "contiguous", "copy_", "_to_copy", "native_group_norm"} & {*counts.operations}
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_the_norm_of_channels_last_has_statistics_of_float32(told: bool) -> None:
+    """In bf16, where a mean of 30 deviations leaves a deviation of two digits, and statistics in bf16 would leave none."""
+    norm = wake(GroupNorm(64))
+    x = (normal(3, 64, 16, 16) + 30).bfloat16().contiguous(memory_format=torch.channels_last)
+    given = normal(3, 128, seed=1) if told else None
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm.last(x, given)
+    assert y.dtype == torch.bfloat16
+    exact = norm.double()(x.double(), None if given is None else given.double())
+    torch.testing.assert_close(y.double(), exact, rtol=8e-3, atol=1e-4)
+
+
+def test_group_norm_takes_clips_in_either_layout() -> None:
+    norm, x = wake(GroupNorm(64)), normal(2, 64, 3, 4, 5)
+    told = normal(2, 128, seed=1)
+    expected = norm(x.flatten(3), told).view(x.shape)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        torch.testing.assert_close(norm(x.contiguous(memory_format=layout), told), expected)
 
 
 def test_group_norm_takes_one_pixel() -> None:
@@ -110,19 +156,19 @@ def test_the_enlarged_convolution_is_enlarging_then_convolving_in_value_and_grad
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("length", [1, 40, 600])  # below and above the length at which the CPU changes its way
 def test_attention_is_the_softmax_of_scaled_products_in_value_and_gradient(length: int, masked: bool) -> None:
-    q, k, v = (normal(2, 3, 8, length, seed=s).double().requires_grad_() for s in range(3))  # (B, heads, D, L)
+    q, k, v = (normal(2, 3, length, 8, seed=s).double().requires_grad_() for s in range(3))  # (B, heads, L, D)
     mask = torch.arange(length) % torch.tensor([[2], [3]]) == 0  # another one for each sample
-    product = torch.einsum("bhdl,bhdm->bhlm", q, k) / 8**0.5
+    product = torch.einsum("bhld,bhmd->bhlm", q, k) / 8**0.5
     weight = (product.masked_fill(~mask[:, None, None], -torch.inf) if masked else product).softmax(dim=3)
-    assert_same(attend(q, k, v, mask if masked else None), torch.einsum("bhlm,bhdm->bhdl", weight, v), q, k, v)
+    assert_same(attend(q, k, v, mask if masked else None), torch.einsum("bhlm,bhmd->bhld", weight, v), q, k, v)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("length", [40, 600])
 def test_attention_in_bf16_heeds_the_mask_on_either_of_its_ways(length: int) -> None:
-    q, k, v = (normal(2, 3, 8, length, seed=s).bfloat16() for s in range(3))
+    q, k, v = (normal(2, 3, length, 8, seed=s).bfloat16() for s in range(3))
     mask = torch.arange(length) < torch.tensor([[length // 2], [length]])
-    half = attend(q[:1], k[:1, ..., : length // 2], v[:1, ..., : length // 2])
+    half = attend(q[:1], k[:1, :, : length // 2], v[:1, :, : length // 2])
     torch.testing.assert_close(attend(q, k, v, mask)[:1], half, atol=2e-2, rtol=0)
     torch.testing.assert_close(attend(q, k, v, mask)[1:], attend(q[1:], k[1:], v[1:]), atol=2e-2, rtol=0)
 

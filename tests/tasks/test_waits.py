@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcli.config import ImageShape
 from diffcli.diffusion.likelihood import bits_per_dim
 from diffcli.diffusion.samplers import (
     Ddim,
@@ -25,6 +24,7 @@ from diffcli.diffusion.samplers import (
     last,
 )
 from diffcli.diffusion.schedule import Cosine, DiscreteSchedule
+from diffcli.fields import FieldSpec
 from diffcli.networks.convnet import ConvNetConfig
 from diffcli.noise import Noise
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
@@ -33,7 +33,8 @@ from diffcli.tasks.guide import Guide, Guiding
 from tests.counting import META, count
 from tests.diffusion.oracle import kind
 
-SHAPE, N = ImageShape(1, 8, 8), 4
+SHAPE, N = (1, 8, 8), 4
+SPECS = {"image": FieldSpec("image", SHAPE)}
 UNET = {
     "kind": "unet",
     "width": 8,
@@ -77,12 +78,12 @@ SAMPLERS: tuple[Sampler, ...] = (
 def built(device: torch.device, **keys: Any) -> DiffusionTask:
     config = DiffusionConfig.model_validate({"network": UNET, "conditioners": [CLASSES], "drop_condition": 0.1} | keys)
     with device:
-        return config.build(SHAPE)
+        return config.build(SPECS)
 
 
 def classifier(device: torch.device) -> ClassifierTask:
     with device:
-        return ClassifierConfig(num_classes=10, network=ConvNetConfig(width=8), schedule=Cosine()).build(SHAPE)
+        return ClassifierConfig(num_classes=10, network=ConvNetConfig(width=8), schedule=Cosine()).build(SPECS)
 
 
 def batch(device: torch.device) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from diffcli.engine.run.phases import rate
 from diffcli.engine.run.runlog import RunDir, RunLog
 from diffcli.engine.run.signals import stop_signals
 from diffcli.engine.run.state import State
-from diffcli.engine.tuning import autocast
+from diffcli.engine.tuning import autocast, compile_network
 from diffcli.fields import Batch
 from diffcli.preset import Preset
 from diffcli.tasks.task import Phase, Task, constant
@@ -271,7 +271,7 @@ def wrap(task: Task, phases: Sequence[Phase], group: Group, compiled: bool) -> d
     On several processes each phase has its own DDP, which knows that phase's parameters alone: it awaits a gradient of each.
     """
     if compiled:
-        task.network_to_compile.compile()
+        compile_network(task.network_to_compile)
     if group.world == 1:
         return {phase.name: task for phase in phases}
     wrapped = {}
