@@ -169,7 +169,8 @@ def test_a_corrupt_image_is_told_once_by_two_processes(tiny: Callable[..., Path]
 
 def test_data_with_more_classes_than_the_preset_are_refused(refuse: Callable[..., str], tmp_path: Path) -> None:
     refuse(["--set", "task.conditioners.0.num_classes=5"], "knows 5 classes of 'label'", "has 10", "num_classes=10")
-    refuse(["--set", "task={kind: classifier, num_classes: 4}", "--set", "guidance=1"], "num_classes is 4", "label 9")
+    classifier = ["--set", "task={kind: classifier, num_classes: 4}", "--set", "guidance=1"]
+    refuse(classifier, "task.num_classes (classifier) knows 4 classes", "has 10", "--set task.num_classes=10")
     (tmp_path / "flat").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "flat" / "0.png")
     refuse(folder_options(tmp_path / "flat"), "label", "task.conditioners=[]")
