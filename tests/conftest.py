@@ -7,7 +7,7 @@ process of its own: signals, kill -9, torchrun.
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +88,14 @@ Cli = Callable[..., Outcome]
 def one_thread() -> None:
     """Tests share their machine; tiny tensors gain nothing from threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_where_nothing_is_said() -> Iterator[None]:
+    """The precision `auto` is fp32 on every processor: most tests compare numbers, and few are about precision."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffcli.engine.tuning.cpu_flags", frozenset)
+        yield
 
 
 @pytest.fixture
