@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import UserError
+from diffcli.fields import FieldSpec
 from diffcli.noise import Noise
 from diffcli.optim import (
     Adam,
@@ -171,7 +172,7 @@ def test_muon_moves_a_matrix_by_a_nearly_orthogonal_step_as_large_as_adamws_and_
 def test_muon_turns_hidden_matrices_and_leaves_tables_and_the_output_to_adamw(network: dict) -> None:
     classes = {"kind": "class", "num_classes": 3, "dim": 8}
     config = DiffusionConfig.model_validate({"network": network, "conditioners": [classes]})
-    task = config.build(ImageShape(1, 8, 8))
+    task = config.build({"image": FieldSpec("image", (1, 8, 8))})
     optimizer = Muon().build(task.parameters_of(["denoiser", "conditioners"]), task.hidden())
     assert isinstance(optimizer, Together)
     by_adamw, by_muon = ({names(task)[p] for g in part.param_groups for p in g["params"]} for part in optimizer.parts)
@@ -188,7 +189,7 @@ def test_muon_of_a_classifier_leaves_the_logits_to_adamw() -> None:
     config = ClassifierConfig.model_validate(
         {"num_classes": 3, "network": {"width": 4}, "schedule": {"kind": "cosine"}}
     )
-    task = config.build(ImageShape(1, 8, 8))
+    task = config.build({"image": FieldSpec("image", (1, 8, 8))})
     turned = {names(task)[p] for p in task.hidden()}
     assert "network.head.weight" not in turned
     assert "network.time.time.0.weight" in turned

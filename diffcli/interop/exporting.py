@@ -36,7 +36,8 @@ def export_diffusers(preset: Preset, tensors: ForeignTensors, classes: tuple[str
     try:
         (out / folder).mkdir(parents=True, exist_ok=True)
         (out / SCHEDULER).parent.mkdir(exist_ok=True)
-        save_file(weights, out / folder / WEIGHTS[0], metadata={"format": "pt"})
+        plain = {name: weight.contiguous() for name, weight in weights.items()}  # whatever layout they are run in
+        save_file(plain, out / folder / WEIGHTS[0], metadata={"format": "pt"})
         for path, content in ((folder + "/" + CONFIG, config), (SCHEDULER, planned), (PIPELINE, index)):
             (out / path).write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:

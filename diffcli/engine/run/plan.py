@@ -52,23 +52,25 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     }
     if frozen:
         facts["encoder"] = f"{', '.join(frozen)}: runs in every step, is not counted above"
-    if data is None:
-        facts["images"] = f"unknown: {lacking}"
-    else:
-        if isinstance(data, StreamData):
-            facts["shards"] = f"{len(data.urls):,}"
-        images = data.count if isinstance(data, StreamData) and data.count else len(data)
-        facts["images"] = f"{images:,}"
-        epoch = images if isinstance(data, StreamData) else epoch_size(data, cfg.batch_size)
-        facts["epochs"] = (
-            f"{epoch / cfg.batch_size:.4g} steps an epoch, {cfg.steps * cfg.batch_size / epoch:.4g} epochs in all"
-        )
+    facts |= {"images": f"unknown: {lacking}"} if data is None else amounts(data, cfg.batch_size, cfg.steps)
     return facts | {
         "run directory": str(run),
         "log": f"{run}/log.jsonl, {run}/tensorboard/",
         "previews": f"{run}/previews/step-{cfg.every.preview:08d}.png ..." if cfg.every.preview else "never",
         "checkpoints": f"{run}/checkpoints/step-{cfg.every.save or cfg.steps:08d} ..., the last {cfg.keep_last} kept",
     }
+
+
+def amounts(data: ImageData, batch_size: int, steps: int) -> dict[str, str]:
+    """What there is to train on, and how often the run sees it."""
+    facts = {"shards": f"{len(data.urls):,}"} if isinstance(data, StreamData) else {}
+    try:
+        images = data.count if isinstance(data, StreamData) and data.count else len(data)
+    except UserError as error:  # a stream that nothing tells the size of
+        return facts | {"images": f"unknown: {error.problem}"}
+    epoch = images if isinstance(data, StreamData) else epoch_size(data, batch_size)
+    every = f"{epoch / batch_size:.4g} steps an epoch, {steps * batch_size / epoch:.4g} epochs in all"
+    return facts | {"images": f"{images:,}", "epochs": every}
 
 
 def _data(preset: Preset) -> tuple[ImageData | None, str]:
