@@ -159,6 +159,7 @@ def test_a_corrupt_image_is_named(refuse: Callable[..., str], tmp_path: Path, in
     refuse(folder_options(tmp_path / "data", **{"data": data, "train.workers": workers}), str(broken))
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_is_told_once_by_two_processes(tiny: Callable[..., Path], tmp_path: Path) -> None:
     broken = images(tmp_path / "data", "a", each=6) / "a" / "1.png"
     broken.write_bytes(b"not a picture")

@@ -89,8 +89,7 @@ def assert_close(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], bf16: boo
         torch.testing.assert_close(a, b, rtol=0, atol=(0.1 if bf16 else 1e-4) * most)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["sampling", "training"])
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("bf16", "training"), [(False, False), (True, True)], ids=["fp32-sampling", "bf16-training"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_is_one_graph_for_batches_of_every_size(name: str, bf16: bool, training: bool) -> None:
     """It was 20 graphs in bf16: the attention switched torch's kernels, and each layer compiled by itself."""

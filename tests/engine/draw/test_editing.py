@@ -102,6 +102,7 @@ def test_a_varied_image_depends_on_its_seed_alone(draw: Draw, picture: Callable[
     off_by_at_most_one_level(draw(*options, "--n", 2, "--seed", 3)[0], five[3:])
 
 
+@pytest.mark.slow
 def test_editing_does_not_depend_on_the_number_of_processes(
     draw: Draw, picture: Callable[..., Path], trained: Path, tmp_path: Path
 ) -> None:

@@ -75,7 +75,7 @@ def same_run(one: Path, other: Path) -> None:
     assert lines(one) == lines(other)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_run_killed_and_resumed_is_the_run_in_one_go_to_the_byte(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path, precision: str
 ) -> None:
@@ -87,6 +87,7 @@ def test_a_run_killed_and_resumed_is_the_run_in_one_go_to_the_byte(
     same_run(killed, straight)
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed_are_two_in_one_go_to_the_byte(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def test_half_the_steps_and_then_more_are_all_the_steps_in_one_go(
     assert lines(half) == lines(whole)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes_up_to_rounding(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_second_writer_is_told_who_is_writing_and_changes_nothing(cli: Cli, ru
     assert cli("resume", run, "--steps", 5).code == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_held_by_its_leading_worker_until_it_ends(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:

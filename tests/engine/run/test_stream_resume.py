@@ -48,7 +48,7 @@ def same(one: Path, other: Path, step: int) -> None:
     assert record(one, step)["feed"] == record(other, step)["feed"]
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stream_resumed_in_the_middle_of_an_epoch_is_the_run_in_one_go(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path, nproc: int
 ) -> None:
@@ -65,6 +65,7 @@ def test_a_stream_resumed_in_the_middle_of_an_epoch_is_the_run_in_one_go(
     assert lines(run)[-1]["epoch"] > 2
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_with_another_number_of_processes_up_to_rounding(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:

@@ -165,6 +165,7 @@ def test_training_in_buckets_resumes_exactly_and_samples_in_the_size_of_the_set(
     assert Image.open(tmp_path / "x/000000.png").size == (8, 8)
 
 
+@pytest.mark.slow
 def test_two_processes_train_in_the_buckets_of_one(
     tiny: Callable[..., Path], cli: Cli, photographs: Path, tmp_path: Path
 ) -> None:

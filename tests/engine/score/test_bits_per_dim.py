@@ -70,6 +70,7 @@ def test_the_bound_follows_from_the_seed_whatever_the_batch_size(run: Path, cli:
     assert bpd(cli, run, "--seed", 1)["scores"] != other["scores"]
 
 
+@pytest.mark.slow
 def test_two_processes_tell_the_images_of_one(run: Path, cli: Cli) -> None:
     told = in_subprocess("fid", "--ckpt", run, "--metrics", "bpd", "--n", 5, "--json", "--nproc", 2, "--device", "cpu")
     assert told.code == 0, told.err
