@@ -55,6 +55,14 @@ class Group:
             values /= self.world
         return values
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the ranks, on every rank; values: any shape, on the group's device."""
+        if self.world == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all ranks on rank 0, in rank order; an empty list elsewhere. All of one shape."""
         if self.world == 1:

@@ -1,6 +1,6 @@
 """Diffusion as a task: codec, conditioners and denoiser joined; its loss, and the Denoise that samplers walk with."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, cast
 
@@ -34,7 +34,7 @@ from diffcli.tasks.conditioners.registry import AnyConditioner
 from diffcli.tasks.conditioners.stored import IMAGE
 from diffcli.tasks.guide import Drawing, Guiding
 from diffcli.tasks.objective import Objective
-from diffcli.tasks.task import Network, Task
+from diffcli.tasks.task import Network, Ranks, Task
 from diffcli.tasks.task_config import TaskConfig, modelled
 from diffcli.transfer import moved
 
@@ -124,12 +124,12 @@ class DiffusionTask(Task):
         terms["loss"] = terms["loss"] * moved(importance, x0.device, terms["loss"].dtype)
         return {name: term.mean() for name, term in terms.items()}
 
-    def after_update(self, gather: Callable[[Tensor], Tensor]) -> None:
+    def after_update(self, ranks: Ranks) -> None:
         """Takes the losses of the global batch into the history, in order of position: however it was split, it is the same."""
         if self.history is None:
             return
-        where = gather(torch.cat([drawn for drawn, _ in self.drawn]))
-        losses = gather(torch.cat([loss for _, loss in self.drawn]))
+        where = ranks.gather(torch.cat([drawn for drawn, _ in self.drawn]))
+        losses = ranks.gather(torch.cat([loss for _, loss in self.drawn]))
         self.drawn.clear()
         order = where[:, 0].argsort()
         self.history.record(where[order, 1], losses[order])

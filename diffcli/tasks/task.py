@@ -6,9 +6,9 @@ samples were dealt to micro-batches or processes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -55,10 +55,31 @@ class Phase(NamedTuple):
         return (step - self.first) // self.every + 1
 
 
+class Ranks(Protocol):
+    """All processes of a run, as a task may ask them: each calls the same at the same time."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows (n, ...), one for each sample of this process's part -> those of all, in the order of the batch."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes; values: of one shape and device on each."""
+
+
+class Alone:
+    """A run of one process."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+
 class Task(nn.Module, ABC):
     """What is trained."""
 
     still: frozenset[str] = frozenset()  # the names of the networks that `freeze` was given
+    measures: int | None = 0  # samples of the training data that `measure` wants to see at least; None: all
 
     @property
     @abstractmethod
@@ -157,11 +178,14 @@ class Task(nn.Module, ABC):
         Means over the batch: "loss", and named terms for the log; each ().
         """
 
-    def after_update(self, gather: Callable[[Tensor], Tensor]) -> None:
-        """Called once an update, on every rank, after all micro-batches: what the task remembers of them beside its weights.
+    def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
+        """Called once, before the first step of a new run: what the task must know of its data, kept in buffers.
 
-        gather: rows (n, ...), one for each sample of this rank's part of the batch -> those of all ranks, in rank order.
+        batches: this process's part of one pass over the training data, or of as much of it as `measures` says; not mirrored.
         """
+
+    def after_update(self, ranks: Ranks) -> None:
+        """Called once a step, after all phases and micro-batches: what the task remembers of them beside its weights."""
 
     @abstractmethod
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor | None:

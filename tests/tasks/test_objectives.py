@@ -14,6 +14,7 @@ from diffcli.diffusion.samplers import Ddim
 from diffcli.fields import FieldSpec
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.task import Alone
 from tests.conftest import TINY, changed
 from tests.diffusion.grey import to_levels
 from tests.tasks.test_diffusion_task import SHAPE, Constant, batch, build, config, part
@@ -22,11 +23,6 @@ AWARE = {"times": {"kind": "loss_aware", "window": 2}, "schedule": {"kind": "cos
 
 
 ENDLESS = {"kind": "linear", "zero_terminal_snr": True}
-
-
-def alone(rows: Tensor) -> Tensor:
-    """The gathering of one process."""
-    return rows
 
 
 def aware(**changes: Any) -> DiffusionTask:
@@ -46,7 +42,7 @@ def test_every_time_drawn_is_recorded_with_its_loss():
     (where, losses) = task.drawn[0]
     assert where[:, 0].tolist() == list(range(40))
     torch.testing.assert_close(mean, losses.mean())  # the weight is 1 while the times are uniform
-    task.after_update(alone)
+    task.after_update(Alone())
     assert int(task.history.count.sum()) == 40
     assert torch.equal(task.history.count, torch.bincount(where[:, 1], minlength=5))
     assert not task.drawn
@@ -66,7 +62,9 @@ def test_what_is_remembered_does_not_depend_on_micro_batches_or_processes():
         everything = [
             torch.cat(each) for each in zip(*reversed(told), strict=True)
         ]  # in any order: positions sort them
-        task.after_update(lambda rows, rest=iter(everything): next(rest))
+        ranks = Alone()
+        ranks.gather = lambda rows, rest=iter(everything): next(rest)  # type: ignore[method-assign]
+        task.after_update(ranks)
         histories.append(task.history)
     for history in histories[1:]:
         assert torch.equal(history.count, histories[0].count)

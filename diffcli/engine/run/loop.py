@@ -5,7 +5,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from diffcli.ema import PowerEma, at_rest, snapshot_every
 from diffcli.engine.distributed import Group
 from diffcli.engine.run.averages import store
 from diffcli.engine.run.feed import open_feed
+from diffcli.engine.run.measuring import GroupRanks, split
 from diffcli.engine.run.numbers import Numbers, on_their_way
 from diffcli.engine.run.phases import rate
 from diffcli.engine.run.runlog import RunDir, RunLog
@@ -108,7 +108,7 @@ class Loop:
             for phase in self.trained
         }
         counts = [len(share) for share in group.shares(self.cfg.batch_size)]
-        self.gather = partial(group.gather_rows, counts=counts)
+        self.ranks = GroupRanks(group, counts)
         self.models = wrap(state.task, state.phases, group, self.cfg.compile)
 
     def steps(self, first: int) -> Iterator[Progress]:
@@ -160,7 +160,7 @@ class Loop:
                 values |= {self.prefix(phase) + name: value for name, value in found.items()}
         if values:
             state.scaler.update()
-        state.task.after_update(self.gather)
+        state.task.after_update(self.ranks)
         state.average(step)
         values["stop"] = torch.full((), float(stopping), device=self.group.device)  # filled there: nothing is copied
         return on_their_way(step, values, self.group.mean(torch.stack(list(values.values()))))
@@ -285,14 +285,6 @@ def wrap(task: Task, phases: Sequence[Phase], group: Group, compiled: bool) -> d
             ddp = DistributedDataParallel(task, broadcast_buffers=False, gradient_as_bucket_view=True)
         wrapped[phase.name] = ddp
     return wrapped
-
-
-def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
-    """A batch as `parts` micro-batches of nearly equal size, none empty."""
-    if parts == 1:
-        return [dict(batch)]
-    rows = [part.tolist() for part in torch.arange(len(batch["position"])).tensor_split(parts)]
-    return [{name: value[part[0] : part[-1] + 1] for name, value in batch.items()} for part in rows if part]
 
 
 def clip_gradients(parameters: list[nn.Parameter], limit: float | None) -> Tensor:

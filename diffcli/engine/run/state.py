@@ -1,5 +1,6 @@
 """Everything that a training step changes, how it starts, and how it becomes the tensors of a checkpoint and back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,14 +149,21 @@ def freeze_rest(task: Task, phases: tuple[Phase, ...]) -> None:
     task.freeze(network.name for network in task.networks if network.name not in trained)
 
 
-def build_state(preset: Preset, device: torch.device, specs: Specs | None = None) -> State:
-    """Fresh weights drawn from the preset's seed, their average and the optimizers. specs: see `build_on_meta`."""
+def build_state(
+    preset: Preset, device: torch.device, specs: Specs | None = None, begin: Callable[[Task], None] | None = None
+) -> State:
+    """Fresh weights drawn from the preset's seed, their average and the optimizers. specs: see `build_on_meta`.
+
+    begin: called with the task on its device before it is averaged, to change what it begins from.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(preset.seed)  # the same weights on every device and rank
         built = preset.task.build(preset.specs if specs is None else specs)
     phases = phases_of(built, preset.train)
     task = place(built, device, preset.train.precision, training=True)
     freeze_rest(task, phases)
+    if begin is not None:
+        begin(task)
     shared = [network.module for network in task.networks if network.name in unaveraged(task)]
     emas = [Ema(task, average, shared) for average in averages(preset.train.ema)]
     hidden, optimizers = task.hidden(), {}

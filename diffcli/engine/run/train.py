@@ -16,6 +16,7 @@ from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.averages import set_aside_snapshots
 from diffcli.engine.run.loop import Loop, Progress
+from diffcli.engine.run.measuring import measure
 from diffcli.engine.run.resume import set_aside
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state, resolved
@@ -73,8 +74,13 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     if isinstance(preset.task, PriorConfig):
         source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
     data = source.build("train")
-    state = build_state(preset, group.device, data.specs)
-    check_data(preset, state.task, data)
+
+    def begin(task: Task) -> None:
+        check_data(preset, task, data)
+        if start is None:
+            measure(preset, group, data.select(task.reads), task)
+
+    state = build_state(preset, group.device, data.specs, begin)
     data = data.select(state.task.reads)
     validate = Validation(preset, group, state.task).loss if preset.train.every.validate else None
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from diffcli import checkpoint
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.engine.run.loop import split
+from diffcli.engine.run.measuring import split
 from diffcli.engine.run.runlog import RunDir, RunLog, read_log
 from diffcli.engine.run.state import build_state
 from tests.conftest import TINY, WAIT, Cli, environment, finish, start
@@ -143,7 +143,10 @@ def test_a_full_disk_under_the_log_is_told_once_and_names_the_checkpoint(tmp_pat
     log.close()
 
 
-@pytest.mark.parametrize(("number", "nproc"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(
+    ("number", "nproc"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 1), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_says_how_to_resume_and_the_run_goes_on(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path, number: int, nproc: int
 ) -> None:

@@ -10,7 +10,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from diffcli.fields import Batch, FieldSpec, Specs
 from diffcli.noise import Noise
 from diffcli.optim import AdamW, LinearDecay
 from diffcli.preset import Preset
-from diffcli.tasks.task import Network, Phase, Task
+from diffcli.tasks.task import Network, Phase, Ranks, Task
 from diffcli.tasks.task_config import TaskConfig
 from tests.conftest import TINY, changed
 
@@ -93,7 +92,7 @@ class PairTask(Task):
         near = (self.eye(made) - self.eye(real)).square().mean()
         return {"loss": near + min(1.0, step / 4) * F.softplus(-self.critic(made)).mean(), "near": near}
 
-    def after_update(self, gather: Callable[[Tensor], Tensor]) -> None:
+    def after_update(self, ranks: Ranks) -> None:
         self.updates += 1
 
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> None:

@@ -1,0 +1,60 @@
+"""What a task learns of its data before the first step, and how its processes ask each other."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcli.data.images import ImageData
+from diffcli.data.order import epoch_size
+from diffcli.data.stream.stream_data import StreamData
+from diffcli.engine.distributed import Group
+from diffcli.engine.run.feed import open_feed
+from diffcli.fields import Batch
+from diffcli.preset import Preset
+from diffcli.tasks.task import Task
+
+OF_A_STREAM = 50_000  # samples that stand for all of a stream, which has no length
+
+
+@dataclass(frozen=True)
+class GroupRanks:
+    """The processes of a group, for a task. counts: rows of each, where that is known before."""
+
+    group: Group
+    counts: Sequence[int] | None = None
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return self.group.gather_rows(rows, self.counts)
+
+    def sum(self, values: Tensor) -> Tensor:
+        return self.group.sum(values)
+
+
+@torch.no_grad()
+def measure(preset: Preset, group: Group, data: ImageData, task: Task) -> None:
+    """Shows a new task as much of its training data as it wants to see, each process its part of every batch."""
+    if task.measures != 0:
+        task.measure(shown(preset, group, data, task.measures), GroupRanks(group))
+
+
+def shown(preset: Preset, group: Group, data: ImageData, wanted: int | None) -> Iterator[Batch]:
+    """Micro-batches of training as it begins, not mirrored: `wanted` samples at least, one pass and a batch at most."""
+    cfg = preset.train
+    whole = OF_A_STREAM if isinstance(data, StreamData) else epoch_size(data, cfg.batch_size)
+    steps = ceil(min(wanted or whole, whole) / cfg.batch_size)
+    train, source = cfg.model_copy(update={"steps": steps}), preset.data.model_copy(update={"flip": False})
+    feed = open_feed(preset.model_copy(update={"train": train, "data": source}), group, data, None)
+    for _, batch in feed.batches(0):
+        yield from split(batch, cfg.accumulate)
+
+
+def split(batch: Batch, parts: int) -> list[dict[str, Any]]:
+    """A batch as `parts` micro-batches of nearly equal size, none empty."""
+    if parts == 1:
+        return [dict(batch)]
+    rows = [part.tolist() for part in torch.arange(len(batch["position"])).tensor_split(parts)]
+    return [{name: value[part[0] : part[-1] + 1] for name, value in batch.items()} for part in rows if part]
