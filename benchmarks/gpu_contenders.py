@@ -24,7 +24,7 @@ from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state, resolved
 from diffcli.engine.tuning import autocast, tune
 from diffcli.preset import Preset
-from diffcli.tasks.diffusion import DiffusionConfig
+from diffcli.tasks.diffusion_config import DiffusionConfig
 
 STEPS = 10  # of DDIM
 

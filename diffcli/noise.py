@@ -31,6 +31,7 @@ class Domain(IntEnum):
     CHANCE = 6
     PRIOR = 7
     CONDITION = 8
+    POSTERIOR = 9
 
 
 def philox(key: Tensor, counter: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -21,7 +21,7 @@ from diffcli.ema import AnyEma
 from diffcli.fields import FieldSpec
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.classifier import ClassifierConfig
-from diffcli.tasks.diffusion import DiffusionConfig
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Drawing, Guide
 from diffcli.tasks.prior import PriorConfig
 

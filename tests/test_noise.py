@@ -248,7 +248,7 @@ def test_a_gpu_draws_the_same_numbers():
 def test_noise_costs_less_than_three_percent_of_a_training_step():
     """A U-Net of 6.5 M parameters on 32 images of 32x32x3; medians of alternating measurements."""
     from diffcli.fields import FieldSpec
-    from diffcli.tasks.diffusion import DiffusionConfig
+    from diffcli.tasks.diffusion_config import DiffusionConfig
 
     network = {"kind": "unet", "width": 64, "mult": [1, 2, 2], "blocks": ["res", "attention"] * 2, "attend_at": [16]}
     task = DiffusionConfig.model_validate({"network": network}).build({"image": FieldSpec("image", (3, 32, 32))})

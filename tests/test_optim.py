@@ -28,7 +28,7 @@ from diffcli.optim import (
     restore_optimizer,
 )
 from diffcli.tasks.classifier import ClassifierConfig
-from diffcli.tasks.diffusion import DiffusionConfig
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from tests.diffusion.oracle import kind, members
 
 CURVES = members(AnyCurve)

@@ -21,7 +21,8 @@ from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_tensor
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
-from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.diffusion_config import DiffusionConfig
 
 CONFIG = "config.json"
 PIPELINE = "model_index.json"

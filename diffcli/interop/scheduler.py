@@ -15,7 +15,7 @@ from diffcli.diffusion.samplers import Ddpm
 from diffcli.diffusion.schedule import MAX_BETA, Cosine, DiscreteSchedule, Linear, ScaledLinear
 from diffcli.interop.foreign import Foreign
 from diffcli.preset import Preset
-from diffcli.tasks.diffusion import DiffusionConfig
+from diffcli.tasks.diffusion_config import DiffusionConfig
 
 DEFAULTS = {
     "num_train_timesteps": 1000,

@@ -22,7 +22,7 @@ from diffcli.diffusion.times import StratifiedTimes
 from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields
 from diffcli.networks.translator import Translator, VectorDenoiser
 from diffcli.noise import Domain, Noise
-from diffcli.tasks.codecs import PixelCodec
+from diffcli.tasks.codecs.pixel import PixelCodec
 from diffcli.tasks.conditioners.slots import unit_variance
 from diffcli.tasks.conditioners.stored import IMAGE, TEXT, EmbeddingConditionerConfig
 from diffcli.tasks.diffusion import DiffusionTask

@@ -13,7 +13,7 @@ from diffcli.diffusion.schedule import Flow, Schedule
 from diffcli.diffusion.times import LogNormalSigma
 from diffcli.diffusion.weights import L1, L2, AnyDistance, Huber, MinSnr, NoWeight, excess
 from diffcli.noise import Noise
-from diffcli.tasks.diffusion import DiffusionConfig
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from tests.diffusion.grey import images
 from tests.diffusion.oracle import SCHEDULES, TARGETS, kind, members
 

@@ -11,7 +11,8 @@ from diffcli.config import UserError
 from diffcli.diffusion.samplers import Ddim, Ddpm
 from diffcli.fields import FieldSpec
 from diffcli.noise import Domain, Noise, derive
-from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.diffusion_config import DiffusionConfig
 
 SHAPE = (1, 8, 8)
 SPECS = {"image": FieldSpec("image", SHAPE)}

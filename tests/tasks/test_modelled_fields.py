@@ -27,8 +27,9 @@ from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.layers import zero
 from diffcli.networks.network import NetworkConfig
 from diffcli.preset import Preset
-from diffcli.tasks.codecs import OneHotCodec, OneHotCodecConfig, PixelCodecConfig
-from diffcli.tasks.diffusion import DiffusionConfig
+from diffcli.tasks.codecs.one_hot import OneHotCodec, OneHotCodecConfig
+from diffcli.tasks.codecs.pixel import PixelCodecConfig
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from tests.conftest import TINY, Cli, changed
 from tests.data.making import pixels, png, run
 from tests.data.test_specs import Clips

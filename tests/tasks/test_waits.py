@@ -28,7 +28,8 @@ from diffcli.fields import FieldSpec
 from diffcli.networks.convnet import ConvNetConfig
 from diffcli.noise import Noise
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
-from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Guide, Guiding
 from diffcli.tasks.task import Alone
 from tests.counting import META, count

@@ -10,7 +10,8 @@ from diffcli.engine.model import Model, load_model
 from diffcli.fields import listed
 from diffcli.preset import AnyTask
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
-from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Guide, Guiding
 
 

@@ -29,7 +29,8 @@ from diffcli.engine.draw.translation import choose_prior
 from diffcli.engine.model import Model
 from diffcli.fields import Batch
 from diffcli.noise import streams
-from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Guide
 
 DEFAULT_N = 16

@@ -11,7 +11,7 @@ from diffcli.engine import encoder_records
 from diffcli.engine.draw.edits import EditOptions
 from diffcli.engine.model import Model
 from diffcli.preset import Preset
-from diffcli.tasks.diffusion import DiffusionConfig
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Drawing, Guide
 from diffcli.tasks.prior import DiffusionPriorConfig
 

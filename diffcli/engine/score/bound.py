@@ -81,7 +81,7 @@ class VariationalBound:
         x0 = task.codec.encode(x)
         denoise = task.denoise(batch, float(self.guidance != 0), len(x0))
         noise = Noise([self.req.seed + i for i in rows], task.device)
-        return bits_per_dim(denoise, self.schedule, x0, noise, self.variance, task.codec.scale)
+        return bits_per_dim(denoise, self.schedule, x0, noise, self.variance, task.codec.length)
 
     def describe(self) -> dict[str, Any]:
         req = self.req

@@ -13,7 +13,8 @@ from diffcli.fields import Batch, FieldSpec
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, cond_shape
-from diffcli.tasks.diffusion import DiffusionConfig, DiffusionTask
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from tests.conftest import TINY, changed
 from tests.networks.waking import wake
 

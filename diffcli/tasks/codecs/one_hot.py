@@ -1,0 +1,62 @@
+"""Diffusion of class numbers."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.fields import FieldSpec
+from diffcli.noise import Noise
+from diffcli.tasks.codecs.codec import Codec, CodecConfig, Shape
+
+BINARY = 2  # classes, for which one channel is enough
+
+
+class OneHotCodec(Codec):
+    """Diffusion of class numbers: a channel for each class, 1 where it is and -1 elsewhere; of two classes the second's alone.
+
+    Decoded, the class of the largest channel becomes a grey level: the first is black, the last white.
+    """
+
+    length = 1.0
+    bounds = (-1.0, 1.0)
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def latent_shape(self, shape: Shape) -> Shape:
+        return (1 if self.classes == BINARY else self.classes, *shape[1:])
+
+    def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        first = 1 if self.classes == BINARY else 0
+        classes = torch.arange(first, self.classes, device=x.device).view(-1, *[1] * (x.ndim - 2))  # (K, 1, ...)
+        return (x == classes).float() * 2 - 1
+
+    def decode(self, z: Tensor) -> Tensor:
+        number = (z > 0).long() if self.classes == BINARY else z.argmax(1, keepdim=True)
+        return number.float() * (2 / (self.classes - 1)) - 1
+
+
+class OneHotCodecConfig(CodecConfig):
+    """Diffusion on the classes of a mask, a channel each; `clip` keeps predicted channels in [-1, 1] while sampling."""
+
+    kind: Literal["one_hot"] = "one_hot"
+    clip: Literal[True] = True
+    classes: int = Field(ge=2, description="how many classes the mask has")
+
+    def build(self, spec: FieldSpec) -> OneHotCodec:
+        """The codec of a field. Raises UserError where it is no mask, or one of more classes."""
+        if spec.kind != "mask":
+            raise UserError(
+                f"task.codec is one_hot, for masks, but task.field names a field of kind {spec.kind}",
+                "use --set task.codec.kind=pixels, or --set task.field=mask",
+            )
+        if spec.class_count is not None and spec.class_count > self.classes:
+            raise UserError(
+                f"task.codec.classes is {self.classes}, but the data's mask has {spec.class_count} classes",
+                f"use --set task.codec.classes={spec.class_count}",
+            )
+        return OneHotCodec(self.classes)

@@ -1,0 +1,122 @@
+"""What a preset names in `task` to train a diffusion model: its parts, and whether they agree."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from diffcli.diffusion.coupling import Coupling
+from diffcli.diffusion.denoiser import Denoiser, Target
+from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
+from diffcli.diffusion.times import AnyTimes, UniformTimes
+from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, NoWeight
+from diffcli.fields import FieldKind, Specs
+from diffcli.networks.registry import AnyNetwork
+from diffcli.tasks.codecs.pixel import PixelCodecConfig
+from diffcli.tasks.codecs.registry import AnyCodec
+from diffcli.tasks.conditioners.conditioner import cond_shape
+from diffcli.tasks.conditioners.registry import AnyConditioner
+from diffcli.tasks.conditioners.stored import IMAGE
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.guide import Drawing
+from diffcli.tasks.objective import Objective
+from diffcli.tasks.task_config import TaskConfig, modelled
+
+LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
+MODELLED: tuple[FieldKind, ...] = ("image", "mask", "clip")  # kinds of fields that lie on a grid
+
+
+class DiffusionConfig(TaskConfig):
+    """A diffusion model: what the network regresses, along which path, under which conditions."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    field: str = Field("image", description="what is modelled: a field of the data that is an image, a mask or a clip")
+    target: Target = "eps"
+    learn_variance: bool = False
+    schedule: AnySchedule = Cosine()
+    network: AnyNetwork
+    conditioners: tuple[AnyConditioner, ...] = ()
+    drop_condition: float = Field(0.0, ge=0, lt=1, description="share of samples trained without their condition")
+    codec: AnyCodec = PixelCodecConfig()
+    times: AnyTimes = UniformTimes()
+    weight: AnyWeight = NoWeight()
+    distance: AnyDistance = L2()
+    coupling: Coupling = "none"
+
+    @model_validator(mode="after")
+    def _agree(self) -> "DiffusionConfig":
+        if self.target == "eps" and self.schedule.leftover_signal == 0:
+            raise ValueError(
+                f"target 'eps' cannot give x0 at t = 1 on the {self.schedule.kind} schedule, where no signal is left; "
+                "set task.target to flow, v or x0"
+            )
+        if self.learn_variance and not isinstance(self.schedule, DiscreteSchedule):
+            raise ValueError(
+                f"learn_variance needs a discrete schedule, {self.schedule.kind} has no steps; "
+                "set task.learn_variance to false"
+            )
+        if self.drop_condition > 0 and not self.conditioners:
+            raise ValueError(
+                f"drop_condition is {self.drop_condition} but there are no conditioners; "
+                "set task.drop_condition to 0 or add one to task.conditioners"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_agrees(self) -> "DiffusionConfig":
+        self.objective.check(self.schedule)
+        return self
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.times, self.weight, self.distance, self.coupling)
+
+    def check_drawing(self, drawing: Drawing) -> None:
+        if not any(c.kind == "embedding" and c.field == IMAGE for c in self.conditioners):
+            drawing.check_no_prior()
+        self.check_guide(drawing)
+        drawing.check_times(self.schedule)
+        drawing.check_variance(self.learn_variance)
+
+    def check_guide(self, drawing: Drawing) -> None:
+        """Raises ValueError where guidance and `guide` do not fit the model."""
+        drawing.check_guide(self.codec.clip, bool(self.conditioners), self.drop_condition)
+
+    def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
+        self.network.check_buckets(sizes)
+
+    def advice(self) -> list[str]:
+        found = []
+        if self.coupling != "none" and self.conditioners:
+            found.append(
+                f"task.coupling {self.coupling} pairs noise with images whatever their condition, so that one condition is "
+                "trained on a part of the noise only, but sampled from all of it"
+            )
+        if self.schedule.leftover_signal > LEFTOVER_SIGNAL:
+            found.append(
+                f"task.schedule {self.schedule.kind} leaves {self.schedule.leftover_signal:.3f} of the image at t = 1, but "
+                "sampling starts from pure noise: overall brightness may drift towards grey"
+            )
+        return found
+
+    def resolved(self) -> "DiffusionConfig":
+        return self.model_copy(update={"conditioners": tuple(c.resolved() for c in self.conditioners)})
+
+    def valueless(self) -> "DiffusionConfig":
+        return self.model_copy(update={"times": UniformTimes(), "coupling": "none"})
+
+    @property
+    def models(self) -> str:
+        return self.field
+
+    def build(self, specs: Specs) -> DiffusionTask:
+        """The task for the field that it models, its weights drawn from torch's current generator."""
+        spec = modelled(specs, self.field, MODELLED)
+        codec = self.codec.build(spec)
+        conditioners = [c.build() for c in self.conditioners]
+        inner = codec.latent_shape(spec.sides)
+        self.network.check_axes(inner)
+        outputs = inner[0] * (2 if self.learn_variance else 1)
+        network = self.network.build(inner, outputs, cond_shape(conditioners))
+        denoiser = Denoiser(network, self.schedule, self.target, self.learn_variance)
+        return DiffusionTask(denoiser, codec, conditioners, self.objective, self.drop_condition, self.field, spec)
