@@ -83,7 +83,7 @@ def _lost_a_peer() -> bool:
 
 def _with_value(error: Any) -> str:
     """The parser's message, and the value that it was given where the message does not tell it."""
-    message: str = error.format_message()
+    message: str = error.format_message().replace("Value error, ", "")  # a word of the validator behind newer typers
     options = getattr(getattr(error, "param", None), "opts", [])
     given = [value for option, value in pairwise(sys.argv) if option in options]
     given += [item.partition("=")[2] for item in sys.argv if item.partition("=")[0] in options and "=" in item]

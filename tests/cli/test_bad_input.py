@@ -302,6 +302,7 @@ def test_a_classifier_draws_no_images(tiny: Callable[..., Path], cli: Cli, tmp_p
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--precision", "fp8"], ["--precision", "'fp8'", "bf16"]),
         (["--class", "12"], ["--class 12", "0 to 9"]),
         (["--class", "-1"], ["--class -1", "0 to 9"]),
         (["--class", "nine"], ["--class nine", "choose one of 0, 1"]),
