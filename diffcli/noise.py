@@ -32,6 +32,7 @@ class Domain(IntEnum):
     PRIOR = 7
     CONDITION = 8
     POSTERIOR = 9
+    CODEBOOK = 10
 
 
 def philox(key: Tensor, counter: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -293,7 +293,7 @@ class Attention(nn.Module):
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv1d(channels, channels, 1))
 
-    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+    def forward(self, x: Tensor, signal: Signal | None = None) -> Tensor:
         h = self.norm(x).flatten(2).mT  # (B, L, C)
         qkv = F.linear(h, self.qkv.weight[:, :, 0], self.qkv.bias)
         if self.by_part:

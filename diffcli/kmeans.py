@@ -1,0 +1,87 @@
+"""K-means: the start of a codebook, and the floor that one is measured against.
+
+Contract: everything is computed in float32 in pieces of bounded memory, and nothing is random but the numbers that are given.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+PIECE = 2**24  # distances that are held at once: 64 MiB
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Within it, products of matrices are of float32 alone, whatever precision the networks around it have."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@torch.no_grad()
+@torch.compiler.disable
+def nearest(rows: Tensor, centres: Tensor) -> Tensor:
+    """The index of the centre (K, D) nearest to each row (N, D), the first of equals: (N,) int64.
+
+    Both are moved by the mean of the centres: far from 0 the squares would leave nothing of the distances.
+    """
+    rows, centres = rows.float(), centres.float()
+    middle = centres.mean(dim=0)
+    moved = centres - middle
+    squares = moved.square().sum(dim=1)  # (K,)
+    with exact_products(rows.device):
+        pieces = (rows - middle).split(max(1, PIECE // len(centres)))
+        return torch.cat([torch.addmm(squares, piece, moved.T, alpha=-2).argmin(dim=1) for piece in pieces])
+
+
+def sums_of(rows: Tensor, codes: Tensor, k: int) -> Tensor:
+    """The sum of the rows (N, D) of each code in 0..k-1: (k, D). The same bits every time, on every device."""
+    sums = rows.new_zeros(k, rows.shape[1])
+    if rows.device.type == "cpu":
+        return sums.index_add_(0, codes, rows)
+    return sums.index_put_((codes,), rows, accumulate=True)  # sorts, where index_add_ adds in the order of arrival
+
+
+def counts_of(codes: Tensor, k: int) -> Tensor:
+    """How often each of 0..k-1 occurs in codes, of any shape: (k,) int64. Nothing waits for the device."""
+    flat = codes.flatten()
+    return flat.new_zeros(k).scatter_add_(0, flat, torch.ones_like(flat))
+
+
+@torch.no_grad()
+def kmeans(rows: Tensor, uniform: Tensor, rounds: int) -> Tensor:
+    """K centres (K, D) float32 of rows (N, D), by k-means++ and so many rounds of Lloyd's algorithm.
+
+    uniform: (K,) float64 in [0, 1), one for each centre that k-means++ draws. A centre that loses all its rows stays.
+    Source: Arthur and Vassilvitskii 2007; Lloyd 1982.
+    """
+    rows, k = rows.float(), len(uniform)
+    centres = plus_plus(rows, uniform.to(rows.device))
+    for _ in range(rounds):
+        codes = nearest(rows, centres)
+        counts = counts_of(codes, k)[:, None]
+        centres = torch.where(counts > 0, sums_of(rows, codes, k) / counts.clamp(min=1), centres)
+    return centres
+
+
+def plus_plus(rows: Tensor, uniform: Tensor) -> Tensor:
+    """K of the rows (N, D), each drawn in proportion to its squared distance from those that were drawn before it.
+
+    Where no row has a distance any more (fewer different rows than centres), they are drawn alike.
+    """
+    last = len(rows) - 1
+    chosen = [(uniform[0] * len(rows)).long().clamp(max=last)]
+    distance = torch.full((len(rows),), torch.inf, device=rows.device)
+    for u in uniform[1:]:
+        distance = torch.minimum(distance, (rows - rows[chosen[-1]]).square().sum(dim=1))
+        weight = distance.double()
+        weight = torch.where(weight.any(), weight, 1.0)
+        total = weight.cumsum(0)
+        chosen.append(torch.searchsorted(total, u * total[-1], right=True).clamp(max=last))
+    return rows[torch.stack(chosen)]

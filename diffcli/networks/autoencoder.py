@@ -1,0 +1,137 @@
+"""First stages: an encoder, a bottleneck and a decoder for images (B, C, H, W) in [-1, 1], of any size that `downscale` divides.
+
+encode(x) -> h; bottleneck(h) -> z; decode(z) -> x. Source: Rombach et al. 2021, section 3.1 (arXiv 2112.10752).
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from diffcli.config import Config
+from diffcli.networks.bottleneck import Bottleneck, Coded
+from diffcli.networks.bottlenecks import AnyBottleneck
+from diffcli.networks.dropout import mask_bits, number_dropouts
+from diffcli.networks.image_coder import Aside, CoderOptions, ImageDecoder, ImageEncoder
+from diffcli.networks.layers import Pointwise, set_norms
+from diffcli.networks.network import listed
+
+
+class AutoencoderConfig(Config):
+    """Encoder and decoder: width x mult[i] channels at level i, each level half the size of the one before.
+
+    A norm of C channels has gcd(groups, C) groups: one that has a group for each channel takes an image's mean from every
+    channel, so narrow networks want few groups.
+    """
+
+    kind: Literal["conv"] = "conv"
+    width: int = Field(128, ge=1)
+    mult: tuple[PositiveInt, ...] = Field((1, 2, 4, 4), min_length=1)
+    depth: int = Field(2, ge=1, description="residual blocks at each level of the encoder; the decoder has one more")
+    attend: tuple[int, ...] = Field((), description="downscales (1, 2, 4, ...) at which positions attend to each other")
+    middle_attention: bool = True
+    latent: int = Field(4, ge=1, description="channels of the latent")
+    features: int | None = Field(
+        None, ge=1, description="channels between encoder or decoder and the latent, if they are not the latent's"
+    )
+    groups: int = Field(32, ge=1)
+    norm_eps: float = Field(1e-6, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    save_memory: bool = Field(False, description="gradient checkpointing: blocks are computed again on the way back")
+
+    @model_validator(mode="after")
+    def _attends_where_it_can(self) -> "AutoencoderConfig":
+        there = [2**i for i in range(len(self.mult))]
+        for downscale in self.attend:
+            if downscale not in there:
+                raise ValueError(f"attend names {downscale}, but with {len(self.mult)} levels there is {listed(there)}")
+        return self
+
+    @property
+    def downscale(self) -> int:
+        """Pixels in the edge of a position of the latent."""
+        return int(2 ** (len(self.mult) - 1))
+
+    def build(self, channels: int, bottleneck: AnyBottleneck, vector: int = 0) -> "Autoencoder":
+        """For images of so many channels. vector: width of what encoder and decoder are told of an image; 0: nothing.
+
+        Raises UserError where the bottleneck cannot have `latent` channels.
+        """
+        return Autoencoder(self, channels, bottleneck.build(self.latent), vector)
+
+
+class Autoencoder(nn.Module):
+    """See the module's docstring; forward(x, noise) -> (the image again, Coded).
+
+    quant_conv and post_quant_conv are the 1x1 convolutions of published models on both sides of the bottleneck. null: what
+    stands for the vector of an image that has none.
+    """
+
+    def __init__(self, config: AutoencoderConfig, channels: int, bottleneck: Bottleneck, vector: int) -> None:
+        super().__init__()
+        self.config, self.downscale, self.bottleneck = config, config.downscale, bottleneck
+        options = CoderOptions(
+            widths=tuple(config.width * m for m in config.mult),
+            depth=config.depth,
+            attends=tuple(2**i in config.attend for i in range(len(config.mult))),
+            middle_attention=config.middle_attention,
+            vector=vector,
+            dropout=config.dropout,
+            save_memory=config.save_memory,
+        )
+        features = config.features or bottleneck.channels
+        given = features * bottleneck.inputs // bottleneck.channels
+        self.encoder = ImageEncoder(channels, given, options)
+        self.quant_conv = Pointwise(given, bottleneck.inputs)
+        self.post_quant_conv = Pointwise(bottleneck.channels, features)
+        self.decoder = ImageDecoder(features, channels, options)
+        self.null = nn.Parameter(torch.zeros(vector)) if vector else None
+        set_norms(self, config.groups, config.norm_eps)
+        number_dropouts(self)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the convolution that gives the image."""
+        return self.decoder.head.get_parameter("weight")
+
+    def encode(self, x: Tensor, vector: Tensor | None = None, seeds: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> h (B, bottleneck.inputs, H/f, W/f).
+
+        vector: (B, V); None: the null. seeds: (B,) int64, one stream a sample; needed only where dropout trains.
+        """
+        return self.quant_conv(self.encoder(x, self.aside(vector, seeds, len(x))))
+
+    def decode(self, z: Tensor, vector: Tensor | None = None, seeds: Tensor | None = None) -> Tensor:
+        """z (B, bottleneck.channels, H/f, W/f), as the bottleneck gave it -> (B, C, H, W) about [-1, 1]; see `encode`."""
+        return self.decoder(self.post_quant_conv(z), self.aside(vector, seeds, len(z)))
+
+    def forward(
+        self, x: Tensor, noise: Tensor | None = None, vector: Tensor | None = None, seeds: Tensor | None = None
+    ) -> tuple[Tensor, Coded]:
+        """The image again (B, C, H, W), and what went through the bottleneck. noise: see `Bottleneck.forward`."""
+        coded = self.bottleneck(self.encode(x, vector, seeds), noise)
+        return self.decode(coded.z, vector, seeds), coded
+
+    def told(self, vector: Tensor, keep: Tensor) -> Tensor:
+        """Vectors (B, V), the null in the rows whose keep (B,) is False."""
+        assert self.null is not None
+        return torch.where(keep[:, None], vector, self.null.to(vector))
+
+    def aside(self, vector: Tensor | None, seeds: Tensor | None, n: int) -> Aside:
+        if vector is None and self.null is not None:
+            vector = self.null.expand(n, -1)
+        return Aside(vector, mask_bits(seeds))
+
+
+class FirstStageConfig(Config):
+    """What a latent model must know to rebuild its first stage."""
+
+    network: AutoencoderConfig
+    bottleneck: AnyBottleneck
+    channels: Annotated[int, Field(ge=1, description="of the images")]
+    vector: Annotated[int, Field(ge=0, description="width of what encoder and decoder are told of an image")] = 0
+
+    def build(self) -> Autoencoder:
+        """The first stage, its weights from torch's current generator."""
+        return self.network.build(self.channels, self.bottleneck, self.vector)

@@ -1,0 +1,58 @@
+"""The discriminator of adversarial first stages: it judges overlapping patches, each by one logit.
+
+Group norm, not the batch norm of its source: then a logit depends on its image alone, so a step does not depend on how its
+batch was dealt to micro-batches and processes.
+"""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffcli.config import Config
+from diffcli.networks.layers import GroupNorm
+
+WIDEST = 8  # of a layer, in widths of the first
+SPREAD_OF_WEIGHTS = 0.02  # standard deviation at first, as published
+
+
+class PatchDiscriminatorConfig(Config):
+    """`depth` layers halve the size: a logit sees 16, 34, 70, 142 pixels of each side for depth 1, 2, 3, 4."""
+
+    kind: Literal["patch"] = "patch"
+    width: int = Field(64, ge=1)
+    depth: int = Field(3, ge=1)
+
+    def build(self, channels: int) -> "PatchDiscriminator":
+        return PatchDiscriminator(channels, self.width, self.depth)
+
+
+class PatchDiscriminator(nn.Module):
+    """(B, C, H, W) in [-1, 1] -> logits (B, 1, h, w): positive is real.
+
+    Source: Isola et al. 2016, appendix (arXiv 1611.07004), as Esser et al. 2020 use it (arXiv 2012.09841).
+    """
+
+    def __init__(self, channels: int, width: int, depth: int) -> None:
+        super().__init__()
+        widths = [width * min(2**i, WIDEST) for i in range(depth + 1)]
+        self.stem = nn.Conv2d(channels, width, 4, stride=2, padding=1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 4, stride=1 if i == depth else 2, padding=1, bias=False)
+            for i, (a, b) in enumerate(pairwise(widths), start=1)
+        )
+        self.norms = nn.ModuleList(GroupNorm(b) for b in widths[1:])
+        self.head = nn.Conv2d(widths[-1], 1, 4, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=SPREAD_OF_WEIGHTS)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.leaky_relu(self.stem(x), 0.2)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            h = F.leaky_relu(norm(conv(h)), 0.2)
+        return self.head(h)

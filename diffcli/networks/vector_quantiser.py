@@ -1,0 +1,187 @@
+"""Vector quantisation: every position of the latent becomes the nearest row of a codebook.
+
+Contract: codes are the nearest ones by brute force, and they and the codebook are float32. A codebook that is not learned by
+gradients is a moving average: after a batch was quantised, from the sums and counts of the latents of all processes. All that
+an update needs is gathered first, so it is the same on every process, and for any number of processes and micro-batches.
+Source: van den Oord et al. 2017 (arXiv 1711.00937), eq. 3 and appendix A.1.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffcli.kmeans import counts_of, kmeans, nearest, sums_of
+from diffcli.networks.bottleneck import Bottleneck, BottleneckConfig, Coded, Gathers, as_maps, as_rows, of_each
+from diffcli.networks.code_usage import CodeUsage
+from diffcli.noise import Domain, Noise, derive
+
+LAPLACE = 1e-5  # latents that every code is thought to have besides those of a batch
+ROWS_A_CODE, IMAGES, ROUNDS = (
+    64,
+    1024,
+    10,
+)  # of the start by k-means: rows for each code, images at most, rounds of Lloyd
+
+
+class VectorQuantiser(Bottleneck):
+    """See the module's docstring. sizes: the moving average of the share of latents that a code has; sums: of their sum over N.
+
+    loss: beta * |h - sg(code)|^2, which moves the encoder, and, where gradients teach the codebook, |sg(h) - code|^2; both are
+    means over the numbers of an image's latent. term `commitment`: the first without beta.
+    """
+
+    codebook: Tensor  # (K, C)
+    sizes: Tensor  # (K,)
+    sums: Tensor  # (K, C)
+    updates: Tensor  # () int64
+
+    def __init__(self, config: "Vq", latent: int) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = self.channels = latent
+        self.bits = math.log2(config.codes)
+        self.measures = IMAGES if config.start == "kmeans" else 0
+        codebook = torch.randn(config.codes, latent)
+        if config.codebook == "ema":
+            self.register_buffer("codebook", codebook)
+            self.register_buffer("sums", codebook / config.codes)
+        else:
+            self.codebook = nn.Parameter(codebook)
+        self.register_buffer("sizes", torch.full((config.codes,), 1 / config.codes))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.usage = CodeUsage(config.codes, config.window)
+        self.seen: list[tuple[Tensor, Tensor]] = []  # h and codes of each micro-batch since the last update
+
+    def forward(self, h: Tensor, noise: Tensor | None) -> Coded:
+        h = h.float()
+        codes = self.codes_of(h)
+        chosen = self.of_codes(codes)
+        commitment = of_each((h - chosen.detach()).square())  # (B,)
+        loss = self.config.beta * commitment
+        if self.config.codebook == "gradient":
+            loss = loss + of_each((h.detach() - chosen).square())
+        terms = {"commitment": commitment.detach(), **(self.usage.terms(len(h)) if self.training else {})}
+        through = rotated if self.config.estimator == "rotation" else straight_through
+        return Coded(through(h, chosen.detach()), loss, terms, codes)
+
+    def latent(self, h: Tensor, noise: Tensor | None) -> Tensor:
+        return h.float()
+
+    def snapped(self, z: Tensor) -> Tensor:
+        return self.of_codes(self.codes_of(z))
+
+    def codes_of(self, z: Tensor) -> Tensor:
+        """The codes (B, *S) int64 nearest to latents z (B, C, *S)."""
+        return nearest(as_rows(z), self.codebook).view(len(z), *z.shape[2:])
+
+    def of_codes(self, codes: Tensor) -> Tensor:
+        """The rows of the codebook (B, C, *S) that codes (B, *S) stand for."""
+        return as_maps(self.codebook[codes.flatten()], codes[:, None])
+
+    def remember(self, coded: Coded, h: Tensor) -> None:
+        assert coded.codes is not None
+        self.seen.append((h.detach().float(), coded.codes))
+
+    @torch.no_grad()
+    def update(self, ranks: Gathers) -> None:
+        """Moves the averages, then the codebook, then revives what died."""
+        if not self.seen:
+            return
+        h, codes = (ranks.gather(torch.cat(parts)) for parts in zip(*self.seen, strict=True))
+        self.seen.clear()
+        rows, k = as_rows(h), self.config.codes
+        counts = counts_of(codes, k)
+        self.usage.add(counts, len(h))
+        self.sizes.lerp_(counts / len(rows), 1 - self.config.decay)
+        if self.config.codebook == "ema":
+            self.sums.lerp_(sums_of(rows, codes.flatten(), k) / len(rows), 1 - self.config.decay)
+            self.codebook.copy_(self.sums / self.smoothed(LAPLACE / len(rows))[:, None])
+        self.updates += 1
+        self.revive(rows)
+
+    def smoothed(self, extra: float) -> Tensor:
+        """The sizes (K,), as if every code had so much more, and again of the same sum."""
+        total = self.sizes.sum()
+        return (self.sizes + extra) * (total / (total + self.config.codes * extra))
+
+    def revive(self, rows: Tensor) -> None:
+        """Codes whose share of latents fell below config.revive / K become latents of this batch, with the share 1 / K.
+
+        Their running sum is that share of the latent, so that the next update keeps them where they are.
+        """
+        k = self.config.codes
+        place = torch.arange(k, device=rows.device)
+        picked = rows[derive(0, Domain.CODEBOOK, self.updates * k + place) % len(rows)]  # (K, C)
+        dead = self.sizes < self.config.revive / k
+        self.sizes.masked_fill_(dead, 1 / k)
+        self.codebook.copy_(torch.where(dead[:, None], picked, self.codebook))
+        if self.config.codebook == "ema":
+            self.sums.copy_(torch.where(dead[:, None], picked / k, self.sums))
+
+    @torch.no_grad()
+    def start(self, h: Tensor) -> None:
+        """Sets the codebook to the k-means of latents that are spread evenly over h; see `IMAGES`."""
+        rows, k = as_rows(h.float()), self.config.codes
+        if len(rows) > ROWS_A_CODE * k:
+            rows = rows[torch.arange(ROWS_A_CODE * k, device=rows.device) * len(rows) // (ROWS_A_CODE * k)]
+        noise = Noise([0], torch.device("cpu"), Domain.CODEBOOK)
+        self.reset(kmeans(rows, torch.cat([noise.uniform() for _ in range(k)]), ROUNDS))
+
+    @torch.no_grad()
+    def reset(self, codebook: Tensor) -> None:
+        """Takes a codebook (K, C), every code of which then counts as having had the same share of latents."""
+        k = self.config.codes
+        self.codebook.copy_(codebook)
+        self.sizes.fill_(1 / k)
+        if self.config.codebook == "ema":
+            self.sums.copy_(self.codebook / k)
+
+
+def straight_through(h: Tensor, code: Tensor) -> Tensor:
+    """The code, whose gradient is passed to h as it is. Source: van den Oord et al. 2017, section 3.2."""
+    return code + (h - h.detach())
+
+
+def rotated(h: Tensor, code: Tensor) -> Tensor:
+    """The code, as what a rotation and a scaling that are held constant make of h, both (B, C, *S).
+
+    Gradients are turned by the angle from h to its code. Source: Fifty et al. 2024, section 4.2 and eq. 3 (arXiv 2410.06424).
+    """
+    fixed = h.detach()
+    length, wanted = (x.norm(dim=1, keepdim=True).clamp(min=1e-12) for x in (fixed, code))
+    here, there = fixed / length, code / wanted  # unit vectors
+    between = here + there
+    between = between / between.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    moved = h - fixed  # 0, and what the gradient of h goes through
+    along = (between * moved).sum(dim=1, keepdim=True)
+    ahead = (here * moved).sum(dim=1, keepdim=True)
+    return code + wanted / length * (moved - 2 * between * along + 2 * there * ahead)
+
+
+class Vq(BottleneckConfig):
+    """Every position of the latent becomes one of `codes` vectors."""
+
+    kind: Literal["vq"] = "vq"
+    codes: int = Field(512, ge=2, description="vectors in the codebook")
+    beta: float = Field(0.25, ge=0, description="times the commitment, which moves the encoder")
+    estimator: Literal["straight_through", "rotation"] = Field(
+        "straight_through", description="what stands for the gradient of the quantisation"
+    )
+    codebook: Literal["ema", "gradient"] = Field(
+        "ema", description="who moves the codebook: moving averages, or gradients"
+    )
+    decay: float = Field(0.99, ge=0, lt=1, description="of the moving averages, an update")
+    start: Literal["kmeans", "random"] = Field("kmeans", description="the codebook before the first step")
+    revive: float = Field(
+        0.03,
+        ge=0,
+        lt=1,
+        description="a code with a smaller share of latents, times the number of codes, is dead; 0: none is",
+    )
+    window: int = Field(50_000, ge=1, description="images over which usage and perplexity are counted: about an epoch")
+
+    def build(self, latent: int) -> VectorQuantiser:
+        return VectorQuantiser(self, latent)

@@ -1,0 +1,176 @@
+"""First stages: the published networks to 1e-5, any size, and nothing that does not matter."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffcli.networks.autoencoder import Autoencoder, AutoencoderConfig, FirstStageConfig
+from diffcli.networks.bottlenecks import AnyBottleneck, Fsq, Identity, Kl, Vq
+from tests.networks.first_stage_names import diffusers_state
+from tests.networks.waking import normal, wake
+
+BOTTLENECKS = [
+    Identity(),
+    Kl(),
+    Vq(codes=8),
+    Vq(codes=8, codebook="gradient", estimator="rotation"),
+    Fsq(levels=(3, 4)),
+]
+
+
+def small(mult: tuple[int, ...] = (1, 2), **options: object) -> AutoencoderConfig:
+    return AutoencoderConfig(width=8, mult=mult, depth=1, latent=2, groups=4, **options)  # type: ignore[arg-type]
+
+
+def built(
+    config: AutoencoderConfig, bottleneck: AnyBottleneck = Kl(), channels: int = 3, vector: int = 0
+) -> Autoencoder:
+    return wake(config.build(channels, bottleneck, vector))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("attends", [False, True])
+def test_a_kl_first_stage_is_the_published_one(attends: bool) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=attends,
+    ).eval()
+    config = AutoencoderConfig(width=8, mult=(1, 2, 2), depth=2, latent=4, groups=4, middle_attention=attends)
+    ours = built(config)
+    theirs.load_state_dict(diffusers_state(ours.state_dict()))
+    x = normal(2, 3, 16, 24)
+    with torch.no_grad():
+        posterior = theirs.encode(x).latent_dist
+        mean, log_variance = ours.bottleneck.moments(h := ours.encode(x))  # type: ignore[operator]
+        torch.testing.assert_close(mean, posterior.mean, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(log_variance, posterior.logvar, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.bottleneck(h, None).loss, posterior.kl(), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(ours(x)[0], theirs.decode(posterior.mode()).sample, atol=1e-5, rtol=1e-5)
+
+
+def test_a_vq_first_stage_is_the_published_one() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.VQModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        layers_per_block=2,
+        latent_channels=6,
+        vq_embed_dim=3,
+        num_vq_embeddings=16,
+        norm_num_groups=4,
+    ).eval()
+    config = AutoencoderConfig(width=8, mult=(1, 2), depth=2, latent=3, features=6, groups=4, attend=(2,))
+    ours = built(config, Vq(codes=16))
+    ours.bottleneck.reset(normal(16, 3, seed=7))  # type: ignore[operator]
+    theirs.load_state_dict(diffusers_state(ours.state_dict()))
+    x = normal(2, 3, 16, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode(x), theirs.encode(x).latents, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(x)[0], theirs(x).sample, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS, ids=lambda b: b.kind)
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
+def test_any_size_that_the_downscale_divides_goes_through(bottleneck: AnyBottleneck, levels: int) -> None:
+    config = small((1,) * levels)
+    ours = built(config, bottleneck, channels=(1, 3, 4)[levels % 3])
+    f = config.downscale
+    assert f == 2 ** (levels - 1)
+    x = normal(2, (1, 3, 4)[levels % 3], 2 * f, 3 * f)
+    y, coded = ours(x)
+    assert y.shape == x.shape
+    assert coded.z.shape == (2, 2, 2, 3)
+    assert coded.loss.shape == (2,)
+    assert ours.bottleneck.snapped(coded.z).allclose(coded.z, atol=1e-6)
+
+
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS, ids=lambda b: b.kind)
+def test_every_parameter_gets_a_gradient(bottleneck: AnyBottleneck) -> None:
+    ours = built(small(attend=(1,)), bottleneck, vector=5)
+    y, coded = ours(normal(2, 3, 8, 8), noise=normal(2, 2, 4, 4))
+    (y.square().mean() + coded.loss.mean()).backward()
+    for name, parameter in ours.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+def test_without_a_vector_a_first_stage_is_told_the_null() -> None:
+    ours = built(small(), vector=5)
+    x, vector = normal(2, 3, 8, 8), normal(2, 5, seed=3)
+    assert ours.null is not None
+    null = ours.null.expand(2, -1)
+    assert ours(x)[0].equal(ours(x, vector=null)[0])
+    assert not ours(x)[0].allclose(ours(x, vector=vector)[0])
+    mixed = ours.told(vector, torch.tensor([True, False]))
+    assert mixed.equal(torch.stack([vector[0], null[1]]))
+
+
+def test_before_training_a_vector_changes_nothing() -> None:
+    ours = small().build(3, Kl(), vector=5)
+    x = normal(2, 3, 8, 8)
+    assert ours(x)[0].equal(ours(x, vector=normal(2, 5))[0])
+
+
+def test_dropout_follows_from_the_seeds_and_differs_between_the_halves() -> None:
+    ours = built(small(dropout=0.5)).train()
+    x, seeds = normal(2, 3, 8, 8), torch.tensor([1, 2])
+    first, again, other = (ours(x, seeds=s)[0] for s in (seeds, seeds, seeds + 2))
+    assert first.equal(again)
+    assert not first.allclose(other)
+    layers = [m.layer for m in ours.modules() if type(m).__name__ == "Dropout"]
+    assert len(set(layers)) == len(layers)
+
+
+def saved(config: AutoencoderConfig, x: Tensor) -> tuple[int, list[Tensor]]:
+    """Bytes that autograd keeps of a forward, and the gradients of all parameters."""
+    ours = built(config).train()
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y, _ = ours(x, seeds=torch.arange(len(x)))
+        size = sum(kept.values())
+        loss = y.square().mean()
+    loss.backward()
+    return size, [p.grad for p in ours.parameters() if p.grad is not None]
+
+
+def test_saving_memory_changes_no_gradient_and_keeps_less() -> None:
+    x = normal(2, 3, 32, 32)
+    plain, gradients = saved(small(dropout=0.2), x)
+    less, same = saved(small(dropout=0.2, save_memory=True), x)
+    assert less < 0.5 * plain
+    assert len(gradients) == len(same) > 0
+    for a, b in zip(gradients, same, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_last_layer_gives_the_image() -> None:
+    ours = built(small())
+    y, _ = ours(normal(1, 3, 8, 8))
+    with torch.no_grad():
+        ours.last_layer.zero_()
+        assert ours(normal(1, 3, 8, 8))[0].equal(ours.decoder.head.bias[:, None, None].expand_as(y[0])[None])  # type: ignore[index]
+
+
+def test_a_first_stage_is_built_again_from_what_describes_it() -> None:
+    config = FirstStageConfig(network=small(), bottleneck=Fsq(levels=(3, 4)), channels=1, vector=3)
+    again = FirstStageConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config
+    shapes = {name: value.shape for name, value in config.build().state_dict().items()}
+    assert {name: value.shape for name, value in again.build().state_dict().items()} == shapes
+
+
+def test_a_downscale_at_which_nothing_is_cannot_attend() -> None:
+    with pytest.raises(ValueError, match="attend names 8, but with 2 levels there is 1, 2"):
+        small(attend=(8,))
