@@ -1,4 +1,4 @@
-"""UNet2DModel of diffusers: its tensors as a table of renamings."""
+"""UNet2DModel and UNet2DConditionModel of diffusers: their tensors as a table of renamings."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffcli.interop.places import NETWORK, WeightPlace, class_rules, held, places
+from diffcli.interop.transformer_rules import transformer_rules
 from diffcli.interop.weight_files import ForeignTensors, Rule, absent, layer, layers
 from diffcli.networks.layers import Attention
 from diffcli.networks.unet import UNet
@@ -28,7 +29,7 @@ RES = {
     "skip": "conv_shortcut",
 }
 SIDES = {"down": "down_blocks.{}", "middle": "mid_block", "up": "up_blocks.{}"}
-FOLDERS = {"res": "resnets", "attention": "attentions"}
+FOLDERS = {"res": "resnets", "attention": "attentions", "transformer": "attentions"}
 RESAMPLE = {"down": "downsamplers.0", "up": "upsamplers.0"}
 DEPRECATED = {  # what old files call the layers of attention
     ".query.": ".to_q.",
@@ -39,11 +40,17 @@ DEPRECATED = {  # what old files call the layers of attention
 
 
 def diffusers_rules(
-    network: UNet, ours: ForeignTensors, null: bool, gone: Sequence[str] = (), sines_first: bool = False
+    network: UNet,
+    ours: ForeignTensors,
+    null: bool,
+    gone: Sequence[str] = (),
+    sines_first: bool = False,
+    linear: bool = False,
 ) -> list[Rule]:
     """ours: the tensors of the task. null: whether their table of classes has a row for "no class".
 
-    gone: prefixes of blocks that theirs lacks. sines_first: the order of their time embedding.
+    gone: prefixes of blocks that theirs lacks. sines_first: the order of their time embedding. linear: whether their spatial
+    transformers are entered and left by linear layers.
     """
     rules = layers(NETWORK, "", ENDS)
     rules += time_rules(f"{NETWORK}.embedding.time.0", "time_embedding.linear_1", sines_first)
@@ -57,6 +64,8 @@ def diffusers_rules(
                 rules += layers(mine, theirs, held(RES, mine, ours))
             case "attention":
                 rules += attention_rules(mine, theirs, cast(Attention, place.module))
+            case "transformer":
+                rules += transformer_rules(mine, theirs, linear)
             case "resample":
                 rules += layer(f"{mine}.conv", f"{theirs}.conv")
     return rules + class_rules(ours, LABELS, null)

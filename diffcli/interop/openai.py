@@ -1,4 +1,4 @@
-"""U-Nets of OpenAI's improved-diffusion and guided-diffusion, as a table of renamings.
+"""U-Nets of OpenAI's improved-diffusion and guided-diffusion, and CompVis' on top of them, as a table of renamings.
 
 Their state dict tells no flags (image size, heads, schedule): a preset does, and every shape is checked against it.
 Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), Dhariwal & Nichol 2021 (arXiv 2105.05233); the layout of their code.
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import count
 
 from diffcli.interop.places import NETWORK, WeightPlace, class_rules, held, places
+from diffcli.interop.transformer_rules import transformer_rules
 from diffcli.interop.weight_files import ForeignTensors, Rule, layer, layers
 from diffcli.networks.unet import UNet
 
@@ -33,8 +34,10 @@ ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
 RESAMPLE = {"down": "op", "up": "conv"}
 
 
-def openai_rules(network: UNet, ours: ForeignTensors, null: bool) -> list[Rule]:
-    """ours: the tensors of the task. null: whether their table of classes has a row for "no class"."""
+def openai_rules(network: UNet, ours: ForeignTensors, null: bool, linear: bool = False) -> list[Rule]:
+    """ours: the tensors of the task. null: whether their table of classes has a row for "no class". linear: see
+    transformer_rules.
+    """
     rules = layers(NETWORK, "", ENDS)
     for place, theirs in named(network):
         mine = f"{NETWORK}.{place.name}"
@@ -43,6 +46,8 @@ def openai_rules(network: UNet, ours: ForeignTensors, null: bool) -> list[Rule]:
                 rules += layers(mine, theirs, held(RES, mine, ours))
             case "attention":
                 rules += layers(mine, theirs, ATTENTION)
+            case "transformer":
+                rules += transformer_rules(mine, theirs, linear)
             case "resample":
                 rules += layer(f"{mine}.conv", f"{theirs}.{RESAMPLE[place.side]}")
     return rules + class_rules(ours, LABELS, null)

@@ -12,14 +12,20 @@ from torch import Tensor, nn
 
 from diffcli.config import UserError
 from diffcli.interop.weight_files import ForeignTensors, Rule
+from diffcli.networks.attention_blocks import SpatialTransformer
 from diffcli.networks.layers import Attention, ConvResample, ResBlock
 from diffcli.networks.unet import UNet
 
 NETWORK = "denoiser.network"  # where a task keeps it
 CLASSES = "conditioners.0.embedding.weight"
 
-PlaceKind = Literal["res", "attention", "resample"]
-KINDS: dict[type[nn.Module], PlaceKind] = {ResBlock: "res", Attention: "attention", ConvResample: "resample"}
+PlaceKind = Literal["res", "attention", "transformer", "resample"]
+KINDS: dict[type[nn.Module], PlaceKind] = {
+    ResBlock: "res",
+    Attention: "attention",
+    SpatialTransformer: "transformer",
+    ConvResample: "resample",
+}
 
 
 class WeightPlace(NamedTuple):
@@ -37,7 +43,7 @@ class WeightPlace(NamedTuple):
         if type(self.module) not in KINDS:
             raise UserError(
                 f"task.network.blocks: {type(self.module).__name__} at {self.name} has no counterpart in other libraries",
-                "only networks of the blocks res and attention can be exchanged",
+                "only networks of the blocks res, attention and spatial_transformer can be exchanged",
             )
         return KINDS[type(self.module)]
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import UserError
+from diffcli.networks.attention_blocks import SpatialTransformer
 from diffcli.networks.blocks import BLOCKS, BlockName, stages
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.dropout import mask_bits, number_dropouts
@@ -58,6 +59,9 @@ class UNetConfig(NetworkConfig):
     qkv: HeadOrder = "by_head"  # order of `attention`'s rows; by_part: OpenAI's use_new_attention_order
     groups: int = Field(32, ge=1)  # a norm of C channels has gcd(groups, C)
     norm_eps: float = Field(1e-5, gt=0)
+    transformer_eps: float | None = Field(
+        None, gt=0, description="of the norm before a spatial_transformer; null: norm_eps"
+    )
     max_period: float = Field(10_000, gt=1)  # of the time's sinusoid
     time_scale: float = Field(1.0, gt=0)  # the network is told times 0..1000; it may have learned 0..1000 * this
     down_padding: Padding = "both"  # of `resample: conv`, where zeros stand on the way down
@@ -239,6 +243,9 @@ class UNet(nn.Module):
         self.norm = GroupNorm(widths[0])
         self.head = zero(nn.Conv2d(widths[0], out_channels, 3, padding=1))
         set_norms(self, config.groups, config.norm_eps)
+        for module in self.modules():
+            if isinstance(module, SpatialTransformer) and config.transformer_eps is not None:
+                module.norm.eps = config.transformer_eps
         number_dropouts(self)
 
     def encoder(self, widths: list[int], sizes: list[int], kept: list[int]) -> Iterator[Level]:
