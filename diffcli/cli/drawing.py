@@ -21,6 +21,7 @@ from diffcli.cli.options import (
     Interpolate,
     Mask,
     N,
+    NegativePrompt,
     Nproc,
     Out,
     PrecisionChoice,
@@ -81,6 +82,7 @@ def sample(
     labels: Class = None,
     prompt: Prompt = None,
     prompts: PromptsFile = None,
+    negative_prompt: NegativePrompt = None,
     prior: PriorOption = None,
     seed: Seed = 0,
     sampler: SamplerOption = None,
@@ -109,7 +111,7 @@ def sample(
 
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
-    edit |= {"precision": precision.value, "compile": compiled}
+    edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, (".png", ".npz"), folder_allowed=True)
     output.check_captions(out, captions)
@@ -134,6 +136,7 @@ def gif(
     labels: Class = None,
     prompt: Prompt = None,
     prompts: PromptsFile = None,
+    negative_prompt: NegativePrompt = None,
     prior: PriorOption = None,
     seed: Seed = 0,
     sampler: SamplerOption = None,
@@ -166,7 +169,7 @@ def gif(
     texts = read_prompts(prompt or (), prompts)
     shown = 1 if n is None and labels != "all" and not image and not texts else n
     edit = {"images": tuple(image or ()), "mask": mask, "strength": strength, "prompts": texts, "prior": prior}
-    edit |= {"precision": precision.value, "compile": compiled}
+    edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
 

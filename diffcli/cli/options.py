@@ -104,6 +104,15 @@ Prompt = Annotated[
     list[str] | None,
     typer.Option("--prompt", metavar="TEXT", help="What to draw, in words; repeatable.", show_default="none"),
 ]
+NegativePrompt = Annotated[
+    str | None,
+    typer.Option(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="What guidance shall lead away from, in words; for every image.",
+        show_default="nothing",
+    ),
+]
 PriorOption = Annotated[
     str | None,
     typer.Option(

@@ -24,7 +24,10 @@ T5_LENGTH = 128  # tokens; its positions are relative and set no limit. Source: 
 
 
 class EncoderConfig(Config):
-    """A pretrained encoder. model: a local folder, a hub name, or a name that open_clip knows, with the tag of its weights."""
+    """A pretrained encoder. model: a local folder, a hub name, or a name that open_clip knows, with the tag of its weights.
+
+    A folder may be that of a diffusers pipeline, whose text encoder and tokenizer are meant.
+    """
 
     kind: Literal["clip", "t5"] = "clip"
     model: str = Field(min_length=1)
@@ -33,12 +36,18 @@ class EncoderConfig(Config):
     length: int | None = Field(None, ge=2, description="tokens of a text at most; null: the model's limit, for t5 128")
     layer: Literal[-1, -2] = Field(-1, description="whose tokens: of the last layer, or of the one before it")
 
+    padding: Literal["masked", "read"] = Field(
+        "masked", description="whether tokens behind a text's end are read, as Stable Diffusion does"
+    )
+
     @model_validator(mode="after")
     def _agree(self) -> "EncoderConfig":
         if self.kind == "t5" and self.library == "open_clip":
             raise ValueError("library is 'open_clip', which has no t5; set library to transformers")
         if self.kind == "t5" and self.layer == -2:
             raise ValueError("layer -2 is a choice of clip's tokens, t5 gives its last layer; set layer to -1")
+        if self.kind == "t5" and self.padding == "read":
+            raise ValueError("padding is 'read', but t5 gives nothing behind a text's end; set padding to masked")
         if self.pretrained is not None and (self.library != "open_clip" or "/" in self.model):
             raise ValueError(
                 f"pretrained is '{self.pretrained}', but only names that open_clip knows have tags; leave pretrained out"
@@ -64,7 +73,7 @@ class EncoderConfig(Config):
 
 
 class Encoded(NamedTuple):
-    """Texts as the encoder tells them; rows of `tokens` where the mask is False are 0."""
+    """Texts as the encoder tells them; rows of `tokens` where the mask, of those to be read, is False are 0."""
 
     tokens: Tensor  # (B, L, D) float32; L is the limit, whatever the texts: a row does not depend on its neighbours
     mask: Tensor  # (B, L) bool
@@ -134,6 +143,7 @@ class Encoder:
         with _whole_range(self.config.kind, device):
             tokens, pooled = towers.text(ids, mask, self.config.layer)
         rows = moved(torch.tensor([row[text] for text in texts]), device)
+        mask = torch.ones_like(mask) if self.config.padding == "read" else mask
         tokens = tokens.float() * mask[..., None]
         return Encoded(tokens[rows], mask[rows], None if pooled is None else pooled.float()[rows])
 

@@ -22,6 +22,7 @@ from diffcli.config import UserError
 # of the data that CLIP was trained on. Source: Radford et al. 2021, arXiv 2103.00020
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 EXTRA = "pip install 'diffcli[text]'"
+PIPELINE, TEXT_ENCODER, TOKENIZER = "model_index.json", "text_encoder", "tokenizer"  # of a pipeline of diffusers
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
 
@@ -55,6 +56,7 @@ class Towers(ABC):
     width: int  # of tokens
     pooled_width: int | None
     view: View | None
+    prefix = ""  # before the names of all weights, in some versions of a library
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.float().eval().requires_grad_(False)
@@ -79,7 +81,7 @@ class Towers(ABC):
         found = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             if tensor.is_floating_point():
-                found.update(f"{name} {tuple(tensor.shape)}\n".encode())
+                found.update(f"{name.removeprefix(self.prefix)} {tuple(tensor.shape)}\n".encode())
                 found.update(tensor.detach().float().cpu().contiguous().numpy().data)
         return found.hexdigest()
 
@@ -128,6 +130,37 @@ class TransformersClip(Towers):
 
     def images(self, pixels: Tensor) -> Tensor:
         return self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
+
+
+class TransformersClipText(Towers):
+    """transformers' CLIPTextModel, the text tower alone, as pipelines of diffusers hold it: nothing is projected."""
+
+    pooled_width, view, prefix = None, None, "text_model."
+
+    def __init__(self, origin: Origin, key: str) -> None:
+        transformers = _library("transformers", key)
+        with _loading(origin, key):
+            model = _from_pretrained(transformers.CLIPTextModel, origin, key)
+            self.tokenizer = _tokenizer(transformers, origin, key, model.config.vocab_size)
+        super().__init__(model)
+        self.limit, self.pad = model.config.max_position_embeddings, self.tokenizer.pad_token_id or 0
+        self.width = model.config.hidden_size
+        self.tower: Any = getattr(model, "text_model", model)  # versions of the library differ
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return _ids(self.tokenizer, texts)
+
+    def text(self, ids: Tensor, mask: Tensor, layer: int) -> tuple[Tensor, None]:
+        out = self.tower(input_ids=ids, output_hidden_states=True)
+        return out.last_hidden_state if layer == -1 else self.tower.final_layer_norm(out.hidden_states[layer]), None
+
+
+def transformers_clip(origin: Origin, key: str) -> Towers:
+    """A whole CLIP, or its text tower alone, whichever lies there."""
+    transformers = _library("transformers", key)
+    with _loading(origin, key):
+        kind = transformers.AutoConfig.from_pretrained(_place(origin, TEXT_ENCODER)).model_type
+    return (TransformersClipText if kind == "clip_text_model" else TransformersClip)(origin, key)
 
 
 class TransformersT5(Towers):
@@ -202,7 +235,7 @@ class OpenClip(Towers):
 
 
 LOADERS: dict[tuple[str, str], Callable[[Origin, str], Towers]] = {
-    ("transformers", "clip"): TransformersClip,
+    ("transformers", "clip"): transformers_clip,
     ("transformers", "t5"): TransformersT5,
     ("open_clip", "clip"): OpenClip,
 }
@@ -225,18 +258,22 @@ def _library(name: str, key: str) -> Any:
     return library
 
 
-def _place(origin: Origin) -> str:
-    return str(origin.folder or origin.model)
+def _place(origin: Origin, part: str) -> str:
+    """Where a part of a model lies: in a folder of its own where the folder is a pipeline of diffusers."""
+    folder = origin.folder
+    if folder is not None and (folder / PIPELINE).is_file():
+        return str(folder / part)
+    return str(folder or origin.model)
 
 
 def _from_pretrained(model: Any, origin: Origin, key: str) -> Any:
     """The model with its weights, all of them there, from safetensors alone."""
-    folder = origin.folder
+    folder = None if origin.folder is None else Path(_place(origin, TEXT_ENCODER))
     if folder is not None and not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         held = f"holds its weights as a pickle ({pickles[0]}), which is never loaded" if pickles else "holds no weights"
         raise UserError(f"{key} is '{folder}', which {held}", "save the model as safetensors (save_pretrained) there")
-    loaded, info = model.from_pretrained(_place(origin), use_safetensors=True, output_loading_info=True)
+    loaded, info = model.from_pretrained(_place(origin, TEXT_ENCODER), use_safetensors=True, output_loading_info=True)
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])[0]
         hint = "give the folder of the whole CLIP" if origin.kind == "clip" else "give the folder of a T5"
@@ -250,7 +287,7 @@ def _tokenizer(transformers: Any, origin: Origin, key: str, vocabulary: int) -> 
     Where its files are not there, transformers gives an empty one, to which every word is unknown: told by its size. A model
     may have room for a few tokens more, never for fewer.
     """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(_place(origin), trust_remote_code=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(_place(origin, TOKENIZER), trust_remote_code=False)
     if not vocabulary / 2 <= len(tokenizer) <= vocabulary:
         raise UserError(
             f"{key} is '{origin.model}', whose tokenizer has {len(tokenizer)} tokens, the model {vocabulary}",
@@ -262,7 +299,7 @@ def _tokenizer(transformers: Any, origin: Origin, key: str, vocabulary: int) -> 
 def _transformers_view(transformers: Any, origin: Origin, size: int) -> View:
     """What preprocessor_config.json says; without one, as CLIP was trained."""
     try:
-        processor = transformers.CLIPImageProcessor.from_pretrained(_place(origin))
+        processor = transformers.CLIPImageProcessor.from_pretrained(_place(origin, ""))
     except (OSError, ValueError):
         return View(size, MEAN, STD)
     return View(size, tuple(processor.image_mean), tuple(processor.image_std))

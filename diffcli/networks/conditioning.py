@@ -14,6 +14,10 @@ class Conditioning(NamedTuple):
     seeds: Tensor | None = None  # (B,) int64     one stream of dropout a sample; needed only where dropout trains
     mask: Tensor | None = None  # (B, L) bool     which tokens are there to be read; None: all
 
+    def rows(self, first: int, end: int) -> "Conditioning":
+        """The conditions of some samples of a batch."""
+        return Conditioning(*(None if slot is None else slot[first:end] for slot in self))
+
 
 class CondShape(NamedTuple):
     """Width of each slot that a network will receive; 0 is absent."""

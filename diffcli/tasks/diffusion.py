@@ -1,6 +1,6 @@
 """Diffusion as a task: codec, conditioners and denoiser joined; its loss, and the Denoise that samplers walk with."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -25,7 +25,7 @@ from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields
 from diffcli.networks.conditioning import Conditioning
 from diffcli.noise import Domain, Noise, streams
 from diffcli.tasks.codecs.codec import Codec
-from diffcli.tasks.conditioners.conditioner import Conditioner, condition
+from diffcli.tasks.conditioners.conditioner import Conditioner, condition, joined
 from diffcli.tasks.guide import Guiding
 from diffcli.tasks.objective import Objective
 from diffcli.tasks.task import Network, Ranks, Task
@@ -136,19 +136,21 @@ class DiffusionTask(Task):
         finally:
             self.objective = objective
 
-    def condition(self, batch: Batch, keep: Tensor, like: Tensor, seeds: Tensor | None = None) -> Conditioning:
-        """What the network is told of a batch; rows with keep False get the null condition."""
+    def condition(
+        self, batch: Batch, keep: Tensor, like: Tensor, seeds: Tensor | None = None, told: Collection[str] = ()
+    ) -> Conditioning:
+        """What the network is told of a batch; rows with keep False get the null condition, but for the fields `told`."""
         conditioners = cast(Iterable[Conditioner], self.conditioners)
-        return condition(conditioners, batch, keep, like, seeds)
+        return condition(conditioners, batch, keep, like, seeds, told)
 
     def denoise(self, batch: Batch, guidance: float, n: int, guiding: Guiding = Guiding()) -> Denoise:
         """The denoiser of n images with the batch's condition and all guidance bound; x0 in the codec's bounds."""
         guide, schedule, weaker = guiding.guide, self.denoiser.schedule, guiding.weaker
         leads = guidance != 1 and self.conditional and weaker is None
-        cond = self._conditions(batch, n, (True, False) if leads else (True,))
-        plain = self._under(rows(cond, 0, n) if leads else cond)
+        cond = self._conditions(batch, n, (True, False) if leads else (True,), guiding.negative)
+        plain = self._under(cond.rows(0, n) if leads else cond)
         if leads:
-            denoise = self._led(self._both(cond), self._under(rows(cond, n, 2 * n)), guidance, guide.rescale)
+            denoise = self._led(self._both(cond), self._under(cond.rows(n, 2 * n)), guidance, guide.rescale)
         elif guidance != 1 and weaker is not None:
             other = weaker.branch(batch, n)
             denoise = self._led(_each(plain, other), other, guidance, guide.rescale)
@@ -169,15 +171,17 @@ class DiffusionTask(Task):
         """The network alone, with the batch's condition or with none."""
         return self._under(self._conditions(batch, n, (conditional,)))
 
-    def _conditions(self, batch: Batch, n: int, branches: Sequence[bool]) -> Conditioning:
+    def _conditions(
+        self, batch: Batch, n: int, branches: Sequence[bool], negative: Batch | None = None
+    ) -> Conditioning:
         """What the network is told of a batch of n in each branch, one after the other; where it is False, of no condition.
 
-        The conditioners run once, whatever branches guidance has.
+        The conditioners run once, whatever branches guidance has. negative: fields that such a branch is told after all.
         """
-        times = len(branches)
-        whole = {name: torch.cat([v] * times) if isinstance(v, Tensor) else [*v] * times for name, v in batch.items()}
+        whole = joined([batch if conditional else {**batch, **(negative or {})} for conditional in branches])
         keep = moved(torch.tensor(branches).repeat_interleave(n), self.device)
-        return self.condition(whole, keep, torch.empty(self.latent_shape(times * n), device=self.device))
+        like = torch.empty(self.latent_shape(len(keep)), device=self.device)
+        return self.condition(whole, keep, like, told=tuple(negative or ()))
 
     def _under(self, cond: Conditioning) -> Denoise:
         return lambda x, t: self.denoiser(x, t, cond)
@@ -225,11 +229,6 @@ class DiffusionTask(Task):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
-
-
-def rows(cond: Conditioning, first: int, end: int) -> Conditioning:
-    """The conditions of some samples of a batch."""
-    return Conditioning(*(None if slot is None else slot[first:end] for slot in cond))
 
 
 def _each(one: Denoise, other: Denoise) -> Pair:

@@ -77,6 +77,7 @@ class Guiding(NamedTuple):
     guide: Guide = Guide()
     weaker: Branching | None = None
     classifier: Judging | None = None
+    negative: Batch | None = None  # fields that the unconditional branch is told after all
 
 
 class Drawing(NamedTuple):

@@ -1,6 +1,7 @@
 """Tiny encoders of random weights, saved to folders as published ones are; no download."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def tiny_clip(folder: Path, seed: int = 0, legacy_eos: bool = False) -> Path:
     processor = transformers.CLIPImageProcessor(size=size, crop_size={"height": IMAGE, "width": IMAGE})
     for part in (model, tokenizer, processor):
         part.save_pretrained(folder)
+    return folder
+
+
+def tiny_text_tower(folder: Path, seed: int = 0, pad: str | None = None) -> Path:
+    """The text tower and the tokenizer of `tiny_clip`, in the folder of a diffusers pipeline; pad: its token for filling up."""
+    import transformers
+
+    whole = tiny_clip(folder / "whole", seed)
+    transformers.CLIPTextModel.from_pretrained(whole).save_pretrained(folder / "text_encoder")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(whole)
+    if pad is not None:
+        tokenizer.pad_token = pad
+    tokenizer.save_pretrained(folder / "tokenizer")
+    shutil.rmtree(whole)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
     return folder
 
 

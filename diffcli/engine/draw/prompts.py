@@ -112,6 +112,33 @@ def choose_prompts(
     return Prompts(model, given, choose_prior(model, options.prior, needed=True))
 
 
+def choose_negative(
+    model: Model, options: SampleOptions, guidance: float, guide: Guide, prompts: Prompts | None
+) -> Prompts | None:
+    """--negative-prompt, for every image of a request: what the unconditional branch is told instead of nothing.
+
+    Raises UserError where the model reads no texts, or no such branch is asked.
+    """
+    text = options.negative_prompt
+    if text is None:
+        return None
+    flag = f"--negative-prompt {text!r}"
+    if not prompted(model):
+        raise UserError(f"{flag}: {model.path} was not trained on texts", "leave --negative-prompt out")
+    if guidance == 1:
+        raise UserError(
+            f"{flag} with --guidance 1, which asks for the prompt alone",
+            "give --guidance above 1, which leads away from what the negative prompt says",
+        )
+    if guide.weaker is not None:
+        raise UserError(
+            f"{flag}: guide.weaker {guide.weaker} takes the place of what it would be told to",
+            "leave out --negative-prompt, or --set guide.weaker=null",
+        )
+    prior = prompts.prior if prompts is not None else choose_prior(model, options.prior, needed=True)
+    return Prompts(model, (captions.clean(text),), prior)
+
+
 def unconditional(guidance: float, guide: Guide) -> bool:
     """Whether only the null branch is asked: at scale 0, where nothing of the guide looks at the condition either."""
     return guidance == 0 and guide.weaker is None and guide.rescale == 0 and guide.interval is None

@@ -3,7 +3,7 @@
 Image i of a request starts from seed + i, and everything random about it (its noise, its random label) follows from that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ from diffcli.engine.draw.conditions import Conditions, blanks, check_distinct
 from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.draw.given import Value, choose_given
 from diffcli.engine.draw.labels import choose_labels
-from diffcli.engine.draw.prompts import choose_prompts, unconditional
+from diffcli.engine.draw.prompts import Prompts, choose_negative, choose_prompts, unconditional
 from diffcli.engine.draw.rows import Reference, choose_rows, row_fields
 from diffcli.engine.draw.sampling import SampleOptions, check_steps, choose_guidance, choose_sampler, overridden
 from diffcli.engine.draw.translation import choose_prior
@@ -72,6 +72,7 @@ class Request:
     guide: Guide
     models: dict[str, Model]  # those that the guide names
     edit: Edit
+    negative: Prompts | None = None  # what the unconditional branch is told
     tally: Tally = field(default_factory=Tally)  # for samplers whose evaluations are counted only as they go
 
     @property
@@ -99,11 +100,14 @@ class Request:
 
     def batch(self, rows: range) -> Batch:
         """The conditions of images `rows` on the model's device, and `stream`, the seeds of what is random about them."""
-        seeds = self.streams(rows)
-        batch: dict[str, Any] = {"stream": streams(seeds)}
-        for condition in self.conditions:
-            batch |= on_device(condition.fields(rows, seeds), condition.specs, self.task.device)
-        return batch
+        return {"stream": streams(self.streams(rows)), **self._fields(self.conditions, rows)}
+
+    def _fields(self, conditions: Iterable[Conditions], rows: range) -> dict[str, Any]:
+        """Those of some conditions for images `rows`, on the model's device."""
+        found: dict[str, Any] = {}
+        for condition in conditions:
+            found |= on_device(condition.fields(rows, self.streams(rows)), condition.specs, self.task.device)
+        return found
 
     @cached_property
     def labels(self) -> Tensor | None:
@@ -133,6 +137,8 @@ class Request:
     def denoise(self, rows: range) -> Denoise:
         """The guided denoiser of images `rows`."""
         guiding = guides.guiding(self.guide, self.models)
+        if self.negative is not None:
+            guiding = guiding._replace(negative=self._fields([self.negative], rows))
         return self.task.denoise(self.batch(rows), self.guidance, len(rows), guiding)
 
     def walk(self, rows: range) -> tuple[Tensor, Iterator[Step]]:
@@ -165,6 +171,7 @@ class Request:
             "labels": None,
             "class_names": model.classes,
             "prompts": None,
+            "negative_prompt": None if self.negative is None else self.negative.texts[0],
             "prior": None,
             "version": __version__,
         }
@@ -195,9 +202,13 @@ def request(
     check_steps(sampler, options, task)
     models = guides.load_guides(guide, model, options.overrides)
     conditions = choose_conditions(model, options, guidance, guide, models, reference, given or {})
+    words = next((each for each in conditions if isinstance(each, Prompts)), None)
+    negative = choose_negative(model, options, guidance, guide, words)
     n = choose_n(options, conditions)
     edit = choose_edit(model, options)
-    return Request(model, n, options.seed, conditions, sampler, guidance, options.batch_size, guide, models, edit)
+    return Request(
+        model, n, options.seed, conditions, sampler, guidance, options.batch_size, guide, models, edit, negative
+    )
 
 
 def choose_edit(model: Model, options: SampleOptions) -> Edit:

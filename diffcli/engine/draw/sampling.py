@@ -22,6 +22,7 @@ class SampleOptions(EditOptions):
     n: int | None = Field(None, ge=1)
     labels: int | str | tuple[int | str, ...] | None = None  # ID, NAME, all or random; or several, in turn
     prompts: tuple[str, ...] = ()
+    negative_prompt: str | None = None  # of every image
     prior: str | None = None  # a prior's checkpoint, or none
     seed: int = Field(0, ge=0)
     sampler: str | None = None

@@ -5,8 +5,8 @@ guidance.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import ClassVar, Self
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -97,14 +97,21 @@ def condition(
     keep: Tensor,
     like: Tensor,
     seeds: Tensor | None = None,
+    told: Collection[str] = (),
 ) -> Conditioning:
     """Runs every conditioner and joins what fills one slot, in order: vectors and maps by width, tokens one after the other.
 
     keep: (B,) bool. like: x (B, C, *S). seeds: (B,) int64, the streams of this step's dropout, if any. The field `stream` of the
-    batch seeds what conditioners draw: conditioner i from lane i, whatever batch its sample is in.
+    batch seeds what conditioners draw: conditioner i from lane i, whatever batch its sample is in. told: fields that every row is
+    told of; conditioners that read no other have no null here.
     """
+    conditioners = list(conditioners)
     streams = moved(batch["stream"], keep.device) if "stream" in batch else None
-    parts = [conditioner(batch, keep, like, _lane(streams, i)) for i, conditioner in enumerate(conditioners)]
+    everywhere = [bool(c.reads) and c.reads.keys() <= set(told) for c in conditioners]
+    parts = [
+        conditioner(batch, torch.ones_like(keep) if always else keep, like, _lane(streams, i))
+        for i, (conditioner, always) in enumerate(zip(conditioners, everywhere, strict=True))
+    ]
     return Conditioning(
         vector=_joined([part.vector for part in parts]),
         tokens=_joined([part.tokens for part in parts]),
@@ -112,6 +119,15 @@ def condition(
         seeds=seeds,
         mask=_mask(parts),
     )
+
+
+def joined(batches: Sequence[Batch]) -> dict[str, Any]:
+    """Batches of the same fields, one after the other."""
+    found: dict[str, Any] = {}
+    for name, first in batches[0].items():
+        values = [batch[name] for batch in batches]
+        found[name] = torch.cat(values) if isinstance(first, Tensor) else [text for value in values for text in value]
+    return found
 
 
 def _lane(streams: Tensor | None, lane: int) -> Noise:

@@ -1,10 +1,13 @@
 """Texts as a condition, read by a frozen pretrained encoder in every step."""
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from diffcli.config import UserError
 from diffcli.encoders.encoder import CLIP_LENGTH, T5_LENGTH, Encoded, Encoder, EncoderConfig
 from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.conditioning import Conditioning, CondShape
@@ -24,8 +27,9 @@ class PretrainedConditioner(Conditioner):
         self.encoder: Encoder = config.encoder.build()
         tokens = config.width if config.gives != "vector" else 0
         vector = (config.pooled_width or config.width) if config.gives != "tokens" else 0
-        self.tokens = Slot(tokens, config.dim) if tokens else None
-        self.vector = Slot(vector, config.dim) if vector else None
+        self.learned = config.unconditional == "learned"
+        self.tokens = Slot(tokens, config.dim, learned=self.learned) if tokens else None
+        self.vector = Slot(vector, config.dim, learned=self.learned) if vector else None
         self.shape = CondShape(
             vector=self.vector.dim if self.vector else 0, tokens=self.tokens.dim if self.tokens else 0
         )
@@ -35,14 +39,33 @@ class PretrainedConditioner(Conditioner):
 
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, D) and tokens (B, L, D) with their mask. batch["text"]: B strings."""
-        encoded = self._planned(keep) if keep.is_meta else self.encoder.texts(batch["text"], keep.device)
+        encoded = self._planned(keep) if keep.is_meta else self._encoded(batch["text"], keep)
         vector = tokens = mask = None
-        if self.vector is not None and encoded.pooled is not None:
-            vector = self.vector(encoded.pooled, keep, self.encoder, "pooled_width")
+        if self.vector is not None:
+            vector = self.vector(self._pooled(encoded), keep, self.encoder, "pooled_width")
         if self.tokens is not None:
             tokens = self.tokens(encoded.tokens, keep, self.encoder, "width")
-            mask = readable(encoded.mask, keep)
+            mask = readable(encoded.mask, keep) if self.learned else encoded.mask
         return Conditioning(vector=vector, tokens=tokens, mask=mask)
+
+    def _encoded(self, texts: Sequence[str], keep: Tensor) -> Encoded:
+        """The features of B texts, of an empty one in rows with keep False where no vector is learned for them."""
+        if self.learned:
+            return self.encoder.texts(texts, keep.device)
+        found = self.encoder.texts([*texts, ""], keep.device)
+
+        def chosen(x: Tensor) -> Tensor:
+            return torch.where(keep.view(-1, *[1] * (x.ndim - 1)), x[:-1], x[-1:])
+
+        return Encoded(chosen(found.tokens), chosen(found.mask), None if found.pooled is None else chosen(found.pooled))
+
+    def _pooled(self, encoded: Encoded) -> Tensor:
+        if encoded.pooled is None:
+            raise UserError(
+                f"{self.encoder.key} is '{self.encoder.config.model}', which gives tokens and no vector",
+                "set gives of its conditioner to tokens, or name the folder of a whole CLIP",
+            )
+        return encoded.pooled
 
     def _planned(self, keep: Tensor) -> Encoded:
         """Features without values: a plan counts the arithmetic of a step, for which nothing is loaded."""
@@ -54,7 +77,11 @@ class PretrainedConditioner(Conditioner):
 
 
 class PretrainedConditionerConfig(ConditionerConfig):
-    """Captions, read by a frozen encoder in every step. width, pooled_width: of its tokens and of its pooled feature."""
+    """Captions, read by a frozen encoder in every step. width, pooled_width: of its tokens and of its pooled feature.
+
+    unconditional: what rows without a condition are told: learned vectors, or the features of an empty text, as in Stable
+    Diffusion.
+    """
 
     kind: Literal["pretrained"] = "pretrained"
     encoder: EncoderConfig
@@ -62,6 +89,7 @@ class PretrainedConditionerConfig(ConditionerConfig):
     width: int = Field(768, ge=1)
     pooled_width: int | None = Field(None, ge=1, description="null: as wide as the tokens")
     dim: int | None = Field(None, ge=1, description="width after a learned projection; null: none")
+    unconditional: Literal["learned", "empty"] = "learned"
 
     @model_validator(mode="after")
     def _agree(self) -> "PretrainedConditionerConfig":

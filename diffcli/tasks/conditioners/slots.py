@@ -25,14 +25,17 @@ def unit_variance(embedding: Tensor) -> Tensor:
 
 
 class Slot(nn.Module):
-    """A projection to `dim`, or none, into `count` vectors each, and the learned vector of those that have no condition."""
+    """A projection to `dim`, or none, into `count` vectors each, and the learned vector of those that have no condition.
 
-    def __init__(self, width: int, dim: int | None, count: int = 1) -> None:
+    learned: False where rows without a condition are told something else, so that `keep` is True for all.
+    """
+
+    def __init__(self, width: int, dim: int | None, count: int = 1, learned: bool = True) -> None:
         super().__init__()
         self.width, self.dim, self.count = width, dim or width, count
         projected = dim is not None or count > 1
         self.project = nn.Linear(width, self.dim * count) if projected else nn.Identity()
-        self.null = nn.Parameter(SMALL * torch.randn(count, self.dim))
+        self.null = nn.Parameter(SMALL * torch.randn(count, self.dim)) if learned else None
 
     def forward(self, x: Tensor, keep: Tensor, encoder: Encoder | None = None, key: str = "") -> Tensor:
         """(B, width) -> (B, dim), or (B, L, width) -> (B, L * count, dim)."""
@@ -40,9 +43,11 @@ class Slot(nn.Module):
             check_width(x, self.width, encoder, key)
         told = self.project(x)
         if x.ndim == 2:
-            return torch.where(keep[:, None], told, self.null[0])
+            return told if self.null is None else torch.where(keep[:, None], told, self.null[0])
         told = told.unflatten(-1, (self.count, self.dim))  # (B, L, count, dim)
-        return torch.where(keep[:, None, None, None], told, self.null).flatten(1, 2)
+        if self.null is not None:
+            told = torch.where(keep[:, None, None, None], told, self.null)
+        return told.flatten(1, 2)
 
 
 def readable(mask: Tensor, keep: Tensor) -> Tensor:

@@ -203,6 +203,31 @@ def test_a_weaker_model_reads_the_prompts_too_or_is_refused(
     refused.refused("guide.weaker", "the conditions none", "text")
 
 
+def test_a_negative_prompt_is_what_the_unconditional_branch_is_told(
+    draw: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    """The null is a third point on the line through both branches only where nothing is said against it."""
+    prompt = ["--prompt", "the digit 3", "--n", 2]
+    against = draw(*prompt, "--guidance", 3, "--negative-prompt", "the digit 8")
+    assert sidecar(tmp_path)["negative_prompt"] == "the digit 8"
+    assert not np.array_equal(against, draw(*prompt, "--guidance", 3))
+    assert sidecar(tmp_path)["negative_prompt"] is None
+    alone = draw(*prompt, "--guidance", 0, "--negative-prompt", "the digit 8")
+    assert np.array_equal(alone, draw("--prompt", "the digit 8", "--n", 2, "--guidance", 1))
+    same = draw(*prompt, "--guidance", 3, "--negative-prompt", "the digit 3")
+    assert np.array_equal(same, draw(*prompt, "--guidance", 1))  # led away from itself
+
+
+def test_a_negative_prompt_that_nobody_hears_is_refused(cli: Cli, spoken: Path, trained: Path, tmp_path: Path) -> None:
+    out, no = ["--out", tmp_path / "s.png"], ["--negative-prompt", "8"]
+    cli("sample", "--ckpt", trained, *out, *no).refused("--negative-prompt '8'", "not trained on texts")
+    text = ["sample", "--ckpt", spoken, *out, "--prompt", "3"]
+    cli(*text, *no, "--guidance", 1).refused("--negative-prompt '8'", "--guidance above 1")
+    weaker = f"guide.weaker={spoken / 'checkpoints/step-00000002'}"
+    cli(*text, *no, "--guidance", 3, "--set", weaker).refused("--negative-prompt '8'", "guide.weaker")
+    assert not (tmp_path / "s.png").exists()
+
+
 def test_a_model_of_texts_is_not_exported_to_networks_that_read_none(cli: Cli, spoken: Path, tmp_path: Path) -> None:
     done = cli("export", "--ckpt", spoken, "--to", "diffusers", "--out", tmp_path / "out")
     done.refused("task.conditioners are text", "unconditional")

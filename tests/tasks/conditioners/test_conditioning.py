@@ -74,6 +74,23 @@ def test_tokens_that_mask_none_of_theirs_are_read_whole_beside_those_that_do() -
     assert mask.tolist() == [[True, True, True], [True, False, False], [True, True, True]]
 
 
+def test_a_field_that_every_row_is_told_of_has_no_null_and_leaves_the_others_theirs() -> None:
+    """As the unconditional branch with a negative prompt: the text is another, the class stays none."""
+
+    class Reader(Conditioner):
+        kind, shape, reads = "reader", CondShape(tokens=7), {"text": FieldSpec("text")}
+
+        def forward(self, batch: object, keep: torch.Tensor, like: torch.Tensor, noise) -> Conditioning:
+            return Conditioning(tokens=keep[:, None, None].float().expand(3, 1, 7))
+
+    classes = ClassConditionerConfig(num_classes=5, dim=7).build()
+    batch = {"label": torch.tensor([4, 2, 0]), "text": ["a", "b", "c"]}
+    cond = condition([classes, Reader()], batch, KEEP, LIKE, told=["text"])
+    assert torch.equal(cond.vector, classes.embedding.weight[[4, 5, 0]])
+    assert cond.tokens[:, 0, 0].tolist() == [1, 1, 1]
+    assert condition([Reader()], batch, KEEP, LIKE).tokens[:, 0, 0].tolist() == [1, 0, 1]
+
+
 def test_tokens_of_two_widths_are_the_users_error() -> None:
     two = [ClassConditionerConfig(num_classes=5, dim=n, tokens=1).build() for n in (3, 2)]
     with pytest.raises(UserError, match="2 and 3 wide"):
