@@ -3,29 +3,14 @@
 Contract: everything is computed in float32 in pieces of bounded memory, and nothing is random but the numbers that are given.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
 PIECE = 2**24  # distances that are held at once: 64 MiB
-
-
-@contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Within it, products of matrices are of float32 alone, whatever precision the networks around it have."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+COARSE = ~0x1FFF  # the bits of a float32 that TF32 has
 
 
 @torch.no_grad()
-@torch.compiler.disable
 def nearest(rows: Tensor, centres: Tensor) -> Tensor:
     """The index of the centre (K, D) nearest to each row (N, D), the first of equals: (N,) int64.
 
@@ -35,9 +20,25 @@ def nearest(rows: Tensor, centres: Tensor) -> Tensor:
     middle = centres.mean(dim=0)
     moved = centres - middle
     squares = moved.square().sum(dim=1)  # (K,)
-    with exact_products(rows.device):
+    right = factors(moved, 1).T
+    device = "cpu" if rows.is_meta else rows.device.type
+    with torch.autocast(device, enabled=False):
         pieces = (rows - middle).split(max(1, PIECE // len(centres)))
-        return torch.cat([torch.addmm(squares, piece, moved.T, alpha=-2).argmin(dim=1) for piece in pieces])
+        return torch.cat([torch.addmm(squares, factors(piece, 2), right, alpha=-2).argmin(dim=1) for piece in pieces])
+
+
+def factors(x: Tensor, low: int) -> Tensor:
+    """(N, D) -> (N, 3D) such that the product of two of these, low = 1 and 2, is that of what they were made of.
+
+    Tensor cores round the factors of float32 to 10 bits of mantissa. So each is split into what these bits hold and the rest,
+    and the three products that matter are added: all but 2^-22 is left. low: which third has the rest. Elsewhere it is x itself.
+    """
+    if x.device.type != "cuda":
+        return x
+    high = (x.view(torch.int32) & COARSE).view(torch.float32)
+    thirds = [high, high, high]
+    thirds[low] = x - high
+    return torch.cat(thirds, dim=1)
 
 
 def sums_of(rows: Tensor, codes: Tensor, k: int) -> Tensor:

@@ -123,8 +123,9 @@ class VectorQuantiser(Bottleneck):
 
     @torch.no_grad()
     def start(self, h: Tensor) -> None:
-        """Sets the codebook to the k-means of latents that are spread evenly over h; see `IMAGES`."""
+        """Sets the codebook to the k-means of the latents in h, or of as many as `ROWS_A_CODE` says. Their order is nothing."""
         rows, k = as_rows(h.float()), self.config.codes
+        rows = rows[(rows.double() * irregular(rows.shape[1], rows.device)).sum(dim=1).argsort(stable=True)]
         if len(rows) > ROWS_A_CODE * k:
             rows = rows[torch.arange(ROWS_A_CODE * k, device=rows.device) * len(rows) // (ROWS_A_CODE * k)]
         noise = Noise([0], torch.device("cpu"), Domain.CODEBOOK)
@@ -138,6 +139,11 @@ class VectorQuantiser(Bottleneck):
         self.sizes.fill_(1 / k)
         if self.config.codebook == "ema":
             self.sums.copy_(self.codebook / k)
+
+
+def irregular(n: int, device: torch.device) -> Tensor:
+    """A direction (n,) float64 along which no two different rows are likely to be level."""
+    return torch.arange(1, n + 1, dtype=torch.float64, device=device).sqrt().sin()
 
 
 def straight_through(h: Tensor, code: Tensor) -> Tensor:
