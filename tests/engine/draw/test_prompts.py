@@ -16,7 +16,7 @@ from diffcli.engine.distributed import join
 from diffcli.engine.draw.output import columns_for
 from diffcli.engine.draw.pictures import MOST_LINES, READABLE, captioned, grid, lines
 from diffcli.engine.draw.prompts import choose_prompts, read_prompts
-from diffcli.engine.draw.sample import SampleOptions, load_model
+from diffcli.engine.draw.sample import SampleOptions, load_model, request
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.train import train
 from diffcli.noise import Noise
@@ -139,6 +139,11 @@ def test_class_and_prompt_go_together_where_a_model_reads_both(
     assert len(draw("--class", "all", "--prompt", "x", ckpt=both)) == 10
     many = [argument for i in range(12) for argument in ("--prompt", f"x {i}")]
     assert len(draw("--class", "all", *many, ckpt=both)) == 12  # no prompt is left out
+
+
+def test_a_caption_says_both_prompt_and_class(both: Path) -> None:
+    options = SampleOptions(n=2, labels="3", prompts=("one", "two"))
+    assert request(load_model(both, torch.device("cpu")), options).captions() == ["one / 3", "two / 3"]
 
 
 def test_one_prompt_holds_all_the_way_between_two_seeds(draw: Callable[..., np.ndarray]) -> None:
