@@ -52,3 +52,10 @@ def test_the_most_is_taken_over_all_images_but_those_that_only_fill_a_batch() ->
     steps = [Step(torch.tensor(t), x, x, torch.tensor(counts)) for t, counts in ((0.5, [2, 4, 9]), (0.0, [6, 7, 12]))]
     assert list(tally.watch(iter(steps), 2)) == steps
     assert int(tally) == 7
+
+
+def test_rows_past_the_end_of_a_request_only_fill_a_batch(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    monkeypatch.setattr(Tally, "watch", lambda self, steps, count: counts.append(count) or steps)
+    request(load_model(trained, torch.device("cpu")), SampleOptions(n=3)).walk(range(2, 5))
+    assert counts == [1]
