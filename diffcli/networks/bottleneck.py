@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcli.config import Config
+from diffcli.networks.memory_format import memory_format
 
 
 class Coded(NamedTuple):
@@ -78,8 +79,9 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def as_maps(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `as_rows`: (B x S, C) -> (B, C, *S), for S of `like` (B, any, *S)."""
-    return rows.view(len(like), *like.shape[2:], rows.shape[1]).movedim(-1, 1)
+    """The inverse of `as_rows`: (B x S, C) -> (B, C, *S), for S and the memory format of `like` (B, any, *S)."""
+    maps = rows.view(len(like), *like.shape[2:], rows.shape[1]).movedim(-1, 1)
+    return maps.contiguous(memory_format=memory_format(like))
 
 
 def of_each(x: Tensor) -> Tensor:

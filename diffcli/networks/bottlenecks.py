@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffcli.networks.bottleneck import Bottleneck, BottleneckConfig, Coded, nothing
 from diffcli.networks.finite_scalar import Fsq
+from diffcli.networks.memory_format import memory_format
 from diffcli.networks.vector_quantiser import Vq
 
 LOG_VARIANCE = (-30.0, 20.0)  # its range, as published: exp() of it is a float32 on both sides
@@ -38,8 +39,9 @@ class Gaussian(Bottleneck):
         self.inputs, self.channels, self.beta = 2 * latent, latent, beta
 
     def moments(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, (B, channels, *S) float32 each."""
-        mean, log_variance = h.float().chunk(2, dim=1)
+        """Mean and log-variance, (B, channels, *S) float32 each, in h's memory format."""
+        layout = memory_format(h)
+        mean, log_variance = (half.contiguous(memory_format=layout) for half in h.float().chunk(2, dim=1))
         return mean, log_variance.clamp(*LOG_VARIANCE)
 
     def forward(self, h: Tensor, noise: Tensor | None) -> Coded:

@@ -58,7 +58,7 @@ class VectorQuantiser(Bottleneck):
     def forward(self, h: Tensor, noise: Tensor | None) -> Coded:
         h = h.float()
         codes = self.codes_of(h)
-        chosen = self.of_codes(codes)
+        chosen = as_maps(self.codebook[codes.flatten()], h)
         commitment = of_each((h - chosen.detach()).square())  # (B,)
         loss = self.config.beta * commitment
         if self.config.codebook == "gradient":
@@ -71,7 +71,7 @@ class VectorQuantiser(Bottleneck):
         return h.float()
 
     def snapped(self, z: Tensor) -> Tensor:
-        return self.of_codes(self.codes_of(z))
+        return as_maps(self.codebook[self.codes_of(z).flatten()], z)
 
     def codes_of(self, z: Tensor) -> Tensor:
         """The codes (B, *S) int64 nearest to latents z (B, C, *S)."""

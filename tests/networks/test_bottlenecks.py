@@ -5,6 +5,7 @@ import torch
 
 from diffcli.networks.bottleneck import as_maps, as_rows
 from diffcli.networks.bottlenecks import LOG_VARIANCE, AnyBottleneck, Fsq, Gaussian, Identity, Kl, Vq
+from diffcli.networks.memory_format import memory_format
 from tests.networks.waking import normal
 
 BOTTLENECKS = [
@@ -35,6 +36,18 @@ def test_an_image_is_coded_alike_in_any_batch(config: AnyBottleneck) -> None:
     assert whole.z[1:2].equal(one.z)
     assert whole.loss[1:2].equal(one.loss)
     assert all(whole.terms[name][1:2].equal(term) for name, term in one.terms.items())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("config", BOTTLENECKS, ids=lambda b: b.kind)
+def test_the_decoder_is_given_the_memory_format_of_the_encoder(
+    config: AnyBottleneck, layout: torch.memory_format
+) -> None:
+    bottleneck = config.build(2)
+    h = normal(3, bottleneck.inputs, 4, 5).contiguous(memory_format=layout)
+    z = bottleneck(h, None).z
+    for maps in (z, bottleneck.snapped(z), bottleneck.latent(h, None)):
+        assert memory_format(maps) is layout
 
 
 @pytest.mark.parametrize("config", BOTTLENECKS, ids=lambda b: b.kind)
