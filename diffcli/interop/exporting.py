@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.interop import diffusers_config, diffusers_unet, published_dit
-from diffcli.interop.importing import CONFIG, PIPELINE, SCHEDULER, WEIGHTS, check_empty, diffusion, on_meta
+from diffcli.interop import published_dit
+from diffcli.interop.importing import CONFIG, PIPELINE, SCHEDULER, check_empty, diffusion, on_meta
 from diffcli.interop.scheduler import write_scheduler
-from diffcli.interop.weight_files import ForeignTensors, write
+from diffcli.interop.unets import diffusers_config, diffusers_unet
+from diffcli.interop.weight_files import WEIGHTS, ForeignTensors, write
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset

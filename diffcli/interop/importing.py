@@ -15,9 +15,10 @@ from torch import Tensor
 from diffcli import __version__, checkpoint
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.interop import diffusers_config, diffusers_unet, openai, published_dit, scheduler
+from diffcli.interop import published_dit, scheduler
 from diffcli.interop.foreign import Foreign, read_json
-from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_tensors
+from diffcli.interop.unets import diffusers_config, diffusers_unet, openai
+from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_tensors, weights_in
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
@@ -28,7 +29,6 @@ CONFIG = "config.json"
 PIPELINE = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 NETWORKS = ("unet", "transformer")  # folders of a pipeline
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 MODELS = ("UNet2DModel", "DiTTransformer2DModel")
 STEPS = 100_000  # of a training that nobody asked for yet: a preset must say something
 
@@ -191,14 +191,6 @@ def folder_tensors(preset: Preset, config: Foreign, theirs: ForeignTensors) -> d
         network, ours, null, diffusers_config.gone(config), sines_first=not config.get("flip_sin_to_cos")
     )
     return read(rules, theirs, ours, config.source)
-
-
-def weights_in(folder: Path) -> Path:
-    """The file of a network's weights."""
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder}: holds none of {', '.join(WEIGHTS)}", "download the folder again, whole")
 
 
 def check_agreement(raw: Mapping[str, Any], given: Preset, source: str, key: str = "") -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.interop.foreign import Foreign
-from diffcli.interop.places import CLASSES, NETWORK
+from diffcli.interop.unets.places import CLASSES, NETWORK
 from diffcli.interop.weight_files import ForeignTensors, Rule, layers, some
 from diffcli.networks.dit import TIME_WIDTH, DiTConfig
 from diffcli.networks.patches import sincos

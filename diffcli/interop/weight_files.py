@@ -19,6 +19,7 @@ from diffcli.config import UserError
 
 FEW = 4  # names that an error lists of each kind
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # in a folder of diffusers
 INSIDE = ("ema", "state_dict", "model")  # where training checkpoints keep the weights, the best first
 
 ForeignTensors = Mapping[str, Tensor]
@@ -107,6 +108,14 @@ def wanted_shapes(rules: Sequence[Rule], ours: ForeignTensors) -> dict[str, torc
 def some(names: Sequence[str]) -> str:
     """The first few of the names."""
     return ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of the weights of a network of diffusers."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: holds none of {', '.join(WEIGHTS)}", "download the folder again, whole")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
-from diffcli.interop import diffusers_conditional, diffusers_config, diffusers_unet
 from diffcli.interop.foreign import Foreign
-from diffcli.interop.places import NETWORK
+from diffcli.interop.unets import diffusers_conditional, diffusers_config, diffusers_unet
+from diffcli.interop.unets.places import NETWORK
 from diffcli.interop.weight_files import read, wanted_shapes, write
 from diffcli.networks.attention_blocks import TokenAttention
 from diffcli.networks.conditioning import Conditioning, CondShape

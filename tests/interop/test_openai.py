@@ -192,8 +192,8 @@ def test_tensors_of_an_unknown_model_are_refused(tmp_path: Path):
     ],
 )
 def test_the_shipped_presets_have_every_tensor_of_the_published_models(name: str, flags: Flags):
-    from diffcli.interop import openai
     from diffcli.interop.importing import on_meta
+    from diffcli.interop.unets import openai
     from diffcli.interop.weight_files import wanted_shapes
 
     with torch.device("meta"):

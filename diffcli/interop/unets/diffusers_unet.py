@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from diffcli.interop.places import NETWORK, WeightPlace, class_rules, held, places
-from diffcli.interop.transformer_rules import transformer_rules
+from diffcli.interop.unets.places import NETWORK, WeightPlace, class_rules, held, places
+from diffcli.interop.unets.transformer_rules import transformer_rules
 from diffcli.interop.weight_files import ForeignTensors, Rule, absent, layer, layers
 from diffcli.networks.layers import Attention
 from diffcli.networks.unet import UNet

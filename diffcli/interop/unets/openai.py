@@ -7,8 +7,8 @@ Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), Dhariwal & Nichol 2021 (arXiv
 from collections.abc import Iterator
 from itertools import count
 
-from diffcli.interop.places import NETWORK, WeightPlace, class_rules, held, places
-from diffcli.interop.transformer_rules import transformer_rules
+from diffcli.interop.unets.places import NETWORK, WeightPlace, class_rules, held, places
+from diffcli.interop.unets.transformer_rules import transformer_rules
 from diffcli.interop.weight_files import ForeignTensors, Rule, layer, layers
 from diffcli.networks.unet import UNet
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffcli.config import ImageShape, UserError
-from diffcli.interop.diffusers_config import PERIOD, attended_sizes, attends, norm_groups, shifted_period
 from diffcli.interop.foreign import Foreign
+from diffcli.interop.unets.diffusers_config import PERIOD, attended_sizes, attends, norm_groups, shifted_period
 from diffcli.networks.attention_blocks import SpatialTransformer
 from diffcli.networks.blocks import stages
 from diffcli.networks.unet import UNet

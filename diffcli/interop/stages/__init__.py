@@ -1,0 +1,1 @@
+"""First stages of other libraries, as tables of renamings and of keys."""

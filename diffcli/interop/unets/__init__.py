@@ -1,0 +1,1 @@
+"""U-Nets of other libraries, as tables of renamings and of keys."""
