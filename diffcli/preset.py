@@ -20,6 +20,7 @@ from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
 from diffcli.fields import FieldSpec
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
+from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Drawing, Guide
@@ -27,7 +28,10 @@ from diffcli.tasks.prior import PriorConfig
 
 NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # PyYAML on 2024-13-45, !!timestamp x, [[[[...
 
-AnyTask = Annotated[DiffusionConfig | ClassifierConfig | PriorConfig, Field(discriminator="kind")]
+AnyTask = Annotated[
+    DiffusionConfig | ClassifierConfig | PriorConfig | AutoencoderTaskConfig,
+    Field(discriminator="kind"),
+]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 

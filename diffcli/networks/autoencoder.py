@@ -108,10 +108,14 @@ class Autoencoder(nn.Module):
 
     def forward(
         self, x: Tensor, noise: Tensor | None = None, vector: Tensor | None = None, seeds: Tensor | None = None
-    ) -> tuple[Tensor, Coded]:
-        """The image again (B, C, H, W), and what went through the bottleneck. noise: see `Bottleneck.forward`."""
-        coded = self.bottleneck(self.encode(x, vector, seeds), noise)
-        return self.decode(coded.z, vector, seeds), coded
+    ) -> tuple[Tensor, Coded, Tensor]:
+        """The image again (B, C, H, W), what went through the bottleneck, and the h that it was given.
+
+        noise: see `Bottleneck.forward`.
+        """
+        h = self.encode(x, vector, seeds)
+        coded = self.bottleneck(h, noise)
+        return self.decode(coded.z, vector, seeds), coded, h
 
     def told(self, vector: Tensor, keep: Tensor) -> Tensor:
         """Vectors (B, V), the null in the rows whose keep (B,) is False."""

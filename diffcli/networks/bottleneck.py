@@ -33,12 +33,14 @@ class Gathers(Protocol):
 class Bottleneck(nn.Module, ABC):
     """inputs: channels that it wants of the encoder. channels: of a latent. bits: of an element of S; None: it is continuous.
 
-    measures: images whose `h` it wants to see before the first step (`start`); 0: none.
+    variational: its latent is drawn with the noise of `forward`, and its loss is in nats: a sum over an image's latent, where
+    that of others is a mean. measures: images whose `h` it wants to see before the first step (`start`); 0: none.
     """
 
     inputs: int
     channels: int
     bits: float | None = None
+    variational: bool = False
     measures: int = 0
 
     @abstractmethod

@@ -34,6 +34,8 @@ class Gaussian(Bottleneck):
     Source: Kingma & Welling 2013, appendix B (arXiv 1312.6114); beta: Higgins et al. 2017.
     """
 
+    variational = True
+
     def __init__(self, latent: int, beta: float) -> None:
         super().__init__()
         self.inputs, self.channels, self.beta = 2 * latent, latent, beta

@@ -68,7 +68,14 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """(B, D) float, non-negative; in eval mode a function of each image alone. time: (B,), 0..1000, if it is timed."""
+        return self.stages(x, time)[-1].mean(dim=(2, 3))
+
+    def stages(self, x: Tensor, time: Tensor | None = None) -> list[Tensor]:
+        """What each residual block makes of x, (B, width x (1, 2, 4), H / (2, 4, 8), W / (2, 4, 8)), not negative."""
         emb = None if self.time is None else self.time(time, None)
+        found = []
         for layer in self.body:
             x = layer(x, emb) if isinstance(layer, ConvNetBlock) else layer(x)
-        return x.mean(dim=(2, 3))
+            if isinstance(layer, ConvNetBlock):
+                found.append(x)
+        return found

@@ -187,6 +187,13 @@ class Task(nn.Module, ABC):
     def after_update(self, ranks: Ranks) -> None:
         """Called once a step, after all phases and micro-batches: what the task remembers of them beside its weights."""
 
+    def remarks(self, step: int, values: dict[str, float]) -> list[str]:
+        """What a person should know of the numbers of a step, which are named as in the log: sentences without numbers.
+
+        One is said at the step from which on it is true, and stands in the lines of the log as long as it is.
+        """
+        return []
+
     @abstractmethod
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor | None:
         """Images (B, C, H, W) in [-1, 1] for the run log, one for each row of a batch of data; None where it has none."""

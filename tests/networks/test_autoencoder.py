@@ -83,7 +83,7 @@ def test_any_size_that_the_downscale_divides_goes_through(bottleneck: AnyBottlen
     f = config.downscale
     assert f == 2 ** (levels - 1)
     x = normal(2, (1, 3, 4)[levels % 3], 2 * f, 3 * f)
-    y, coded = ours(x)
+    y, coded, _ = ours(x)
     assert y.shape == x.shape
     assert coded.z.shape == (2, 2, 2, 3)
     assert coded.loss.shape == (2,)
@@ -93,7 +93,7 @@ def test_any_size_that_the_downscale_divides_goes_through(bottleneck: AnyBottlen
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS, ids=lambda b: b.kind)
 def test_every_parameter_gets_a_gradient(bottleneck: AnyBottleneck) -> None:
     ours = built(small(attend=(1,)), bottleneck, vector=5)
-    y, coded = ours(normal(2, 3, 8, 8), noise=normal(2, 2, 4, 4))
+    y, coded, _ = ours(normal(2, 3, 8, 8), noise=normal(2, 2, 4, 4))
     (y.square().mean() + coded.loss.mean()).backward()
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None, name
@@ -138,7 +138,7 @@ def saved(config: AutoencoderConfig, x: Tensor) -> tuple[int, list[Tensor]]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        y, _ = ours(x, seeds=torch.arange(len(x)))
+        y, *_ = ours(x, seeds=torch.arange(len(x)))
         size = sum(kept.values())
         loss = y.square().mean()
     loss.backward()
@@ -157,7 +157,7 @@ def test_saving_memory_changes_no_gradient_and_keeps_less() -> None:
 
 def test_the_last_layer_gives_the_image() -> None:
     ours = built(small())
-    y, _ = ours(normal(1, 3, 8, 8))
+    y, *_ = ours(normal(1, 3, 8, 8))
     with torch.no_grad():
         ours.last_layer.zero_()
         assert ours(normal(1, 3, 8, 8))[0].equal(ours.decoder.head.bias[:, None, None].expand_as(y[0])[None])  # type: ignore[index]

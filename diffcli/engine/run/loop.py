@@ -43,7 +43,9 @@ class Progress(NamedTuple):
     event: str = ""  # what was written, if anything
     waited: float = 0.0  # seconds of this session that training waited for data,
     data_wait: float = 0.0  # and their share of all of its training
-    notes: tuple[str, ...] = ()  # what there is to say of the data
+    notes: tuple[
+        str, ...
+    ] = ()  # what there is to say of the data, and of the numbers where that was not true a step before
 
     @property
     def losses(self) -> dict[str, float]:
@@ -117,6 +119,7 @@ class Loop:
         waits = Waits(self.feed.batches(first))
         self.state.task.train()
         pending: deque[Numbers] = deque()
+        said: list[str] = []  # of the numbers of the step before
         before = time.perf_counter()
         try:
             with stop_signals() as stop:
@@ -140,7 +143,9 @@ class Loop:
                         self.feed.gather()
                     event = self.after(step, settled[-1].values, clocked, due, stopping, log) if due or stopping else ""
                     for s in settled:
-                        written, notes = event if s.step == step else "", tuple(self.feed.notes())
+                        before_it, said = said, self.state.task.remarks(s.step, s.values) if log is not None else []
+                        notes = (*self.feed.notes(), *(remark for remark in said if remark not in before_it))
+                        written = event if s.step == step else ""
                         speed = clocked["images_per_s"]
                         yield Progress(s.step, cfg.steps, s.values, speed, written, waits.waited, waits.share, notes)
                     if stopping and step < cfg.steps:
@@ -242,7 +247,8 @@ class Loop:
         if "data_wait" in clocked:
             due_phases = [phase for phase in self.state.phases if phase.due(step)]
             rates = {f"{self.prefix(phase)}lr": rate(phase, step, self.cfg.steps) for phase in due_phases}
-            log.line(step, {**shown, **rates, **self.feed.numbers(step), **clocked})
+            remarks = self.state.task.remarks(step, shown)
+            log.line(step, {**shown, **rates, **self.feed.numbers(step), **clocked}, remarks)
             written.append("log")
         if "save" in due or stopping:
             parts, record = self.state.parts(), self.record | self.feed.kept

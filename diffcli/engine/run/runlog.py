@@ -10,7 +10,7 @@ data since the line before) and `time`; a resumed run drops the lines past its s
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,11 @@ class RunLog:
             self._started = time.time() - _rewind(run.log, start)
             self._file = run.log.open("a", encoding="utf-8")
 
-    def line(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
-        """Appends one JSON object; returns it."""
-        record = {"step": step, **values, "time": round(time.time() - self._started, 3)}
+    def line(self, step: int, values: Mapping[str, float], remarks: Sequence[str] = ()) -> dict[str, Any]:
+        """Appends one JSON object; returns it. remarks: what is to be said of the values, as its `remarks`, if anything."""
+        record: dict[str, Any] = {"step": step, **values, "time": round(time.time() - self._started, 3)}
+        if remarks:
+            record["remarks"] = list(remarks)
         with self.run.writing():
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()

@@ -1,0 +1,105 @@
+"""What a preset says of a first stage: `task: {kind: autoencoder, network: ..., bottleneck: ...}`."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from diffcli.config import Config, ImageShape, UserError
+from diffcli.fields import Specs
+from diffcli.networks.autoencoder import AutoencoderConfig, FirstStageConfig
+from diffcli.networks.bottlenecks import AnyBottleneck, Kl
+from diffcli.tasks.autoencoder.adversary import Adversarial
+from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask, Fidelity, StoredVector
+from diffcli.tasks.autoencoder.perceptual import AnyPerceptual
+from diffcli.tasks.task_config import TaskConfig, modelled
+
+
+class StoredVectorConfig(Config):
+    """An embedding of each image that `prep-data --embed` stored beside it, scaled to variance 1.
+
+    drop: the share of samples that train without it, so that the first stage also works where there is none.
+    """
+
+    field: str = Field("clip_image", pattern=r"^[a-z][a-z0-9_]*$")
+    width: int = Field(768, ge=1, description="of the stored vectors")
+    drop: float = Field(0.1, ge=0, lt=1, description="share of samples trained without it")
+
+
+class AutoencoderTaskConfig(TaskConfig):
+    """A first stage. The units of the loss: see autoencoder_task.py."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    field: str = Field("image", description="what is encoded: a field of the data that is an image")
+    network: AutoencoderConfig
+    bottleneck: AnyBottleneck = Kl()
+    embedding: StoredVectorConfig | None = Field(None, description="what encoder and decoder are told of an image")
+    distance: Literal["l1", "l2"] = "l2"
+    sigma: float | None = Field(
+        None,
+        gt=0,
+        description="of a normal distribution about the reconstruction, in [-1, 1]: l2 counts 1 / (2 sigma^2)",
+    )
+    perceptual: AnyPerceptual | None = None
+    adversarial: Adversarial | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> "AutoencoderTaskConfig":
+        if self.sigma is not None and self.distance != "l2":
+            raise ValueError(
+                f"sigma is {self.sigma}, the deviation of a normal distribution, but distance is '{self.distance}'; "
+                "set task.distance to l2, or task.sigma to null"
+            )
+        return self
+
+    @property
+    def models(self) -> str:
+        return self.field
+
+    def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
+        for size in sizes:
+            if fault := self.misfit(size):
+                raise ValueError(f"data.buckets: {fault}")
+
+    def misfit(self, size: tuple[int, int]) -> str | None:
+        """What is wrong with images of this height and width, as `problem; hint`."""
+        f, (height, width) = self.network.downscale, size
+        if height % f == 0 and width % f == 0:
+            return None
+        near = [max(f, round(side / f) * f) for side in size]
+        return (
+            f"images are {height}x{width}, which the downscale {f} of task.network does not divide; "
+            f"set data.size to {near[0] if near[0] == near[1] else near}, or change task.network.mult"
+        )
+
+    def resolved(self) -> "AutoencoderTaskConfig":
+        if self.perceptual is None:
+            return self
+        return self.model_copy(update={"perceptual": self.perceptual.resolved()})
+
+    def build(self, specs: Specs) -> AutoencoderTask:
+        """The task for the field that it encodes, its weights drawn from torch's current generator."""
+        spec = modelled(specs, self.field, ("image",))
+        channels, *sides = spec.sides
+        if None not in spec.shape and (fault := self.misfit((sides[0], sides[1]))):
+            raise UserError(*fault.split("; ", 1))
+        told, perceptual = self.embedding, None
+        if self.perceptual is not None:
+            self.perceptual.check(ImageShape(*spec.sides))
+            perceptual = self.perceptual.build()
+        stage = FirstStageConfig(
+            network=self.network,
+            bottleneck=self.bottleneck,
+            channels=channels,
+            vector=0 if told is None else told.width,
+        )
+        return AutoencoderTask(
+            stage,
+            stage.build(),
+            Fidelity(self.distance, self.sigma, 1.0 if self.perceptual is None else self.perceptual.weight),
+            perceptual,
+            None if self.adversarial is None else self.adversarial.build(channels),
+            None if told is None else StoredVector(told.field, told.width, told.drop),
+            self.field,
+            spec,
+        )

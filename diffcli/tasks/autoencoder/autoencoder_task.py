@@ -1,0 +1,230 @@
+"""First stages: an autoencoder that keeps what is seen of an image in fewer numbers, or in a few bits.
+
+For N numbers an image, mean over images of
+
+    reconstruction + weight * perceptual + bottleneck + weight * adversarial
+
+reconstruction: |x - made| or (x - made)^2, mean over the N numbers; with `sigma`, (x - made)^2 / (2 sigma^2). The loss of a
+variational bottleneck, beta * KL in nats, is a sum over an image's latent, so it is divided by N, as the reconstruction is: with
+`sigma` the loss is a negative evidence bound in nats a number. A linear autoencoder then reaches reverse water-filling at the
+level beta * sigma^2 (without sigma: beta / 2). A commitment is a mean over the latent, and is added as it is.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffcli.diffusion.samplers import Sampler
+from diffcli.ema import at_rest
+from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields
+from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
+from diffcli.networks.bottleneck import Coded
+from diffcli.noise import Domain, Noise
+from diffcli.tasks.autoencoder.adversary import PHASE, Adversary
+from diffcli.tasks.autoencoder.perceptual import Perceptual
+from diffcli.tasks.conditioners.slots import unit_variance
+from diffcli.tasks.task import Network, Phase, Ranks, Task
+from diffcli.transfer import moved
+
+PEAK = 2.0  # from black to white in [-1, 1]
+LOWEST = 1e-10  # mean squared error for which a PSNR is finite: 106 dB
+
+
+class Fidelity(NamedTuple):
+    """How far a reconstruction is from its image; see the module. weight: of the perceptual part."""
+
+    distance: Literal["l1", "l2"] = "l2"
+    sigma: float | None = None
+    weight: float = 1.0
+
+
+class StoredVector(NamedTuple):
+    """The field of the data that encoder and decoder are told, its width, and the share of samples that train without it."""
+
+    field: str
+    width: int
+    drop: float
+
+
+class AutoencoderTask(Task):
+    """See the module. stage: how to build the autoencoder again. spec: one image (C, H, W)."""
+
+    def __init__(
+        self,
+        stage: FirstStageConfig,
+        autoencoder: Autoencoder,
+        fidelity: Fidelity,
+        perceptual: Perceptual | None,
+        adversary: Adversary | None,
+        embedding: StoredVector | None,
+        field: str,
+        spec: FieldSpec,
+    ) -> None:
+        super().__init__()
+        self.first_stage, self.autoencoder = stage, autoencoder
+        self.fidelity, self.perceptual, self.adversary = fidelity, perceptual, adversary
+        self.embedding, self.field, self.spec = embedding, field, spec
+        self.heeds = True  # the discriminator, where there is one
+        self.made: list[Tensor] = []  # reconstructions of this step's micro-batches, for the discriminator
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        found = [Network("autoencoder", self.autoencoder)]
+        if self.perceptual is not None:
+            found.append(Network("perceptual", self.perceptual, frozen=True, samples=False))
+        if self.adversary is not None:
+            found.append(Network(PHASE, self.adversary.discriminator, averaged=False, samples=False))
+        return tuple(found)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        main = Phase("main", ("autoencoder",))
+        if self.adversary is None:
+            return (main,)
+        return main, Phase(PHASE, (PHASE,), first=self.adversary.config.start)
+
+    @property
+    def network_to_compile(self) -> torch.nn.Module:
+        """The whole, or its encoder alone where two losses have gradients at the last layer: a compiled backward runs once."""
+        two = self.adversary is not None and self.adversary.config.balance == "adaptive"
+        return self.autoencoder.encoder if two else self.autoencoder
+
+    @property
+    def reads(self) -> dict[str, FieldSpec]:
+        told = self.embedding
+        return {self.field: self.spec} | ({} if told is None else {told.field: FieldSpec("vector", (told.width,))})
+
+    def check(self, has: Specs) -> None:
+        image, vector = (
+            Remedies(shape="set data.size and data.channels"),
+            Remedies(
+                lacking="add it to the set: diffcli prep-data shards --out SET --embed clip --encoder MODEL",
+                shape="use --set task.embedding.width={found}",
+            ),
+        )
+        check_fields({self.field: self.spec}, has, "task.field (autoencoder)", {self.field: image})
+        for name, spec in self.reads.items():
+            if name != self.field:
+                check_fields({name: spec}, has, "task.embedding (autoencoder)", {name: vector})
+
+    def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
+        x, adversary = batch[self.field], self.adversary
+        if phase == PHASE:
+            assert adversary is not None
+            return adversary.judging(x, self.made.pop(0) if self.made else self.remade(batch))
+        made, coded, h = self.passed(batch)
+        if self.training:
+            self.autoencoder.bottleneck.remember(coded, h)
+            if adversary is not None and adversary.learns(step):
+                self.made.append(made.detach())
+        terms = self.seen(x, made) | {name: value.mean() for name, value in coded.terms.items()}
+        bottleneck = coded.loss.mean() / (x[0].numel() if self.autoencoder.bottleneck.variational else 1)
+        rest = terms.pop("loss")
+        loss = rest + bottleneck
+        if adversary is not None and self.heeds and adversary.counts(step):
+            judged = adversary.fooling(made, rest, self.autoencoder.last_layer)
+            loss = loss + judged.pop("loss")
+            terms |= judged
+        return {"loss": loss, **terms}
+
+    def passed(self, batch: Batch) -> tuple[Tensor, Coded, Tensor]:
+        """The reconstructions (B, C, H, W) of a batch in training, what went through the bottleneck, and what came to it."""
+        x, network, vector = batch[self.field], self.autoencoder, None
+        stream = moved(batch["stream"], x.device)
+        if self.embedding is not None:
+            chance = Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE).uniform()
+            keep = moved(chance >= self.embedding.drop, x.device)
+            vector = network.told(unit_variance(moved(batch[self.embedding.field], x.device)), keep)
+        noise = None
+        if network.bottleneck.variational:
+            noise = Noise(stream, x.device, Domain.POSTERIOR)(x.new_empty(self.latent_shape(x)))
+        made, coded, h = network(x, noise, vector, stream)
+        return made.float(), coded, h
+
+    def seen(self, x: Tensor, made: Tensor) -> dict[str, Tensor]:
+        """How far reconstructions are from their images: the `loss` of that, its parts, and `psnr` in dB; each ()."""
+        distance, sigma, weight = self.fidelity
+        difference = x - made
+        near = difference.abs().mean() if distance == "l1" else difference.square().mean()
+        loss, terms = near if sigma is None else near / (2 * sigma**2), {"reconstruction": near}
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(made, x).mean()
+            loss = loss + weight * terms["perceptual"]
+        return {"loss": loss, **terms, "psnr": psnr(x, made.detach()).mean()}
+
+    @torch.no_grad()
+    def remade(self, batch: Batch) -> Tensor:
+        """The reconstructions of a batch that the step has not made yet."""
+        return self.passed(batch)[0]
+
+    def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
+        """Reads the weights of the perceptual part, and lets the bottleneck see what the encoder makes of images."""
+        if self.perceptual is not None:
+            self.perceptual.load()
+        bottleneck = self.autoencoder.bottleneck
+        if not bottleneck.measures:
+            return
+        seen: list[tuple[Tensor, Tensor]] = []
+        with at_rest(self), torch.no_grad():
+            for batch in batches:
+                x = batch[self.field]
+                seen.append((moved(batch["stream"], x.device), self.autoencoder.encode(x, self.told(batch))))
+        stream, h = (ranks.gather(torch.cat(parts)) for parts in zip(*seen, strict=True))
+        bottleneck.start(h[stream.argsort()][: bottleneck.measures])  # in an order that does not depend on who saw what
+
+    @property
+    def measures(self) -> int:  # type: ignore[override]
+        return max(self.autoencoder.bottleneck.measures, int(self.perceptual is not None))
+
+    def after_update(self, ranks: Ranks) -> None:
+        self.made.clear()
+        self.autoencoder.bottleneck.update(ranks)
+        if self.adversary is not None:
+            self.adversary.update(ranks)
+
+    def remarks(self, step: int, values: dict[str, float]) -> list[str]:
+        return [] if self.adversary is None else self.adversary.remarks(step, values)
+
+    @contextmanager
+    def comparable(self) -> Iterator[None]:
+        """Within it, nobody heeds the discriminator, which changes from step to step."""
+        self.heeds = False
+        try:
+            yield
+        finally:
+            self.heeds = True
+
+    def latent_shape(self, x: Tensor) -> tuple[int, ...]:
+        """Of the latents of images (B, C, H, W)."""
+        f = self.autoencoder.downscale
+        return len(x), self.autoencoder.bottleneck.channels, x.shape[2] // f, x.shape[3] // f
+
+    def told(self, batch: Batch) -> Tensor | None:
+        """What encoder and decoder are told of a batch of data, (B, V), if it has that."""
+        if self.embedding is None or self.embedding.field not in batch:
+            return None
+        return unit_variance(moved(batch[self.embedding.field], batch[self.field].device))
+
+    def encode(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> h (B, bottleneck.inputs, H/f, W/f)."""
+        return self.autoencoder.encode(x, vector)
+
+    def reconstruct(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> the same images through the mode of their latents, clamped to [-1, 1]."""
+        return self.autoencoder(x, None, vector)[0].float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
+        """Each image above its reconstruction, (B, C, 2H, W)."""
+        x = batch[self.field]
+        return torch.cat([x, self.reconstruct(x, self.told(batch))], dim=2)
+
+
+def psnr(x: Tensor, made: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each reconstruction, clamped to [-1, 1]: (B,)."""
+    error = F.mse_loss(made.clamp(-1, 1), x, reduction="none").flatten(1).mean(dim=1)
+    return -10 * (error / PEAK**2).clamp(min=LOWEST).log10()
