@@ -95,3 +95,22 @@ def test_fewer_different_rows_than_centres_are_no_trouble() -> None:
     centres = kmeans(rows, uniform(4), rounds=2)
     assert centres.isfinite().all()
     assert {tuple(c) for c in centres.tolist()} == {(1.0, 2.0), (5.0, 5.0)}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tensor_cores_round_no_distance_and_sums_are_the_same_bits_every_time() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        rows, centres = normal(20_000, 16).cuda(), normal(512, 16, seed=1).cuda()
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            codes = nearest(rows, centres)
+        distances = (rows.double()[:, None] - centres.double()).square().sum(-1)
+        excess = distances.gather(1, codes[:, None])[:, 0] - distances.amin(1)
+        assert excess.max() < 1e-4, "by TF32 alone it is about 1e-2"
+        first, *others = (sums_of(rows, codes, 512) for _ in range(5))
+        assert all(first.equal(other) for other in others)
+        torch.testing.assert_close(first.cpu(), sums_of(rows.cpu(), codes.cpu(), 512), atol=1e-3, rtol=1e-4)
+    finally:
+        torch.set_float32_matmul_precision(before)

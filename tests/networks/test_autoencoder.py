@@ -1,12 +1,13 @@
-"""First stages: the published networks to 1e-5, any size, and nothing that does not matter."""
+"""First stages: any size, every parameter, and nothing that does not matter. (Beside published ones: tests/interop.)"""
 
 import pytest
 import torch
 from torch import Tensor
 
+from diffcli.engine.tuning import compile_network
 from diffcli.networks.autoencoder import Autoencoder, AutoencoderConfig, FirstStageConfig
 from diffcli.networks.bottlenecks import AnyBottleneck, Fsq, Identity, Kl, Vq
-from tests.networks.first_stage_names import diffusers_state
+from tests.networks.test_compile import Graphs
 from tests.networks.waking import normal, wake
 
 BOTTLENECKS = [
@@ -26,53 +27,6 @@ def built(
     config: AutoencoderConfig, bottleneck: AnyBottleneck = Kl(), channels: int = 3, vector: int = 0
 ) -> Autoencoder:
     return wake(config.build(channels, bottleneck, vector))  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("attends", [False, True])
-def test_a_kl_first_stage_is_the_published_one(attends: bool) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=2,
-        latent_channels=4,
-        norm_num_groups=4,
-        mid_block_add_attention=attends,
-    ).eval()
-    config = AutoencoderConfig(width=8, mult=(1, 2, 2), depth=2, latent=4, groups=4, middle_attention=attends)
-    ours = built(config)
-    theirs.load_state_dict(diffusers_state(ours.state_dict()))
-    x = normal(2, 3, 16, 24)
-    with torch.no_grad():
-        posterior = theirs.encode(x).latent_dist
-        mean, log_variance = ours.bottleneck.moments(h := ours.encode(x))  # type: ignore[operator]
-        torch.testing.assert_close(mean, posterior.mean, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(log_variance, posterior.logvar, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(ours.bottleneck(h, None).loss, posterior.kl(), atol=1e-4, rtol=1e-5)
-        torch.testing.assert_close(ours(x)[0], theirs.decode(posterior.mode()).sample, atol=1e-5, rtol=1e-5)
-
-
-def test_a_vq_first_stage_is_the_published_one() -> None:
-    diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.VQModel(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-        layers_per_block=2,
-        latent_channels=6,
-        vq_embed_dim=3,
-        num_vq_embeddings=16,
-        norm_num_groups=4,
-    ).eval()
-    config = AutoencoderConfig(width=8, mult=(1, 2), depth=2, latent=3, features=6, groups=4, attend=(2,))
-    ours = built(config, Vq(codes=16))
-    ours.bottleneck.reset(normal(16, 3, seed=7))  # type: ignore[operator]
-    theirs.load_state_dict(diffusers_state(ours.state_dict()))
-    x = normal(2, 3, 16, 24)
-    with torch.no_grad():
-        torch.testing.assert_close(ours.encode(x), theirs.encode(x).latents, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(ours(x)[0], theirs(x).sample, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS, ids=lambda b: b.kind)
@@ -153,6 +107,18 @@ def test_saving_memory_changes_no_gradient_and_keeps_less() -> None:
     assert len(gradients) == len(same) > 0
     for a, b in zip(gradients, same, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_first_stage_compiles_to_one_graph_for_batches_of_every_size() -> None:
+    torch._dynamo.reset()
+    ours, graphs = built(small((1,), save_memory=True), Vq(codes=8, estimator="rotation")), Graphs()
+    batches = [normal(n, 3, 8, 8) for n in (4, 3)]
+    plain = [ours(x)[0] for x in batches]
+    compile_network(ours, backend=graphs)
+    for x, expected in zip(batches, plain, strict=True):
+        torch.testing.assert_close(ours(x)[0], expected)
+    assert graphs.compiled == 1
+    torch._dynamo.reset()
 
 
 def test_the_last_layer_gives_the_image() -> None:
