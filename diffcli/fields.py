@@ -11,6 +11,7 @@ Data sets say which fields they have, tasks and conditioners which they read; `c
     tokens   (L, D)                as they are: float32, 0 where padded     no
     text     ()                    as they are: strings                     no
     number   ()                    as they are                              no
+    latent   (C, h, w)             as they are: float16 or float32          no
 """
 
 from collections.abc import Mapping
@@ -22,11 +23,12 @@ from torch import Tensor
 
 from diffcli.config import UserError
 
-FieldKind = Literal["image", "clip", "mask", "classes", "vector", "tokens", "text", "number"]
+FieldKind = Literal["image", "clip", "mask", "classes", "vector", "tokens", "text", "number", "latent"]
 
 PICTURES: frozenset[FieldKind] = frozenset({"image", "clip"})  # fields of levels, uint8 at files
 OVER_PIXELS: frozenset[FieldKind] = PICTURES | {"mask"}  # fields whose last axis runs from left to right
 WHOLE: frozenset[FieldKind] = frozenset({"mask", "classes"})  # fields of int64 numbers
+LATENT = "latent"  # the field that holds what a first stage makes of the image
 SEQUENCE = 77  # tokens where only their width is known: those of CLIP
 MIDDLE = 127.5  # the level between black and white
 

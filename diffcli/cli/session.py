@@ -119,10 +119,12 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     from diffcli.engine.run.resume import changes
     from diffcli.engine.run.state import build_on_meta
     from diffcli.engine.run.train import check_processes, train
+    from diffcli.engine.stage_reading import completed
 
     how.check()
     pick_device(device, how.nproc)  # type: ignore[arg-type]
     check_processes(preset, how.world)
+    preset = completed(preset)
     if speaks():
         build_on_meta(preset)  # a network that cannot be built is told before data are read and folders made
         if start is None:
@@ -162,11 +164,12 @@ def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None
     from diffcli.engine.run.plan import plan
     from diffcli.engine.run.state import resolved
     from diffcli.engine.run.train import check_processes
+    from diffcli.engine.stage_reading import completed
     from diffcli.preset import dump
 
     how.check()
     check_processes(preset, how.world)
-    preset = resolved(preset, pick_device(device))  # type: ignore[arg-type]
+    preset = resolved(completed(preset), pick_device(device))  # type: ignore[arg-type]
     facts = plan(preset, path, how.world)
     print(dump(preset), end="")
     for name, value in facts.items():

@@ -133,6 +133,8 @@ def column(files: EncodedFiles, note: FieldNote, framing: Framing) -> Column:
             return Vectors(files, spec, note)
         case "image" | "mask":
             return Pictures(files, spec, framing)
+        case "latent":
+            raise AssertionError("latents stand in the place of images")
         case "video":
             raise AssertionError("clips are no column of images")
         case never:

@@ -10,15 +10,16 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from diffcli.config import UserError
+from diffcli.config import ImageShape, UserError
 from diffcli.data.buckets import Framing
 from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split
 from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData
+from diffcli.data.latent_data import LatentFiles, LatentMemory, Latents
 from diffcli.data.listing import Split
-from diffcli.data.loader import loaded
+from diffcli.data.loader import MEMORY_LIMIT, loaded
 from diffcli.data.shards import FieldNote, PreparedSet, ShardFiles, open_shards
-from diffcli.fields import FieldSpec
+from diffcli.fields import LATENT, FieldSpec, listed
 
 
 class Shards(DataConfig):
@@ -52,13 +53,57 @@ class Shards(DataConfig):
         classes = sets[0].classes
         labels = None if classes is None else torch.cat([part.labels for part in parts if part.labels is not None])
         framing = self._framing(split, lambda: _sides(sets, parts))
+        notes = notes_of(sets)
+        if sets[0].prepared.latents:
+            return self._latents(split, sets, parts, notes, labels)
         columns = {
             name: self._column(name, note, sets, parts, framing)
-            for name, note in notes_of(sets).items()
+            for name, note in notes.items()
             if note.kind != "video"  # kept for tasks of clips; the image is their middle frame
         }
         images = FileImages(joined(parts), self.shape, labels, classes, columns, framing)
         return self._captioned(loaded(images, self.in_memory))
+
+    def _latents(
+        self,
+        split: Split,
+        sets: list["Found"],
+        parts: list[ShardFiles],
+        notes: dict[str, FieldNote],
+        labels: Tensor | None,
+    ) -> ImageData:
+        """A split of sets that hold latents. Raises UserError where they are not of the images that the preset describes."""
+        first, note = sets[0], notes[LATENT]
+        images = ImageShape(first.prepared.channels, *(first.prepared.size or (0, 0)))
+        if images != self.shape:
+            raise UserError(
+                f"{first.shown} has latents of images {listed(images)}, but data.size and data.channels say {listed(self.shape)}",
+                f"use --set data.size={list(images[1:])} --set data.channels={images.channels}, or make other latents",
+            )
+        if self.cut_anew:
+            raise UserError(
+                f"data.{self.cut_anew}: {first.shown} holds latents, which cannot be cut",
+                "leave it out, or train on the set of images that they were made of",
+            )
+        flip = self.flip and split == "train"
+        if flip and not note.pair:
+            raise UserError(
+                f"data.flip is true, but {first.shown} holds latents of images as they are, and latents cannot be mirrored",
+                "make them with --flip-pair, or use --set data.flip=false",
+            )
+        latents = Latents(joined(parts), note.spec(images[1:]), note, flip)
+        framing = Framing(images[1:])
+        columns: dict[str, Column] = {
+            name: self._column(name, other, sets, parts, framing)
+            for name, other in notes.items()
+            if other.kind not in ("video", "latent")
+        }
+        columns[LATENT] = latents
+        held = latents.bytes_in_memory <= MEMORY_LIMIT if self.in_memory is None else self.in_memory
+        if held:
+            latents.hold()
+        made = LatentMemory if held else LatentFiles
+        return self._captioned(made(joined(parts), self.shape, labels, sets[0].classes, columns))
 
     def _sets(self, split: Split) -> list["Found"]:
         """The sets that make up a split, in order. Raises UserError where there are none, or two contradict each other."""
@@ -156,7 +201,7 @@ def notes_of(sets: Sequence[Found]) -> dict[str, FieldNote]:
 def agree(first: Found, other: Found) -> None:
     """Raises UserError that names both sets where they cannot be one: other channels, classes or embeddings."""
     one, two = first.prepared, other.prepared
-    told = [("channels", str(one.channels), str(two.channels))]
+    told = [("channels", str(one.channels), str(two.channels)), ("contents", *map(_contents, (one, two)))]
     if one.classes is not None:
         told.append(("classes", _listed(one.classes), _listed(two.classes)))
     for name in one.fields.keys() & two.fields.keys():
@@ -181,6 +226,10 @@ def _find(key: str, root: Path, split: Split) -> Found:
     return Found(key, root, prepared, split, prepared.classes)
 
 
+def _contents(prepared: PreparedSet) -> str:
+    return f"latents of {prepared.size} images" if prepared.latents else "images"
+
+
 def _listed(classes: tuple[str, ...] | None) -> str:
     """Class names in few words, the same for the same names."""
     if not classes:
@@ -200,7 +249,9 @@ def _notes(one: FieldNote, two: FieldNote) -> tuple[str, str]:
 def _told(note: FieldNote, digest: bool) -> str:
     encoder = f"of the encoder {note.encoder}" if note.encoder else ""
     classes = "" if note.kind != "mask" else {None: "of unknown classes", 2: "of two classes"}.get(note.classes, "")
-    width = f"{note.width} wide" if note.width else ""
+    width = (
+        f"{note.width} wide" if note.width else f"{listed(note.shape)}{' in pairs' * note.pair}" if note.shape else ""
+    )
     parts = [note.kind, width, classes, f"weights {note.sha256}" if digest else encoder]
     return " ".join(filter(None, parts))
 

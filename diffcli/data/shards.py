@@ -4,7 +4,8 @@ Images are read by random access straight from the tars, by any number of proces
 
     dataset.json            kind, count, size, channels, classes, fields, source, licence, and for each split its shards
     train-000000.tar        for each image KEY.png or KEY.jpg, and what there is of KEY.cls (the label in ASCII), KEY.txt (UTF-8,
-                            one caption a line), KEY.mp4, KEY.FIELD.png (a mask or sketch) and KEY.FIELD.npy (an embedding)
+                            one caption a line), KEY.mp4, KEY.FIELD.png (a mask or sketch) and KEY.FIELD.npy (an embedding);
+                            or KEY.latent.npy in place of the image
     train-000000.json       Index: where each of them lies in the tar, the labels, and what was skipped
 """
 
@@ -54,13 +55,16 @@ class FieldNote(Config):
     """What a field beside the image is: the kind of its FieldSpec, or `video`, an MP4 that nothing decodes yet.
 
     width: of a vector or of tokens; encoder, sha256: which model made it, and its weights. classes: of a mask, where known.
+    shape: of a latent (C, h, w); pair: whether that of the mirrored image lies behind it.
     """
 
-    kind: Literal["text", "image", "mask", "vector", "tokens", "video"]
+    kind: Literal["text", "image", "mask", "vector", "tokens", "video", "latent"]
     width: int | None = None
     encoder: str | None = None
     sha256: Digest | None = None
     classes: int | None = None
+    shape: tuple[int, int, int] | None = None
+    pair: bool = False
 
     def spec(self, size: tuple[int, int]) -> FieldSpec:
         """The field as data declare it; size: (height, width) of the images that it lies over."""
@@ -75,6 +79,8 @@ class FieldNote(Config):
                 return FieldSpec("image", (1, *size))
             case "mask":
                 return FieldSpec("mask", (1, *size), self.classes)
+            case "latent":
+                return FieldSpec("latent", self.shape or ())
             case "video":
                 raise AssertionError("clips are no column of images")
             case never:
@@ -170,7 +176,10 @@ class PrepRequest(Config):
 
 
 class PreparedSet(Config):
-    """dataset.json. size: (height, width) of every image, None where they differ. classes: names, None without labels."""
+    """dataset.json. size: (height, width) of every image, None where they differ. classes: names, None without labels.
+
+    latents: whether it holds latents of images in their place; size and channels are those of the images.
+    """
 
     format: Literal[1] = 1
     kind: str
@@ -179,6 +188,7 @@ class PreparedSet(Config):
     size: tuple[int, int] | None
     channels: Literal[1, 3]
     classes: tuple[str, ...] | None
+    latents: bool = False
     fields: Notes = Field(default_factory=dict)
     source: str
     licence: str

@@ -84,13 +84,17 @@ def load_model(
 
 
 def specs_of(record: Mapping[str, Any], preset: Preset, path: Path) -> Specs:
-    """The fields that a checkpoint's task was built for; those of its preset where its record does not tell, as of before."""
+    """The fields that a checkpoint's task was built for; those of its preset where its record does not tell, as of before.
+
+    Latents that it was trained on are left out: what is drawn, scored or changed are images.
+    """
     if "fields" not in record:
         return preset.specs
     try:
-        return preset.specs | from_record(record["fields"])
+        fields = from_record(record["fields"])
     except ValueError as error:
         raise UserError(
             f"{path}/{checkpoint.RECORD}: 'fields' is none of fields ({str(error).splitlines()[0]})",
             "it was changed by hand: copy the checkpoint again from where it was written",
         ) from error
+    return preset.specs | {name: spec for name, spec in fields.items() if spec.kind != "latent"}

@@ -21,10 +21,11 @@ from diffcli.diffusion.guidance import (
 from diffcli.diffusion.losses import denoising_loss
 from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.diffusion.times import LossAware, UniformTimes
-from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields
+from diffcli.fields import LATENT, Batch, FieldSpec, Remedies, Specs, check_fields
 from diffcli.networks.conditioning import Conditioning
 from diffcli.noise import Domain, Noise, streams
 from diffcli.tasks.codecs.codec import Codec
+from diffcli.tasks.codecs.latent import LatentCodec
 from diffcli.tasks.conditioners.conditioner import Conditioner, condition, joined
 from diffcli.tasks.guide import Guiding
 from diffcli.tasks.objective import Objective
@@ -33,7 +34,10 @@ from diffcli.transfer import moved
 
 
 class DiffusionTask(Task):
-    """A denoiser of an encoded field of the data under conditions. spec: what this field is, one sample of it (C, *S)."""
+    """A denoiser of an encoded field of the data under conditions. spec: what this field is, one sample of it (C, *S).
+
+    stored: the field `latent` of data that hold what the codec stores of it, which training then reads in its place.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class DiffusionTask(Task):
         drop_condition: float,
         field: str,
         spec: FieldSpec,
+        stored: FieldSpec | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -53,7 +58,8 @@ class DiffusionTask(Task):
         self.history = objective.times.remember(denoiser.schedule)
         self.drawn: list[tuple[Tensor, Tensor]] = []  # in this update: (position, index of t) int64 (B, 2), loss (B,)
         self.drop_condition = drop_condition
-        self.field, self.spec = field, spec
+        self.field, self.spec, self.stored = field, spec, stored
+        self.measures = None if isinstance(codec, LatentCodec) else 0
         for key, conditioner in self.named_conditioners.items():
             if conditioner.encoder is not None:
                 conditioner.encoder.key = f"{key}.encoder.model"
@@ -83,11 +89,16 @@ class DiffusionTask(Task):
     @property
     def reads(self) -> dict[str, FieldSpec]:
         told = {name: spec for c in self.named_conditioners.values() for name, spec in c.reads.items()}
-        return told | {self.field: self.spec}
+        return told | self.modelled
+
+    @property
+    def modelled(self) -> dict[str, FieldSpec]:
+        """The field of the data that holds what is modelled."""
+        return {self.field: self.spec} if self.stored is None else {LATENT: self.stored}
 
     def check(self, has: Specs) -> None:
         who = "task.field (diffusion)"
-        check_fields({self.field: self.spec}, has, who, {self.field: Remedies(shape="set data.size and data.channels")})
+        check_fields(self.modelled, has, who, {self.field: Remedies(shape="set data.size and data.channels")})
         for key, conditioner in self.named_conditioners.items():
             conditioner.check(has, key)
 
@@ -100,8 +111,8 @@ class DiffusionTask(Task):
         chance = Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE)
         times, weight, distance, coupling = self.objective
         t, importance = times.sample(chance.uniform(), batch["position"], self.denoiser.schedule, self.history)
-        stream = moved(batch["stream"], batch[self.field].device)
-        x0 = self.codec.encode(batch[self.field], Noise(stream, stream.device, Domain.POSTERIOR))
+        stream = moved(batch["stream"], self.device)
+        x0 = self.encoded(batch, stream)
         keep = moved(chance.uniform() >= self.drop_condition, x0.device)
         eps = Noise(stream, x0.device)(x0)
         if coupling == "optimal_transport":
@@ -114,6 +125,19 @@ class DiffusionTask(Task):
             self.drawn.append((place, terms["loss"].detach()))
         terms["loss"] = terms["loss"] * moved(importance, x0.device, terms["loss"].dtype)
         return {name: term.mean() for name, term in terms.items()}
+
+    def encoded(self, batch: Batch, stream: Tensor) -> Tensor:
+        """What is modelled of a batch, in diffusion space. stream: int64 (B,) on the device, of what is random about it."""
+        noise = Noise(stream, stream.device, Domain.POSTERIOR)
+        if self.stored is None:
+            return self.codec.encode(batch[self.field], noise)
+        assert isinstance(self.codec, LatentCodec)
+        return self.codec.restored(batch[LATENT], noise)
+
+    def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
+        """Scale and shift of latents, over the training data."""
+        assert isinstance(self.codec, LatentCodec)
+        self.codec.measure((self.encoded(batch, moved(batch["stream"], self.device)) for batch in batches), ranks)
 
     def after_update(self, ranks: Ranks) -> None:
         """Takes the losses of the global batch into the history, in order of position: however it was split, it is the same."""
@@ -223,7 +247,9 @@ class DiffusionTask(Task):
 
     @torch.no_grad()
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
-        drawn = self.decode(last(self.trajectory(batch, range(len(batch[self.field])), sampler, guidance)).x)
+        drawn = self.decode(
+            last(self.trajectory(batch, range(len(batch[next(iter(self.modelled))])), sampler, guidance)).x
+        )
         return drawn[:, :, drawn.shape[2] // 2] if self.spec.kind == "clip" else drawn  # of a clip the middle frame
 
     @property

@@ -10,8 +10,9 @@ from diffcli.diffusion.denoiser import Denoiser, Target
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.diffusion.times import AnyTimes, UniformTimes
 from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, NoWeight
-from diffcli.fields import FieldKind, Specs
+from diffcli.fields import LATENT, FieldKind, FieldSpec, Specs
 from diffcli.networks.registry import AnyNetwork
+from diffcli.tasks.codecs.latent import LatentCodecConfig
 from diffcli.tasks.codecs.pixel import PixelCodecConfig
 from diffcli.tasks.codecs.registry import AnyCodec
 from diffcli.tasks.conditioners.conditioner import cond_shape
@@ -23,6 +24,7 @@ from diffcli.tasks.objective import Objective
 from diffcli.tasks.task_config import TaskConfig, modelled
 
 LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
+IMAGES = "image"  # the field that data sets hold latents of
 MODELLED: tuple[FieldKind, ...] = ("image", "mask", "clip")  # kinds of fields that lie on a grid
 
 
@@ -83,7 +85,18 @@ class DiffusionConfig(TaskConfig):
         drawing.check_guide(self.codec.clip, bool(self.conditioners), self.drop_condition)
 
     def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
-        self.network.check_buckets(sizes)
+        factor = 1
+        if isinstance(self.codec, LatentCodecConfig):
+            if self.codec.first_stage is None:
+                return  # nothing says yet how large a latent is
+            factor = self.codec.first_stage.network.downscale
+            for height, width in sizes:
+                if height % factor or width % factor:
+                    raise ValueError(
+                        f"data.buckets holds {height}x{width}, which the downscale {factor} of the first stage does not divide; "
+                        "set data.buckets to sizes that are multiples of it"
+                    )
+        self.network.check_buckets([(height // factor, width // factor) for height, width in sizes])
 
     def advice(self) -> list[str]:
         found = []
@@ -109,9 +122,21 @@ class DiffusionConfig(TaskConfig):
     def models(self) -> str:
         return self.field
 
+    @property
+    def latents(self) -> LatentCodecConfig:
+        """The codec of a model of latents."""
+        assert isinstance(self.codec, LatentCodecConfig)
+        return self.codec
+
+    def stored(self, specs: Specs) -> FieldSpec | None:
+        """The field of data that hold latents of the images, where it is read in their place."""
+        latent = isinstance(self.codec, LatentCodecConfig) and self.field == IMAGES
+        return specs.get(LATENT) if latent else None
+
     def build(self, specs: Specs) -> DiffusionTask:
         """The task for the field that it models, its weights drawn from torch's current generator."""
-        spec = modelled(specs, self.field, MODELLED)
+        stored = self.stored(specs)
+        spec = modelled(specs, self.field, MODELLED) if stored is None else self.latents.pictures(stored)
         codec = self.codec.build(spec)
         conditioners = [c.build() for c in self.conditioners]
         inner = codec.latent_shape(spec.sides)
@@ -119,4 +144,6 @@ class DiffusionConfig(TaskConfig):
         outputs = inner[0] * (2 if self.learn_variance else 1)
         network = self.network.build(inner, outputs, cond_shape(conditioners))
         denoiser = Denoiser(network, self.schedule, self.target, self.learn_variance)
-        return DiffusionTask(denoiser, codec, conditioners, self.objective, self.drop_condition, self.field, spec)
+        return DiffusionTask(
+            denoiser, codec, conditioners, self.objective, self.drop_condition, self.field, spec, stored
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 from diffcli import __version__, checkpoint
 from diffcli.config import UserError
 from diffcli.data.images import ImageData
-from diffcli.engine import encoder_records
+from diffcli.engine import encoder_records, stage_reading
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.averages import set_aside_snapshots
@@ -57,7 +57,7 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
     Raises UserError where another process writes into the run.
     """
     tune(group.device)
-    preset = resolved(preset, group.device)
+    preset = resolved(stage_reading.completed(preset), group.device)
     check_processes(preset, group.world)
     if start is None:
         check_named(preset.drawing.named)
@@ -74,9 +74,12 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     if isinstance(preset.task, PriorConfig):
         source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
     data = source.build("train")
+    stage = stage_reading.begun(preset) if start is None else None
 
     def begin(task: Task) -> None:
         check_data(preset, task, data)
+        if stage is not None:
+            stage_reading.install(task, stage)
         if start is None:
             measure(preset, group, data.select(task.reads), task)
 
@@ -86,6 +89,7 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
     record |= {"fields": to_record(state.task.reads)}
     found = None if start is None else checkpoint.read_record(start)
+    record |= stage_reading.agreed(state.task, data, stage, found)
     record |= encoder_records.agreed(state.task, data, found) | {"feed": (found or {}).get("feed")}
     first = 0
     if start is not None and found is not None:

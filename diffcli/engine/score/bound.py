@@ -142,6 +142,11 @@ def walks(item: str) -> bool:
 def _chain(req: Request) -> tuple[DiscreteSchedule, Variance]:
     """The steps and the variance of the ancestral chain whose bound it is: that of --sampler ddpm, or what `auto` means there."""
     schedule, learned = req.task.denoiser.schedule, req.task.denoiser.learn_variance
+    if not req.task.codec.exact:
+        raise UserError(
+            f"--metrics bpd: {req.model.path} diffuses latents, whose bound says nothing of the images that they are decoded to",
+            "score a model of pixels, or use --metrics fid",
+        )
     if not isinstance(schedule, DiscreteSchedule):
         kind = schedule.model_dump()["kind"]
         raise UserError(

@@ -37,10 +37,9 @@ class Codec(nn.Module, ABC):
 
 
 class CodecConfig(Config):
-    """What builds a codec. clip: whether predictions are kept in the codec's bounds while sampling."""
+    """What builds a codec. Each says in `clip` whether predictions are kept in the codec's bounds while sampling."""
 
     kind: str
-    clip: bool
 
     @abstractmethod
     def build(self, spec: FieldSpec) -> Codec:

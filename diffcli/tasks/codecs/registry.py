@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from diffcli.tasks.codecs.latent import LatentCodecConfig
 from diffcli.tasks.codecs.one_hot import OneHotCodecConfig
 from diffcli.tasks.codecs.pixel import PixelCodecConfig
 
@@ -15,5 +16,6 @@ def _of_pixels(codec: Any) -> Any:
 
 
 AnyCodec = Annotated[
-    Annotated[PixelCodecConfig | OneHotCodecConfig, Field(discriminator="kind")], BeforeValidator(_of_pixels)
+    Annotated[PixelCodecConfig | OneHotCodecConfig | LatentCodecConfig, Field(discriminator="kind")],
+    BeforeValidator(_of_pixels),
 ]

@@ -1,0 +1,114 @@
+"""Prepared sets that hold what a first stage makes of images, in place of the images: `diffcli prep-data latents`.
+
+Each sample has KEY.latent.npy: (C, h, w), or (2, C, h, w) with that of the mirrored image behind it; float16 or float32.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcli.config import ImageShape, UserError
+from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData
+from diffcli.data.shards import FieldNote
+from diffcli.fields import FieldSpec, fits, listed
+
+
+class Latents:
+    """The field `latent`. note: the first stage that made it. flip: whether half of the draws choose that of the mirrored image.
+
+    stacked: all of them (N, ...), where they are held in memory.
+    """
+
+    def __init__(self, files: EncodedFiles, spec: FieldSpec, note: FieldNote, flip: bool) -> None:
+        self.files, self.spec, self.note, self.flip = files, spec, note, flip
+        self.stacked: Tensor | None = None
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """What all of them would take in float32."""
+        return len(self.files) * int(np.prod(self.spec.sides)) * 4 * (2 if self.note.pair else 1)
+
+    def hold(self) -> None:
+        """Reads all of them into memory."""
+        self.stacked = torch.stack([self.whole(index) for index in range(len(self.files))])
+
+    def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
+        """(B, C, h, w) float16 or float32."""
+        rows = (
+            torch.stack([self.whole(index) for index in indices.tolist()])
+            if self.stacked is None
+            else self.stacked.index_select(0, indices)
+        )
+        if not self.note.pair:
+            return rows
+        turned = (draws & 1) if self.flip and draws is not None else torch.zeros_like(indices)
+        return rows[torch.arange(len(rows)), turned]
+
+    def whole(self, index: int) -> Tensor:
+        """What is stored of one image."""
+        try:
+            array = np.lib.format.read_array(io.BytesIO(self.files.read(index)), allow_pickle=False)
+            shape = array.shape[1:] if self.note.pair else array.shape
+            if array.dtype not in (np.float16, np.float32) or not fits(self.spec.shape, shape):
+                raise ValueError(
+                    f"it is {listed(shape)} of type {array.dtype}, not {listed(self.spec.shape)} of floats"
+                )
+            if not np.isfinite(array).all():
+                raise ValueError("not all of its numbers are finite")
+        except (ValueError, EOFError, MemoryError) as error:
+            raise UserError(
+                f"{self.files.name(index)}: its latent cannot be read ({error})",
+                "run `diffcli prep-data latents` again, into another folder; where float16 is too narrow, with --no-half",
+            ) from error
+        return torch.from_numpy(array)
+
+
+def no_images(source: str) -> NoReturn:
+    raise UserError(
+        f"{source}: the set holds latents, no images",
+        "name the set that they were made of, or another one with images",
+    )
+
+
+class LatentFiles(FileImages):
+    """Latents that are read from disk when they are asked for."""
+
+    def __init__(
+        self,
+        files: EncodedFiles,
+        shape: ImageShape,
+        labels: Tensor | None,
+        classes: Sequence[str] | None,
+        columns: Mapping[str, Column],
+    ) -> None:
+        super().__init__(files, shape, labels, classes, columns)
+        self.reads_images = False
+
+    def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
+        no_images(self.files.name(0).partition(" (")[0])
+
+
+class LatentMemory(ImageData):
+    """Latents that are held in memory."""
+
+    def __init__(
+        self,
+        files: EncodedFiles,
+        shape: ImageShape,
+        labels: Tensor | None,
+        classes: Sequence[str] | None,
+        columns: Mapping[str, Column],
+    ) -> None:
+        super().__init__(shape, labels, classes, columns)
+        self.files = files
+        self.reads_images = False
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
+        no_images(self.files.name(0).partition(" (")[0])

@@ -1,0 +1,187 @@
+"""The first stage that a latent model begins with: read from the run of an autoencoder or a folder of diffusers.
+
+A run reads it once, before its first step: what it is made of goes into the resolved preset, its weights into the task, its
+digest into the record of every checkpoint, under `first_stage: {from, sha256}`. Latents on disk carry the same digest.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffcli import checkpoint, preset
+from diffcli.config import UserError
+from diffcli.data.images import ImageData
+from diffcli.data.latent_data import Latents
+from diffcli.engine.loading import fill
+from diffcli.engine.model import specs_of
+from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
+from diffcli.preset import Preset
+from diffcli.tasks.codecs.latent import LatentCodec, LatentCodecConfig
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.diffusion_config import DiffusionConfig
+from diffcli.tasks.task import Task
+
+KEY = "task.codec.from"
+RECORD = "first_stage"  # key of a checkpoint's record
+
+
+class FirstStage(NamedTuple):
+    """A first stage as it was found. digest: SHA-256 of what it is made of and of its weights, wherever they lie."""
+
+    config: FirstStageConfig
+    tensors: dict[str, Tensor]
+    digest: str
+    origin: str
+
+    def build(self, device: torch.device) -> Autoencoder:
+        """The network itself, in evaluation mode and without gradients."""
+        with torch.device("meta"):
+            built = self.config.build()
+        fill(built, self.tensors, Path(self.origin))
+        return built.to(device).eval().requires_grad_(False)
+
+
+def read(path: Path, key: str = KEY) -> FirstStage:
+    """The first stage at a path: a run or checkpoint of an autoencoder or of a latent model, or a folder of diffusers.
+
+    key: the key or flag that names it, for errors. Raises UserError where there is none.
+    """
+    path = path.expanduser()
+    if is_foreign(path):
+        config, tensors = foreign(path)
+    else:
+        found, record, config, prefix = located(path, key)
+        weights = checkpoint.read_part(found, "ema", record)
+        tensors = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return FirstStage(config, tensors, digest_of(config, tensors), str(path))
+
+
+def describe(path: Path, key: str = KEY) -> FirstStageConfig:
+    """What the first stage at a path is made of, without its weights where that is possible. Raises UserError as `read` does."""
+    path = path.expanduser()
+    return foreign(path)[0] if is_foreign(path) else located(path, key)[2]
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a folder is one of diffusers: it describes a model in config.json."""
+    return path.is_dir() and (path / "config.json").is_file()
+
+
+def foreign(path: Path) -> tuple[FirstStageConfig, dict[str, Tensor]]:
+    from diffcli.interop.first_stages import from_diffusers
+
+    config, tensors, _ = from_diffusers(path)
+    return config, tensors
+
+
+def located(path: Path, key: str) -> tuple[Path, dict[str, Any], FirstStageConfig, str]:
+    """A checkpoint, its record, the first stage that it holds, and what the names of its weights begin with."""
+    try:
+        found = checkpoint.locate(path)
+        record = checkpoint.read_record(found)
+        resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
+    except UserError as error:
+        raise UserError(f"{key}: {error.problem}", to_train(path)) from None
+    task = resolved.task
+    if isinstance(task, DiffusionConfig) and isinstance(task.codec, LatentCodecConfig):
+        return found, record, task.codec.required, "codec.first_stage."
+    if task.kind != "autoencoder":
+        raise UserError(
+            f"{key}: {path} was trained as a {task.kind}, not as an autoencoder",
+            "name the run of a first stage, such as one of the presets mnist-vae, cifar10-kl or kl-f8-256",
+        )
+    with torch.device("meta"):
+        built: Any = task.build(specs_of(record, resolved, found))
+    return found, record, built.first_stage, "autoencoder."
+
+
+def to_train(path: Path) -> str:
+    """What to type where a first stage is not there: the command that trains it, where its folder has the name of a preset."""
+    if path.name in preset.available():
+        return f"train it first: diffcli train --preset {path.name} --run-dir {path}"
+    return "give the run of an autoencoder (diffcli train --preset mnist-vae) or a folder of diffusers"
+
+
+def digest_of(config: FirstStageConfig, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the description and every tensor, by name."""
+    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
+    return digest.hexdigest()
+
+
+def codec_of(chosen: Preset) -> LatentCodecConfig | None:
+    """The latent codec of a preset, if it has one."""
+    codec = chosen.task.codec if isinstance(chosen.task, DiffusionConfig) else None
+    return codec if isinstance(codec, LatentCodecConfig) else None
+
+
+def completed(chosen: Preset) -> Preset:
+    """The preset with what its first stage is made of filled in, where it names a first stage and does not say so itself."""
+    codec = codec_of(chosen)
+    if codec is None or codec.source is None:
+        return chosen
+    source = codec.source.expanduser().absolute()
+    if codec.first_stage is None:
+        codec = codec.model_copy(update={"first_stage": describe(codec.source)})
+    codec = codec.model_copy(update={"source": source})
+    return chosen.model_copy(update={"task": chosen.task.model_copy(update={"codec": codec})})
+
+
+def begun(chosen: Preset) -> FirstStage | None:
+    """The first stage that a new run of a completed preset begins with; None where it needs none."""
+    codec = codec_of(chosen)
+    if codec is None:
+        return None
+    if codec.source is None:
+        raise UserError(
+            f"{KEY} is missing: a new run takes the weights of its first stage from there",
+            f"name the run of an autoencoder: --set {KEY}=runs/mnist-vae",
+        )
+    stage = read(codec.source)
+    if stage.config != codec.first_stage:
+        raise UserError(
+            f"{KEY}: {codec.source} holds another first stage than task.codec.first_stage describes",
+            "leave task.codec.first_stage out: --set task.codec.first_stage=null",
+        )
+    return stage
+
+
+def install(task: Task, stage: FirstStage) -> None:
+    """Gives the codec of a task on its device the weights of its first stage."""
+    codec = latent_codec(task)
+    assert codec is not None
+    codec.first_stage.load_state_dict(stage.tensors)
+
+
+def latent_codec(task: Task) -> LatentCodec | None:
+    """The codec of a task that diffuses latents."""
+    codec = task.codec if isinstance(task, DiffusionTask) else None
+    return codec if isinstance(codec, LatentCodec) else None
+
+
+def agreed(
+    task: Task, data: ImageData, stage: FirstStage | None, before: Mapping[str, Any] | None
+) -> dict[str, dict[str, str]]:
+    """`first_stage` for the record of a run, or nothing where it has none. before: the record that it goes on from.
+
+    Raises UserError where latents of the data, which training reads, were made by another first stage.
+    """
+    if latent_codec(task) is None:
+        return {}
+    found = (before or {}).get(RECORD) if stage is None else {"from": stage.origin, "sha256": stage.digest}
+    note = next((c.note for name, c in data.columns.items() if isinstance(c, Latents) and name in task.reads), None)
+    if note is not None and found is not None and note.sha256 != found["sha256"]:
+        raise UserError(
+            f"data: the latents were made by {note.encoder}, weights {str(note.sha256)[:12]}..., but the model's first stage is "
+            f"{found['from']}, weights {found['sha256'][:12]}...",
+            "make them again: prep-data latents SET --first-stage RUN --out DIR, or name their first stage in task.codec.from",
+        )
+    return {} if found is None else {RECORD: found}

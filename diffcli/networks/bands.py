@@ -1,0 +1,190 @@
+"""The decoder of a first stage run in bands of rows: exactly what the whole gives, in a fraction of its memory.
+
+Convolutions are local, so a band with enough rows around it (its halo) gives its own rows as they are. Group norms are not: each
+takes its statistics from one pass over all bands, before the pass that uses them. A block's input stays in memory whole, and what
+is computed inside of it never is. Attention looks at every position; it is computed whole, on the coarse levels that have it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffcli.networks.autoencoder import Autoencoder
+from diffcli.networks.image_coder import Aside, CoderBlock, CoderLevel
+from diffcli.networks.layers import GroupNorm
+
+
+class LocalLayers(NamedTuple):
+    """Layers that are local but for their norms.
+
+    run: (B, C, H, W) -> (B, C', H * scale, W * scale). norms: in the order in which `run` comes to them. halo: rows of the input
+    above and below that a row of the result depends on.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    norms: Sequence[GroupNorm]
+    halo: int
+    scale: int = 1
+
+
+class WholeLayers(NamedTuple):
+    """Layers that every position of the input has a part in."""
+
+    run: Callable[[Tensor], Tensor]
+
+
+class Band(NamedTuple):
+    """Rows first to end of an input, and how many more are given above and below."""
+
+    first: int
+    end: int
+    above: int
+    below: int
+
+    def rows(self, x: Tensor, scale: int) -> Tensor:
+        """The band's own rows of what layers made of it, or are making of it: x (B, C, (rows given) * scale, W)."""
+        return x[:, :, self.above * scale : x.shape[2] - self.below * scale]
+
+
+class Enough(Exception):
+    """Raised by a norm that has seen its input: what comes after is computed in a later pass."""
+
+
+class BandedNorm:
+    """Stands for a group norm while bands pass: first sums up what it sees of each, then norms by that."""
+
+    def __init__(self, norm: GroupNorm) -> None:
+        self.norm = norm
+        self.collecting = True
+        self.given, self.band = 0, Band(0, 0, 0, 0)
+        self.count = 0
+        self.mean = self.squares = torch.zeros(
+            ()
+        )  # of each image and group so far: mean, and sum of squared deviations
+
+    def __call__(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+        """As GroupNorm.forward."""
+        if told is not None and told.shape[1] == x.shape[1]:
+            x, told = x + told[:, :, None, None], None
+        if self.collecting:
+            self.collect(self.band.rows(x, x.shape[2] // self.given))
+            raise Enough
+        return self.normed(x, told)
+
+    def collect(self, x: Tensor) -> None:
+        """Joins the moments of a band's own rows to those of the bands before. Source: Chan et al. 1979, eq. 2.1."""
+        h = x.float().unflatten(1, (self.norm.groups, -1)).flatten(2)  # (B, G, n)
+        variance, mean = torch.var_mean(h, dim=2, correction=0)
+        count, n = self.count, h.shape[2]
+        difference = mean - self.mean
+        self.count = count + n
+        self.mean = self.mean + difference * (n / self.count)
+        self.squares = self.squares + variance * n + difference.square() * (count * n / self.count)
+
+    def normed(self, x: Tensor, told: Tensor | None) -> Tensor:
+        each = (self.norm.groups, -1)
+        gain, offset = self.norm.weight[None], self.norm.bias[None]
+        if told is not None:
+            scale, shift = told.chunk(2, dim=1)
+            gain, offset = self.norm.modulated(scale, shift)
+        inverse = (self.squares / self.count + self.norm.eps).rsqrt()[:, :, None]  # (B, G, 1)
+        gain = gain.float().unflatten(1, each) * inverse
+        offset = offset.float().unflatten(1, each) - self.mean[:, :, None] * gain
+        return torch.addcmul(offset.flatten(1)[..., None, None], x.float(), gain.flatten(1)[..., None, None]).to(
+            x.dtype
+        )
+
+
+@torch.no_grad()
+def decode_in_bands(autoencoder: Autoencoder, z: Tensor, pixels: int, vector: Tensor | None = None) -> Tensor:
+    """Autoencoder.decode, with bands of at most about so many pixels of each level."""
+    z = autoencoder.post_quant_conv(z)
+    for layers in parts(autoencoder, autoencoder.aside(vector, None, len(z))):
+        z = layers.run(z) if isinstance(layers, WholeLayers) else in_bands(layers, z, pixels)
+    return z
+
+
+def parts(autoencoder: Autoencoder, aside: Aside) -> Iterator[LocalLayers | WholeLayers]:
+    """A decoder as layers that follow each other, cut where little has to be kept: never after a resampling."""
+    decoder = autoencoder.decoder
+    yield WholeLayers(lambda z: decoder.middle(decoder.stem(z), aside))
+    doubling: nn.Module | None = None
+    for level in cast(Iterable[CoderLevel], decoder.levels):
+        for i, block in enumerate(cast(Iterable[CoderBlock], level.blocks)):
+            run, norms = partial(block, aside=aside), (block.norm1, block.norm2)
+            if doubling is None:
+                yield LocalLayers(run, norms, halo=2)
+            else:  # two rows of the finer level are one of the coarser, whose own convolution sees one more
+                yield LocalLayers(partial(chained, doubling, run), norms, halo=2, scale=2)
+                doubling = None
+            if i < len(level.attentions):
+                yield WholeLayers(level.attentions[i])
+        doubling = level.resample
+    yield LocalLayers(lambda h: decoder.head(F.silu(decoder.norm(h))), (decoder.norm,), halo=1)
+
+
+def chained(first: Callable[[Tensor], Tensor], then: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return then(first(x))
+
+
+def in_bands(layers: LocalLayers, x: Tensor, pixels: int) -> Tensor:
+    """layers.run(x) for x (B, C, H, W), in bands of about `pixels` of the result. x may be overwritten."""
+    rows = max(1, pixels // (len(x) * x.shape[3] * layers.scale**2))
+    bands = [
+        Band(
+            first,
+            min(first + rows, x.shape[2]),
+            min(layers.halo, first),
+            min(layers.halo, max(0, x.shape[2] - first - rows)),
+        )
+        for first in range(0, x.shape[2], rows)
+    ]
+    if len(bands) == 1:
+        return layers.run(x)
+    with standing_in(layers.norms) as norms:
+        for norm in norms:
+            for band in bands:
+                given = x[:, :, band.first - band.above : band.end + band.below]
+                for each in norms:
+                    each.given, each.band = given.shape[2], band
+                try:
+                    layers.run(given)
+                except Enough:
+                    continue
+                raise AssertionError("a norm was passed by")
+            norm.collecting = False
+        return joined(layers, x, bands)
+
+
+def joined(layers: LocalLayers, x: Tensor, bands: Sequence[Band]) -> Tensor:
+    """The result of all bands, in the place of the input where it has that shape."""
+    out: Tensor | None = None
+    kept = x[:, :, :0]  # rows above the band as they were: their place may hold the result already
+    for band in bands:
+        given = torch.cat([kept, x[:, :, band.first : band.end + band.below]], dim=2)
+        kept = given[:, :, max(0, given.shape[2] - band.below - layers.halo) : given.shape[2] - band.below].clone()
+        made = band.rows(layers.run(given), layers.scale)
+        if out is None:
+            same = layers.scale == 1 and made.shape[1] == x.shape[1] and made.dtype == x.dtype
+            out = x if same else made.new_empty(len(x), made.shape[1], x.shape[2] * layers.scale, made.shape[3])
+        out[:, :, band.first * layers.scale : band.end * layers.scale] = made
+    assert out is not None
+    return out
+
+
+@contextmanager
+def standing_in(norms: Sequence[GroupNorm]) -> Iterator[list[BandedNorm]]:
+    """Within it, calls of these norms go to banded ones."""
+    found = [BandedNorm(norm) for norm in norms]
+    for norm, each in zip(norms, found, strict=True):
+        norm.forward = each  # type: ignore[method-assign, assignment]
+    try:
+        yield found
+    finally:
+        for norm in norms:
+            del norm.forward

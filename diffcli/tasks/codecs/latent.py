@@ -1,0 +1,192 @@
+"""Diffusion in the latent space of a first stage, which is frozen and travels inside the checkpoint.
+
+z = (latent(x) - shift) / scale for each channel, so that z has mean 0 and variance 1 over the training set. What is diffused is
+not quantised: a first stage with codes quantises what it decodes.
+Source: Rombach et al. 2021, sections 3.2 and G (arXiv 2112.10752), with one scale for each channel in place of one for all.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.fields import FieldSpec, listed
+from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
+from diffcli.networks.bands import decode_in_bands
+from diffcli.noise import Noise
+from diffcli.tasks.codecs.codec import Codec, CodecConfig, Shape
+from diffcli.tasks.task import Ranks
+
+AT_ONCE = 2**20  # pixels that are encoded or decoded together: 16 images of 256x256
+BANDS = 16  # in the square of `tile`
+
+
+class LatentCodec(Codec):
+    """shift, scale: of each channel of the latent, (C,), as measured over the training set; 0 and 1 before."""
+
+    length = 1.0
+    bounds = None
+    exact = False
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, first_stage: Autoencoder, channels: int, sample_posterior: bool, tile: int) -> None:
+        super().__init__()
+        self.first_stage = first_stage
+        self.channels, self.sample_posterior, self.tile = channels, sample_posterior, tile
+        latent = first_stage.bottleneck.channels
+        self.register_buffer("shift", torch.zeros(latent))
+        self.register_buffer("scale", torch.ones(latent))
+
+    def latent_shape(self, shape: Shape) -> Shape:
+        factor, latent = self.first_stage.downscale, self.first_stage.bottleneck.channels
+        channels, height, width = shape
+        if channels != self.channels:
+            raise UserError(
+                f"task.codec: the first stage is for images of {self.channels} channels, but the data's have {channels}",
+                f"use --set data.channels={self.channels}, or name another first stage in task.codec.from",
+            )
+        if height % factor or width % factor:
+            raise UserError(
+                f"task.codec: the first stage makes one position of {factor}x{factor} pixels, which does not divide the images' "
+                f"{height}x{width}",
+                f"use a size that is a multiple of {factor}, as --set data.size={max(1, height // factor) * factor}",
+            )
+        return latent, height // factor, width // factor
+
+    @torch.no_grad()
+    def stored(self, x: Tensor) -> Tensor:
+        """What a prepared set keeps of images (B, C, H, W) in [-1, 1]: (B, inputs, H/f, W/f), `kl`: means, log-variances."""
+        with widened(x.device):
+            return torch.cat([self.first_stage.encode(part).float() for part in x.split(together(x, 1))])
+
+    def restored(self, stored: Tensor, noise: Noise | None = None) -> Tensor:
+        """`encode` of images of which `stored` is kept, float16 or float32."""
+        normal = None
+        bottleneck = self.first_stage.bottleneck
+        if noise is not None and self.sample_posterior and bottleneck.inputs != bottleneck.channels:
+            normal = noise(torch.empty(len(stored), bottleneck.channels, *stored.shape[2:], device=stored.device))
+        z = bottleneck.latent(stored.float(), normal)
+        return (z - over(self.shift, z)) * over(1 / self.scale, z)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        return self.restored(self.stored(x), noise)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """In batches; images of more than tile x tile pixels one by one and in bands of rows, which is exact."""
+        whole = self.first_stage.bottleneck.snapped(z * over(self.scale, z) + over(self.shift, z))
+        size = z.shape[2] * z.shape[3] * self.first_stage.downscale**2
+        if size > self.tile**2:
+            bands = [decode_in_bands(self.first_stage, part, self.tile**2 // BANDS) for part in whole.split(1)]
+            return torch.cat(bands).float()
+        parts = whole.split(together(z, self.first_stage.downscale))
+        return torch.cat([self.first_stage.decode(part) for part in parts]).float()
+
+    def measure(self, latents: Iterable[Tensor], ranks: Ranks) -> None:
+        """Sets shift and scale to mean and standard deviation of latents (B, C, h, w) that shift 0 and scale 1 gave.
+
+        Raises UserError where they are not finite, or the same everywhere.
+        """
+        total = torch.zeros(3, len(self.shift), dtype=torch.float64)
+        for z in latents:
+            values = z.double().transpose(0, 1).flatten(1).cpu()
+            total += torch.stack([torch.full_like(total[0], values.shape[1]), values.sum(1), values.square().sum(1)])
+        wide = torch.float32 if self.shift.device.type == "mps" else torch.float64  # which that device lacks
+        count, sums, squares = ranks.sum(total.to(self.shift.device, wide)).cpu().double()
+        mean = sums / count
+        deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+        if not (mean.isfinite().all() and deviation.isfinite().all()):
+            raise UserError(
+                "task.codec: the latents of the training data are not all finite numbers",
+                "train the first stage again, or name another one in task.codec.from; latents stored as float16 may need float32",
+            )
+        if not (deviation > 0).all():
+            dead = int((deviation <= 0).nonzero()[0])
+            raise UserError(
+                f"task.codec: channel {dead} of the latents is the same number everywhere in the training data",
+                "name a first stage that has learned, of fewer channels or a smaller beta, in task.codec.from",
+            )
+        self.shift.copy_(mean)
+        self.scale.copy_(deviation)
+
+
+def widened(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which nothing is computed in fp16, whose range the activations of published first stages leave."""
+    kind = device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) != torch.float16:
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
+def over(values: Tensor, z: Tensor) -> Tensor:
+    """(C,) as it multiplies z (B, C, *S)."""
+    return values.view(-1, *[1] * (z.ndim - 2))
+
+
+def together(x: Tensor, factor: int) -> int:
+    """How many of these samples (B, C, H, W), each side times a factor, go through the first stage at once."""
+    return max(1, AT_ONCE // (x.shape[2] * x.shape[3] * factor**2))
+
+
+class LatentCodecConfig(CodecConfig):
+    """Diffusion in the latents of a first stage.
+
+    from: the run of an autoencoder, a checkpoint, or a folder of diffusers; read when a run starts. first_stage: what it is made
+    of, which is filled in then, so that neither a resumed run nor a checkpoint needs the other run any more.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    kind: Literal["latent"] = "latent"
+    clip: ClassVar[bool] = False  # latents have no range
+    source: Path | None = Field(None, alias="from", description="run, checkpoint or folder of the first stage")
+    first_stage: FirstStageConfig | None = Field(None, description="what the first stage is made of; read from `from`")
+    sample_posterior: bool = Field(True, description="of `kl`: draw each latent anew in each epoch, or take its mean")
+    tile: int = Field(512, ge=16, description="images of more than tile x tile pixels are decoded in bands")
+
+    @model_serializer(mode="wrap")
+    def _named(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"from" if name == "source" else name: value for name, value in handler(self).items()}
+
+    def build(self, spec: FieldSpec) -> LatentCodec:
+        """The codec of images. Raises UserError where the field holds others, or nothing says what the first stage is."""
+        if spec.kind != "image" or len(spec.shape) != 3:
+            raise UserError(
+                f"task.codec is latent, for images, but task.field names a field of kind {spec.kind}",
+                "use --set task.codec.kind=pixels, or --set task.field=image",
+            )
+        stage = self.required
+        codec = LatentCodec(stage.build(), stage.channels, self.sample_posterior, self.tile)
+        codec.latent_shape(spec.sides)
+        return codec
+
+    @property
+    def required(self) -> FirstStageConfig:
+        """What the first stage is made of. Raises UserError where nothing says so."""
+        if self.first_stage is None:
+            raise UserError(
+                "task.codec is latent, but no first stage is named",
+                "name the run of an autoencoder: --set task.codec.from=runs/mnist-vae",
+            )
+        return self.first_stage
+
+    def pictures(self, spec: FieldSpec) -> FieldSpec:
+        """The images of which a field of kind latent holds what `LatentCodec.stored` gives.
+
+        Raises UserError where that is not of this first stage's shape.
+        """
+        stage = self.required
+        factor, inputs = stage.network.downscale, stage.bottleneck.build(stage.network.latent).inputs
+        if len(spec.sides) != 3 or spec.sides[0] != inputs:
+            raise UserError(
+                f"task.codec: the first stage stores {inputs} numbers at a position, but the data hold {listed(spec.shape)}",
+                "make the set with this first stage: diffcli prep-data latents SET --first-stage RUN --out DIR",
+            )
+        _, height, width = spec.sides
+        return FieldSpec("image", (stage.channels, height * factor, width * factor))
