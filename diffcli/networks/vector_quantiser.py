@@ -87,12 +87,16 @@ class VectorQuantiser(Bottleneck):
 
     @torch.no_grad()
     def update(self, ranks: Gathers) -> None:
-        """Moves the averages, then the codebook, then revives what died."""
+        """Moves the averages, then the codebook, then revives what died.
+
+        A latent that is not finite, such as of a step that overflows in fp16 and is skipped, counts as its code itself.
+        """
         if not self.seen:
             return
         h, codes = (ranks.gather(torch.cat(parts)) for parts in zip(*self.seen, strict=True))
         self.seen.clear()
         rows, k = as_rows(h), self.config.codes
+        rows = torch.where(rows.isfinite().all(dim=1, keepdim=True), rows, self.codebook[codes.flatten()])
         counts = counts_of(codes, k)
         self.usage.add(counts, len(h))
         self.sizes.lerp_(counts / len(rows), 1 - self.config.decay)

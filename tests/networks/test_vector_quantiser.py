@@ -156,6 +156,13 @@ def test_an_update_without_a_batch_changes_nothing() -> None:
     assert same_state(vq, quantiser())
 
 
+def test_latents_that_are_not_finite_do_not_spoil_the_codebook() -> None:
+    vq, h = quantiser(decay=0.0, revive=0.9), normal(2, 3, 4, 5)
+    h[0, 1, 2, 3], h[1, 0, 0, 0] = torch.nan, torch.inf
+    updated(vq, h)
+    assert all(value.isfinite().all() for value in vq.state_dict().values())
+
+
 def dead(**options: object) -> tuple[VectorQuantiser, Tensor]:
     """One whose code 5 is far from all latents, after the update that revived it, and its batch."""
     vq = quantiser(decay=0.0, revive=0.1, **options)
