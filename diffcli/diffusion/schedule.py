@@ -153,12 +153,17 @@ class Linear(DiscreteSchedule):
 
 
 class ScaledLinear(DiscreteSchedule):
-    """Square roots of betas from 0.00085 to 0.012 at T = 1000. Source: Rombach et al. 2022, arXiv 2112.10752, code."""
+    """Square roots of betas on a line, from 0.00085 to 0.012 at T = 1000 as Stable Diffusion has them.
+
+    The other latent models of its authors run from 0.0015 to 0.0195. Source: Rombach et al. 2022, arXiv 2112.10752, code.
+    """
 
     kind: Literal["scaled_linear"] = "scaled_linear"
+    start: float = Field(0.00085, gt=0, lt=1, description="the first beta at T = 1000")
+    end: float = Field(0.012, gt=0, lt=1, description="the last")
 
     def betas(self) -> Tensor:
-        roots = torch.linspace(0.00085**0.5, 0.012**0.5, self.steps, dtype=torch.float64)
+        roots = torch.linspace(self.start**0.5, self.end**0.5, self.steps, dtype=torch.float64)
         return (roots.square() * (1000 / self.steps)).clamp(max=MAX_BETA)
 
 

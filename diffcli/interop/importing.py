@@ -15,9 +15,10 @@ from torch import Tensor
 from diffcli import __version__, checkpoint
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.interop import published_dit, scheduler
+from diffcli.interop import pipelines, published_dit, scheduler
+from diffcli.interop.first_stages import ForeignStage
 from diffcli.interop.foreign import Foreign, read_json
-from diffcli.interop.unets import diffusers_config, diffusers_unet, openai
+from diffcli.interop.unets import diffusers_conditional, diffusers_config, diffusers_unet, openai
 from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_tensors, weights_in
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
@@ -29,7 +30,11 @@ CONFIG = "config.json"
 PIPELINE = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 NETWORKS = ("unet", "transformer")  # folders of a pipeline
-MODELS = ("UNet2DModel", "DiTTransformer2DModel")
+FAMILIES = {
+    "UNet2DModel": diffusers_config,
+    "UNet2DConditionModel": diffusers_conditional,
+    "DiTTransformer2DModel": published_dit,
+}
 STEPS = 100_000  # of a training that nobody asked for yet: a preset must say something
 
 
@@ -40,6 +45,7 @@ class Imported(NamedTuple):
     tensors: dict[str, Tensor]  # of the task
     classes: tuple[str, ...] | None
     notes: tuple[str, ...]  # what the files do not say, and was taken for granted
+    record: Mapping[str, Any] = {}  # entries of the checkpoint's record: the digests of encoders
 
 
 def load(path: Path, given: Preset | None) -> Imported:
@@ -58,6 +64,7 @@ def save(imported: Imported, out: Path, source: Path) -> Path:
         "classes": imported.classes,
         "version": __version__,
         "imported_from": source.name,
+        **imported.record,
     }
     return checkpoint.save_average(checkpoint.step_dir(out, 0), imported.tensors, record)
 
@@ -127,70 +134,91 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
     if not (folder / CONFIG).is_file():
         raise UserError(
             f"{path}: holds no {CONFIG} of a network",
-            "give the folder of a DDPMPipeline, UNet2DModel or DiT of diffusers",
+            "give the folder of a pipeline of diffusers, or of a U-Net or DiT alone",
         )
     values = read_json(folder / CONFIG)
     name = values.get("_class_name")
-    if name not in MODELS:
+    if name not in FAMILIES:
         raise UserError(
-            f"{folder / CONFIG}: _class_name is {name!r}", f"diffcli imports {' and '.join(MODELS)} of diffusers"
+            f"{folder / CONFIG}: _class_name is {name!r}", f"diffcli imports {', '.join(FAMILIES)} of diffusers"
         )
-    family = diffusers_config if name == "UNet2DModel" else published_dit
-    config = Foreign(values, family.DEFAULTS, str(folder / CONFIG))
+    config = Foreign(values, FAMILIES[name].DEFAULTS, str(folder / CONFIG))
     planned = path / SCHEDULER if index else path / "scheduler_config.json"
     stated = read_json(planned) if planned.is_file() else None
     notes = (
         () if stated is not None or given else (f"{path} has no scheduler: taken for eps on linear betas, 1000 steps",)
     )
-    raw = folder_tree(config, Foreign(stated or {}, scheduler.DEFAULTS, str(planned)), name == "UNet2DModel")
+    beside = pipelines.neighbours(path, index)
+    pipelines.check(beside, config)
+    raw = folder_tree(config, Foreign(stated or {}, scheduler.DEFAULTS, str(planned)), name)
+    if config.get("in_channels") not in (1, 3) and (beside.stage is None or stated is None):
+        raw["task"]["codec"]["clip"] = False  # latents
+    pipelines.join(raw, beside, path)
+    stage = beside.stage
     if given is not None:
+        given, stage = pipelines.staged(given, stage)
         check_agreement(
             raw if stated is not None else {"task": {"network": raw["task"]["network"]}}, given, config.source
         )
+    elif name == "UNet2DConditionModel" and beside.encoder is None:
+        raise UserError(
+            f"{config.source}: attends to the tokens of a condition, but nothing here says which",
+            "give the folder of the whole pipeline, with text_encoder and tokenizer, or --as PRESET",
+        )
     preset = given or built({"name": slug(path), **raw}, path)
     theirs = diffusers_unet.current(read_tensors(weights_in(folder)))
-    tensors = folder_tensors(preset, config, theirs)
-    return Imported(preset, tensors, class_names(index), notes)
+    tensors = folder_tensors(preset, config, theirs, stage)
+    return Imported(preset, tensors, class_names(index), notes, pipelines.encoder_record(preset))
 
 
-def folder_tree(config: Foreign, plan: Foreign, unet: bool) -> dict[str, Any]:
-    """The raw preset, but for its name, that a diffusers configuration and scheduler describe."""
-    network = (diffusers_config if unet else published_dit).read_config(config)
+def folder_tree(config: Foreign, plan: Foreign, name: str) -> dict[str, Any]:
+    """The raw preset, but for its name, that a diffusers configuration and scheduler describe. name: of the network's class."""
+    network = FAMILIES[name].read_config(config)
     sampling = scheduler.read_scheduler(plan)
     task, channels = sampling["task"], config.get("in_channels")
     outputs = config.get("out_channels") or channels
     if outputs not in (channels, 2 * channels):
         raise config.refuse("out_channels", f"neither in_channels {channels} nor twice that, for a learned variance")
-    if not plan.values:
+    transformer = name == "DiTTransformer2DModel"  # the pipeline itself knows what half of its outputs is for
+    if not plan.values or (transformer and "variance_type" not in plan.values):
         task["learn_variance"], sampling["sampler"]["variance"] = outputs == 2 * channels, "auto"
+    if sampling["sampler"]["kind"] != "ddpm":
+        sampling["sampler"].pop("variance", None)
     if task["learn_variance"] != (outputs == 2 * channels):
         raise plan.refuse("variance_type", f"but the network has {outputs} outputs for {channels} channels")
     steps = plan.get("num_train_timesteps")
     network["time_scale"] = steps / 1000  # their index runs to steps - 1, ours to 1000
-    classes = config.get("num_class_embeds") if unet else config.get("num_embeds_ada_norm")
+    classes = config.get("num_embeds_ada_norm" if transformer else "num_class_embeds")
     if classes is not None:
-        width = network["width"] * (4 if unet else 1)
+        width = network["width"] * (1 if transformer else 4)
         task["conditioners"] = [{"kind": "class", "num_classes": classes, "dim": width}]
-        task["drop_condition"] = 0.0 if unet else 0.1
-    if channels not in (1, 3):
-        task["codec"]["clip"] = False  # latents
+        task["drop_condition"] = 0.1 if transformer else 0.0
     size = config.get("sample_size")
     data = {"kind": "none", "size": size, "channels": channels}
     return {"data": data, "task": {"kind": "diffusion", **task, "network": network}, "sampler": sampling["sampler"]}
 
 
-def folder_tensors(preset: Preset, config: Foreign, theirs: ForeignTensors) -> dict[str, Tensor]:
-    """The tensors of a diffusers network as those of the preset's task."""
+def folder_tensors(
+    preset: Preset, config: Foreign, theirs: ForeignTensors, stage: ForeignStage | None
+) -> dict[str, Tensor]:
+    """The tensors of a diffusers network, and of the first stage beside it, as those of the preset's task."""
     task = on_meta(preset)
-    ours, network = task.state_dict(), task.denoiser.network
+    beside = pipelines.stage_tensors(stage)
+    ours = {name: tensor for name, tensor in task.state_dict().items() if name not in beside}
+    network = task.denoiser.network
     if isinstance(network, DiT):
-        return read(published_dit.diffusers_rules(network.config, ours), theirs, ours, config.source)
+        return read(published_dit.diffusers_rules(network.config, ours), theirs, ours, config.source) | beside
     assert isinstance(network, UNet)
     null = null_row(preset, theirs, diffusers_unet.LABELS, Path(config.source))
     rules = diffusers_unet.diffusers_rules(
-        network, ours, null, diffusers_config.gone(config), sines_first=not config.get("flip_sin_to_cos")
+        network,
+        ours,
+        null,
+        diffusers_config.gone(config),
+        sines_first=not config.get("flip_sin_to_cos"),
+        linear=bool(config.get("use_linear_projection")),
     )
-    return read(rules, theirs, ours, config.source)
+    return read(rules, theirs, ours, config.source) | beside
 
 
 def check_agreement(raw: Mapping[str, Any], given: Preset, source: str, key: str = "") -> None:

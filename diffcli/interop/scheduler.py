@@ -4,6 +4,7 @@ Their scheduler joins what we keep apart: betas and prediction type were trained
 """
 
 import math
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -33,11 +34,21 @@ DEFAULTS = {
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 PREDICTIONS = {ours: theirs for theirs, ours in TARGETS.items()}
 VARIANCES = {
+    None: "small",
     "fixed_small": "small",
     "fixed_small_log": "small",
     "fixed_large": "large",
     "fixed_large_log": "large",
     "learned_range": "learned",
+}
+CLIPPING = ("DDPMScheduler", "DDIMScheduler", None)  # those that know `clip_sample`; None: nothing says which one it is
+SAMPLERS = {  # of ours, for schedulers that are no DDPM; others become DDIM, the first order of them all
+    "PNDMScheduler": "plms",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "HeunDiscreteScheduler": "heun",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "UniPCMultistepScheduler": "unipc",
 }
 WRITTEN = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}
 KNOWN: tuple[type[Linear] | type[ScaledLinear] | type[Cosine], ...] = (Linear, ScaledLinear, Cosine)
@@ -50,21 +61,22 @@ def read_scheduler(config: Foreign) -> dict[str, Any]:
     config: scheduler_config.json with DEFAULTS. Raises UserError for what we cannot express.
     """
     config.demand({"prediction_type": tuple(TARGETS), "variance_type": tuple(VARIANCES), "thresholding": (False,)})
-    if config.get("clip_sample"):
+    kind = config.get("_class_name")
+    clips = bool(config.get("clip_sample")) and kind in CLIPPING
+    if clips:
         config.demand({"clip_sample_range": (1.0,)})
     variance = VARIANCES[config.get("variance_type")]
     steps = config.get("num_train_timesteps")
-    ancestral = config.get("_class_name") in ("DDPMScheduler", None)
     return {
         "task": {
             "target": TARGETS[config.get("prediction_type")],
             "learn_variance": variance == "learned",
             "schedule": recognised(config).model_dump(),
-            "codec": {"kind": "pixels", "clip": bool(config.get("clip_sample"))},
+            "codec": {"kind": "pixels", "clip": clips},
         },
         "sampler": {"kind": "ddpm", "steps": steps, "variance": variance}
-        if ancestral
-        else {"kind": "ddim", "steps": min(50, steps)},
+        if kind in ("DDPMScheduler", None)
+        else {"kind": SAMPLERS.get(kind, "ddim"), "steps": min(50, steps)},
     }
 
 
@@ -72,8 +84,8 @@ def recognised(config: Foreign) -> DiscreteSchedule:
     """The schedule of ours that has their betas."""
     theirs = their_alpha(config)
     grid = torch.arange(1, len(theirs) + 1, dtype=torch.float64) / len(theirs)
-    for kind, rescaled in product(KNOWN, (False, True)):
-        ours = kind(steps=len(theirs), zero_terminal_snr=rescaled)
+    for make, rescaled in product((*KNOWN, partial(between, config)), (False, True)):
+        ours = make(steps=len(theirs), zero_terminal_snr=rescaled)
         if torch.allclose(ours.alpha_sigma(grid)[0], theirs, rtol=1e-4, atol=1e-6):
             return ours
     if config.get("trained_betas") is not None:
@@ -84,8 +96,14 @@ def recognised(config: Foreign) -> DiscreteSchedule:
     found = ", ".join(f"{key} {config.get(key)}" for key in BETAS)
     raise UserError(
         f"{config.source}: {found} is no schedule of diffcli",
-        "linear runs from 0.0001 to 0.02 and scaled_linear from 0.00085 to 0.012 at 1000 steps; squaredcos_cap_v2 is free",
+        "linear runs from 0.0001 to 0.02 at 1000 steps; scaled_linear and squaredcos_cap_v2 are free",
     )
+
+
+def between(config: Foreign, steps: int, zero_terminal_snr: bool) -> DiscreteSchedule:
+    """Square roots of betas on a line with their ends, which are those at any number of steps; ours are those of 1000."""
+    start, end = (min(config.get(key) * steps / 1000, MAX_BETA) for key in ("beta_start", "beta_end"))
+    return ScaledLinear(steps=steps, zero_terminal_snr=zero_terminal_snr, start=start, end=end)
 
 
 def their_alpha(config: Foreign) -> Tensor:

@@ -54,7 +54,7 @@ def tiny_text_tower(folder: Path, seed: int = 0, pad: str | None = None) -> Path
 
     whole = tiny_clip(folder / "whole", seed)
     transformers.CLIPTextModel.from_pretrained(whole).save_pretrained(folder / "text_encoder")
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(whole)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(whole, model_max_length=LIMIT)
     if pad is not None:
         tokenizer.pad_token = pad
     tokenizer.save_pretrained(folder / "tokenizer")

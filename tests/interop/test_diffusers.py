@@ -408,6 +408,6 @@ def test_bad_input_writes_nothing_and_says_what_to_type(tmp_path: Path, cli: Cli
     cli("export", "--ckpt", tmp_path, "--to", "timm", "--out", tmp_path / "new").refused("timm", "--help")
     (folder / "unet/config.json").write_text("{")
     cli("import", folder, "--out", tmp_path / "new").refused("config.json", "JSON")
-    (folder / "unet/config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-    cli("import", folder, "--out", tmp_path / "new").refused("UNet2DConditionModel", "UNet2DModel")
+    (folder / "unet/config.json").write_text('{"_class_name": "UNet3DConditionModel"}')
+    cli("import", folder, "--out", tmp_path / "new").refused("UNet3DConditionModel", "UNet2DModel")
     assert not (tmp_path / "new").exists()

@@ -1,0 +1,188 @@
+"""Pipelines of diffusers that draw in a latent space: in through `import`, the same images, and out through `export`."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from diffcli import checkpoint
+from diffcli.config import UserError
+from diffcli.engine.draw.sample import load_model
+from diffcli.interop import importing
+from tests.conftest import Cli
+from tests.encoders.making import tiny_text_tower
+from tests.interop.making import CPU, close, loaded, network, noise
+from tests.interop.pipes import STABLE, drawn, stable, vae
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside diffusers
+
+TEXTS = ["a cat", "two dogs"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusionPipeline. Do not change it."""
+    return stable(tmp_path_factory.mktemp("pipeline") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def ours(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a checkpoint of ours. Do not change it."""
+    out = tmp_path_factory.mktemp("ours") / "run"
+    return importing.save(importing.load(pipeline, None), out, pipeline)
+
+
+def config_with(folder: Path, file: str, **changes: Any) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def images(cli: Cli, ckpt: Path, out: Path, *options: object) -> np.ndarray:
+    done = cli("sample", "--ckpt", ckpt, "--out", out, "--sampler", "ddim", "--steps", 20, "--seed", 5, *options)
+    assert done.code == 0, done.err
+    found: np.ndarray = np.load(out)["arr_0"]
+    return found
+
+
+def alike(found: np.ndarray, expected: np.ndarray) -> None:
+    """Pictures that have something on them, equal to one grey level."""
+    assert found.shape == expected.shape
+    assert expected.std() > 5
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_it_draws_the_same_images_as_diffusers_from_the_same_noise(
+    cli: Cli, pipeline: Path, ours: Path, tmp_path: Path
+) -> None:
+    """20 steps of DDIM, guidance 7.5, which the checkpoint knows; with a negative prompt, too."""
+    prompts = [word for text in TEXTS for word in ("--prompt", text)]
+    found = images(cli, ours, tmp_path / "x.npz", *prompts)
+    alike(found, drawn(pipeline, [5, 6], (4, 8, 8), prompt=TEXTS, guidance_scale=7.5))
+    against = images(cli, ours, tmp_path / "x.npz", *prompts, "--negative-prompt", "a bird", "--guidance", 4)
+    expected = drawn(pipeline, [5, 6], (4, 8, 8), prompt=TEXTS, negative_prompt=["a bird"] * 2, guidance_scale=4.0)
+    alike(against, expected)
+    assert not np.array_equal(found, against)
+
+
+def test_the_checkpoint_says_where_the_text_encoder_lies_and_which_it_was(pipeline: Path, ours: Path) -> None:
+    record = checkpoint.read_record(ours)
+    entry = record["encoders"]["task.conditioners.0"]
+    assert entry["model"] == str(pipeline.absolute())
+    model = load_model(ours, CPU)
+    assert entry["sha256"] == model.task.conditioners[0].encoder.digest
+    assert (model.preset.guidance, model.preset.sampler.kind) == (7.5, "plms")
+    assert not any("text" in name for name in model.task.state_dict())
+    assert model.preset.data.shape == (3, 16, 16)
+
+
+def test_another_text_encoder_is_refused_and_one_that_moved_is_found(
+    cli: Cli, ours: Path, pipeline: Path, tmp_path: Path
+) -> None:
+    other = tiny_text_tower(tmp_path / "other", seed=1)
+    run = ["sample", "--ckpt", ours, "--prompt", "a cat", "--out", tmp_path / "x.png", "--steps", 2, "--n", 1]
+    key = "task.conditioners.0.encoder.model"
+    cli(*run, "--set", f"{key}={other}").refused(key, "whose weights are")
+    moved = shutil.copytree(pipeline, tmp_path / "moved")
+    assert cli(*run, "--set", f"{key}={moved}").code == 0
+
+
+@torch.no_grad()
+def test_every_part_gives_the_same_outputs(pipeline: Path) -> None:
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(pipeline)
+    task = loaded(importing.load(pipeline, None))
+    x, times = noise(2, 4, 8, 8), torch.tensor([0.0, 999.0])
+    keep = torch.tensor([True, False])
+    cond = task.condition({"text": TEXTS}, keep, x)
+    tokens = theirs.encode_prompt(["a cat", ""], "cpu", 1, False)[0]
+    close(cond.tokens, tokens)
+    close(network(task)(x, times, cond), theirs.unet(x, times, tokens).sample)
+    image = noise(2, 3, 16, 16)
+    close(task.codec.encode(image), theirs.vae.encode(image).latent_dist.mode() * theirs.vae.config.scaling_factor)
+    close(task.codec.decode(x), theirs.vae.decode(x / theirs.vae.config.scaling_factor).sample)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (diffusers.DDIMScheduler(clip_sample=False, prediction_type="v_prediction", **STABLE), ("v", "ddim")),
+        (diffusers.EulerDiscreteScheduler(**STABLE), ("eps", "euler")),
+        (diffusers.DPMSolverMultistepScheduler(**STABLE), ("eps", "dpmpp_2m")),
+        (diffusers.PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195), ("eps", "plms")),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_the_scheduler_becomes_target_schedule_and_sampler(
+    pipeline: Path, scheduler: Any, expected: tuple[str, str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(pipeline, tmp_path / "copy")
+    scheduler.save_pretrained(folder / "scheduler")
+    preset = importing.load(folder, None).preset
+    assert (preset.task.target, preset.sampler.kind) == expected
+    alpha = preset.task.schedule.alpha_sigma(torch.arange(1, 1001) / 1000)[0]
+    torch.testing.assert_close(alpha.float(), scheduler.alphas_cumprod.sqrt(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        ("unet/config.json", {"in_channels": 9}, ["in_channels is 9", "latents of 4 channels"]),
+        ("text_encoder/config.json", {"hidden_size": 99}, ["hidden_size is 99", "cross_attention_dim 24"]),
+        ("text_encoder/config.json", {"architectures": ["T5EncoderModel"]}, ["T5EncoderModel", "CLIPTextModel"]),
+        ("vae/config.json", {"latent_channels": 3}, ["vae/diffusion_pytorch_model.safetensors", "wrongly shaped"]),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, ["AutoencoderTiny", "AutoencoderKL"]),
+        ("unet/config.json", {"_class_name": "UNet3DConditionModel"}, ["UNet3DConditionModel"]),
+        ("vae/config.json", {"layers_per_block": 2}, ["vae/diffusion_pytorch_model.safetensors", "missing"]),
+    ],
+    ids=str,
+)
+def test_a_folder_whose_parts_disagree_is_refused_by_name_and_nothing_is_written(
+    cli: Cli, pipeline: Path, tmp_path: Path, file: str, changes: dict[str, Any], words: list[str]
+) -> None:
+    folder = shutil.copytree(pipeline, tmp_path / "copy")
+    config_with(folder, file, **changes)
+    cli("import", folder, "--out", tmp_path / "out").refused(*words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_first_stage_of_another_model_is_refused(pipeline: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pipeline, tmp_path / "copy")
+    vae(latent_channels=3).save_pretrained(folder / "vae")
+    with pytest.raises(
+        UserError, match=r"unet/config\.json: in_channels is 4, but .*copy/vae has latents of 3 channels"
+    ):
+        importing.load(folder, None)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text_encoder/config.json", "vae/config.json", "scheduler"])
+def test_a_folder_that_lacks_a_part_is_refused_or_says_what_it_takes_for_granted(
+    pipeline: Path, tmp_path: Path, part: str
+) -> None:
+    folder = shutil.copytree(pipeline, tmp_path / "copy")
+    (shutil.rmtree if (folder / part).is_dir() else Path.unlink)(folder / part)
+    if part == "scheduler":
+        assert "no scheduler" in importing.load(folder, None).notes[0]
+        return
+    with pytest.raises(UserError, match=part.partition("/")[0]):
+        importing.load(folder, None)
+
+
+def test_latents_that_the_scheduler_clips_are_refused(pipeline: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pipeline, tmp_path / "copy")
+    diffusers.DDIMScheduler(**STABLE).save_pretrained(folder / "scheduler")
+    with pytest.raises(UserError, match=r"clip_sample true.*\n.*scheduler_config\.json"):
+        importing.load(folder, None)
+
+
+def test_a_network_of_texts_alone_needs_the_pipeline(pipeline: Path) -> None:
+    with pytest.raises(UserError, match=r"attends to the tokens.*\n.*whole pipeline"):
+        importing.load(pipeline / "unet", None)
+
+
+def test_a_negative_prompt_of_a_model_without_texts_is_refused(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    done = cli("sample", "--ckpt", trained, "--negative-prompt", "x", "--out", tmp_path / "x.png")
+    done.refused("--negative-prompt 'x'", "not trained on texts")
