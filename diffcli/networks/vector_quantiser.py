@@ -158,7 +158,7 @@ def straight_through(h: Tensor, code: Tensor) -> Tensor:
 def rotated(h: Tensor, code: Tensor) -> Tensor:
     """The code, as what a rotation and a scaling that are held constant make of h, both (B, C, *S).
 
-    Gradients are turned by the angle from h to its code. Source: Fifty et al. 2024, section 4.2 and eq. 3 (arXiv 2410.06424).
+    Gradients are turned by the angle from h to its code. Source: Fifty et al. 2024, section 4 (arXiv 2410.06424).
     """
     fixed = h.detach()
     length, wanted = (x.norm(dim=1, keepdim=True).clamp(min=1e-12) for x in (fixed, code))

