@@ -6,6 +6,7 @@ encode(x) -> h; bottleneck(h) -> z; decode(z) -> x. Source: Rombach et al. 2021,
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -21,16 +22,23 @@ from diffcli.networks.network import listed
 class AutoencoderConfig(Config):
     """Encoder and decoder: width x mult[i] channels at level i, each level half the size of the one before.
 
+    patch: pixels in the edge of a square that is one position of the first level, its pixels being channels there, as in
+    sub-pixel convolution (Shi et al. 2016, arXiv 1609.05158), which saves most of the cost of full size. Published ones have 1.
+
     A norm of C channels has gcd(groups, C) groups: one that has a group for each channel takes an image's mean from every
     channel, so narrow networks want few groups.
     """
 
     kind: Literal["conv"] = "conv"
+    patch: int = Field(1, ge=1)
     width: int = Field(128, ge=1)
     mult: tuple[PositiveInt, ...] = Field((1, 2, 4, 4), min_length=1)
     depth: int = Field(2, ge=1, description="residual blocks at each level of the encoder; the decoder has one more")
     attend: tuple[int, ...] = Field((), description="downscales (1, 2, 4, ...) at which positions attend to each other")
-    middle_attention: bool = True
+    middle_blocks: Literal[0, 2] = Field(
+        2, description="residual blocks between the levels and the latent, on both sides"
+    )
+    middle_attention: bool = Field(True, description="an attention between those two")
     latent: int = Field(4, ge=1, description="channels of the latent")
     features: int | None = Field(
         None, ge=1, description="channels between encoder or decoder and the latent, if they are not the latent's"
@@ -42,16 +50,24 @@ class AutoencoderConfig(Config):
 
     @model_validator(mode="after")
     def _attends_where_it_can(self) -> "AutoencoderConfig":
-        there = [2**i for i in range(len(self.mult))]
+        there = [self.patch * 2**i for i in range(len(self.mult))]
         for downscale in self.attend:
             if downscale not in there:
                 raise ValueError(f"attend names {downscale}, but with {len(self.mult)} levels there is {listed(there)}")
         return self
 
+    @model_validator(mode="after")
+    def _has_a_middle(self) -> "AutoencoderConfig":
+        if self.middle_attention and not self.middle_blocks:
+            raise ValueError(
+                "middle_attention is true, but middle_blocks is 0; set task.network.middle_attention to false"
+            )
+        return self
+
     @property
     def downscale(self) -> int:
         """Pixels in the edge of a position of the latent."""
-        return int(2 ** (len(self.mult) - 1))
+        return int(self.patch * 2 ** (len(self.mult) - 1))
 
     def build(self, channels: int, bottleneck: AnyBottleneck, vector: int = 0) -> "Autoencoder":
         """For images of so many channels. vector: width of what encoder and decoder are told of an image; 0: nothing.
@@ -74,7 +90,8 @@ class Autoencoder(nn.Module):
         options = CoderOptions(
             widths=tuple(config.width * m for m in config.mult),
             depth=config.depth,
-            attends=tuple(2**i in config.attend for i in range(len(config.mult))),
+            attends=tuple(config.patch * 2**i in config.attend for i in range(len(config.mult))),
+            middle_blocks=config.middle_blocks,
             middle_attention=config.middle_attention,
             vector=vector,
             dropout=config.dropout,
@@ -82,10 +99,10 @@ class Autoencoder(nn.Module):
         )
         features = config.features or bottleneck.channels
         given = features * bottleneck.inputs // bottleneck.channels
-        self.encoder = ImageEncoder(channels, given, options)
+        self.encoder = ImageEncoder(channels * config.patch**2, given, options)
         self.quant_conv = Pointwise(given, bottleneck.inputs)
         self.post_quant_conv = Pointwise(bottleneck.channels, features)
-        self.decoder = ImageDecoder(features, channels, options)
+        self.decoder = ImageDecoder(features, channels * config.patch**2, options)
         self.null = nn.Parameter(torch.zeros(vector)) if vector else None
         set_norms(self, config.groups, config.norm_eps)
         number_dropouts(self)
@@ -100,11 +117,12 @@ class Autoencoder(nn.Module):
 
         vector: (B, V); None: the null. seeds: (B,) int64, one stream a sample; needed only where dropout trains.
         """
-        return self.quant_conv(self.encoder(x, self.aside(vector, seeds, len(x))))
+        return self.quant_conv(self.encoder(F.pixel_unshuffle(x, self.config.patch), self.aside(vector, seeds, len(x))))
 
     def decode(self, z: Tensor, vector: Tensor | None = None, seeds: Tensor | None = None) -> Tensor:
         """z (B, bottleneck.channels, H/f, W/f), as the bottleneck gave it -> (B, C, H, W) about [-1, 1]; see `encode`."""
-        return self.decoder(self.post_quant_conv(z), self.aside(vector, seeds, len(z)))
+        patches = self.decoder(self.post_quant_conv(z), self.aside(vector, seeds, len(z)))
+        return F.pixel_shuffle(patches, self.config.patch)
 
     def forward(
         self, x: Tensor, noise: Tensor | None = None, vector: Tensor | None = None, seeds: Tensor | None = None

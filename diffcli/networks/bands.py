@@ -106,7 +106,7 @@ def decode_in_bands(autoencoder: Autoencoder, z: Tensor, pixels: int, vector: Te
     z = autoencoder.post_quant_conv(z)
     for layers in parts(autoencoder, autoencoder.aside(vector, None, len(z))):
         z = layers.run(z) if isinstance(layers, WholeLayers) else in_bands(layers, z, pixels)
-    return z
+    return F.pixel_shuffle(z, autoencoder.config.patch)
 
 
 def parts(autoencoder: Autoencoder, aside: Aside) -> Iterator[LocalLayers | WholeLayers]:

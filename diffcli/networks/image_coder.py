@@ -25,6 +25,7 @@ class CoderOptions(NamedTuple):
     widths: tuple[int, ...]
     depth: int
     attends: tuple[bool, ...]  # of each level
+    middle_blocks: int
     middle_attention: bool
     vector: int
     dropout: float
@@ -114,8 +115,9 @@ class CoderLevel(nn.Module):
 
 
 def middle(options: CoderOptions) -> CoderLevel:
-    """Two blocks, and an attention between them where there is one."""
-    level = CoderLevel([options.widths[-1]] * 3, options, attends=options.middle_attention)
+    """Two blocks or none, and an attention between them where there is one."""
+    channels = [options.widths[-1]] * (options.middle_blocks + 1)
+    level = CoderLevel(channels, options, attends=options.middle_attention)
     del level.attentions[1:]
     return level
 

@@ -269,6 +269,8 @@ def test_a_folder_or_file_without_a_first_stage_is_refused(tmp_path: Path):
         ({"bottleneck": {"kind": "none"}}, "bottleneck.kind"),
         ({"vector": 3}, "vector"),
         ({"network": {"norm_eps": 1e-5}}, "network.norm_eps"),
+        ({"network": {"patch": 2}}, "network.patch"),
+        ({"network": {"middle_blocks": 0, "middle_attention": False}}, "network.middle_blocks"),
         ({"network": {"groups": 32}}, "network.groups"),
         ({"network": {"features": 8}}, "network.features"),
     ],

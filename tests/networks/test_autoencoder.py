@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffcli.engine.tuning import compile_network
@@ -135,6 +136,24 @@ def test_a_first_stage_is_built_again_from_what_describes_it() -> None:
     assert again == config
     shapes = {name: value.shape for name, value in config.build().state_dict().items()}
     assert {name: value.shape for name, value in again.build().state_dict().items()} == shapes
+
+
+def test_patches_are_channels_of_a_smaller_image() -> None:
+    """A first stage of patches is one of images whose pixels lie in 4 times as many channels."""
+    ours, x = built(small(patch=2)), normal(2, 3, 8, 12)
+    assert ours.downscale == 4
+    plain = small().build(12, Kl())
+    plain.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(F.pixel_unshuffle(ours(x)[0], 2), plain(F.pixel_unshuffle(x, 2))[0])
+    with pytest.raises(ValueError, match="attend names 1, but with 2 levels there is 2, 4"):
+        small(patch=2, attend=(1,))
+
+
+def test_a_first_stage_without_a_middle_is_its_levels_alone() -> None:
+    bare, whole = (small(middle_blocks=n, middle_attention=False).build(3, Kl()).state_dict() for n in (0, 2))
+    assert whole.keys() - bare.keys() == {name for name in whole if ".middle." in name} != set()
+    with pytest.raises(ValueError, match="middle_attention is true, but middle_blocks is 0"):
+        small(middle_blocks=0)
 
 
 def test_a_downscale_at_which_nothing_is_cannot_attend() -> None:

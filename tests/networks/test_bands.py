@@ -17,7 +17,11 @@ DEEP = {"network__mult": [1, 2, 2], "network__latent": 4, "channels": 3}
 
 
 @pytest.mark.parametrize("pixels", [1, 60, 700], ids=lambda pixels: f"{pixels} pixels")
-@pytest.mark.parametrize("keys", [{}, {"network__attend": [2], "vector": 5}], ids=["plain", "attention and vector"])
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"network__attend": [2], "vector": 5}, {"network__patch": 2}],
+    ids=["plain", "attention and vector", "patches"],
+)
 def test_bands_of_any_height_give_the_whole_picture(keys, pixels):
     stage = random_stage(**DEEP, **keys)
     z = torch.randn(2, 4, 13, 7, generator=torch.Generator().manual_seed(1))

@@ -194,6 +194,8 @@ def check_expressible(stage: FirstStageConfig) -> None:
     checks = {
         "bottleneck.kind": (kind in ("kl", "vq"), kind, "kl or vq"),
         "vector": (stage.vector == 0, stage.vector, "0"),
+        "network.patch": (network.patch == 1, network.patch, "1"),
+        "network.middle_blocks": (network.middle_blocks == 2, network.middle_blocks, "2"),
         "network.norm_eps": (network.norm_eps == EPS, network.norm_eps, f"{EPS:g}"),
         "network.groups": (not any(w % network.groups for w in widths), network.groups, "a divisor of all widths"),
         "network.features": (kind == "vq" or network.features in (None, network.latent), network.features, "null"),
