@@ -8,7 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -22,6 +22,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Config):
     """lr is the peak that the curve scales."""
 
+    remembers: ClassVar[str]  # what its state is: optimizers of which this is one word go on from each other's
+
     lr: float = Field(2e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
 
@@ -34,6 +36,8 @@ class OptimizerConfig(Config):
 
 class Moments(OptimizerConfig):
     """Adam's hyper-parameters; betas are the decays of the two moments."""
+
+    remembers: ClassVar[str] = "moments"
 
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
@@ -71,6 +75,8 @@ class Sgd(OptimizerConfig):
     Source: Sutskever et al. 2013, section 2, in the form whose velocity is a sum of gradients, scaled by lr when it is used.
     """
 
+    remembers: ClassVar[str] = "momentum"
+
     kind: Literal["sgd"] = "sgd"
     momentum: Beta = 0.9
     nesterov: bool = False
@@ -101,6 +107,8 @@ class Muon(Moments):
     host waits in every step to hear whether a gradient overflowed: unlike the fused kernels, torch's Muon cannot skip by itself.
     Source: Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon); the scale: Liu et al. 2025, eq. 4 (arXiv 2502.16982).
     """
+
+    remembers: ClassVar[str] = "momentum and moments"
 
     kind: Literal["muon"] = "muon"
     momentum: Beta = 0.95

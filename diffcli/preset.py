@@ -19,7 +19,7 @@ from diffcli.data.datasets import AnyData, at_root
 from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
 from diffcli.fields import FieldSpec
-from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
+from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant, OptimizerConfig
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -32,6 +32,7 @@ AnyTask = Annotated[
     DiffusionConfig | ClassifierConfig | PriorConfig | AutoencoderTaskConfig,
     Field(discriminator="kind"),
 ]
+SHARED = tuple(OptimizerConfig.model_fields)  # what optimizers of every kind have
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -76,6 +77,15 @@ class TrainConfig(Config):
     previews: int = Field(36, ge=1, description="images in a preview grid")
     keep_last: int = Field(2, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _phases_begin_as_the_whole(cls, given: Any) -> Any:
+        """What `train.phases.NAME.optimizer` leaves out is that of `train.optimizer`, as far as both kinds have it."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("phases"), Mapping):
+            return given
+        phases = {name: _completed(phase, given.get("optimizer", {})) for name, phase in given["phases"].items()}
+        return {**given, "phases": phases}
+
     @model_validator(mode="after")
     def _agree(self) -> "TrainConfig":
         if self.accumulate > self.batch_size:
@@ -86,11 +96,22 @@ class TrainConfig(Config):
 
     def advice(self) -> list[str]:
         """What is allowed but probably not meant, one sentence each."""
-        warmup = self.curve.warmup
-        short = (
-            f"train.curve.warmup is {warmup}, so the {self.steps} steps of the run end before the full learning rate"
-        )
-        return [short] if warmup >= self.steps else []
+        curves = {"train.curve": self.curve}
+        curves |= {f"train.phases.{name}.curve": phase.curve for name, phase in self.phases.items() if phase.curve}
+        return [
+            f"{key}.warmup is {curve.warmup}, so the {self.steps} steps of the run end before the full learning rate"
+            for key, curve in curves.items()
+            if curve.warmup >= self.steps
+        ]
+
+
+def _completed(phase: Any, whole: Any) -> Any:
+    own = phase.get("optimizer") if isinstance(phase, Mapping) else None
+    if not isinstance(own, Mapping) or not isinstance(whole, Mapping):
+        return phase
+    kind = whole.get("kind", AdamW().kind)
+    shared = whole if own.get("kind", kind) == kind else {name: whole[name] for name in SHARED if name in whole}
+    return {**phase, "optimizer": {"kind": kind, **shared, **own}}
 
 
 class Preset(Config):

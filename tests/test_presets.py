@@ -17,7 +17,7 @@ from diffcli.config import UserError
 from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine.run.plan import plan
 from diffcli.engine.run.state import build_on_meta
-from diffcli.optim import Adam, AdamW
+from diffcli.optim import Adam, AdamW, Sgd
 from tests.conftest import ROOT, TINY, changed
 
 SHIPPED = {p.stem: p for p in sorted((ROOT / "presets").glob("*.yaml"))}
@@ -145,6 +145,20 @@ def test_a_key_of_a_section_that_the_file_leaves_out_takes_the_default_kind() ->
     assert (preset.sampler.kind, preset.sampler.steps) == ("ddim", 7)
     assert preset.train.optimizer == AdamW(lr=1e-5)
     assert preset.train.curve.factor(1, 10) == pytest.approx(1 / 3)
+
+
+def test_the_optimizer_of_a_phase_begins_as_that_of_the_whole() -> None:
+    tree = changed(TINY, train__optimizer={"kind": "adam", "lr": 0.5, "eps": 1e-3, "weight_decay": 0.1})
+    phase = presets.build(tree, "tiny", ["train.phases.main.optimizer.lr=0.25"]).train.phases["main"]
+    assert phase.optimizer == Adam(lr=0.25, eps=1e-3, weight_decay=0.1)
+    phase = presets.build(tree, "tiny", ["train.phases.main.optimizer.kind=sgd"]).train.phases["main"]
+    assert phase.optimizer == Sgd(lr=0.5, weight_decay=0.1)
+
+
+def test_a_warm_up_longer_than_the_run_is_told_of_the_whole_and_of_a_phase() -> None:
+    curve = {"kind": "linear", "warmup": 9}
+    told = presets.build(changed(TINY, train__curve=curve, train__phases={"main": {"curve": curve}}), "tiny").advice()
+    assert [note.partition(" is ")[0] for note in told] == ["train.curve.warmup", "train.phases.main.curve.warmup"]
 
 
 def test_overrides_leave_the_tree_they_are_given_alone() -> None:

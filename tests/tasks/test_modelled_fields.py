@@ -90,6 +90,8 @@ def test_a_mask_is_trained_sampled_and_previewed(tiny, cli: Cli, tmp_path: Path)
     assert set(np.unique(images)) <= {0, 128, 255}
     told = cli("fid", "--ckpt", out, "--ref", f"{PAIRS}:train", "--metrics", "bpd", "--n", 2, "--device", "cpu")
     assert told.code == 0, told.err
+    photographs = cli("fid", "--ckpt", out, "--ref", PAIRS, "--metrics", "fid", "--n", 2, "--device", "cpu")
+    photographs.refused("draws the field 'mask'", "images of", "diffcli fid drawn FOLDER")
     refused = cli(
         "sample", "--ckpt", out, "--image", out / "previews" / "step-00000002.png", "--out", tmp_path / "x.png"
     )

@@ -9,7 +9,7 @@ from diffcli.engine import encoder_records
 from diffcli.engine.distributed import speaks
 from diffcli.engine.run.phases import phases_of, rate
 from diffcli.engine.run.runlog import RunDir
-from diffcli.engine.run.state import build_on_meta
+from diffcli.engine.run.state import build_on_meta, same_state
 from diffcli.preset import Preset
 
 SUPERSEDED = "superseded"  # where checkpoints go that a run resumed from an older one leaves behind
@@ -32,7 +32,13 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
                 "where they have moved; its data, task and seed stay",
                 "train into another --run-dir to change them",
             )
-    start = choose(run, from_step)
+    try:
+        start = choose(run, from_step)
+    except UserError:
+        if run.held:  # by one who has not saved yet, which says more
+            with run.locked():
+                pass
+        raise
     if speaks():  # before its workers are started, one of which will hold it
         with run.locked():
             pass
@@ -91,6 +97,13 @@ def changes(changed: Preset, start: Path) -> list[str]:
                 "a network that is no longer trained goes on as it is, one that is trained anew from there"
             )
         assert new.curve is not None
+        assert old.optimizer is not None
+        assert new.optimizer is not None
+        if not same_state(old, new):
+            notes.append(
+                f"the optimizer of the phase {new.name} is {new.optimizer.kind}, was {old.optimizer.kind}: what it remembers of "
+                "earlier gradients begins anew"
+            )
         stretched = was.steps != now.steps and new.curve.kind not in ("constant", "inverse_sqrt")
         if stretched and step >= max(old.first, new.first):
             of_phase = f" of the phase {new.name}" if len(after) > 1 else ""

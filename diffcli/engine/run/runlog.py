@@ -21,7 +21,7 @@ from torch import Tensor
 from diffcli.checkpoint import checkpoints
 from diffcli.config import UserError
 from diffcli.engine.draw.pictures import grid
-from diffcli.engine.run.lock import only_writer
+from diffcli.engine.run.lock import LOCK, only_writer
 from diffcli.fields import to_levels
 
 CLOCKED = ("images_per_s", "data_wait", "time")  # the fields of a log line that differ from run to run
@@ -60,6 +60,11 @@ class RunDir:
                 f"--run-dir {self.path}: already holds checkpoints up to {found[-1].name}",
                 f"go on with `diffcli resume {self.path}`, or give another --run-dir",
             )
+
+    @property
+    def held(self) -> bool:
+        """Whether a writer has been in it and has not left it in order."""
+        return (self.path / LOCK).is_file()
 
     @contextmanager
     def locked(self) -> Iterator[None]:

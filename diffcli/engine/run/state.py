@@ -17,7 +17,7 @@ from diffcli.engine.run.phases import phases_of
 from diffcli.engine.tuning import auto_precision
 from diffcli.fields import Specs
 from diffcli.optim import optimizer_tensors, restore_optimizer
-from diffcli.preset import Preset
+from diffcli.preset import Preset, TrainConfig
 from diffcli.tasks.task import Phase, Task
 
 
@@ -80,7 +80,15 @@ class State:
         for ema, tensors in zip(self.emas, kept, strict=True):
             own = {name: value for name, value in tensors.items() if name not in shared}
             load_weights(ema.module, completed(self.task, own, self.task.state_dict()), path)
+        earlier = TrainConfig.model_validate(record["preset"]["train"])
+        going_on = {
+            new.name
+            for old, new in zip(phases_of(self.task, earlier), self.phases, strict=True)
+            if same_state(old, new)
+        }
         for phase, optimizer in self.optimizers.items():
+            if phase not in going_on:
+                continue
             trained = {self.names[p] for group in optimizer.param_groups for p in group["params"]}
             resting = set(self.names.values()) - trained
             moments = below(phase, saved)
@@ -90,6 +98,13 @@ class State:
         if scale:
             kinds = {name: type(value) for name, value in self.scaler.state_dict().items()}  # some are counts
             self.scaler.load_state_dict({name: kinds.get(name, float)(value) for name, value in scale.items()})
+
+
+def same_state(old: Phase, new: Phase) -> bool:
+    """Whether the optimizer of a phase of `phases_of` can go on from the state of the other's."""
+    assert old.optimizer is not None
+    assert new.optimizer is not None
+    return old.optimizer.remembers == new.optimizer.remembers
 
 
 def unaveraged(task: Task) -> list[str]:

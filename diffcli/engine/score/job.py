@@ -76,6 +76,25 @@ class Scoring:
             )
         if self.ckpt is None and self.ref is not None:
             raise UserError(f"--ref {self.ref} goes with --ckpt", "type diffcli fid A B, the reference second")
+        if self.ckpt is None:
+            self._check_unused()
+
+    def _check_unused(self) -> None:
+        """Refuses options of drawing where nothing is drawn."""
+        options, fresh = self.options, SampleOptions()
+        flags = {
+            "--class": "labels",
+            "--prior": "prior",
+            "--sampler": "sampler",
+            "--steps": "steps",
+            "--ddim-eta": "eta",
+        }
+        flags |= {"--guidance": "guidance", "--precision": "precision", "--compile": "compile"}
+        for flag, name in flags.items():
+            if getattr(options, name) != getattr(fresh, name):
+                value = "" if options.compile and name == "compile" else f" {getattr(options, name)}"
+                problem = f"{flag}{value} with two sides ({' '.join(self.sides)}): no model draws anything"
+                raise UserError(problem, f"leave {flag} out, or score a model with --ckpt RUN --ref B")
 
     def _check_model(self) -> None:
         """Metrics that ask the model under test need one, and one that can answer all of them."""
@@ -134,6 +153,7 @@ class Scoring:
         conditions = self._reference(model) if row_fields(model) else None
         req = request(model, self.options, conditions)
         sides: dict[Role, Side] = {"reference": conditions or self._reference(model)}
+        self._check_pictures(model, sides["reference"])
         extractors: dict[str, Extractor] = {}
         if "bound" in self.extractors:
             mine = share(min(req.n, sides["reference"].size or 0), req.batch_size, group)
@@ -151,6 +171,15 @@ class Scoring:
         report.warnings.extend(req.notes())
         nfe = int(req.tally) if about["nfe"] is None else about["nfe"]  # counted while the images were drawn
         return dataclasses.replace(report, details={**report.details, "nfe": nfe})
+
+    def _check_pictures(self, model: Model, reference: Side) -> None:
+        """Features look at images: pictures of another field of the data must not be compared with those."""
+        field = model.preset.task.models
+        if "features" in self.extractors and field is not None and field != "image" and field in reference.fields:
+            raise UserError(
+                f"{model.path} draws the field '{field}', but features look at the images of {reference.name}",
+                f"draw some, `diffcli sample --ckpt {model.path} --out drawn`, and score them: `diffcli fid drawn FOLDER`",
+            )
 
     def _evaluated(
         self,

@@ -211,6 +211,27 @@ def test_a_stretched_curve_and_another_batch_size_are_told(tiny: Callable[..., P
     assert "note:" not in cli("resume", run, "--steps", 10).err
 
 
+def test_another_optimizer_begins_anew_and_the_person_is_told(cli: Cli, run: Path) -> None:
+    done = cli("resume", run, "--steps", 5, "--set", "train.optimizer.kind=sgd")
+    assert done.code == 0, done.err
+    assert "note:  the optimizer of the phase main is sgd, was adamw" in done.err
+    kept = load_file(run / "checkpoints/step-00000005/optimizer.safetensors")
+    assert {name.rpartition(":")[2] for name in kept if name.startswith("main/")} == {"momentum_buffer"}
+
+
+def test_adam_goes_on_from_what_adamw_remembers(cli: Cli, run: Path) -> None:
+    done = cli("resume", run, "--steps", 5, "--set", "train.optimizer.kind=adam")
+    assert "note:  the optimizer" not in done.err
+    kept = load_file(run / "checkpoints/step-00000005/optimizer.safetensors")
+    assert {float(value) for name, value in kept.items() if name.endswith(":step")} == {5.0}
+
+
+def test_a_run_that_has_saved_nothing_yet_is_said_to_be_in_use(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with only_writer(tmp_path / "run"):
+        cli("resume", tmp_path / "run").refused(f"process {os.getpid()}")
+
+
 def test_a_network_is_frozen_in_resuming_and_the_person_is_told(cli: Cli, run: Path) -> None:
     before = load_file(run / "checkpoints/step-00000004/task.safetensors")
     done = cli("resume", run, "--steps", 6, "--set", "train.phases.main.networks=[denoiser]")
