@@ -11,13 +11,15 @@ import typer
 from diffcli.cli.options import Device
 
 if TYPE_CHECKING:
+    from diffcli.prep.items import LatentOptions
     from diffcli.prep.progress import PrepReport
 
 EMBEDDING = "Embeddings of a pretrained encoder, stored beside the images"
 KINDS = (
     "mnist, fashion-mnist, kmnist, cifar10, cifar100, imagenet64, imagenet, celeba, afhq, ffhq, folder, pairs, lidc,"
-    " coco, cc3m, cc12m, urls, webdataset, webvid, or shards (a prepared set, to --embed)"
+    " coco, cc3m, cc12m, urls, webdataset, webvid, latents, or shards (a prepared set, to --embed)"
 )
+LATENTS = "Latents of a first stage (latents)"
 DOWNLOADS = "Downloads (cc3m, cc12m, urls, coco)"
 
 
@@ -111,7 +113,26 @@ def prep_data(
     encoder_pretrained: Annotated[
         str | None, typer.Option(help="Tag of open_clip's weights.", show_default="none", rich_help_panel=EMBEDDING)
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where the encoder runs.", rich_help_panel=EMBEDDING)] = Device.auto,
+    first_stage: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run of an autoencoder, or a folder of diffusers.",
+            show_default="none: latents needs it",
+            rich_help_panel=LATENTS,
+        ),
+    ] = None,
+    flip_pair: Annotated[
+        bool,
+        typer.Option(
+            "--flip-pair/--no-flip-pair", help="Keep that of the mirrored image, too.", rich_help_panel=LATENTS
+        ),
+    ] = False,
+    half: Annotated[
+        bool, typer.Option("--half/--no-half", help="Store float16, or else float32.", rich_help_panel=LATENTS)
+    ] = True,
+    device: Annotated[
+        Device, typer.Option(help="Where encoder or first stage runs.", rich_help_panel=EMBEDDING)
+    ] = Device.auto,
 ) -> None:
     """Turn a data set into WebDataset shards with an index."""
     from diffcli.cli.console import watch_preparation
@@ -136,6 +157,7 @@ def prep_data(
         url_col=url_col,
         field=field,
         picked=Picked(min_size=min_size, encode=encode.value, quality=quality, obey_opt_out=obey_opt_out),
+        latents=encoding(kind, source, first_stage, size, half, flip_pair, device),
         download=Download(distributor=distributor.value, threads=threads, timeout=timeout, retries=retries),
     )
     reports: Iterator[PrepReport] = iter(())
@@ -143,6 +165,51 @@ def prep_data(
     if kind != "shards":
         reports = prepare(kind, source, out, size=size, workers=workers, limit=limit, strict=strict, options=options)
     print(watch_preparation(then(reports, out)))
+
+
+def encoding(
+    kind: str,
+    source: Path | None,
+    first_stage: Path | None,
+    size: int | None,
+    half: bool,
+    flip_pair: bool,
+    device: Device,
+) -> "LatentOptions | None":
+    """What --first-stage and the options beside it ask for; None where the kind has no use for them and they were not given."""
+    from diffcli.config import UserError
+
+    if kind != "latents":
+        told = {"--first-stage": first_stage, "--flip-pair": flip_pair or None, "--no-half": None if half else True}
+        for flag, value in told.items():
+            if value is not None:
+                raise UserError(f"{flag} says nothing to prep-data {kind}", "leave it out; it is for latents")
+        return None
+    if first_stage is None:
+        return None
+    from diffcli.data.shards import open_shards
+    from diffcli.engine.distributed import pick_device
+    from diffcli.engine.stage_reading import read
+    from diffcli.engine.tuning import tune
+    from diffcli.prep.items import SOURCE, LatentOptions
+    from diffcli.tasks.codecs.latent import LatentCodec
+
+    assert source is not None
+    open_shards(source, SOURCE)
+    where, found = pick_device(device.value), read(first_stage, "--first-stage")
+    tune(where)
+    codec = LatentCodec(found.build(where), found.config.channels, sample_posterior=False, tile=512)
+    return LatentOptions(
+        encode=lambda x: codec.stored(x.to(where)).cpu(),
+        first_stage=found.origin,
+        sha256=found.digest,
+        channels=found.config.channels,
+        inputs=codec.first_stage.bottleneck.inputs,
+        downscale=codec.first_stage.downscale,
+        size=size,
+        half=half,
+        flip_pair=flip_pair,
+    )
 
 
 def embedder(

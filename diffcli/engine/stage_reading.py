@@ -19,8 +19,10 @@ from diffcli.data.images import ImageData
 from diffcli.data.latent_data import Latents
 from diffcli.engine.loading import fill
 from diffcli.engine.model import specs_of
+from diffcli.interop import first_stages
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
 from diffcli.preset import Preset
+from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.codecs.latent import LatentCodec, LatentCodecConfig
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -53,7 +55,7 @@ def read(path: Path, key: str = KEY) -> FirstStage:
     """
     path = path.expanduser()
     if is_foreign(path):
-        config, tensors = foreign(path)
+        config, tensors = foreign(path, key)
     else:
         found, record, config, prefix = located(path, key)
         weights = checkpoint.read_part(found, "ema", record)
@@ -64,19 +66,21 @@ def read(path: Path, key: str = KEY) -> FirstStage:
 def describe(path: Path, key: str = KEY) -> FirstStageConfig:
     """What the first stage at a path is made of, without its weights where that is possible. Raises UserError as `read` does."""
     path = path.expanduser()
-    return foreign(path)[0] if is_foreign(path) else located(path, key)[2]
+    return foreign(path, key)[0] if is_foreign(path) else located(path, key)[2]
 
 
 def is_foreign(path: Path) -> bool:
     """Whether a folder is one of diffusers: it describes a model in config.json."""
-    return path.is_dir() and (path / "config.json").is_file()
+    return path.is_dir() and (path / first_stages.CONFIG).is_file()
 
 
-def foreign(path: Path) -> tuple[FirstStageConfig, dict[str, Tensor]]:
-    from diffcli.interop.first_stages import from_diffusers
-
-    config, tensors, _ = from_diffusers(path)
-    return config, tensors
+def foreign(path: Path, key: str) -> tuple[FirstStageConfig, dict[str, Tensor]]:
+    """That of a folder of diffusers."""
+    try:
+        found = first_stages.from_diffusers(path)
+    except UserError as error:
+        raise UserError(f"{key}: {error.problem}", error.hint) from error
+    return found.config, found.tensors
 
 
 def located(path: Path, key: str) -> tuple[Path, dict[str, Any], FirstStageConfig, str]:
@@ -90,13 +94,13 @@ def located(path: Path, key: str) -> tuple[Path, dict[str, Any], FirstStageConfi
     task = resolved.task
     if isinstance(task, DiffusionConfig) and isinstance(task.codec, LatentCodecConfig):
         return found, record, task.codec.required, "codec.first_stage."
-    if task.kind != "autoencoder":
+    if not isinstance(task, AutoencoderTaskConfig):
         raise UserError(
             f"{key}: {path} was trained as a {task.kind}, not as an autoencoder",
             "name the run of a first stage, such as one of the presets mnist-vae, cifar10-kl or kl-f8-256",
         )
     with torch.device("meta"):
-        built: Any = task.build(specs_of(record, resolved, found))
+        built = task.build(specs_of(record, resolved, found))
     return found, record, built.first_stage, "autoencoder."
 
 

@@ -131,6 +131,10 @@ def vectors(
 
 def _notes(what: What, encoder: Encoder, prepared: PreparedSet, out: Path) -> dict[str, FieldNote]:
     """The fields that are added. Raises UserError where the set has them of another encoder, or has no captions."""
+    if prepared.latents and what == "clip":
+        raise UserError(
+            f"--embed clip: '{out}' holds latents, no images", "embed the set that they were made of before"
+        )
     towers = encoder.towers
     match what:
         case "clip":

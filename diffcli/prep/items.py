@@ -2,23 +2,28 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
+from torch import Tensor
 
 from diffcli.config import Config
 from diffcli.data.files import FileTree, Location
 from diffcli.data.listing import Split
 from diffcli.data.pixels import BrokenImage
+from diffcli.data.shards import FieldNote
+from diffcli.prep.encode import Picture
 
 SOURCE = "SOURCE"  # what the user typed, for errors
 
 
 class Item(NamedTuple):
-    """One image of a source: an encoded file or pixels uint8 (C, H, W). name: as the source calls it, for skipped.jsonl.
+    """One image of a source: an encoded file, pixels uint8 (C, H, W), or what is stored in its place as it is.
+
+    name: as the source calls it, for skipped.jsonl. stored: further members by extension, as they are.
 
     captions: texts of it, any number. pictures: what lies over the image, such as a mask, by field name, with as many
     pixels. video: an MP4, of which the image is a frame.
@@ -26,10 +31,11 @@ class Item(NamedTuple):
 
     name: str
     label: int | None
-    image: Location | np.ndarray
+    image: Location | np.ndarray | Picture
     captions: tuple[str, ...] = ()
     pictures: Mapping[str, Location | np.ndarray] = {}
     video: bytes | None = None
+    stored: Mapping[str, bytes] = {}
 
 
 class Deferred(Protocol):
@@ -72,6 +78,24 @@ class Download(Config):
     retries: Annotated[int, Field(ge=0)] = 1
 
 
+class LatentOptions(Config):
+    """What encodes images. encode: float32 (B, channels, H, W) in [-1, 1] -> (B, inputs, H / downscale, W / downscale).
+
+    first_stage, sha256: where it was found, and the digest of its weights. size: that of the images; None: as they are.
+    half: store float16 in place of float32. flip_pair: store that of the mirrored image, too.
+    """
+
+    encode: Callable[[Tensor], Tensor] = Field(exclude=True)
+    first_stage: str = Field(exclude=True)  # the same weights may lie elsewhere
+    sha256: str
+    channels: int
+    inputs: int
+    downscale: int
+    size: int | None = None
+    half: bool = True
+    flip_pair: bool = False
+
+
 class SourceOptions(Config):
     """What some kinds must be told beside SOURCE. table: a file that says what belongs to each image; *_col: its columns.
 
@@ -84,6 +108,7 @@ class SourceOptions(Config):
     url_col: str | None = None
     field: str | None = None
     picked: Picked = Picked()
+    latents: LatentOptions | None = None
     download: Download = Field(default=Download(), exclude=True)  # no part of what is asked for
 
 
@@ -120,13 +145,17 @@ class Remote(Protocol):
 
 
 class PrepSource(NamedTuple):
-    """An opened source. fingerprint: a digest of what is in it, so that a resumed run sees the same; notes: worth saying."""
+    """An opened source. fingerprint: a digest of what is in it, so that a resumed run sees the same; notes: worth saying.
+
+    fields: what lies beside the images, where the source knows it.
+    """
 
     splits: dict[Split, Items]
     classes: tuple[str, ...] | None
     fingerprint: str
     notes: tuple[str, ...] = ()
     remote: Remote | None = None
+    fields: Mapping[str, FieldNote] = {}
 
 
 def fingerprint(files: Iterable[tuple[str, int]]) -> str:

@@ -17,6 +17,7 @@ from diffcli.prep.sets.faces import AFHQ, CELEBA, FFHQ, open_afhq, open_celeba, 
 from diffcli.prep.sets.imagenet import WHERE as IMAGENET
 from diffcli.prep.sets.imagenet import open_imagenet
 from diffcli.prep.sets.imagenet64 import open_imagenet64
+from diffcli.prep.sets.latents import open_latents
 from diffcli.prep.sets.lidc import open_lidc
 from diffcli.prep.sets.pairs import open_pairs
 from diffcli.prep.sets.webdataset_index import WHERE as WEBDATASET
@@ -132,6 +133,12 @@ KINDS: dict[str, Kind] = {
         "give a .tsv, .csv, .jsonl (each also .gz) or .parquet with a URL and a caption a row, "
         "and --url-col and --caption-col where the columns have unusual names",
         takes=("url_col", "caption_col", *DOWNLOADS),
+    ),
+    "latents": Kind(
+        open_latents,
+        "that of the images; check it before you share them",
+        "give a prepared set of images, and what encodes them: prep-data latents SET --first-stage RUN --out DIR",
+        takes=("latents",),
     ),
     "webdataset": Kind(open_webdataset, "that of the images; check it before you share them", WEBDATASET, large=True),
     "webvid": Kind(

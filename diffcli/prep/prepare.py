@@ -239,7 +239,7 @@ def _jobs(plans: list[Preparation], source: PrepSource, out: Path, request: Prep
                 chosen = list(islice(items, len(plan.positions)))
             size = None if source.remote else request.size  # fetched in that size already
             spent = source.remote.spent(plan.positions) if source.remote else ()
-            yield ShardJob(out, out / WORK, plan.stem, plan.first, size, chosen, spent)
+            yield ShardJob(out, out / WORK, plan.stem, plan.first, size, chosen, spent, source.fields)
 
 
 def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: PrepRequest) -> None:
@@ -268,6 +268,7 @@ def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Pr
         size=sizes.pop() if len(sizes) == 1 else None,
         channels=channels,
         classes=source.classes,
+        latents=any(note.kind == "latent" for note in source.fields.values()),
         fields={name: _note(name, values) for name in sorted(fields)} | in_all(notes),
         source=request.source,
         licence=KINDS[request.kind].licence,

@@ -6,7 +6,7 @@ that is there vouches for its shard.
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -18,7 +18,7 @@ from webdataset.writer import TarWriter
 from diffcli.data import captions
 from diffcli.data.files import ARCHIVE_ERRORS, printable
 from diffcli.data.pixels import BrokenImage
-from diffcli.data.shards import Index, Members, Skipped
+from diffcli.data.shards import FieldNote, Index, Members, Skipped
 from diffcli.digest import sha256
 from diffcli.prep.encode import Picture, encode, encode_over
 from diffcli.prep.items import Deferred, Item
@@ -37,7 +37,7 @@ Values = dict[str, tuple[int, ...]]
 class ShardJob(NamedTuple):
     """A shard to write: `out/stem.tar` and `.json` from items, whose keys count on from `first`. size: edge in pixels.
 
-    spent: files that are deleted then, so that a download does not fill the disk twice.
+    spent: files that are deleted then, so that a download does not fill the disk twice. fields: as its source knows them.
     """
 
     out: Path
@@ -47,6 +47,7 @@ class ShardJob(NamedTuple):
     size: int | None
     items: list[Item | Deferred]
     spent: tuple[Path, ...] = ()
+    fields: Mapping[str, FieldNote] = {}
 
 
 class WrittenMember(NamedTuple):
@@ -85,6 +86,7 @@ def write_shard(job: ShardJob) -> Index:
         image_size=next(iter(sizes)) if len(sizes) == 1 else None,
         sizes=[member.picture.size for member in members] if len(sizes) > 1 else None,
         fields=fields_of([member.spans for member in members]),
+        notes=dict(job.fields) if members else {},
         values=values_of([member.masks for member in members]),
         skipped=skipped,
         bytes=temporary.stat().st_size,
@@ -183,8 +185,8 @@ def write_sample(tar: TarWriter, key: str, sample: dict[str, bytes], position: i
 def _sample(item: Item, size: int | None) -> tuple[Picture, dict[str, bytes], Values]:
     """The image of an item, all that is stored of it, by extension, and the values of its masks. Raises as `encode` does."""
     masks: Values = {}
-    picture = encode(item.name, item.image, size)
-    sample = {picture.extension: picture.data}
+    picture = item.image if isinstance(item.image, Picture) else encode(item.name, item.image, size)
+    sample = {picture.extension: picture.data, **item.stored}
     if item.label is not None:
         sample["cls"] = str(item.label).encode()
     if item.captions:
