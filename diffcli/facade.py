@@ -124,6 +124,7 @@ class LoadedModel:
         negative_prompt: str | None = None,
         prior: str | Path | None = None,
         seed: int = 0,
+        size: int | tuple[int, int] | None = None,
         sampler: str | None = None,
         steps: int | None = None,
         eta: float | None = None,
@@ -141,7 +142,8 @@ class LoadedModel:
         label: a class by number or name, "all" in turn or "random". labels, prompts: of the images, from the first again where
         there are more images; without n, one image each. image: files to begin from, mask and strength what may change in them.
         given: other conditions by field: picture files, a tensor (K, ...) with uint8 pictures, or the samples of another model.
-        settings: KEY=VALUE of sampler.* and guide.*. Raises UserError, whose text says what to change.
+        size: the edge of the images in pixels, or (height, width). settings: KEY=VALUE of sampler.* and guide.*.
+        Raises UserError, whose text says what to change.
         """
         for one, other, name in ((label, labels, "label"), (prompt, prompts, "prompt")):
             if one is not None and other is not None:
@@ -153,6 +155,7 @@ class LoadedModel:
             "negative_prompt": negative_prompt,
             "prior": None if prior is None else str(prior),
             "seed": seed,
+            "size": (size, size) if isinstance(size, int) else size,
             "sampler": sampler,
             "steps": steps,
             "eta": eta,

@@ -33,10 +33,12 @@ from diffcli.cli.options import (
     SamplerSet,
     Seed,
     ShowChoice,
+    Size,
     Steps,
     Strength,
     UseEma,
     finite,
+    sides,
 )
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def sample(
     negative_prompt: NegativePrompt = None,
     prior: PriorOption = None,
     seed: Seed = 0,
+    size: Size = None,
     sampler: SamplerOption = None,
     steps: Steps = None,
     ddim_eta: Eta = None,
@@ -111,7 +114,7 @@ def sample(
 
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
-    edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled}
+    edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, (".png", ".npz"), folder_allowed=True)
     output.check_captions(out, captions)
@@ -139,6 +142,7 @@ def gif(
     negative_prompt: NegativePrompt = None,
     prior: PriorOption = None,
     seed: Seed = 0,
+    size: Size = None,
     sampler: SamplerOption = None,
     steps: Steps = None,
     ddim_eta: Eta = None,
@@ -168,8 +172,9 @@ def gif(
 
     texts = read_prompts(prompt or (), prompts)
     shown = 1 if n is None and labels != "all" and not image and not texts else n
-    edit = {"images": tuple(image or ()), "mask": mask, "strength": strength, "prompts": texts, "prior": prior}
-    edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled}
+    edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
+    edit |= {"prompts": texts, "prior": prior}
+    edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
 

@@ -41,6 +41,16 @@ def share(value: float | None) -> float | None:
     return value
 
 
+def sides(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of `HxW` or `N`."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text} is neither a number of pixels nor two, as 256x384", param_hint="--size")
+    return int(parts[0]), int(parts[-1])
+
+
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable.", show_default="nothing"),
@@ -138,6 +148,15 @@ SamplerOption = Annotated[
     typer.Option(
         "--sampler",
         help="ddpm, ddim, plms, euler, euler_ancestral, heun, edm_heun, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc or ode.",
+        show_default="the run's",
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="HxW|N",
+        help="Height and width in pixels, or the edge of a square; multiples of what network and first stage need.",
         show_default="the run's",
     ),
 ]

@@ -47,6 +47,20 @@ class MinSnr(Weight):
         return (alpha / sigma).square().clamp(max=self.gamma) / excess(target, alpha, sigma)
 
 
+class Velocity(Weight):
+    """((alpha + sigma) / sigma)^2 on the squared error of x0: that of the velocity eps - x0, whatever the network regresses.
+
+    On the straight path it is 1 / t^2, so that a network that regresses x0 itself is trained as flow matching is. sigma counts
+    as `floor` where it is smaller. Source: Li & He 2025, section 4.3 (arXiv 2511.13720), whose code has the floor.
+    """
+
+    kind: Literal["velocity"] = "velocity"
+    floor: float = Field(0.05, gt=0, le=1, description="the smallest sigma that is divided by")
+
+    def factor(self, target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return ((alpha + sigma) / sigma.clamp(min=self.floor)).square() / excess(target, alpha, sigma)
+
+
 def excess(target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
     """k, by which the target's squared error exceeds that of x0 for the same prediction; shaped like alpha."""
     a, b = coefficients(target, alpha, sigma)
@@ -90,5 +104,5 @@ class Huber(Distance):
         return near * (2 * difference.abs() - near)
 
 
-AnyWeight = Annotated[NoWeight | MinSnr, Field(discriminator="kind")]
+AnyWeight = Annotated[NoWeight | MinSnr | Velocity, Field(discriminator="kind")]
 AnyDistance = Annotated[L2 | L1 | Huber, Field(discriminator="kind")]

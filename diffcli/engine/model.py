@@ -1,7 +1,8 @@
 """A checkpoint made ready to use: its preset read, its task built, its weights loaded, its networks in their precision."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from diffcli.engine import encoder_records
 from diffcli.engine.casting import run_in
 from diffcli.engine.loading import load_to_sample, place
 from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
-from diffcli.fields import Specs, from_record
+from diffcli.fields import OVER_PIXELS, Specs, from_record
 from diffcli.preset import Preset
+from diffcli.tasks.codecs.latent import LatentCodec
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.task import Task
 
 
@@ -31,6 +35,7 @@ class Model:
     digest: str  # SHA-256 of the file of the weights in use
     precision: str = "fp32"  # of its networks: fp32, bf16 or fp16
     compiled: bool = False
+    size: tuple[int, int] | None = None  # (height, width) of its images, where they are not those of training
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +51,7 @@ class Model:
             "weights_sha256": self.digest,
             "precision": "fp32 (TF32)" if tf32 else self.precision,
             "compiled": self.compiled,
-        }
+        } | ({} if self.size is None else {"size": list(self.size)})
 
 
 def load_model(
@@ -81,6 +86,34 @@ def load_model(
         compile_network(task.network_to_compile)
     classes = tuple(record["classes"]) if record.get("classes") else None
     return Model(found, record["step"], resolved, task, classes, use_ema, digest, chosen, compile)
+
+
+def resized(model: Model, size: tuple[int, int] | None) -> Model:
+    """The same model, drawing images of another (height, width). Raises UserError where it cannot.
+
+    The weights are shared. None: as it was trained.
+    """
+    if size is None:
+        return model
+    task, flag = model.task, f"--size {size[0]}x{size[1]}"
+    if not isinstance(task, DiffusionTask) or task.spec.kind != "image":
+        raise UserError(f"{flag}: {model.path} draws no still images", "leave --size out")
+    over = [name for name, spec in task.reads.items() if name != task.field and spec.kind in OVER_PIXELS]
+    if over:
+        raise UserError(
+            f"{flag}: {model.path} reads '{over[0]}', which lies over images of the size that it was trained on",
+            "leave --size out",
+        )
+    config = model.preset.task
+    assert isinstance(config, DiffusionConfig)
+    step = config.network.step * (task.codec.first_stage.downscale if isinstance(task.codec, LatentCodec) else 1)
+    if size[0] % step or size[1] % step:
+        near = "x".join(str(max(1, round(side / step)) * step) for side in size)
+        raise UserError(f"{flag}: {model.path} draws sides that are multiples of {step}", f"try --size {near}")
+    changed = copy(task)  # modules and weights are those of the other
+    changed.spec = task.spec._replace(shape=(task.spec.sides[0], *size))
+    data = model.preset.data.model_copy(update={"size": size})
+    return replace(model, size=size, task=changed, preset=model.preset.model_copy(update={"data": data}))
 
 
 def specs_of(record: Mapping[str, Any], preset: Preset, path: Path) -> Specs:

@@ -6,13 +6,13 @@ Source: Peebles & Xie 2022 (arXiv 2212.09748); tokens by cross-attention as in C
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import gcd
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffcli.config import ImageShape, UserError
@@ -23,14 +23,24 @@ from diffcli.networks.network import NetworkConfig, divisors, listed
 from diffcli.networks.patches import Rotation, patchify, rotate, rotation, sincos, unpatchify
 
 TIME_WIDTH = 256  # of the sinusoid of the time
+SIZES = {
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
 EPS = 1e-6  # of every norm, but for `mlp_eps`
 
 
 class DiTConfig(NetworkConfig):
-    """The published sizes are S 384 wide, 12 deep, 6 heads; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28, 16; patch 2, 4 or 8."""
+    """The published sizes are S 384 wide, 12 deep, 6 heads; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28, 16; patch 2, 4 or 8.
+
+    size: one of them, for what of width, depth and heads is not given.
+    """
 
     kind: Literal["dit"] = "dit"
     patch: int = Field(2, ge=1, description="pixels along the edge of a token")
+    size: Literal["S", "B", "L", "XL"] | None = None
     width: int = Field(768, ge=1)
     depth: int = Field(12, ge=1)
     heads: int = Field(12, ge=1)
@@ -41,10 +51,19 @@ class DiTConfig(NetworkConfig):
     time_scale: float = Field(1.0, gt=0, description="times 0..1000 become 0..1000 * this; foreign weights may need it")
     mlp_eps: float = Field(EPS, gt=0, description="of the norm before the MLP; foreign weights may need another")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_size(cls, given: Any) -> Any:
+        return {**SIZES.get(str(given.get("size")), {}), **given} if isinstance(given, Mapping) else given
+
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "DiT":
         self.check_patch(ImageShape(*shape))
         self.check_width()
         return DiT(self, shape[0], out_channels, cond)
+
+    @property
+    def step(self) -> int:
+        return self.patch
 
     def check_patch(self, shape: ImageShape) -> None:
         side = gcd(shape.height, shape.width)

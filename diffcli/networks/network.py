@@ -16,6 +16,11 @@ class NetworkConfig(Config):
     kind: str
     axes: ClassVar[int] = 2  # of what it takes, beside batch and channels
 
+    @property
+    def step(self) -> int:
+        """The sides of what it takes are multiples of this."""
+        return 1
+
     @abstractmethod
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> nn.Module:
         """A module with forward(x (B, C, *S), time (B,), cond: Conditioning) -> (B, out_channels, *S), for shape (C, *S).

@@ -111,7 +111,7 @@ class DiffusionTask(Task):
         chance = Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE)
         times, weight, distance, coupling = self.objective
         t, importance = times.sample(chance.uniform(), batch["position"], self.denoiser.schedule, self.history)
-        stream = moved(batch["stream"], self.device)
+        stream = self.streamed(batch)
         x0 = self.encoded(batch, stream)
         keep = moved(chance.uniform() >= self.drop_condition, x0.device)
         eps = Noise(stream, x0.device)(x0)
@@ -126,6 +126,10 @@ class DiffusionTask(Task):
         terms["loss"] = terms["loss"] * moved(importance, x0.device, terms["loss"].dtype)
         return {name: term.mean() for name, term in terms.items()}
 
+    def streamed(self, batch: Batch) -> Tensor:
+        """`stream` of a batch on the device where its fields are."""
+        return moved(batch["stream"], batch[next(iter(self.modelled))].device)
+
     def encoded(self, batch: Batch, stream: Tensor) -> Tensor:
         """What is modelled of a batch, in diffusion space. stream: int64 (B,) on the device, of what is random about it."""
         noise = Noise(stream, stream.device, Domain.POSTERIOR)
@@ -137,7 +141,7 @@ class DiffusionTask(Task):
     def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
         """Scale and shift of latents, over the training data."""
         assert isinstance(self.codec, LatentCodec)
-        self.codec.measure((self.encoded(batch, moved(batch["stream"], self.device)) for batch in batches), ranks)
+        self.codec.measure((self.encoded(batch, self.streamed(batch)) for batch in batches), ranks)
 
     def after_update(self, ranks: Ranks) -> None:
         """Takes the losses of the global batch into the history, in order of position: however it was split, it is the same."""

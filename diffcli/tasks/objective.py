@@ -5,7 +5,7 @@ from typing import NamedTuple
 from diffcli.diffusion.coupling import Coupling
 from diffcli.diffusion.schedule import AnySchedule, DiscreteSchedule
 from diffcli.diffusion.times import LossAware, Times, UniformTimes
-from diffcli.diffusion.weights import L2, AnyDistance, MinSnr, NoWeight, Weight
+from diffcli.diffusion.weights import L2, AnyDistance, MinSnr, NoWeight, Velocity, Weight
 
 
 class Objective(NamedTuple):
@@ -24,9 +24,9 @@ class Objective(NamedTuple):
                 f"times 'loss_aware' remembers the losses of every step, the {schedule.kind} schedule has none; "
                 "set task.times.kind to stratified or logit_normal, or choose a discrete schedule"
             )
-        if isinstance(self.weight, MinSnr) and not isinstance(self.distance, L2):
+        if isinstance(self.weight, MinSnr | Velocity) and not isinstance(self.distance, L2):
             raise ValueError(
-                f"weight 'min_snr' is stated for squared errors, but distance is {self.distance.kind}; "
+                f"weight '{self.weight.kind}' is stated for squared errors, but distance is {self.distance.kind}; "
                 "set task.distance.kind to l2 or task.weight.kind to none"
             )
         if isinstance(self.weight, MinSnr) and discrete and schedule.leftover_signal == 0:

@@ -11,7 +11,7 @@ from diffcli.diffusion.denoiser import Denoiser, coefficients, over
 from diffcli.diffusion.losses import denoising_loss
 from diffcli.diffusion.schedule import Flow, Schedule
 from diffcli.diffusion.times import LogNormalSigma
-from diffcli.diffusion.weights import L1, L2, AnyDistance, Huber, MinSnr, NoWeight, excess
+from diffcli.diffusion.weights import L1, L2, AnyDistance, Huber, MinSnr, NoWeight, Velocity, excess
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from tests.diffusion.grey import images
@@ -36,6 +36,20 @@ def test_min_snr_on_the_straight_path_weighs_the_velocity():
     alpha, sigma = Flow().alpha_sigma(t)
     expected = (alpha / sigma).square().clamp(max=5) * t.square()  # the velocity's error is that of x0 over t
     torch.testing.assert_close(MinSnr(gamma=5).factor("flow", alpha, sigma), expected)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_velocity_weight_on_the_straight_path_is_the_squared_error_of_the_velocity(target):
+    """Whatever the network regresses, the loss is that of flow matching; near t = 0, less: x0's error is not divided by 0."""
+    (x0, eps), schedule = images(), Flow()
+    t = torch.tensor([0.9, 0.7, 0.5, 0.3, 0.1, 0.05], dtype=torch.float64)
+    alpha, sigma = schedule.alpha_sigma(t)
+    wrong_eps = eps.double() - over(alpha / sigma, x0.double()) * 0.3  # what x_t tells of eps where x0 is 0.3 too high
+    a, b = (over(c, x0.double()) for c in coefficients(target, alpha, sigma))
+    network = Returns((a * (x0 + 0.3) + b * wrong_eps).float())
+    loss = denoising_loss(Denoiser(network, schedule, target, False), x0, eps, t, None, Velocity(floor=0.05))["loss"]
+    torch.testing.assert_close(loss.double(), (0.3 / t).square(), rtol=1e-3, atol=1e-4)
+    assert Velocity(floor=0.1).factor("x0", 1 - t, t)[-1] == pytest.approx(100)
 
 
 class Returns(nn.Module):

@@ -82,10 +82,21 @@ class Edit(NamedTuple):
         chosen = self.images[torch.arange(rows.start, rows.stop) % len(self.images)]
         x0 = task.codec.encode(chosen.to(task.device))
         if self.painted is not None:
-            small = F.interpolate(self.painted[None, None].float(), task.latent_shape(1)[2:]) > 0
+            size = task.latent_shape(1)[2:]  # a position of a latent is painted where any of its pixels is
+            small = F.adaptive_max_pool2d(self.painted[None, None].float(), size) > 0
             denoise = inpaint(denoise, schedule, x0, small.to(task.device))
         start = pure if self.options.level == 1 else noised(schedule, x0, pure, sampler.times(schedule)[0])
         return start, denoise
+
+    def kept(self, task: DiffusionTask, made: Tensor, rows: range) -> Tensor:
+        """Finished images `rows`, (B, C, H, W) in [-1, 1], with the given pixels where the mask says that they stay.
+
+        Those that went through a first stage come back changed.
+        """
+        if self.images is None or self.painted is None or task.codec.exact:
+            return made
+        given = self.images[torch.arange(rows.start, rows.stop) % len(self.images)].to(made)
+        return torch.where(self.painted.to(made.device), made, given)
 
     def ends(self, task: DiffusionTask, sampler: Sampler, denoise: Denoise, seed: int) -> Tensor:
         """The two noises to interpolate between (2, C, H, W): those of two seeds, or those that the two images come from."""

@@ -10,6 +10,7 @@ from diffcli.engine.model import Model, load_model
 from diffcli.fields import listed
 from diffcli.preset import AnyTask
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
+from diffcli.tasks.codecs.latent import LatentCodecConfig
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Guide, Guiding
@@ -83,6 +84,11 @@ def check_classifier(classifier: Model, model: Model) -> None:
     if task.schedule is None:
         raise UserError(
             f"guide.classifier {classifier.path}: was trained on clean images, it does not know noise", hint
+        )
+    if isinstance(_task(model).codec, LatentCodecConfig):
+        raise UserError(
+            f"guide.classifier {classifier.path}: judges noisy images, but {model.path} diffuses latents",
+            "leave guide.classifier out, and use --guidance",
         )
     shapes = [_shape(m) for m in (classifier, model)]
     if shapes[0] != shapes[1]:

@@ -26,7 +26,7 @@ from diffcli.engine.draw.prompts import Prompts, choose_negative, choose_prompts
 from diffcli.engine.draw.rows import Reference, choose_rows, row_fields
 from diffcli.engine.draw.sampling import SampleOptions, check_steps, choose_guidance, choose_sampler, overridden
 from diffcli.engine.draw.translation import choose_prior
-from diffcli.engine.model import Model
+from diffcli.engine.model import Model, resized
 from diffcli.fields import Batch
 from diffcli.noise import streams
 from diffcli.tasks.diffusion import DiffusionTask
@@ -195,6 +195,7 @@ def request(
             "give the checkpoint of a diffusion model; a classifier is used by `diffcli fid --features RUN`, a prior by "
             "`diffcli sample --prior RUN`, and scored by `diffcli fid --ckpt RUN --metrics cosine,mse,retrieval`",
         )
+    model = resized(model, options.size)
     sampler, guidance, guide = choose_sampler(model, options), *choose_guidance(model, options, task)
     if options.overrides:
         changed = overridden(model, sampler, guidance, guide, options)

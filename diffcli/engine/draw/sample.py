@@ -60,7 +60,8 @@ def sampled(req: Request, rows: range) -> Tensor:
     """The finished images `rows`, computed as one batch, as uint8 (B, C, H, W) on the device that drew them."""
     if not rows:
         return torch.zeros(0, *req.shape, dtype=torch.uint8, device=req.task.device)
-    return finished(req, last(req.walk(computed(req, rows))[1]).x)[: len(rows)]
+    made = req.task.decode(last(req.walk(computed(req, rows))[1]).x)[: len(rows)]
+    return to_levels(req.edit.kept(req.task, made, rows))
 
 
 def computed(req: Request, rows: range) -> range:

@@ -86,13 +86,12 @@ class LatentItems:
 
 def open_latents(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """A prepared set of images as one of latents. Raises UserError where the first stage cannot take them."""
-    chosen = options.latents
+    prepared, chosen = open_shards(source, SOURCE), options.latents
     if chosen is None:
         raise UserError(
             "prep-data latents needs a first stage",
             "type --first-stage RUN, the run of an autoencoder or a folder of diffusers",
         )
-    prepared = open_shards(source, SOURCE)
     if prepared.latents:
         raise UserError(f"{SOURCE} '{source}' holds latents already", "give the set of images that they were made of")
     size = (chosen.size, chosen.size) if chosen.size is not None else prepared.size
