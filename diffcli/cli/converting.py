@@ -53,4 +53,5 @@ def export(
     from diffcli.interop.exporting import export_diffusers
 
     model = load_model(ckpt, torch.device("cpu"), ema, precision="fp32")
-    print(export_diffusers(model.preset, model.task.state_dict(), model.classes, out))
+    encoders = [c.encoder for c in model.task.named_conditioners.values() if c.encoder is not None]
+    print(export_diffusers(model.preset, model.task.state_dict(), model.classes, out, next(iter(encoders), None)))

@@ -93,6 +93,10 @@ class Towers(ABC):
     def text(self, ids: Tensor, mask: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
         """Tokens (B, L, D) of a layer after the final norm, and pooled (B, P); ids, mask: (B, L), the end is the last."""
 
+    def save_text(self, folder: Path, tokenizer: Path) -> None:
+        """Writes the text tower and its tokenizer as pipelines of diffusers load them. Raises UserError where it is no CLIP."""
+        raise UserError(f"a {type(self).__name__} is no text encoder of such pipelines", "use a CLIP of transformers")
+
     def images(self, pixels: Tensor) -> Tensor:
         """Features (B, P) of pixels as `view` says. Raises UserError for an encoder that has no view."""
         raise UserError(f"a {type(self).__name__} reads no images", "use a CLIP")
@@ -128,6 +132,13 @@ class TransformersClip(Towers):
         tokens = last if layer == -1 else tower.final_layer_norm(out.hidden_states[layer])
         return tokens, self.clip.text_projection(ends)
 
+    def save_text(self, folder: Path, tokenizer: Path) -> None:
+        transformers: Any = import_module("transformers")
+        alone = transformers.CLIPTextModel(self.clip.config.text_config)
+        getattr(alone, "text_model", alone).load_state_dict(self.clip.text_model.state_dict())
+        alone.save_pretrained(folder)
+        self.tokenizer.save_pretrained(tokenizer)
+
     def images(self, pixels: Tensor) -> Tensor:
         return self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
 
@@ -145,6 +156,7 @@ class TransformersClipText(Towers):
         super().__init__(model)
         self.limit, self.pad = model.config.max_position_embeddings, self.tokenizer.pad_token_id or 0
         self.width = model.config.hidden_size
+        self.whole: Any = model
         self.tower: Any = getattr(model, "text_model", model)  # versions of the library differ
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -153,6 +165,10 @@ class TransformersClipText(Towers):
     def text(self, ids: Tensor, mask: Tensor, layer: int) -> tuple[Tensor, None]:
         out = self.tower(input_ids=ids, output_hidden_states=True)
         return out.last_hidden_state if layer == -1 else self.tower.final_layer_norm(out.hidden_states[layer]), None
+
+    def save_text(self, folder: Path, tokenizer: Path) -> None:
+        self.whole.save_pretrained(folder)
+        self.tokenizer.save_pretrained(tokenizer)
 
 
 def transformers_clip(origin: Origin, key: str) -> Towers:

@@ -1,46 +1,85 @@
 """A diffcli checkpoint out: a folder that the pipelines of diffusers load, written without that library.
 
-model_index.json  scheduler/scheduler_config.json  unet|transformer/{config.json, diffusion_pytorch_model.safetensors}
+model_index.json  scheduler/scheduler_config.json  unet|transformer/{config.json, diffusion_pytorch_model.safetensors}; a latent
+model has vae|vqvae/ of the same two files, and one of texts text_encoder/ and tokenizer/, which transformers writes.
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffcli.config import UserError
-from diffcli.interop import published_dit
+from diffcli.config import ImageShape, UserError
+from diffcli.encoders.encoder import Encoder
+from diffcli.encoders.libraries import TEXT_ENCODER, TOKENIZER
+from diffcli.interop import first_stages, published_dit
 from diffcli.interop.importing import CONFIG, PIPELINE, SCHEDULER, check_empty, diffusion, on_meta
+from diffcli.interop.pipelines import PLACE
 from diffcli.interop.scheduler import write_scheduler
-from diffcli.interop.unets import diffusers_config, diffusers_unet
+from diffcli.interop.stages.stage_config import Scaling
+from diffcli.interop.unets import diffusers_conditional, diffusers_config, diffusers_unet
 from diffcli.interop.weight_files import WEIGHTS, ForeignTensors, write
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
+from diffcli.tasks.codecs.latent import LatentCodecConfig
+from diffcli.tasks.conditioners.pretrained import PretrainedConditionerConfig
 
 VERSION = "0.32.0"  # of diffusers: the oldest that the tests have read such folders with
+FOLDERS = {"UNet2DModel": "unet", "UNet2DConditionModel": "unet", "DiTTransformer2DModel": "transformer"}
+PIPELINES = {
+    "UNet2DModel": "LDMPipeline",
+    "UNet2DConditionModel": "StableDiffusionPipeline",
+    "DiTTransformer2DModel": "DiTPipeline",
+}
+TOKENIZER_CLASS = "CLIPTokenizer"
 
 
-def export_diffusers(preset: Preset, tensors: ForeignTensors, classes: tuple[str, ...] | None, out: Path) -> Path:
-    """Writes the folder. tensors: those of the preset's task. Raises UserError, and writes nothing, where it cannot be done."""
+class WrittenPart(NamedTuple):
+    """One network of a folder: its configuration and its tensors."""
+
+    folder: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def named(self) -> list[str]:
+        """How a pipeline's index names its class."""
+        return ["diffusers", self.config["_class_name"]]
+
+
+def export_diffusers(
+    preset: Preset,
+    tensors: ForeignTensors,
+    classes: tuple[str, ...] | None,
+    out: Path,
+    encoder: Encoder | None = None,
+) -> Path:
+    """Writes the folder. tensors: those of the preset's task. encoder: of its texts, where it is at hand already.
+
+    Raises UserError, and writes nothing, where it cannot be done.
+    """
     check_empty(out)
-    config, weights = network(preset, tensors)
+    parts = [network(preset, tensors), *first_stage(preset, tensors)]
     planned = {**write_scheduler(preset), "_diffusers_version": VERSION}
-    name, folder = config["_class_name"], "unet" if config["_class_name"] == "UNet2DModel" else "transformer"
-    pipeline = "DDPMPipeline" if folder == "unet" else "DiTPipeline"
-    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": VERSION}
-    index |= {"scheduler": ["diffusers", planned["_class_name"]], folder: ["diffusers", name]}
-    if folder == "transformer":
-        index |= {"vae": [None, None], "id2label": dict(enumerate(classes or ())) or None}
+    index = {**index_of(parts, classes), "scheduler": ["diffusers", planned["_class_name"]]}
+    towers = None
+    for told in told_by(preset):
+        towers = (encoder or told.encoder.build()).towers
+        index |= {TEXT_ENCODER: ["transformers", "CLIPTextModel"], TOKENIZER: ["transformers", TOKENIZER_CLASS]}
     try:
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        for folder, config, weights in parts:
+            (out / folder).mkdir(parents=True, exist_ok=True)
+            plain = {name: weight.contiguous() for name, weight in weights.items()}  # whatever layout they are run in
+            save_file(plain, out / folder / WEIGHTS[0], metadata={"format": "pt"})
+            write_json(out / folder / CONFIG, config)
+        if towers is not None:
+            towers.save_text(out / TEXT_ENCODER, out / TOKENIZER)
         (out / SCHEDULER).parent.mkdir(exist_ok=True)
-        plain = {name: weight.contiguous() for name, weight in weights.items()}  # whatever layout they are run in
-        save_file(plain, out / folder / WEIGHTS[0], metadata={"format": "pt"})
-        for path, content in ((folder + "/" + CONFIG, config), (SCHEDULER, planned), (PIPELINE, index)):
-            (out / path).write_text(json.dumps(content, indent=2) + "\n")
+        write_json(out / SCHEDULER, planned)
+        write_json(out / PIPELINE, index)
     except OSError as error:
         raise UserError(
             f"--out {out}: cannot be written ({error.strerror})", "free some space, or give another place"
@@ -48,12 +87,34 @@ def export_diffusers(preset: Preset, tensors: ForeignTensors, classes: tuple[str
     return out
 
 
-def network(preset: Preset, tensors: ForeignTensors) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json of their network, and its tensors."""
-    task = diffusion(preset)
-    built = on_meta(preset).denoiser.network
-    check_conditioners(preset)
-    common = {"sample_size": size_of(preset), "in_channels": preset.data.shape.channels}
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def index_of(parts: list[WrittenPart], classes: tuple[str, ...] | None) -> dict[str, Any]:
+    """model_index.json, but for its scheduler and its text encoder."""
+    name = parts[0].config["_class_name"]
+    latent = len(parts) > 1
+    pipeline = PIPELINES[name] if latent or name == "DiTTransformer2DModel" else "DDPMPipeline"
+    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": VERSION}
+    index |= {part.folder: part.named for part in parts}
+    if pipeline == "DiTPipeline":
+        index |= {"vae": parts[1].named if latent else [None, None], "id2label": dict(enumerate(classes or ())) or None}
+    elif pipeline == "StableDiffusionPipeline":
+        index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
+        index["requires_safety_checker"] = False
+    return index
+
+
+def network(preset: Preset, tensors: ForeignTensors) -> WrittenPart:
+    """Their network, its configuration and its tensors."""
+    task, made = diffusion(preset), on_meta(preset)
+    built, shape = made.denoiser.network, ImageShape(*made.codec.latent_shape(made.shape))
+    texts = told_by(preset)
+    if not texts:
+        check_conditioners(preset)
+    ours = {name: tensor for name, tensor in tensors.items() if not name.startswith("codec.")}
+    common = {"sample_size": size_of(shape), "in_channels": shape.channels}
     common["out_channels"] = common["in_channels"] * (2 if task.learn_variance else 1)
     null = task.drop_condition > 0
     classes = next((c.num_classes for c in task.conditioners if c.kind == "class"), None)
@@ -65,14 +126,80 @@ def network(preset: Preset, tensors: ForeignTensors) -> tuple[dict[str, Any], di
                 "DiTTransformer2DModel always has classes and a row for no class",
                 "export a class-conditional DiT that was trained with task.drop_condition above 0",
             )
-        config = published_dit.write_config(built.config)
-        made = write(published_dit.diffusers_rules(built.config, tensors), tensors)
-        return {"_class_name": "DiTTransformer2DModel", **common, **config, "num_embeds_ada_norm": classes}, made
+        config = {**common, **published_dit.write_config(built.config), "num_embeds_ada_norm": classes}
+        return part("DiTTransformer2DModel", config, write(published_dit.diffusers_rules(built.config, ours), ours))
     assert isinstance(built, UNet)
-    config = diffusers_config.write_config(built, preset.data.shape)
-    made = write(diffusers_unet.diffusers_rules(built, tensors, null), tensors)
-    rows = None if classes is None else classes + null
-    return {"_class_name": "UNet2DModel", **common, **config, "num_class_embeds": rows}, made
+    if texts:
+        name, config = "UNet2DConditionModel", common | diffusers_conditional.write_config(built, shape)
+    else:
+        rows = None if classes is None else classes + null
+        name, config = (
+            "UNet2DModel",
+            {**common, **diffusers_config.write_config(built, shape), "num_class_embeds": rows},
+        )
+    return part(name, config, write(diffusers_unet.diffusers_rules(built, ours, null), ours))
+
+
+def part(name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> WrittenPart:
+    return WrittenPart(FOLDERS[name], {"_class_name": name, **config}, tensors)
+
+
+def first_stage(preset: Preset, tensors: ForeignTensors) -> list[WrittenPart]:
+    """That of a latent model, for the pipeline of its network."""
+    codec, data = diffusion(preset).codec, preset.data.shape
+    if not isinstance(codec, LatentCodecConfig):
+        if told_by(preset):
+            raise UserError(
+                "task.conditioners reads texts without a first stage, but StableDiffusionPipeline draws in a latent space",
+                "export a model with task.codec.kind latent",
+            )
+        return []
+    stage = codec.required
+    if told_by(preset) and stage.bottleneck.kind != "kl":
+        raise UserError(
+            f"the first stage has bottleneck.kind {stage.bottleneck.kind}, but StableDiffusionPipeline wants an AutoencoderKL",
+            "export a model whose first stage was trained with bottleneck.kind kl",
+        )
+    inside = {name.removeprefix(f"{PLACE}."): value for name, value in tensors.items() if name.startswith(f"{PLACE}.")}
+    scaling = Scaling(tensors["codec.shift"], tensors["codec.scale"])
+    config, weights = first_stages.to_diffusers(stage, inside, scaling, max(data.height, data.width))
+    unet = not isinstance(on_meta(preset).denoiser.network, DiT)
+    return [WrittenPart("vqvae" if unet and not told_by(preset) else "vae", config, weights)]
+
+
+def told_by(preset: Preset) -> list[PretrainedConditionerConfig]:
+    """The one conditioner that reads texts as StableDiffusionPipeline does; none where the model reads no texts.
+
+    Raises UserError naming the key that differs from what that pipeline does.
+    """
+    conditioners = diffusion(preset).conditioners
+    texts = [c for c in conditioners if isinstance(c, PretrainedConditionerConfig)]
+    if not texts:
+        return []
+    told = texts[0]
+    wanted: dict[str, tuple[Any, Any]] = {
+        "gives": (told.gives, "tokens"),
+        "dim": (told.dim, None),
+        "unconditional": (told.unconditional, "empty"),
+        "encoder.kind": (told.encoder.kind, "clip"),
+        "encoder.library": (told.encoder.library, "transformers"),
+        "encoder.padding": (told.encoder.padding, "read"),
+        "encoder.layer": (told.encoder.layer, -1),
+        "encoder.length": (told.encoder.length, None),
+    }
+    if len(conditioners) > 1:
+        kinds = ", ".join(c.kind for c in conditioners)
+        raise UserError(
+            f"task.conditioners are {kinds}, but StableDiffusionPipeline is told of texts alone",
+            "export a model with one conditioner",
+        )
+    for key, (found, needed) in wanted.items():
+        if found != needed:
+            raise UserError(
+                f"task.conditioners.0.{key} is {json.dumps(found)}, unlike in StableDiffusionPipeline",
+                f"export a model that was trained with task.conditioners.0.{key} {json.dumps(needed)}",
+            )
+    return texts
 
 
 def check_conditioners(preset: Preset) -> None:
@@ -80,8 +207,8 @@ def check_conditioners(preset: Preset) -> None:
     kinds = ["class in tokens" if c.kind == "class" and c.tokens else c.kind for c in diffusion(preset).conditioners]
     if kinds not in ([], ["class"]):
         raise UserError(
-            f"task.conditioners are {', '.join(kinds)}, which the networks of diffusers for pixels do not take",
-            "export an unconditional model, or one with classes alone",
+            f"task.conditioners are {', '.join(kinds)}, which the networks of diffusers do not take",
+            "export an unconditional model, one with classes alone, or one of texts that was trained as Stable Diffusion",
         )
 
 
@@ -98,7 +225,6 @@ def check_time(preset: Preset) -> None:
         )
 
 
-def size_of(preset: Preset) -> int | list[int]:
+def size_of(shape: ImageShape) -> int | list[int]:
     """sample_size: one number for squares."""
-    _, height, width = preset.data.shape
-    return height if height == width else [height, width]
+    return shape.height if shape.height == shape.width else [shape.height, shape.width]

@@ -137,7 +137,7 @@ def write_scheduler(preset: Preset) -> dict[str, Any]:
             "which the pipelines of diffusers for such networks cannot draw",
             f"export a model with the target {', '.join(PREDICTIONS)} on a discrete schedule",
         )
-    if task.codec.kind != "pixels" or task.codec.scale != 1:
+    if task.codec.kind != "latent" and (task.codec.kind != "pixels" or task.codec.scale != 1):
         raise UserError(
             f"task.codec is {task.codec.model_dump(mode='json')}, which a pipeline of diffusers for pixels does not have",
             "export a model that was trained with task.codec.scale 1",
@@ -149,6 +149,7 @@ def write_scheduler(preset: Preset) -> dict[str, Any]:
         "prediction_type": PREDICTIONS[task.target],
         "clip_sample": task.codec.clip,
         "timestep_spacing": "trailing",
+        "steps_offset": 1 if task.codec.kind == "latent" else 0,  # of no effect here, but pipelines of latents insist
     }
     if not isinstance(preset.sampler, Ddpm):
         return {"_class_name": "DDIMScheduler", **written}

@@ -54,6 +54,45 @@ def stable(folder: Path, scheduler: Any = None, stage: dict[str, Any] | None = N
     return folder
 
 
+def unconditional(folder: Path, quantised: bool = True) -> Path:
+    """An LDMPipeline, its first stage a VQModel or an AutoencoderKL."""
+    first = wake(diffusers.VQModel(**STAGE, num_vq_embeddings=20, scaling_factor=0.7), seed=2)
+    options = {name: value for name, value in UNET.items() if name != "cross_attention_dim"}
+    kinds = {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
+    channels = 3 if quantised else 4
+    network = diffusers.UNet2DModel(**{**options, **kinds, "in_channels": channels, "out_channels": channels})
+    scheduler = diffusers.DDIMScheduler(
+        clip_sample=False, beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195
+    )
+    made = diffusers.LDMPipeline(vqvae=first if quantised else vae(), unet=wake(network), scheduler=scheduler)
+    made.save_pretrained(folder)
+    return folder
+
+
+def transformer(folder: Path) -> Path:
+    """A DiTPipeline with its first stage; the copies of its embedders are equal as in published models."""
+    network = diffusers.DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        num_embeds_ada_norm=5,
+    )
+    wake(network)
+    for block in network.transformer_blocks:
+        block.norm1.emb.load_state_dict(network.transformer_blocks[0].norm1.emb.state_dict())
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    diffusers.DiTPipeline(network, vae(), scheduler).save_pretrained(folder)
+    return folder
+
+
+def levels(images: Any) -> Any:
+    """uint8 of what a pipeline gives as "np"."""
+    return (images * 255).round().astype("uint8")
+
+
 def trailing(scheduler: Any) -> diffusers.DDIMScheduler:
     """DDIM on the grid that starts at the last trained step and ends without noise, as ours does."""
     options = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "steps_offset": 0, "clip_sample": False}
@@ -72,5 +111,15 @@ def drawn(folder: Path, seeds: list[int], shape: tuple[int, ...], **call: Any) -
     pipe.set_progress_bar_config(disable=True)
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     size = {"height": shape[1] * factor, "width": shape[2] * factor}
-    images = pipe(latents=start(seeds, *shape), num_inference_steps=20, output_type="np", **size, **call).images
-    return (images * 255).round().astype("uint8")
+    return levels(pipe(latents=start(seeds, *shape), num_inference_steps=20, output_type="np", **size, **call).images)
+
+
+def walked(pipe: Any, x: Tensor, predict: Any) -> Any:
+    """uint8 (n, H, W, C): the latents x through 20 steps of DDIM and the first stage; predict(x, t) gives the noise."""
+    stage, scheduler = getattr(pipe, "vqvae", None) or pipe.vae, trailing(pipe.scheduler)
+    scheduler.set_timesteps(20)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(predict(x, t), t, x).prev_sample
+        image = stage.decode(x / stage.config.scaling_factor).sample
+    return levels((image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from diffcli import checkpoint
+from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.engine.draw.sample import load_model
 from diffcli.interop import importing
+from diffcli.interop.exporting import export_diffusers
 from tests.conftest import Cli
 from tests.encoders.making import tiny_text_tower
 from tests.interop.making import CPU, close, loaded, network, noise
-from tests.interop.pipes import STABLE, drawn, stable, vae
+from tests.interop.pipes import STABLE, drawn, stable, start, transformer, unconditional, vae, walked
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside diffusers
 
@@ -67,6 +69,78 @@ def test_it_draws_the_same_images_as_diffusers_from_the_same_noise(
     expected = drawn(pipeline, [5, 6], (4, 8, 8), prompt=TEXTS, negative_prompt=["a bird"] * 2, guidance_scale=4.0)
     alike(against, expected)
     assert not np.array_equal(found, against)
+
+
+def test_what_came_in_goes_out_and_draws_the_same_images(cli: Cli, pipeline: Path, ours: Path, tmp_path: Path) -> None:
+    done = cli("export", "--ckpt", ours, "--to", "diffusers", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    call = {"prompt": TEXTS, "guidance_scale": 7.5, "negative_prompt": ["a bird"] * 2}
+    found = drawn(tmp_path / "out", [5, 6], (4, 8, 8), **call)
+    alike(found, drawn(pipeline, [5, 6], (4, 8, 8), **call))
+    again = importing.load(tmp_path / "out", None)
+    task = importing.load(pipeline, None)
+    assert again.preset.task.network == task.preset.task.network
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in task.tensors.items())
+
+
+@pytest.mark.parametrize("quantised", [True, False])
+def test_an_unconditional_pipeline_draws_the_same_and_goes_out_again(cli: Cli, quantised: bool, tmp_path: Path) -> None:
+    folder = unconditional(tmp_path / "theirs", quantised)
+    ours = importing.save(importing.load(folder, None), tmp_path / "ours", folder)
+    begin = start([5, 6], 3 if quantised else 4, 8, 8)
+    pipe = diffusers.LDMPipeline.from_pretrained(folder)
+    expected = walked(pipe, begin, lambda x, t: pipe.unet(x, t).sample)
+    alike(images(cli, ours, tmp_path / "x.npz", "--n", 2), expected)
+    done = cli("export", "--ckpt", ours, "--to", "diffusers", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    again = diffusers.LDMPipeline.from_pretrained(tmp_path / "out")
+    again.set_progress_bar_config(disable=True)
+    alike(walked(again, begin, lambda x, t: again.unet(x, t).sample), expected)
+    assert again(num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
+
+
+def test_a_transformer_with_its_first_stage_draws_the_same_and_goes_out_again(cli: Cli, tmp_path: Path) -> None:
+    folder = transformer(tmp_path / "theirs")
+    ours = importing.save(importing.load(folder, None), tmp_path / "ours", folder)
+    begin, labels, none = start([5, 6], 4, 8, 8), torch.tensor([1, 3]), torch.tensor([5, 5])
+
+    def guided(pipe: Any) -> Any:
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            both = [pipe.transformer(x, t.expand(2), classes).sample[:, :4] for classes in (labels, none)]
+            return both[1] + 4 * (both[0] - both[1])
+
+        return predict
+
+    pipe = diffusers.DiTPipeline.from_pretrained(folder)
+    expected = walked(pipe, begin, guided(pipe))
+    classes = ["--n", 1, "--guidance", 4, "--class"]
+    found = [images(cli, ours, tmp_path / "x.npz", *classes, name, "--seed", seed) for name, seed in ((1, 5), (3, 6))]
+    alike(np.concatenate(found), expected)
+    done = cli("export", "--ckpt", ours, "--to", "diffusers", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    again = diffusers.DiTPipeline.from_pretrained(tmp_path / "out")  # whose own call knows 1000 classes alone
+    alike(walked(again, begin, guided(again)), expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("unconditional", "learned"),
+        ("dim", 8),
+        ("encoder.padding", "masked"),
+        ("encoder.layer", -2),
+    ],
+)
+def test_what_that_pipeline_would_do_otherwise_is_refused_by_key(
+    pipeline: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    raw = importing.load(pipeline, None).preset.model_dump(mode="json")
+    preset = presets.build(raw, "ours", [f"task.conditioners.0.{key}={value}"])
+    with torch.device("meta"):
+        tensors = preset.task.build(preset.specs).state_dict()
+    with pytest.raises(UserError, match=rf"task\.conditioners\.0\.{key} is "):
+        export_diffusers(preset, tensors, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_checkpoint_says_where_the_text_encoder_lies_and_which_it_was(pipeline: Path, ours: Path) -> None:
