@@ -162,7 +162,11 @@ class AutoencoderTask(Task):
         return self.passed(batch)[0]
 
     def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
-        """Reads the weights of the perceptual part, and lets the bottleneck see what the encoder makes of images."""
+        """Reads the weights of the perceptual part, and lets the bottleneck see what the encoder makes of images.
+
+        They are encoded one by one and put into an order of their own: then what it sees does not depend, to the last bit, on how
+        they were dealt. A start by k-means would make another codebook of other roundings.
+        """
         if self.perceptual is not None:
             self.perceptual.load()
         bottleneck = self.autoencoder.bottleneck
@@ -171,10 +175,12 @@ class AutoencoderTask(Task):
         seen: list[tuple[Tensor, Tensor]] = []
         with at_rest(self), torch.no_grad():
             for batch in batches:
-                x = batch[self.field]
-                seen.append((moved(batch["stream"], x.device), self.autoencoder.encode(x, self.told(batch))))
+                x, told = batch[self.field], self.told(batch)
+                vectors = [None] * len(x) if told is None else told.split(1)
+                one_by_one = [self.encode(*pair) for pair in zip(x.split(1), vectors, strict=True)]
+                seen.append((moved(batch["stream"], x.device), torch.cat(one_by_one)))
         stream, h = (ranks.gather(torch.cat(parts)) for parts in zip(*seen, strict=True))
-        bottleneck.start(h[stream.argsort()][: bottleneck.measures])  # in an order that does not depend on who saw what
+        bottleneck.start(h[stream.argsort()][: bottleneck.measures])
 
     @property
     def measures(self) -> int:  # type: ignore[override]
