@@ -11,6 +11,7 @@ from diffcli.cli.options import (
     Captions,
     Ckpt,
     Class,
+    Compare,
     Compile,
     Device,
     DeviceOption,
@@ -97,6 +98,7 @@ def sample(
     mask: Mask = None,
     strength: Strength = None,
     interpolate: Interpolate = None,
+    compare: Compare = False,
     captions: Captions = False,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
@@ -105,14 +107,14 @@ def sample(
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:
-    """Draw images: a grid (.png), one file an image (a folder) or arrays (.npz)."""
+    """Draw images, or reconstruct them: a grid (.png), one file an image (a folder) or arrays (.npz)."""
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output
     from diffcli.engine.draw.prompts import read_prompts
-    from diffcli.engine.draw.sample import draw
+    from diffcli.engine.draw.sample import draw, request_of
 
-    edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
+    edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength, "compare": compare}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
@@ -120,7 +122,7 @@ def sample(
     output.check_captions(out, captions)
 
     def work(group: "Group") -> None:
-        req = session.open_request(ckpt, options, group, ema)
+        req = request_of(session.open_model(ckpt, options, group, ema), options)
         output.check_pictures(out, req.shape, req.model.path)
         drawn = draw(req, group)
         if group.leads:
@@ -179,7 +181,7 @@ def gif(
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
 
     def work(group: "Group") -> None:
-        req = session.open_request(ckpt, options, group, ema)
+        req = engine.request(session.open_model(ckpt, options, group, ema), options)
         output.check_pictures(out, req.shape, req.model.path)
         total = engine.frame_count(req, show.value)
         drawn = engine.frames(req, show.value, group)

@@ -178,7 +178,11 @@ Guidance = Annotated[
 ]
 ImageFiles = Annotated[
     list[Path] | None,
-    typer.Option("--image", help="Begin from this image instead of noise; repeatable.", show_default="noise"),
+    typer.Option(
+        "--image",
+        help="Begin from this image instead of noise, or reconstruct it by a first stage; repeatable.",
+        show_default="noise",
+    ),
 ]
 Mask = Annotated[
     Path | None,
@@ -191,6 +195,9 @@ Strength = Annotated[
         show_default="0.6; with --mask 1",
         callback=share,
     ),
+]
+Compare = Annotated[
+    bool, typer.Option("--compare/--no-compare", help="Of a first stage: each --image left of its reconstruction.")
 ]
 Interpolate = Annotated[
     int | None,

@@ -14,7 +14,8 @@ from diffcli.cli.console import complain, say, showing_notes, watch_training
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group, Launch
-    from diffcli.engine.draw.sample import Request, SampleOptions
+    from diffcli.engine.draw.sample import SampleOptions
+    from diffcli.engine.model import Model
     from diffcli.engine.run.runlog import RunDir
     from diffcli.preset import Preset
 
@@ -150,12 +151,12 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
         print(run.path)
 
 
-def open_request(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool) -> "Request":
-    """The checkpoint loaded and the request completed from it."""
-    from diffcli.engine.draw.sample import load_model, request
+def open_model(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool) -> "Model":
+    """The checkpoint loaded as the options say."""
+    from diffcli.engine.model import load_model
 
     how: dict[str, Any] = {"precision": options.precision, "compile": options.compile}
-    return request(load_model(ckpt, group.device, ema, options.overrides, **how), options)
+    return load_model(ckpt, group.device, ema, options.overrides, **how)
 
 
 def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None:

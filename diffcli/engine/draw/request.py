@@ -15,7 +15,7 @@ from diffcli import __version__
 from diffcli.config import ImageShape, UserError
 from diffcli.data.loader import on_device
 from diffcli.diffusion.denoiser import Denoise
-from diffcli.diffusion.samplers import Sampler, Step
+from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw import guides
 from diffcli.engine.draw.conditions import Conditions, blanks, check_distinct
@@ -27,7 +27,7 @@ from diffcli.engine.draw.rows import Reference, choose_rows, row_fields
 from diffcli.engine.draw.sampling import SampleOptions, check_steps, choose_guidance, choose_sampler, overridden
 from diffcli.engine.draw.translation import choose_prior
 from diffcli.engine.model import Model, resized
-from diffcli.fields import Batch
+from diffcli.fields import Batch, to_levels
 from diffcli.noise import streams
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -152,6 +152,19 @@ class Request:
         steps = sampler.trajectory(denoise, task.denoiser.schedule, x, noise)
         return x, self.tally.watch(steps, min(rows.stop, self.n) - rows.start)
 
+    def images(self, rows: range) -> Tensor:
+        """The finished images `rows`, computed as one batch: uint8 (B, C, H, W) on the model's device."""
+        made = self.task.decode(last(self.walk(rows)[1]).x)
+        return to_levels(self.edit.kept(self.task, made, rows))
+
+    def finished(self, x: Tensor) -> Tensor:
+        """Diffusion space -> uint8 on the same device."""
+        return to_levels(self.task.decode(x))
+
+    def agree(self, group: Group) -> None:
+        """Takes in, on rank 0, the evaluations that the ranks have counted."""
+        self.tally.agree(group)
+
     @cached_property
     def _ends(self) -> Tensor:
         return self.edit.ends(self.task, self.walked, self.denoise(range(2)), self.seed)
@@ -189,12 +202,20 @@ def request(
     by field, such as pictures from files or the images of an earlier stage.
     """
     task = model.preset.task
+    if task.kind == "autoencoder":
+        raise UserError(
+            f"{model.path}: is a first stage, which makes an image in one step, under no condition",
+            f"use it by `diffcli sample --ckpt {model.path} --image FILE`, or as the codec of a latent model",
+        )
     if not isinstance(task, DiffusionConfig):
         raise UserError(
             f"{model.path}: was trained as a {task.kind}, which draws no images",
             "give the checkpoint of a diffusion model; a classifier is used by `diffcli fid --features RUN`, a prior by "
             "`diffcli sample --prior RUN`, and scored by `diffcli fid --ckpt RUN --metrics cosine,mse,retrieval`",
         )
+    if options.compare:
+        problem = f"--compare: {model.path} changes its images instead of reconstructing them"
+        raise UserError(problem, "leave --compare out, or give --ckpt of a first stage")
     model = resized(model, options.size)
     sampler, guidance, guide = choose_sampler(model, options), *choose_guidance(model, options, task)
     if options.overrides:

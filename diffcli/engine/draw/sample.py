@@ -4,22 +4,23 @@ Images become bytes on the device that draws them, are gathered on rank 0 where 
 copied to the CPU.
 """
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.samplers import last
 from diffcli.engine.distributed import Group
+from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.labels import class_id
+from diffcli.engine.draw.reconstruction import reconstruction
 from diffcli.engine.draw.request import Request, request
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model, load_model
-from diffcli.fields import to_levels
 
 __all__ = [
     "Finished",
+    "ImageRequest",
     "Model",
     "Request",
     "SampleOptions",
@@ -29,7 +30,41 @@ __all__ = [
     "frames",
     "load_model",
     "request",
+    "request_of",
 ]
+
+
+class ImageRequest(Protocol):
+    """What images are asked for, whatever makes them."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: channels, height and width."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The class of each image, int64 (n,), where they have one."""
+
+    def images(self, rows: range) -> Tensor:
+        """The finished images `rows`, computed as one batch: uint8 (B, C, H, W) on the model's device. Rows may end after n."""
+
+    def agree(self, group: Group) -> None:
+        """Takes in, on rank 0, what the ranks have counted while they computed."""
+
+    def captions(self) -> list[str]:
+        """What stands under each image. Raises UserError where they have no names."""
+
+    def describe(self) -> dict[str, Any]:
+        """The sidecar: all that is needed to make the images again."""
 
 
 class Finished(NamedTuple):
@@ -39,15 +74,27 @@ class Finished(NamedTuple):
     labels: Tensor | None  # int64 (B,)
 
 
+def request_of(model: Model, options: SampleOptions, given: Mapping[str, Value] | None = None) -> ImageRequest:
+    """The options completed from a checkpoint, whatever it was trained as. Raises UserError; given: see `request`."""
+    kind = model.preset.task.kind
+    if kind in UNCONDITIONAL and not given:
+        return UNCONDITIONAL[kind](model, options)
+    return request(model, options, given=given)
+
+
+UNCONDITIONAL: dict[str, Callable[[Model, SampleOptions], ImageRequest]] = {"autoencoder": reconstruction}
+"""Requests of tasks that know no conditions, by kind; that of diffusion is `request`, which refuses all others."""
+
+
 @torch.no_grad()
-def draw(req: Request, group: Group) -> Iterator[Finished]:
+def draw(req: ImageRequest, group: Group) -> Iterator[Finished]:
     """The images of a request in order, batch by batch, on rank 0; the other ranks help and yield nothing."""
     batches = list(spans(range(req.n), req.batch_size))
     for first in range(0, len(batches), group.world):
         together = batches[first : first + group.world]
         mine = together[group.rank] if group.rank < len(together) else range(0)
         parts = gather(sampled(req, mine), req.batch_size, group)
-        req.tally.agree(group)
+        req.agree(group)
         if not group.leads:
             continue
         counts = [len(rows) for rows in together]
@@ -56,25 +103,19 @@ def draw(req: Request, group: Group) -> Iterator[Finished]:
             yield Finished(own, None if req.labels is None else req.labels[rows.start : rows.stop])
 
 
-def sampled(req: Request, rows: range) -> Tensor:
+def sampled(req: ImageRequest, rows: range) -> Tensor:
     """The finished images `rows`, computed as one batch, as uint8 (B, C, H, W) on the device that drew them."""
     if not rows:
-        return torch.zeros(0, *req.shape, dtype=torch.uint8, device=req.task.device)
-    made = req.task.decode(last(req.walk(computed(req, rows))[1]).x)[: len(rows)]
-    return to_levels(req.edit.kept(req.task, made, rows))
+        return torch.zeros(0, *req.shape, dtype=torch.uint8, device=req.model.device)
+    return req.images(computed(req, rows))[: len(rows)]
 
 
-def computed(req: Request, rows: range) -> range:
+def computed(req: ImageRequest, rows: range) -> range:
     """The rows that are computed to have `rows`, the first of them: a compiled network sees batches of one size alone.
 
     It would compile once more for a shorter last batch. Rows past the end of a request have seeds and conditions like any other.
     """
     return range(rows.start, rows.start + max(len(rows), min(req.batch_size, req.n))) if req.model.compiled else rows
-
-
-def finished(req: Request, x: Tensor) -> Tensor:
-    """Diffusion space -> uint8 on the same device."""
-    return to_levels(req.task.decode(x))
 
 
 def frame_count(req: Request, show: Literal["x", "x0"]) -> int:
@@ -96,7 +137,7 @@ def frames(req: Request, show: Literal["x", "x0"], group: Group) -> Iterator[Ten
         parts = gather(levels, most, group)
         if group.leads:
             yield torch.cat([part[: len(rows)] for part, rows in zip(parts, shares, strict=True)]).cpu()
-    req.tally.agree(group)
+    req.agree(group)
 
 
 @torch.no_grad()
@@ -104,9 +145,9 @@ def walk(req: Request, rows: range, show: Literal["x", "x0"]) -> Iterator[Tensor
     """`frames` of the images `rows` alone, computed as one batch, on the device that draws them."""
     start, steps = req.walk(computed(req, rows))
     if show == "x":
-        yield finished(req, start)[: len(rows)]
+        yield req.finished(start)[: len(rows)]
     for step in steps:
-        yield finished(req, step.x0 if show == "x0" else step.x)[: len(rows)]
+        yield req.finished(step.x0 if show == "x0" else step.x)[: len(rows)]
 
 
 def gather(levels: Tensor, size: int, group: Group) -> list[Tensor]:

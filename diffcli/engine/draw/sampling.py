@@ -34,6 +34,12 @@ class SampleOptions(EditOptions):
     size: tuple[int, int] | None = None  # (height, width) of the images
     precision: str = "auto"  # of the networks: auto, fp32, bf16 or fp16
     compile: bool = False  # the network
+    compare: bool = False  # each reconstruction beside its original
+
+    def check(self) -> None:
+        super().check()
+        if self.compare and not self.images:
+            raise UserError("--compare: there is no image to compare with", "give one with --image FILE")
 
 
 def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig) -> tuple[float, Guide]:

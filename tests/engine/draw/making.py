@@ -62,3 +62,22 @@ def pictured(field: str, spec: FieldSpec, **keys: Any) -> tuple[Model, Pictured]
     task.conditioners.append(conditioner)
     task.eval().requires_grad_(False)
     return model, conditioner
+
+
+def encoding(kind: str = "kl", size: int = 8, channels: int = 1, **keys: Any) -> Model:
+    """A tiny first stage of downscale 4 as a model, its weights random. keys: of its task."""
+    network = {"width": 8, "mult": [1, 2, 2], "depth": 1, "latent": 2, "groups": 4}
+    bottleneck = {"kind": kind} | {"vq": {"codes": 16}, "fsq": {"levels": [5, 4]}}.get(kind, {})
+    tree = {
+        "name": "encoding",
+        "data": {"kind": "digits", "size": size, "channels": channels},
+        "task": {"kind": "autoencoder", "network": network, "bottleneck": bottleneck, **keys},
+        "train": {"steps": 1},
+    }
+    preset = presets.build(tree, "encoding.yaml")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        task = preset.task.build(preset.specs)
+        wake(task)
+    task = task.eval().requires_grad_(False)
+    return Model(Path("encoding"), 0, preset, task, None, True, "0" * 64)

@@ -1,0 +1,285 @@
+"""What is asked of a first stage: its images of images, of the way between two of them, or of latents from its prior.
+
+Images keep their size where the downscale divides it. Image i of a prior follows from seed + i, as everywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffcli import __version__
+from diffcli.config import ImageShape, UserError
+from diffcli.data.pixels import fit
+from diffcli.diffusion.editing import slerp
+from diffcli.digest import sha256
+from diffcli.engine.distributed import Group
+from diffcli.engine.draw.edits import open_picture
+from diffcli.engine.draw.sampling import SampleOptions
+from diffcli.engine.model import Model
+from diffcli.engine.stage import StageModel
+from diffcli.fields import to_float, to_levels
+from diffcli.noise import Noise
+
+DEFAULT_N = 16
+
+
+class Source(Protocol):
+    """Where the latents of images come from. beside: how many pictures of that size stand side by side in one."""
+
+    beside: ClassVar[int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images that are encoded or decoded."""
+
+    def images(self, stage: StageModel, rows: range) -> Tensor:
+        """Images `rows` (B, C, H, W) in [-1, 1] on the stage's device."""
+
+    def describe(self) -> dict[str, Any]:
+        """For the sidecar."""
+
+
+@dataclass(frozen=True)
+class Originals:
+    """Images that are encoded: uint8 (K, C, H, W) on the CPU; image i is made of the one numbered i mod K."""
+
+    beside: ClassVar[int] = 1
+    levels: Tensor
+    origin: Sequence[Any]  # where each comes from, as JSON values
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.levels.shape[2], self.levels.shape[3]
+
+    def chosen(self, rows: range) -> Tensor:
+        return self.levels[torch.arange(rows.start, rows.stop) % len(self.levels)]
+
+    def images(self, stage: StageModel, rows: range) -> Tensor:
+        return stage.reconstruct(to_float(self.chosen(rows).to(stage.model.device)))
+
+    def describe(self) -> dict[str, Any]:
+        return {"images": list(self.origin)}
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Each original, and on its right what is left of it."""
+
+    beside: ClassVar[int] = 2
+    originals: Originals
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.originals.size
+
+    def images(self, stage: StageModel, rows: range) -> Tensor:
+        given = to_float(self.originals.chosen(rows).to(stage.model.device))
+        return torch.cat([given, stage.reconstruct(given)], dim=3)
+
+    def describe(self) -> dict[str, Any]:
+        return self.originals.describe() | {"compare": True}
+
+
+@dataclass(frozen=True)
+class FromPrior:
+    """Latents of N(0, 1), that of image i from seed + i."""
+
+    beside: ClassVar[int] = 1
+    size: tuple[int, int]
+    seed: int
+    n: int
+
+    def latents(self, stage: StageModel, rows: range) -> Tensor:
+        seeds = [self.seed + i for i in rows]
+        like = torch.empty(len(seeds), *stage.latent_shape(self.size), device=stage.model.device)
+        return Noise(seeds, stage.model.device)(like)
+
+    def images(self, stage: StageModel, rows: range) -> Tensor:
+        return stage.decode(self.latents(stage, rows))
+
+    def describe(self) -> dict[str, Any]:
+        return {"seeds": [self.seed + i for i in range(self.n)], "prior": "N(0, 1)"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """`count` images from a latent to another: straight between those of two images, on the arc between two of the prior."""
+
+    beside: ClassVar[int] = 1
+    ends: Originals | FromPrior  # of two images
+    latents: Tensor  # (2, c, h, w)
+    count: int
+    straight: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.ends.size
+
+    def images(self, stage: StageModel, rows: range) -> Tensor:
+        share = torch.arange(rows.start, rows.stop, dtype=torch.float64) / (self.count - 1)
+        a, b = self.latents[:1], self.latents[1:]
+        if not self.straight:
+            return stage.decode(slerp(a, b, share))
+        weight = share.to(a).view(-1, 1, 1, 1)
+        return stage.decode((1 - weight) * a + weight * b)
+
+    def describe(self) -> dict[str, Any]:
+        return self.ends.describe() | {"interpolate": self.count}
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Images that a first stage makes, every choice made; a request like that of a diffusion model."""
+
+    stage: StageModel
+    source: Source
+    n: int
+    batch_size: int
+    labels: None = None
+
+    @property
+    def model(self) -> Model:
+        return self.stage.model
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: channels, height and width."""
+        height, width = self.source.size
+        return self.stage.channels, height, width * self.source.beside
+
+    def images(self, rows: range) -> Tensor:
+        """The finished images `rows`, computed as one batch: uint8 (B, C, H, W) on the model's device."""
+        return to_levels(self.source.images(self.stage, rows))
+
+    def agree(self, group: Group) -> None:
+        """Nothing is counted."""
+
+    def captions(self) -> list[str]:
+        """Raises UserError: they have no names."""
+        raise UserError(f"--captions: images of {self.model.path} have no prompt or class", "leave --captions out")
+
+    def describe(self) -> dict[str, Any]:
+        """The sidecar."""
+        made = {"n": self.n, **self.stage.describe(self.source.size), "version": __version__}
+        return self.model.describe() | made | self.source.describe()
+
+
+def reconstruction(model: Model, options: SampleOptions) -> Reconstruction:
+    """The options completed from the checkpoint of a first stage. Raises UserError where they contradict it or each other."""
+    stage = StageModel(model, "--ckpt ")
+    check_idle(model, options)
+    check_count(options)
+    check_size(stage, options.size)
+    originals = read_originals(stage, options.images, options.size) if options.images else None
+    return reconstruction_of(stage, options, originals)
+
+
+def reconstruction_of(stage: StageModel, options: SampleOptions, originals: Originals | None) -> Reconstruction:
+    """As `reconstruction`, of originals that are read already."""
+    source: Source
+    count = options.interpolate
+    if originals is None:
+        check_prior(stage)
+        height, width = options.size or stage.task.spec.sides[1:]
+        n = 2 if count is not None else options.n or DEFAULT_N
+        source = drawn = FromPrior((height, width), options.seed, n)
+        if count is not None:
+            source, n = Way(drawn, drawn.latents(stage, range(2)), count, straight=False), count
+    else:
+        source = SideBySide(originals) if options.compare else originals
+        n = len(originals.levels)
+        if count is not None:
+            ends = stage.encode(to_float(originals.levels.to(stage.model.device)))
+            source, n = Way(originals, ends, count, straight=True), count
+    return Reconstruction(stage, source, n, options.batch_size)
+
+
+def check_idle(model: Model, options: SampleOptions) -> None:
+    """Raises UserError for sampling options that a first stage cannot heed: it encodes and decodes, each in one step."""
+    flags = {
+        "--class": options.labels,
+        "--prompt": next(iter(options.prompts), None),
+        "--negative-prompt": options.negative_prompt,
+        "--prior": options.prior,
+        "--sampler": options.sampler,
+        "--steps": options.steps,
+        "--ddim-eta": options.eta,
+        "--guidance": options.guidance,
+        "--mask": options.mask,
+        "--strength": options.strength,
+        "--set": next(iter(options.overrides), None),
+    }
+    for flag, value in flags.items():
+        if value is not None:
+            problem = f"{flag} {value}: {model.path} is a first stage, which encodes and decodes in one step each"
+            raise UserError(problem, f"leave {flag} out")
+
+
+def check_count(options: SampleOptions) -> None:
+    """Raises UserError for --n where something else says how many images there are, and --compare without a pair."""
+    if options.n is not None and options.interpolate is not None:
+        raise UserError(
+            f"--n {options.n} with --interpolate {options.interpolate}: both say how many images", "leave --n out"
+        )
+    if options.n is not None and options.images:
+        problem = f"--n {options.n} with {len(options.images)} --image: each image is reconstructed once"
+        raise UserError(problem, "leave --n out")
+    if options.compare and options.interpolate is not None:
+        problem = f"--compare with --interpolate {options.interpolate}: images between two have no original"
+        raise UserError(problem, "leave out --compare or --interpolate")
+
+
+def check_prior(stage: StageModel) -> None:
+    """Raises UserError where there is no law of latents to draw from."""
+    if stage.bottleneck.variational:
+        return
+    kind = stage.task.first_stage.bottleneck.kind
+    raise UserError(
+        f"{stage.model.path}: there is no --image, and the latents of a bottleneck of kind '{kind}' have no law to draw from",
+        "reconstruct images with --image FILE; to draw new ones, train a diffusion model on its latents",
+    )
+
+
+def check_size(stage: StageModel, size: tuple[int, int] | None) -> None:
+    """Raises UserError for a --size that the downscale does not divide."""
+    if size is not None and (fault := stage.fault(size)):
+        problem, near = fault
+        raise UserError(
+            f"--size {size[0]}x{size[1]}: {stage.model.path} would make {problem}", f"use --size {near[0]}x{near[1]}"
+        )
+
+
+def read_originals(stage: StageModel, files: Sequence[Path], size: tuple[int, int] | None = None) -> Originals:
+    """The files, grey or in colour as the stage wants them, in their own size or cut and resized to another (height, width).
+
+    Raises UserError where they cannot be encoded as they are.
+    """
+    opened = [open_picture("--image", path) for path in files]
+    origin = [{"file": str(path), "sha256": sha256(path)} for path in files]
+    if size is not None:
+        return Originals(fitted(opened, ImageShape(stage.channels, *size)), origin)
+    for image, path in zip(opened, files, strict=True):
+        if image.size != opened[0].size:
+            sizes = " and ".join(f"{i.width}x{i.height}" for i in (opened[0], image))
+            raise UserError(
+                f"--image {path}: is not of the size of --image {files[0]} ({sizes})",
+                "bring them to one size with --size HxW, or reconstruct images of one size at a time",
+            )
+    own = opened[0].height, opened[0].width
+    if fault := stage.fault(own):
+        problem, near = fault
+        raise UserError(
+            f"--image {files[0]}: has {problem}", f"use --size {near[0]}x{near[1]}, which cuts and resizes it"
+        )
+    return Originals(fitted(opened, ImageShape(stage.channels, *own)), origin)
+
+
+def fitted(opened: Sequence[Image.Image], shape: ImageShape) -> Tensor:
+    """uint8 (K, C, H, W) of this shape."""
+    return torch.from_numpy(np.stack([fit(image, shape) for image in opened]))
