@@ -38,12 +38,16 @@ def fid(
     ckpt: Annotated[
         Path | None, typer.Option("--ckpt", help="Score samples of this checkpoint instead of A.", show_default="none")
     ] = None,
-    ref: Annotated[str | None, typer.Option(help="The reference.", show_default="the run's own training data")] = None,
+    ref: Annotated[
+        str | None,
+        typer.Option(help="The reference.", show_default="the run's own training data; of a first stage its test data"),
+    ] = None,
     n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
     metrics: Annotated[
         str,
         typer.Option(
-            help="Comma list of fid, kid, is, precision, recall, accuracy, bpd; or, of a prior, cosine, mse, retrieval."
+            help="Comma list of fid, kid, is, precision, recall, accuracy, bpd; of a first stage also psnr, ssim, lpips; of a "
+            "prior cosine, mse, retrieval."
         ),
     ] = "fid",
     features: Annotated[
@@ -53,6 +57,10 @@ def fid(
     weights: Annotated[
         Path | None, typer.Option(help="File with the extractor's weights.", show_default="its cache")
     ] = None,
+    floors: Annotated[
+        bool,
+        typer.Option("--floors/--no-floors", help="Beside psnr that of the simplest codes as small as the latent."),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
     labels: Class = None,
     prior: PriorOption = None,
@@ -76,7 +84,9 @@ def fid(
 
     how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
-    scoring = job.Scoring(tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema)
+    scoring = job.Scoring(
+        tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema, floors
+    )
     scoring.check()
 
     def work(group: "Group") -> None:

@@ -13,6 +13,7 @@ from diffcli.config_errors import explain
 from diffcli.metrics.bits import BitsPerDim
 from diffcli.metrics.fidelity import Accuracy, Fid, InceptionScore, Kid, Precision, Recall
 from diffcli.metrics.metric import Metric
+from diffcli.metrics.nearness import PerceptualDistance, Psnr, Ssim
 from diffcli.metrics.priors import CosineSimilarity, Retrieval, SquaredError
 
 AnyMetric = Annotated[
@@ -23,6 +24,9 @@ AnyMetric = Annotated[
     | Recall
     | Accuracy
     | BitsPerDim
+    | Psnr
+    | Ssim
+    | PerceptualDistance
     | CosineSimilarity
     | SquaredError
     | Retrieval,

@@ -96,20 +96,25 @@ def vgg_layers() -> list[nn.Module]:
     return layers
 
 
-def find_files(backbone: Path | None = None) -> LpipsFiles:
-    """The files on this machine; backbone: that of VGG-16, where it is not in torch hub's cache. Raises UserError."""
+def find_files(
+    backbone: Path | None = None,
+    who: str = "task.perceptual is 'lpips'",
+    instead: str = "use --set task.perceptual=null",
+) -> LpipsFiles:
+    """The files on this machine; backbone: that of VGG-16, where it is not in torch hub's cache.
+
+    Raises UserError where there are none. who: what wants them; instead: what to do without them.
+    """
     path = (backbone or Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE_FILE).expanduser()
-    hint = f"download {BACKBONE_URL} to there, or use --set task.perceptual=null"
+    hint = f"download {BACKBONE_URL} to there, or {instead}"
     if not path.is_file():
-        raise UserError(f"task.perceptual is 'lpips', but {path} is not there: the weights of VGG-16", hint)
+        raise UserError(f"{who}, but {path} is not there: the weights of VGG-16", hint)
     for package, place in CHANNEL_FILES.items():
         found = find_spec(package)
         if found is not None and found.origin is not None and (Path(found.origin).parent / place).is_file():
             return LpipsFiles(path, Path(found.origin).parent / place)
     names = " nor ".join(CHANNEL_FILES)
-    raise UserError(
-        f"task.perceptual is 'lpips', but neither {names} brings its weights", "pip install 'torchmetrics>=1.6'"
-    )
+    raise UserError(f"{who}, but neither {names} brings its weights", "pip install 'torchmetrics>=1.6'")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

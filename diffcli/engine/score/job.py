@@ -9,17 +9,21 @@ from typing import Any
 
 import yaml
 
-from diffcli.config import UserError
+from diffcli.config import ImageShape, UserError
 from diffcli.engine.distributed import Group
+from diffcli.engine.draw.reconstruction import check_idle
 from diffcli.engine.draw.rows import row_fields
 from diffcli.engine.draw.sample import Model, SampleOptions, load_model, request
 from diffcli.engine.score import bound, generated
+from diffcli.engine.score.cache import cache_folder
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import extractor_for
 from diffcli.engine.score.onepass import Watch, share
+from diffcli.engine.score.reconstructed import PairScores, first, floors_beside, originals, reconstructions
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.sides import Side, own_side, resolve
 from diffcli.engine.score.translated import Translation, held_out
+from diffcli.engine.stage import StageModel
 from diffcli.metrics.extractor import Extractor
 from diffcli.metrics.metric import Metric, Role
 from diffcli.metrics.scores import METRICS, metrics_by_name
@@ -39,6 +43,7 @@ class Scoring:
     features: str | None  # None is inception
     weights: Path | None
     ema: bool
+    floors: bool = True  # whether those of a first stage are measured
 
     @cached_property
     def options(self) -> SampleOptions:
@@ -110,10 +115,14 @@ class Scoring:
         if self.ckpt is None and translation:
             hint = f"type diffcli fid --ckpt RUN --ref SET:test --metrics {names}"
             raise UserError(f"--metrics {names} needs a prior", hint)
-        if self.ckpt is None and "bound" in self.extractors:
+        if self.ckpt is None and {"bound", "reconstruction"} & self.extractors.keys():
             raise UserError(
                 f"--metrics {names} needs a model", f"type diffcli fid --ckpt RUN --ref B --metrics {names}"
             )
+        if pairs := self.extractors.get("reconstruction"):
+            for kind in self.extractors.get("bound", ()):
+                problem = f"--metrics {names}: {kind} is of a diffusion model, {pairs[0]} of a first stage"
+                raise UserError(problem, f"leave out {kind} or {pairs[0]}")
 
     def _check_idle(self) -> None:
         """Refuses options that none of these metrics heeds."""
@@ -146,7 +155,43 @@ class Scoring:
             translation = Translation(model, self.options, ",".join(metrics))
             extractors: dict[str, Extractor] = {"translation": translation}
             return self._evaluated({"reference": reference}, extractors, group, watch, about)
+        if model.preset.task.kind == "autoencoder":
+            return self._of_first_stage(model, group, watch, about)
+        if pairs := self.extractors.get("reconstruction"):
+            problem = f"--metrics {','.join(pairs)}: {model.path} is a {model.preset.task.kind} model, no first stage"
+            raise UserError(problem, "give the run of a first stage, such as that of the preset mnist-vae")
         return self._of_images(model, group, watch, about)
+
+    def _of_first_stage(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
+        """Scores of reconstructions against their originals."""
+        check_idle(model, self.options)
+        if metrics := self.extractors.get("bound"):
+            problem = f"--metrics {','.join(metrics)}: {model.path} is a first stage, no diffusion model"
+            raise UserError(problem, "choose among psnr, ssim, lpips and fid")
+        stage = StageModel(model)
+        reference = first(originals(model, self.ref), self.options.n or 0)
+        sides: dict[Role, Side] = {"reference": reference, "samples": reconstructions(stage, reference)}
+        extractors: dict[str, Extractor] = {}
+        if "reconstruction" in self.extractors:
+            extractors["reconstruction"] = PairScores(self.metrics, group.device)
+        report = self._evaluated(sides, extractors, group, watch, about)
+        if report is None or report.samples is None or report.samples.shape is None:
+            return report
+        shape = report.samples.shape
+        report = dataclasses.replace(report, details={**report.details, **stage.describe(shape[1:])})
+        return self._with_floors(report, stage, reference, shape, watch) if self.floors else report
+
+    def _with_floors(
+        self, report: Report, stage: StageModel, reference: Side, shape: ImageShape, watch: Watch | None
+    ) -> Report:
+        """The same report, beside its psnr that of the simplest codes; on the leading process."""
+        if all(result.metric.kind != "psnr" for result in report.results):
+            return report
+        found, notes = floors_beside(stage, self.ref, reference, shape, cache_folder(), watch)
+        results = [
+            r._replace(more={**r.more, "floors": found}) if r.metric.kind == "psnr" else r for r in report.results
+        ]
+        return dataclasses.replace(report, results=results, warnings=[*report.warnings, *notes])
 
     def _of_images(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of a model that draws images."""

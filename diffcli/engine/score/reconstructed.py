@@ -1,0 +1,179 @@
+"""Reconstructions of a first stage as a side, and the extractor `reconstruction` that compares each with its original.
+
+Rows of the side are those of the reference: `image` is the reconstruction, `original` what it was made of, both uint8. Each
+process reconstructs the rows that it extracts, once for all extractors.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcli.config import ImageShape, UserError
+from diffcli.engine.model import Model
+from diffcli.engine.score.floor_scores import Floor, Size, floors
+from diffcli.engine.score.onepass import Watch
+from diffcli.engine.score.sides import Side, own_side, resolve
+from diffcli.engine.stage import StageModel
+from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields, to_float, to_levels
+from diffcli.metrics.extractor import Extracted
+from diffcli.metrics.metric import Metric
+from diffcli.metrics.nearness import SIGMA, WINDOW, PerceptualDistance, psnr_of_bytes, ssim_of_bytes
+from diffcli.networks.lpips import SMALLEST, Lpips, find_files
+
+ORIGINAL = "original"
+PAIR: Specs = {name: FieldSpec("image", (None, None, None)) for name in ("image", ORIGINAL)}
+
+
+class PairScores:
+    """Of each pair of images those of `psnr`, `ssim` and `lpips` that the metrics want. Raises UserError without the weights."""
+
+    unit = "images"
+    reads = PAIR
+    limit: int | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __init__(self, metrics: Sequence[Metric], device: torch.device) -> None:
+        wanted = [metric for metric in metrics if any(need.extractor == "reconstruction" for need in metric.needs)]
+        self.gives: Mapping[str, tuple[int, ...]] = {metric.kind: () for metric in wanted}
+        self.notes: list[str] = []
+        self.lpips = next((judge(m, device) for m in wanted if isinstance(m, PerceptualDistance)), None)
+
+    def check(self, name: str, fields: Specs) -> None:
+        """Raises UserError for images that are too small for a metric, or of channels that it cannot take."""
+        check_fields(self.reads, fields, f"--ref {name}: --metrics {','.join(self.gives)}")
+        channels, *size = fields["image"].shape
+        for kind, least in (("ssim", WINDOW), ("lpips", SMALLEST)):
+            small = [side for side in size if side is not None and side < least]
+            if kind in self.gives and small:
+                problem = f"--metrics {kind}: {name} has images of {small[0]} pixels, fewer than {least}"
+                raise UserError(problem, f"leave {kind} out, or score larger images")
+        if self.lpips is not None and channels not in (None, 1, 3):
+            problem = f"--metrics lpips: takes images of 1 or 3 channels, those of {name} have {channels}"
+            raise UserError(problem, "leave lpips out")
+
+    def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
+        """Each (B,) float32."""
+        made, original = fields["image"], fields[ORIGINAL]
+        found: dict[str, Tensor] = {}
+        if "psnr" in self.gives:
+            found["psnr"] = psnr_of_bytes(made, original)
+        if "ssim" in self.gives:
+            found["ssim"] = ssim_of_bytes(made, original)
+        if self.lpips is not None:
+            a, b = (to_float(levels).expand(-1, 3, -1, -1) for levels in (made, original))
+            found["lpips"] = self.lpips(a, b)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """The protocol of each score."""
+        protocols = {
+            "psnr": "of bytes as files hold them, pixels in [0, 1], mean over images",
+            "ssim": f"Gaussian windows {WINDOW}x{WINDOW}, sigma {SIGMA}, inside the image; pixels in [0, 1]",
+            "lpips": "VGG-16, version 0.1",
+        }
+        return {f"{kind}_protocol": protocols[kind] for kind in self.gives}
+
+
+def judge(metric: PerceptualDistance, device: torch.device) -> Lpips:
+    """The network of LPIPS with its weights. Raises UserError where they are not on this machine."""
+    instead = "name the file by --set metrics.lpips.weights=FILE, or leave lpips out of --metrics"
+    files = find_files(metric.weights, "--metrics holds lpips", instead)
+    network = Lpips().requires_grad_(False)
+    network.load(files)
+    return network.to(device)
+
+
+def reconstructions(stage: StageModel, reference: Side) -> Side:
+    """What a first stage makes of the rows of a reference. Raises UserError where it cannot encode them."""
+    task, device = stage.task, stage.model.device
+    check_reference(stage, reference)
+    told = set(task.reads) - {task.field}
+    specs: dict[str, FieldSpec] = {"image": reference.fields[task.field], ORIGINAL: reference.fields[task.field]}
+    if "label" in reference.fields:
+        specs["label"] = reference.fields["label"]
+
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
+        assert reference.read is not None
+        needed = {task.field, *(told & reference.fields.keys()), *({"label"} & set(fields))}
+        for found in reference.read(spans, needed):
+            original = found[task.field].to(device)
+            check_images(stage, reference.name, original.shape[1:])
+            x = to_float(original)
+            made = to_levels(stage.reconstruct(x, task.told({**found, task.field: x})))
+            yield {"image": made, ORIGINAL: original, **{name: found[name] for name in {"label"} & set(fields)}}
+
+    return Side(f"reconstructions by {stage.model.path}", reference.size, specs, read, reference.classes)
+
+
+def check_reference(stage: StageModel, reference: Side) -> None:
+    """Raises UserError for a reference whose rows are no images that the first stage takes, as far as its fields tell."""
+    task, hint = stage.task, "give images that its encoder takes, such as the split test of its own data"
+    if reference.read is None or reference.size is None:
+        problem = f"--ref {reference.name} is statistics, which cannot be reconstructed"
+        raise UserError(problem, "give the images themselves")
+    if not reference.size:
+        raise UserError(f"--ref {reference.name}: has no images", hint)
+    wanted = {task.field: FieldSpec("image", (stage.channels, None, None))}
+    wanted |= {name: spec for name, spec in task.reads.items() if name != task.field and name in reference.fields}
+    remedies = dict.fromkeys(wanted, Remedies(hint, hint, hint))
+    check_fields(wanted, reference.fields, f"--ref {reference.name}: --ckpt {stage.model.path}", remedies)
+    size = reference.fields[task.field].shape[1:]
+    if len(size) == 2 and None not in size:
+        check_images(stage, reference.name, (stage.channels, *map(int, size)))  # type: ignore[arg-type]
+
+
+def check_images(stage: StageModel, name: str, shape: Sequence[int]) -> None:
+    """Raises UserError for images (C, H, W) that the first stage does not take."""
+    if shape[0] != stage.channels:
+        raise UserError(
+            f"--ref {name}: has images of {shape[0]} channels, {stage.model.path} takes {stage.channels}",
+            "give images of that many channels, or the first stage of such images",
+        )
+    if fault := stage.fault(shape[1:]):
+        problem, size = fault
+        raise UserError(f"--ref {name}: has images of {problem}", f"bring them to a size such as {size}")
+
+
+def originals(model: Model, ref: str | None) -> Side:
+    """The reference of a first stage: --ref, else the split `test` of its own data."""
+    if ref is not None:
+        return resolve(ref, size=model.preset.data.size)
+    return own_side(model, "test")
+
+
+def first(side: Side, n: int) -> Side:
+    """The first n rows of a side, or all where it has no more."""
+    if side.size is None or side.size <= n:
+        return side
+
+    identify = None if side.identify is None else lambda: f"the first {n} of {side.fingerprint}"
+    return dataclasses.replace(side, size=n, identify=identify)
+
+
+def floors_beside(
+    stage: StageModel, ref: str | None, reference: Side, shape: ImageShape, cache: Path, watch: Watch | None
+) -> tuple[list[Floor], list[str]]:
+    """The floors for a first stage on images of a reference, each of this shape, and notes where there are none."""
+    try:
+        training = training_split(stage.model, ref)
+    except UserError as error:
+        return [], [f"no floor stands beside psnr: it would be fitted to training images, but {error.problem}"]
+    found = training.fields.get(stage.task.field)
+    if found is None or tuple(found.shape) != tuple(shape):
+        return [], [f"no floor stands beside psnr: images of {training.name} are not of the shape of {reference.name}"]
+    size = Size(shape, stage.downscale, stage.latent, stage.bottleneck.bits, stage.task.field)
+    return floors(size, training, reference, stage.model.device, cache, watch)
+
+
+def training_split(model: Model, ref: str | None) -> Side:
+    """What floors are fitted to: the training split of the set that --ref names, else of the first stage's own data."""
+    if ref is not None:
+        name, colon, _ = ref.rpartition(":")
+        with suppress(UserError):  # a folder of images has no splits
+            return resolve(f"{name if colon else ref}:train", size=model.preset.data.size)
+    return own_side(model, "train")

@@ -1,0 +1,95 @@
+"""What a first stage must beat: the best linear code of as many numbers, and the best table of patches of as many bits.
+
+Images are rows of squares: cut into cells of one size, the whole image being one cell at most. A floor is a map from rows in
+[0, 1] to what such a code keeps of them. Source: principal components, Eckart & Young 1936; k-means, Lloyd 1982.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffcli.kmeans import kmeans, nearest
+from diffcli.noise import Domain, Noise
+
+Cell = tuple[int, int]
+"""Height and width of what is coded by itself, in pixels; both divide those of the image."""
+
+ROUNDS = 20  # of Lloyd's algorithm
+
+
+class LinearFloor(NamedTuple):
+    """The projection onto the first principal components of the rows that it was fitted to."""
+
+    mean: Tensor  # (D,)
+    basis: Tensor  # (D, k), orthonormal
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        moved, basis = exact(rows - self.mean), exact(self.basis)
+        return (moved @ basis @ basis.T).float() + self.mean
+
+
+class TableFloor(NamedTuple):
+    """The nearest of K rows."""
+
+    centres: Tensor  # (K, D)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(N, D) -> (N, D)."""
+        return self.centres[nearest(rows, self.centres)]
+
+
+class Scatter:
+    """Mean and scatter of rows (N, D) while they stream by: products around the first batch's mean, float64 sums."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.sums: tuple[Tensor, Tensor, Tensor] | None = None  # shift (D,), sum (D,), sum of outer products (D, D)
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (N, D) float32, at least one."""
+        if self.sums is None:
+            wide = rows.new_zeros(rows.shape[1], dtype=torch.float64)
+            self.sums = rows.mean(dim=0), wide, wide.new_zeros(len(wide), len(wide))
+        shift, total, outer = self.sums
+        moved = exact(rows - shift)
+        outer += moved.T @ moved
+        total += moved.sum(dim=0)
+        self.n += len(rows)
+
+    def linear(self, k: int) -> LinearFloor:
+        """The best linear code of k numbers for the rows: none of so many numbers has a smaller squared error on them."""
+        assert self.sums is not None
+        shift, total, outer = self.sums
+        mean = total / self.n
+        scatter = (outer / self.n - torch.outer(mean, mean)).float()
+        _, vectors = torch.linalg.eigh(scatter)  # in rising order
+        return LinearFloor((shift + mean).float(), vectors[:, -k:].contiguous())
+
+
+def exact(x: Tensor) -> Tensor:
+    """A factor of a product in the precision of float32, which tensor cores do not have: beside the CPU, float64."""
+    return x if x.device.type == "cpu" else x.double()
+
+
+def table(rows: Tensor, k: int, seed: int = 0) -> TableFloor:
+    """K-means of rows (N, D): at least k of them."""
+    draws = Noise(range(seed, seed + k), torch.device("cpu"), Domain.CODEBOOK).uniform()
+    return TableFloor(kmeans(rows, draws, ROUNDS))
+
+
+def cells(images: Tensor, cell: Cell) -> Tensor:
+    """(B, C, H, W) -> (B x H/h x W/w, C x h x w), one row for each cell, in reading order."""
+    batch, channels, height, width = images.shape
+    h, w = cell
+    cut = images.reshape(batch, channels, height // h, h, width // w, w)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * h * w)
+
+
+def joined(rows: Tensor, cell: Cell, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `cells`. shape: of one image (C, H, W)."""
+    channels, height, width = shape
+    h, w = cell
+    cut = rows.reshape(-1, height // h, width // w, channels, h, w)
+    return cut.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)

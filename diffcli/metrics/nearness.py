@@ -1,0 +1,94 @@
+"""How near reconstructions are to their originals, pair by pair: PSNR, SSIM and LPIPS of images as files would hold them.
+
+The extractor `reconstruction` gives of each pair, whose images are bytes, `psnr` in dB, `ssim` and `lpips`. A score is the mean
+over the images of the score of each, beside which stands the spread over the images.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffcli.metrics.keepers import mean_of
+from diffcli.metrics.metric import Metric, Need, Role, Summaries
+
+KEY: tuple[Role, str] = ("samples", "reconstruction")
+PEAK = 255  # the largest level
+MOST = 100.0  # dB that equal images count as
+WINDOW, SIGMA = 11, 1.5  # pixels across the Gaussian window of SSIM, and its deviation
+K = 0.01, 0.03  # of SSIM, times the range of [0, 1]
+
+
+class OfPairs(Metric):
+    """The mean over the images of a value that the extractor gives of each pair."""
+
+    least: ClassVar[int] = 1
+    unit: ClassVar[str] = ""
+
+    def compute(self, of: Summaries) -> dict[str, float]:
+        """NAME and NAME_std, the standard deviation over the images."""
+        found = of[KEY].mean(self.kind)
+        return {self.kind: found.mean.item(), f"{self.kind}_std": found.std().item()}
+
+    def lines(self, scores: Mapping[str, float], more: Mapping[str, Any]) -> dict[str, str]:
+        """The score with its unit and its spread."""
+        name = self.kind
+        return {name: f"{scores[name]:.6g}{self.unit} +- {scores[f'{name}_std']:.3g} over the images"}
+
+
+class Psnr(OfPairs):
+    """Peak signal-to-noise ratio; higher is better. Of images with equal bytes it is 100 dB."""
+
+    kind: Literal["psnr"] = "psnr"
+    needs: ClassVar[tuple[Need, ...]] = (Need(*KEY, mean_of("psnr")),)
+    unit: ClassVar[str] = " dB"
+
+    def lines(self, scores: Mapping[str, float], more: Mapping[str, Any]) -> dict[str, str]:
+        """The score, and what simpler codes of the same size reach, where that is known."""
+        floors = {floor["name"]: f"{floor['psnr']:.6g} dB by {floor['what']}" for floor in more.get("floors", ())}
+        return super().lines(scores, more) | floors
+
+
+class Ssim(OfPairs):
+    """Structural similarity within Gaussian windows, mean over channels and all windows that lie inside; 1 is best.
+
+    Source: Wang et al. 2004, eq. 13 with K1 = .01 and K2 = .03.
+    """
+
+    kind: Literal["ssim"] = "ssim"
+    needs: ClassVar[tuple[Need, ...]] = (Need(*KEY, mean_of("ssim")),)
+
+
+class PerceptualDistance(OfPairs):
+    """LPIPS, the distance of two images for a trained network; 0 is best. weights: file of its VGG-16, if not torch hub's."""
+
+    kind: Literal["lpips"] = "lpips"
+    needs: ClassVar[tuple[Need, ...]] = (Need(*KEY, mean_of("lpips")),)
+    weights: Path | None = None
+
+
+def psnr_of_bytes(image: Tensor, other: Tensor) -> Tensor:
+    """Of each pair of uint8 (B, C, H, W), in dB, at most 100: float32 (B,) on the CPU. The errors are summed exactly."""
+    errors = (image.int() - other.int()).square().flatten(1).sum(dim=1, dtype=torch.int64).cpu().double()
+    ratio = PEAK**2 * image[0].numel() / errors.clamp(min=1e-9)
+    return (10 * ratio.log10()).clamp(max=MOST).float()
+
+
+def ssim_of_bytes(image: Tensor, other: Tensor) -> Tensor:
+    """Of each pair of uint8 (B, C, H, W), `WINDOW` pixels or more in both edges: float32 (B,).
+
+    Windows at the border do not count, as in scikit-image with Gaussian weights and without its sample covariance.
+    """
+    x, y = (levels.float() / PEAK for levels in (image, other))
+    line = torch.arange(WINDOW, dtype=torch.float32, device=x.device) - WINDOW // 2
+    weights = torch.exp(-(line / SIGMA).square() / 2)
+    window = torch.outer(weights, weights) / weights.sum() ** 2
+    maps = torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 2)[:, None]  # (5 x B x C, 1, H, W)
+    means = F.conv2d(maps, window[None, None]).view(5, *x.shape[:2], -1)  # (5, B, C, windows)
+    a, b, aa, bb, ab = means.unbind()
+    alike = (2 * a * b + K[0] ** 2) * (2 * (ab - a * b) + K[1] ** 2)
+    apart = (a * a + b * b + K[0] ** 2) * (aa - a * a + bb - b * b + K[1] ** 2)
+    return (alike / apart).flatten(1).mean(dim=1)
