@@ -135,8 +135,8 @@ def check_images(stage: StageModel, name: str, shape: Sequence[int]) -> None:
             "give images of that many channels, or the first stage of such images",
         )
     if fault := stage.fault(shape[1:]):
-        problem, size = fault
-        raise UserError(f"--ref {name}: has images of {problem}", f"bring them to a size such as {size}")
+        problem, near = fault
+        raise UserError(f"--ref {name}: has images of {problem}", f"bring them to a size such as {near[0]}x{near[1]}")
 
 
 def originals(model: Model, ref: str | None) -> Side:

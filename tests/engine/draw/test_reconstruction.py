@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffcli.config import UserError
+from diffcli.config import ImageShape, UserError
+from diffcli.data.pixels import fit
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.reconstruction import Reconstruction, reconstruction
 from diffcli.engine.draw.request import request
@@ -72,6 +73,15 @@ def test_an_image_keeps_its_size_where_the_downscale_divides_it(tmp_path: Path) 
     assert req.shape == (1, 16, 24)
     assert req.images(range(1)).shape == (1, 1, 16, 24)
     assert req.describe()["latent"] == [2, 4, 6]
+
+
+def test_size_brings_pictures_to_it_and_draws_others_of_it(tmp_path: Path) -> None:
+    model = encoding()
+    both = images_of(model, options(files(tmp_path, [(30, 17), (9, 9)]), size=(8, 12), compare=True))
+    assert both.shape == (2, 1, 8, 24)
+    given = fit(Image.open(tmp_path / "0.png"), ImageShape(1, 8, 12))
+    assert both[0, :, :, :12].equal(torch.from_numpy(given))
+    assert images_of(model, options(n=2, size=(8, 16))).shape == (2, 1, 8, 16)
 
 
 def test_original_and_reconstruction_stand_side_by_side(tmp_path: Path) -> None:
@@ -163,9 +173,12 @@ def test_there_is_nothing_to_draw_from_without_a_prior() -> None:
 
 
 def test_images_that_cannot_be_encoded_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="30x16 pixels, which its downscale 4") as refused:
+    with pytest.raises(UserError, match=r"16x30 pixels \(HxW\), which its downscale 4") as refused:
         request_of(encoding(), options(files(tmp_path, [(30, 16)])))
-    assert "32x16" in refused.value.hint
+    assert "--size 16x32" in refused.value.hint
+    with pytest.raises(UserError, match="--size 16x30: encoding would make") as refused:
+        request_of(encoding(), options(n=1, size=(16, 30)))
+    assert "--size 16x32" in refused.value.hint
     with pytest.raises(UserError, match=r"8x8 and 12x8"):
         request_of(encoding(), options(files(tmp_path, [(8, 8), (12, 8)])))
     with pytest.raises(UserError, match="--n 4 with 2 --image"):
