@@ -17,6 +17,7 @@ from diffcli.config import UserError
 from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine.run.plan import plan
 from diffcli.engine.run.state import build_on_meta
+from diffcli.engine.stage_reading import codec_of
 from diffcli.optim import Adam, AdamW, Sgd
 from tests.conftest import ROOT, TINY, changed
 
@@ -58,9 +59,22 @@ def test_a_shipped_preset_loads_dumps_and_loads_again_to_the_same(name: str, tmp
     assert presets.load(str(again)) == preset
 
 
+def with_first_stage(preset: presets.Preset) -> presets.Preset:
+    """The preset with the first stage that its `from` names, a run of another shipped preset, described as a run would tell."""
+    codec = codec_of(preset)
+    if codec is None:
+        return preset
+    assert codec.source is not None
+    stage = presets.load(codec.source.name)
+    with torch.device("meta"):
+        described = stage.task.build(stage.specs).first_stage  # type: ignore[union-attr]
+    codec = codec.model_copy(update={"first_stage": described})
+    return preset.model_copy(update={"task": preset.task.model_copy(update={"codec": codec})})
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_preset_builds_and_its_step_can_be_counted_without_memory(name: str) -> None:
-    preset = presets.load(name)
+    preset = with_first_stage(presets.load(name))
     task = build_on_meta(preset)
     assert all(p.is_meta for p in task.parameters())
     facts = plan(preset, Path("runs"), 1)
@@ -70,6 +84,31 @@ def test_a_shipped_preset_builds_and_its_step_can_be_counted_without_memory(name
 
 def test_the_presets_of_text_to_image_are_there() -> None:
     assert {"captions-mnist", "cc3m-64", "cc3m-64-text", "clip-prior"} <= SHIPPED.keys()
+
+
+LATENT = [name for name, path in SHIPPED.items() if "kind: latent" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_a_latent_preset_has_images_that_its_first_stage_was_trained_on(name: str) -> None:
+    preset = presets.load(name)
+    codec = codec_of(preset)
+    assert codec is not None
+    assert codec.source is not None
+    stage = presets.load(codec.source.name)
+    assert str(codec.source) == f"runs/{stage.name}"
+    assert stage.data.shape == preset.data.shape
+
+
+@pytest.mark.slow
+def test_one_key_makes_a_transformer_of_another_published_size() -> None:
+    assert len(LATENT) >= 6
+    sizes = {}
+    for size in ("B", "XL"):
+        chosen = with_first_stage(presets.load("imagenet256-dit-latent", [f"task.network.size={size}"]))
+        sizes[size] = sum(p.numel() for p in build_on_meta(chosen).denoiser.parameters())  # type: ignore[union-attr]
+    assert sizes["B"] == pytest.approx(130e6, rel=0.02), "Peebles & Xie 2022, table 1"
+    assert sizes["XL"] == pytest.approx(675e6, rel=0.02)
 
 
 def test_weights_that_a_step_casts_do_not_count_for_every_sample() -> None:
