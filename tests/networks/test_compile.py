@@ -89,8 +89,10 @@ def assert_close(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], bf16: boo
         torch.testing.assert_close(a, b, rtol=0, atol=(0.1 if bf16 else 1e-4) * most)
 
 
-@pytest.mark.parametrize(("bf16", "training"), [(False, False), (True, True)], ids=["fp32-sampling", "bf16-training"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "bf16", "training"),
+    [*((name, True, True) for name in NETWORKS), ("unet", False, False), ("dit", False, False)],
+)
 def test_a_network_is_one_graph_for_batches_of_every_size(name: str, bf16: bool, training: bool) -> None:
     """It was 20 graphs in bf16: the attention switched torch's kernels, and each layer compiled by itself."""
     network, graphs = built(name).train(training), Graphs()

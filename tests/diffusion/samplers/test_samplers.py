@@ -58,6 +58,7 @@ VARIANTS = [
     EdmHeun(steps=8, s_churn=4, s_noise=1.003),
 ]
 PATHS = [*SCHEDULES, Linear(zero_terminal_snr=True)]
+KINDS_OF_PATH = [Cosine(), Flow(), Edm(), Linear(zero_terminal_snr=True)]  # for what takes long
 
 
 def name(sampler: Sampler) -> str:
@@ -117,7 +118,7 @@ def test_a_perfect_prediction_is_returned_after_very_many_steps(cls, schedule, s
     torch.testing.assert_close(end.x, x0, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", FINE, ids=kind)
+@pytest.mark.parametrize("schedule", [s for s in FINE if s in KINDS_OF_PATH], ids=kind)
 @pytest.mark.parametrize("sampler", [cls(steps=8) for cls in (*ORDER, *ADAPTIVE)], ids=name)
 def test_one_dimensional_gaussians_are_carried_to_their_data(sampler, schedule):
     """With 200 steps every solver follows the exact probability-flow map from noise to data."""
@@ -172,7 +173,7 @@ def test_each_solver_converges_with_its_order_from_pure_noise(cls, schedule):
 
 
 @pytest.mark.parametrize("cls", [cls for cls, order in ORDER.items() if order > 1], ids=kind)
-@pytest.mark.parametrize("schedule", FINE, ids=kind)
+@pytest.mark.parametrize("schedule", [s for s in FINE if s in KINDS_OF_PATH], ids=kind)
 def test_second_order_is_clearly_better_than_ddim_at_50_steps(cls, schedule):
     least = (
         5 if cls is EdmHeun or isinstance(schedule, Edm) else 10
@@ -256,7 +257,7 @@ def test_ddim_takes_sigma_of_song_on_strided_grids(schedule):
 
 
 @pytest.mark.parametrize("cls", [cls for cls in SAMPLERS if cls not in ADAPTIVE], ids=kind)
-@pytest.mark.parametrize("schedule", PATHS, ids=kind)
+@pytest.mark.parametrize("schedule", KINDS_OF_PATH, ids=kind)
 def test_heads_of_every_target_walk_the_same_trajectory(cls, schedule):
     ideal, x = MIXTURE.denoise(schedule), start(2).float()
     # the oracle in the network finds trained times from what it is told, and on EDM's path those that it is told apart

@@ -11,12 +11,10 @@ from diffcli.diffusion.denoiser import Denoise, Prediction, over
 from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2MSde, EdmHeun, EulerAncestral, Heun, last
 from diffcli.diffusion.schedule import Cosine, Flow, Linear, Schedule, transition
 from diffcli.noise import Noise
-from tests.diffusion.oracle import SCHEDULES, Mixture, gaussian, kind, moments, prediction
+from tests.diffusion.oracle import Mixture, gaussian, kind, moments, prediction
 
 DATA = gaussian(0.3, 0.5)
 MIXTURE = Mixture((0.3, 0.7), (-0.8, 0.5), (0.2, 0.1))
-# one move removes their first noise, and little of the data is left at their end
-FINE = [s for s in SCHEDULES if s.leftover_signal < 0.01 and s.alpha_sigma(torch.tensor(s.cleanest))[1] < 0.05]
 TINY = 1e-3  # what a schedule leaves of the data at t = 1 shifts the result by about this
 
 
@@ -34,7 +32,7 @@ def learned(data: Mixture, schedule: Schedule, steps: int) -> Denoise:
     return ideal
 
 
-@pytest.mark.parametrize("schedule", [*FINE, Linear(zero_terminal_snr=True)], ids=kind)
+@pytest.mark.parametrize("schedule", [Cosine(), Flow(), Linear(zero_terminal_snr=True)], ids=kind)
 @pytest.mark.parametrize(
     "sampler",
     [
