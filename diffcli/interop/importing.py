@@ -15,10 +15,11 @@ from torch import Tensor
 from diffcli import __version__, checkpoint
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.interop import pipelines, published_dit, scheduler
+from diffcli.interop import compvis, first_stages, pipelines, published_dit, scheduler
 from diffcli.interop.first_stages import ForeignStage
 from diffcli.interop.foreign import Foreign, read_json
 from diffcli.interop.unets import diffusers_conditional, diffusers_config, diffusers_unet, openai
+from diffcli.interop.unets.places import CLASSES
 from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_tensors, weights_in
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
@@ -35,6 +36,7 @@ FAMILIES = {
     "UNet2DConditionModel": diffusers_conditional,
     "DiTTransformer2DModel": published_dit,
 }
+STAGE_SIZE = 256  # of the images of a first stage, which takes any size
 STEPS = 100_000  # of a training that nobody asked for yet: a preset must say something
 
 
@@ -79,25 +81,31 @@ def from_file(path: Path, given: Preset | None) -> Imported:
     """A state dict: OpenAI's U-Nets, DiT and SiT, known by a name that only theirs has."""
     theirs = read_tensors(path)
     notes: tuple[str, ...] = ()
+    if compvis.MARK in theirs:
+        return from_latent_file(compvis.parts(theirs, str(path)), path, given)
+    if first_stages.COMPVIS_MARK in theirs and given is None:
+        return stage_alone(first_stages.from_compvis(theirs, str(path)), path)
     if published_dit.MARK in theirs and given is None:
         given = built({"name": slug(path), **published_dit.derived(theirs, str(path))}, path)
         notes = (f"{path.name} is taken for a DiT; a SiT, which has the same tensors, needs --as sit-xl-2",)
     if published_dit.MARK not in theirs and openai.MARK not in theirs:
         raise UserError(
             f"{path}: its tensors ({', '.join(list(theirs)[:3])}, ...) are not those of a model that diffcli knows",
-            "give an improved- or guided-diffusion U-Net, a DiT or SiT, or the folder of a diffusers model",
+            "give an improved- or guided-diffusion U-Net, a DiT or SiT, a file of latent-diffusion, Stable Diffusion or taming, "
+            "or the folder of a diffusers model",
         )
     if given is None:
         raise UserError(
             f"{path}: a U-Net of improved- or guided-diffusion does not tell its flags (heads, schedule, ...)",
             "name the preset that does, such as --as imagenet64-adm, imagenet64-iddpm or cifar10-iddpm",
         )
-    task = on_meta(given)
-    ours = task.state_dict()
+    given, stage = pipelines.staged(given, None)
+    task, beside = on_meta(given), pipelines.stage_tensors(stage)
+    ours = {name: tensor for name, tensor in task.state_dict().items() if name not in beside}
     network = task.denoiser.network
     if published_dit.MARK in theirs and isinstance(network, DiT):
         rules = dit_rules(given, network, ours, theirs, path)
-        return Imported(given, read(rules, theirs, ours, str(path), [published_dit.POSITIONS]), None, notes)
+        return Imported(given, read(rules, theirs, ours, str(path), [published_dit.POSITIONS]) | beside, None, notes)
     if openai.MARK in theirs and isinstance(network, UNet):
         rules = openai.openai_rules(network, ours, null_row(given, theirs, openai.LABELS, path))
         return Imported(given, read(rules, theirs, ours, str(path)), None, notes)
@@ -106,6 +114,37 @@ def from_file(path: Path, given: Preset | None) -> Imported:
         f"{path}: holds a {name}, but --as {given.name} has task.network.kind {network_of(given)['kind']!r}",
         f"name a preset of the kind {kind}",
     )
+
+
+def from_latent_file(file: compvis.LatentFile, path: Path, given: Preset | None) -> Imported:
+    """U-Net, first stage and conditions of a file of latent-diffusion or Stable Diffusion."""
+    notes = file.notes if given is None else ()
+    preset, stage = given or built({"name": slug(path), **compvis.derived(file, str(path))}, path), file.stage
+    preset, _ = pipelines.staged(preset, stage)
+    task, beside = on_meta(preset), pipelines.stage_tensors(stage)
+    network, state = task.denoiser.network, task.state_dict()
+    if not beside.keys() <= state.keys() or not isinstance(network, UNet):
+        raise UserError(
+            f"{path}: holds a U-Net with its first stage, but --as {preset.name} has task.network.kind "
+            f"{network_of(preset)['kind']!r} and task.codec.kind {diffusion(preset).codec.kind!r}",
+            "name the preset of a U-Net with task.codec.kind latent",
+        )
+    ours = {name: tensor for name, tensor in state.items() if name not in beside}
+    theirs = dict(file.unet)
+    rules = openai.openai_rules(network, {n: t for n, t in ours.items() if n != CLASSES}, False, file.linear)
+    if CLASSES in ours and file.classes is not None:
+        rules.append(Rule((CLASSES,), (compvis.CLASSES,)))
+        theirs[compvis.CLASSES] = file.classes
+    record = pipelines.encoder_record(preset) if given is not None else {}
+    return Imported(preset, read(rules, theirs, ours, str(path)) | beside, None, notes, record)
+
+
+def stage_alone(stage: ForeignStage, path: Path) -> Imported:
+    """A first stage as the checkpoint of an autoencoder."""
+    task = {"kind": "autoencoder", **stage.config.model_dump(mode="json", include={"network", "bottleneck"})}
+    data = {"kind": "none", "size": STAGE_SIZE, "channels": stage.config.channels}
+    preset = built({"name": slug(path), "data": data, "task": task}, path)
+    return Imported(preset, {f"autoencoder.{name}": tensor for name, tensor in stage.tensors.items()}, None, ())
 
 
 def dit_rules(preset: Preset, network: DiT, ours: ForeignTensors, theirs: ForeignTensors, path: Path) -> list[Rule]:
@@ -131,6 +170,8 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
     """A diffusers pipeline, or its network alone."""
     index = read_json(path / PIPELINE) if (path / PIPELINE).is_file() else {}
     folder = next((path / name for name in NETWORKS if index and (path / name / CONFIG).is_file()), path)
+    if folder == path and first_stages.is_folder(path):
+        return stage_alone(first_stages.from_diffusers(path), path)
     if not (folder / CONFIG).is_file():
         raise UserError(
             f"{path}: holds no {CONFIG} of a network",

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffcli.config import UserError
+from diffcli.interop import inert_pickle
 
 FEW = 4  # names that an error lists of each kind
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
@@ -135,10 +136,13 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def unpickle(path: Path) -> Any:
-    """What a pickle holds, if torch's restricted reader takes it."""
+    """What a pickle holds, if torch's restricted reader takes it; of a checkpoint of pytorch-lightning the state dict alone."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        state = inert_pickle.state_dict(path)
+        if state is not None:
+            return state
         raise UserError(
             f"{path}: is no pickle of tensors alone; others can run code and are never loaded",
             "where you trust it, save its weights again: torch.save(model.state_dict(), FILE)",
