@@ -15,7 +15,7 @@ class ExportLibrary(StrEnum):
 
 def import_weights(
     source: Annotated[
-        Path, typer.Argument(metavar="FILE|FOLDER", help="A .pt or .safetensors file, or a diffusers folder.")
+        Path, typer.Argument(metavar="FILE|FOLDER", help="A .pt, .ckpt or .safetensors file, or a diffusers folder.")
     ],
     out: Annotated[Path, typer.Option(help="New folder for the checkpoint.")],
     preset: Annotated[
@@ -28,7 +28,7 @@ def import_weights(
         ),
     ] = None,
 ) -> None:
-    """Turn published weights (OpenAI U-Nets, DiT, SiT, diffusers) into a checkpoint."""
+    """Turn published weights (diffusers, Stable Diffusion, OpenAI U-Nets, DiT, SiT, taming) into a checkpoint."""
     from diffcli import preset as presets
     from diffcli.cli.console import say
     from diffcli.interop import importing

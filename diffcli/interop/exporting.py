@@ -5,15 +5,17 @@ model has vae|vqvae/ of the same two files, and one of texts text_encoder/ and t
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
 from diffcli.encoders.encoder import Encoder
-from diffcli.encoders.libraries import TEXT_ENCODER, TOKENIZER
+from diffcli.encoders.libraries import TEXT_ENCODER, TOKENIZER, Towers
 from diffcli.interop import first_stages, published_dit
 from diffcli.interop.importing import CONFIG, PIPELINE, SCHEDULER, check_empty, diffusion, on_meta
 from diffcli.interop.pipelines import PLACE
@@ -21,9 +23,11 @@ from diffcli.interop.scheduler import write_scheduler
 from diffcli.interop.stages.stage_config import Scaling
 from diffcli.interop.unets import diffusers_conditional, diffusers_config, diffusers_unet
 from diffcli.interop.weight_files import WEIGHTS, ForeignTensors, write
+from diffcli.networks.autoencoder import FirstStageConfig
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
+from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.codecs.latent import LatentCodecConfig
 from diffcli.tasks.conditioners.pretrained import PretrainedConditionerConfig
 
@@ -35,6 +39,7 @@ PIPELINES = {
     "DiTTransformer2DModel": "DiTPipeline",
 }
 TOKENIZER_CLASS = "CLIPTokenizer"
+STAGE = "autoencoder."  # where the task of an autoencoder keeps its first stage
 
 
 class WrittenPart(NamedTuple):
@@ -62,6 +67,8 @@ def export_diffusers(
     Raises UserError, and writes nothing, where it cannot be done.
     """
     check_empty(out)
+    if isinstance(preset.task, AutoencoderTaskConfig):
+        return written(out, [stage_alone(preset, tensors)], {})
     parts = [network(preset, tensors), *first_stage(preset, tensors)]
     planned = {**write_scheduler(preset), "_diffusers_version": VERSION}
     index = {**index_of(parts, classes), "scheduler": ["diffusers", planned["_class_name"]]}
@@ -69,6 +76,13 @@ def export_diffusers(
     for told in told_by(preset):
         towers = (encoder or told.encoder.build()).towers
         index |= {TEXT_ENCODER: ["transformers", "CLIPTextModel"], TOKENIZER: ["transformers", TOKENIZER_CLASS]}
+    return written(out, parts, {SCHEDULER: planned, PIPELINE: index}, towers)
+
+
+def written(
+    out: Path, parts: Sequence[WrittenPart], files: Mapping[str, dict[str, Any]], towers: Towers | None = None
+) -> Path:
+    """Writes networks, other files of JSON, and a text encoder; returns the folder."""
     try:
         for folder, config, weights in parts:
             (out / folder).mkdir(parents=True, exist_ok=True)
@@ -77,14 +91,29 @@ def export_diffusers(
             write_json(out / folder / CONFIG, config)
         if towers is not None:
             towers.save_text(out / TEXT_ENCODER, out / TOKENIZER)
-        (out / SCHEDULER).parent.mkdir(exist_ok=True)
-        write_json(out / SCHEDULER, planned)
-        write_json(out / PIPELINE, index)
+        for name, content in files.items():
+            (out / name).parent.mkdir(exist_ok=True)
+            write_json(out / name, content)
     except OSError as error:
         raise UserError(
             f"--out {out}: cannot be written ({error.strerror})", "free some space, or give another place"
         ) from error
     return out
+
+
+def stage_alone(preset: Preset, tensors: ForeignTensors) -> WrittenPart:
+    """The first stage of an autoencoder's checkpoint, its latents as they are."""
+    task, shape = preset.task, preset.data.shape
+    assert isinstance(task, AutoencoderTaskConfig)
+    stage = FirstStageConfig(
+        network=task.network,
+        bottleneck=task.bottleneck,
+        channels=shape.channels,
+        vector=0 if task.embedding is None else task.embedding.width,
+    )
+    inside = {name.removeprefix(STAGE): value for name, value in tensors.items() if name.startswith(STAGE)}
+    plain = Scaling(torch.zeros(task.network.latent), torch.ones(task.network.latent))
+    return WrittenPart(".", *first_stages.to_diffusers(stage, inside, plain, max(shape.height, shape.width)))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

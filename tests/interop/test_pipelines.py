@@ -18,8 +18,8 @@ from diffcli.interop import importing
 from diffcli.interop.exporting import export_diffusers
 from tests.conftest import Cli
 from tests.encoders.making import tiny_text_tower
-from tests.interop.making import CPU, close, loaded, network, noise
-from tests.interop.pipes import STABLE, drawn, stable, start, transformer, unconditional, vae, walked
+from tests.interop.making import CPU, close, loaded, network, noise, wake
+from tests.interop.pipes import STABLE, STAGE, drawn, stable, start, transformer, unconditional, vae, walked
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside diffusers
 
@@ -69,6 +69,25 @@ def test_it_draws_the_same_images_as_diffusers_from_the_same_noise(
     expected = drawn(pipeline, [5, 6], (4, 8, 8), prompt=TEXTS, negative_prompt=["a bird"] * 2, guidance_scale=4.0)
     alike(against, expected)
     assert not np.array_equal(found, against)
+
+
+def test_it_draws_other_sizes_as_diffusers_does(cli: Cli, pipeline: Path, ours: Path, tmp_path: Path) -> None:
+    found = images(cli, ours, tmp_path / "x.npz", "--prompt", "a cat", "--size", "24x16")
+    alike(found, drawn(pipeline, [5], (4, 12, 8), prompt=["a cat"], guidance_scale=7.5))
+
+
+@pytest.mark.parametrize("kind", [diffusers.AutoencoderKL, diffusers.VQModel])
+@torch.no_grad()
+def test_a_first_stage_comes_in_and_goes_out_alone(cli: Cli, kind: Any, tmp_path: Path) -> None:
+    theirs = wake(kind(**STAGE), seed=3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    done = cli("import", tmp_path / "theirs", "--out", tmp_path / "ours")
+    assert done.code == 0, done.err
+    done = cli("export", "--ckpt", tmp_path / "ours", "--to", "diffusers", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    again, z = kind.from_pretrained(tmp_path / "out").eval(), noise(2, theirs.config.latent_channels, 4, 4)
+    assert again.config.scaling_factor == 1
+    assert torch.equal(again.decode(z).sample, theirs.decode(z).sample)
 
 
 def test_what_came_in_goes_out_and_draws_the_same_images(cli: Cli, pipeline: Path, ours: Path, tmp_path: Path) -> None:
