@@ -23,7 +23,17 @@ from diffcli.engine.distributed import DeviceName, Group, pick_device
 from diffcli.engine.draw import output
 from diffcli.engine.draw.given import Value, from_files, from_stage
 from diffcli.engine.draw.pictures import grid
-from diffcli.engine.draw.sample import Finished, Model, SampleOptions, draw, load_model, request
+from diffcli.engine.draw.reconstruction import (
+    Originals,
+    check_size,
+    encoded,
+    given_latents,
+    given_originals,
+    read_originals,
+    reconstruction_of,
+)
+from diffcli.engine.draw.sample import Finished, ImageRequest, Model, SampleOptions, draw, load_model, request_of
+from diffcli.engine.stage import StageModel
 
 T = TypeVar("T")
 Paths = str | Path | Sequence[str | Path]
@@ -88,7 +98,7 @@ class Samples:
 
 
 class LoadedModel:
-    """A checkpoint that draws images."""
+    """A checkpoint that draws images; one of a first stage also encodes and decodes them."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -169,13 +179,69 @@ class LoadedModel:
         }
         return _readable(lambda: self._finished(_checked(options), given or {}))
 
-    def _finished(self, options: SampleOptions, given: Mapping[str, "Paths | Tensor | Samples"]) -> Samples:
+    def reconstruct(
+        self,
+        images: "Paths | Tensor | Samples",
+        *,
+        size: int | tuple[int, int] | None = None,
+        compare: bool = False,
+        batch_size: int = 64,
+    ) -> Samples:
+        """Of a first stage: what it makes of images. They are picture files, a uint8 tensor (K, C, H, W), or samples.
+
+        size: what files are cut and resized to, as in `sample`. compare: each original stands left of its reconstruction.
+        Raises UserError.
+        """
+
+        def work() -> Samples:
+            stage, originals = self._originals(images, size)
+            options = _checked({"images": (Path("given"),), "compare": compare, "batch_size": batch_size})
+            return self._drawn(reconstruction_of(stage, options, originals))
+
+        return _readable(work)
+
+    def encode(
+        self,
+        images: "Paths | Tensor | Samples",
+        *,
+        size: int | tuple[int, int] | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Of a first stage: the latents of images, without noise, float32 (K, c, h, w) on the CPU; see `reconstruct`."""
+
+        def work() -> Tensor:
+            stage, originals = self._originals(images, size)
+            with self._lock:
+                return encoded(stage, originals, batch_size)
+
+        return _readable(work)
+
+    def decode(self, latents: Tensor, *, batch_size: int = 64) -> Samples:
+        """Of a first stage: the images of latents (K, c, h, w), such as `encode` gives. Raises UserError."""
+        return _readable(lambda: self._drawn(given_latents(StageModel(self.model), latents, batch_size)))
+
+    def _originals(
+        self, images: "Paths | Tensor | Samples", size: int | tuple[int, int] | None
+    ) -> tuple[StageModel, Originals]:
+        stage, wanted = StageModel(self.model), (size, size) if isinstance(size, int) else size
+        if isinstance(images, Samples):
+            return stage, given_originals(stage, images.tensor, images.record)
+        if isinstance(images, Tensor):
+            return stage, given_originals(stage, images, f"a tensor of {'x'.join(map(str, images.shape))}")
+        check_size(stage, wanted)
+        return stage, read_originals(stage, _paths(images), wanted)
+
+    def _drawn(self, req: ImageRequest) -> Samples:
         with self._lock:
-            values = {name: self._value(name, value) for name, value in given.items()}
-            req = request(self.model, options, given=values)
             batches = list(draw(req, Group(0, 1, self.model.device)))
             record = json.loads(json.dumps(req.describe(), default=int))
         return Samples(torch.cat([batch.images for batch in batches]), req.labels, record)
+
+    def _finished(self, options: SampleOptions, given: Mapping[str, "Paths | Tensor | Samples"]) -> Samples:
+        with self._lock:
+            values = {name: self._value(name, value) for name, value in given.items()}
+            req = request_of(self.model, options, values)
+        return self._drawn(req)
 
     def _value(self, name: str, value: "Paths | Tensor | Samples") -> Value:
         if isinstance(value, Samples):

@@ -17,6 +17,8 @@ import diffcli
 from diffcli.config import UserError
 from diffcli.facade import LoadedModel, Samples
 from tests.conftest import ROOT, Cli, environment
+from tests.engine.draw.making import encoding
+from tests.engine.score.making import FIRST_STAGE, save_run
 from tests.test_layers import HEAVY
 
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -163,9 +165,42 @@ def test_every_example_of_the_page_runs_as_it_stands(
 ) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(trained)
+    save_run(tmp_path / "runs" / "mnist-vae", FIRST_STAGE)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for number, block in enumerate(BLOCKS):
         exec(compile(block, f"docs/python.md, block {number + 1}", "exec"), names)
     assert "no such class" in capsys.readouterr().out
     assert {"digits.png", "digits.npz", "digits"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_a_first_stage_encodes_and_decodes_what_it_reconstructs(kind: str) -> None:
+    stage = LoadedModel(encoding(kind))
+    images = torch.randint(0, 256, (5, 1, 8, 12), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    made, latents = stage.reconstruct(images, batch_size=2), stage.encode(images, batch_size=3)
+    assert latents.shape == (5, 2, 2, 3)
+    assert (stage.decode(latents).tensor.int() - made.tensor.int()).abs().max() <= 1
+    assert made.record["latent"] == [2, 2, 3]
+    both = stage.reconstruct(images, compare=True).tensor
+    assert both[..., :12].equal(images)
+    assert both[..., 12:].equal(made.tensor)
+    assert stage.reconstruct(made).tensor.equal(stage.reconstruct(made.tensor).tensor)
+
+
+def test_what_a_first_stage_cannot_take_is_refused(model: LoadedModel) -> None:
+    stage, bytes_ = LoadedModel(encoding()), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(UserError, match="takes bytes"):
+        stage.reconstruct(bytes_.float())
+    with pytest.raises(UserError, match=r"2x3x8x8, but encoding takes bytes of \(K, 1, H, W\)"):
+        stage.encode(bytes_.expand(2, 3, 8, 8))
+    with pytest.raises(UserError, match="which its downscale 4 does not divide"):
+        stage.encode(bytes_[:, :, :6])
+    with pytest.raises(UserError, match="the latents are"):
+        stage.decode(torch.zeros(2, 3, 2, 2))
+    with pytest.raises(UserError, match="not finite"):
+        stage.decode(torch.full((1, 2, 2, 2), torch.nan))
+    with pytest.raises(UserError, match="not as an autoencoder"):
+        model.encode(bytes_)
+    with pytest.raises(UserError, match="is a first stage"):
+        stage.sample(given={"mask": bytes_})

@@ -23,7 +23,7 @@ from diffcli.engine.draw.edits import open_picture
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model
 from diffcli.engine.stage import StageModel
-from diffcli.fields import to_float, to_levels
+from diffcli.fields import listed, to_float, to_levels
 from diffcli.noise import Noise
 
 DEFAULT_N = 16
@@ -105,6 +105,26 @@ class FromPrior:
 
     def describe(self) -> dict[str, Any]:
         return {"seeds": [self.seed + i for i in range(self.n)], "prior": "N(0, 1)"}
+
+
+@dataclass(frozen=True)
+class FromLatents:
+    """Latents as they are given: float (K, c, h, w)."""
+
+    beside: ClassVar[int] = 1
+    latents: Tensor
+    downscale: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.latents.shape[2] * self.downscale, self.latents.shape[3] * self.downscale
+
+    def images(self, stage: StageModel, rows: range) -> Tensor:
+        places = torch.arange(rows.start, rows.stop) % len(self.latents)
+        return stage.decode(self.latents[places].to(stage.model.device))
+
+    def describe(self) -> dict[str, Any]:
+        return {"latents": f"a tensor of {listed(tuple(self.latents.shape))}"}
 
 
 @dataclass(frozen=True)
@@ -198,6 +218,38 @@ def reconstruction_of(stage: StageModel, options: SampleOptions, originals: Orig
             ends = stage.encode(to_float(originals.levels.to(stage.model.device)))
             source, n = Way(originals, ends, count, straight=True), count
     return Reconstruction(stage, source, n, options.batch_size)
+
+
+def given_originals(stage: StageModel, levels: Tensor, origin: Any) -> Originals:
+    """Images from Python: uint8 (K, C, H, W). Raises UserError where the stage cannot encode them."""
+    shape, name = listed(tuple(levels.shape)), "the images"
+    if levels.dtype != torch.uint8 or levels.ndim != 4 or not len(levels) or levels.shape[1] != stage.channels:
+        raise UserError(
+            f"{name} are {levels.dtype} of {shape}, but {stage.model.path} takes bytes of (K, {stage.channels}, H, W)",
+            "give a uint8 tensor of that shape, or the paths of picture files",
+        )
+    if fault := stage.fault(levels.shape[2:]):
+        raise UserError(f"{name} have {fault[0]}", f"resize them, for example to {fault[1][0]}x{fault[1][1]}")
+    return Originals(levels.cpu(), [origin])
+
+
+def given_latents(stage: StageModel, latents: Tensor, batch_size: int) -> Reconstruction:
+    """The images of latents from Python, float (K, c, h, w). Raises UserError where they are not the stage's."""
+    if not latents.is_floating_point() or latents.ndim != 4 or not latents.numel() or latents.shape[1] != stage.latent:
+        raise UserError(
+            f"the latents are {latents.dtype} of {listed(tuple(latents.shape))}, but those of {stage.model.path} are "
+            f"(K, {stage.latent}, h, w)",
+            "give what encode(images) gives",
+        )
+    if not bool(latents.isfinite().all()):
+        raise UserError("the latents hold values that are not finite", "give what encode(images) gives")
+    return Reconstruction(stage, FromLatents(latents.float(), stage.downscale), len(latents), batch_size)
+
+
+def encoded(stage: StageModel, originals: Originals, batch_size: int) -> Tensor:
+    """The latents of images, without noise: float32 (K, c, h, w) on the CPU."""
+    parts = originals.levels.split(batch_size)
+    return torch.cat([stage.encode(to_float(part.to(stage.model.device))).cpu() for part in parts])
 
 
 def check_idle(model: Model, options: SampleOptions) -> None:

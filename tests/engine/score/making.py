@@ -101,6 +101,13 @@ conditioners: [{kind: class, num_classes: 10, dim: 8}]
 """
 
 
+FIRST_STAGE = """
+kind: autoencoder
+network: {width: 8, mult: [1, 2, 2], depth: 1, latent: 1, groups: 4}
+bottleneck: {kind: kl}
+"""
+
+
 def save_run(path: Path, task: str) -> Path:
     """A run directory of preset digits with an untrained task of this kind."""
     import yaml

@@ -31,13 +31,17 @@ from diffcli.metrics.scores import metrics_by_name
 from diffcli.noise import Noise
 from tests.conftest import Cli
 from tests.engine.draw.making import encoding
-from tests.engine.score.making import ALONE, DIFFUSION, Toy, pixels, read, save_run, write_folder, write_npz
-
-FIRST_STAGE = """
-kind: autoencoder
-network: {width: 8, mult: [1, 2, 2], depth: 1, latent: 1, groups: 4}
-bottleneck: {kind: kl}
-"""
+from tests.engine.score.making import (
+    ALONE,
+    DIFFUSION,
+    FIRST_STAGE,
+    Toy,
+    pixels,
+    read,
+    save_run,
+    write_folder,
+    write_npz,
+)
 
 
 def scored(model: Model, reference: Side, names: list[str], **more: Any) -> Report:
