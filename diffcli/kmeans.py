@@ -62,8 +62,14 @@ def kmeans(rows: Tensor, uniform: Tensor, rounds: int) -> Tensor:
     uniform: (K,) float64 in [0, 1), one for each centre that k-means++ draws. A centre that loses all its rows stays.
     Source: Arthur and Vassilvitskii 2007; Lloyd 1982.
     """
-    rows, k = rows.float(), len(uniform)
-    centres = plus_plus(rows, uniform.to(rows.device))
+    rows = rows.float()
+    return lloyd(rows, plus_plus(rows, uniform.to(rows.device)), rounds)
+
+
+@torch.no_grad()
+def lloyd(rows: Tensor, centres: Tensor, rounds: int) -> Tensor:
+    """The centres (K, D) after so many rounds of Lloyd's algorithm on rows (N, D) float32."""
+    k = len(centres)
     for _ in range(rounds):
         codes = nearest(rows, centres)
         counts = counts_of(codes, k)[:, None]

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffcli.kmeans import kmeans, nearest
+from diffcli.kmeans import lloyd, nearest, plus_plus
 from diffcli.noise import Domain, Noise
 
 Cell = tuple[int, int]
 """Height and width of what is coded by itself, in pixels; both divide those of the image."""
 
 ROUNDS = 20  # of Lloyd's algorithm
+BEGINNING = 64  # rows for each centre among which k-means++ looks for the first ones
 
 
 class LinearFloor(NamedTuple):
@@ -73,10 +74,12 @@ def exact(x: Tensor) -> Tensor:
     return x if x.device.type == "cpu" else x.double()
 
 
+@torch.no_grad()
 def table(rows: Tensor, k: int, seed: int = 0) -> TableFloor:
-    """K-means of rows (N, D): at least k of them."""
+    """K-means of rows (N, D) float32: at least k of them. It begins with rows that are spread evenly over them."""
     draws = Noise(range(seed, seed + k), torch.device("cpu"), Domain.CODEBOOK).uniform()
-    return TableFloor(kmeans(rows, draws, ROUNDS))
+    begun = plus_plus(rows[:: max(1, len(rows) // (BEGINNING * k))], draws.to(rows.device))
+    return TableFloor(lloyd(rows, begun, ROUNDS))
 
 
 def cells(images: Tensor, cell: Cell) -> Tensor:
