@@ -86,6 +86,8 @@ def parts(theirs: ForeignTensors, source: str) -> LatentFile:
             f"texts are read by {texts['model']}, of which {source} tells no more; where it lies: "
             "sample --set task.conditioners.0.encoder.model=FOLDER"
         )
+    if texts is not None and texts.get("library") == "open_clip":
+        notes.append(f"{source} is taken to predict the noise, at 512 pixels; a model of v at 768 needs --as PRESET")
     unet = {name.removeprefix(UNET): averaged(name, theirs) for name in theirs if name.startswith(UNET)}
     return LatentFile(unet, stage, theirs.get(CLASSES), texts, theirs.get("betas"), tuple(notes))
 

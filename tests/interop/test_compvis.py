@@ -132,6 +132,15 @@ def test_a_class_model_is_told_of_classes_by_one_token(imported: Imported, publi
     assert found.preset.task.drop_condition == 0.1
 
 
+def test_what_the_second_stable_diffusion_does_not_tell_is_said(imported: Imported, published: None) -> None:
+    state = file_of(imported)
+    del state["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"]
+    file = compvis.parts(state | {"cond_stage_model.model.token_embedding.weight": torch.zeros(3, WIDTH)}, "v2.ckpt")
+    (told,) = compvis.derived(file, "v2.ckpt")["task"]["conditioners"]
+    assert (told["encoder"]["library"], told["encoder"]["layer"]) == ("open_clip", -2)
+    assert "a model of v at 768 needs --as PRESET" in file.notes[1]
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_key_of_the_published_sizes_has_its_place_and_tells_the_network(name: str) -> None:
     options = PUBLISHED[name]
