@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -15,11 +16,12 @@ from diffcli.engine.distributed import Group
 from diffcli.engine.draw.reconstruction import Reconstruction, reconstruction
 from diffcli.engine.draw.request import request
 from diffcli.engine.draw.sample import SampleOptions, draw, request_of
-from diffcli.engine.model import Model
+from diffcli.engine.model import Model, load_model
 from diffcli.engine.stage import StageModel
 from diffcli.fields import to_float, to_levels
 from diffcli.noise import Noise
 from tests.engine.draw.making import encoding, made
+from tests.engine.score.making import FIRST_STAGE, save_run
 
 ALONE = Group(0, 1, torch.device("cpu"))
 
@@ -199,3 +201,16 @@ def test_a_first_stage_is_no_diffusion_model_and_the_reverse() -> None:
         request(encoding(), options())
     with pytest.raises(UserError, match="was trained as a diffusion, not as an autoencoder"):
         StageModel(made())
+
+
+@pytest.mark.parametrize("adversarial", [None, {"start": 3, "discriminator": {"width": 4, "depth": 1}}])
+def test_half_precision_moves_an_image_a_little(tmp_path: Path, adversarial: dict[str, object] | None) -> None:
+    """Also where the encoder alone has half weights: see `AutoencoderTask.network_to_compile`."""
+    task = {**yaml.safe_load(FIRST_STAGE), "adversarial": adversarial}
+    run = save_run(tmp_path / "run", yaml.safe_dump(task))
+    exact, half = (load_model(run, torch.device("cpu"), precision=name) for name in ("fp32", "bf16"))
+    pictures = files(tmp_path, [(28, 28), (28, 28)])
+    for chosen in (options(pictures), options(pictures, interpolate=3), options(n=2)):
+        a, b = (images_of(model, chosen).int() for model in (exact, half))
+        assert not a.equal(b)
+        assert (a - b).abs().float().mean() < 2

@@ -29,7 +29,7 @@ from diffcli.fields import to_float, to_levels
 from diffcli.metrics.nearness import psnr_of_bytes, ssim_of_bytes
 from diffcli.metrics.scores import metrics_by_name
 from diffcli.noise import Noise
-from tests.conftest import Cli
+from tests.conftest import Cli, in_subprocess
 from tests.engine.draw.making import encoding
 from tests.engine.score.making import (
     ALONE,
@@ -262,3 +262,16 @@ def test_lpips_without_its_weights_says_where_they_come_from(tmp_path: Path, mon
     assert "metrics.lpips.weights=FILE" in refused.value.hint
     with pytest.raises(UserError, match=r"here\.pth is not there"):
         PairScores(metrics_by_name(["lpips"], {"lpips": {"weights": tmp_path / "here.pth"}}), torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_scores_of_one(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", FIRST_STAGE)
+    asked = ("fid", "--ckpt", run, "--n", 30, "--batch-size", 8, "--metrics", "psnr,ssim", "--device", "cpu", "--json")
+    told = []
+    for processes in (1, 2):
+        done = in_subprocess(*asked, "--nproc", processes, DIFFCLI_CACHE=str(tmp_path / str(processes)))
+        assert done.code == 0, done.err
+        told.append(json.loads(done.out))
+    assert told[0]["scores"] == pytest.approx(told[1]["scores"], rel=1e-6)
+    assert told[0]["floors"] == told[1]["floors"]
