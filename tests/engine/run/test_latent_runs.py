@@ -184,3 +184,37 @@ def test_bits_per_dimension_of_a_latent_model_are_refused(cli: Cli, run: Path) -
     small = f"{run / 'preset.yaml'}:test"
     done = cli("fid", "--ckpt", run, "--ref", small, "--metrics", "bpd", "--n", 4)
     done.refused("bpd", "latents")
+
+
+def test_the_run_of_an_autoencoder_is_a_first_stage_with_its_averaged_weights(
+    cli: Cli, write: Write, tmp_path: Path
+) -> None:
+    network = {"width": 8, "mult": [1, 2], "depth": 1, "groups": 4, "latent": 3}
+    tree = changed(latent_tree(), name="vae", guidance=None, train__batch_size=4)
+    tree["task"] = {"kind": "autoencoder", "network": network, "bottleneck": {"kind": "kl"}}
+    (tmp_path / "vae.yaml").write_text(yaml.safe_dump(tree))
+    assert cli("train", "--preset", tmp_path / "vae.yaml", "--run-dir", tmp_path / "vae").code == 0
+    found = stage_reading.read(tmp_path / "vae")
+    ema = load_file(checkpoint.locate(tmp_path / "vae") / "ema.safetensors")
+    assert {f"autoencoder.{name}" for name in found.tensors} == ema.keys()
+    assert all(value.equal(ema[f"autoencoder.{name}"]) for name, value in found.tensors.items())
+    done = cli("train", "--preset", write(task__codec__from=str(tmp_path / "vae")), "--run-dir", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert stage_reading.read(tmp_path / "run").digest == found.digest
+
+
+def test_a_folder_of_diffusers_is_a_first_stage_that_encodes_as_theirs(cli: Cli, write: Write, tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    block = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    theirs = diffusers.AutoencoderKL(1, 1, **block, block_out_channels=[8, 16], norm_num_groups=4, latent_channels=3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    done = cli("train", "--preset", write(task__codec__from=str(tmp_path / "theirs")), "--run-dir", tmp_path / "run")
+    assert done.code == 0, done.err
+    x = torch.rand(2, 1, 8, 8) * 2 - 1
+    codec = codec_of(tmp_path / "run")
+    mean = (theirs.encode(x).latent_dist.mean - codec.shift[:, None, None]) / codec.scale[:, None, None]
+    assert torch.allclose(codec.encode(x), mean, atol=1e-5)
+    assert torch.allclose(codec.decode(mean), theirs.decode(theirs.encode(x).latent_dist.mean).sample, atol=1e-5)
+    (tmp_path / "theirs" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    bad = cli("train", "--preset", write(task__codec__from=str(tmp_path / "theirs")), "--run-dir", tmp_path / "bad")
+    bad.refused("task.codec.from", "UNet2DModel")
