@@ -28,6 +28,7 @@ from diffcli.engine.stage import StageModel
 from diffcli.fields import to_float, to_levels
 from diffcli.metrics.nearness import psnr_of_bytes, ssim_of_bytes
 from diffcli.metrics.scores import metrics_by_name
+from diffcli.networks.lpips import Lpips, find_files
 from diffcli.noise import Noise
 from tests.conftest import Cli, in_subprocess
 from tests.engine.draw.making import encoding
@@ -262,6 +263,22 @@ def test_lpips_without_its_weights_says_where_they_come_from(tmp_path: Path, mon
     assert "metrics.lpips.weights=FILE" in refused.value.hint
     with pytest.raises(UserError, match=r"here\.pth is not there"):
         PairScores(metrics_by_name(["lpips"], {"lpips": {"weights": tmp_path / "here.pth"}}), torch.device("cpu"))
+
+
+def test_lpips_of_a_pair_is_that_of_its_network_in_all_three_channels(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Lpips().requires_grad_(False)
+    file = tmp_path / "vgg.pth"
+    torch.save({f"features.{name}": value for name, value in network.features.state_dict().items()}, file)
+    scores = PairScores(metrics_by_name(["lpips"], {"lpips": {"weights": file}}), torch.device("cpu"))
+    image, other = (torch.from_numpy(pixels(seed, 2, size=16)).permute(0, 3, 1, 2) for seed in (0, 1))
+    found = scores({"image": torch.stack([image[0], other[1]]), "original": image}, range(2))["lpips"]
+    network.load(find_files(file))
+    assert found[0] == 0
+    x, y = (to_float(levels[1:]).expand(-1, 3, -1, -1) for levels in (other, image))
+    assert found[1].item() == pytest.approx(network(x, y).item(), rel=1e-5)
+    assert found[1] > 0
 
 
 @pytest.mark.slow
