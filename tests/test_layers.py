@@ -25,7 +25,7 @@ ROWS: list[set[str]] = [
     {"tasks", "prep"},
     {"diffusion", "networks", "encoders", "data", "metrics", "optim", "ema", "checkpoint"},
     {"fields", "noise", "digest", "tensor_file", "torchvision_compat", "config_errors"},
-    {"config", "transfer", "kmeans"},
+    {"config", "config_schema", "transfer", "kmeans"},
     {"__init__"},
 ]
 ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}

@@ -20,7 +20,9 @@ class Guide(Config):
     Noise levels are sigma / alpha in units of diffusion space: those of EDM where images are in [-1, 1] there.
     """
 
-    interval: tuple[float, float] | None = Field(None, description="lowest and highest sigma / alpha that is guided")
+    interval: tuple[float, float] | None = Field(
+        None, description="lowest and highest sigma / alpha that is guided", examples=[[0.3, 3.0]]
+    )
     rescale: float = Field(0.0, ge=0, le=1, description="how far x0's deviation is drawn back to the conditional one's")
     threshold: float | None = Field(
         None, gt=0, le=1, description="share of x0's values that is not clipped, but shrunk"
