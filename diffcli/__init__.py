@@ -7,7 +7,7 @@
 Importing it is light: torch is imported by `load`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,12 +25,12 @@ def load(
     ema: bool = True,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     compile: bool = False,
-    settings: Sequence[str] = (),
+    settings: Mapping[str, Any] | Sequence[str] = (),
 ) -> "LoadedModel":
     """The model of a run directory, a checkpoint folder or an exported file, ready to draw.
 
     ema: use the averaged weights. precision: of the networks; auto is what is fast on the device. compile: its network, which
-    costs a minute once. settings: KEY=VALUE, where an encoder lies now. Raises UserError where there is no such checkpoint.
+    costs a minute once. settings: where an encoder lies now, by key. Raises UserError where there is no such checkpoint.
     """
     from diffcli.facade import load
 

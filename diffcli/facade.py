@@ -6,7 +6,6 @@ Calls from several threads are served one after the other.
 
 import io
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -18,10 +17,12 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from diffcli.arguments import Parameters, in_python, path_of, pictures, rows_of, settings_of, several, switch, whole
 from diffcli.config import UserError
+from diffcli.config_errors import demand
 from diffcli.engine.distributed import DeviceName, Group, pick_device
 from diffcli.engine.draw import output
-from diffcli.engine.draw.given import Value, from_files, from_stage
+from diffcli.engine.draw.given import Value, from_files, from_stage, spec_of
 from diffcli.engine.draw.pictures import grid
 from diffcli.engine.draw.reconstruction import (
     Originals,
@@ -36,15 +37,40 @@ from diffcli.engine.draw.sample import Finished, ImageRequest, Model, SampleOpti
 from diffcli.engine.stage import StageModel
 
 T = TypeVar("T")
-Paths = str | Path | Sequence[str | Path]
-PARAMETERS = {
+Pictured = str | Path | Image.Image | np.ndarray | Tensor
+Pictures = Pictured | Sequence[Pictured]
+Settings = Mapping[str, Any] | Sequence[str]
+ALIKE = (
+    "n",
+    "prompt",
+    "prior",
+    "seed",
+    "sampler",
+    "steps",
+    "guidance",
+    "image",
+    "mask",
+    "strength",
+    "interpolate",
+    "size",
+)
+SAMPLE: Parameters = {
+    **{name: name for name in ALIKE},
     "class": "label",
+    "negative-prompt": "negative_prompt",
     "ddim-eta": "eta",
-    "ckpt": "path",
     "set": "settings",
     "batch-size": "batch_size",
-    "no-ema": "ema",
 }
+LOAD: Parameters = {
+    **{name: name for name in ("device", "precision", "compile")},
+    "ckpt": "path",
+    "set": "settings",
+    "no-ema": "ema=False",
+}
+RECONSTRUCT: Parameters = {"image": "images", "size": "size", "compare": "compare", "batch-size": "batch_size"}
+SAVE: Parameters = {"out": "path"}
+OPTIONS = {"labels": "label", "prompts": "prompt", "images": "image", "overrides": "settings"}  # parameters by option
 
 
 class Samples:
@@ -78,11 +104,13 @@ class Samples:
 
     def grid(self, columns: int | None = None) -> Image.Image:
         """All of them in one picture, row by row; by default as `diffcli sample` lays them out."""
+        if columns is not None:
+            columns = whole("columns", columns, 1)
         return _picture(grid(self.tensor, columns or output.columns_for(self.record)))
 
     def save(self, path: str | Path) -> Path:
         """Writes them as `diffcli sample --out` does, with the record beside: a grid (.png), arrays (.npz), or a folder."""
-        return _readable(lambda: self._save(Path(path)))
+        return _readable(lambda: self._save(path_of("path", path)), SAVE)
 
     def _save(self, path: Path) -> Path:
         output.check_pictures(path, tuple(self.tensor.shape[1:]), Path(self.record["checkpoint"]))
@@ -139,29 +167,43 @@ class LoadedModel:
         steps: int | None = None,
         eta: float | None = None,
         guidance: float | None = None,
-        image: Paths | None = None,
-        mask: str | Path | None = None,
+        image: Pictures | None = None,
+        mask: Pictured | None = None,
         strength: float | None = None,
         interpolate: int | None = None,
-        given: Mapping[str, "Paths | Tensor | Samples"] | None = None,
-        settings: Sequence[str] = (),
+        given: Mapping[str, "Pictures | Samples"] | None = None,
+        settings: Settings = (),
         batch_size: int = 64,
     ) -> Samples:
         """Draws n images, image i from seed + i. What is left out is as the run was trained; see `diffcli sample --help`.
 
         label: a class by number or name, "all" in turn or "random". labels, prompts: of the images, from the first again where
-        there are more images; without n, one image each. image: files to begin from, mask and strength what may change in them.
-        given: other conditions by field: picture files, a tensor (K, ...) with uint8 pictures, or the samples of another model.
-        size: the edge of the images in pixels, or (height, width). settings: KEY=VALUE of sampler.* and guide.*.
+        there are more images; without n, one image each. image: pictures to begin from, files or in memory; mask and
+        strength say what may change in them.
+        given: other conditions by field: pictures, a tensor or array (K, ...), uint8 where it holds pictures, or the samples of
+        another model.
+        size: the edge of the images in pixels, or (height, width). settings: keys of sampler.* and guide.*, as
+        {"sampler.steps": 20}.
         Raises UserError, whose text says what to change.
         """
         for one, other, name in ((label, labels, "label"), (prompt, prompts, "prompt")):
             if one is not None and other is not None:
                 raise UserError(f"{name} and {name}s are both given", "give one of them")
+            if name == "prompt" and not isinstance(one, str | None):
+                raise UserError(
+                    f"prompt is {one!r}: must be a text", 'give a text, as prompt="a dog", or a list as prompts'
+                )
+        masks = pictures("mask", mask)
+        if len(masks) > 1:
+            raise UserError(f"mask holds {len(masks)} pictures: must be one", "give one, which holds for all images")
+        if not isinstance(given, Mapping | None):
+            raise UserError(
+                f"given is {given!r}: must be a dict", 'give conditions by field, as given={"sketch": "a.png"}'
+            )
         options = {
             "n": n,
-            "labels": label if labels is None else tuple(labels),
-            "prompts": (prompt,) if prompt is not None else tuple(prompts or ()),
+            "labels": _label(label) if labels is None else several("labels", labels),
+            "prompts": several("prompts", prompts) if prompts is not None else () if prompt is None else (prompt,),
             "negative_prompt": negative_prompt,
             "prior": None if prior is None else str(prior),
             "seed": seed,
@@ -170,18 +212,18 @@ class LoadedModel:
             "steps": steps,
             "eta": eta,
             "guidance": guidance,
-            "images": _paths(image),
-            "mask": mask,
+            "images": pictures("image", list(image) if isinstance(image, Samples) else image),
+            "mask": next(iter(masks), None),
             "strength": strength,
             "interpolate": interpolate,
-            "overrides": tuple(settings),
+            "overrides": settings_of(settings),
             "batch_size": batch_size,
         }
-        return _readable(lambda: self._finished(_checked(options), given or {}))
+        return _readable(lambda: self._finished(_checked(options), given or {}), SAMPLE)
 
     def reconstruct(
         self,
-        images: "Paths | Tensor | Samples",
+        images: "Pictures | Samples",
         *,
         size: int | tuple[int, int] | None = None,
         compare: bool = False,
@@ -198,11 +240,11 @@ class LoadedModel:
             options = _checked({"images": (Path("given"),), "compare": compare, "batch_size": batch_size})
             return self._drawn(reconstruction_of(stage, options, originals))
 
-        return _readable(work)
+        return _readable(work, RECONSTRUCT)
 
     def encode(
         self,
-        images: "Paths | Tensor | Samples",
+        images: "Pictures | Samples",
         *,
         size: int | tuple[int, int] | None = None,
         batch_size: int = 64,
@@ -212,16 +254,23 @@ class LoadedModel:
         def work() -> Tensor:
             stage, originals = self._originals(images, size)
             with self._lock:
-                return encoded(stage, originals, batch_size)
+                return encoded(stage, originals, whole("batch_size", batch_size, 1))
 
-        return _readable(work)
+        return _readable(work, RECONSTRUCT)
 
     def decode(self, latents: Tensor, *, batch_size: int = 64) -> Samples:
         """Of a first stage: the images of latents (K, c, h, w), such as `encode` gives. Raises UserError."""
-        return _readable(lambda: self._drawn(given_latents(StageModel(self.model), latents, batch_size)))
+
+        def work() -> Samples:
+            if not isinstance(latents, Tensor):
+                raise UserError(f"latents is {latents!r}: must be a tensor", "give what encode(images) gives")
+            size = whole("batch_size", batch_size, 1)
+            return self._drawn(given_latents(StageModel(self.model), latents, size))
+
+        return _readable(work, RECONSTRUCT)
 
     def _originals(
-        self, images: "Paths | Tensor | Samples", size: int | tuple[int, int] | None
+        self, images: "Pictures | Samples", size: int | tuple[int, int] | None
     ) -> tuple[StageModel, Originals]:
         stage, wanted = StageModel(self.model), (size, size) if isinstance(size, int) else size
         if isinstance(images, Samples):
@@ -229,7 +278,7 @@ class LoadedModel:
         if isinstance(images, Tensor):
             return stage, given_originals(stage, images, f"a tensor of {'x'.join(map(str, images.shape))}")
         check_size(stage, wanted)
-        return stage, read_originals(stage, _paths(images), wanted)
+        return stage, read_originals(stage, pictures("images", images), wanted)
 
     def _drawn(self, req: ImageRequest) -> Samples:
         with self._lock:
@@ -237,18 +286,24 @@ class LoadedModel:
             record = json.loads(json.dumps(req.describe(), default=int))
         return Samples(torch.cat([batch.images for batch in batches]), req.labels, record)
 
-    def _finished(self, options: SampleOptions, given: Mapping[str, "Paths | Tensor | Samples"]) -> Samples:
+    def _finished(self, options: SampleOptions, given: Mapping[str, "Pictures | Samples"]) -> Samples:
         with self._lock:
             values = {name: self._value(name, value) for name, value in given.items()}
             req = request_of(self.model, options, values)
         return self._drawn(req)
 
-    def _value(self, name: str, value: "Paths | Tensor | Samples") -> Value:
+    def _value(self, name: str, value: "Pictures | Samples") -> Value:
+        spec_of(self.model, str(name))  # what nobody reads is told before what it is given as
         if isinstance(value, Samples):
             return from_stage(self.model, value.tensor, value.record, name)[name]
-        if isinstance(value, Tensor):
-            return Value(value.cpu(), f"a tensor of {'x'.join(map(str, value.shape))}")
-        return from_files(self.model, name, _paths(value))
+        rows = rows_of(value)
+        if rows is None:
+            return from_files(self.model, name, pictures(f"given[{name!r}]", value))
+        if not rows.ndim or not len(rows):
+            raise UserError(
+                f"given[{name!r}] has no rows", "give a tensor (K, ...) with a row for each image, or one for all"
+            )
+        return Value(rows, f"a tensor of {'x'.join(map(str, rows.shape))}")
 
 
 def load(
@@ -258,15 +313,17 @@ def load(
     ema: bool = True,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     compile: bool = False,
-    settings: Sequence[str] = (),
+    settings: Settings = (),
 ) -> LoadedModel:
     """See `diffcli.load`."""
 
     def work() -> LoadedModel:
-        where = pick_device(cast(DeviceName, device))
-        return LoadedModel(load_model(Path(path).expanduser(), where, ema, settings, precision, compile))
+        checkpoint, moved = path_of("path", path), settings_of(settings)
+        averaged, compiled = switch("ema", ema), switch("compile", compile)
+        where = pick_device(cast(DeviceName, str(device)))
+        return LoadedModel(load_model(checkpoint, where, averaged, moved, str(precision), compiled))
 
-    return _readable(work)
+    return _readable(work, LOAD)
 
 
 def _checked(options: dict[str, Any]) -> SampleOptions:
@@ -274,29 +331,34 @@ def _checked(options: dict[str, Any]) -> SampleOptions:
         chosen = SampleOptions(**options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = {"labels": "label", "prompts": "prompt", "images": "image"}.get(str(first["loc"][0]), first["loc"][0])
-        raise UserError(f"{name} is {first['input']!r}: {first['msg']}", f"change {name}") from None
+        option = str(first["loc"][0])
+        name = OPTIONS.get(option, option)
+        if option == "labels":
+            raise UserError(
+                f"label is {options[option]!r}: must be the number or the name of a class",
+                'give a number from 0, a name, "all" or "random"; of several classes a list, as labels=[0, 1]',
+            ) from None
+        wanted = demand(first).removeprefix("must be ")
+        raise UserError(
+            f"{name} is {options[option]!r}: {demand(first)}", f"give {name} another value: {wanted}"
+        ) from None
     chosen.check()
     return chosen
 
 
-def _paths(value: Paths | None) -> tuple[Path, ...]:
-    if value is None:
-        return ()
-    return tuple(Path(each).expanduser() for each in ([value] if isinstance(value, str | Path) else value))
+def _label(value: Any) -> Any:
+    return (
+        several("label", value) if isinstance(value, list | tuple | np.ndarray | Tensor) and np.ndim(value) else value
+    )
 
 
-def _readable(work: Callable[[], T]) -> T:
+def _readable(work: Callable[[], T], parameters: Parameters) -> T:
     """work(), its mistakes in terms of parameters instead of flags."""
     try:
         return work()
     except UserError as error:
-        problem, hint = (re.sub(r"--([a-z][a-z-]*)", _parameter, text) for text in (error.problem, error.hint))
+        problem, hint = in_python(error.problem, parameters), in_python(error.hint, parameters, hint=True)
         raise UserError(problem, hint) from error
-
-
-def _parameter(flag: "re.Match[str]") -> str:
-    return PARAMETERS.get(flag[1], flag[1].replace("-", "_"))
 
 
 def _picture(array: np.ndarray) -> Image.Image:

@@ -19,6 +19,7 @@ COMMON = {"__init__", "registry"}  # what every folder may have
 # A part is a folder or file of diffcli/. It imports from itself and from rows below its own, never from its neighbours.
 ROWS: list[set[str]] = [
     {"cli", "facade", "__main__"},
+    {"arguments"},
     {"engine"},
     {"interop"},
     {"preset"},

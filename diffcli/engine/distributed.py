@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffcli.config import RunFailed, UserError
+from diffcli.config import RunFailed, UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -143,6 +143,9 @@ def pick_device(name: DeviceName, nproc: int = 1) -> torch.device:
 
     Raises UserError where it is absent, or where there are fewer CUDA devices than processes.
     """
+    if name not in get_args(DeviceName):
+        hint = did_you_mean(name, get_args(DeviceName)) + "; one GPU of several is chosen by CUDA_VISIBLE_DEVICES"
+        raise UserError(f"--device {name}: no such device", hint)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from diffcli.config import Config, ImageShape, UserError
@@ -17,6 +18,7 @@ from diffcli.diffusion.editing import inpaint, noised, slerp
 from diffcli.diffusion.inversion import invert
 from diffcli.diffusion.samplers import Sampler
 from diffcli.digest import sha256
+from diffcli.engine.draw.pictures import Picture
 from diffcli.fields import to_float
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
@@ -29,10 +31,22 @@ WHITE = 128  # grey level from which a mask says: paint here
 class EditOptions(Config):
     """The flags; see `check` for those that exclude each other."""
 
-    images: tuple[Path, ...] = ()
-    mask: Path | None = None
-    strength: float | None = None  # in (0, 1]
-    interpolate: int | None = None  # 2 or more
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    images: tuple[Path | Picture, ...] = ()
+    mask: Path | Picture | None = None
+    strength: float | None = Field(None, gt=0, le=1)
+    interpolate: int | None = Field(None, ge=2)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """True is no number: it would be taken for 1."""
+        within = value if isinstance(value, tuple) else (value,)
+        switch = info.field_name is not None and cls.model_fields[info.field_name].annotation is bool
+        if not switch and any(isinstance(each, bool) for each in within):
+            raise ValueError("must not be True or False")
+        return value
 
     def check(self) -> None:
         """Raises UserError for flags that contradict each other, before anything is read."""
@@ -117,10 +131,10 @@ class Edit(NamedTuple):
         o = self.options
         if o.interpolate is None and not o.images:
             return {}
-        told: dict[str, Any] = {"images": [_file(path) for path in o.images]}
+        told: dict[str, Any] = {"images": [described(path) for path in o.images]}
         if o.interpolate is not None:
             return told | {"interpolate": o.interpolate}
-        return told | {"mask": None if o.mask is None else _file(o.mask), "strength": o.level}
+        return told | {"mask": None if o.mask is None else described(o.mask), "strength": o.level}
 
 
 class NoNoise(Noise):
@@ -146,7 +160,9 @@ def read_edit(options: EditOptions, shape: ImageShape) -> Edit:
     return Edit(options, to_float(images), painted)
 
 
-def _read_mask(path: Path, opened: Sequence[Image.Image], names: Sequence[Path], shape: ImageShape) -> Tensor:
+def _read_mask(
+    path: Path | Picture, opened: Sequence[Image.Image], names: Sequence[Path | Picture], shape: ImageShape
+) -> Tensor:
     mask = open_picture("--mask", path)
     for image, name in zip(opened, names, strict=True):
         if image.size != mask.size:
@@ -162,8 +178,10 @@ def _read_mask(path: Path, opened: Sequence[Image.Image], names: Sequence[Path],
     return painted
 
 
-def open_picture(flag: str, path: Path) -> Image.Image:
-    """A picture file, decoded. flag: what names it in errors. Raises UserError where it cannot be read."""
+def open_picture(flag: str, path: Path | Picture) -> Image.Image:
+    """A picture file, decoded, or one in memory. flag: what names it in errors. Raises UserError where it cannot be read."""
+    if isinstance(path, Picture):
+        return path.image
     try:
         return open_image(path.read_bytes(), str(path))
     except BrokenImage as error:
@@ -174,5 +192,6 @@ def open_picture(flag: str, path: Path) -> Image.Image:
         ) from error
 
 
-def _file(path: Path) -> dict[str, str]:
-    return {"file": str(path), "sha256": sha256(path)}
+def described(path: Path | Picture) -> dict[str, str]:
+    """For sidecars: which file it was, or which pixels."""
+    return path.describe() if isinstance(path, Picture) else {"file": str(path), "sha256": sha256(path)}

@@ -13,9 +13,9 @@ from torch import Tensor
 from diffcli.config import ImageShape, UserError, did_you_mean
 from diffcli.data.pixels import fit
 from diffcli.data.shards import WHITE
-from diffcli.digest import sha256
 from diffcli.engine.draw.conditions import Conditions, condition_specs
-from diffcli.engine.draw.edits import open_picture
+from diffcli.engine.draw.edits import described, open_picture
+from diffcli.engine.draw.pictures import Picture
 from diffcli.engine.model import Model
 from diffcli.fields import FieldSpec, Specs, fits, listed
 
@@ -76,6 +76,8 @@ def choose_given(model: Model, values: Mapping[str, Value], interpolate: int | N
 def spec_of(model: Model, name: str) -> FieldSpec:
     """What the model reads under this name. Raises UserError where it reads nothing, or what has an option of its own."""
     wanted = condition_specs(model)
+    if name == "label" and name in model.task.reads:
+        raise UserError("'label' is given, which is of kind classes", "say it with --class")
     if name not in wanted:
         hint = did_you_mean(name, sorted(wanted)) if wanted else "leave it out: this model has no such condition"
         raise UserError(f"'{name}' is given, but {model.path} does not read it", hint)
@@ -85,7 +87,7 @@ def spec_of(model: Model, name: str) -> FieldSpec:
     return wanted[name]
 
 
-def from_files(model: Model, name: str, paths: Sequence[Path]) -> Value:
+def from_files(model: Model, name: str, paths: Sequence[Path | Picture]) -> Value:
     """Pictures for a field, cut and resized to what the model reads. Raises UserError where there is none that can be read."""
     spec = spec_of(model, name)
     if spec.kind not in PICTURED:
@@ -94,7 +96,7 @@ def from_files(model: Model, name: str, paths: Sequence[Path]) -> Value:
             "give an array",
         )
     rows = [_picture(name, spec, open_picture(f"'{name}'", path), model) for path in paths]
-    return Value(torch.from_numpy(np.stack(rows)), [{"file": str(path), "sha256": sha256(path)} for path in paths])
+    return Value(torch.from_numpy(np.stack(rows)), [described(path) for path in paths])
 
 
 def from_stage(model: Model, images: Tensor, record: Mapping[str, Any], field: str | None = None) -> dict[str, Value]:

@@ -74,6 +74,12 @@ def choose_labels(
     if which == "random":
         return Labels("random", count, names)
     if isinstance(which, tuple):
+        known = [name.lower() for name in names or ()]
+        for each in which:
+            if each in ("all", "random") and each not in known:
+                raise UserError(
+                    f"--class {each} among several: it stands for itself", f"give {each} alone, not in a list"
+                )
         return Labels(tuple(class_id(each, names, count) for each in which), count, names, each=True)
     return Labels((class_id(which, names, count),), count, names)
 

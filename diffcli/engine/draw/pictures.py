@@ -1,5 +1,6 @@
 """Images as bytes, grids and files. Inside, images are float (B, C, H, W) in [-1, 1]; bytes are rounded and clamped."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -18,6 +19,21 @@ LINE = 15  # pixels from one line of a caption to the next
 MOST_LINES = 4
 ELLIPSIS = "..."
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+class Picture:
+    """A picture in memory, where the name of a file may stand. image: of mode L or RGB."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+
+    def __str__(self) -> str:
+        return f"(a picture of {self.image.width}x{self.image.height})"
+
+    def describe(self) -> dict[str, str]:
+        """For sidecars: its mode, size and pixels."""
+        digest = hashlib.sha256(self.image.tobytes()).hexdigest()
+        return {"picture": f"{self.image.mode} {self.image.width}x{self.image.height}", "sha256": digest}
 
 
 def grid(images: Tensor, columns: int | None = None) -> np.ndarray:

@@ -17,9 +17,9 @@ from diffcli import __version__
 from diffcli.config import ImageShape, UserError
 from diffcli.data.pixels import fit
 from diffcli.diffusion.editing import slerp
-from diffcli.digest import sha256
 from diffcli.engine.distributed import Group
-from diffcli.engine.draw.edits import open_picture
+from diffcli.engine.draw.edits import described, open_picture
+from diffcli.engine.draw.pictures import Picture
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model
 from diffcli.engine.stage import StageModel
@@ -307,13 +307,15 @@ def check_size(stage: StageModel, size: tuple[int, int] | None) -> None:
         )
 
 
-def read_originals(stage: StageModel, files: Sequence[Path], size: tuple[int, int] | None = None) -> Originals:
+def read_originals(
+    stage: StageModel, files: Sequence[Path | Picture], size: tuple[int, int] | None = None
+) -> Originals:
     """The files, grey or in colour as the stage wants them, in their own size or cut and resized to another (height, width).
 
     Raises UserError where they cannot be encoded as they are.
     """
     opened = [open_picture("--image", path) for path in files]
-    origin = [{"file": str(path), "sha256": sha256(path)} for path in files]
+    origin = [described(path) for path in files]
     if size is not None:
         return Originals(fitted(opened, ImageShape(stage.channels, *size)), origin)
     for image, path in zip(opened, files, strict=True):

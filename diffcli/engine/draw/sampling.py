@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from diffcli import preset
 from diffcli.config import UserError, did_you_mean
@@ -31,7 +31,7 @@ class SampleOptions(EditOptions):
     guidance: float | None = None
     batch_size: int = Field(64, ge=1)
     overrides: tuple[str, ...] = ()  # sampler.KEY=VALUE or guide.KEY=VALUE
-    size: tuple[int, int] | None = None  # (height, width) of the images
+    size: tuple[PositiveInt, PositiveInt] | None = None  # (height, width) of the images
     precision: str = "auto"  # of the networks: auto, fp32, bf16 or fp16
     compile: bool = False  # the network
     compare: bool = False  # each reconstruction beside its original

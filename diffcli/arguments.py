@@ -1,0 +1,160 @@
+"""Arguments of the Python face: whatever fits is taken, and what does not is a mistake in the words of Python."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.data.pixels import flatten, to_image
+from diffcli.engine.draw.pictures import Picture
+
+WORD = r"-?\d[\d.]*\b|\"[^\"]*\"|[A-Z]+\b|ddim\b|cpu\b|none\b"  # a value that a hint gives a flag
+FLAG = re.compile(rf"--([a-z][a-z-]*)(?: ({WORD}))?")
+SETTING = re.compile(r"--set ('[^']*'|\S+=[^\s,;]*)")
+Parameters = Mapping[str, str]
+"""The parameters of a call, by the flags of the command line."""
+
+
+def in_python(text: str, parameters: Parameters, hint: bool = False) -> str:
+    """A message with parameters in place of flags; commands in backquotes and flags of other commands stay as they are.
+
+    hint: what is to be typed is written as Python, `guidance=1`.
+    """
+
+    def parameter(match: "re.Match[str]") -> str:
+        name, value = parameters.get(match[1]), match[2]
+        if name is None:
+            return match[0]
+        if value is None:
+            return name
+        quoted = value if not value.islower() else f'"{value}"'
+        return f"{name}={quoted}" if hint else f"{name} {value}"
+
+    def setting(match: "re.Match[str]") -> str:
+        item = match[1].strip("'")
+        return f'{parameters["set"]}=["{item}"]'
+
+    parts = re.split(r"(`[^`]*`)", text)
+    for i in range(0, len(parts), 2):
+        if hint and "set" in parameters:
+            parts[i] = SETTING.sub(setting, parts[i])
+        parts[i] = FLAG.sub(parameter, parts[i])
+    return "".join(parts)
+
+
+def settings_of(value: Any) -> tuple[str, ...]:
+    """`KEY=VALUE` each, of a list of these or of a dict. Raises UserError for anything else, a single text above all."""
+    hint = 'give a dict, as settings={"sampler.steps": 20}, or a list, as settings=["sampler.steps=20"]'
+    if isinstance(value, Mapping):
+        return tuple(f"{key}={_yaml(key, each, hint)}" for key, each in value.items())
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UserError(f"settings is {value!r}: must be a dict or a list", hint)
+    items = tuple(value)
+    for item in items:
+        if not isinstance(item, str):
+            raise UserError(f"settings holds {item!r}: must hold texts", hint)
+    return items
+
+
+def path_of(name: str, value: Any) -> Path:
+    """A path. Raises UserError where the value is none."""
+    if not isinstance(value, str | Path):
+        raise UserError(
+            f"{name} is {value!r}: must be a path", f'give a text or a pathlib.Path, as {name}="runs/digits"'
+        )
+    return Path(value).expanduser()
+
+
+def switch(name: str, value: Any) -> bool:
+    """True or False. Raises UserError for anything else."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} is {value!r}: must be True or False", f"give {name}=True or {name}=False")
+    return value
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number. Raises UserError where it is none, or too small."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise UserError(
+            f"{name} is {value!r}: must be a whole number of at least {least}", f"give {name}={least} or more"
+        )
+    return int(value)
+
+
+def several(name: str, value: Any) -> tuple[Any, ...]:
+    """The items of a list, an array or a tensor. Raises UserError where it is none, or empty."""
+    items = value.tolist() if isinstance(value, np.ndarray | Tensor) else value
+    if isinstance(items, str) or not isinstance(items, Sequence):
+        raise UserError(f"{name} is {value!r}: must be a list", f"give a list, as {name}=[{value!r}]")
+    if not items:
+        raise UserError(f"{name} is empty: must be a list of at least one", f"leave {name} out, or name one")
+    return tuple(items)
+
+
+def pictures(name: str, value: Any) -> tuple[Path | Picture, ...]:
+    """Picture files, Pillow images, arrays (H, W), (H, W, C) and tensors (C, H, W) of uint8, one or a list; none for None.
+
+    An array (K, H, W, C) or a tensor (K, C, H, W) is K pictures. Raises UserError for anything else.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == 4:
+        value = list(value)
+    if isinstance(value, list | tuple):
+        if not value:
+            raise UserError(f"{name} is empty: must name a picture", f"leave {name} out, or give one")
+        return tuple(_picture(name, each) for each in value)
+    return (_picture(name, value),)
+
+
+def _picture(name: str, value: Any) -> Path | Picture:
+    if isinstance(value, str | Path):
+        return Path(value).expanduser()
+    if isinstance(value, Image.Image):
+        try:
+            return Picture(flatten(value))
+        except ValueError as error:
+            raise UserError(
+                f"{name} is a picture that cannot be read: {error}", "give one of 8 bits, grey or RGB"
+            ) from None
+    if isinstance(value, np.ndarray | Tensor):
+        levels = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        if levels.ndim == 3 and isinstance(value, np.ndarray):
+            levels = levels.transpose(2, 0, 1)
+        levels = levels[None] if levels.ndim == 2 else levels
+        if levels.dtype == np.uint8 and levels.ndim == 3 and len(levels) in (1, 3) and levels.size:
+            return Picture(to_image(levels))
+        form = f"{'tensor' if isinstance(value, Tensor) else 'array'} of {value.dtype} and shape {tuple(value.shape)}"
+        raise UserError(
+            f"{name} is an {form}" if form[0] == "a" else f"{name} is a {form}",
+            "give levels from 0 to 255 as uint8, an array (H, W, C) or a tensor (C, H, W) with 1 or 3 channels",
+        )
+    raise UserError(
+        f"{name} is {value!r}: is no picture",
+        f'give a file, as {name}="a.png", a Pillow image, an array (H, W, C) or a tensor (C, H, W) of uint8, or a list of them',
+    )
+
+
+def rows_of(value: Any) -> Tensor | None:
+    """The rows of a condition, of a tensor or array (K, ...); None where the value is neither."""
+    return (
+        torch.from_numpy(np.ascontiguousarray(value))
+        if isinstance(value, np.ndarray)
+        else value.cpu()
+        if isinstance(value, Tensor)
+        else None
+    )
+
+
+def _yaml(key: Any, value: Any, hint: str) -> str:
+    try:
+        return json.dumps(str(value) if isinstance(value, Path) else value)
+    except (TypeError, ValueError):
+        raise UserError(f"settings holds {key!r}: {value!r}, which no preset can hold", hint) from None
