@@ -2,24 +2,96 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor
 
 from diffcli.config import UserError
+from diffcli.config_errors import demand
 from diffcli.data.pixels import flatten, to_image
 from diffcli.engine.draw.pictures import Picture
+from diffcli.engine.draw.sampling import SampleOptions
 
 WORD = r"-?\d[\d.]*\b|\"[^\"]*\"|[A-Z]+\b|ddim\b|cpu\b|none\b"  # a value that a hint gives a flag
 FLAG = re.compile(rf"--([a-z][a-z-]*)(?: ({WORD}))?")
 SETTING = re.compile(r"--set ('[^']*'|\S+=[^\s,;]*)")
 Parameters = Mapping[str, str]
 """The parameters of a call, by the flags of the command line."""
+T = TypeVar("T")
+ALIKE = (
+    "n",
+    "prompt",
+    "prior",
+    "seed",
+    "sampler",
+    "steps",
+    "guidance",
+    "image",
+    "mask",
+    "strength",
+    "interpolate",
+    "size",
+)
+SAMPLE: Parameters = {
+    **{name: name for name in ALIKE},
+    "class": "label",
+    "negative-prompt": "negative_prompt",
+    "ddim-eta": "eta",
+    "set": "settings",
+    "batch-size": "batch_size",
+}
+LOAD: Parameters = {
+    **{name: name for name in ("device", "precision", "compile")},
+    "ckpt": "path",
+    "set": "settings",
+    "no-ema": "ema=False",
+}
+RECONSTRUCT: Parameters = {"image": "images", "size": "size", "compare": "compare", "batch-size": "batch_size"}
+SAVE: Parameters = {"out": "path"}
+OPTIONS = {"labels": "label", "prompts": "prompt", "images": "image", "overrides": "settings"}  # parameters by option
+
+
+def checked(options: dict[str, Any]) -> SampleOptions:
+    """The options of a call, by their own names. Raises UserError that names the parameter and its value."""
+    try:
+        chosen = SampleOptions(**options)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = str(first["loc"][0])
+        name = OPTIONS.get(option, option)
+        if option == "labels":
+            raise UserError(
+                f"label is {options[option]!r}: must be the number or the name of a class",
+                'give a number from 0, a name, "all" or "random"; of several classes a list, as labels=[0, 1]',
+            ) from None
+        wanted = demand(first).removeprefix("must be ")
+        raise UserError(
+            f"{name} is {options[option]!r}: {demand(first)}", f"give {name} another value: {wanted}"
+        ) from None
+    chosen.check()
+    return chosen
+
+
+def label_of(value: Any) -> Any:
+    """A class, or the classes of a list."""
+    return (
+        several("label", value) if isinstance(value, list | tuple | np.ndarray | Tensor) and np.ndim(value) else value
+    )
+
+
+def readable(work: Callable[[], T], parameters: Parameters) -> T:
+    """work(), its mistakes in terms of parameters instead of flags."""
+    try:
+        return work()
+    except UserError as error:
+        problem, hint = in_python(error.problem, parameters), in_python(error.hint, parameters, hint=True)
+        raise UserError(problem, hint) from error
 
 
 def in_python(text: str, parameters: Parameters, hint: bool = False) -> str:

@@ -6,20 +6,33 @@ Calls from several threads are served one after the other.
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 
-from diffcli.arguments import Parameters, in_python, path_of, pictures, rows_of, settings_of, several, switch, whole
+from diffcli.arguments import (
+    LOAD,
+    RECONSTRUCT,
+    SAMPLE,
+    SAVE,
+    checked,
+    label_of,
+    path_of,
+    pictures,
+    readable,
+    rows_of,
+    settings_of,
+    several,
+    switch,
+    whole,
+)
 from diffcli.config import UserError
-from diffcli.config_errors import demand
 from diffcli.engine.distributed import DeviceName, Group, pick_device
 from diffcli.engine.draw import output
 from diffcli.engine.draw.given import Value, from_files, from_stage, spec_of
@@ -36,41 +49,9 @@ from diffcli.engine.draw.reconstruction import (
 from diffcli.engine.draw.sample import Finished, ImageRequest, Model, SampleOptions, draw, load_model, request_of
 from diffcli.engine.stage import StageModel
 
-T = TypeVar("T")
 Pictured = str | Path | Image.Image | np.ndarray | Tensor
 Pictures = Pictured | Sequence[Pictured]
 Settings = Mapping[str, Any] | Sequence[str]
-ALIKE = (
-    "n",
-    "prompt",
-    "prior",
-    "seed",
-    "sampler",
-    "steps",
-    "guidance",
-    "image",
-    "mask",
-    "strength",
-    "interpolate",
-    "size",
-)
-SAMPLE: Parameters = {
-    **{name: name for name in ALIKE},
-    "class": "label",
-    "negative-prompt": "negative_prompt",
-    "ddim-eta": "eta",
-    "set": "settings",
-    "batch-size": "batch_size",
-}
-LOAD: Parameters = {
-    **{name: name for name in ("device", "precision", "compile")},
-    "ckpt": "path",
-    "set": "settings",
-    "no-ema": "ema=False",
-}
-RECONSTRUCT: Parameters = {"image": "images", "size": "size", "compare": "compare", "batch-size": "batch_size"}
-SAVE: Parameters = {"out": "path"}
-OPTIONS = {"labels": "label", "prompts": "prompt", "images": "image", "overrides": "settings"}  # parameters by option
 
 
 class Samples:
@@ -110,7 +91,7 @@ class Samples:
 
     def save(self, path: str | Path) -> Path:
         """Writes them as `diffcli sample --out` does, with the record beside: a grid (.png), arrays (.npz), or a folder."""
-        return _readable(lambda: self._save(path_of("path", path)), SAVE)
+        return readable(lambda: self._save(path_of("path", path)), SAVE)
 
     def _save(self, path: Path) -> Path:
         output.check_pictures(path, tuple(self.tensor.shape[1:]), Path(self.record["checkpoint"]))
@@ -202,7 +183,7 @@ class LoadedModel:
             )
         options = {
             "n": n,
-            "labels": _label(label) if labels is None else several("labels", labels),
+            "labels": label_of(label) if labels is None else several("labels", labels),
             "prompts": several("prompts", prompts) if prompts is not None else () if prompt is None else (prompt,),
             "negative_prompt": negative_prompt,
             "prior": None if prior is None else str(prior),
@@ -219,7 +200,7 @@ class LoadedModel:
             "overrides": settings_of(settings),
             "batch_size": batch_size,
         }
-        return _readable(lambda: self._finished(_checked(options), given or {}), SAMPLE)
+        return readable(lambda: self._finished(checked(options), given or {}), SAMPLE)
 
     def reconstruct(
         self,
@@ -237,10 +218,10 @@ class LoadedModel:
 
         def work() -> Samples:
             stage, originals = self._originals(images, size)
-            options = _checked({"images": (Path("given"),), "compare": compare, "batch_size": batch_size})
+            options = checked({"images": (Path("given"),), "compare": compare, "batch_size": batch_size})
             return self._drawn(reconstruction_of(stage, options, originals))
 
-        return _readable(work, RECONSTRUCT)
+        return readable(work, RECONSTRUCT)
 
     def encode(
         self,
@@ -256,7 +237,7 @@ class LoadedModel:
             with self._lock:
                 return encoded(stage, originals, whole("batch_size", batch_size, 1))
 
-        return _readable(work, RECONSTRUCT)
+        return readable(work, RECONSTRUCT)
 
     def decode(self, latents: Tensor, *, batch_size: int = 64) -> Samples:
         """Of a first stage: the images of latents (K, c, h, w), such as `encode` gives. Raises UserError."""
@@ -267,7 +248,7 @@ class LoadedModel:
             size = whole("batch_size", batch_size, 1)
             return self._drawn(given_latents(StageModel(self.model), latents, size))
 
-        return _readable(work, RECONSTRUCT)
+        return readable(work, RECONSTRUCT)
 
     def _originals(
         self, images: "Pictures | Samples", size: int | tuple[int, int] | None
@@ -323,42 +304,7 @@ def load(
         where = pick_device(cast(DeviceName, str(device)))
         return LoadedModel(load_model(checkpoint, where, averaged, moved, str(precision), compiled))
 
-    return _readable(work, LOAD)
-
-
-def _checked(options: dict[str, Any]) -> SampleOptions:
-    try:
-        chosen = SampleOptions(**options)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        option = str(first["loc"][0])
-        name = OPTIONS.get(option, option)
-        if option == "labels":
-            raise UserError(
-                f"label is {options[option]!r}: must be the number or the name of a class",
-                'give a number from 0, a name, "all" or "random"; of several classes a list, as labels=[0, 1]',
-            ) from None
-        wanted = demand(first).removeprefix("must be ")
-        raise UserError(
-            f"{name} is {options[option]!r}: {demand(first)}", f"give {name} another value: {wanted}"
-        ) from None
-    chosen.check()
-    return chosen
-
-
-def _label(value: Any) -> Any:
-    return (
-        several("label", value) if isinstance(value, list | tuple | np.ndarray | Tensor) and np.ndim(value) else value
-    )
-
-
-def _readable(work: Callable[[], T], parameters: Parameters) -> T:
-    """work(), its mistakes in terms of parameters instead of flags."""
-    try:
-        return work()
-    except UserError as error:
-        problem, hint = in_python(error.problem, parameters), in_python(error.hint, parameters, hint=True)
-        raise UserError(problem, hint) from error
+    return readable(work, LOAD)
 
 
 def _picture(array: np.ndarray) -> Image.Image:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import diffcli
-from diffcli.arguments import in_python, pictures, settings_of
+from diffcli.arguments import SAMPLE, in_python, pictures, settings_of
 from diffcli.config import UserError
-from diffcli.facade import SAMPLE, LoadedModel, Samples
+from diffcli.facade import LoadedModel, Samples
 
 FOREIGN = re.compile(r"--[a-z]|Input should|pydantic|valid (integer|number|tuple|string)")
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
