@@ -1,14 +1,18 @@
 """Pydantic's verdict on a preset, as one `error:` that names file, key and value and one `hint:` that says what to type."""
 
+import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
-from diffcli import config_schema
 from diffcli.config import UserError, did_you_mean
-from diffcli.config_schema import known_keys, setting, value_at
 
+Place = Sequence[int | str]
+Node = dict[str, Any]
+WIDE = 10**6  # letters of a line that YAML must not break
 TEXTS = {
     "missing": ("{key} is missing", "add it to the file, or --set {key}=VALUE"),
     "extra_forbidden": ("{key} is not a known key", "{guess}"),
@@ -125,21 +129,21 @@ def _reshaped(
     found = f"{'.'.join(map(str, path))} is {_shown(value)}"
     if kind in LISTS:
         meant = next(iter(value), None) if isinstance(value, list | tuple) else value
-        example = config_schema.listed(model, tree, path, meant)
-        fixed = config_schema.length(model, tree, path)
+        example = listed(model, tree, path, meant)
+        fixed = length(model, tree, path)
         size = f" of {fixed}" if fixed else " of 1 or more" if kind == "too_short" else ""
         return f"{found}: must be a list{size}", f"write a list: --set {setting(tree, path, example)}"
     if kind not in RECORDS:
         return None
-    problem, kinds = f"{found}: must be KEY: VALUE pairs", config_schema.kinds(model, tree, path)
-    if value in kinds:
+    problem, choice = f"{found}: must be KEY: VALUE pairs", kinds(model, tree, path)
+    if value in choice:
         return problem, f"use --set {setting(tree, path, {'kind': value})}"
-    if kinds:
+    if choice:
         return (
             problem,
-            f"name its kind, --set {setting(tree, path, {'kind': 'KIND'})}: {did_you_mean(str(value), kinds)}",
+            f"name its kind, --set {setting(tree, path, {'kind': 'KIND'})}: {did_you_mean(str(value), choice)}",
         )
-    pairs = config_schema.record(model, tree, path, value)
+    pairs = record(model, tree, path, value)
     if not pairs and (keys := known_keys(model, tree, path)):
         return problem, f"write KEY: VALUE pairs, of the keys {', '.join(keys)}"
     return problem, f"write KEY: VALUE pairs, as in --set {setting(tree, path, pairs)}"
@@ -152,3 +156,172 @@ def _shown(value: Any) -> str:
 def _where(source: str, key: str, changed: Sequence[str]) -> str:
     from_flag = any(key == c or key.startswith(c + ".") or c.startswith(key + ".") for c in changed if key)
     return f"{source} with --set: " if from_flag else f"{source}: "
+
+
+def known_keys(model: type[BaseModel], tree: Any, path: Place) -> list[str]:
+    """The keys that the schema allows at a path, following each node's `kind`."""
+    return list(_at(model, tree, path).get("properties", {}))
+
+
+def default_kind(model: type[BaseModel], tree: Any, path: Place) -> str | None:
+    """The `kind` that a key takes where the file leaves it out; None where it has none."""
+    field = _at(model, tree, path[:-1]).get("properties", {}).get(path[-1], {})
+    default = field.get("default")
+    return default.get("kind") if isinstance(default, dict) else None
+
+
+def kinds(model: type[BaseModel], tree: Any, path: Place) -> list[str]:
+    """What `kind` may be at a path; empty where there is no choice."""
+    return list(_mapping(_at(model, tree, path)))
+
+
+def length(model: type[BaseModel], tree: Any, path: Place) -> int | None:
+    """Of the list at a path, where the schema fixes it."""
+    return len(_array(_at(model, tree, path)).get("prefixItems", ())) or None
+
+
+def listed(model: type[BaseModel], tree: Any, path: Place, value: Any) -> list[Any]:
+    """A list that the schema takes at a path, made of a value that was meant where it is not None."""
+    return _example(_array(_at(model, tree, path)), value, _definitions(model))
+
+
+def record(model: type[BaseModel], tree: Any, path: Place, name: object) -> Node:
+    """KEY: VALUE pairs that the schema takes at a path, one if it can be; name: of the entry, where any name may be."""
+    node = _at(model, tree, path)
+    if "properties" in node:
+        return _pair(node, _definitions(model))
+    if not isinstance(name, str) or not name:
+        return {}
+    pair = _pair(_resolve(node.get("additionalProperties") or {}, _definitions(model), None), _definitions(model))
+    return {name: pair} if pair else {}
+
+
+def setting(tree: Any, path: Place, value: Any) -> str:
+    """`KEY=VALUE` for --set that puts a value at a path, quoted for a shell. A list is written whole, a single key alone."""
+    path = list(path)
+    while isinstance(value, dict) and len(value) == 1 and not any(isinstance(part, int) for part in path):
+        path.append(*value)
+        value = value[path[-1]]
+    while any(isinstance(part, int) for part in path):
+        last = path.pop()
+        holder = value_at(tree, path)
+        if isinstance(last, int):
+            value = [*holder[:last], value, *holder[last + 1 :]]
+        else:
+            value = {**(holder or {}), last: value}
+    text = yaml.safe_dump(value, default_flow_style=True, width=WIDE, sort_keys=False).removesuffix("...\n").strip()
+    return shlex.quote(".".join(map(str, path)) + "=" + text)
+
+
+def value_at(tree: Any, path: Place) -> Any:
+    """What a tree holds at a path; None where it holds nothing."""
+    for part in path:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree
+
+
+def _at(model: type[BaseModel], tree: Any, path: Place) -> Node:
+    schema = _schema(model)
+    node, definitions = schema, _definitions(model)
+    for part in path:
+        tree = value_at(tree, [part])
+        if isinstance(part, int):
+            node = node.get("items", {}) if "items" in node else _item(node, part)
+        else:  # a key of a record, or any key of a mapping
+            node = node.get("properties", {}).get(part, node.get("additionalProperties") or {})
+        node = _resolve(node, definitions, tree)
+    return node
+
+
+@cache
+def _schema(model: type[BaseModel]) -> Node:
+    return model.model_json_schema()
+
+
+def _definitions(model: type[BaseModel]) -> Node:
+    return _schema(model).get("$defs", {})
+
+
+def _item(node: Node, number: int) -> Node:
+    items = node.get("prefixItems", [])
+    return items[number] if number < len(items) else {}
+
+
+def _mapping(node: Node) -> Any:
+    return node.get("discriminator", {}).get("mapping", {})
+
+
+def _array(node: Node) -> Any:
+    """The form of a node that is a list, where it has several."""
+    forms: Any = node.get("oneOf") or node.get("anyOf") or []
+    return next((form for form in forms if form.get("type") == "array"), node)
+
+
+def _resolve(node: Node, definitions: Node, tree: Any) -> Node:
+    given = [form for form in node.get("anyOf", []) if form.get("type") != "null"]
+    node = {**given[0], **_advice(node)} if len(given) == 1 else node  # what may be left out, by null
+    default = node.get("default")
+    left_out = default.get("kind") if isinstance(default, dict) else None
+    kind = tree.get("kind", left_out) if isinstance(tree, dict) else None
+    mapping = _mapping(node)
+    forms = [form for form in node.get("oneOf", []) if "$ref" in form]
+    if isinstance(tree, dict) and not mapping and len(forms) == 1:  # a number, a list or this one record
+        node = forms[0]
+    if isinstance(kind, str) and kind in mapping:
+        node = {"$ref": mapping[kind]}
+    if "$ref" in node:
+        node = definitions.get(node["$ref"].rsplit("/", 1)[-1], {})
+    return node
+
+
+def _advice(node: Node) -> Node:
+    """What a field says beside its forms."""
+    return {key: node[key] for key in ("default", "examples") if node.get(key) is not None}
+
+
+def _example(node: Node, value: Any, definitions: Node) -> Any:
+    """A value that a schema takes; see `listed`."""
+    node = _resolve(node, definitions, value)
+    if node.get("type") == "array":
+        items = node.get("prefixItems")
+        if items:
+            told: Any = node.get("examples", [node.get("default")])[0]
+            return list(told) if told else [_example(item, value, definitions) for item in items]
+        return [_example(node.get("items", {}), value, definitions)]
+    choice = list(_mapping(node))
+    if choice and not isinstance(value, dict):
+        return {"kind": value if value in choice else choice[0]}
+    return _simple(node) if value is None else value
+
+
+def _pair(node: Node, definitions: Node) -> Node:
+    """One key of a record with a value that it takes, a number where it has one; empty where it has no key of one value."""
+    found = {}
+    for key, inner in node.get("properties", {}).items():
+        default = inner.get("default")
+        value = default if isinstance(default, int | float | str) else _simple(_resolve(inner, definitions, None))
+        if key != "kind" and value is not None:
+            found[key] = value
+    numbers = [key for key, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    key = next(iter(numbers), next(iter(found), None))
+    return {} if key is None else {key: found[key]}
+
+
+def _simple(node: Node) -> Any:
+    """A value that a schema of one number, word or switch takes; None for any other."""
+    if node.get("enum"):
+        return node["enum"][0]
+    lowest: Any = node.get("minimum", node.get("exclusiveMinimum", 0))
+    match node.get("type"):
+        case "integer":
+            return max(1, lowest)
+        case "number" if "exclusiveMaximum" in node:
+            return (lowest + node["exclusiveMaximum"]) / 2
+        case "number":
+            return node.get("maximum", lowest + 1)
+        case "boolean":
+            return True
+    return None

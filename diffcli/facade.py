@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffcli.arguments import (
+from diffcli.config import UserError
+from diffcli.engine.arguments import (
     LOAD,
     RECONSTRUCT,
     SAMPLE,
@@ -32,7 +33,6 @@ from diffcli.arguments import (
     switch,
     whole,
 )
-from diffcli.config import UserError
 from diffcli.engine.distributed import DeviceName, Group, pick_device
 from diffcli.engine.draw import output
 from diffcli.engine.draw.given import Value, from_files, from_stage, spec_of

@@ -13,8 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from diffcli.config import Config, UserError, did_you_mean
-from diffcli.config_errors import explain
-from diffcli.config_schema import default_kind, known_keys
+from diffcli.config_errors import default_kind, explain, known_keys
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, at_root
 from diffcli.diffusion.samplers import AnySampler, Ddim

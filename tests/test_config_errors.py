@@ -7,7 +7,7 @@ import yaml
 
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.config_schema import setting
+from diffcli.config_errors import setting
 from tests.conftest import TINY
 
 

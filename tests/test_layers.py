@@ -19,14 +19,13 @@ COMMON = {"__init__", "registry"}  # what every folder may have
 # A part is a folder or file of diffcli/. It imports from itself and from rows below its own, never from its neighbours.
 ROWS: list[set[str]] = [
     {"cli", "facade", "__main__"},
-    {"arguments"},
     {"engine"},
     {"interop"},
     {"preset"},
     {"tasks", "prep"},
     {"diffusion", "networks", "encoders", "data", "metrics", "optim", "ema", "checkpoint"},
     {"fields", "noise", "digest", "tensor_file", "torchvision_compat", "config_errors"},
-    {"config", "config_schema", "transfer", "kmeans"},
+    {"config", "transfer", "kmeans"},
     {"__init__"},
 ]
 ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}

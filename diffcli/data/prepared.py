@@ -39,6 +39,14 @@ class Shards(DataConfig):
         update = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
         return self.model_copy(update=update | {"more": tuple(path.expanduser().absolute() for path in self.more)})
 
+    def over(self, name: str) -> FieldSpec:
+        """As the set notes it, where it is there and has it."""
+        try:
+            note = notes_of(self._sets("train")).get(name)
+        except UserError:  # said where the data are opened
+            note = None
+        return super().over(name) if note is None else note.spec(self.shape[1:])
+
     @property
     def paths(self) -> list[Path]:
         named = [self.root, *self.more, self.validation]

@@ -1,6 +1,7 @@
 """What a preset names in `task` to train a diffusion model: its parts, and whether they agree."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -14,7 +15,7 @@ from diffcli.fields import LATENT, FieldKind, FieldSpec, Specs
 from diffcli.networks.registry import AnyNetwork
 from diffcli.tasks.codecs.latent import LatentCodecConfig
 from diffcli.tasks.codecs.pixel import PixelCodecConfig
-from diffcli.tasks.codecs.registry import AnyCodec
+from diffcli.tasks.codecs.registry import AnyCodec, exchanged
 from diffcli.tasks.conditioners.conditioner import cond_shape
 from diffcli.tasks.conditioners.registry import AnyConditioner
 from diffcli.tasks.conditioners.stored import IMAGE
@@ -136,7 +137,11 @@ class DiffusionConfig(TaskConfig):
     def build(self, specs: Specs) -> DiffusionTask:
         """The task for the field that it models, its weights drawn from torch's current generator."""
         stored = self.stored(specs)
-        spec = modelled(specs, self.field, MODELLED) if stored is None else self.latents.pictures(stored)
+        spec = (
+            modelled(specs, self.field, MODELLED, partial(exchanged, self.codec))
+            if stored is None
+            else self.latents.pictures(stored)
+        )
         codec = self.codec.build(spec)
         conditioners = [c.build() for c in self.conditioners]
         inner = codec.latent_shape(spec.sides)

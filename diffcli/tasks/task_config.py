@@ -1,7 +1,7 @@
 """The contract of what a preset names in `task`: it builds the task, and judges the rest of the preset by it."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from diffcli.config import Config, UserError
@@ -50,10 +50,19 @@ class TaskConfig(Config):
         return self
 
 
-def modelled(specs: Specs, field: str, kinds: Sequence[FieldKind]) -> FieldSpec:
-    """The field of the data that the key `task.field` names. Raises UserError where it is not there or of none of these kinds."""
-    fitting = [name for name, spec in specs.items() if spec.kind in kinds]
-    hint = f"use --set task.field={fitting[0]}" if fitting else f"choose data with a field of kind {' or '.join(kinds)}"
+def modelled(
+    specs: Specs, field: str, kinds: Sequence[FieldKind], beside: Callable[[FieldSpec], str] = lambda spec: ""
+) -> FieldSpec:
+    """The field of the data that the key `task.field` names. Raises UserError where it is not there or of none of these kinds.
+
+    beside: what a hint that names another field must have typed with it.
+    """
+    fitting = sorted((n for n, spec in specs.items() if spec.kind in kinds), key=lambda n: beside(specs[n]) != "")
+    hint = (
+        f"use --set task.field={fitting[0]}{beside(specs[fitting[0]])}"
+        if fitting
+        else f"choose data with a field of kind {' or '.join(kinds)}"
+    )
     if field not in specs:
         raise UserError(
             f"task.field is '{field}', but the data has only: {', '.join(sorted(specs)) or 'no field'}", hint

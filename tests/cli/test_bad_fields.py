@@ -88,7 +88,17 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "a text for a vector": (
         "everything",
         {"task__conditioners": [CLIP | {"field": "text"}]},
-        ["'text' as vector", "of kind text", "name another field"],
+        ["'text' as vector", "of kind text", "name another field", "--set task.conditioners.0.field=clip_image"],
+    ),
+    "a label for a vector, where there are no embeddings": (
+        "digits",
+        {"task__conditioners": [CLIP | {"field": "label"}]},
+        ["'label' as vector", "of kind classes", "prep-data shards --out SET --embed clip"],
+    ),
+    "classes of a mask that is not there": (
+        "plain",
+        FREE | {"task__field": "clip_mask", "task__codec": {"kind": "one_hot", "classes": 3}},
+        ["task.field is 'clip_mask'", "--set task.field=image --set 'task.codec={kind: pixels}'"],
     ),
     "a field that is not there": (
         "plain",
@@ -103,12 +113,12 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "a mask as pixels": (
         "everything",
         FREE | {"task__field": "mask"},
-        ["task.codec", "task.field names a mask", "--set task.codec.kind=one_hot"],
+        ["task.codec", "task.field names a mask", "--set task.codec.kind=one_hot", "--set task.codec.classes=5"],
     ),
     "an image as classes": (
         "plain",
         FREE | {"task__codec": {"kind": "one_hot", "classes": 3}},
-        ["task.codec is one_hot", "of kind image", "--set task.codec.kind=pixels"],
+        ["task.codec is one_hot", "of kind image", "--set 'task.codec={kind: pixels}'"],
     ),
     "a classifier of a mask": (
         "everything",

@@ -18,7 +18,7 @@ from diffcli.diffusion.editing import inpaint, noised, slerp
 from diffcli.diffusion.inversion import invert
 from diffcli.diffusion.samplers import Sampler
 from diffcli.digest import sha256
-from diffcli.engine.draw.pictures import Picture
+from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.fields import to_float
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
@@ -33,8 +33,8 @@ class EditOptions(Config):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    images: tuple[Path | Picture, ...] = ()
-    mask: Path | Picture | None = None
+    images: tuple[Path | MemoryPicture, ...] = ()
+    mask: Path | MemoryPicture | None = None
     strength: float | None = Field(None, gt=0, le=1)
     interpolate: int | None = Field(None, ge=2)
 
@@ -161,7 +161,7 @@ def read_edit(options: EditOptions, shape: ImageShape) -> Edit:
 
 
 def _read_mask(
-    path: Path | Picture, opened: Sequence[Image.Image], names: Sequence[Path | Picture], shape: ImageShape
+    path: Path | MemoryPicture, opened: Sequence[Image.Image], names: Sequence[Path | MemoryPicture], shape: ImageShape
 ) -> Tensor:
     mask = open_picture("--mask", path)
     for image, name in zip(opened, names, strict=True):
@@ -178,9 +178,9 @@ def _read_mask(
     return painted
 
 
-def open_picture(flag: str, path: Path | Picture) -> Image.Image:
+def open_picture(flag: str, path: Path | MemoryPicture) -> Image.Image:
     """A picture file, decoded, or one in memory. flag: what names it in errors. Raises UserError where it cannot be read."""
-    if isinstance(path, Picture):
+    if isinstance(path, MemoryPicture):
         return path.image
     try:
         return open_image(path.read_bytes(), str(path))
@@ -192,6 +192,6 @@ def open_picture(flag: str, path: Path | Picture) -> Image.Image:
         ) from error
 
 
-def described(path: Path | Picture) -> dict[str, str]:
+def described(path: Path | MemoryPicture) -> dict[str, str]:
     """For sidecars: which file it was, or which pixels."""
-    return path.describe() if isinstance(path, Picture) else {"file": str(path), "sha256": sha256(path)}
+    return path.describe() if isinstance(path, MemoryPicture) else {"file": str(path), "sha256": sha256(path)}

@@ -15,7 +15,7 @@ from diffcli.data.pixels import fit
 from diffcli.data.shards import WHITE
 from diffcli.engine.draw.conditions import Conditions, condition_specs
 from diffcli.engine.draw.edits import described, open_picture
-from diffcli.engine.draw.pictures import Picture
+from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.model import Model
 from diffcli.fields import FieldSpec, Specs, fits, listed
 
@@ -87,7 +87,7 @@ def spec_of(model: Model, name: str) -> FieldSpec:
     return wanted[name]
 
 
-def from_files(model: Model, name: str, paths: Sequence[Path | Picture]) -> Value:
+def from_files(model: Model, name: str, paths: Sequence[Path | MemoryPicture]) -> Value:
     """Pictures for a field, cut and resized to what the model reads. Raises UserError where there is none that can be read."""
     spec = spec_of(model, name)
     if spec.kind not in PICTURED:

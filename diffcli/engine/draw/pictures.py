@@ -21,7 +21,7 @@ ELLIPSIS = "..."
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-class Picture:
+class MemoryPicture:
     """A picture in memory, where the name of a file may stand. image: of mode L or RGB."""
 
     def __init__(self, image: Image.Image) -> None:

@@ -19,7 +19,7 @@ from diffcli.data.pixels import fit
 from diffcli.diffusion.editing import slerp
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.edits import described, open_picture
-from diffcli.engine.draw.pictures import Picture
+from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model
 from diffcli.engine.stage import StageModel
@@ -308,7 +308,7 @@ def check_size(stage: StageModel, size: tuple[int, int] | None) -> None:
 
 
 def read_originals(
-    stage: StageModel, files: Sequence[Path | Picture], size: tuple[int, int] | None = None
+    stage: StageModel, files: Sequence[Path | MemoryPicture], size: tuple[int, int] | None = None
 ) -> Originals:
     """The files, grey or in colour as the stage wants them, in their own size or cut and resized to another (height, width).
 

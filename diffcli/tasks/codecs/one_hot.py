@@ -52,7 +52,7 @@ class OneHotCodecConfig(CodecConfig):
         if spec.kind != "mask":
             raise UserError(
                 f"task.codec is one_hot, for masks, but task.field names a field of kind {spec.kind}",
-                "use --set task.codec.kind=pixels, or --set task.field=mask",
+                "add --set 'task.codec={kind: pixels}', or name a mask in task.field",
             )
         if spec.class_count is not None and spec.class_count > self.classes:
             raise UserError(

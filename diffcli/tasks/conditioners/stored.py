@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.encoders.encoder import Encoder, EncoderConfig
-from diffcli.fields import Batch, FieldSpec, Remedies
+from diffcli.fields import Batch, FieldSpec, Remedies, Specs
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
@@ -49,6 +49,21 @@ class EmbeddingConditioner(Conditioner):
             kind=vector if self.config.stored == "sequence" else sequence,
             shape=f"use --set {key}.width={{found}}",
         )
+
+    def check(self, has: Specs, key: str) -> None:
+        name = self.config.field
+        if name in has and has[name].kind not in ("vector", "tokens"):
+            wanted = self.reads[name].kind
+            fitting = [each for each, spec in has.items() if spec.kind == wanted]
+            made = self.remedies(key).lacking.partition(": ")[2]
+            hint = f"name another field, --set {key}.field=FIELD, once the set has embeddings: {made}"
+            if fitting:
+                hint = f"name another field, which holds embeddings: --set {key}.field={fitting[0]}"
+            problem = (
+                f"{key} ({self.kind}) reads the field '{name}' as {wanted}, but the data's is of kind {has[name].kind}"
+            )
+            raise UserError(problem, hint)
+        super().check(has, key)
 
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, D) and tokens (B, N, D); of a stored sequence, with the mask of what is not padding (zeros)."""

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import diffcli
-from diffcli.arguments import SAMPLE, in_python, pictures, settings_of
 from diffcli.config import UserError
+from diffcli.engine.arguments import SAMPLE, in_python, pictures, settings_of
 from diffcli.facade import LoadedModel, Samples
 
 FOREIGN = re.compile(r"--[a-z]|Input should|pydantic|valid (integer|number|tuple|string)")

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.config_errors import demand
 from diffcli.data.pixels import flatten, to_image
-from diffcli.engine.draw.pictures import Picture
+from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.draw.sampling import SampleOptions
 
 WORD = r"-?\d[\d.]*\b|\"[^\"]*\"|[A-Z]+\b|ddim\b|cpu\b|none\b"  # a value that a hint gives a flag
@@ -170,8 +170,8 @@ def several(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(items)
 
 
-def pictures(name: str, value: Any) -> tuple[Path | Picture, ...]:
-    """Picture files, Pillow images, arrays (H, W), (H, W, C) and tensors (C, H, W) of uint8, one or a list; none for None.
+def pictures(name: str, value: Any) -> tuple[Path | MemoryPicture, ...]:
+    """MemoryPicture files, Pillow images, arrays (H, W), (H, W, C) and tensors (C, H, W) of uint8, one or a list; none for None.
 
     An array (K, H, W, C) or a tensor (K, C, H, W) is K pictures. Raises UserError for anything else.
     """
@@ -186,12 +186,12 @@ def pictures(name: str, value: Any) -> tuple[Path | Picture, ...]:
     return (_picture(name, value),)
 
 
-def _picture(name: str, value: Any) -> Path | Picture:
+def _picture(name: str, value: Any) -> Path | MemoryPicture:
     if isinstance(value, str | Path):
         return Path(value).expanduser()
     if isinstance(value, Image.Image):
         try:
-            return Picture(flatten(value))
+            return MemoryPicture(flatten(value))
         except ValueError as error:
             raise UserError(
                 f"{name} is a picture that cannot be read: {error}", "give one of 8 bits, grey or RGB"
@@ -202,7 +202,7 @@ def _picture(name: str, value: Any) -> Path | Picture:
             levels = levels.transpose(2, 0, 1)
         levels = levels[None] if levels.ndim == 2 else levels
         if levels.dtype == np.uint8 and levels.ndim == 3 and len(levels) in (1, 3) and levels.size:
-            return Picture(to_image(levels))
+            return MemoryPicture(to_image(levels))
         form = f"{'tensor' if isinstance(value, Tensor) else 'array'} of {value.dtype} and shape {tuple(value.shape)}"
         raise UserError(
             f"{name} is an {form}" if form[0] == "a" else f"{name} is a {form}",
