@@ -1,6 +1,7 @@
 """Data that do not give what the task of a preset reads: one error before the first step, which names key, field and remedy."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "a mask as pixels": (
         "everything",
         FREE | {"task__field": "mask"},
-        ["task.codec", "task.field names a mask", "--set task.codec.kind=one_hot", "--set task.codec.classes=5"],
+        ["task.codec", "task.field names a mask", "--set task.codec.kind=one_hot"],
     ),
     "an image as classes": (
         "plain",
@@ -193,3 +194,15 @@ def test_a_record_whose_fields_are_garbled_is_one_error(
     with pytest.raises(checkpoint.UserError, match=r"checkpoint\.json: 'fields'") as caught:
         specs_of(json.loads(json.dumps(record | {"fields": fields})), preset, found)
     assert "changed by hand" in caught.value.hint
+
+
+def test_classes_that_the_set_notes_are_named_before_the_data_are_opened(
+    everything: Path, tiny, cli: Cli, tmp_path: Path
+) -> None:
+    noted = tmp_path / "noted"
+    shutil.copytree(everything, noted)
+    tree = json.loads((noted / "dataset.json").read_text())
+    tree["fields"]["mask"]["classes"] = 5
+    (noted / "dataset.json").write_text(json.dumps(tree))
+    data = {"kind": "shards", "root": str(noted), "size": 8}
+    cli("train", "--preset", tiny(data=data, **FREE, task__field="mask"), "--dry-run").refused("task.codec.classes=5")
