@@ -274,11 +274,11 @@ class LoadedModel:
         return self._drawn(req)
 
     def _value(self, name: str, value: "Pictures | Samples") -> Value:
-        spec_of(self.model, str(name))  # what nobody reads is told before what it is given as
         if isinstance(value, Samples):
             return from_stage(self.model, value.tensor, value.record, name)[name]
         rows = rows_of(value)
         if rows is None:
+            spec_of(self.model, str(name))  # what nobody reads is told before what it is given as
             return from_files(self.model, name, pictures(f"given[{name!r}]", value))
         if not rows.ndim or not len(rows):
             raise UserError(

@@ -65,7 +65,7 @@ def test_a_number_that_is_no_class_is_in_no_channel():
     ("config", "spec", "words"),
     [
         (PixelCodecConfig(), FieldSpec("mask", (1, 8, 8), 5), ["names a mask", "kind=one_hot", "codec.classes=5"]),
-        (OneHotCodecConfig(classes=3), FieldSpec("image", (1, 8, 8)), ["of kind image", "kind=pixels"]),
+        (OneHotCodecConfig(classes=3), FieldSpec("image", (1, 8, 8)), ["of kind image", "kind: pixels"]),
         (OneHotCodecConfig(classes=3), FieldSpec("mask", (1, 8, 8), 5), ["codec.classes is 3", "codec.classes=5"]),
     ],
 )
