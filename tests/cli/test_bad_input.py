@@ -73,7 +73,7 @@ def test_a_file_that_is_no_preset_is_named(cli: Cli, tmp_path: Path, text: str) 
         ("task.kind=difusion", ["task.kind is 'difusion'", "did you mean 'diffusion'?"]),
         ("task.target=epsilon", ["task.target is 'epsilon'", "did you mean 'eps'?"]),
         ("train.precision=fp8", ["train.precision is 'fp8'", "bf16"]),
-        ("train.steps=abc", ["train.steps is 'abc'", "integer"]),
+        ("train.steps=abc", ["train.steps is 'abc'", "must be a whole number"]),
         ("train.steps=1.5", ["train.steps is 1.5"]),
         ("train.steps=0", ["train.steps is 0"]),
         ("train.ema=1", ["train.ema is 1"]),
