@@ -25,7 +25,7 @@ class StageModel:
     def __init__(self, model: Model, flag: str = "") -> None:
         if not isinstance(model.task, AutoencoderTask):
             raise UserError(
-                f"{flag}{model.path}: was trained as a {model.preset.task.kind}, not as an autoencoder",
+                f"{flag}{model.path}: was trained as {model.preset.task.noun}, not as an autoencoder",
                 "give the run of a first stage, such as that of the preset mnist-vae",
             )
         self.model, self.task = model, model.task

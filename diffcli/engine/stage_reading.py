@@ -96,7 +96,7 @@ def located(path: Path, key: str) -> tuple[Path, dict[str, Any], FirstStageConfi
         return found, record, task.codec.required, "codec.first_stage."
     if not isinstance(task, AutoencoderTaskConfig):
         raise UserError(
-            f"{key}: {path} was trained as a {task.kind}, not as an autoencoder",
+            f"{key}: {path} was trained as {task.noun}, not as an autoencoder",
             "name the run of a first stage, such as one of the presets mnist-vae, cifar10-kl or kl-f8-256",
         )
     with torch.device("meta"):

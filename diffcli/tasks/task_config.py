@@ -16,6 +16,11 @@ class TaskConfig(Config):
     kind: str
 
     @property
+    def noun(self) -> str:
+        """What its checkpoints are called: a diffusion, an autoencoder."""
+        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
+
+    @property
     def models(self) -> str | None:
         """The field of the data whose shape the task takes over, as it models or judges it; None where there is none."""
         return None

@@ -59,7 +59,7 @@ def check_weaker(weaker: Model, model: Model) -> None:
     """Raises UserError where two models differ in more than network and training."""
     hint = "name a weaker model of the same data and schedule, for example an early checkpoint of the same run"
     if not isinstance(weaker.preset.task, DiffusionConfig):
-        raise UserError(f"guide.weaker {weaker.path}: was trained as a {weaker.preset.task.kind}", hint)
+        raise UserError(f"guide.weaker {weaker.path}: was trained as {weaker.preset.task.noun}", hint)
     pairs = {
         "images of": (_shape(m) for m in (weaker, model)),
         "the schedule": (_task(m).schedule.kind for m in (weaker, model)),
@@ -80,7 +80,7 @@ def check_classifier(classifier: Model, model: Model) -> None:
     task = classifier.preset.task
     hint = "train one: diffcli train --preset digits-noisy-classifier, with the data of the model"
     if not isinstance(task, ClassifierConfig):
-        raise UserError(f"guide.classifier {classifier.path}: was trained as a {task.kind} model", hint)
+        raise UserError(f"guide.classifier {classifier.path}: was trained as {task.noun} model", hint)
     if task.schedule is None:
         raise UserError(
             f"guide.classifier {classifier.path}: was trained on clean images, it does not know noise", hint

@@ -209,7 +209,7 @@ def request(
         )
     if not isinstance(task, DiffusionConfig):
         raise UserError(
-            f"{model.path}: was trained as a {task.kind}, which draws no images",
+            f"{model.path}: was trained as {task.noun}, which draws no images",
             "give the checkpoint of a diffusion model; a classifier is used by `diffcli fid --features RUN`, a prior by "
             "`diffcli sample --prior RUN`, and scored by `diffcli fid --ckpt RUN --metrics cosine,mse,retrieval`",
         )

@@ -81,7 +81,7 @@ def check_prior(prior: Model, model: Model, conditioner: EmbeddingConditioner) -
     """Raises UserError where it is no prior, or its embeddings are not those that the model was trained on."""
     named, hint = f"--prior {prior.path}", "give a prior that was trained on embeddings of the model's own encoder"
     if not isinstance(prior.task, PriorTask):
-        raise UserError(f"{named}: was trained as a {prior.preset.task.kind}", "give a run of the preset clip-prior")
+        raise UserError(f"{named}: was trained as {prior.preset.task.noun}", "give a run of the preset clip-prior")
     if prior.task.dim != conditioner.config.width:
         widths = f"has embeddings of {prior.task.dim} values, those of {model.path} have {conditioner.config.width}"
         raise UserError(f"{named}: {widths}", hint)
