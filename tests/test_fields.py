@@ -34,6 +34,7 @@ SPECS: dict[FieldKind, FieldSpec] = {
     "tokens": FieldSpec("tokens", (None, 7)),
     "text": FieldSpec("text"),
     "number": FieldSpec("number"),
+    "latent": FieldSpec("latent", (8, 2, 3)),
 }
 LEVELS = torch.arange(256, dtype=torch.uint8)
 every_kind = pytest.mark.parametrize("kind", get_args(FieldKind))

@@ -54,6 +54,7 @@ def test_without_the_shim_that_torchvision_fails(broken_torchvision: Path):
     assert "operator torchvision::nms does not exist" in python(code, broken_torchvision)
 
 
+@pytest.mark.slow
 def test_nothing_is_declared_where_the_operators_exist():
     code = (
         "import torch\n"
@@ -65,6 +66,7 @@ def test_nothing_is_declared_where_the_operators_exist():
     assert python(code) == "() torchvision::nms(Tensor a) -> Tensor"
 
 
+@pytest.mark.slow
 def test_a_library_that_loads_defines_its_own(tmp_path: Path):
     """The library is asked first: declaring what it declares again later would be an error."""
     package = tmp_path / "torchvision"
@@ -79,6 +81,7 @@ def test_a_library_that_loads_defines_its_own(tmp_path: Path):
     assert python(code, tmp_path) == "1 True False"
 
 
+@pytest.mark.slow
 def test_nothing_is_declared_without_torchvision():
     code = (
         "import importlib.util\nfind = importlib.util.find_spec\n"

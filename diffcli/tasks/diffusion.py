@@ -59,7 +59,6 @@ class DiffusionTask(Task):
         self.drawn: list[tuple[Tensor, Tensor]] = []  # in this update: (position, index of t) int64 (B, 2), loss (B,)
         self.drop_condition = drop_condition
         self.field, self.spec, self.stored = field, spec, stored
-        self.measures = None if isinstance(codec, LatentCodec) else 0
         for key, conditioner in self.named_conditioners.items():
             if conditioner.encoder is not None:
                 conditioner.encoder.key = f"{key}.encoder.model"
@@ -137,6 +136,10 @@ class DiffusionTask(Task):
             return self.codec.encode(batch[self.field], noise)
         assert isinstance(self.codec, LatentCodec)
         return self.codec.restored(batch[LATENT], noise)
+
+    @property
+    def measures(self) -> int | None:  # type: ignore[override]
+        return None if isinstance(self.codec, LatentCodec) else 0
 
     def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
         """Scale and shift of latents, over the training data."""

@@ -435,6 +435,7 @@ def test_an_apple_device_that_is_absent_is_refused(refuse: Callable[..., str]) -
     refuse(["--device", "mps"], "--device mps", "--device cpu")
 
 
+@pytest.mark.slow
 def test_an_error_of_a_worker_is_told_once_by_the_parent(trained: Path, tmp_path: Path) -> None:
     done = in_subprocess("sample", "--ckpt", trained, "--class", 12, "--nproc", 2, "--out", tmp_path / "a.png")
     done.refused("--class 12", "0 to 9")

@@ -146,6 +146,7 @@ def test_a_run_with_an_encoder_resumes_exactly(cli: Cli, tiny, prepared, clip: P
         assert (tmp_path / "half" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_other_weights_under_a_name_are_refused(cli: Cli, tiny, prepared, clip: Path, tmp_path: Path):
     """By resume and by sample, whether they stand in the same folder or in another."""
     own, run = tmp_path / "own", tmp_path / "run"

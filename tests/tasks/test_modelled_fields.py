@@ -41,6 +41,7 @@ MASKS = ALONE | {
     "data": {"kind": "shards", "root": str(PAIRS), "size": 8},
     "task__field": "mask",
     "task__codec": {"kind": "one_hot", "classes": 3},
+    "task__schedule": {"kind": "cosine", "steps": 50},  # so many are evaluated for bits per dimension
     "train__steps": 2,
 }
 

@@ -129,6 +129,7 @@ def test_a_stream_without_any_good_sample_ends_with_an_error(tmp_path: Path, mon
         batches(data, 1, 2, workers=1)
 
 
+@pytest.mark.slow
 def test_a_broken_shard_costs_no_other_lane_anything(tmp_path: Path) -> None:
     shards = write_shards(tmp_path, [6, 6, 6, 6])
     config = stream(shards, lanes=4, shuffle=16)

@@ -109,6 +109,7 @@ def test_a_perfect_prediction_is_returned(cls, schedule, steps):
     torch.testing.assert_close(end.x, x0, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", SAMPLERS, ids=kind)
 @pytest.mark.parametrize(("schedule", "steps"), [(Cosine(), 1000), (Flow(), 333)], ids=kind)
 def test_a_perfect_prediction_is_returned_after_very_many_steps(cls, schedule, steps):

@@ -114,6 +114,7 @@ def test_inpainting_keeps_every_pixel_that_is_not_painted_and_changes_what_is(
     assert reconstructed(model, image)[0, 0].numpy()[mask == 0].tolist() != given[mask == 0].tolist()
 
 
+@pytest.mark.slow
 def test_a_way_between_two_images_begins_and_ends_near_their_reconstructions(model: Model, tmp_path: Path) -> None:
     images = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", seed=1)
     options = SampleOptions(images=images, interpolate=3, guidance=1, steps=200, labels=0)

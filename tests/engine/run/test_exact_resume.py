@@ -127,6 +127,7 @@ def test_a_run_goes_on_with_another_number_of_processes_up_to_rounding(
     close(moved, stayed, 8)
 
 
+@pytest.mark.slow
 def test_two_processes_with_uneven_shares_and_micro_batches_give_the_updates_of_one(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ def history(run: Path, step: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     return tensors["history.count"], tensors["history.losses"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_the_times_of_the_one_in_one_go(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:

@@ -145,7 +145,11 @@ def test_a_full_disk_under_the_log_is_told_once_and_names_the_checkpoint(tmp_pat
 
 @pytest.mark.parametrize(
     ("number", "nproc"),
-    [(signal.SIGINT, 1), (signal.SIGTERM, 1), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow)],
+    [
+        (signal.SIGINT, 1),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_says_how_to_resume_and_the_run_goes_on(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path, number: int, nproc: int
@@ -205,6 +209,7 @@ def test_an_interruption_before_the_first_checkpoint_promises_no_resume(
     assert "diffcli resume" not in done.err
 
 
+@pytest.mark.slow
 def test_a_run_that_torchrun_starts_joins_its_group_and_spares_a_finished_run(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:

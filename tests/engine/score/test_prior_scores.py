@@ -111,6 +111,7 @@ def test_images_are_not_even_decoded(tmp_path: Path, cli: Cli, monkeypatch: pyte
     assert scores(cli, run)["reference"]["n"] == TEST
 
 
+@pytest.mark.slow
 def test_scores_of_a_diffusion_prior_follow_from_the_seed_whatever_the_batch_size(
     tmp_path: Path, data: Path, cli: Cli
 ) -> None:

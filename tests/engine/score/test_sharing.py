@@ -105,6 +105,7 @@ def test_no_batch_crosses_the_end_of_an_extractor_and_each_process_has_its_share
     assert dealt([7], 16, 1) == [[range(7)]]
 
 
+@pytest.mark.slow
 def test_a_broken_image_in_the_share_of_any_process_is_named_once(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", pixels(1, 12))
     (folder / "part2" / "00011.png").write_bytes(b"no image")
