@@ -34,8 +34,10 @@ class ImageData(ABC):
     """Images by index; of one shape, but for the buckets of `framing`, which draws alone choose.
 
     classes: names of the classes, None where there are none. labels: int64 (N,) on the CPU, None where there are none.
-    columns: what else there is, by field name.
+    columns: what else there is, by field name. in_files: whether reading opens and decodes files, so that worker processes help.
     """
+
+    in_files = False
 
     def __init__(
         self,
@@ -127,6 +129,8 @@ class EncodedFiles(Protocol):
 
 class FileImages(ImageData):
     """Images decoded, cropped and resized when they are asked for. framing: how they are cut; None: at the centre."""
+
+    in_files = True
 
     def __init__(
         self,

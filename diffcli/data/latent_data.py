@@ -5,16 +5,15 @@ Each sample has KEY.latent.npy: (C, h, w), or (2, C, h, w) with that of the mirr
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
-from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData
+from diffcli.data.images import Column, EncodedFiles, ImageData
 from diffcli.data.shards import FieldNote
-from diffcli.fields import FieldSpec, fits, listed
+from diffcli.fields import LATENT, FieldSpec, fits, listed
 
 
 class Latents:
@@ -67,48 +66,27 @@ class Latents:
         return torch.from_numpy(array)
 
 
-def no_images(source: str) -> NoReturn:
-    raise UserError(
-        f"{source}: the set holds latents, no images",
-        "name the set that they were made of, or another one with images",
-    )
-
-
-class LatentFiles(FileImages):
-    """Latents that are read from disk when they are asked for."""
+class LatentImages(ImageData):
+    """A set that holds latents in place of its images: a column of them beside labels and whatever else there is."""
 
     def __init__(
         self,
-        files: EncodedFiles,
+        latents: Latents,
         shape: ImageShape,
         labels: Tensor | None,
         classes: Sequence[str] | None,
         columns: Mapping[str, Column],
     ) -> None:
-        super().__init__(files, shape, labels, classes, columns)
+        super().__init__(shape, labels, classes, {**columns, LATENT: latents})
+        self.latents = latents
         self.reads_images = False
-
-    def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
-        no_images(self.files.name(0).partition(" (")[0])
-
-
-class LatentMemory(ImageData):
-    """Latents that are held in memory."""
-
-    def __init__(
-        self,
-        files: EncodedFiles,
-        shape: ImageShape,
-        labels: Tensor | None,
-        classes: Sequence[str] | None,
-        columns: Mapping[str, Column],
-    ) -> None:
-        super().__init__(shape, labels, classes, columns)
-        self.files = files
-        self.reads_images = False
+        self.in_files = latents.stacked is None
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.latents.files)
 
     def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
-        no_images(self.files.name(0).partition(" (")[0])
+        raise UserError(
+            f"{self.latents.files.name(0).partition(' (')[0]}: the set holds latents, no images",
+            "name the set that they were made of, or another one with images",
+        )

@@ -15,7 +15,7 @@ from diffcli.data.buckets import Framing
 from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split
 from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData
-from diffcli.data.latent_data import LatentFiles, LatentMemory, Latents
+from diffcli.data.latent_data import LatentImages, Latents
 from diffcli.data.listing import Split
 from diffcli.data.loader import MEMORY_LIMIT, loaded
 from diffcli.data.shards import FieldNote, PreparedSet, ShardFiles, open_shards
@@ -106,12 +106,9 @@ class Shards(DataConfig):
             for name, other in notes.items()
             if other.kind not in ("video", "latent")
         }
-        columns[LATENT] = latents
-        held = latents.bytes_in_memory <= MEMORY_LIMIT if self.in_memory is None else self.in_memory
-        if held:
+        if latents.bytes_in_memory <= MEMORY_LIMIT if self.in_memory is None else self.in_memory:
             latents.hold()
-        made = LatentMemory if held else LatentFiles
-        return self._captioned(made(joined(parts), self.shape, labels, sets[0].classes, columns))
+        return self._captioned(LatentImages(latents, self.shape, labels, first.classes, columns))
 
     def _sets(self, split: Split) -> list["Found"]:
         """The sets that make up a split, in order. Raises UserError where there are none, or two contradict each other."""

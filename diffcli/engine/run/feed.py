@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from diffcli.config import UserError
-from diffcli.data.images import FileImages, ImageData
+from diffcli.data.images import ImageData
 from diffcli.data.loader import batches
 from diffcli.data.order import epoch_size
 from diffcli.data.stream.dealing import Mark
@@ -62,7 +62,7 @@ class IndexedFeed(Feed):
             world=self.group.world,
             flip=self.preset.data.flip,
             device=self.group.device,
-            workers=self.cfg.workers if isinstance(self.data, FileImages) else 0,
+            workers=self.cfg.workers if self.data.in_files else 0,
         )
 
     def gather(self) -> None:

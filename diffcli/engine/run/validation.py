@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffcli import noise
 from diffcli.config import UserError
-from diffcli.data.images import FileImages, ImageData
+from diffcli.data.images import ImageData
 from diffcli.data.loader import evaluation_batches
 from diffcli.ema import at_rest
 from diffcli.engine.distributed import Group
@@ -39,7 +39,7 @@ class Validation:
         mine = self.group.shares(len(self.rows))[self.group.rank]
         places = torch.arange(mine.start, mine.stop)
         size = max(1, self.cfg.batch_size // (self.cfg.accumulate * self.group.world))
-        workers = self.cfg.workers if isinstance(self.data, FileImages) else 0
+        workers = self.cfg.workers if self.data.in_files else 0
         feed = evaluation_batches(self.data, self.rows[places], size, self.group.device, workers)
         parts, phase = [part for part in places.split(size) if len(part)], task.phases[0].name
         losses: list[Tensor] = []
