@@ -16,7 +16,6 @@ from diffcli.engine.loading import load_to_sample, place
 from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
 from diffcli.fields import OVER_PIXELS, Specs, from_record
 from diffcli.preset import Preset
-from diffcli.tasks.codecs.latent import LatentCodec
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.task import Task
@@ -106,7 +105,7 @@ def resized(model: Model, size: tuple[int, int] | None) -> Model:
         )
     config = model.preset.task
     assert isinstance(config, DiffusionConfig)
-    step = config.network.step * (task.codec.first_stage.downscale if isinstance(task.codec, LatentCodec) else 1)
+    step = config.network.step * task.codec.downscale
     if size[0] % step or size[1] % step:
         near = "x".join(str(max(1, round(side / step)) * step) for side in size)
         raise UserError(f"{flag}: {model.path} draws sides that are multiples of {step}", f"try --size {near}")

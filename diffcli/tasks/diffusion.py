@@ -25,7 +25,6 @@ from diffcli.fields import LATENT, Batch, FieldSpec, Remedies, Specs, check_fiel
 from diffcli.networks.conditioning import Conditioning
 from diffcli.noise import Domain, Noise, streams
 from diffcli.tasks.codecs.codec import Codec
-from diffcli.tasks.codecs.latent import LatentCodec
 from diffcli.tasks.conditioners.conditioner import Conditioner, condition, joined
 from diffcli.tasks.guide import Guiding
 from diffcli.tasks.objective import Objective
@@ -134,16 +133,13 @@ class DiffusionTask(Task):
         noise = Noise(stream, stream.device, Domain.POSTERIOR)
         if self.stored is None:
             return self.codec.encode(batch[self.field], noise)
-        assert isinstance(self.codec, LatentCodec)
         return self.codec.restored(batch[LATENT], noise)
 
     @property
     def measures(self) -> int | None:  # type: ignore[override]
-        return None if isinstance(self.codec, LatentCodec) else 0
+        return self.codec.measures
 
     def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
-        """Scale and shift of latents, over the training data."""
-        assert isinstance(self.codec, LatentCodec)
         self.codec.measure((self.encoded(batch, self.streamed(batch)) for batch in batches), ranks)
 
     def after_update(self, ranks: Ranks) -> None:

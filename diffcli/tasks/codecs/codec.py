@@ -1,6 +1,7 @@
 """The contract of codecs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from diffcli.config import Config
 from diffcli.fields import FieldSpec
 from diffcli.noise import Noise
+from diffcli.tasks.task import Ranks
 
 Shape = tuple[int, ...]
 """Of one sample, channels first: (C, *S) with any number of axes."""
@@ -19,6 +21,8 @@ class Codec(nn.Module, ABC):
     length: float  # of a step of 1 in an image's [-1, 1], in diffusion space
     bounds: tuple[float, float] | None
     exact: ClassVar[bool] = True  # whether `decode` gives back what was encoded, up to rounding
+    downscale: int = 1  # pixels in the edge of a position of diffusion space
+    measures: ClassVar[int | None] = 0  # samples of the training data that `measure` wants to see at least; None: all
 
     @abstractmethod
     def latent_shape(self, shape: Shape) -> Shape:
@@ -29,6 +33,16 @@ class Codec(nn.Module, ABC):
         """The field as a batch has it, (B, C, *S) -> (B, *latent_shape).
 
         noise: of what is random about the encoding, a stream for each sample; None takes the mode.
+        """
+
+    def restored(self, kept: Tensor, noise: Noise | None = None) -> Tensor:
+        """`encode` of a field in whose place the data hold what this codec keeps of it: here, the field itself."""
+        return self.encode(kept, noise)
+
+    def measure(self, latents: Iterable[Tensor], ranks: Ranks) -> None:
+        """Called once, before the first step of a new run, where `measures` is not 0: what it must know of the data.
+
+        latents: what `encode` gives of this process's part of the training data, batch by batch.
         """
 
     @abstractmethod

@@ -32,12 +32,13 @@ class LatentCodec(Codec):
     length = 1.0
     bounds = None
     exact = False
+    measures = None
     shift: Tensor
     scale: Tensor
 
     def __init__(self, first_stage: Autoencoder, channels: int, sample_posterior: bool, tile: int) -> None:
         super().__init__()
-        self.first_stage = first_stage
+        self.first_stage, self.downscale = first_stage, first_stage.downscale
         self.channels, self.sample_posterior, self.tile = channels, sample_posterior, tile
         latent = first_stage.bottleneck.channels
         self.register_buffer("shift", torch.zeros(latent))
