@@ -1,7 +1,7 @@
 """The configuration files of other libraries: read with their defaults, and refused by key where we have no such thing."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,20 @@ class Foreign:
             if self.get(key) not in values:
                 shown = " or ".join(json.dumps(value) for value in values)
                 raise self.refuse(key, f"which diffcli cannot express (it can {shown})")
+
+
+def one_sided(attends: Sequence[tuple[bool, bool]], down: str, up: str) -> list[str]:
+    """Prefixes of the attention that ours has and theirs lacks, where only one side attends at a level.
+
+    attends: whether the way down and the way up attend at each level, the finest first. down, up: prefixes of their levels.
+    """
+    found, last = [], len(attends) - 1
+    for level, (on_the_way_down, on_the_way_up) in enumerate(attends):
+        if on_the_way_up and not on_the_way_down:
+            found.append(f"{down}{level}.attentions.")
+        if on_the_way_down and not on_the_way_up:
+            found.append(f"{up}{last - level}.attentions.")
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

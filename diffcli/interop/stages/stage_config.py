@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.interop.foreign import Foreign
+from diffcli.interop.foreign import Foreign, one_sided
 from diffcli.interop.stages.autoencoder_rules import CODEBOOK, COMPVIS, parts
 from diffcli.interop.weight_files import ForeignTensors
 from diffcli.networks.autoencoder import AutoencoderConfig, FirstStageConfig
@@ -107,14 +107,8 @@ def attends(config: Foreign) -> list[tuple[bool, bool]]:
 
 
 def gone(config: Foreign) -> list[str]:
-    """Prefixes of the attention that ours has and theirs lacks, where only one half attends at a level."""
-    found, last = [], len(config.get("block_out_channels")) - 1
-    for level, (down, up) in enumerate(attends(config)):
-        if up and not down:
-            found.append(f"encoder.down_blocks.{level}.attentions.")
-        if down and not up:
-            found.append(f"decoder.up_blocks.{last - level}.attentions.")
-    return found
+    """See `one_sided`."""
+    return one_sided(attends(config), "encoder.down_blocks.", "decoder.up_blocks.")
 
 
 def scaling(config: Foreign, channels: int) -> Scaling:

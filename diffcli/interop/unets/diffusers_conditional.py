@@ -9,7 +9,14 @@ from typing import Any
 
 from diffcli.config import ImageShape, UserError
 from diffcli.interop.foreign import Foreign
-from diffcli.interop.unets.diffusers_config import PERIOD, attended_sizes, attends, norm_groups, shifted_period
+from diffcli.interop.unets.diffusers_config import (
+    PERIOD,
+    attended_sizes,
+    attends,
+    level_widths,
+    norm_groups,
+    shifted_period,
+)
 from diffcli.networks.attention_blocks import SpatialTransformer
 from diffcli.networks.blocks import stages
 from diffcli.networks.unet import UNet
@@ -102,11 +109,8 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
 def read_config(config: Foreign) -> dict[str, Any]:
     """The raw tree of `task.network`. Raises UserError naming the key of theirs that we cannot express."""
     config.demand(EXPRESSIBLE)
-    widths = config.get("block_out_channels")
+    widths = level_widths(config)
     width = widths[0]
-    config.demand({"time_embedding_dim": (None, 4 * width)})
-    if any(w % width for w in widths):
-        raise config.refuse("block_out_channels", "where the first does not divide the others, as diffcli's width must")
     for key, known in BLOCKS.items():
         if not set(config.get(key)) <= set(known):
             raise config.refuse(key, f"of which diffcli has {', '.join(known)}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffcli.config import ImageShape, UserError
-from diffcli.interop.foreign import Foreign
+from diffcli.interop.foreign import Foreign, one_sided
 from diffcli.networks.layers import Attention, GroupNorm
 from diffcli.networks.unet import UNet, stages
 
@@ -73,11 +73,8 @@ LIKE = {
 def read_config(config: Foreign) -> dict[str, Any]:
     """The raw tree of `task.network`. Raises UserError naming the key of theirs that we cannot express."""
     config.demand(EXPRESSIBLE)
-    widths = config.get("block_out_channels")
+    widths = level_widths(config)
     width = widths[0]
-    config.demand({"time_embedding_dim": (None, 4 * width)})
-    if any(w % width for w in widths):
-        raise config.refuse("block_out_channels", "where the first does not divide the others, as diffcli's width must")
     check_norms(config)
     attended = attended_sizes(config)
     return {
@@ -135,6 +132,15 @@ def check_norms(config: Foreign) -> None:
         raise config.refuse("attn_norm_num_groups", f"but diffcli's attention has a norm of norm_num_groups = {groups}")
 
 
+def level_widths(config: Foreign) -> list[int]:
+    """The channels of each level, the finest first. Raises UserError where ours cannot have them."""
+    widths = config.get("block_out_channels")
+    config.demand({"time_embedding_dim": (None, 4 * widths[0])})
+    if any(w % widths[0] for w in widths):
+        raise config.refuse("block_out_channels", "where the first does not divide the others, as diffcli's width must")
+    return list(widths)
+
+
 def attends(config: Foreign) -> list[tuple[bool, bool]]:
     """Whether the encoder and the decoder attend at each level."""
     down, up = config.get("down_block_types"), config.get("up_block_types")
@@ -182,15 +188,8 @@ def resampling(config: Foreign) -> str:
 
 
 def gone(config: Foreign) -> list[str]:
-    """Prefixes of the attention that ours has and theirs lacks, where only one side attends at a level."""
-    found = []
-    last = len(config.get("block_out_channels")) - 1
-    for level, (down, up) in enumerate(attends(config)):
-        if up and not down:
-            found.append(f"down_blocks.{level}.attentions.")
-        if down and not up:
-            found.append(f"up_blocks.{last - level}.attentions.")
-    return found
+    """See `one_sided`."""
+    return one_sided(attends(config), "down_blocks.", "up_blocks.")
 
 
 def write_config(network: UNet, shape: ImageShape) -> dict[str, Any]:
