@@ -15,6 +15,23 @@ from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
 
 CPU = torch.device("cpu")
+STAGE: dict[str, Any] = {  # a tiny first stage of diffusers
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 16,
+}
+TRANSFORMING: dict[str, Any] = {  # a tiny UNet2DConditionModel, but for the width of its tokens
+    "sample_size": 8,
+    "block_out_channels": [16, 32],
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "attention_head_dim": 4,
+}
 Model = TypeVar("Model", bound=nn.Module)
 
 

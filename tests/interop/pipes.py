@@ -10,26 +10,9 @@ from torch import Tensor
 
 from diffcli.noise import Noise
 from tests.encoders.making import WIDTH, tiny_text_tower
-from tests.interop.making import CPU, wake
+from tests.interop.making import CPU, STAGE, TRANSFORMING, wake
 
-STAGE: dict[str, Any] = {
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "sample_size": 16,
-}
-UNET: dict[str, Any] = {
-    "sample_size": 8,
-    "block_out_channels": [16, 32],
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "cross_attention_dim": WIDTH,
-    "attention_head_dim": 4,
-}
+UNET = TRANSFORMING | {"cross_attention_dim": WIDTH}
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
@@ -57,10 +40,9 @@ def stable(folder: Path, scheduler: Any = None, stage: dict[str, Any] | None = N
 def unconditional(folder: Path, quantised: bool = True) -> Path:
     """An LDMPipeline, its first stage a VQModel or an AutoencoderKL."""
     first = wake(diffusers.VQModel(**STAGE, num_vq_embeddings=20, scaling_factor=0.7), seed=2)
-    options = {name: value for name, value in UNET.items() if name != "cross_attention_dim"}
     kinds = {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
     channels = 3 if quantised else 4
-    network = diffusers.UNet2DModel(**{**options, **kinds, "in_channels": channels, "out_channels": channels})
+    network = diffusers.UNet2DModel(**{**TRANSFORMING, **kinds, "in_channels": channels, "out_channels": channels})
     scheduler = diffusers.DDIMScheduler(
         clip_sample=False, beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195
     )

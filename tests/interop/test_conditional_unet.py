@@ -16,22 +16,13 @@ from diffcli.interop.weight_files import read, wanted_shapes, write
 from diffcli.networks.attention_blocks import TokenAttention
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.unet import UNet, UNetConfig
-from tests.interop.making import close, noise, wake
+from tests.interop.making import TRANSFORMING, close, noise, wake
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 
 TIMES = torch.tensor([0.0, 137.0, 500.0, 999.0])
 SIZE, TOKENS = 8, 12
-TINY: dict[str, Any] = {
-    "sample_size": SIZE,
-    "block_out_channels": [16, 32],
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "cross_attention_dim": TOKENS,
-    "attention_head_dim": 4,
-}
+TINY = TRANSFORMING | {"cross_attention_dim": TOKENS}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as Stable Diffusion 1": {"layers_per_block": 2},
     "as Stable Diffusion 2": {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True},

@@ -17,18 +17,10 @@ from diffcli.interop.first_stages import ForeignStage, Scaling
 from diffcli.interop.stages.autoencoder_rules import COMPVIS, DIFFUSERS, stage_rules
 from diffcli.interop.weight_files import wanted_shapes, write
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
-from tests.interop.making import close, noise, wake
+from tests.interop.making import STAGE, close, noise, wake
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 
-TINY: dict[str, Any] = {
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "sample_size": 16,
-}
 KL: dict[str, dict[str, Any]] = {
     "as Stable Diffusion": {"layers_per_block": 2},
     "three levels, grey": {
@@ -68,11 +60,11 @@ F4 = {
 
 
 def kl(**options: Any) -> diffusers.AutoencoderKL:
-    return wake(diffusers.AutoencoderKL(**(TINY | options)))
+    return wake(diffusers.AutoencoderKL(**(STAGE | options)))
 
 
 def vq(**options: Any) -> diffusers.VQModel:
-    return wake(diffusers.VQModel(**(TINY | {"num_vq_embeddings": 20} | options)))
+    return wake(diffusers.VQModel(**(STAGE | {"num_vq_embeddings": 20} | options)))
 
 
 def built(stage: ForeignStage) -> Autoencoder:
@@ -204,7 +196,7 @@ def test_the_layout_of_compvis_is_that_which_diffusers_converts(inside: str, tmp
     stage = imported(theirs, tmp_path / "vae")
     named = compvis_tensors(stage)
     again = diffusers.AutoencoderKL(
-        **{**TINY, "block_out_channels": [32, 64], "norm_num_groups": 32, "layers_per_block": 2}
+        **{**STAGE, "block_out_channels": [32, 64], "norm_num_groups": 32, "layers_per_block": 2}
     )
     kept = {name: tensor for name, tensor in named.items() if not name.startswith("loss.")}
     again.load_state_dict(convert_ldm_vae_checkpoint(kept, again.config))

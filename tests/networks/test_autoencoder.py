@@ -7,17 +7,10 @@ from torch import Tensor
 
 from diffcli.engine.tuning import compile_network
 from diffcli.networks.autoencoder import Autoencoder, AutoencoderConfig, FirstStageConfig
-from diffcli.networks.bottlenecks import AnyBottleneck, Fsq, Identity, Kl, Vq
+from diffcli.networks.bottlenecks import AnyBottleneck, Fsq, Kl, Vq
+from tests.networks.test_bottlenecks import BOTTLENECKS
 from tests.networks.test_compile import Graphs
 from tests.networks.waking import normal, wake
-
-BOTTLENECKS = [
-    Identity(),
-    Kl(),
-    Vq(codes=8),
-    Vq(codes=8, codebook="gradient", estimator="rotation"),
-    Fsq(levels=(3, 4)),
-]
 
 
 def small(mult: tuple[int, ...] = (1, 2), **options: object) -> AutoencoderConfig:

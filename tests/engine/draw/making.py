@@ -40,13 +40,17 @@ class Pictured(Conditioner):
 
 def made(**keys: Any) -> Model:
     """The tiny preset with changes as a model, its weights random."""
-    preset = presets.build(changed(TINY, **keys), "made.yaml")
+    return random_model(presets.build(changed(TINY, **keys), "made.yaml"), "made")
+
+
+def random_model(preset: presets.Preset, name: str) -> Model:
+    """What a preset builds, its weights random, as if it were loaded from a checkpoint."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         task = preset.task.build(preset.specs)
         wake(task)
     task = task.eval().requires_grad_(False)
-    return Model(Path("made"), 0, preset, task, None, True, "0" * 64)
+    return Model(Path(name), 0, preset, task, None, True, "0" * 64)
 
 
 def pictured(field: str, spec: FieldSpec, **keys: Any) -> tuple[Model, Pictured]:
@@ -74,10 +78,4 @@ def encoding(kind: str = "kl", size: int = 8, channels: int = 1, **keys: Any) ->
         "task": {"kind": "autoencoder", "network": network, "bottleneck": bottleneck, **keys},
         "train": {"steps": 1},
     }
-    preset = presets.build(tree, "encoding.yaml")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        task = preset.task.build(preset.specs)
-        wake(task)
-    task = task.eval().requires_grad_(False)
-    return Model(Path("encoding"), 0, preset, task, None, True, "0" * 64)
+    return random_model(presets.build(tree, "encoding.yaml"), "encoding")
