@@ -6,6 +6,7 @@ Random images and weights: a first stage as kl-f8-256 but narrow, and a small tr
 """
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,15 +50,12 @@ def tree(data: dict[str, Any], codec: dict[str, Any], batch: int, steps: int) ->
 
 
 def rate(chosen: dict[str, Any], folder: Path, device: str) -> float:
-    """Images a second after the first steps."""
-    run, begun, steps = RunDir(folder), 0.0, 0
+    """Images a second: the median of the steps after the first ones, what is written left out."""
+    run = RunDir(folder)
     run.claim()
     with join(device) as group:  # type: ignore[arg-type]
-        for progress in train(presets.build(chosen, "bench"), run, group):
-            if progress.step == WARM:
-                begun = time.perf_counter()
-            steps = progress.step
-    return (steps - WARM) * chosen["train"]["batch_size"] / (time.perf_counter() - begun)
+        found = [p.images_per_s for p in train(presets.build(chosen, "bench"), run, group) if p.step > WARM]
+    return statistics.median(found)
 
 
 def main() -> None:
@@ -66,6 +64,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=640)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
     flags = parser.parse_args()
@@ -85,14 +84,17 @@ def main() -> None:
         list(prepare("latents", root / "set", root / "latents", options=SourceOptions(latents=latents)))
         print(f"prep-data latents: {flags.images / (time.perf_counter() - begun):.0f} images/s")
         source = {"from": str(root / "stage")}
-        for told, folder, memory in (
-            ("encoded on the fly", "set", True),
-            ("from disk", "latents", False),
-            ("from memory", "latents", True),
-        ):
-            data = {"kind": "shards", "root": str(root / folder), "size": flags.size, "in_memory": memory}
-            chosen = tree(data, source, flags.batch, flags.steps)
-            print(f"{told}: {rate(chosen, root / f'run {told}', flags.device):.0f} images/s")
+        ways = {"encoded on the fly": ("set", True), "from disk": ("latents", False), "from memory": ("latents", True)}
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        for i in range(flags.rounds):  # alternating, so that a slow minute of the machine meets all
+            for way, (folder, memory) in ways.items():
+                data = {"kind": "shards", "root": str(root / folder), "size": flags.size, "in_memory": memory}
+                chosen = tree(data, source, flags.batch, flags.steps)
+                rates[way].append(rate(chosen, root / f"run {i} {way}", flags.device))
+        for way, found in rates.items():
+            ratios = sorted(a / b for a, b in zip(found, rates["encoded on the fly"], strict=True))
+            spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            print(f"{way}: {statistics.median(found):.0f} images/s, {spread} times those encoded on the fly")
 
 
 if __name__ == "__main__":
