@@ -12,8 +12,9 @@ from diffcli.cli.app import app
 ROOT = Path(__file__).parent.parent
 PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 ALL = "\n".join(PAGES.values())
-BLOCKS = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", ALL, re.MULTILINE | re.DOTALL)
-LINES = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", ALL, re.MULTILINE | re.DOTALL)
+BLOCKS = [block for language, block in FENCES if language in ("", "bash", "sh")]
+LINES = [re.split(r" [#>]", line)[0].strip() for block in BLOCKS for line in block.splitlines()]
 INLINE = re.findall(r"`(diffcli [^`]*)`", ALL)
 LINKS = [(path, link) for path, text in PAGES.items() for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text)]
 COMMANDS = sorted({line for line in LINES + INLINE if line.startswith("diffcli ")})
