@@ -39,12 +39,13 @@ from diffcli.engine.draw.given import Value, from_files, from_stage, spec_of
 from diffcli.engine.draw.pictures import grid
 from diffcli.engine.draw.reconstruction import (
     Originals,
+    Reconstruction,
+    SideBySide,
     check_size,
     encoded,
     given_latents,
     given_originals,
     read_originals,
-    reconstruction_of,
 )
 from diffcli.engine.draw.sample import Finished, ImageRequest, Model, SampleOptions, draw, load_model, request_of
 from diffcli.engine.stage import StageModel
@@ -188,7 +189,7 @@ class LoadedModel:
             "negative_prompt": negative_prompt,
             "prior": None if prior is None else str(prior),
             "seed": seed,
-            "size": (size, size) if isinstance(size, int) else size,
+            "size": _sides(size),
             "sampler": sampler,
             "steps": steps,
             "eta": eta,
@@ -212,14 +213,14 @@ class LoadedModel:
     ) -> Samples:
         """Of a first stage: what it makes of images. They are picture files, a uint8 tensor (K, C, H, W), or samples.
 
-        size: what files are cut and resized to, as in `sample`. compare: each original stands left of its reconstruction.
+        size: what picture files are cut and resized to, as in `sample`; None: as they are. compare: each original stands left of its reconstruction.
         Raises UserError.
         """
 
         def work() -> Samples:
-            stage, originals = self._originals(images, size)
-            options = checked({"images": (Path("given"),), "compare": compare, "batch_size": batch_size})
-            return self._drawn(reconstruction_of(stage, options, originals))
+            stage, originals, batch = self._originals(images, size, batch_size)
+            source = SideBySide(originals) if switch("compare", compare) else originals
+            return self._drawn(Reconstruction(stage, source, len(originals.levels), batch))
 
         return readable(work, RECONSTRUCT)
 
@@ -233,9 +234,9 @@ class LoadedModel:
         """Of a first stage: the latents of images, without noise, float32 (K, c, h, w) on the CPU; see `reconstruct`."""
 
         def work() -> Tensor:
-            stage, originals = self._originals(images, size)
+            stage, originals, batch = self._originals(images, size, batch_size)
             with self._lock:
-                return encoded(stage, originals, whole("batch_size", batch_size, 1))
+                return encoded(stage, originals, batch)
 
         return readable(work, RECONSTRUCT)
 
@@ -251,15 +252,22 @@ class LoadedModel:
         return readable(work, RECONSTRUCT)
 
     def _originals(
-        self, images: "Pictures | Samples", size: int | tuple[int, int] | None
-    ) -> tuple[StageModel, Originals]:
-        stage, wanted = StageModel(self.model), (size, size) if isinstance(size, int) else size
-        if isinstance(images, Samples):
-            return stage, given_originals(stage, images.tensor, images.record)
-        if isinstance(images, Tensor):
-            return stage, given_originals(stage, images, f"a tensor of {'x'.join(map(str, images.shape))}")
-        check_size(stage, wanted)
-        return stage, read_originals(stage, pictures("images", images), wanted)
+        self, images: "Pictures | Samples", size: int | tuple[int, int] | None, batch_size: int
+    ) -> tuple[StageModel, Originals, int]:
+        stage = StageModel(self.model)
+        options = checked({"size": _sides(size), "batch_size": batch_size})
+        if not isinstance(images, Samples | Tensor):
+            check_size(stage, options.size)
+            return stage, read_originals(stage, pictures("images", images), options.size), options.batch_size
+        if size is not None:
+            problem = f"size is {size!r}: images in a tensor are taken in the size that they have"
+            raise UserError(problem, "leave size out, or give picture files, which are cut and resized")
+        levels, origin = (
+            (images.tensor, images.record)
+            if isinstance(images, Samples)
+            else (images, f"a tensor of {'x'.join(map(str, images.shape))}")
+        )
+        return stage, given_originals(stage, levels, origin), options.batch_size
 
     def _drawn(self, req: ImageRequest) -> Samples:
         with self._lock:
@@ -305,6 +313,10 @@ def load(
         return LoadedModel(load_model(checkpoint, where, averaged, moved, str(precision), compiled))
 
     return readable(work, LOAD)
+
+
+def _sides(size: Any) -> Any:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _picture(array: np.ndarray) -> Image.Image:

@@ -196,6 +196,14 @@ def test_what_a_first_stage_cannot_take_is_refused(model: LoadedModel) -> None:
         stage.encode(bytes_.expand(2, 3, 8, 8))
     with pytest.raises(UserError, match="which its downscale 4 does not divide"):
         stage.encode(bytes_[:, :, :6])
+    with pytest.raises(UserError, match="size is 16: images in a tensor"):
+        stage.encode(bytes_, size=16)
+    with pytest.raises(UserError, match=r"size is \(8,\)"):
+        stage.reconstruct("a.png", size=(8,))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"use size=\(8, 8\)"):
+        stage.reconstruct("a.png", size=(6, 8))
+    with pytest.raises(UserError, match="compare is 1: must be True or False"):
+        stage.reconstruct(bytes_, compare=1)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="the latents are"):
         stage.decode(torch.zeros(2, 3, 2, 2))
     with pytest.raises(UserError, match="not finite"):

@@ -18,7 +18,8 @@ from diffcli.data.pixels import flatten, to_image
 from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.draw.sampling import SampleOptions
 
-WORD = r"-?\d[\d.]*\b|\"[^\"]*\"|[A-Z]+\b|ddim\b|cpu\b|none\b"  # a value that a hint gives a flag
+SIDES = r"\d+x\d+|HxW"  # of images: height and width
+WORD = rf"{SIDES}\b|-?\d[\d.]*\b|\"[^\"]*\"|[A-Z]+\b|ddim\b|cpu\b|none\b"  # a value that a hint gives a flag
 FLAG = re.compile(rf"--([a-z][a-z-]*)(?: ({WORD}))?")
 SETTING = re.compile(r"--set ('[^']*'|\S+=[^\s,;]*)")
 Parameters = Mapping[str, str]
@@ -106,8 +107,11 @@ def in_python(text: str, parameters: Parameters, hint: bool = False) -> str:
             return match[0]
         if value is None:
             return name
-        quoted = value if not value.islower() else f'"{value}"'
-        return f"{name}={quoted}" if hint else f"{name} {value}"
+        if not hint:
+            return f"{name} {value}"
+        if re.fullmatch(SIDES, value):
+            return f"{name}=({value.replace('x', ', ')})"
+        return f'{name}="{value}"' if value.islower() else f"{name}={value}"
 
     def setting(match: "re.Match[str]") -> str:
         item = match[1].strip("'")
@@ -171,7 +175,7 @@ def several(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def pictures(name: str, value: Any) -> tuple[Path | MemoryPicture, ...]:
-    """MemoryPicture files, Pillow images, arrays (H, W), (H, W, C) and tensors (C, H, W) of uint8, one or a list; none for None.
+    """Picture files, Pillow images, arrays (H, W), (H, W, C) and tensors (C, H, W) of uint8, one or a list; none for None.
 
     An array (K, H, W, C) or a tensor (K, C, H, W) is K pictures. Raises UserError for anything else.
     """

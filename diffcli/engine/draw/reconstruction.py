@@ -197,11 +197,6 @@ def reconstruction(model: Model, options: SampleOptions) -> Reconstruction:
     check_count(options)
     check_size(stage, options.size)
     originals = read_originals(stage, options.images, options.size) if options.images else None
-    return reconstruction_of(stage, options, originals)
-
-
-def reconstruction_of(stage: StageModel, options: SampleOptions, originals: Originals | None) -> Reconstruction:
-    """As `reconstruction`, of originals that are read already."""
     source: Source
     count = options.interpolate
     if originals is None:
