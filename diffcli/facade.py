@@ -213,7 +213,8 @@ class LoadedModel:
     ) -> Samples:
         """Of a first stage: what it makes of images. They are picture files, a uint8 tensor (K, C, H, W), or samples.
 
-        size: what picture files are cut and resized to, as in `sample`; None: as they are. compare: each original stands left of its reconstruction.
+        size: what picture files are cut and resized to, as in `sample`. compare: each original stands left of its
+        reconstruction.
         Raises UserError.
         """
 
