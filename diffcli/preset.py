@@ -19,7 +19,7 @@ from diffcli.data.datasets import AnyData, at_root
 from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
 from diffcli.fields import FieldSpec
-from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant, OptimizerConfig
+from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -32,7 +32,6 @@ AnyTask = Annotated[
     DiffusionConfig | ClassifierConfig | PriorConfig | AutoencoderTaskConfig,
     Field(discriminator="kind"),
 ]
-SHARED = tuple(OptimizerConfig.model_fields)  # what optimizers of every kind have
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -109,9 +108,10 @@ def _completed(phase: Any, whole: Any) -> Any:
     own = phase.get("optimizer") if isinstance(phase, Mapping) else None
     if not isinstance(own, Mapping) or not isinstance(whole, Mapping):
         return phase
-    kind = whole.get("kind", AdamW().kind)
-    shared = whole if own.get("kind", kind) == kind else {name: whole[name] for name in SHARED if name in whole}
-    return {**phase, "optimizer": {"kind": kind, **shared, **own}}
+    own = {"kind": whole.get("kind", AdamW().kind), **own}
+    known = known_keys(PhaseConfig, {"optimizer": own}, ["optimizer"])
+    shared = {name: value for name, value in whole.items() if name in known}
+    return {**phase, "optimizer": shared | own}
 
 
 class Preset(Config):

@@ -210,6 +210,8 @@ def test_the_optimizer_of_a_phase_begins_as_that_of_the_whole() -> None:
     tree = changed(TINY, train__optimizer={"kind": "adam", "lr": 0.5, "eps": 1e-3, "weight_decay": 0.1})
     phase = presets.build(tree, "tiny", ["train.phases.main.optimizer.lr=0.25"]).train.phases["main"]
     assert phase.optimizer == Adam(lr=0.25, eps=1e-3, weight_decay=0.1)
+    phase = presets.build(tree, "tiny", ["train.phases.main.optimizer.kind=adamw"]).train.phases["main"]
+    assert phase.optimizer == AdamW(lr=0.5, eps=1e-3, weight_decay=0.1)
     phase = presets.build(tree, "tiny", ["train.phases.main.optimizer.kind=sgd"]).train.phases["main"]
     assert phase.optimizer == Sgd(lr=0.5, weight_decay=0.1)
 

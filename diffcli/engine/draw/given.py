@@ -20,6 +20,7 @@ from diffcli.engine.model import Model
 from diffcli.fields import FieldSpec, Specs, fits, listed
 
 BINARY = 2  # classes of a mask that may be black and white
+OPTIONS = {"classes": "--class", "text": "--prompt"}  # kinds of fields that have an option of their own
 PICTURED = ("image", "mask")  # the kinds of fields that are read from files
 
 
@@ -75,15 +76,12 @@ def choose_given(model: Model, values: Mapping[str, Value], interpolate: int | N
 
 def spec_of(model: Model, name: str) -> FieldSpec:
     """What the model reads under this name. Raises UserError where it reads nothing, or what has an option of its own."""
-    wanted = condition_specs(model)
-    if name == "label" and name in model.task.reads:
-        raise UserError("'label' is given, which is of kind classes", "say it with --class")
+    wanted, read = condition_specs(model), model.task.reads.get(name)
+    if read is not None and read.kind in OPTIONS:
+        raise UserError(f"'{name}' is given, which is of kind {read.kind}", f"say it with {OPTIONS[read.kind]}")
     if name not in wanted:
         hint = did_you_mean(name, sorted(wanted)) if wanted else "leave it out: this model has no such condition"
         raise UserError(f"'{name}' is given, but {model.path} does not read it", hint)
-    for kind, flag in (("classes", "--class"), ("text", "--prompt")):
-        if wanted[name].kind == kind:
-            raise UserError(f"'{name}' is given, which is of kind {kind}", f"say it with {flag}")
     return wanted[name]
 
 

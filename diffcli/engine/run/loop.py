@@ -36,16 +36,12 @@ class Progress(NamedTuple):
 
     step: int
     steps: int
-    values: dict[
-        str, float
-    ]  # loss terms and grad_norm of this step; of several phases with the name of each before them
+    values: dict[str, float]  # loss terms and grad_norm; of several phases with the name of each before them
     images_per_s: float
     event: str = ""  # what was written, if anything
     waited: float = 0.0  # seconds of this session that training waited for data,
     data_wait: float = 0.0  # and their share of all of its training
-    notes: tuple[
-        str, ...
-    ] = ()  # what there is to say of the data, and of the numbers where that was not true a step before
+    notes: tuple[str, ...] = ()  # of the data, and of the numbers what was not true a step before
 
     @property
     def losses(self) -> dict[str, float]:
@@ -141,10 +137,13 @@ class Loop:
                         settled[-1].values["val_loss"] = self.validate(self.state.averaged, step)
                     if due or stopping:
                         self.feed.gather()
-                    event = self.after(step, settled[-1].values, clocked, due, stopping, log) if due or stopping else ""
-                    for s in settled:
-                        before_it, said = said, self.state.task.remarks(s.step, s.values) if log is not None else []
-                        notes = (*self.feed.notes(), *(remark for remark in said if remark not in before_it))
+                    found = [self.state.task.remarks(s.step, s.values) if log is not None else [] for s in settled]
+                    event = ""
+                    if due or stopping:
+                        event = self.after(step, settled[-1].values, found[-1], clocked, due, stopping, log)
+                    for s, remarks in zip(settled, found, strict=True):
+                        notes = (*self.feed.notes(), *(remark for remark in remarks if remark not in said))
+                        said = remarks
                         written = event if s.step == step else ""
                         speed = clocked["images_per_s"]
                         yield Progress(s.step, cfg.steps, s.values, speed, written, waits.waited, waits.share, notes)
@@ -235,6 +234,7 @@ class Loop:
         self,
         step: int,
         shown: dict[str, float],
+        remarks: list[str],
         clocked: dict[str, float],
         due: set[str],
         stopping: bool,
@@ -247,7 +247,6 @@ class Loop:
         if "data_wait" in clocked:
             due_phases = [phase for phase in self.state.phases if phase.due(step)]
             rates = {f"{self.prefix(phase)}lr": rate(phase, step, self.cfg.steps) for phase in due_phases}
-            remarks = self.state.task.remarks(step, shown)
             log.line(step, {**shown, **rates, **self.feed.numbers(step), **clocked}, remarks)
             written.append("log")
         if "save" in due or stopping:
