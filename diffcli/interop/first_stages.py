@@ -117,7 +117,7 @@ def folded(stage: FirstStageConfig, ours: Mapping[str, Tensor], shift: Tensor, s
         if bool((scale != scale[0]).any()):
             raise UserError(
                 "the latents of a vector quantiser have a scale for each channel, so that other codes would be the nearest ones",
-                "only latents that are scaled by one number can be exported with a quantiser",
+                "only latents that are scaled by one number can be exported with a quantiser, as a model trained anew has them",
             )
         found["bottleneck.codebook"] = ((ours["bottleneck.codebook"].double() - shift) / scale).float()
     behind = behind + (after[..., 0, 0] @ shift)

@@ -16,6 +16,7 @@ from diffcli.config import UserError
 from diffcli.engine.draw.sample import load_model
 from diffcli.interop import importing
 from diffcli.interop.exporting import export_diffusers
+from diffcli.tasks.task import Alone
 from tests.conftest import Cli
 from tests.encoders.making import tiny_text_tower
 from tests.interop.making import CPU, close, loaded, network, noise, wake
@@ -116,6 +117,23 @@ def test_an_unconditional_pipeline_draws_the_same_and_goes_out_again(cli: Cli, q
     again.set_progress_bar_config(disable=True)
     alike(walked(again, begin, lambda x, t: again.unet(x, t).sample), expected)
     assert again(num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
+
+
+@torch.no_grad()
+def test_a_quantised_latent_model_that_measured_its_own_scale_goes_out_and_draws_the_same(
+    cli: Cli, tmp_path: Path
+) -> None:
+    imported = importing.load(unconditional(tmp_path / "theirs"), None)
+    task = loaded(imported)
+    task.codec.scale.fill_(1.0)
+    task.codec.measure((task.codec.encode(part) for part in noise(8, 3, 16, 16).tanh().split(3)), Alone())
+    assert task.codec.shift.abs().min() > 1e-3
+    ours = importing.save(imported._replace(tensors=task.state_dict()), tmp_path / "ours", tmp_path)
+    done = cli("export", "--ckpt", ours, "--to", "diffusers", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    pipe = diffusers.LDMPipeline.from_pretrained(tmp_path / "out")
+    expected = walked(pipe, start([5, 6], 3, 8, 8), lambda x, t: pipe.unet(x, t).sample)
+    alike(images(cli, ours, tmp_path / "x.npz", "--n", 2), expected)
 
 
 def test_a_transformer_with_its_first_stage_draws_the_same_and_goes_out_again(cli: Cli, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Diffusion in the latent space of a first stage, which is frozen and travels inside the checkpoint.
 
 z = (latent(x) - shift) / scale for each channel, so that z has mean 0 and variance 1 over the training set. What is diffused is
-not quantised: a first stage with codes quantises what it decodes.
-Source: Rombach et al. 2021, sections 3.2 and G (arXiv 2112.10752), with one scale for each channel in place of one for all.
+not quantised: a first stage with codes quantises what it decodes. Its channels have one scale, so that which code is the nearest
+is the same in z, as other libraries expect; their variance is 1 on average.
+Source: Rombach et al. 2021, sections 3.2 and G (arXiv 2112.10752), with one scale for each channel where there are no codes.
 """
 
 from collections.abc import Iterable
@@ -27,7 +28,10 @@ BANDS = 16  # in the square of `tile`
 
 
 class LatentCodec(Codec):
-    """shift, scale: of each channel of the latent, (C,), as measured over the training set; 0 and 1 before."""
+    """shift, scale: of each channel of the latent, (C,), as measured over the training set; 0 and 1 before.
+
+    Where the first stage has codes, all channels have the same scale.
+    """
 
     length = 1.0
     bounds = None
@@ -92,6 +96,7 @@ class LatentCodec(Codec):
     def measure(self, latents: Iterable[Tensor], ranks: Ranks) -> None:
         """Sets shift and scale to mean and standard deviation of latents (B, C, h, w) that shift 0 and scale 1 gave.
 
+        Of a first stage with codes, scale is one number: the root of the mean over channels of the deviation's square.
         Raises UserError where they are not finite, or the same everywhere.
         """
         total = torch.zeros(3, len(self.shift), dtype=torch.float64)
@@ -113,6 +118,8 @@ class LatentCodec(Codec):
                 f"task.codec: channel {dead} of the latents is the same number everywhere in the training data",
                 "name a first stage that has learned, of fewer channels or a smaller beta, in task.codec.from",
             )
+        if self.first_stage.bottleneck.bits is not None:
+            deviation = deviation.square().mean().sqrt().expand_as(deviation)
         self.shift.copy_(mean)
         self.scale.copy_(deviation)
 

@@ -27,13 +27,27 @@ def pictures(n: int, side: int = 8) -> torch.Tensor:
     return torch.rand(n, 1, side, side, generator=torch.Generator().manual_seed(n)) * 2 - 1
 
 
-@pytest.mark.parametrize("keys", KINDS.values(), ids=KINDS.keys())
-def test_after_measuring_every_channel_has_mean_0_and_deviation_1(keys):
+def measured(**keys) -> tuple[LatentCodec, torch.Tensor]:
+    """A codec that measured pictures, and what it then encodes them to."""
     made, images = codec(**keys), pictures(40)
     made.measure((made.encode(part) for part in images.split(7)), Alone())
-    z = made.encode(images)
+    return made, made.encode(images)
+
+
+@pytest.mark.parametrize("kind", ["none", "kl"])
+def test_after_measuring_every_channel_has_mean_0_and_deviation_1(kind):
+    _, z = measured(**KINDS[kind])
     assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-5
     assert (z.std(dim=(0, 2, 3)) - 1).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("kind", ["vq", "fsq"])
+def test_after_measuring_latents_of_codes_have_mean_0_and_together_variance_1_by_one_scale(kind):
+    made, z = measured(**KINDS[kind])
+    assert z.mean(dim=(0, 2, 3)).abs().max() < 1e-5
+    assert abs(float(z.var(dim=(0, 2, 3)).mean()) - 1) < 0.01
+    assert z.var(dim=(0, 2, 3)).std() > 0.02, "channels differ, so that a scale for each would be another one"
+    assert made.scale.equal(made.scale[:1].expand(3))
 
 
 @pytest.mark.parametrize("keys", KINDS.values(), ids=KINDS.keys())
