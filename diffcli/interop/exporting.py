@@ -18,12 +18,11 @@ from diffcli.encoders.encoder import Encoder
 from diffcli.encoders.libraries import TEXT_ENCODER, TOKENIZER, Towers
 from diffcli.interop import first_stages, published_dit
 from diffcli.interop.importing import CONFIG, PIPELINE, SCHEDULER, check_empty, diffusion, on_meta
-from diffcli.interop.pipelines import PLACE
+from diffcli.interop.pipelines import ALONE, PLACE
 from diffcli.interop.scheduler import write_scheduler
 from diffcli.interop.stages.stage_config import Scaling
 from diffcli.interop.unets import diffusers_conditional, diffusers_config, diffusers_unet
 from diffcli.interop.weight_files import WEIGHTS, ForeignTensors, write
-from diffcli.networks.autoencoder import FirstStageConfig
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
@@ -39,7 +38,6 @@ PIPELINES = {
     "DiTTransformer2DModel": "DiTPipeline",
 }
 TOKENIZER_CLASS = "CLIPTokenizer"
-STAGE = "autoencoder."  # where the task of an autoencoder keeps its first stage
 
 
 class WrittenPart(NamedTuple):
@@ -105,13 +103,8 @@ def stage_alone(preset: Preset, tensors: ForeignTensors) -> WrittenPart:
     """The first stage of an autoencoder's checkpoint, its latents as they are."""
     task, shape = preset.task, preset.data.shape
     assert isinstance(task, AutoencoderTaskConfig)
-    stage = FirstStageConfig(
-        network=task.network,
-        bottleneck=task.bottleneck,
-        channels=shape.channels,
-        vector=0 if task.embedding is None else task.embedding.width,
-    )
-    inside = {name.removeprefix(STAGE): value for name, value in tensors.items() if name.startswith(STAGE)}
+    stage = task.first_stage(shape.channels)
+    inside = {name.removeprefix(f"{ALONE}."): value for name, value in tensors.items() if name.startswith(f"{ALONE}.")}
     plain = Scaling(torch.zeros(task.network.latent), torch.ones(task.network.latent))
     return WrittenPart(".", *first_stages.to_diffusers(stage, inside, plain, max(shape.height, shape.width)))
 

@@ -23,10 +23,9 @@ from diffcli.networks.bottlenecks import Kl
 from diffcli.networks.vector_quantiser import Vq
 
 CONFIG = "config.json"
-MARK = "encoder.conv_in.weight"  # of both dialects
 COMPVIS_MARK = "encoder.down.0.block.0.conv1.weight"
 INSIDE = "first_stage_model."  # where latent diffusion keeps it in its files
-KEPT = ("encoder", "decoder", *QUANT, "quantize")
+KEPT = ("encoder", "decoder", *QUANT, "quantize")  # its parts
 PUBLISHED = stage_config.CLASSES
 
 
@@ -69,11 +68,7 @@ def from_compvis(theirs: ForeignTensors, source: str) -> ForeignStage:
     What only their training needs (discriminator, LPIPS) is left out. Raises UserError where it is none of them.
     """
     inside = {name.removeprefix(INSIDE): tensor for name, tensor in theirs.items() if name.startswith(INSIDE)} or theirs
-    kept = {
-        name: tensor
-        for name, tensor in inside.items()
-        if name.partition(".")[0] in ("encoder", "decoder", *QUANT, "quantize")
-    }
+    kept = {name: tensor for name, tensor in inside.items() if name.partition(".")[0] in KEPT}
     if COMPVIS_MARK not in kept:
         raise UserError(
             f"{source}: holds no first stage in the layout of taming-transformers or latent-diffusion",

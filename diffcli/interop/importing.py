@@ -144,7 +144,7 @@ def stage_alone(stage: ForeignStage, path: Path) -> Imported:
     task = {"kind": "autoencoder", **stage.config.model_dump(mode="json", include={"network", "bottleneck"})}
     data = {"kind": "none", "size": STAGE_SIZE, "channels": stage.config.channels}
     preset = built({"name": slug(path), "data": data, "task": task}, path)
-    return Imported(preset, {f"autoencoder.{name}": tensor for name, tensor in stage.tensors.items()}, None, ())
+    return Imported(preset, {f"{pipelines.ALONE}.{name}": tensor for name, tensor in stage.tensors.items()}, None, ())
 
 
 def dit_rules(preset: Preset, network: DiT, ours: ForeignTensors, theirs: ForeignTensors, path: Path) -> list[Rule]:

@@ -25,7 +25,7 @@ from diffcli.tasks.diffusion_config import DiffusionConfig
 STAGES = ("vae", "vqvae")  # folders of a pipeline
 CONFIG = "config.json"
 TOWERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-PLACE = "codec.first_stage"  # where a task keeps it
+PLACE, ALONE = "codec.first_stage", "autoencoder"  # where a latent model keeps it, and where an autoencoder does
 DROPPED, GUIDANCE = 0.1, 7.5  # share of texts that Stable Diffusion was trained without, and its usual scale
 
 

@@ -77,6 +77,15 @@ class AutoencoderTaskConfig(TaskConfig):
             return self
         return self.model_copy(update={"perceptual": self.perceptual.resolved()})
 
+    def first_stage(self, channels: int) -> FirstStageConfig:
+        """What it trains, for images of so many channels."""
+        return FirstStageConfig(
+            network=self.network,
+            bottleneck=self.bottleneck,
+            channels=channels,
+            vector=0 if self.embedding is None else self.embedding.width,
+        )
+
     def build(self, specs: Specs) -> AutoencoderTask:
         """The task for the field that it encodes, its weights drawn from torch's current generator."""
         spec = modelled(specs, self.field, ("image",))
@@ -87,12 +96,7 @@ class AutoencoderTaskConfig(TaskConfig):
         if self.perceptual is not None:
             self.perceptual.check(ImageShape(*spec.sides))
             perceptual = self.perceptual.build()
-        stage = FirstStageConfig(
-            network=self.network,
-            bottleneck=self.bottleneck,
-            channels=channels,
-            vector=0 if told is None else told.width,
-        )
+        stage = self.first_stage(channels)
         return AutoencoderTask(
             stage,
             stage.build(),
