@@ -230,7 +230,7 @@ def check_conditioners(preset: Preset) -> None:
     if kinds not in ([], ["class"]):
         raise UserError(
             f"task.conditioners are {', '.join(kinds)}, which the networks of diffusers do not take",
-            "export an unconditional model, one with classes alone, or one of texts that was trained as Stable Diffusion",
+            "such a model cannot go out; an unconditional one can, one with classes alone, and one of texts as Stable Diffusion",
         )
 
 

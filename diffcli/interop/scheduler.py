@@ -135,7 +135,7 @@ def write_scheduler(preset: Preset) -> dict[str, Any]:
         raise UserError(
             f"task.target is '{task.target}' on the schedule '{task.schedule.kind}', "
             "which the pipelines of diffusers for such networks cannot draw",
-            f"export a model with the target {', '.join(PREDICTIONS)} on a discrete schedule",
+            "such a model cannot go out; to export one, train it with --set task.target=v --set task.schedule.kind=cosine",
         )
     if task.codec.kind != "latent" and (task.codec.kind != "pixels" or task.codec.scale != 1):
         raise UserError(

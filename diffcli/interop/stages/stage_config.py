@@ -3,6 +3,7 @@
 The keys and their defaults are those of the library's documentation. Both libraries have norms of epsilon 1e-6.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -186,19 +187,20 @@ def check_expressible(stage: FirstStageConfig) -> None:
     network, kind = stage.network, stage.bottleneck.kind
     widths = [network.width * m for m in network.mult]
     checks = {
-        "bottleneck.kind": (kind in ("kl", "vq"), kind, "kl or vq"),
-        "vector": (stage.vector == 0, stage.vector, "0"),
-        "network.patch": (network.patch == 1, network.patch, "1"),
-        "network.middle_blocks": (network.middle_blocks == 2, network.middle_blocks, "2"),
-        "network.norm_eps": (network.norm_eps == EPS, network.norm_eps, f"{EPS:g}"),
-        "network.groups": (not any(w % network.groups for w in widths), network.groups, "a divisor of all widths"),
-        "network.features": (kind == "vq" or network.features in (None, network.latent), network.features, "null"),
+        "bottleneck.kind": (kind in ("kl", "vq"), kind, "kl"),
+        "vector": (stage.vector == 0, stage.vector, None),
+        "network.patch": (network.patch == 1, network.patch, 1),
+        "network.middle_blocks": (network.middle_blocks == 2, network.middle_blocks, 2),
+        "network.norm_eps": (network.norm_eps == EPS, network.norm_eps, EPS),
+        "network.groups": (not any(w % network.groups for w in widths), network.groups, math.gcd(GROUPS, *widths)),
+        "network.features": (kind == "vq" or network.features in (None, network.latent), network.features, None),
     }
     for key, (expressible, found, instead) in checks.items():
         if not expressible:
+            name = "embedding" if key == "vector" else key
             raise UserError(
                 f"the first stage has {key} {found}, which the autoencoders of diffusers do not have",
-                f"export a model whose first stage was trained with {key} {instead}",
+                f"it cannot go out; to export, train another one with --set task.{name}={'null' if instead is None else instead}",
             )
 
 

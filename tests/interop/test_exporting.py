@@ -1,0 +1,96 @@
+"""Which of the shipped latent models can go out to diffusers, and what the others are told to train instead."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffcli import preset as presets
+from diffcli.config import UserError
+from diffcli.interop import exporting
+from diffcli.interop.importing import on_meta
+from diffcli.interop.scheduler import write_scheduler
+from diffcli.preset import Preset
+from tests.conftest import ROOT
+
+LATENT = {path.stem for path in (ROOT / "presets").glob("*.yaml") if "kind: latent" in path.read_text()}
+GO_OUT = {"celeba-256-latent": "VQModel", "imagenet256-unet-latent": "VQModel"}
+REFUSED = {
+    "cifar10-latent": "--set task.target=v --set task.schedule.kind=cosine",
+    "imagenet256-dit-latent": "--set task.target=v --set task.schedule.kind=cosine",
+    "mnist-latent": "--set task.target=v --set task.schedule.kind=cosine",
+    "cc3m-256-latent": "such a model cannot go out",
+}
+STAGES = {
+    "cifar10-kl": "--set task.network.patch=1",
+    "mnist-vae": "--set task.network.patch=1",
+    "vqgan-f4-256-clip": "--set task.embedding=null",
+}
+
+
+def described(name: str, *overrides: str) -> tuple[Preset, Mapping[str, Tensor]]:
+    """A preset over the first stage that it names, and tensors without memory, but for a scale as it is measured."""
+    preset = presets.load(name, overrides)
+    stage = presets.load(preset.task.codec.source.name)
+    raw = preset.model_dump(mode="json")
+    made = stage.task.first_stage(stage.data.shape.channels)
+    raw["task"]["codec"]["first_stage"] = made.model_dump(mode="json")
+    preset = presets.build(raw, name)
+    latent = made.network.latent
+    scaling = {"codec.shift": torch.zeros(latent), "codec.scale": torch.full((latent,), 2.0)}
+    return preset, on_meta(preset).state_dict() | scaling
+
+
+def written(name: str, *overrides: str) -> list[exporting.WrittenPart]:
+    """The networks of the folder that this preset's model would become."""
+    preset, tensors = described(name, *overrides)
+    write_scheduler(preset)
+    return [exporting.network(preset, tensors), *exporting.first_stage(preset, tensors)]
+
+
+def test_each_latent_preset_is_known_to_go_out_or_not():
+    assert {*GO_OUT, *REFUSED} == LATENT
+
+
+@pytest.mark.parametrize("name", GO_OUT)
+def test_a_shipped_latent_model_goes_out(name: str):
+    network, stage = written(name)
+    assert network.config["_class_name"] == "UNet2DModel"
+    assert stage.config["_class_name"] == GO_OUT[name]
+    assert stage.config["scaling_factor"] == 0.5
+    assert network.config["in_channels"] == stage.config["latent_channels"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_one_that_cannot_is_told_what_can(name: str):
+    with pytest.raises(UserError) as error:
+        written(name)
+    assert REFUSED[name] in error.value.hint
+
+
+def test_what_the_hint_says_leads_past_it():
+    preset, _ = described("cifar10-latent", "task.target=v", "task.schedule.kind=cosine")
+    assert write_scheduler(preset)["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_first_stage_that_cannot_go_out_is_told_what_can(name: str):
+    with pytest.raises(UserError) as error:
+        exporting.stage_alone(presets.load(name), {})
+    assert STAGES[name] in error.value.hint
+
+
+def test_what_is_wrong_with_a_first_stage_is_told_one_by_one_until_it_goes_out():
+    changes: list[str] = []
+    for key in ("task.network.patch=1", "task.network.middle_blocks=2", None):
+        preset = presets.load("mnist-vae", changes)
+        with torch.device("meta"):
+            tensors = preset.task.build(preset.specs).state_dict()
+        if key is None:
+            assert exporting.stage_alone(preset, tensors).config["_class_name"] == "AutoencoderKL"
+            return
+        with pytest.raises(UserError) as error:
+            exporting.stage_alone(preset, tensors)
+        assert error.value.hint.endswith(f"--set {key}")
+        changes.append(key)
