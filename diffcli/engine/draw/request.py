@@ -154,12 +154,11 @@ class Request:
 
     def images(self, rows: range) -> Tensor:
         """The finished images `rows`, computed as one batch: uint8 (B, C, H, W) on the model's device."""
-        made = self.task.decode(last(self.walk(rows)[1]).x)
-        return to_levels(self.edit.kept(self.task, made, rows))
+        return self.finished(last(self.walk(rows)[1]).x, rows)
 
-    def finished(self, x: Tensor) -> Tensor:
-        """Diffusion space -> uint8 on the same device."""
-        return to_levels(self.task.decode(x))
+    def finished(self, x: Tensor, rows: range) -> Tensor:
+        """Images `rows` in diffusion space -> uint8 on the same device, with given pixels where the mask says that they stay."""
+        return to_levels(self.edit.kept(self.task, self.task.decode(x), rows))
 
     def agree(self, group: Group) -> None:
         """Takes in, on rank 0, the evaluations that the ranks have counted."""

@@ -143,11 +143,12 @@ def frames(req: Request, show: Literal["x", "x0"], group: Group) -> Iterator[Ten
 @torch.no_grad()
 def walk(req: Request, rows: range, show: Literal["x", "x0"]) -> Iterator[Tensor]:
     """`frames` of the images `rows` alone, computed as one batch, on the device that draws them."""
-    start, steps = req.walk(computed(req, rows))
+    whole = computed(req, rows)
+    start, steps = req.walk(whole)
     if show == "x":
-        yield req.finished(start)[: len(rows)]
+        yield req.finished(start, whole)[: len(rows)]
     for step in steps:
-        yield req.finished(step.x0 if show == "x0" else step.x)[: len(rows)]
+        yield req.finished(step.x0 if show == "x0" else step.x, whole)[: len(rows)]
 
 
 def gather(levels: Tensor, size: int, group: Group) -> list[Tensor]:

@@ -11,6 +11,7 @@ import torch
 import diffcli
 from diffcli import preset as presets
 from diffcli.engine.distributed import Group, join
+from diffcli.engine.draw.pictures import GAP
 from diffcli.engine.draw.sample import SampleOptions, draw, request
 from diffcli.engine.model import Model, load_model, resized
 from diffcli.engine.run.runlog import RunDir
@@ -112,6 +113,22 @@ def test_inpainting_keeps_every_pixel_that_is_not_painted_and_changes_what_is(
     x, _ = req.walk(range(1))
     assert x.shape == (1, 3, 4, 4)
     assert reconstructed(model, image)[0, 0].numpy()[mask == 0].tolist() != given[mask == 0].tolist()
+
+
+@pytest.mark.parametrize("show", ["x", "x0"])
+def test_a_gif_of_inpainting_keeps_every_pixel_that_is_not_painted_and_ends_in_the_sample(
+    cli: Cli, run: Path, tmp_path: Path, show: str
+) -> None:
+    image, mask = picture(tmp_path / "a.png"), np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    imageio.imwrite(tmp_path / "mask.png", mask)
+    edit = ["--ckpt", run, "--image", image, "--mask", tmp_path / "mask.png"]
+    assert cli("gif", *edit, "--show", show, "--out", tmp_path / "a.gif").code == 0
+    assert cli("sample", *edit, "--out", tmp_path / "x.npz").code == 0
+    frames = np.asarray(imageio.imread(tmp_path / "a.gif", index=None))[:, GAP:-GAP, GAP:-GAP, 0]
+    given, sample = imageio.imread(image), np.load(tmp_path / "x.npz")["arr_0"][0, ..., 0]
+    assert (frames[:, mask == 0] == given[mask == 0]).all()
+    assert (frames[-1] == sample).all()
 
 
 @pytest.mark.slow
