@@ -11,7 +11,7 @@ import torch
 from diffcli import checkpoint, preset
 from diffcli.config import UserError
 from diffcli.engine import encoder_records
-from diffcli.engine.casting import run_in
+from diffcli.engine.casting import run_in, suited
 from diffcli.engine.loading import load_to_sample, place
 from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
 from diffcli.fields import OVER_PIXELS, Specs, from_record
@@ -64,7 +64,7 @@ def load_model(
     """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged.
 
     overrides: KEY=VALUE, of which those that say where a pretrained encoder lies now are heeded. precision: auto, fp32, bf16 or
-    fp16, see `run_in`. The weights are read once and no random weight is made: the task is built without memory for its weights.
+    fp16, see `run_in` and `suited`. The weights are read once and no random weight is made: the task is built without memory for its weights.
     """
     tune(device)
     chosen = choose_precision(precision, device)
@@ -77,6 +77,7 @@ def load_model(
         raise UserError(f"--no-ema: {found} holds an average only", "leave --no-ema out")
     with torch.device("meta"):
         built = resolved.task.build(specs_of(record, resolved, found))
+    chosen = suited(built, chosen)
     digest = load_to_sample(built, found, record, use_ema)
     encoder_records.promise(built, record, found)
     task = place(built, device, chosen, training=False).eval().requires_grad_(False)

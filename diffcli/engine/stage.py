@@ -1,7 +1,7 @@
 """A first stage in use: a checkpoint of an autoencoder that turns images into latents and latents into images.
 
 Latents are those that a diffusion model sees: means of a variational bottleneck, and what a quantiser is given, which quantises
-when the image is made. All in the precision that the checkpoint was loaded in, and float32 outside.
+when the image is made. All in the precision that the checkpoint was loaded in, and float32 outside; in batches, see `coding`.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.engine.model import Model
 from diffcli.engine.tuning import autocast
+from diffcli.networks.coding import decoded, encoded
 from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
 
 
@@ -58,19 +59,17 @@ class StageModel:
         vector: what it is told of each, (B, V), where it was trained with that; None: nothing.
         """
         with autocast(self.model.device, self.model.precision):
-            return self.bottleneck.latent(self.task.encode(x, vector), None).float()
+            return self.bottleneck.latent(encoded(self.task.autoencoder, x, vector), None).float()
 
     @torch.no_grad()
     def decode(self, z: Tensor, vector: Tensor | None = None) -> Tensor:
         """Latents (B, c, h, w) on the model's device -> images (B, C, H, W) in [-1, 1]."""
         with autocast(self.model.device, self.model.precision):
-            made = self.task.autoencoder.decode(self.bottleneck.snapped(z), vector)
-        return made.float().clamp(-1, 1)
+            return decoded(self.task.autoencoder, self.bottleneck.snapped(z), vector).clamp(-1, 1)
 
     def reconstruct(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] on the model's device -> what is left of them, in [-1, 1]."""
-        with torch.no_grad(), autocast(self.model.device, self.model.precision):
-            return self.task.reconstruct(x, vector).float().clamp(-1, 1)
+        return self.decode(self.encode(x, vector), vector)
 
     def describe(self, size: Sequence[int]) -> dict[str, Any]:
         """Of a sidecar or report: the shape of a latent of images of this height and width, and its codes where it has any."""

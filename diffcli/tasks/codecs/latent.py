@@ -7,7 +7,6 @@ Source: Rombach et al. 2021, sections 3.2 and G (arXiv 2112.10752), with one sca
 """
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,13 +17,10 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.fields import FieldSpec, listed
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
-from diffcli.networks.bands import decode_in_bands
+from diffcli.networks.coding import TILE, decoded, encoded
 from diffcli.noise import Noise
 from diffcli.tasks.codecs.codec import Codec, CodecConfig, Shape
 from diffcli.tasks.task import Ranks
-
-AT_ONCE = 2**20  # pixels that are encoded or decoded together: 16 images of 256x256
-BANDS = 16  # in the square of `tile`
 
 
 class LatentCodec(Codec):
@@ -64,11 +60,9 @@ class LatentCodec(Codec):
             )
         return latent, height // factor, width // factor
 
-    @torch.no_grad()
     def stored(self, x: Tensor) -> Tensor:
         """What a prepared set keeps of images (B, C, H, W) in [-1, 1]: (B, inputs, H/f, W/f), `kl`: means, log-variances."""
-        with widened(x.device):
-            return torch.cat([self.first_stage.encode(part).float() for part in x.split(together(x, 1))])
+        return encoded(self.first_stage, x)
 
     def restored(self, stored: Tensor, noise: Noise | None = None) -> Tensor:
         """`encode` of images of which `stored` is kept, float16 or float32."""
@@ -86,12 +80,7 @@ class LatentCodec(Codec):
     def decode(self, z: Tensor) -> Tensor:
         """In batches; images of more than tile x tile pixels one by one and in bands of rows, which is exact."""
         whole = self.first_stage.bottleneck.snapped(z * over(self.scale, z) + over(self.shift, z))
-        size = z.shape[2] * z.shape[3] * self.first_stage.downscale**2
-        if size > self.tile**2:
-            bands = [decode_in_bands(self.first_stage, part, self.tile**2 // BANDS) for part in whole.split(1)]
-            return torch.cat(bands).float()
-        parts = whole.split(together(z, self.first_stage.downscale))
-        return torch.cat([self.first_stage.decode(part) for part in parts]).float()
+        return decoded(self.first_stage, whole, tile=self.tile)
 
     def measure(self, latents: Iterable[Tensor], ranks: Ranks) -> None:
         """Sets shift and scale to mean and standard deviation of latents (B, C, h, w) that shift 0 and scale 1 gave.
@@ -124,22 +113,9 @@ class LatentCodec(Codec):
         self.scale.copy_(deviation)
 
 
-def widened(device: torch.device) -> AbstractContextManager[None]:
-    """A context in which nothing is computed in fp16, whose range the activations of published first stages leave."""
-    kind = device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) != torch.float16:
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
-
-
 def over(values: Tensor, z: Tensor) -> Tensor:
     """(C,) as it multiplies z (B, C, *S)."""
     return values.view(-1, *[1] * (z.ndim - 2))
-
-
-def together(x: Tensor, factor: int) -> int:
-    """How many of these samples (B, C, H, W), each side times a factor, go through the first stage at once."""
-    return max(1, AT_ONCE // (x.shape[2] * x.shape[3] * factor**2))
 
 
 class LatentCodecConfig(CodecConfig):
@@ -156,7 +132,7 @@ class LatentCodecConfig(CodecConfig):
     source: Path | None = Field(None, alias="from", description="run, checkpoint or folder of the first stage")
     first_stage: FirstStageConfig | None = Field(None, description="what the first stage is made of; read from `from`")
     sample_posterior: bool = Field(True, description="of `kl`: draw each latent anew in each epoch, or take its mean")
-    tile: int = Field(512, ge=16, description="images of more than tile x tile pixels are decoded in bands")
+    tile: int = Field(TILE, ge=16, description="images of more than tile x tile pixels are decoded in bands")
 
     @model_serializer(mode="wrap")
     def _named(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from diffcli.engine.model import Model, load_model
 from diffcli.engine.stage import StageModel
 from diffcli.fields import to_float, to_levels
 from diffcli.noise import Noise
+from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
 from tests.engine.draw.making import encoding, made
 from tests.engine.score.making import FIRST_STAGE, save_run
 
@@ -201,6 +202,28 @@ def test_a_first_stage_is_no_diffusion_model_and_the_reverse() -> None:
         request(encoding(), options())
     with pytest.raises(UserError, match="was trained as a diffusion, not as an autoencoder"):
         StageModel(made())
+
+
+def test_a_first_stage_is_not_computed_in_fp16(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", FIRST_STAGE)
+    exact, half = (load_model(run, torch.device("cpu"), precision=name) for name in ("fp32", "fp16"))
+    assert half.describe()["precision"] == "fp32"
+    chosen = options(files(tmp_path, [(28, 28)]))
+    assert images_of(half, chosen).equal(images_of(exact, chosen))
+
+
+def test_a_large_picture_is_decoded_in_bands(tmp_path: Path) -> None:
+    """As by a latent model: the decoder is never called for the whole."""
+    model, calls = encoding(), []
+    assert isinstance(model.task, AutoencoderTask)
+    model.task.autoencoder.decoder.register_forward_hook(lambda module, given, made: calls.append(len(made)))
+    small, large = files(tmp_path, [(8, 8), (520, 512)])
+    images_of(model, options([small]))
+    assert calls == [1]
+    banded = images_of(model, options([large]))
+    assert calls == [1]
+    whole = to_levels(model.task.reconstruct(to_float(levels(large))))
+    assert (banded.int() - whole.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("adversarial", [None, {"start": 3, "discriminator": {"width": 4, "depth": 1}}])
