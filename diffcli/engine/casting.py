@@ -35,15 +35,16 @@ def run_in(task: Task, device: torch.device, precision: str) -> None:
     """
     if precision not in HALVES:
         return
-    dtype, network = HALVES[precision], task.network_to_compile
-    kept = {id(layer) for module in network.modules() for part in float32_parts(module) for layer in part.modules()}
-    for module in network.modules():
+    dtype, networks = HALVES[precision], task.networks_in_use
+    modules = [module for network in networks for module in network.modules()]
+    exact = [part for module in modules for part in float32_parts(module)]
+    kept = {id(layer) for part in exact for layer in part.modules()}
+    for module in modules:
         if type(module) in PRODUCTS and id(module) not in kept:
             module.to(dtype)
-    for module in network.modules():
-        for part in float32_parts(module):
-            part.forward = under(part.forward, device, None)
-    for module in (network, *(m for m in task.modules() if isinstance(m, Conditioner))):
+    for part in exact:
+        part.forward = under(part.forward, device, None)
+    for module in (*networks, *(m for m in task.modules() if isinstance(m, Conditioner))):
         module.forward = under(module.forward, device, dtype)
 
 

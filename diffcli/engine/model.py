@@ -83,7 +83,8 @@ def load_model(
     task = place(built, device, chosen, training=False).eval().requires_grad_(False)
     run_in(task, device, chosen)
     if compile:
-        compile_network(task.network_to_compile)
+        for network in task.networks_in_use:
+            compile_network(network)
     classes = tuple(record["classes"]) if record.get("classes") else None
     return Model(found, record["step"], resolved, task, classes, use_ema, digest, chosen, compile)
 

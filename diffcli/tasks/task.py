@@ -158,6 +158,11 @@ class Task(nn.Module, ABC):
         return self.networks[0].module
 
     @property
+    def networks_in_use(self) -> tuple[nn.Module, ...]:
+        """The modules that take nearly all of the time where a checkpoint is used, each called as a whole."""
+        return (self.network_to_compile,)
+
+    @property
     @abstractmethod
     def reads(self) -> Specs:
         """The fields of the data that it takes, as it was built for them: no other is read from disk."""

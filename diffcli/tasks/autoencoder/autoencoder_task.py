@@ -94,6 +94,11 @@ class AutoencoderTask(Task):
         return self.autoencoder.encoder if two else self.autoencoder
 
     @property
+    def networks_in_use(self) -> tuple[torch.nn.Module, ...]:
+        """Encoder and decoder, which are used one without the other."""
+        return self.autoencoder.encoder, self.autoencoder.decoder
+
+    @property
     def reads(self) -> dict[str, FieldSpec]:
         told = self.embedding
         return {self.field: self.spec} | ({} if told is None else {told.field: FieldSpec("vector", (told.width,))})

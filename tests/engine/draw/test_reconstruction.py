@@ -204,6 +204,30 @@ def test_a_first_stage_is_no_diffusion_model_and_the_reverse() -> None:
         StageModel(made())
 
 
+@pytest.mark.parametrize("adversarial", [None, {"start": 3, "discriminator": {"width": 4, "depth": 1}}])
+def test_encoder_and_decoder_are_what_is_compiled_and_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adversarial: dict[str, object] | None
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    calls: list[torch.nn.Module] = []
+
+    def compile_module(module: torch.nn.Module, **options: object) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = lambda *given: calls.append(module) or module._call_impl(*given)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_module)
+    run = save_run(tmp_path / "run", yaml.safe_dump({**yaml.safe_load(FIRST_STAGE), "adversarial": adversarial}))
+    model, plain = (load_model(run, torch.device("cpu"), compile=compile) for compile in (True, False))
+    chosen = options(files(tmp_path, [(28, 28)]))
+    images = images_of(model, chosen)
+    assert len(compiled) == 2
+    assert calls == compiled
+    assert images.equal(images_of(plain, chosen))
+    stage = StageModel(model)
+    stage.decode(stage.encode(torch.zeros(1, 1, 28, 28)))
+    assert calls == 2 * compiled
+
+
 def test_a_first_stage_is_not_computed_in_fp16(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", FIRST_STAGE)
     exact, half = (load_model(run, torch.device("cpu"), precision=name) for name in ("fp32", "fp16"))
@@ -228,7 +252,7 @@ def test_a_large_picture_is_decoded_in_bands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("adversarial", [None, {"start": 3, "discriminator": {"width": 4, "depth": 1}}])
 def test_half_precision_moves_an_image_a_little(tmp_path: Path, adversarial: dict[str, object] | None) -> None:
-    """Also where the encoder alone has half weights: see `AutoencoderTask.network_to_compile`."""
+    """Also where training compiles the encoder alone: see `AutoencoderTask.network_to_compile`."""
     task = {**yaml.safe_load(FIRST_STAGE), "adversarial": adversarial}
     run = save_run(tmp_path / "run", yaml.safe_dump(task))
     exact, half = (load_model(run, torch.device("cpu"), precision=name) for name in ("fp32", "bf16"))
