@@ -6,7 +6,7 @@ from typing import Any
 
 from diffcli import checkpoint
 from diffcli.config import UserError
-from diffcli.engine.model import Model, load_model
+from diffcli.engine.model import Model, load_model, resized
 from diffcli.fields import listed
 from diffcli.preset import AnyTask
 from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
@@ -30,15 +30,19 @@ def check_named(named: Mapping[str, Path]) -> None:
 def load_guides(guide: Guide, model: Model, overrides: Sequence[str] = ()) -> dict[str, Model]:
     """The checkpoints of `guide` by key, on the model's device. Raises UserError where one cannot guide the model.
 
-    overrides: see `load_model`; a weaker model has the conditions of the model, so encoders that moved have moved for both.
+    overrides: see `load_model`; a weaker model has the conditions of the model, so encoders that moved have moved for both. It
+    draws images of the model's size, whatever its own is.
     """
     check_named({f"guide.{key}": path for key, path in guide.models.items()})
     checks: dict[str, Callable[[Model, Model], None]] = {"weaker": check_weaker, "classifier": check_classifier}
     found = {}
     for key, path in guide.models.items():
         moved = overrides if key == "weaker" else ()
-        found[key] = load_model(path, model.device, overrides=moved, precision=model.precision)
-        checks[key](found[key], model)
+        loaded = load_model(path, model.device, overrides=moved, precision=model.precision)
+        if key == "weaker" and isinstance(loaded.task, DiffusionTask):
+            loaded = resized(loaded, model.size)
+        checks[key](loaded, model)
+        found[key] = loaded
     return found
 
 

@@ -74,6 +74,20 @@ def test_a_model_of_pixels_draws_other_sizes_and_its_own_as_before(trained: Path
     assert model.sample(2, seed=3).tensor.equal(plain.tensor), "the model itself keeps its size"
 
 
+def test_a_weaker_model_draws_the_size_that_is_asked_for(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    """Led away from itself a model goes nowhere else; led away from an early checkpoint it does."""
+    early, drawn = trained / "checkpoints" / "step-00000002", {}
+    for name, weaker in (("plain", None), ("itself", trained), ("early", early)):
+        guide = ["--guidance", 1] if weaker is None else ["--guidance", 3, "--set", f"guide.weaker={weaker}"]
+        out = tmp_path / f"{name}.npz"
+        done = cli("sample", "--ckpt", trained, "--n", 2, "--size", "8x14", *guide, "--out", out)
+        assert done.code == 0, done.err
+        drawn[name] = np.load(out)["arr_0"].astype(int)
+    assert drawn["plain"].shape == (2, 8, 14, 1)
+    assert abs(drawn["itself"] - drawn["plain"]).max() <= 1
+    assert abs(drawn["early"] - drawn["plain"]).max() > 1
+
+
 @pytest.mark.parametrize(
     ("size", "words"),
     [("9", ("--size 9x9", "multiples of 2", "--size 8x8")), ("8x8x8", ("8x8x8",)), ("0", ("--size",)), ("a", ("a",))],
