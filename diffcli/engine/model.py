@@ -64,7 +64,8 @@ def load_model(
     """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged.
 
     overrides: KEY=VALUE, of which those that say where a pretrained encoder lies now are heeded. precision: auto, fp32, bf16 or
-    fp16, see `run_in` and `suited`. The weights are read once and no random weight is made: the task is built without memory for its weights.
+    fp16, see `run_in` and `suited`. The weights are read once and no random weight is made: the task is built without memory for
+    its weights.
     """
     tune(device)
     chosen = choose_precision(precision, device)

@@ -17,6 +17,7 @@ from diffcli import checkpoint, preset
 from diffcli.config import UserError
 from diffcli.data.images import ImageData
 from diffcli.data.latent_data import Latents
+from diffcli.data.shards import FieldNote
 from diffcli.engine.loading import fill
 from diffcli.engine.model import specs_of
 from diffcli.interop import first_stages
@@ -181,7 +182,7 @@ def agreed(
     if latent_codec(task) is None:
         return {}
     found = (before or {}).get(RECORD) if stage is None else {"from": stage.origin, "sha256": stage.digest}
-    note = next((c.note for name, c in data.columns.items() if isinstance(c, Latents) and name in task.reads), None)
+    note = noted(task, data)
     if note is not None and found is not None and note.sha256 != found["sha256"]:
         raise UserError(
             f"data: the latents were made by {note.encoder}, weights {str(note.sha256)[:12]}..., but the model's first stage is "
@@ -189,3 +190,14 @@ def agreed(
             "make them again: prep-data latents SET --first-stage RUN --out DIR, or name their first stage in task.codec.from",
         )
     return {} if found is None else {RECORD: found}
+
+
+def check_planned(chosen: Preset, task: Task, data: ImageData) -> None:
+    """Raises UserError as `agreed` does for a new run of a completed preset; reads no first stage where there are no latents."""
+    if noted(task, data) is not None:
+        agreed(task, data, begun(chosen), None)
+
+
+def noted(task: Task, data: ImageData) -> FieldNote | None:
+    """Which first stage made the latents of the data that a task reads, if it reads any."""
+    return next((c.note for name, c in data.columns.items() if isinstance(c, Latents) and name in task.reads), None)

@@ -15,6 +15,7 @@ from diffcli.ema import averages
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.state import build_on_meta, unaveraged
+from diffcli.engine.stage_reading import check_planned
 from diffcli.engine.tuning import autocast
 from diffcli.fields import stub, whole
 from diffcli.noise import Domain, derive
@@ -32,8 +33,9 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     data, lacking = _data(preset)
     specs = None if data is None else data.specs
     task = build_on_meta(preset.model_copy(update={"task": preset.task.valueless()}), specs).train()
-    if specs is not None:
-        task.check(specs)
+    if data is not None:
+        task.check(data.specs)
+        check_planned(preset, task, data)
     frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())
     phases = phases_of(task, cfg)

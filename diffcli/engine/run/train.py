@@ -7,6 +7,7 @@ position in the global batch), so a checkpoint holds weights, averages and optim
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from diffcli import __version__, checkpoint
 from diffcli.config import UserError
@@ -75,9 +76,14 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
         source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
     data = source.build("train")
     stage = stage_reading.begun(preset) if start is None else None
+    found = None if start is None else checkpoint.read_record(start)
+    encoded_by: dict[str, Any] = {}
 
     def begin(task: Task) -> None:
+        """What is refused is refused before the data are read."""
         check_data(preset, task, data)
+        encoded_by.update(stage_reading.agreed(task, data, stage, found))
+        encoded_by.update(encoder_records.agreed(task, data, found))
         if stage is not None:
             stage_reading.install(task, stage)
         if start is None:
@@ -87,10 +93,7 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     data = data.select(state.task.reads)
     validate = Validation(preset, group, state.task).loss if preset.train.every.validate else None
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
-    record |= {"fields": to_record(state.task.reads)}
-    found = None if start is None else checkpoint.read_record(start)
-    record |= stage_reading.agreed(state.task, data, stage, found)
-    record |= encoder_records.agreed(state.task, data, found) | {"feed": (found or {}).get("feed")}
+    record |= {"fields": to_record(state.task.reads), **encoded_by, "feed": (found or {}).get("feed")}
     first = 0
     if start is not None and found is not None:
         first = found["step"]

@@ -141,6 +141,20 @@ def refused(cli: Cli, tree: dict[str, Any], folder: Path, *words: str) -> None:
     assert not (folder / "bad" / "checkpoints").exists()
 
 
+def test_latents_of_another_first_stage_are_told_before_the_data_are_read(
+    cli: Cli, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*given: object) -> None:
+        raise AssertionError("the data were read")
+
+    monkeypatch.setattr("diffcli.engine.run.train.measure", read)
+    stage_checkpoint(tmp_path / "other", seed=1)
+    tree = tree_of(root, cached(cli, root, tmp_path / "out"), task__codec__from=str(tmp_path / "other"))
+    refused(cli, tree, tmp_path, "the latents were made by", str(root / "stage"), str(tmp_path / "other"))
+    dry = cli("train", "--preset", tmp_path / "bad.yaml", "--run-dir", tmp_path / "bad", "--dry-run")
+    dry.refused("the latents were made by", str(root / "stage"), str(tmp_path / "other"))
+
+
 def test_latents_that_do_not_fit_are_refused_before_a_step(cli: Cli, root: Path, tmp_path: Path) -> None:
     out = cached(cli, root, tmp_path / "out")
     stage_checkpoint(tmp_path / "other", seed=1)
