@@ -31,6 +31,8 @@ from torch import Tensor, nn
 CLASSES = 10
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 Tensors = list[Tensor] | tuple[Tensor, ...]
+CPU = Path("/proc/cpuinfo")
+FAST_BF16 = CPU.is_file() and bool({"avx512_bf16", "amx_bf16"} & set(CPU.read_text().split()))  # else it is emulated
 MEAN, STD = 0.1307, 0.3081  # of MNIST pixels in [0, 1]
 
 
@@ -110,7 +112,7 @@ def read_all(judge: Judge, images: Tensor, batch: int = 1000) -> tuple[Tensor, T
     judge.eval()
     probabilities, features = [], []
     for x in images.split(batch):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=FAST_BF16):
             feats = [judge.features(torch.roll(x, move, (2, 3))) for move in ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))]
         probabilities.append(torch.stack([judge.head(f).softmax(1) for f in feats]).mean(0))
         features.append(feats[0])
@@ -143,7 +145,7 @@ def train(args: argparse.Namespace) -> None:
         order, hits = torch.randperm(len(images), generator=rng), 0
         for rows in order[: len(order) // args.batch_size * args.batch_size].view(-1, args.batch_size):
             x = augment(images[rows], rng).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=FAST_BF16):
                 logits = judge(x).float()
             loss = F.cross_entropy(logits, labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
