@@ -36,7 +36,8 @@ class Phase(NamedTuple):
     """An update of some of a task's networks, once in a step. optimizer, curve: None stands for those of the preset's `train`.
 
     It is due at the steps first, first + every, first + 2 every, ...; the phases that are due at a step follow each other in
-    their order. Its curve counts its own updates.
+    their order. Its curve counts its own updates. first_key: the key of the task that decides `first`, where its losses depend
+    on that step: a run must change it there.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Phase(NamedTuple):
     curve: AnyCurve | None = None
     first: int = 1
     every: int = 1
+    first_key: str | None = None
 
     def due(self, step: int) -> bool:
         """Whether it takes part in step 1, 2, ..."""

@@ -46,6 +46,12 @@ def check_networks(task: Task) -> None:
 def _decided(phase: Phase, cfg: TrainConfig) -> Phase:
     changes = cfg.phases.get(phase.name)
     if changes is not None:
+        if phase.first_key is not None and changes.first not in (None, phase.first):
+            raise UserError(
+                f"train.phases.{phase.name}.first is {changes.first}, but this phase begins at the step that {phase.first_key} "
+                f"names, {phase.first}",
+                f"set train.phases.{phase.name}.first to null, and use --set {phase.first_key}={changes.first}",
+            )
         named = {name: getattr(changes, name) for name in type(changes).model_fields}
         phase = phase._replace(**{name: value for name, value in named.items() if value is not None})
     return phase._replace(optimizer=phase.optimizer or cfg.optimizer, curve=phase.curve or cfg.curve)
@@ -67,7 +73,7 @@ def _check_trains(phase: Phase, task: Task) -> None:
         given = f"names {', '.join(phase.networks)}, which have no weights" if phase.networks else "is empty"
         raise UserError(
             f"{key} {given}: there is nothing to train",
-            f"name a network that has weights; to begin later, set train.phases.{phase.name}.first",
+            f"name a network that has weights; to begin later, set {phase.first_key or f'train.phases.{phase.name}.first'}",
         )
 
 

@@ -85,7 +85,7 @@ class AutoencoderTask(Task):
         main = Phase("main", ("autoencoder",))
         if self.adversary is None:
             return (main,)
-        return main, Phase(PHASE, (PHASE,), first=self.adversary.config.start)
+        return main, Phase(PHASE, (PHASE,), first=self.adversary.config.start, first_key="task.adversarial.start")
 
     @property
     def network_to_compile(self) -> torch.nn.Module:

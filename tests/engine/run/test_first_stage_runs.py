@@ -125,3 +125,12 @@ def test_the_discriminator_has_no_gradient_when_the_autoencoder_is_updated(
     assert cli("train", "--preset", preset, "--run-dir", tmp_path / "run", *more).code == 0
     main, other = ("main", {True}), ("discriminator", {False})
     assert seen == [main] * 2 + [main, other] * 4
+
+
+def test_the_discriminator_begins_at_one_step_that_one_key_names(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    first = "train.phases.discriminator.first"
+    train = ["train", "--preset", tiny(**TWO_PHASES), "--run-dir", tmp_path / "run", "--dry-run", "--set"]
+    cli(*train, f"{first}=6").refused(f"{first} is 6", "task.adversarial.start=6")
+    assert cli(*train, f"{first}=3").code == 0
