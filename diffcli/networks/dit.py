@@ -35,7 +35,8 @@ EPS = 1e-6  # of every norm, but for `mlp_eps`
 class DiTConfig(NetworkConfig):
     """The published sizes are S 384 wide, 12 deep, 6 heads; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28, 16; patch 2, 4 or 8.
 
-    size: one of them, for what of width, depth and heads is not given.
+    size: one of them, for what of width, depth and heads is not given. It is replaced by these three, so that a preset which is
+    written and changed never holds a size that is not the network's.
     """
 
     kind: Literal["dit"] = "dit"
@@ -54,7 +55,18 @@ class DiTConfig(NetworkConfig):
     @model_validator(mode="before")
     @classmethod
     def _of_size(cls, given: Any) -> Any:
-        return {**SIZES.get(str(given.get("size")), {}), **given} if isinstance(given, Mapping) else given
+        size = str(given.get("size")) if isinstance(given, Mapping) else ""
+        if size not in SIZES:
+            return given
+        own = {name: given[name] for name in SIZES[size] if name in given}
+        for other, published in SIZES.items():
+            if own == published and other != size:
+                raise ValueError(
+                    f"size is '{size}', but width {own['width']}, depth {own['depth']} and heads {own['heads']} are those of "
+                    f"'{other}'; "
+                    + " ".join(f"--set task.network.{name}={value}" for name, value in SIZES[size].items())
+                )
+        return {**SIZES[size], **given, "size": None}
 
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "DiT":
         self.check_patch(ImageShape(*shape))

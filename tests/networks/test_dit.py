@@ -318,6 +318,32 @@ def test_a_transformer_is_chosen_by_one_override() -> None:
         build_on_meta(presets.build(changed(TINY), "tiny", ["task.network.kind=dit"]))
 
 
+def test_a_size_is_written_as_the_width_depth_and_heads_that_it_stands_for() -> None:
+    given = changed(TINY, task__network={"kind": "dit", "size": "B", "depth": 2})
+    written = presets.build(given, "given").model_dump(mode="json")
+    assert DiTConfig(**written["task"]["network"]) == DiTConfig(width=768, depth=2, heads=12)
+    assert written["task"]["network"]["size"] is None
+    assert presets.build(written, "written") == presets.build(given, "given")
+
+
+def test_a_size_over_a_written_preset_of_another_size_is_refused_with_what_to_type() -> None:
+    written = presets.build(changed(TINY, task__network={"kind": "dit", "size": "B"}), "given").model_dump(mode="json")
+    with pytest.raises(
+        UserError, match="size is 'XL', but width 768, depth 12 and heads 12 are those of 'B'"
+    ) as caught:
+        presets.build(written, "written", ["task.network.size=XL"])
+    changes = [word for word in caught.value.hint.split() if word.startswith("task.")]
+    network = presets.build(written, "written", changes).task.network
+    assert (network.width, network.depth, network.heads) == (1152, 28, 16)
+
+
+def test_a_checkpoint_that_has_both_a_size_and_what_it_stands_for_still_loads() -> None:
+    """As they were written once."""
+    whole = {"kind": "dit", "size": "B", "width": 512, "depth": 12, "heads": 12}
+    for width in (768, 512):
+        assert DiTConfig(**{**whole, "width": width}) == DiTConfig(width=width, depth=12, heads=12)
+
+
 @pytest.mark.parametrize("tokens", [0, 6])
 def test_attention_neither_copies_nor_transposes_what_it_attends_to(tokens: int) -> None:
     """Once it made its queries, keys and values contiguous and its result, too: four copies a block."""
