@@ -30,6 +30,7 @@ OVERRUN = (
     "the generator is overrun: the discriminator tells nearly every patch of a reconstruction, so its gradient says little; "
     "lower train.phases.discriminator.optimizer.lr, or raise task.adversarial.lecam"
 )
+SMALLEST = 1e-30  # gradient that is not taken for 0
 TINY = 1e-4  # beside the norm of the adversarial gradient, as published
 
 
@@ -91,8 +92,7 @@ class Adversary(nn.Module):
         if self.config.balance == "adaptive":
             weight = weight * self.ratio
             if torch.is_grad_enabled() and last_layer.requires_grad:
-                both = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (rest, fooled)]
-                flat = torch.stack(both).flatten().float()
+                flat = torch.cat([at_last_layer(loss, made, last_layer) for loss in (rest, fooled)])
                 self.gradients.append(torch.cat([flat, flat.new_ones(1)]) * len(made))
         return {"loss": weight * fooled, "fooled": fooled.detach(), "gan_weight": weight}
 
@@ -119,7 +119,8 @@ class Adversary(nn.Module):
             total = ranks.sum(torch.stack(self.gradients).sum(dim=0))
             self.gradients.clear()
             rest, fooled = (total[:-1] / total[-1]).view(2, -1).norm(dim=1)
-            self.ratio.copy_((rest / (fooled + TINY)).clamp(max=self.config.cap))
+            ratio = (rest / (fooled + TINY)).clamp(max=self.config.cap)
+            self.ratio.copy_(torch.where(ratio.isfinite(), ratio, self.ratio))  # in fp16 a gradient may overflow
         if self.judged:
             total = ranks.sum(torch.stack(self.judged).sum(dim=0))
             self.judged.clear()
@@ -135,3 +136,18 @@ class Adversary(nn.Module):
         if hinge > IDLE:
             return [LEARNED_NOTHING]
         return [OVERRUN] if hinge < MASTERY else []
+
+
+def at_last_layer(loss: Tensor, made: Tensor, last_layer: nn.Parameter) -> Tensor:
+    """The gradient of a loss () of reconstructions `made` at the last layer, (weights,) float32. The graph is kept.
+
+    No GradScaler sees it, and a mean over so many numbers has a gradient at each that fp16 rounds to 0. So both halves of the way
+    are scaled by powers of 2, which change no bit of float32: the loss by about the number of pixels, and the gradient at the
+    reconstructions such that neither its numbers nor their sums over positions leave the range of fp16.
+    """
+    many = 2.0 ** made.numel().bit_length()
+    (gradient,) = torch.autograd.grad(loss * many, made, retain_graph=True)
+    peak = gradient.abs().amax().clamp(min=SMALLEST).log2().floor().exp2()
+    weight = 2.0 ** -(made.numel().bit_length() // 2)
+    (found,) = torch.autograd.grad(made, last_layer, gradient * (weight / peak), retain_graph=True)
+    return found.flatten().float() * (peak / (weight * many))

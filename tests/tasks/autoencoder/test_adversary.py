@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffcli.tasks.autoencoder.adversary import LEARNED_NOTHING, OVERRUN, WINDOW, Adversarial, Adversary
+from diffcli.tasks.autoencoder.adversary import LEARNED_NOTHING, OVERRUN, WINDOW, Adversarial, Adversary, at_last_layer
 from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
 from diffcli.tasks.task import Alone
 from tests.tasks.autoencoder.stages import ADVERSARIAL, batch, first_stage, part
@@ -121,6 +121,49 @@ def test_the_adaptive_weight_is_that_of_the_whole_batch_a_step_late_however_it_w
     other.after_update(Recording(recorded.left))
     torch.testing.assert_close(other.adversary.ratio, expected)
     assert not one.adversary.ratio.allclose(expected)
+
+
+class Halved(torch.autograd.Function):
+    """The identity whose gradient fp16 holds, as where a network runs in it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.half().float()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 100.0])
+def test_in_fp16_the_adaptive_weight_is_that_of_float32(size: float):
+    """Of 4 images of 256 x 256: the gradient of a mean over so many numbers is 0 in fp16, and of their sum infinite."""
+    adversary = Adversarial(**ADVERSARIAL).build(1)
+    h, x = (batch(4, size=256)["image"] + shift for shift in (1, 1 + size))
+    found = []
+    for half in (Halved.apply, lambda x: x):
+        weight = torch.full((1, 1, 3, 3), 0.1, requires_grad=True)
+        made = half(torch.nn.functional.conv2d(h, half(weight), padding=1))
+        adversary.gradients.clear()
+        adversary.fooling(made, (made - x).square().mean(), weight)
+        found.append(adversary.gradients[0])
+    torch.testing.assert_close(*found, rtol=2e-3, atol=1e-6)
+
+
+def test_the_gradient_at_the_last_layer_is_to_the_bit_what_it_is_unscaled():
+    task, rows = adversarial(), batch()
+    made, last = task.autoencoder(rows["image"])[0], task.autoencoder.last_layer
+    for loss in ((made - rows["image"]).square().mean(), -task.adversary.discriminator(made).mean()):
+        (expected,) = torch.autograd.grad(loss, last, retain_graph=True)
+        assert at_last_layer(loss, made, last).equal(expected.flatten())
+
+
+def test_a_gradient_that_overflows_leaves_the_adaptive_weight_as_it_was():
+    adversary = Adversarial(**ADVERSARIAL).build(1)
+    adversary.ratio.fill_(0.5)
+    adversary.gradients.append(torch.tensor([torch.inf, torch.nan, 1.0]))
+    adversary.update(Alone())
+    assert adversary.ratio == 0.5
 
 
 def test_the_adaptive_weight_is_capped():
