@@ -70,6 +70,10 @@ class BottleneckConfig(Config):
 
     kind: str
 
+    def inputs(self, latent: int) -> int:
+        """Channels that a bottleneck whose latents have so many wants of the encoder."""
+        return latent
+
     @abstractmethod
     def build(self, latent: int) -> Bottleneck:
         """A bottleneck whose latents have so many channels. Raises UserError where it cannot."""

@@ -76,6 +76,9 @@ class Kl(BottleneckConfig):
     kind: Literal["kl"] = "kl"
     beta: float = Field(1.0, ge=0, description="times the KL, a sum over the numbers of an image's latent, in nats")
 
+    def inputs(self, latent: int) -> int:
+        return 2 * latent
+
     def build(self, latent: int) -> Gaussian:
         return Gaussian(latent, self.beta)
 

@@ -68,7 +68,7 @@ class LatentCodec(Codec):
         """`encode` of images of which `stored` is kept, float16 or float32."""
         normal = None
         bottleneck = self.first_stage.bottleneck
-        if noise is not None and self.sample_posterior and bottleneck.inputs != bottleneck.channels:
+        if noise is not None and self.sample_posterior and bottleneck.variational:
             normal = noise(torch.empty(len(stored), bottleneck.channels, *stored.shape[2:], device=stored.device))
         z = bottleneck.latent(stored.float(), normal)
         return (z - over(self.shift, z)) * over(1 / self.scale, z)
@@ -166,7 +166,7 @@ class LatentCodecConfig(CodecConfig):
         Raises UserError where that is not of this first stage's shape.
         """
         stage = self.required
-        factor, inputs = stage.network.downscale, stage.bottleneck.build(stage.network.latent).inputs
+        factor, inputs = stage.network.downscale, stage.bottleneck.inputs(stage.network.latent)
         if len(spec.sides) != 3 or spec.sides[0] != inputs:
             raise UserError(
                 f"task.codec: the first stage stores {inputs} numbers at a position, but the data hold {listed(spec.shape)}",

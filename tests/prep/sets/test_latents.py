@@ -117,11 +117,16 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(root: Path, tmp_path: Path) -> 
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("flip", [False, True], ids=["as they are", "mirrored"])
-def test_training_on_latents_is_training_on_the_images(cli: Cli, root: Path, tmp_path: Path, flip: bool) -> None:
-    """The same posterior noise, mirror images and steps: only no image is read."""
-    out = cached(cli, root, tmp_path / "out", "--no-half", *(["--flip-pair"] if flip else []))
-    changes = {"data__flip": flip}
+@pytest.mark.parametrize(
+    ("kind", "flip"), [("kl", False), ("kl", True), ("vq", False)], ids=["kl", "kl mirrored", "vq"]
+)
+def test_training_on_latents_is_training_on_the_images(
+    cli: Cli, root: Path, tmp_path: Path, kind: str, flip: bool
+) -> None:
+    """The same first weights, posterior noise, mirror images and steps: only no image is read."""
+    stage = stage_checkpoint(tmp_path / "stage", bottleneck={"kind": kind})
+    out = cached(cli, root, tmp_path / "out", "--no-half", *(["--flip-pair"] if flip else []), stage=str(stage))
+    changes = {"data__flip": flip, "task__codec__from": str(stage)}
     on_the_fly = losses(tree_of(root, root / "set", **changes), tmp_path / "images")
     stored = losses(tree_of(root, out, **changes), tmp_path / "latents")
     assert stored == pytest.approx(on_the_fly, abs=2e-5)
