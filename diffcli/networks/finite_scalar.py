@@ -79,9 +79,9 @@ class FiniteScalarQuantiser(Bottleneck):
         return (z.float() * grid.width).round().clamp(-grid.width, grid.levels - 1 - grid.width)
 
     def coded(self, level: Tensor) -> Tensor:
-        """Codes (B, *S) int64 of levels (B, C, *S)."""
+        """Codes (B, *S) int64 of levels (B, C, *S); what is no number counts as level 0, so that every code is one."""
         grid = self.grid(level.ndim)
-        return ((level.long() + grid.width) * grid.place).sum(dim=1)
+        return ((level.nan_to_num(0).long() + grid.width) * grid.place).sum(dim=1)
 
     def codes_of(self, z: Tensor) -> Tensor:
         """Codes (B, *S) int64, below `codes`, of latents z (B, C, *S)."""

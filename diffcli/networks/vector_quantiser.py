@@ -74,8 +74,8 @@ class VectorQuantiser(Bottleneck):
         return as_maps(self.codebook[self.codes_of(z).flatten()], z)
 
     def codes_of(self, z: Tensor) -> Tensor:
-        """The codes (B, *S) int64 nearest to latents z (B, C, *S)."""
-        return nearest(as_rows(z), self.codebook).view(len(z), *z.shape[2:])
+        """The codes (B, *S) int64 nearest to latents z (B, C, *S), in which what is no number counts as 0."""
+        return nearest(as_rows(z).nan_to_num(0), self.codebook).view(len(z), *z.shape[2:])
 
     def of_codes(self, codes: Tensor) -> Tensor:
         """The rows of the codebook (B, C, *S) that codes (B, *S) stand for."""
@@ -89,7 +89,7 @@ class VectorQuantiser(Bottleneck):
     def update(self, ranks: Gathers) -> None:
         """Moves the averages, then the codebook, then revives what died.
 
-        A latent that is not finite, such as of a step that overflows in fp16 and is skipped, counts as its code itself.
+        A latent that is not finite counts as its code itself: the codebook stays whole, and the loss tells of a run that diverged.
         """
         if not self.seen:
             return

@@ -1,11 +1,14 @@
 """What every bottleneck keeps, and the KL of a normal posterior."""
 
+import math
+
 import pytest
 import torch
 
 from diffcli.networks.bottleneck import as_maps, as_rows
 from diffcli.networks.bottlenecks import LOG_VARIANCE, AnyBottleneck, Fsq, Gaussian, Identity, Kl, Vq
 from diffcli.networks.memory_format import memory_format
+from tests.networks.test_vector_quantiser import Alone
 from tests.networks.waking import normal
 
 BOTTLENECKS = [
@@ -24,8 +27,27 @@ def test_what_is_diffused_is_snapped_to_what_the_decoder_was_given(config: AnyBo
     coded = bottleneck(h, None)
     latent = bottleneck.latent(h, None)
     assert latent.shape == coded.z.shape == (3, bottleneck.channels, 4, 5)
+    assert config.inputs(2) == bottleneck.inputs
     assert bottleneck.snapped(latent).allclose(coded.z, atol=1e-6)
     assert (coded.codes is None) == (bottleneck.bits is None)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("config", [b for b in BOTTLENECKS if b.build(2).bits is not None], ids=lambda b: b.kind)
+def test_a_latent_that_is_no_number_has_a_code_and_is_told_by_what_the_decoder_is_given(
+    config: AnyBottleneck, value: float
+) -> None:
+    """A run that diverged shall stop for its loss, not for a code that there is not."""
+    bottleneck, h = config.build(2), normal(3, 2, 4, 5)
+    h[1, :, 2, 3] = value
+    coded = bottleneck(h, None)
+    assert coded.codes is not None
+    assert coded.codes.min() >= 0
+    assert coded.codes.max() < 2**bottleneck.bits - 0.5
+    assert coded.z.isfinite().all() == (config.kind == "fsq" and math.isinf(value)), "tanh of infinity is 1"
+    bottleneck.remember(coded, h)
+    bottleneck.update(Alone())
+    assert all(state.isfinite().all() for state in bottleneck.state_dict().values())
 
 
 @pytest.mark.parametrize("config", BOTTLENECKS, ids=lambda b: b.kind)
