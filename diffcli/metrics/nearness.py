@@ -80,10 +80,12 @@ def psnr_of_bytes(image: Tensor, other: Tensor) -> Tensor:
 def ssim_of_bytes(image: Tensor, other: Tensor) -> Tensor:
     """Of each pair of uint8 (B, C, H, W), `WINDOW` pixels or more in both edges: float32 (B,).
 
-    Windows at the border do not count, as in scikit-image with Gaussian weights and without its sample covariance.
+    Windows at the border do not count, as in scikit-image with Gaussian weights and without its sample covariance. Computed in
+    float64: a variance is a difference of squares, of which float32 leaves little, and TF32 nothing, where an image is flat.
     """
-    x, y = (levels.float() / PEAK for levels in (image, other))
-    line = torch.arange(WINDOW, dtype=torch.float32, device=x.device) - WINDOW // 2
+    wide = torch.float32 if image.device.type == "mps" else torch.float64  # which that device lacks
+    x, y = (levels.to(wide) / PEAK for levels in (image, other))
+    line = torch.arange(WINDOW, dtype=wide, device=x.device) - WINDOW // 2
     weights = torch.exp(-(line / SIGMA).square() / 2)
     window = torch.outer(weights, weights) / weights.sum() ** 2
     maps = torch.stack([x, y, x * x, y * y, x * y]).flatten(0, 2)[:, None]  # (5 x B x C, 1, H, W)
@@ -91,4 +93,4 @@ def ssim_of_bytes(image: Tensor, other: Tensor) -> Tensor:
     a, b, aa, bb, ab = means.unbind()
     alike = (2 * a * b + K[0] ** 2) * (2 * (ab - a * b) + K[1] ** 2)
     apart = (a * a + b * b + K[0] ** 2) * (aa - a * a + bb - b * b + K[1] ** 2)
-    return (alike / apart).flatten(1).mean(dim=1)
+    return (alike / apart).flatten(1).mean(dim=1).float()

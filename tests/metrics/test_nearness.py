@@ -48,19 +48,43 @@ def test_ssim_of_two_flat_images_is_the_luminance_term() -> None:
     assert ssim_of_bytes(a, b).item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_ssim_is_that_of_gaussian_windows_inside_the_image() -> None:
-    """As scikit-image computes it with gaussian_weights, sigma 1.5 and no sample covariance."""
-    image, other = pair(3, 20, 27)
+def ssim(image: Tensor, other: Tensor) -> float:
+    """Of two images, as scikit-image computes it with gaussian_weights, sigma 1.5 and no sample covariance; in float64."""
 
     def blur(x: np.ndarray) -> np.ndarray:
         return np.stack([gaussian_filter(channel, 1.5, truncate=3.5) for channel in x])
 
+    x, y = image.double().numpy() / 255, other.double().numpy() / 255
+    mx, my = blur(x), blur(y)
+    vx, vy, vxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+    values = (2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
+    return float(values[:, 5:-5, 5:-5].mean())
+
+
+def test_ssim_is_that_of_gaussian_windows_inside_the_image() -> None:
+    image, other = pair(3, 20, 27)
     for found, a, b in zip(ssim_of_bytes(image, other), image, other, strict=True):
-        x, y = a.double().numpy() / 255, b.double().numpy() / 255
-        mx, my = blur(x), blur(y)
-        vx, vy, vxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
-        values = (2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
-        assert found.item() == pytest.approx(values[:, 5:-5, 5:-5].mean(), abs=1e-5)
+        assert found.item() == pytest.approx(ssim(a, b), abs=1e-5)
+
+
+def nearly_white() -> tuple[Tensor, Tensor]:
+    """Images whose squares are 10,000 times their variance."""
+    first, second = (252 + levels // 64 for levels in pair(3, 20, 27))
+    return first, second
+
+
+def test_ssim_of_nearly_flat_images_is_that_of_float64() -> None:
+    for found, a, b in zip(ssim_of_bytes(*nearly_white()), *nearly_white(), strict=True):
+        assert found.item() == pytest.approx(ssim(a, b), abs=1e-6)
+
+
+@pytest.mark.gpu
+def test_ssim_on_a_gpu_is_that_of_the_cpu() -> None:
+    """Its convolutions may round factors to 10 bits, as they do for training."""
+    image, other = nearly_white()
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        found = ssim_of_bytes(image.cuda(), other.cuda()).cpu()
+    assert torch.allclose(found, ssim_of_bytes(image, other), rtol=0, atol=1e-6)
 
 
 def test_ssim_agrees_with_torchmetrics_but_for_its_border() -> None:
