@@ -89,7 +89,7 @@ class VectorQuantiser(Bottleneck):
     def update(self, ranks: Gathers) -> None:
         """Moves the averages, then the codebook, then revives what died.
 
-        A latent that is not finite counts as its code itself: the codebook stays whole, and the loss tells of a run that diverged.
+        A latent that is not finite counts as its code itself: the codebook stays whole, and the loss tells of a run that failed.
         """
         if not self.seen:
             return
