@@ -14,7 +14,7 @@ Data sets say which fields they have, tasks and conditioners which they read; `c
     latent   (C, h, w)             as they are: float16 or float32          no
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -156,6 +156,29 @@ def fits(wanted: tuple[int | None, ...], found: tuple[int | None, ...]) -> bool:
     if not wanted or not found:
         return True
     return len(wanted) == len(found) and all(a == b or None in (a, b) for a, b in zip(wanted, found, strict=True))
+
+
+def misfit(size: Sequence[int], factor: int, what: str) -> tuple[str, tuple[int, int]] | None:
+    """What is wrong with images of this height and width where `factor` pixels along an edge become one position; None: nothing.
+
+    And the nearest size that fits, (height, width). what: the factor's name, as `30x32, which the downscale 4 does not divide`.
+    """
+    if all(side and side % factor == 0 for side in size):
+        return None
+    height, width = (max(1, round(side / factor)) * factor for side in size)
+    return f"{size[0]}x{size[1]}, which {what} does not divide", (height, width)
+
+
+def typed(size: tuple[int, int]) -> str:
+    """A height and width as a preset has them: 32 for a square, else [24, 32]."""
+    return str(size[0] if size[0] == size[1] else list(size))
+
+
+def check_buckets(sizes: Sequence[tuple[int, int]], factor: int, what: str) -> None:
+    """Raises ValueError where one of data.buckets, (height, width) each, does not fit; see `misfit`."""
+    for size in sizes:
+        if fault := misfit(size, factor, what):
+            raise ValueError(f"data.buckets holds {fault[0]}; put {list(fault[1])} in its place in data.buckets")
 
 
 def listed(shape: tuple[int | None, ...]) -> str:

@@ -18,6 +18,7 @@ from diffcli.fields import (
     converted,
     from_record,
     mirrored,
+    misfit,
     stub,
     to_float,
     to_levels,
@@ -61,6 +62,15 @@ def test_bytes_of_pictures_become_the_interval_and_other_numbers_stay(kind: Fiel
     assert torch.equal(converted(LEVELS, SPECS[kind]), to_float(LEVELS))
     floats = numbers(2, 3)
     assert converted(floats, SPECS[kind]) is floats
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9))
+def test_a_size_fits_if_the_factor_divides_it_and_else_the_nearest_that_does_is_named(h: int, w: int, factor: int):
+    found = misfit((h, w), factor, "the downscale")
+    assert (found is None) == (h % factor == w % factor == 0)
+    if found is not None:
+        assert misfit(found[1], factor, "the downscale") is None
+        assert all(2 * abs(a - b) <= factor or b == factor for a, b in zip((h, w), found[1], strict=True))
 
 
 def test_a_mask_keeps_its_class_numbers():

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.engine.model import Model
 from diffcli.engine.tuning import autocast
+from diffcli.fields import misfit
 from diffcli.networks.coding import decoded, encoded
 from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
 
@@ -40,13 +41,7 @@ class StageModel:
 
     def fault(self, size: Sequence[int]) -> tuple[str, tuple[int, int]] | None:
         """What is wrong with images of this height and width, and the nearest (height, width) that it takes; None: nothing."""
-        if all(side and side % self.downscale == 0 for side in size):
-            return None
-        height, width = (max(1, round(side / self.downscale)) * self.downscale for side in size)
-        return f"{size[0]}x{size[1]} pixels (HxW), which its downscale {self.downscale} does not divide", (
-            height,
-            width,
-        )
+        return misfit(size, self.downscale, f"its downscale {self.downscale}")
 
     def latent_shape(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Of the latent of an image of this height and width."""

@@ -11,7 +11,7 @@ from diffcli.diffusion.denoiser import Denoiser, Target
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.diffusion.times import AnyTimes, UniformTimes
 from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, NoWeight
-from diffcli.fields import LATENT, FieldKind, FieldSpec, Specs
+from diffcli.fields import LATENT, FieldKind, FieldSpec, Specs, check_buckets
 from diffcli.networks.registry import AnyNetwork
 from diffcli.tasks.codecs.latent import LatentCodecConfig
 from diffcli.tasks.codecs.pixel import PixelCodecConfig
@@ -91,12 +91,7 @@ class DiffusionConfig(TaskConfig):
             if self.codec.first_stage is None:
                 return  # nothing says yet how large a latent is
             factor = self.codec.first_stage.network.downscale
-            for height, width in sizes:
-                if height % factor or width % factor:
-                    raise ValueError(
-                        f"data.buckets holds {height}x{width}, which the downscale {factor} of the first stage does not divide; "
-                        "set data.buckets to sizes that are multiples of it"
-                    )
+            check_buckets(sizes, factor, f"the downscale {factor} of the first stage")
         self.network.check_buckets([(height // factor, width // factor) for height, width in sizes])
 
     def advice(self) -> list[str]:

@@ -224,7 +224,7 @@ def given_originals(stage: StageModel, levels: Tensor, origin: Any) -> Originals
             "give a uint8 tensor of that shape, or the paths of picture files",
         )
     if fault := stage.fault(levels.shape[2:]):
-        raise UserError(f"{name} have {fault[0]}", f"resize them, for example to {fault[1][0]}x{fault[1][1]}")
+        raise UserError(f"{name} are {fault[0]}", f"resize them, for example to {fault[1][0]}x{fault[1][1]}")
     return Originals(levels.cpu(), [origin])
 
 
@@ -298,7 +298,8 @@ def check_size(stage: StageModel, size: tuple[int, int] | None) -> None:
     if size is not None and (fault := stage.fault(size)):
         problem, near = fault
         raise UserError(
-            f"--size {size[0]}x{size[1]}: {stage.model.path} would make {problem}", f"use --size {near[0]}x{near[1]}"
+            f"--size {size[0]}x{size[1]}: {stage.model.path} would make images of {problem}",
+            f"use --size {near[0]}x{near[1]}",
         )
 
 
@@ -324,7 +325,7 @@ def read_originals(
     if fault := stage.fault(own):
         problem, near = fault
         raise UserError(
-            f"--image {files[0]}: has {problem}", f"use --size {near[0]}x{near[1]}, which cuts and resizes it"
+            f"--image {files[0]}: is {problem}", f"use --size {near[0]}x{near[1]}, which cuts and resizes it"
         )
     return Originals(fitted(opened, ImageShape(stage.channels, *own)), origin)
 

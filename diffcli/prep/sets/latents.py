@@ -19,7 +19,7 @@ from diffcli.data.files import printable
 from diffcli.data.listing import Split
 from diffcli.data.pixels import BrokenImage, decode
 from diffcli.data.shards import FieldNote, PreparedSet, ShardFiles, open_shards
-from diffcli.fields import LATENT, to_float
+from diffcli.fields import LATENT, misfit, to_float
 from diffcli.prep.encode import Picture
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, LatentOptions, PrepSource, SourceOptions
 
@@ -49,7 +49,10 @@ class LatentItems:
                 places = positions[first : first + BATCH]
                 found = list(pool.map(self.image, places))
                 whole = [image for image in found if not isinstance(image, Broken)]
-                latents = iter(self.encoded(torch.from_numpy(np.stack(whole)))) if whole else iter(())
+                names = [
+                    self.files.name(i) for i, image in zip(places, found, strict=True) if not isinstance(image, Broken)
+                ]
+                latents = iter(self.encoded(torch.from_numpy(np.stack(whole)), names)) if whole else iter(())
                 for index, image in zip(places, found, strict=True):
                     yield image if isinstance(image, Broken) else self.item(index, next(latents))
 
@@ -60,16 +63,17 @@ class LatentItems:
         except BrokenImage as error:
             return Broken(self.files.name(index), error.reason)
 
-    def encoded(self, levels: Tensor) -> np.ndarray:
-        """What is stored of images uint8 (B, C, H, W), in the type that it is stored in."""
+    def encoded(self, levels: Tensor, names: Sequence[str]) -> np.ndarray:
+        """What is stored of images uint8 (B, C, H, W) of these names, in the type that it is stored in."""
         x = to_float(levels)
         made = self.options.encode(x)
         if self.options.flip_pair:
             made = torch.stack([made, self.options.encode(x.flip(-1))], dim=1)
-        if not made.isfinite().all():
+        finite = made.flatten(1).isfinite().all(dim=1)
+        if not finite.all():
+            name = names[int(finite.logical_not().nonzero()[0])]
             raise UserError(
-                f"--first-stage {self.options.first_stage}: what it makes of {printable(self.files.name(0))} and those after it "
-                "are not all finite numbers",
+                f"--first-stage {self.options.first_stage}: what it makes of {printable(name)} are not all finite numbers",
                 "train the first stage again, or use another one",
             )
         return made.clamp(-HALF, HALF).half().numpy() if self.options.half else made.float().numpy()
@@ -102,11 +106,10 @@ def open_latents(source: Path, work: Path, options: SourceOptions) -> PrepSource
             f"--first-stage {chosen.first_stage}: is for images of {chosen.channels} channels, {source} has {prepared.channels}",
             "name a first stage that was trained on such images",
         )
-    if any(side % chosen.downscale for side in size):
+    if fault := misfit(size, chosen.downscale, f"its downscale {chosen.downscale}"):
         raise UserError(
-            f"--first-stage {chosen.first_stage}: {chosen.downscale} pixels are one position, which does not divide "
-            f"{size[0]}x{size[1]}",
-            f"give another size: --size {max(1, min(size) // chosen.downscale) * chosen.downscale}",
+            f"--first-stage {chosen.first_stage}: the images are {fault[0]}",
+            f"give another size: --size {min(fault[1])}",
         )
     shape = ImageShape(prepared.channels, *size)
     splits: dict[Split, Items] = {

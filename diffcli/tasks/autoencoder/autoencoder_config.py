@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from diffcli.config import Config, ImageShape, UserError
-from diffcli.fields import Specs
+from diffcli.fields import Specs, check_buckets, misfit, typed
 from diffcli.networks.autoencoder import AutoencoderConfig, FirstStageConfig
 from diffcli.networks.bottlenecks import AnyBottleneck, Kl
 from diffcli.tasks.autoencoder.adversary import Adversarial
@@ -57,20 +57,12 @@ class AutoencoderTaskConfig(TaskConfig):
         return self.field
 
     def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
-        for size in sizes:
-            if fault := self.misfit(size):
-                raise ValueError(f"data.buckets: {fault}")
+        check_buckets(sizes, self.network.downscale, self.factor)
 
-    def misfit(self, size: tuple[int, int]) -> str | None:
-        """What is wrong with images of this height and width, as `problem; hint`."""
-        f, (height, width) = self.network.downscale, size
-        if height % f == 0 and width % f == 0:
-            return None
-        near = [max(f, round(side / f) * f) for side in size]
-        return (
-            f"images are {height}x{width}, which the downscale {f} of task.network does not divide; "
-            f"set data.size to {near[0] if near[0] == near[1] else near}, or change task.network.mult"
-        )
+    @property
+    def factor(self) -> str:
+        """What errors call the factor that sizes must be multiples of."""
+        return f"the downscale {self.network.downscale} of task.network"
 
     def resolved(self) -> "AutoencoderTaskConfig":
         if self.perceptual is None:
@@ -90,8 +82,10 @@ class AutoencoderTaskConfig(TaskConfig):
         """The task for the field that it encodes, its weights drawn from torch's current generator."""
         spec = modelled(specs, self.field, ("image",))
         channels, *sides = spec.sides
-        if None not in spec.shape and (fault := self.misfit((sides[0], sides[1]))):
-            raise UserError(*fault.split("; ", 1))
+        if None not in spec.shape and (fault := misfit(sides, self.network.downscale, self.factor)):
+            raise UserError(
+                f"images are {fault[0]}", f"set data.size to {typed(fault[1])}, or change task.network.mult"
+            )
         told, perceptual = self.embedding, None
         if self.perceptual is not None:
             self.perceptual.check(ImageShape(*spec.sides))

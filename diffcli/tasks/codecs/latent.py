@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.fields import FieldSpec, listed
+from diffcli.fields import FieldSpec, listed, misfit, typed
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
 from diffcli.networks.coding import TILE, decoded, encoded
 from diffcli.noise import Noise
@@ -52,12 +52,8 @@ class LatentCodec(Codec):
                 f"task.codec: the first stage is for images of {self.channels} channels, but the data's have {channels}",
                 f"use --set data.channels={self.channels}, or name another first stage in task.codec.from",
             )
-        if height % factor or width % factor:
-            raise UserError(
-                f"task.codec: the first stage makes one position of {factor}x{factor} pixels, which does not divide the images' "
-                f"{height}x{width}",
-                f"use a size that is a multiple of {factor}, as --set data.size={max(1, height // factor) * factor}",
-            )
+        if fault := misfit((height, width), factor, f"the downscale {factor} of the first stage"):
+            raise UserError(f"task.codec: the images are {fault[0]}", f"use --set 'data.size={typed(fault[1])}'")
         return latent, height // factor, width // factor
 
     def stored(self, x: Tensor) -> Tensor:

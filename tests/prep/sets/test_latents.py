@@ -214,6 +214,25 @@ def test_latents_that_are_no_numbers_are_told_when_they_are_made_and_when_they_a
     done.refused("--first-stage", "not all finite")
 
 
+def test_the_image_whose_latent_is_no_number_is_named(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffcli.prep.sets.latents.BATCH", 2)
+    chosen, seen = encoding("latents", root / "set", root / "stage", None, True, False, Device.cpu), [0]
+    whole = chosen.encode
+
+    def sometimes(x: torch.Tensor) -> torch.Tensor:
+        made, first = whole(x), seen[0]
+        seen[0] += len(x)
+        if first <= 3 < seen[0]:
+            made[3 - first, 0, 0, 0] = torch.nan
+        return made
+
+    options = SourceOptions(latents=chosen.model_copy(update={"encode": sometimes}))
+    with pytest.raises(UserError, match=r"what it makes of .*\(image 3\) are not all finite"):
+        list(prepare("latents", root / "set", tmp_path / "out", options=options, images_per_shard=5))
+
+
 def test_an_image_that_cannot_be_read_is_skipped_and_listed(
     cli: Cli, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

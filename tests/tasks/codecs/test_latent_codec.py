@@ -105,7 +105,7 @@ def test_latents_have_no_bounds_and_no_gradient():
     ("spec", "words"),
     [
         (FieldSpec("image", (3, 8, 8)), ("of 1 channels", "have 3", "data.channels=1")),
-        (FieldSpec("image", (1, 7, 8)), ("2x2 pixels", "7x8", "data.size=6")),
+        (FieldSpec("image", (1, 7, 8)), ("the downscale 2 of the first stage", "7x8", "data.size=8")),
         (FieldSpec("mask", (1, 8, 8)), ("task.codec is latent", "kind mask")),
     ],
     ids=["channels", "size", "mask"],
