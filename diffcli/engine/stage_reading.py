@@ -6,6 +6,7 @@ digest into the record of every checkpoint, under `first_stage: {from, sha256}`.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +92,7 @@ def located(path: Path, key: str) -> tuple[Path, dict[str, Any], FirstStageConfi
         record = checkpoint.read_record(found)
         resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
     except UserError as error:
-        raise UserError(f"{key}: {error.problem}", to_train(path)) from None
+        raise UserError(f"{key}: {error.problem}", error.hint if path.exists() else to_train(path)) from None
     task = resolved.task
     if isinstance(task, DiffusionConfig) and isinstance(task.codec, LatentCodecConfig):
         return found, record, task.codec.required, "codec.first_stage."
@@ -108,7 +109,7 @@ def located(path: Path, key: str) -> tuple[Path, dict[str, Any], FirstStageConfi
 def to_train(path: Path) -> str:
     """What to type where a first stage is not there: the command that trains it, where its folder has the name of a preset."""
     if path.name in preset.available():
-        return f"train it first: diffcli train --preset {path.name} --run-dir {path}"
+        return f"train it first: diffcli train --preset {path.name} --run-dir {shlex.quote(str(path))}"
     return "give the run of an autoencoder (diffcli train --preset mnist-vae) or a folder of diffusers"
 
 
