@@ -19,7 +19,7 @@ from diffcli.config import UserError
 from diffcli.data.images import ImageData
 from diffcli.data.latent_data import Latents
 from diffcli.data.shards import FieldNote
-from diffcli.engine.loading import fill
+from diffcli.engine.loading import fill, load_weights
 from diffcli.engine.model import specs_of
 from diffcli.interop import first_stages
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
@@ -161,10 +161,10 @@ def begun(chosen: Preset) -> FirstStage | None:
 
 
 def install(task: Task, stage: FirstStage) -> None:
-    """Gives the codec of a task on its device the weights of its first stage."""
+    """Gives the codec of a task on its device the weights of its first stage. Raises UserError where they do not fit it."""
     codec = latent_codec(task)
     assert codec is not None
-    codec.first_stage.load_state_dict(stage.tensors)
+    load_weights(codec.first_stage, stage.tensors, Path(stage.origin))
 
 
 def latent_codec(task: Task) -> LatentCodec | None:
@@ -188,7 +188,7 @@ def agreed(
         raise UserError(
             f"data: the latents were made by {note.encoder}, weights {str(note.sha256)[:12]}..., but the model's first stage is "
             f"{found['from']}, weights {found['sha256'][:12]}...",
-            "make them again: prep-data latents SET --first-stage RUN --out DIR, or name their first stage in task.codec.from",
+            "make them again: diffcli prep-data latents SET --first-stage RUN --out DIR, or name their first stage in task.codec.from",
         )
     return {} if found is None else {RECORD: found}
 

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.engine import stage_reading
-from tests.latents import stage_checkpoint
+from diffcli.tasks.diffusion import DiffusionTask
+from tests.latents import latent_tree, stage_checkpoint
 
 
 def refused(path: Path) -> UserError:
@@ -28,3 +30,15 @@ def test_a_damaged_run_is_not_to_be_trained_again_in_its_place(tmp_path: Path) -
     (run / "checkpoint.json").unlink()
     assert "holds no whole checkpoint" in refused(run).problem
     assert "wait for its first checkpoint" in refused(run).hint
+
+
+def test_weights_that_do_not_fit_are_told_by_the_name_of_their_place(tmp_path: Path) -> None:
+    tree = latent_tree(task__codec={"kind": "latent", "from": str(stage_checkpoint(tmp_path / "stage"))})
+    preset = stage_reading.completed(presets.build(tree, "latent.yaml"))
+    task, stage = preset.task.build(preset.specs), stage_reading.begun(preset)
+    assert stage is not None
+    stage_reading.install(task, stage)
+    assert isinstance(task, DiffusionTask)
+    lacking = dict(list(stage.tensors.items())[1:])
+    with pytest.raises(UserError, match=rf"{tmp_path}/stage: weights do not fit"):
+        stage_reading.install(task, stage._replace(tensors=lacking))

@@ -157,7 +157,7 @@ def test_latents_of_another_first_stage_are_told_before_the_data_are_read(
     tree = tree_of(root, cached(cli, root, tmp_path / "out"), task__codec__from=str(tmp_path / "other"))
     refused(cli, tree, tmp_path, "the latents were made by", str(root / "stage"), str(tmp_path / "other"))
     dry = cli("train", "--preset", tmp_path / "bad.yaml", "--run-dir", tmp_path / "bad", "--dry-run")
-    dry.refused("the latents were made by", str(root / "stage"), str(tmp_path / "other"))
+    dry.refused("the latents were made by", str(root / "stage"), str(tmp_path / "other"), "diffcli prep-data latents")
 
 
 def test_latents_that_do_not_fit_are_refused_before_a_step(cli: Cli, root: Path, tmp_path: Path) -> None:
