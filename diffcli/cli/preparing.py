@@ -187,29 +187,10 @@ def encoding(
         return None
     if first_stage is None:
         return None
-    from diffcli.data.shards import open_shards
-    from diffcli.engine.distributed import pick_device
-    from diffcli.engine.stage_reading import read
-    from diffcli.engine.tuning import tune
-    from diffcli.prep.items import SOURCE, LatentOptions
-    from diffcli.tasks.codecs.latent import LatentCodec
+    from diffcli.engine.latent_sets import latent_options
 
     assert source is not None
-    open_shards(source, SOURCE)
-    where, found = pick_device(device.value), read(first_stage, "--first-stage")
-    tune(where)
-    codec = LatentCodec(found.build(where), found.config.channels, sample_posterior=False, tile=512)
-    return LatentOptions(
-        encode=lambda x: codec.stored(x.to(where)).cpu(),
-        first_stage=found.origin,
-        sha256=found.digest,
-        channels=found.config.channels,
-        inputs=codec.first_stage.bottleneck.inputs,
-        downscale=codec.first_stage.downscale,
-        size=size,
-        half=half,
-        flip_pair=flip_pair,
-    )
+    return latent_options(source, first_stage, device.value, size, half, flip_pair)
 
 
 def embedder(
