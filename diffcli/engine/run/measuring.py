@@ -17,7 +17,7 @@ from diffcli.fields import Batch
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task
 
-OF_A_STREAM = 50_000  # samples that stand for all of a stream, which has no length
+OF_A_STREAM = 50_000  # samples that stand for all of a stream where no dataset.json tells their number
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,10 @@ def measure(preset: Preset, group: Group, data: ImageData, task: Task) -> None:
 def shown(preset: Preset, group: Group, data: ImageData, wanted: int | None) -> Iterator[Batch]:
     """Micro-batches of training as it begins, not mirrored: `wanted` samples at least, one pass and a batch at most."""
     cfg = preset.train
-    whole = OF_A_STREAM if isinstance(data, StreamData) else epoch_size(data, cfg.batch_size)
+    if isinstance(data, StreamData):
+        whole = data.count or OF_A_STREAM
+    else:
+        whole = epoch_size(data, cfg.batch_size)
     steps = ceil(min(wanted or whole, whole) / cfg.batch_size)
     train, source = cfg.model_copy(update={"steps": steps}), preset.data.model_copy(update={"flip": False})
     feed = open_feed(preset.model_copy(update={"train": train, "data": source}), group, data, None)

@@ -8,12 +8,15 @@ import torch
 
 from diffcli import checkpoint
 from diffcli import preset as presets
+from diffcli.data.stream.stream_data import StreamData
 from diffcli.engine.distributed import Group
+from diffcli.engine.run import measuring
 from diffcli.engine.run.measuring import shown
 from diffcli.fields import Batch
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.task import Ranks
 from tests.conftest import TINY, Cli, changed
+from tests.data.stream.streaming import write_shards
 
 CPU = torch.device("cpu")
 SMALL = {"train__batch_size": 700, "train__accumulate": 3, "data__flip": True}  # batches that end in the next pass
@@ -35,6 +38,21 @@ def test_no_more_is_shown_than_a_task_wants_to_see() -> None:
     preset = presets.build(changed(TINY, **SMALL), "tiny")
     data = preset.data.build("train")
     assert sum(len(batch["index"]) for batch in shown(preset, Group(0, 1, CPU), data, 1000)) == 1400
+
+
+@pytest.mark.parametrize(("count", "expected"), [(10, 12), (None, 20)], ids=["counted", "not counted"])
+def test_all_of_a_stream_are_as_many_as_its_record_says_or_a_fixed_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(measuring, "OF_A_STREAM", 20)
+    source = {"kind": "stream", "shards": write_shards(tmp_path, [5, 5]), "size": 2, "channels": 1, "lanes": 2}
+    tree = changed(TINY, data=source, task__conditioners=[], task__drop_condition=0, guidance=None)
+    preset = presets.build(changed(tree, train__batch_size=4), "stream")
+    data = preset.data.build("train")
+    assert isinstance(data, StreamData)
+    data.count = count
+    seen = measuring.shown(preset, Group(0, 1, CPU), data.select({"image"}), None)
+    assert sum(len(batch["image"]) for batch in seen) == expected
 
 
 def test_what_a_task_measures_is_in_its_average_and_a_resumed_run_measures_nothing(
