@@ -6,7 +6,6 @@ process reconstructs the rows that it extracts, once for all extractors.
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
+from diffcli.data.shards import is_prepared, open_shards
 from diffcli.engine.model import Model
 from diffcli.engine.score.floor_scores import Floor, Size, floors
 from diffcli.engine.score.onepass import Watch
@@ -171,9 +171,15 @@ def floors_beside(
 
 
 def training_split(model: Model, ref: str | None) -> Side:
-    """What floors are fitted to: the training split of the set that --ref names, else of the first stage's own data."""
-    if ref is not None:
-        name, colon, _ = ref.rpartition(":")
-        with suppress(UserError):  # a folder of images has no splits
-            return resolve(f"{name if colon else ref}:train", size=model.preset.data.size)
-    return own_side(model, "train")
+    """What floors are fitted to: the training split of the set that --ref names, else of the first stage's own data.
+
+    A folder of images or a file has no splits, a prepared set perhaps no training split. Raises UserError where it cannot be read.
+    """
+    whole = Path(ref or "").expanduser()
+    if ref is None or (whole.exists() and not is_prepared(whole)):
+        return own_side(model, "train")
+    name = ref if whole.exists() else ref.rpartition(":")[0]
+    root = Path(name).expanduser()
+    if is_prepared(root) and "train" not in open_shards(root, "the prepared data set").splits:
+        return own_side(model, "train")
+    return resolve(f"{name}:train", size=model.preset.data.size)

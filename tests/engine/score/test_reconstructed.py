@@ -23,13 +23,14 @@ from diffcli.engine.score.reconstructed import (
     training_split,
 )
 from diffcli.engine.score.report import Report
-from diffcli.engine.score.sides import Side, npz_side
+from diffcli.engine.score.sides import Side, npz_side, resolve
 from diffcli.engine.stage import StageModel
 from diffcli.fields import to_float, to_levels
 from diffcli.metrics.nearness import psnr_of_bytes, ssim_of_bytes
 from diffcli.metrics.scores import metrics_by_name
 from diffcli.networks.lpips import Lpips, find_files
 from diffcli.noise import Noise
+from diffcli.prep.prepare import prepare
 from tests.conftest import Cli, in_subprocess
 from tests.engine.draw.making import encoding
 from tests.engine.score.making import (
@@ -199,6 +200,26 @@ def test_floors_are_fitted_to_the_training_split_of_the_set_that_is_scored(tmp_p
     assert training_split(model, "digits:test").name == "digits:train"
     folder = write_folder(tmp_path / "plain", pixels(0, 4))
     assert training_split(model, str(folder)).name == "encoding:train"
+
+
+def test_a_training_split_that_cannot_be_read_is_told_and_no_other_takes_its_place(tmp_path: Path) -> None:
+    model, images = encoding(size=8), tmp_path / "images"
+    for split in ("train", "test"):
+        write_folder(images / split, pixels(0, 4))
+    list(prepare("folder", images, tmp_path / "set"))
+    write_folder(tmp_path / "few" / "test", pixels(0, 4))
+    list(prepare("folder", tmp_path / "few", tmp_path / "lone"))
+    ref = f"{tmp_path / 'set'}:test"
+    assert training_split(model, ref).name == f"{tmp_path / 'set'}:train"
+    assert training_split(model, str(tmp_path / "set")).name == f"{tmp_path / 'set'}:train"
+    assert training_split(model, f"{tmp_path / 'lone'}:test").name == "encoding:train"
+    for shard in (tmp_path / "set").glob("train-*"):
+        shard.unlink()
+    found, notes = floors_beside(
+        StageModel(model), ref, resolve(ref), ImageShape(1, 8, 8), tmp_path / "cache", watch=None
+    )
+    assert not found
+    assert "train-" in " ".join(notes)
 
 
 def test_a_cache_that_cannot_be_written_is_a_note_and_other_images_have_no_floor(tmp_path: Path) -> None:
