@@ -188,7 +188,7 @@ def agreed(
         raise UserError(
             f"data: the latents were made by {note.encoder}, weights {str(note.sha256)[:12]}..., but the model's first stage is "
             f"{found['from']}, weights {found['sha256'][:12]}...",
-            "make them again: diffcli prep-data latents SET --first-stage RUN --out DIR, or name their first stage in task.codec.from",
+            "make them again: diffcli prep-data latents SET --first-stage RUN --out DIR; or name theirs in task.codec.from",
         )
     return {} if found is None else {RECORD: found}
 
