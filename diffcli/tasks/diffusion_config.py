@@ -71,6 +71,10 @@ class DiffusionConfig(TaskConfig):
         return self
 
     @property
+    def noun(self) -> str:
+        return "a diffusion model"
+
+    @property
     def objective(self) -> Objective:
         return Objective(self.times, self.weight, self.distance, self.coupling)
 

@@ -17,7 +17,7 @@ class TaskConfig(Config):
 
     @property
     def noun(self) -> str:
-        """What its checkpoints are called: a diffusion, an autoencoder."""
+        """What its checkpoints are called: a diffusion model, an autoencoder."""
         return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
 
     @property

@@ -84,7 +84,7 @@ def check_classifier(classifier: Model, model: Model) -> None:
     task = classifier.preset.task
     hint = "train one: diffcli train --preset digits-noisy-classifier, with the data of the model"
     if not isinstance(task, ClassifierConfig):
-        raise UserError(f"guide.classifier {classifier.path}: was trained as {task.noun} model", hint)
+        raise UserError(f"guide.classifier {classifier.path}: was trained as {task.noun}", hint)
     if task.schedule is None:
         raise UserError(
             f"guide.classifier {classifier.path}: was trained on clean images, it does not know noise", hint

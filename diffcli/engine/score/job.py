@@ -158,7 +158,7 @@ class Scoring:
         if model.preset.task.kind == "autoencoder":
             return self._of_first_stage(model, group, watch, about)
         if pairs := self.extractors.get("reconstruction"):
-            problem = f"--metrics {','.join(pairs)}: {model.path} is a {model.preset.task.kind} model, no first stage"
+            problem = f"--metrics {','.join(pairs)}: {model.path} is {model.preset.task.noun}, no first stage"
             raise UserError(problem, "give the run of a first stage, such as that of the preset mnist-vae")
         return self._of_images(model, group, watch, about)
 
@@ -169,7 +169,7 @@ class Scoring:
             problem = f"--metrics {','.join(metrics)}: {model.path} is a first stage, no diffusion model"
             raise UserError(problem, "choose among psnr, ssim, lpips and fid")
         stage = StageModel(model)
-        reference = first(originals(model, self.ref), self.options.n or 0)
+        reference = first(originals(model, self.ref), self.options.n)
         sides: dict[Role, Side] = {"reference": reference, "samples": reconstructions(stage, reference)}
         extractors: dict[str, Extractor] = {}
         if "reconstruction" in self.extractors:

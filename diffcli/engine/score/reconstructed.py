@@ -146,11 +146,10 @@ def originals(model: Model, ref: str | None) -> Side:
     return own_side(model, "test")
 
 
-def first(side: Side, n: int) -> Side:
-    """The first n rows of a side, or all where it has no more."""
-    if side.size is None or side.size <= n:
+def first(side: Side, n: int | None) -> Side:
+    """The first n rows of a side, or all where it has no more; None: all."""
+    if n is None or side.size is None or side.size <= n:
         return side
-
     identify = None if side.identify is None else lambda: f"the first {n} of {side.fingerprint}"
     return dataclasses.replace(side, size=n, identify=identify)
 
@@ -173,7 +172,7 @@ def floors_beside(
 def training_split(model: Model, ref: str | None) -> Side:
     """What floors are fitted to: the training split of the set that --ref names, else of the first stage's own data.
 
-    A folder of images or a file has no splits, a prepared set perhaps no training split. Raises UserError where it cannot be read.
+    A folder of images or a file has no splits, a prepared set perhaps no training one. Raises UserError for one that is damaged.
     """
     whole = Path(ref or "").expanduser()
     if ref is None or (whole.exists() and not is_prepared(whole)):

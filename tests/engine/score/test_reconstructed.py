@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
+from diffcli.engine.draw.sample import SampleOptions
 from diffcli.engine.model import Model
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.floor_scores import Size, floors, planned
+from diffcli.engine.score.job import Scoring
 from diffcli.engine.score.reconstructed import (
     PairScores,
     first,
@@ -95,6 +97,15 @@ def test_the_first_rows_of_a_reference_are_its_own(tmp_path: Path) -> None:
     assert read(few).equal(read(reference)[:5])
     assert few.fingerprint != reference.fingerprint
     assert first(reference, 20) is reference
+    assert first(reference, None) is reference
+
+
+def test_without_a_number_all_images_are_scored(tmp_path: Path) -> None:
+    run, ref = save_run(tmp_path / "run", FIRST_STAGE), write_npz(tmp_path / "a.npz", pixels(0, 9, size=12))
+    asked = Scoring((), run, str(ref), SampleOptions(), ["psnr"], None, None, True, floors=False)
+    report = asked.run(ALONE)
+    assert report is not None
+    assert report.reference.n == 9
 
 
 def test_embeddings_of_the_reference_are_told_where_it_has_them(tmp_path: Path) -> None:
@@ -258,6 +269,8 @@ def test_what_does_not_fit_a_first_stage_is_refused(tmp_path: Path, cli: Cli) ->
     cpu = ("--device", "cpu")
     cli("fid", "a.npz", "b.npz", "--metrics", "psnr", *cpu).refused("--metrics psnr needs a model", "--ckpt")
     cli("fid", "--ckpt", other, "--metrics", "psnr,fid", *cpu).refused("is a diffusion model, no first stage")
+    judge = save_run(tmp_path / "judge", "{kind: classifier, num_classes: 10, network: {width: 4}}")
+    cli("fid", "--ckpt", judge, "--metrics", "psnr", *cpu).refused("judge", "is a classifier, no first stage")
     cli("fid", "--ckpt", run, "--metrics", "bpd", *cpu).refused("is a first stage, no diffusion model")
     cli("fid", "--ckpt", run, "--metrics", "psnr,bpd", *cpu).refused(
         "bpd is of a diffusion model, psnr of a first stage"
