@@ -244,7 +244,12 @@ class Scoring:
         return evaluate(self.metrics, sides, extractors, group, batch_size=size, watch=watch, details=details)
 
     def _reference(self, model: Model) -> Side:
-        return resolve(self.ref) if self.ref else own_side(model, "train")
+        """--ref, else what the model was trained on; a bound is of images that are resized as in training."""
+        if not self.ref:
+            return own_side(model, "train")
+        return (
+            resolve(self.ref, model.preset.data.size, always=True) if "bound" in self.extractors else resolve(self.ref)
+        )
 
 
 def metric_options(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -62,14 +62,14 @@ class Side:
         return None if self.identify is None else self.identify()
 
 
-def resolve(text: str, size: int | tuple[int, int] | None = None) -> Side:
-    """The side that the user means by `text`. size: that of images of a prepared set where theirs differ.
+def resolve(text: str, size: int | tuple[int, int] | None = None, always: bool = False) -> Side:
+    """The side that the user means by `text`. size: that of images of a prepared set where theirs differ; always: and where not.
 
     Raises UserError where it is missing, empty or of no kind that can be scored.
     """
     path = Path(text).expanduser()
     if path.is_dir():
-        return _folder_like(path, size)
+        return _folder_like(path, size, always)
     if path.is_file():
         if path.suffix != ".npz":
             raise UserError(
@@ -84,7 +84,7 @@ def resolve(text: str, size: int | tuple[int, int] | None = None) -> Side:
         raise UserError(f"{text}: '{split}' is not a split", did_you_mean(split, SPLITS))
     prepared = Path(name).expanduser()
     if is_prepared(prepared):
-        return prepared_side(prepared, chosen, size)
+        return prepared_side(prepared, chosen, size, always)
     loaded = preset.load(name)
     return data_side(f"{loaded.name}:{chosen}", loaded.data, chosen)
 
@@ -117,8 +117,10 @@ def own_side(model: Model, split: Split) -> Side:
     return data_side(f"{model.preset.name}:{split}", config, split)
 
 
-def prepared_side(root: Path, split: Split | None = None, size: int | tuple[int, int] | None = None) -> Side:
-    """A set that prep-data wrote: the split asked for, else `train`, else its only one; `size`: see `resolve`."""
+def prepared_side(
+    root: Path, split: Split | None = None, size: int | tuple[int, int] | None = None, always: bool = False
+) -> Side:
+    """A set that prep-data wrote: the split asked for, else `train`, else its only one; `size`, `always`: see `resolve`."""
     prepared = open_shards(root, "the prepared data set")
     first: Split = next(iter(prepared.splits))
     chosen: Split = split or ("train" if "train" in prepared.splits else first)
@@ -126,9 +128,8 @@ def prepared_side(root: Path, split: Split | None = None, size: int | tuple[int,
         raise UserError(
             f"{root} holds images of different sizes", f"prepare it with --size N, or score with NAME:{chosen}"
         )
-    return data_side(
-        f"{root}:{chosen}", Shards(root=root, size=prepared.size or size, channels=prepared.channels), chosen
-    )
+    shown = size if always else prepared.size or size
+    return data_side(f"{root}:{chosen}", Shards(root=root, size=shown, channels=prepared.channels), chosen)
 
 
 def folder_side(folder: Path) -> Side:
@@ -207,9 +208,9 @@ def read_ahead(read: Callable[[T], R], items: Iterable[T], workers: int = READER
                 future.cancel()
 
 
-def _folder_like(path: Path, size: int | tuple[int, int] | None) -> Side:
+def _folder_like(path: Path, size: int | tuple[int, int] | None, always: bool) -> Side:
     if is_prepared(path):
-        return prepared_side(path, size=size)
+        return prepared_side(path, None, size, always)
     if (path / "checkpoints").is_dir() or (path / checkpoint.RECORD).is_file():
         raise UserError(f"{path} is a run or a checkpoint, not images", f"score it with --ckpt {path} --ref B")
     return folder_side(path)

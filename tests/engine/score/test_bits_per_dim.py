@@ -5,16 +5,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from diffcli.data.prepared import Shards
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.guidance import clip_x0
 from diffcli.diffusion.likelihood import bits_per_dim
 from diffcli.engine.draw.sample import SampleOptions, load_model, request
 from diffcli.engine.score.bound import VariationalBound
 from diffcli.noise import Noise
+from diffcli.prep.prepare import prepare
 from tests.conftest import Cli, in_subprocess
+from tests.engine.score.making import pixels, write_folder, write_npz
 
 STEPS = 12
 
@@ -68,6 +72,19 @@ def test_the_bound_follows_from_the_seed_whatever_the_batch_size(run: Path, cli:
     assert one["terms"] == pytest.approx(other["terms"], rel=1e-4, abs=1e-6)
     assert bpd(cli, run)["scores"] == other["scores"]
     assert bpd(cli, run, "--seed", 1)["scores"] != other["scores"]
+
+
+def test_a_prepared_set_of_another_size_is_resized_as_in_training(run: Path, cli: Cli, tmp_path: Path) -> None:
+    large = pixels(0, 10, size=12)
+    for number, image in enumerate(large):
+        write_folder(tmp_path / "images" / f"{number}", image[None])
+    list(prepare("folder", tmp_path / "images", tmp_path / "set"))
+    told = bpd(cli, run, "--ref", tmp_path / "set")
+    data = Shards(root=tmp_path / "set", size=8, channels=1).build("train").read(torch.arange(10))
+    np.savez(tmp_path / "small.npz", arr_0=data["image"].permute(0, 2, 3, 1).numpy(), arr_1=data["label"].numpy())
+    assert told["terms"] == pytest.approx(bpd(cli, run, "--ref", tmp_path / "small.npz")["terms"], rel=1e-5)
+    asked = ("fid", "--ckpt", run, "--metrics", "bpd", "--device", "cpu", "--n", 4)
+    cli(*asked, "--ref", write_npz(tmp_path / "large.npz", large)).refused("12", "the model's own size")
 
 
 @pytest.mark.slow
