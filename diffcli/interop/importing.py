@@ -108,7 +108,7 @@ def from_file(path: Path, given: Preset | None) -> Imported:
         return Imported(given, read(rules, theirs, ours, str(path), [published_dit.POSITIONS]) | beside, None, notes)
     if openai.MARK in theirs and isinstance(network, UNet):
         rules = openai.openai_rules(network, ours, null_row(given, theirs, openai.LABELS, path))
-        return Imported(given, read(rules, theirs, ours, str(path)), None, notes)
+        return Imported(given, read(rules, theirs, ours, str(path)) | beside, None, notes)
     kind, name = ("dit", "DiT") if published_dit.MARK in theirs else ("unet", "U-Net")
     raise UserError(
         f"{path}: holds a {name}, but --as {given.name} has task.network.kind {network_of(given)['kind']!r}",

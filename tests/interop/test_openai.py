@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
 from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.interop import importing
-from tests.interop.making import close, condition, loaded, network, noise, wake, write_preset
+from tests.interop.making import STAGE, close, condition, loaded, network, noise, wake, write_preset
 from tests.interop.openai_reference import Flags, OpenAIUNet
 
 INDEX = torch.tensor([0.0, 41.0, 500.0, 999.0])
@@ -44,7 +45,7 @@ def described(flags: Flags, folder: Path, **changes: Any) -> presets.Preset:
     classes = {"kind": "class", "num_classes": flags.classes, "dim": changes.pop("dim", 4 * flags.num_channels)}
     return write_preset(
         folder,
-        data={"kind": "none", "size": flags.image_size},
+        data={"kind": "none", "size": changes.pop("size", flags.image_size)},
         learn_variance=flags.learn_sigma,
         network=unet | changes.pop("network", {}),
         conditioners=[classes] if flags.classes else [],
@@ -66,6 +67,18 @@ def test_an_imported_unet_gives_the_same_outputs(variant: str, tmp_path: Path):
     task = loaded(importing.load(path, described(flags, tmp_path)))
     x, labels = noise(4, 3, 16, 16), torch.tensor([0, 5, 2, 1]) if flags.classes else None
     close(network(task)(x, INDEX, condition(task, labels, x)), theirs(x, INDEX, labels))
+
+
+@torch.no_grad()
+def test_a_preset_of_latents_brings_the_first_stage_that_it_names(tmp_path: Path):
+    vae = wake(diffusers.AutoencoderKL(**STAGE, latent_channels=3), seed=2)
+    vae.save_pretrained(tmp_path / "vae")
+    theirs, path = saved(Flags(), tmp_path)
+    codec = {"kind": "latent", "from": str(tmp_path / "vae")}
+    task = loaded(importing.load(path, described(Flags(), tmp_path, codec=codec, size=32)))
+    x = noise(4, 3, 16, 16)
+    close(network(task)(x, INDEX, condition(task, None, x)), theirs(x, INDEX))
+    close(task.codec.decode(x), vae.decode(x / vae.config.scaling_factor).sample)
 
 
 @torch.no_grad()
