@@ -158,9 +158,9 @@ def dit_rules(preset: Preset, network: DiT, ours: ForeignTensors, theirs: Foreig
         )
     if published_dit.POSITIONS in theirs:
         published_dit.check_positions(theirs[published_dit.POSITIONS], network.config, str(path))
-    pixels = network.config.patch**2
+    pixels, channels = network.config.patch**2, theirs[published_dit.MARK].shape[1]  # of what the network sees
     outputs = theirs[f"{published_dit.FINAL}.bias"].numel() if f"{published_dit.FINAL}.bias" in theirs else 0
-    variance = outputs == 2 * pixels * preset.data.shape.channels
+    variance = outputs == 2 * pixels * channels
     return published_dit.dit_rules(
         network.config, ours, null_row(preset, theirs, published_dit.LABELS, path), flow, variance
     )

@@ -17,7 +17,7 @@ from diffcli.interop.exporting import export_diffusers
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
 from tests.interop.dit_reference import ReferenceDiT
-from tests.interop.making import CPU, close, condition, loaded, network, noise, wake, write_preset
+from tests.interop.making import CPU, STAGE, close, condition, loaded, network, noise, wake, write_preset
 
 WIDTH, CLASSES = 384, 5  # the smallest published width, whose heads (6) need no preset
 TIMES = torch.tensor([0.0, 137.0, 500.0, 999.0])
@@ -94,6 +94,26 @@ def test_sit_draws_what_its_own_euler_walk_draws(tmp_path: Path):
         x = x + theirs(x, torch.full((2,), k / steps), torch.tensor([1, 3])) / steps
     *_, last = task.trajectory({"label": torch.tensor([1, 3])}, [3, 4], presets.Ddim(steps=steps), 1.0)
     close(last.x, x, 1e-4)
+
+
+@pytest.mark.parametrize("velocity", [False, True], ids=["DiT", "SiT"])
+@torch.no_grad()
+def test_a_preset_of_latents_brings_the_first_stage_that_it_names(velocity: bool, tmp_path: Path):
+    """Its network works on latents of 4 channels, its images have 3; of SiT's 8 outputs 4 are dropped."""
+    vae = wake(diffusers.AutoencoderKL(**STAGE), seed=2)
+    vae.save_pretrained(tmp_path / "vae")
+    theirs, raw = reference(4, velocity), flow_preset(tmp_path).model_dump(mode="json")
+    raw["data"] |= {"size": 16, "channels": 3}
+    raw["task"]["codec"] = {"kind": "latent", "from": str(tmp_path / "vae")}
+    if not velocity:
+        raw["task"] |= {"target": "eps", "schedule": {"kind": "linear"}, "learn_variance": True}
+        raw["task"]["network"]["time_scale"] = 1.0
+    task = loaded(importing.load(save_pt(theirs, tmp_path / "model.pt"), presets.build(raw, "latent")))
+    x, times = noise(4, 4, 8, 8), TIMES if not velocity else torch.tensor([1.0, 0.75, 0.3, 0.002])
+    cond = condition(task, LABELS, x)
+    found = network(task)(x, times, cond) if not velocity else -network(task)(x, 1000 * times, cond)
+    close(found, theirs(x, 1 - times if velocity else times, LABELS))
+    close(task.codec.decode(x), vae.decode(x / vae.config.scaling_factor).sample)
 
 
 def test_turning_time_twice_changes_nothing():
