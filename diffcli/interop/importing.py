@@ -192,7 +192,7 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
     beside = pipelines.neighbours(path, index)
     pipelines.check(beside, config)
     raw = folder_tree(config, Foreign(stated or {}, scheduler.DEFAULTS, str(planned)), name)
-    if config.get("in_channels") not in (1, 3) and (beside.stage is None or stated is None):
+    if stated is None if beside.stage is not None else config.get("in_channels") not in (1, 3):
         raw["task"]["codec"]["clip"] = False  # latents
     pipelines.join(raw, beside, path)
     stage = beside.stage

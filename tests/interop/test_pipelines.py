@@ -282,6 +282,17 @@ def test_a_folder_that_lacks_a_part_is_refused_or_says_what_it_takes_for_granted
         importing.load(folder, None)
 
 
+@pytest.mark.parametrize("quantised", [True, False], ids=["3 channels", "4 channels"])
+def test_an_unconditional_pipeline_of_latents_without_a_scheduler_is_not_clipped(
+    quantised: bool, tmp_path: Path
+) -> None:
+    folder = unconditional(tmp_path / "theirs", quantised)
+    shutil.rmtree(folder / "scheduler")
+    imported = importing.load(folder, None)
+    assert "no scheduler" in imported.notes[0]
+    assert loaded(imported).codec.bounds is None
+
+
 def test_latents_that_the_scheduler_clips_are_refused(pipeline: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(pipeline, tmp_path / "copy")
     diffusers.DDIMScheduler(**STABLE).save_pretrained(folder / "scheduler")
