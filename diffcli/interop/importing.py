@@ -36,6 +36,14 @@ FAMILIES = {
     "UNet2DConditionModel": diffusers_conditional,
     "DiTTransformer2DModel": published_dit,
 }
+NOT_TOLD = (  # keys that --as may set as it likes: not the architecture, or checked with the tensors
+    "data.kind",
+    "sampler",
+    "guidance",
+    "task.network.dropout",
+    "task.drop_condition",
+    "task.conditioners",
+)
 STAGE_SIZE = 256  # of the images of a first stage, which takes any size
 STEPS = 100_000  # of a training that nobody asked for yet: a preset must say something
 
@@ -269,8 +277,8 @@ def check_agreement(raw: Mapping[str, Any], given: Preset, source: str, key: str
         node = node.get(part) if isinstance(node, dict) else None
     for name, value in raw.items():
         here = f"{key}.{name}".strip(".")
-        if here in ("data.kind", "sampler", "task.network.dropout", "task.drop_condition", "task.conditioners"):
-            continue  # not the architecture, or checked with the tensors
+        if here in NOT_TOLD:
+            continue
         if isinstance(value, Mapping):
             check_agreement(value, given, source, here)
         elif not isinstance(node, dict) or node.get(name) != value:

@@ -282,6 +282,13 @@ def test_a_folder_that_lacks_a_part_is_refused_or_says_what_it_takes_for_granted
         importing.load(folder, None)
 
 
+def test_a_preset_beside_a_pipeline_may_guide_otherwise_but_not_diffuse_otherwise(pipeline: Path) -> None:
+    raw = importing.load(pipeline, None).preset.model_dump(mode="json")
+    assert importing.load(pipeline, presets.build(raw, "mine", ["guidance=3"])).preset.guidance == 3
+    with pytest.raises(UserError, match=r"means task\.target 'eps', but --as .* has 'v'"):
+        importing.load(pipeline, presets.build(raw, "mine", ["task.target=v"]))
+
+
 @pytest.mark.parametrize("quantised", [True, False], ids=["3 channels", "4 channels"])
 def test_an_unconditional_pipeline_of_latents_without_a_scheduler_is_not_clipped(
     quantised: bool, tmp_path: Path
