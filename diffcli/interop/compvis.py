@@ -16,7 +16,8 @@ from diffcli.interop.foreign import Foreign
 from diffcli.interop.pipelines import DROPPED, GUIDANCE
 from diffcli.interop.scheduler import DEFAULTS, recognised
 from diffcli.interop.stages.stage_config import EPS, GROUPS, Scaling
-from diffcli.interop.weight_files import ForeignTensors
+from diffcli.interop.unets import places
+from diffcli.interop.weight_files import ForeignTensors, Rule
 
 UNET = "model.diffusion_model."
 MARK = f"{UNET}input_blocks.0.0.weight"  # a name by which their files are known
@@ -90,6 +91,11 @@ def parts(theirs: ForeignTensors, source: str) -> LatentFile:
         notes.append(f"{source} is taken to predict the noise, at 512 pixels; a model of v at 768 needs --as PRESET")
     unet = {name.removeprefix(UNET): averaged(name, theirs) for name in theirs if name.startswith(UNET)}
     return LatentFile(unet, stage, theirs.get(CLASSES), texts, theirs.get("betas"), tuple(notes))
+
+
+def class_rules(ours: ForeignTensors) -> list[Rule]:
+    """Their table of classes, a token each, which has a row for no class as ours does."""
+    return [Rule((places.CLASSES,), (CLASSES,))] if places.CLASSES in ours else []
 
 
 def averaged(name: str, theirs: ForeignTensors) -> Tensor:

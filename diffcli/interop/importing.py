@@ -19,7 +19,7 @@ from diffcli.interop import compvis, first_stages, pipelines, published_dit, sch
 from diffcli.interop.first_stages import ForeignStage
 from diffcli.interop.foreign import Foreign, read_json
 from diffcli.interop.unets import diffusers_conditional, diffusers_config, diffusers_unet, openai
-from diffcli.interop.unets.places import CLASSES
+from diffcli.interop.unets.places import CLASSES, class_rules
 from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_tensors, weights_in
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
@@ -115,7 +115,8 @@ def from_file(path: Path, given: Preset | None) -> Imported:
         rules = dit_rules(given, network, ours, theirs, path)
         return Imported(given, read(rules, theirs, ours, str(path), [published_dit.POSITIONS]) | beside, None, notes)
     if openai.MARK in theirs and isinstance(network, UNet):
-        rules = openai.openai_rules(network, ours, null_row(given, theirs, openai.LABELS, path))
+        null = null_row(given, theirs, openai.LABELS, path)
+        rules = openai.openai_rules(network, ours, class_rules(ours, openai.LABELS, null))
         return Imported(given, read(rules, theirs, ours, str(path)) | beside, None, notes)
     kind, name = ("dit", "DiT") if published_dit.MARK in theirs else ("unet", "U-Net")
     raise UserError(
@@ -139,10 +140,9 @@ def from_latent_file(file: compvis.LatentFile, path: Path, given: Preset | None)
         )
     ours = {name: tensor for name, tensor in state.items() if name not in beside}
     theirs = dict(file.unet)
-    rules = openai.openai_rules(network, {n: t for n, t in ours.items() if n != CLASSES}, False, file.linear)
     if CLASSES in ours and file.classes is not None:
-        rules.append(Rule((CLASSES,), (compvis.CLASSES,)))
         theirs[compvis.CLASSES] = file.classes
+    rules = openai.openai_rules(network, ours, compvis.class_rules(ours), file.linear)
     record = pipelines.encoder_record(preset) if given is not None else {}
     return Imported(preset, read(rules, theirs, ours, str(path)) | beside, None, notes, record)
 

@@ -9,6 +9,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.interop import compvis, first_stages, importing
 from diffcli.interop.foreign import Foreign
@@ -40,7 +41,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
 def unet_of(tensors: dict[str, Tensor], preset: Preset, linear: bool = False) -> dict[str, Tensor]:
     """The U-Net of a model of ours under the names of CompVis."""
     ours = {name: tensor for name, tensor in tensors.items() if name.startswith(NETWORK)}
-    return write(openai.openai_rules(on_meta(preset).denoiser.network, ours, False, linear), ours)
+    return write(openai.openai_rules(on_meta(preset).denoiser.network, ours, linear=linear), ours)
 
 
 def file_of(found: Imported) -> dict[str, Tensor]:
@@ -132,6 +133,16 @@ def test_a_class_model_is_told_of_classes_by_one_token(imported: Imported, publi
     assert found.preset.task.drop_condition == 0.1
 
 
+def test_a_preset_of_classes_for_a_file_without_them_is_told_what_is_missing(
+    imported: Imported, published: None
+) -> None:
+    raw = imported.preset.model_dump(mode="json")
+    raw["task"]["conditioners"] = [{"kind": "class", "num_classes": 7, "dim": WIDTH, "tokens": 1}]
+    file = compvis.parts(file_of(imported), "sd.ckpt")
+    with pytest.raises(UserError, match=r"1 missing \(cond_stage_model\.embedding\.weight\)"):
+        importing.from_latent_file(file, Path("sd.ckpt"), presets.build(raw, "classes"))
+
+
 def test_what_the_second_stable_diffusion_does_not_tell_is_said(imported: Imported, published: None) -> None:
     state = file_of(imported)
     del state["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"]
@@ -152,7 +163,7 @@ def test_every_key_of_the_published_sizes_has_its_place_and_tells_the_network(na
         ours = UNetConfig.model_validate(tree).build((4, side, side), 4, CondShape(tokens=tokens))
         theirs = diffusers.UNet2DConditionModel(**options)
     state = {f"{NETWORK}.{key}": tensor for key, tensor in ours.state_dict().items()}
-    shapes = wanted_shapes(openai.openai_rules(ours, state, False, linear), state)
+    shapes = wanted_shapes(openai.openai_rules(ours, state, linear=linear), state)
     unet = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     converted = convert_ldm_unet_checkpoint({compvis.UNET + key: tensor for key, tensor in unet.items()}, theirs.config)
     assert {key: tensor.shape for key, tensor in converted.items()} == {
@@ -168,8 +179,6 @@ def test_a_file_without_its_first_stage_or_for_another_preset_is_refused(importe
     with pytest.raises(UserError, match=r"no first stage \(first_stage_model\.\*\)"):
         compvis.parts(alone, "file")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "sd.safetensors")
-    from diffcli import preset as presets
-
     with pytest.raises(UserError, match=r"task\.network\.kind 'dit' and task\.codec\.kind 'pixels'"):
         importing.load(tmp_path / "sd.safetensors", presets.load("dit-xl-2"))
 

@@ -207,13 +207,15 @@ def test_tensors_of_an_unknown_model_are_refused(tmp_path: Path):
 def test_the_shipped_presets_have_every_tensor_of_the_published_models(name: str, flags: Flags):
     from diffcli.interop.importing import on_meta
     from diffcli.interop.unets import openai
+    from diffcli.interop.unets.places import class_rules
     from diffcli.interop.weight_files import wanted_shapes
 
     with torch.device("meta"):
         theirs = OpenAIUNet(flags).state_dict()
     task = on_meta(presets.load(name))
     ours = task.state_dict()
-    wanted = wanted_shapes(openai.openai_rules(task.denoiser.network, ours, null=False), ours)
+    classes = class_rules(ours, openai.LABELS, null=False)
+    wanted = wanted_shapes(openai.openai_rules(task.denoiser.network, ours, classes), ours)
     assert wanted == {key: tensor.shape for key, tensor in theirs.items()}
     attention = task.denoiser.network.middle.blocks[1]
     assert attention.heads == (768 // 64 if flags.num_head_channels else 4)

@@ -2,13 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from diffcli.interop.unets.places import NETWORK, WeightPlace, class_rules, held, places
-from diffcli.interop.unets.transformer_rules import transformer_rules
+from diffcli.interop.unets.places import NETWORK, BlockNames, Side, WeightPlace, block_rules, class_rules, places
 from diffcli.interop.weight_files import ForeignTensors, Rule, absent, layer, layers
 from diffcli.networks.layers import Attention
 from diffcli.networks.unet import UNet
@@ -31,6 +29,7 @@ RES = {
 SIDES = {"down": "down_blocks.{}", "middle": "mid_block", "up": "up_blocks.{}"}
 FOLDERS = {"res": "resnets", "attention": "attentions", "transformer": "attentions"}
 RESAMPLE = {"down": "downsamplers.0", "up": "upsamplers.0"}
+CONV: dict[Side, str] = {"down": "conv", "up": "conv"}
 DEPRECATED = {  # what old files call the layers of attention
     ".query.": ".to_q.",
     ".key.": ".to_k.",
@@ -55,19 +54,11 @@ def diffusers_rules(
     rules = layers(NETWORK, "", ENDS)
     rules += time_rules(f"{NETWORK}.embedding.time.0", "time_embedding.linear_1", sines_first)
     for place, theirs in named(network):
-        mine = f"{NETWORK}.{place.name}"
         if theirs.startswith(tuple(gone)):
-            rules.append(absent((name for name in ours if name.startswith(f"{mine}.")), ours))
+            mine = f"{NETWORK}.{place.name}."
+            rules.append(absent((name for name in ours if name.startswith(mine)), ours))
             continue
-        match place.kind:
-            case "res":
-                rules += layers(mine, theirs, held(RES, mine, ours))
-            case "attention":
-                rules += attention_rules(mine, theirs, cast(Attention, place.module))
-            case "transformer":
-                rules += transformer_rules(mine, theirs, linear)
-            case "resample":
-                rules += layer(f"{mine}.conv", f"{theirs}.conv")
+        rules += block_rules(place, theirs, ours, BlockNames(RES, attention_rules, CONV), linear)
     return rules + class_rules(ours, LABELS, null)
 
 

@@ -4,12 +4,12 @@ Their state dict tells no flags (image size, heads, schedule): a preset does, an
 Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), Dhariwal & Nichol 2021 (arXiv 2105.05233); the layout of their code.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
-from diffcli.interop.unets.places import NETWORK, WeightPlace, class_rules, held, places
-from diffcli.interop.unets.transformer_rules import transformer_rules
-from diffcli.interop.weight_files import ForeignTensors, Rule, layer, layers
+from diffcli.interop.unets.places import NETWORK, BlockNames, Side, WeightPlace, block_rules, places
+from diffcli.interop.weight_files import ForeignTensors, Rule, layers
+from diffcli.networks.layers import Attention
 from diffcli.networks.unet import UNet
 
 MARK = "input_blocks.0.0.weight"  # a name by which their files are known
@@ -31,26 +31,20 @@ RES = {
     "skip": "skip_connection",
 }
 ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
-RESAMPLE = {"down": "op", "up": "conv"}
+RESAMPLE: dict[Side, str] = {"down": "op", "up": "conv"}
 
 
-def openai_rules(network: UNet, ours: ForeignTensors, null: bool, linear: bool = False) -> list[Rule]:
-    """ours: the tensors of the task. null: whether their table of classes has a row for "no class". linear: see
-    transformer_rules.
-    """
-    rules = layers(NETWORK, "", ENDS)
+def openai_rules(network: UNet, ours: ForeignTensors, classes: Sequence[Rule] = (), linear: bool = False) -> list[Rule]:
+    """ours: the tensors of the task. classes: how its table of classes is read. linear: see `transformer_rules`."""
+    rules = [*layers(NETWORK, "", ENDS), *classes]
     for place, theirs in named(network):
-        mine = f"{NETWORK}.{place.name}"
-        match place.kind:
-            case "res":
-                rules += layers(mine, theirs, held(RES, mine, ours))
-            case "attention":
-                rules += layers(mine, theirs, ATTENTION)
-            case "transformer":
-                rules += transformer_rules(mine, theirs, linear)
-            case "resample":
-                rules += layer(f"{mine}.conv", f"{theirs}.{RESAMPLE[place.side]}")
-    return rules + class_rules(ours, LABELS, null)
+        rules += block_rules(place, theirs, ours, BlockNames(RES, attention_rules, RESAMPLE), linear)
+    return rules
+
+
+def attention_rules(mine: str, theirs: str, attention: Attention) -> list[Rule]:
+    """Ours is written as theirs, in either order of heads."""
+    return layers(mine, theirs, ATTENTION)
 
 
 def named(network: UNet) -> Iterator[tuple[WeightPlace, str]]:

@@ -4,14 +4,15 @@ Their U-Nets hold the same blocks under other names, and add a class embedding t
 layer between (the identity, after an import).
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from diffcli.config import UserError
-from diffcli.interop.weight_files import ForeignTensors, Rule
+from diffcli.interop.unets.transformer_rules import transformer_rules
+from diffcli.interop.weight_files import ForeignTensors, Rule, layer, layers
 from diffcli.networks.attention_blocks import SpatialTransformer
 from diffcli.networks.layers import Attention, ConvResample, ResBlock
 from diffcli.networks.unet import UNet
@@ -20,6 +21,7 @@ NETWORK = "denoiser.network"  # where a task keeps it
 CLASSES = "conditioners.0.embedding.weight"
 
 PlaceKind = Literal["res", "attention", "transformer", "resample"]
+Side = Literal["down", "middle", "up"]
 KINDS: dict[type[nn.Module], PlaceKind] = {
     ResBlock: "res",
     Attention: "attention",
@@ -28,12 +30,20 @@ KINDS: dict[type[nn.Module], PlaceKind] = {
 }
 
 
+class BlockNames(NamedTuple):
+    """How a library names the layers inside its blocks."""
+
+    res: Mapping[str, str]  # our layer -> theirs
+    attention: Callable[[str, str, Attention], list[Rule]]  # (our block, theirs, ours itself) -> its rules
+    resample: Mapping[Side, str]  # the convolution
+
+
 class WeightPlace(NamedTuple):
     """A block of our U-Net; `level` counts as the module list of its side does, `stage` within the level."""
 
     name: str  # of the module, below the network
     module: nn.Module
-    side: Literal["down", "middle", "up"]
+    side: Side
     level: int
     stage: int  # -1: the resampling after the stages
 
@@ -64,6 +74,20 @@ def on_side(network: UNet, side: Literal["down", "up"]) -> Iterator[WeightPlace]
         resample = getattr(level, "resample", None)
         if resample is not None:
             yield WeightPlace(f"{side}.{i}.resample", resample, side, i, -1)
+
+
+def block_rules(place: WeightPlace, theirs: str, ours: ForeignTensors, names: BlockNames, linear: bool) -> list[Rule]:
+    """The tensors of a block, which is called `theirs` there. linear: see `transformer_rules`."""
+    mine = f"{NETWORK}.{place.name}"
+    match place.kind:
+        case "res":
+            return layers(mine, theirs, held(names.res, mine, ours))
+        case "attention":
+            return names.attention(mine, theirs, cast(Attention, place.module))
+        case "transformer":
+            return transformer_rules(mine, theirs, linear)
+        case "resample":
+            return layer(f"{mine}.conv", f"{theirs}.{names.resample[place.side]}")
 
 
 def held(table: Mapping[str, str], block: str, ours: ForeignTensors) -> dict[str, str]:
