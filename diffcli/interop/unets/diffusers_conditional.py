@@ -7,18 +7,19 @@ transformers have a norm of their own epsilon, 1e-6, which is no key of theirs.
 from collections.abc import Sequence
 from typing import Any
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import ImageShape
 from diffcli.interop.foreign import Foreign
 from diffcli.interop.unets.diffusers_config import (
-    PERIOD,
-    attended_sizes,
+    ACTIVATIONS,
+    EMBEDS,
+    attending,
     attends,
+    first_refused,
     level_widths,
-    norm_groups,
-    shifted_period,
+    read_common,
+    write_common,
 )
 from diffcli.networks.attention_blocks import SpatialTransformer
-from diffcli.networks.blocks import stages
 from diffcli.networks.unet import UNet
 
 TRANSFORMER_EPS = 1e-6
@@ -74,7 +75,12 @@ BLOCKS = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
+OWN = {  # what to train with
+    "blocks": "task.network.blocks of res alone, or of res and spatial_transformer by turns",
+    "middle": "task.network.middle [res, spatial_transformer, res] or []",
+    "resample": "task.network.resample conv",
+    "transformer_eps": f"task.network.transformer_eps {TRANSFORMER_EPS:g}",
+}
 EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn", None),
@@ -89,7 +95,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "class_embed_type": (None,),
     "addition_embed_type": (None,),
     "num_class_embeds": (None,),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "resnet_time_scale_shift": tuple(EMBEDS),
     "resnet_skip_time_act": (False,),
     "resnet_out_scale_factor": (1.0,),
     "time_embedding_type": ("positional",),
@@ -109,34 +115,20 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
 def read_config(config: Foreign) -> dict[str, Any]:
     """The raw tree of `task.network`. Raises UserError naming the key of theirs that we cannot express."""
     config.demand(EXPRESSIBLE)
-    widths = level_widths(config)
-    width = widths[0]
+    common = read_common(config)
     for key, known in BLOCKS.items():
         if not set(config.get(key)) <= set(known):
             raise config.refuse(key, f"of which diffcli has {', '.join(known)}")
-    if not isinstance(config.get("norm_num_groups"), int):
-        raise config.refuse("norm_num_groups", "but diffcli needs a number")
     if single(config, "transformer_layers_per_block") != 1:
         raise config.refuse("transformer_layers_per_block", "but diffcli's spatial transformers have one layer")
-    attended = attended_sizes(config)
     transformer = ["res", "spatial_transformer"]
     return {
-        "kind": "unet",
-        "width": width,
-        "mult": [w // width for w in widths],
-        "blocks": (transformer if attended else ["res"]) * single(config, "layers_per_block"),
+        **common,
+        "blocks": (transformer if common["attend_at"] else ["res"]) * single(config, "layers_per_block"),
         "middle": [*transformer, "res"] if config.get("mid_block_type") else [],
-        "attend_at": attended,
-        **heads(config, widths),
-        "dropout": config.get("dropout"),
-        "activation": ACTIVATIONS[config.get("act_fn")],
-        "embed": {"default": "add", "scale_shift": "scale_shift"}[config.get("resnet_time_scale_shift")],
+        **heads(config, level_widths(config)),
         "resample": "conv",
-        "groups": config.get("norm_num_groups"),
-        "norm_eps": config.get("norm_eps"),
         "transformer_eps": TRANSFORMER_EPS,
-        "max_period": shifted_period(width) if config.get("freq_shift") else PERIOD,
-        "down_padding": "end" if config.get("downsample_padding") == 0 else "both",
     }
 
 
@@ -171,52 +163,26 @@ def write_config(network: UNet, shape: ImageShape) -> dict[str, Any]:
     """Their configuration of our network, whose input is of this shape. Raises UserError naming the key of ours that differs."""
     config = network.config
     check_expressible(network, shape)
-    sizes = config.sizes(max(shape.height, shape.width))
-    attend = [s in config.attend_at and "spatial_transformer" in config.blocks for s in sizes]
-    widths = [config.width * m for m in config.mult]
+    attend = attending(network, shape, "spatial_transformer")
+    common = write_common(network)
     return {
+        **common,
         "down_block_types": [BLOCKS["down_block_types"][not here] for here in attend],
         "up_block_types": [BLOCKS["up_block_types"][not here] for here in reversed(attend)],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if config.middle else None,
-        "block_out_channels": widths,
-        "layers_per_block": len(stages(config.blocks)),
-        "downsample_padding": 0 if config.down_padding == "end" else 1,
-        "freq_shift": 0 if config.max_period == PERIOD else 1,
-        "flip_sin_to_cos": True,
-        "dropout": config.dropout,
-        "act_fn": config.activation,
-        "attention_head_dim": config.heads or [max(w // config.head_dim, 1) for w in widths],
-        "norm_num_groups": next(iter(norm_groups(network))),
-        "norm_eps": config.norm_eps,
+        "attention_head_dim": config.heads or [max(w // config.head_dim, 1) for w in common["block_out_channels"]],
         "cross_attention_dim": network.options.tokens,
         "use_linear_projection": False,
-        "resnet_time_scale_shift": "scale_shift" if config.embed == "scale_shift" else "default",
     }
 
 
 def check_expressible(network: UNet, shape: ImageShape) -> None:
     """Raises UserError at the first key of `task.network` that UNet2DConditionModel does not have."""
     config = network.config
-    grouped = stages(config.blocks)
-    factor = 2 ** (len(config.mult) - 1)
-    pair = ["res", "spatial_transformer"]
     transformers = [module for module in network.modules() if isinstance(module, SpatialTransformer)]
-    checks = {
-        "blocks": (
-            all(names == ["res"] for names in grouped) or all(names == pair for names in grouped),
-            "[res, spatial_transformer] by turns",
-        ),
-        "middle": (list(config.middle) in ([], [*pair, "res"]), "[res, spatial_transformer, res] or []"),
-        "resample": (config.resample == "conv", "conv"),
-        "activation": (config.activation in ACTIVATIONS, "silu, gelu or relu"),
-        "max_period": (config.max_period in (PERIOD, shifted_period(config.width)), str(PERIOD)),
-        "mult": (shape.height % factor == 0 and shape.width % factor == 0, "a size that can be halved at every level"),
-        "groups": (len(norm_groups(network)) == 1, "a number that divides all widths"),
-        "transformer_eps": (all(module.norm.eps == TRANSFORMER_EPS for module in transformers), f"{TRANSFORMER_EPS:g}"),
+    own = {
+        "middle": list(config.middle) in ([], ["res", "spatial_transformer", "res"]),
+        "resample": config.resample == "conv",
+        "transformer_eps": all(module.norm.eps == TRANSFORMER_EPS for module in transformers),
     }
-    for key, (expressible, instead) in checks.items():
-        if not expressible:
-            raise UserError(
-                f"task.network.{key} is {config.model_dump(mode='json')[key]}, which diffusers' UNet2DConditionModel cannot be",
-                f"export a model that was trained with task.network.{key} {instead}",
-            )
+    first_refused("UNet2DConditionModel", network, shape, "spatial_transformer", own, OWN)

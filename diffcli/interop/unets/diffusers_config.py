@@ -1,11 +1,13 @@
 """UNet2DModel of diffusers: its configuration to and from `task.network`, refused by key where the two differ.
 
+What UNet2DConditionModel has in common with it (`read_common`, `write_common`, `first_refused`) is here, too.
+
 The keys and their defaults are those of the library's documentation; what a weight can express is left to diffusers_unet.py.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffcli.config import ImageShape, UserError
@@ -14,6 +16,8 @@ from diffcli.networks.layers import Attention, GroupNorm
 from diffcli.networks.unet import UNet, stages
 
 PERIOD = 10_000
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
+EMBEDS = {"default": "add", "scale_shift": "scale_shift"}
 
 DEFAULTS: dict[str, Any] = {
     "sample_size": None,
@@ -53,16 +57,17 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "downsample_padding": (0, 1),
     "downsample_type": ("conv", "resnet"),
     "upsample_type": ("conv", "resnet"),
-    "act_fn": ("silu", "swish", "gelu", "relu"),
-    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "act_fn": tuple(ACTIVATIONS),
+    "resnet_time_scale_shift": tuple(EMBEDS),
     "class_embed_type": (None,),
 }
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
 UNLIKE = {"mult": "at this data.size", "groups": "at these widths"}
-LIKE = {
+OWN = {
     "blocks": "task.network.blocks of res alone, or of res and attention by turns",
     "middle": "task.network.middle [res, attention, res], [res, res] or []",
     "resample": "task.network.resample residual or conv",
+}
+LIKE = {  # what to train with, for keys that both classes see alike
     "activation": "task.network.activation silu, gelu or relu",
     "max_period": f"task.network.max_period {PERIOD}",
     "mult": "a data.size that can be halved at every level",
@@ -73,22 +78,31 @@ LIKE = {
 def read_config(config: Foreign) -> dict[str, Any]:
     """The raw tree of `task.network`. Raises UserError naming the key of theirs that we cannot express."""
     config.demand(EXPRESSIBLE)
+    common = read_common(config)
+    check_norms(config)
+    return {
+        **common,
+        "blocks": (["res", "attention"] if common["attend_at"] else ["res"]) * config.get("layers_per_block"),
+        "middle": middle(config),
+        **heads(config, level_widths(config)),
+        "resample": resampling(config),
+    }
+
+
+def read_common(config: Foreign) -> dict[str, Any]:
+    """The keys of `task.network` that both classes say alike."""
     widths = level_widths(config)
     width = widths[0]
-    check_norms(config)
-    attended = attended_sizes(config)
+    if not isinstance(config.get("norm_num_groups"), int):
+        raise config.refuse("norm_num_groups", "but diffcli needs a number")
     return {
         "kind": "unet",
         "width": width,
         "mult": [w // width for w in widths],
-        "blocks": (["res", "attention"] if attended else ["res"]) * config.get("layers_per_block"),
-        "middle": middle(config),
-        "attend_at": attended,
-        **heads(config, widths),
+        "attend_at": attended_sizes(config),
         "dropout": config.get("dropout"),
         "activation": ACTIVATIONS[config.get("act_fn")],
-        "embed": {"default": "add", "scale_shift": "scale_shift"}[config.get("resnet_time_scale_shift")],
-        "resample": resampling(config),
+        "embed": EMBEDS[config.get("resnet_time_scale_shift")],
         "groups": config.get("norm_num_groups"),
         "norm_eps": config.get("norm_eps"),
         "max_period": shifted_period(width) if config.get("freq_shift") else PERIOD,
@@ -125,8 +139,6 @@ def heads(config: Foreign, widths: Sequence[int]) -> dict[str, int]:
 def check_norms(config: Foreign) -> None:
     """Every norm has the same number of groups here."""
     groups, of_middle = config.get("norm_num_groups"), config.get("attn_norm_num_groups")
-    if not isinstance(groups, int):
-        raise config.refuse("norm_num_groups", "but diffcli needs a number")
     without = of_middle is None and config.get("resnet_time_scale_shift") != "default"
     if "attention" in middle(config) and (without or of_middle not in (None, groups)):
         raise config.refuse("attn_norm_num_groups", f"but diffcli's attention has a norm of norm_num_groups = {groups}")
@@ -196,31 +208,44 @@ def write_config(network: UNet, shape: ImageShape) -> dict[str, Any]:
     """Their configuration of our network. Raises UserError naming the key of ours that they cannot express."""
     config = network.config
     check_expressible(network, shape)
-    sizes = config.sizes(max(shape.height, shape.width))
-    attend = [s in config.attend_at and "attention" in config.blocks for s in sizes]
+    attend = attending(network, shape, "attention")
     residual = config.resample == "residual"
     plain = {"down": "ResnetDownsampleBlock2D", "up": "ResnetUpsampleBlock2D"}
     if not residual:
         plain = {"down": "DownBlock2D", "up": "UpBlock2D"}
     way = "resnet" if residual else "conv"
-    groups = next(iter(norm_groups(network)))
     return {
+        **write_common(network),
         "down_block_types": ["AttnDownBlock2D" if here else plain["down"] for here in attend],
         "up_block_types": ["AttnUpBlock2D" if here else plain["up"] for here in reversed(attend)],
         "mid_block_type": "UNetMidBlock2D" if config.middle else None,
         "add_attention": "attention" in config.middle,
-        "block_out_channels": [config.width * m for m in config.mult],
-        "layers_per_block": len(stages(config.blocks)),
         "downsample_type": way,
         "upsample_type": way,
+        "attention_head_dim": head_dim(network),
+        "attn_norm_num_groups": next(iter(norm_groups(network))),
+    }
+
+
+def attending(network: UNet, shape: ImageShape, block: str) -> list[bool]:
+    """Whether the blocks of each level attend, by blocks of this name."""
+    config = network.config
+    sizes = config.sizes(max(shape.height, shape.width))
+    return [size in config.attend_at and block in config.blocks for size in sizes]
+
+
+def write_common(network: UNet) -> dict[str, Any]:
+    """The keys of theirs that both classes say alike."""
+    config = network.config
+    return {
+        "block_out_channels": [config.width * m for m in config.mult],
+        "layers_per_block": len(stages(config.blocks)),
         "downsample_padding": 0 if config.down_padding == "end" else 1,
         "freq_shift": 0 if config.max_period == PERIOD else 1,
         "flip_sin_to_cos": True,
         "dropout": config.dropout,
         "act_fn": config.activation,
-        "attention_head_dim": head_dim(network),
-        "norm_num_groups": groups,
-        "attn_norm_num_groups": groups,
+        "norm_num_groups": next(iter(norm_groups(network))),
         "norm_eps": config.norm_eps,
         "resnet_time_scale_shift": "scale_shift" if config.embed == "scale_shift" else "default",
     }
@@ -229,13 +254,28 @@ def write_config(network: UNet, shape: ImageShape) -> dict[str, Any]:
 def check_expressible(network: UNet, shape: ImageShape) -> None:
     """Raises UserError at the first key of `task.network` that UNet2DModel does not have."""
     config = network.config
+    own = {
+        "middle": list(config.middle) in ([], ["res", "res"], ["res", "attention", "res"]),
+        "resample": config.resample in ("residual", "conv"),
+    }
+    first_refused("UNet2DModel", network, shape, "attention", own, OWN)
+
+
+def first_refused(
+    name: str, network: UNet, shape: ImageShape, attention: str, own: Mapping[str, bool], like: Mapping[str, str]
+) -> None:
+    """Raises UserError at the first key of `task.network` that the class `name` of theirs cannot be.
+
+    attention: the block that may follow every res. own: whether it can be that, for keys that the classes see differently.
+    like: what to train with, for these and for blocks.
+    """
+    config = network.config
     grouped = stages(config.blocks)
     factor = 2 ** (len(config.mult) - 1)
     periods = (float(PERIOD), shifted_period(config.width))
     checks = {
-        "blocks": all(names == ["res"] for names in grouped) or all(names == ["res", "attention"] for names in grouped),
-        "middle": list(config.middle) in ([], ["res", "res"], ["res", "attention", "res"]),
-        "resample": config.resample in ("residual", "conv"),
+        "blocks": any(all(names == stage for names in grouped) for stage in (["res"], ["res", attention])),
+        **own,
         "activation": config.activation in ACTIVATIONS,
         "max_period": any(math.isclose(config.max_period, period, rel_tol=1e-9) for period in periods),
         "mult": shape.height % factor == 0 and shape.width % factor == 0,  # they cannot halve an odd size
@@ -245,8 +285,8 @@ def check_expressible(network: UNet, shape: ImageShape) -> None:
         if not expressible:
             found = json.dumps(config.model_dump(mode="json")[key])
             raise UserError(
-                f"task.network.{key} is {found}, which diffusers' UNet2DModel cannot express {UNLIKE.get(key, '')}".rstrip(),
-                f"export a model that was trained with {LIKE[key]}",
+                f"task.network.{key} is {found}, which diffusers' {name} cannot express {UNLIKE.get(key, '')}".rstrip(),
+                f"export a model that was trained with {like.get(key) or LIKE[key]}",
             )
 
 
