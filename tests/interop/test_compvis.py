@@ -25,6 +25,7 @@ from tests.encoders.making import WIDTH
 from tests.interop.making import close, loaded, network, noise
 from tests.interop.pipes import UNET, stable
 from tests.interop.test_conditional_unet import PUBLISHED
+from tests.interop.test_inert_pickle import Callback, Touch
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside diffusers
 
@@ -108,8 +109,12 @@ def test_a_ckpt_with_averages_and_what_a_trainer_keeps_runs_no_code(
         for name, tensor in state.items()
         if name.startswith(compvis.UNET)
     }
-    torch.save({"state_dict": trained | averages, "global_step": 7}, tmp_path / "model.ckpt")
+    kept = {"global_step": 7, "callbacks": {Callback: Callback(), "x": [Touch(tmp_path / "made")]}}
+    torch.save({"state_dict": trained | averages, **kept}, tmp_path / "model.ckpt")
     same_model(importing.load(tmp_path / "model.ckpt", None), imported)
+    assert not (tmp_path / "made").exists()
+    torch.load(tmp_path / "model.ckpt", weights_only=False)
+    assert (tmp_path / "made").exists(), "there was code to run"
 
 
 def test_a_preset_tells_what_a_file_does_not(imported: Imported, tmp_path: Path) -> None:
