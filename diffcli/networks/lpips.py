@@ -68,14 +68,15 @@ class Lpips(nn.Module):
 
     def load(self, files: LpipsFiles) -> None:
         """Takes the weights of the files. Raises UserError where they hold others."""
-        backbone, channels = (read_state(path) for path in files)
+        hints = (f"take {BACKBONE_URL}", installed_again(files.channels))
+        backbone, channels = (read_state(path, hint) for path, hint in zip(files, hints, strict=True))
         own = {key: backbone.get(key) for key in (f"features.{name}" for name in self.features.state_dict())}
         own |= {f"channels.{i}": channels.get(f"lin{i}.model.1.weight") for i in range(len(WIDTHS))}
         mine = self.state_dict()
         for key, value in own.items():
             if value is None or value.numel() != mine[key].numel():
-                path = files.channels if key.startswith("channels") else files.backbone
-                raise UserError(f"{path} does not hold the weights of LPIPS ({key})", f"take {BACKBONE_URL}")
+                at = 1 if key.startswith("channels") else 0
+                raise UserError(f"{files[at]} does not hold the weights of LPIPS ({key})", hints[at])
             mine[key].copy_(value.view_as(mine[key]))
 
 
@@ -117,13 +118,19 @@ def find_files(
     raise UserError(f"{who}, but neither {names} brings its weights", "pip install 'torchmetrics>=1.6'")
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def installed_again(channels: Path) -> str:
+    """What to type where the file of the channels' weights is damaged: it came with a package."""
+    brings = [name for name, place in CHANNEL_FILES.items() if channels.as_posix().endswith(f"/{name}/{place}")]
+    return f"install its package again: pip install --force-reinstall --no-deps {(brings or [*CHANNEL_FILES])[0]}"
+
+
+def read_state(path: Path, hint: str) -> dict[str, Tensor]:
     """The tensors of a .pth file, read without running any code in it. Raises UserError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0][:120]
-        raise UserError(f"{path} cannot be read as weights ({reason})", f"take {BACKBONE_URL}") from error
+        raise UserError(f"{path} cannot be read as weights ({reason})", hint) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict", f"take {BACKBONE_URL}")
+        raise UserError(f"{path} holds no state dict", hint)
     return state
