@@ -185,6 +185,9 @@ class Task(nn.Module, ABC):
         Means over the batch: "loss", and named terms for the log; each ().
         """
 
+    def begin(self) -> None:
+        """Called once, before the first step of a new run: reads weights from elsewhere. Raises UserError where they are not there."""
+
     def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
         """Called once, before the first step of a new run: what the task must know of its data, kept in buffers.
 

@@ -18,7 +18,7 @@ class TaskConfig(Config):
     @property
     def noun(self) -> str:
         """What its checkpoints are called: a diffusion model, an autoencoder."""
-        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
+        return with_article(self.kind)
 
     @property
     def models(self) -> str | None:
@@ -53,6 +53,11 @@ class TaskConfig(Config):
     def valueless(self) -> Self:
         """The same arithmetic without a look at losses or images: tensors of a plan are on the meta device and have no values."""
         return self
+
+
+def with_article(kind: str) -> str:
+    """The kind of a task as a noun: a diffusion, an autoencoder."""
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def modelled(

@@ -87,6 +87,7 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
         if stage is not None:
             stage_reading.install(task, stage)
         if start is None:
+            task.begin()
             measure(preset, group, data.select(task.reads), task)
 
     state = build_state(preset, group.device, data.specs, begin)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from diffcli.config import Config, ImageShape, UserError
+from diffcli.config import ImageShape, UserError
 from diffcli.fields import Specs, check_buckets, misfit, typed
 from diffcli.networks.autoencoder import AutoencoderConfig, FirstStageConfig
 from diffcli.networks.bottlenecks import AnyBottleneck, Kl
@@ -15,17 +15,6 @@ from diffcli.tasks.autoencoder.perceptual import AnyPerceptual
 from diffcli.tasks.task_config import TaskConfig, modelled
 
 
-class StoredVectorConfig(Config):
-    """An embedding of each image that `prep-data --embed` stored beside it, scaled to variance 1.
-
-    drop: the share of samples that train without it, so that the first stage also works where there is none.
-    """
-
-    field: str = Field("clip_image", pattern=r"^[a-z][a-z0-9_]*$")
-    width: int = Field(768, ge=1, description="of the stored vectors")
-    drop: float = Field(0.1, ge=0, lt=1, description="share of samples trained without it")
-
-
 class AutoencoderTaskConfig(TaskConfig):
     """A first stage. The units of the loss: see autoencoder_task.py."""
 
@@ -33,7 +22,7 @@ class AutoencoderTaskConfig(TaskConfig):
     field: str = Field("image", description="what is encoded: a field of the data that is an image")
     network: AutoencoderConfig
     bottleneck: AnyBottleneck = Kl()
-    embedding: StoredVectorConfig | None = Field(None, description="what encoder and decoder are told of an image")
+    embedding: StoredVector | None = Field(None, description="what encoder and decoder are told of an image")
     distance: Literal["l1", "l2"] = "l2"
     sigma: float | None = Field(
         None,
@@ -86,7 +75,7 @@ class AutoencoderTaskConfig(TaskConfig):
             raise UserError(
                 f"images are {fault[0]}", f"set data.size to {typed(fault[1])}, or change task.network.mult"
             )
-        told, perceptual = self.embedding, None
+        perceptual = None
         if self.perceptual is not None:
             self.perceptual.check(ImageShape(*spec.sides))
             perceptual = self.perceptual.build()
@@ -97,7 +86,7 @@ class AutoencoderTaskConfig(TaskConfig):
             Fidelity(self.distance, self.sigma, 1.0 if self.perceptual is None else self.perceptual.weight),
             perceptual,
             None if self.adversarial is None else self.adversarial.build(channels),
-            None if told is None else StoredVector(told.field, told.width, told.drop),
+            self.embedding,
             self.field,
             spec,
         )

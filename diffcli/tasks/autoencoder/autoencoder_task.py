@@ -16,8 +16,10 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from diffcli.config import Config
 from diffcli.diffusion.samplers import Sampler
 from diffcli.ema import at_rest
 from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields
@@ -42,12 +44,15 @@ class Fidelity(NamedTuple):
     weight: float = 1.0
 
 
-class StoredVector(NamedTuple):
-    """The field of the data that encoder and decoder are told, its width, and the share of samples that train without it."""
+class StoredVector(Config):
+    """An embedding of each image that `prep-data --embed` stored beside it, scaled to variance 1.
 
-    field: str
-    width: int
-    drop: float
+    drop: the share of samples that train without it, so that the first stage also works where there is none.
+    """
+
+    field: str = Field("clip_image", pattern=r"^[a-z][a-z0-9_]*$")
+    width: int = Field(768, ge=1, description="of the stored vectors")
+    drop: float = Field(0.1, ge=0, lt=1, description="share of samples trained without it")
 
 
 class AutoencoderTask(Task):
@@ -166,17 +171,17 @@ class AutoencoderTask(Task):
         """The reconstructions of a batch that the step has not made yet."""
         return self.passed(batch)[0]
 
+    def begin(self) -> None:
+        if self.perceptual is not None:
+            self.perceptual.load()
+
     def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
-        """Reads the weights of the perceptual part, and lets the bottleneck see what the encoder makes of images.
+        """Lets the bottleneck see what the encoder makes of images.
 
         They are encoded one by one and put into an order of their own: then what it sees does not depend, to the last bit, on how
         they were dealt. A start by k-means would make another codebook of other roundings.
         """
-        if self.perceptual is not None:
-            self.perceptual.load()
         bottleneck = self.autoencoder.bottleneck
-        if not bottleneck.measures:
-            return
         seen: list[tuple[Tensor, Tensor]] = []
         with at_rest(self), torch.no_grad():
             for batch in batches:
@@ -189,7 +194,7 @@ class AutoencoderTask(Task):
 
     @property
     def measures(self) -> int:  # type: ignore[override]
-        return max(self.autoencoder.bottleneck.measures, int(self.perceptual is not None))
+        return self.autoencoder.bottleneck.measures
 
     def after_update(self, ranks: Ranks) -> None:
         self.made.clear()

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from diffcli import checkpoint
 from diffcli.config import Config, ImageShape, UserError
+from diffcli.fields import from_record
 from diffcli.networks.convnet import ConvNet
 from diffcli.networks.lpips import SMALLEST, Lpips, directions, find_files
 from diffcli.tasks.classifier import ClassifierConfig
+from diffcli.tasks.task_config import with_article
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, Pillow's grey
 
@@ -163,17 +165,16 @@ def judge_of(run: Path) -> Judge:
     tree: dict[str, Any] = record["preset"]
     kind = tree.get("task", {}).get("kind")
     if kind != "classifier":
-        raise UserError(f"task.perceptual.run {path}: was trained as a {kind}", RUN)
+        raise UserError(f"task.perceptual.run {path}: was trained as {with_article(str(kind))}", RUN)
     try:
         classifier = ClassifierConfig.model_validate(tree["task"])
         if classifier.schedule is not None:
             raise UserError(f"task.perceptual.run {path}: is a classifier of noisy images", RUN)
-        size = tree["data"]["size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return Judge(classifier=classifier, image=ImageShape(tree["data"].get("channels", 3), height, width))
+        image = from_record(record["fields"])[classifier.field]
+        return Judge(classifier=classifier, image=ImageShape(*image.sides))
     except (ValidationError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"task.perceptual.run {path}: its preset cannot be read ({reason})", RUN) from error
+        raise UserError(f"task.perceptual.run {path}: its record cannot be read ({reason})", RUN) from error
 
 
 AnyPerceptual = Annotated[LpipsLoss | FeatureLoss, Field(discriminator="kind")]

@@ -1,5 +1,6 @@
 """Perceptual distances: LPIPS is LPIPS, a classifier sees what it was trained on, weights are found or asked for."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffcli import checkpoint
 from diffcli.config import ImageShape, UserError
 from diffcli.networks.convnet import ConvNetConfig
 from diffcli.networks.lpips import BACKBONE_FILE, Lpips, LpipsFiles, find_files
 from diffcli.tasks.autoencoder.perceptual import FeatureLoss, Judge, LpipsLoss, judge_of
 from diffcli.tasks.classifier import ClassifierConfig
-from diffcli.tasks.task import Alone
 from tests.conftest import Cli
 from tests.tasks.autoencoder.stages import batch, first_stage
 
@@ -54,14 +55,28 @@ def test_it_is_torchmetrics_lpips_on_the_same_weights(tmp_path: Path, monkeypatc
 def test_weights_that_are_not_on_disk_are_asked_for_and_never_downloaded(tmp_path: Path):
     task = first_stage(3, 16, perceptual={"kind": "lpips", "weights": tmp_path / "vgg.pth"})
     with pytest.raises(UserError, match=r"vgg\.pth is not there") as error:
-        task.measure(iter(()), Alone())
+        task.begin()
     assert "https://download.pytorch.org/models/vgg16" in error.value.hint
     torch.save({"other": torch.zeros(1)}, tmp_path / "vgg.pth")
     with pytest.raises(UserError, match="does not hold the weights of LPIPS"):
-        task.measure(iter(()), Alone())
+        task.begin()
     (tmp_path / "vgg.pth").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="cannot be read as weights"):
-        task.measure(iter(()), Alone())
+        task.begin()
+
+
+@pytest.mark.parametrize("damaged", [b"nonsense", b""], ids=["nonsense", "of another network"])
+def test_weights_of_channels_that_are_damaged_are_mended_by_their_package(tmp_path: Path, damaged: bytes):
+    file, backbone = tmp_path / "torchmetrics/functional/image/lpips_models/vgg.pth", tmp_path / "vgg.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(damaged)
+    network = Lpips().requires_grad_(False)
+    torch.save({f"features.{name}": value for name, value in network.features.state_dict().items()}, backbone)
+    if not damaged:
+        torch.save({"lin0.model.1.weight": torch.ones(1, 64, 1, 1)}, file)
+    with pytest.raises(UserError, match=r"lpips_models/vgg\.pth") as error:
+        network.load(LpipsFiles(backbone, file))
+    assert "pip install --force-reinstall --no-deps torchmetrics" in error.value.hint
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 16), (3, 16), (3, 20)])
@@ -104,6 +119,19 @@ def test_a_run_that_is_none_of_a_classifier_is_refused(trained: Path, tmp_path: 
         FeatureLoss(run=tmp_path / "gone").resolved()
     with pytest.raises(UserError, match=r"task\.perceptual\.run is not set"):
         FeatureLoss().resolved()
+
+
+def test_the_images_of_a_classifier_are_those_that_its_record_tells(cli: Cli, tmp_path: Path):
+    """A preset of grey data need not name their channels, so what it leaves out is no guess to be made."""
+    small = ["--set", "task.network.width=4", "--set", "train.batch_size=8", "--set", "data.size=8", "--device", "cpu"]
+    run = tmp_path / "run"
+    assert cli("train", "--preset", "digits-classifier", "--run-dir", run, "--steps", 1, *small).code == 0
+    record = checkpoint.locate(run) / checkpoint.RECORD
+    told = json.loads(record.read_text())
+    told["preset"]["data"].pop("channels", None)
+    told["preset"]["data"]["size"] = 99
+    record.write_text(json.dumps(told))
+    assert judge_of(run).image == (1, 8, 8)
 
 
 def test_a_run_reads_its_classifier_when_it_begins_and_goes_on_without_its_file(cli: Cli, tmp_path: Path):
