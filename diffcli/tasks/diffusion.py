@@ -95,8 +95,12 @@ class DiffusionTask(Task):
         return {self.field: self.spec} if self.stored is None else {LATENT: self.stored}
 
     def check(self, has: Specs) -> None:
-        who = "task.field (diffusion)"
-        check_fields(self.modelled, has, who, {self.field: Remedies(shape="set data.size and data.channels")})
+        if self.stored is None:
+            who, remedies = "task.field (diffusion)", Remedies(shape="set data.size and data.channels")
+        else:
+            again = "make the set with this first stage: diffcli prep-data latents SET --first-stage RUN --out DIR"
+            who, remedies = "task.codec (diffusion)", Remedies(lacking=again, kind=again, shape=again)
+        check_fields(self.modelled, has, who, dict.fromkeys(self.modelled, remedies))
         for key, conditioner in self.named_conditioners.items():
             conditioner.check(has, key)
 

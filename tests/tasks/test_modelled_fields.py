@@ -22,7 +22,7 @@ from diffcli.engine.run.plan import plan
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state
 from diffcli.engine.run.train import train
-from diffcli.fields import FieldSpec
+from diffcli.fields import LATENT, FieldSpec
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.layers import zero
 from diffcli.networks.network import NetworkConfig
@@ -33,6 +33,7 @@ from diffcli.tasks.diffusion_config import DiffusionConfig
 from tests.conftest import TINY, Cli, changed
 from tests.data.making import pixels, png, run
 from tests.data.test_specs import Clips
+from tests.latents import stage_config
 
 PAIRS = Path(__file__).parent.parent / "fixtures" / "format1" / "pairs-prepared"
 CPU = torch.device("cpu")
@@ -228,3 +229,16 @@ def test_a_network_of_pictures_refuses_a_clip():
     with pytest.raises(UserError, match=r"task\.network\.kind is 'unet', for 2 axes .* 1x3x4x6") as caught:
         DiffusionConfig.model_validate({**TINY["task"], "field": "clip"}).build(clips().specs)
     assert "task.field" in caught.value.hint
+
+
+def test_latents_of_another_shape_are_told_by_the_codec_and_mended_by_making_them_again() -> None:
+    stored = FieldSpec("latent", (6, 4, 4))
+    tree = {"kind": "latent", "first_stage": stage_config().model_dump()}
+    task = DiffusionConfig.model_validate({"network": {"kind": "unet", "width": 8}, "codec": tree}).build(
+        {LATENT: stored}
+    )
+    for has in ({LATENT: FieldSpec("latent", (8, 4, 4))}, {"image": FieldSpec("image", (1, 8, 8))}):
+        with pytest.raises(UserError, match=r"task\.codec \(diffusion\) reads .*'latent'") as error:
+            task.check(has)
+        assert "diffcli prep-data latents" in error.value.hint
+    task.check({LATENT: stored})
