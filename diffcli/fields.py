@@ -114,6 +114,15 @@ def stub(spec: FieldSpec, n: int, device: torch.device | str) -> Tensor | list[s
     return torch.zeros(n, *spec.sides, dtype=dtype, device=device)
 
 
+def joined(batches: Sequence[Batch]) -> dict[str, Any]:
+    """Batches of the same fields as one, one after the other."""
+    whole: dict[str, Any] = {}
+    for name, first in batches[0].items():
+        values: list[Any] = [batch[name] for batch in batches]
+        whole[name] = torch.cat(values) if isinstance(first, Tensor) else [text for value in values for text in value]
+    return whole
+
+
 def check_classes(numbers: Tensor, spec: FieldSpec, who: str) -> None:
     """Raises UserError where numbers on the CPU are none of the classes of a field. who: the key or flag that gave them."""
     count = spec.class_count

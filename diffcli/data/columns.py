@@ -1,7 +1,8 @@
 """Fields beside the image, read by row: captions, embeddings, pictures that lie over the image, captions made of classes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import assert_never
 
 import numpy as np
@@ -50,12 +51,8 @@ class Vectors:
         return torch.from_numpy(np.stack([self._row(index, draw) for index, draw in pairs]))
 
     def _row(self, index: int, draw: int | None) -> np.ndarray:
-        data = io.BytesIO(self.files.read(index))
-        try:
-            return self._chosen(np.lib.format.read_array(data, allow_pickle=False), draw)
-        except (ValueError, EOFError, MemoryError) as error:  # a header can promise any size
-            hint = "run `diffcli prep-data` with --embed again"
-            raise UserError(f"{self.files.name(index)}: its embedding cannot be read ({error})", hint) from error
+        hint = "run `diffcli prep-data` with --embed again"
+        return read_npy(self.files, index, partial(self._chosen, draw=draw), "embedding", hint)
 
     def _chosen(self, array: np.ndarray, draw: int | None) -> np.ndarray:
         if array.dtype.kind not in "fiu" or not 1 <= array.ndim <= 3 or not array.size:
@@ -139,6 +136,17 @@ def column(files: EncodedFiles, note: FieldNote, framing: Framing) -> Column:
             raise AssertionError("clips are no column of images")
         case never:
             assert_never(never)
+
+
+def read_npy(
+    files: EncodedFiles, index: int, taken: Callable[[np.ndarray], np.ndarray], what: str, hint: str
+) -> np.ndarray:
+    """What is taken of the array in an .npy member. Raises UserError where it is none, or `taken` raises ValueError."""
+    data = io.BytesIO(files.read(index))
+    try:
+        return taken(np.lib.format.read_array(data, allow_pickle=False))
+    except (ValueError, EOFError, MemoryError) as error:  # a header can promise any size
+        raise UserError(f"{files.name(index)}: its {what} cannot be read ({error})", hint) from error
 
 
 def each(draws: Tensor | None, count: int) -> Sequence[int | None]:

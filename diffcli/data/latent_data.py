@@ -3,7 +3,6 @@
 Each sample has KEY.latent.npy: (C, h, w), or (2, C, h, w) with that of the mirrored image behind it; float16 or float32.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
+from diffcli.data.columns import read_npy
 from diffcli.data.images import Column, EncodedFiles, ImageData
 from diffcli.data.shards import FieldNote
 from diffcli.fields import LATENT, FieldSpec, fits, listed
@@ -28,12 +28,19 @@ class Latents:
 
     @property
     def bytes_in_memory(self) -> int:
-        """What all of them would take in float32."""
-        return len(self.files) * int(np.prod(self.spec.sides)) * 4 * (2 if self.note.pair else 1)
+        """What all of them take, as they are stored."""
+        return len(self.files) * self.whole(0).nbytes if len(self.files) else 0
 
     def hold(self) -> None:
         """Reads all of them into memory."""
-        self.stacked = torch.stack([self.whole(index) for index in range(len(self.files))])
+        first = self.whole(0)
+        held = first.new_empty(len(self.files), *first.shape)
+        for index in range(len(self.files)):
+            latent = self.whole(index)
+            if latent.dtype.itemsize > held.dtype.itemsize:  # of another set, which was stored as float32
+                held = held.to(latent.dtype)
+            held[index] = latent
+        self.stacked = held
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         """(B, C, h, w) float16 or float32."""
@@ -49,21 +56,17 @@ class Latents:
 
     def whole(self, index: int) -> Tensor:
         """What is stored of one image."""
-        try:
-            array = np.lib.format.read_array(io.BytesIO(self.files.read(index)), allow_pickle=False)
-            shape = array.shape[1:] if self.note.pair else array.shape
-            if array.dtype not in (np.float16, np.float32) or not fits(self.spec.shape, shape):
-                raise ValueError(
-                    f"it is {listed(shape)} of type {array.dtype}, not {listed(self.spec.shape)} of floats"
-                )
-            if not np.isfinite(array).all():
-                raise ValueError("not all of its numbers are finite")
-        except (ValueError, EOFError, MemoryError) as error:
-            raise UserError(
-                f"{self.files.name(index)}: its latent cannot be read ({error})",
-                "run `diffcli prep-data latents` again, into another folder; where float16 is too narrow, with --no-half",
-            ) from error
-        return torch.from_numpy(array)
+        hint = "run `diffcli prep-data latents` again, into another folder; where float16 is too narrow, with --no-half"
+        return torch.from_numpy(read_npy(self.files, index, self.checked, "latent", hint))
+
+    def checked(self, array: np.ndarray) -> np.ndarray:
+        """The same. Raises ValueError where it is no latent."""
+        shape = array.shape[1:] if self.note.pair else array.shape
+        if array.dtype not in (np.float16, np.float32) or not fits(self.spec.shape, shape):
+            raise ValueError(f"it is {listed(shape)} of type {array.dtype}, not {listed(self.spec.shape)} of floats")
+        if not np.isfinite(array).all():
+            raise ValueError("not all of its numbers are finite")
+        return array
 
 
 class LatentImages(ImageData):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffcli.kmeans import lloyd, nearest, plus_plus
+from diffcli.metrics.statistics import FeatureMoments
 from diffcli.noise import Domain, Noise
 
 Cell = tuple[int, int]
@@ -41,43 +42,22 @@ class TableFloor(NamedTuple):
         return self.centres[nearest(rows, self.centres)]
 
 
-class Scatter:
-    """Mean and scatter of rows (N, D) while they stream by: products around the first batch's mean, float64 sums."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.sums: tuple[Tensor, Tensor, Tensor] | None = None  # shift (D,), sum (D,), sum of outer products (D, D)
-
-    def add(self, rows: Tensor) -> None:
-        """Add rows (N, D) float32, at least one."""
-        if self.sums is None:
-            wide = rows.new_zeros(rows.shape[1], dtype=torch.float64)
-            self.sums = rows.mean(dim=0), wide, wide.new_zeros(len(wide), len(wide))
-        shift, total, outer = self.sums
-        moved = exact(rows - shift)
-        outer += moved.T @ moved
-        total += moved.sum(dim=0)
-        self.n += len(rows)
-
-    def linear(self, k: int) -> LinearFloor:
-        """The best linear code of k numbers for the rows: none of so many numbers has a smaller squared error on them."""
-        assert self.sums is not None
-        shift, total, outer = self.sums
-        mean = total / self.n
-        scatter = (outer / self.n - torch.outer(mean, mean)).float()
-        _, vectors = torch.linalg.eigh(scatter)  # in rising order
-        return LinearFloor((shift + mean).float(), vectors[:, -k:].contiguous())
-
-
 def exact(x: Tensor) -> Tensor:
     """A factor of a product in the precision of float32, which tensor cores do not have: beside the CPU, float64."""
     return x if x.device.type == "cpu" else x.double()
 
 
+def linear(moments: FeatureMoments, k: int) -> LinearFloor:
+    """The best linear code of k numbers for rows (N, D) by their moments: none has a smaller squared error on them."""
+    mean, covariance = moments.fitted()
+    _, vectors = torch.linalg.eigh(covariance.float())  # in rising order
+    return LinearFloor(mean.float(), vectors[:, -k:].contiguous())
+
+
 @torch.no_grad()
-def table(rows: Tensor, k: int, seed: int = 0) -> TableFloor:
+def table(rows: Tensor, k: int) -> TableFloor:
     """K-means of rows (N, D) float32: at least k of them. It begins with rows that are spread evenly over them."""
-    draws = Noise(range(seed, seed + k), torch.device("cpu"), Domain.CODEBOOK).uniform()
+    draws = Noise(range(k), torch.device("cpu"), Domain.CODEBOOK).uniform()
     begun = plus_plus(rows[:: max(1, len(rows) // (BEGINNING * k))], draws.to(rows.device))
     return TableFloor(lloyd(rows, begun, ROUNDS))
 

@@ -80,12 +80,17 @@ class FeatureMoments:
 
     def statistics(self) -> Statistics:
         """Mean and unbiased covariance of all that was added, on the CPU; at least 2 images."""
+        mean, sigma = self.fitted()
+        return Statistics(mean.cpu(), sigma.cpu(), self.n)
+
+    def fitted(self) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and unbiased covariance (D, D), float64, where the features were; of 2 images at least."""
         if self.sums is None or self.n < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {self.n}")
         shift, total, outer = self.sums
         mean = total / self.n
         sigma = (outer - self.n * torch.outer(mean, mean)) / (self.n - 1)
-        return Statistics((shift + mean).cpu(), sigma.cpu(), self.n)
+        return shift + mean, sigma
 
 
 def frechet(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> float:

@@ -21,11 +21,11 @@ from diffcli.diffusion.guidance import (
 from diffcli.diffusion.losses import denoising_loss
 from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.diffusion.times import LossAware, UniformTimes
-from diffcli.fields import LATENT, Batch, FieldSpec, Remedies, Specs, check_fields
+from diffcli.fields import LATENT, Batch, FieldSpec, Remedies, Specs, check_fields, joined
 from diffcli.networks.conditioning import Conditioning
 from diffcli.noise import Domain, Noise, streams
 from diffcli.tasks.codecs.codec import Codec
-from diffcli.tasks.conditioners.conditioner import Conditioner, condition, joined
+from diffcli.tasks.conditioners.conditioner import Conditioner, condition
 from diffcli.tasks.guide import Guiding
 from diffcli.tasks.objective import Objective
 from diffcli.tasks.task import Network, Ranks, Task

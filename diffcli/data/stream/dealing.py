@@ -19,7 +19,7 @@ from diffcli.data.loader import from_workers, trained_batch
 from diffcli.data.order import StepRows, epoch_draws, share
 from diffcli.data.stream.lanes import LaneBlock, LaneSource, Mark, ahead
 from diffcli.data.stream.layout import Layout
-from diffcli.fields import Batch
+from diffcli.fields import Batch, joined
 
 MARKS = len(Mark._fields)
 ALL_BROKEN = 5000  # samples in a row that cannot be decoded, after which a lane gives up
@@ -261,12 +261,3 @@ def part_of(dealers: list[LaneDealer]) -> Part:
         tuple(reason for _, faults in notes for reason in faults),
         any(dealer.pickles for dealer in dealers),
     )
-
-
-def joined(parts: list[Batch]) -> Batch:
-    """Rows of several parts as those of one."""
-    whole: dict[str, Any] = {}
-    for name, first in parts[0].items():
-        values: list[Any] = [part[name] for part in parts]
-        whole[name] = torch.cat(values) if isinstance(first, Tensor) else [text for value in values for text in value]
-    return whole

@@ -18,8 +18,9 @@ from torch import Tensor
 from diffcli.config import ImageShape
 from diffcli.engine.score.onepass import Watch
 from diffcli.engine.score.sides import Side
-from diffcli.metrics.floors import Cell, LinearFloor, Scatter, TableFloor, cells, joined, table
+from diffcli.metrics.floors import Cell, LinearFloor, TableFloor, cells, joined, linear, table
 from diffcli.metrics.nearness import PEAK, psnr_of_bytes
+from diffcli.metrics.statistics import FeatureMoments
 
 FORMAT = 1
 WHOLE = 4096  # numbers of an image whose principal components are found as a whole; of a larger one those of its cells
@@ -144,10 +145,10 @@ def rows_of(training: Side, plan: Plan, field: str, device: torch.device, watch:
 
 def fitted_linear(rows: Iterator[Tensor], count: int) -> LinearFloor:
     """The best linear code of so many numbers for a stream of rows."""
-    scatter = Scatter()
+    moments = FeatureMoments()
     for batch in rows:
-        scatter.add(batch)
-    return scatter.linear(count)
+        moments.update(batch)
+    return linear(moments, count)
 
 
 def fitted_table(rows: Tensor, count: int) -> TableFloor:

@@ -5,8 +5,8 @@ guidance.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Collection, Iterable
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -119,15 +119,6 @@ def condition(
         seeds=seeds,
         mask=_mask(parts),
     )
-
-
-def joined(batches: Sequence[Batch]) -> dict[str, Any]:
-    """Batches of the same fields, one after the other."""
-    found: dict[str, Any] = {}
-    for name, first in batches[0].items():
-        values = [batch[name] for batch in batches]
-        found[name] = torch.cat(values) if isinstance(first, Tensor) else [text for value in values for text in value]
-    return found
 
 
 def _lane(streams: Tensor | None, lane: int) -> Noise:

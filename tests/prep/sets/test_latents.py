@@ -13,6 +13,7 @@ from diffcli import preset as presets
 from diffcli.cli.options import Device
 from diffcli.cli.preparing import encoding
 from diffcli.config import UserError
+from diffcli.data.latent_data import LatentImages
 from diffcli.data.pixels import to_image, to_png
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import open_shards
@@ -100,6 +101,20 @@ def test_what_is_stored_is_what_the_first_stage_gives(
     stored = data.read(torch.arange(N).flip(0))["latent"].flip(0)
     assert stored.dtype == (torch.float32 if flags else torch.float16)
     assert torch.allclose(stored.float(), expected, atol=close, rtol=close)
+    assert isinstance(data, LatentImages)
+    assert data.latents.bytes_in_memory == stored.nbytes
+    assert memory == (data.latents.stacked is not None)
+
+
+def test_sets_of_float16_and_of_float32_are_held_together_without_a_loss(cli: Cli, root: Path, tmp_path: Path) -> None:
+    half, single = cached(cli, root, tmp_path / "half"), cached(cli, root, tmp_path / "single", "--no-half")
+    for roots in ([half, single], [single, half]):
+        sets = [
+            Shards(root=roots[0], more=(roots[1],), size=8, channels=1, in_memory=memory) for memory in (True, False)
+        ]
+        held, read = (config.build("train").read(torch.arange(2 * N))["latent"] for config in sets)
+        assert held.dtype == torch.float32
+        assert held.equal(read)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(root: Path, tmp_path: Path) -> None:
