@@ -5,7 +5,7 @@ own. Everything in here is computed in float32, whatever the networks around it 
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,10 @@ class BottleneckConfig(Config):
     """What builds a bottleneck."""
 
     kind: str
+
+    def trained_on(self, images: int) -> Self:
+        """The same for a training set of so many images, when a run begins."""
+        return self
 
     def inputs(self, latent: int) -> int:
         """Channels that a bottleneck whose latents have so many wants of the encoder."""

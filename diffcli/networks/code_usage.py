@@ -1,23 +1,30 @@
-"""Which codes of a codebook are in use, counted over about an epoch and over all processes.
+"""Which codes of a codebook are in use, counted over an epoch where its length is known, and over all processes.
 
 Contract: counts are of whole windows of images, so they do not depend on batches, micro-batches or processes; they are buffers,
 so a resumed run goes on counting where it stopped.
 """
 
+from typing import Self
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+
+from diffcli.networks.bottleneck import BottleneckConfig
+
+WINDOW = 50_000  # images, where the training data have no length
 
 
 class CodeUsage(nn.Module):
-    """Counts of `codes` codes in windows of at least `window` images."""
+    """Counts of `codes` codes in windows of at least `window` images; None: `WINDOW`."""
 
     counts: Tensor  # (K,) int64   of the window that is under way
     whole: Tensor  # (K,) int64   of the last whole window; all 0 before there is one
     images: Tensor  # () int64   in the window that is under way
 
-    def __init__(self, codes: int, window: int) -> None:
+    def __init__(self, codes: int, window: int | None) -> None:
         super().__init__()
-        self.window = window
+        self.window = window or WINDOW
         self.register_buffer("counts", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("whole", torch.zeros(codes, dtype=torch.int64))
         self.register_buffer("images", torch.zeros((), dtype=torch.int64))
@@ -42,3 +49,16 @@ class CodeUsage(nn.Module):
         entropy = -torch.special.xlogy(share, share).sum()
         usage = (counts > 0).float().mean()
         return {"usage": usage.expand(n), "perplexity": entropy.exp().expand(n)}
+
+
+class CountedConfig(BottleneckConfig):
+    """A bottleneck with codes, whose usage is counted."""
+
+    window: int | None = Field(
+        None,
+        ge=1,
+        description="images over which usage and perplexity are counted; null: an epoch, filled in when training begins",
+    )
+
+    def trained_on(self, images: int) -> Self:
+        return self if self.window is not None else self.model_copy(update={"window": images})

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.kmeans import counts_of
-from diffcli.networks.bottleneck import Bottleneck, BottleneckConfig, Coded, Gathers, nothing
-from diffcli.networks.code_usage import CodeUsage
+from diffcli.networks.bottleneck import Bottleneck, Coded, Gathers, nothing
+from diffcli.networks.code_usage import CodeUsage, CountedConfig
 
 MARGIN = 1e-3  # of the outermost levels' half width that tanh never reaches
 
@@ -40,7 +40,7 @@ class FiniteScalarQuantiser(Bottleneck):
 
     levels: Tensor  # (C,) int64
 
-    def __init__(self, levels: tuple[int, ...], window: int) -> None:
+    def __init__(self, levels: tuple[int, ...], window: int | None) -> None:
         super().__init__()
         self.inputs = self.channels = len(levels)
         self.codes = math.prod(levels)
@@ -103,14 +103,13 @@ class FiniteScalarQuantiser(Bottleneck):
             self.usage.add(counts_of(codes, self.codes), len(codes))
 
 
-class Fsq(BottleneckConfig):
+class Fsq(CountedConfig):
     """Every channel rounded to one of its levels."""
 
     kind: Literal["fsq"] = "fsq"
     levels: tuple[Annotated[int, Field(ge=3)], ...] = Field(
         (8, 5, 5, 5), min_length=1, description="levels of each channel"
     )
-    window: int = Field(50_000, ge=1, description="images over which usage and perplexity are counted: about an epoch")
 
     def build(self, latent: int) -> FiniteScalarQuantiser:
         if latent != len(self.levels):

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.kmeans import counts_of, kmeans, nearest, sums_of
-from diffcli.networks.bottleneck import Bottleneck, BottleneckConfig, Coded, Gathers, as_maps, as_rows, of_each
-from diffcli.networks.code_usage import CodeUsage
+from diffcli.networks.bottleneck import Bottleneck, Coded, Gathers, as_maps, as_rows, of_each
+from diffcli.networks.code_usage import CodeUsage, CountedConfig
 from diffcli.noise import Domain, Noise, derive
 
 LAPLACE = 1e-5  # latents that every code is thought to have besides those of a batch
@@ -171,7 +171,7 @@ def rotated(h: Tensor, code: Tensor) -> Tensor:
     return code + wanted / length * (moved - 2 * between * along + 2 * there * ahead)
 
 
-class Vq(BottleneckConfig):
+class Vq(CountedConfig):
     """Every position of the latent becomes one of `codes` vectors."""
 
     kind: Literal["vq"] = "vq"
@@ -191,7 +191,6 @@ class Vq(BottleneckConfig):
         lt=1,
         description="a code with a smaller share of latents, times the number of codes, is dead; 0: none is",
     )
-    window: int = Field(50_000, ge=1, description="images over which usage and perplexity are counted: about an epoch")
 
     def build(self, latent: int) -> VectorQuantiser:
         return VectorQuantiser(self, latent)

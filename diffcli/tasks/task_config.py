@@ -50,6 +50,10 @@ class TaskConfig(Config):
         """The same task, its local folders named by their whole path, so that they are found from anywhere."""
         return self
 
+    def trained_on(self, images: int) -> Self:
+        """The same task with what follows from the length of its training set, when a run begins."""
+        return self
+
     def valueless(self) -> Self:
         """The same arithmetic without a look at losses or images: tensors of a plan are on the meta device and have no values."""
         return self

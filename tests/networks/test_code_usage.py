@@ -2,11 +2,19 @@
 
 import torch
 
+from diffcli.networks.bottlenecks import Fsq, Vq
 from diffcli.networks.code_usage import CodeUsage
 
 
 def counts(*of: int) -> torch.Tensor:
     return torch.tensor(of)
+
+
+def test_without_a_window_one_of_50000_images_is_counted() -> None:
+    """As where training data have no length; runs that wrote their window keep it."""
+    assert CodeUsage(4, None).window == 50_000
+    assert Vq().trained_on(700).window == Fsq().trained_on(700).window == 700
+    assert Vq(window=9).trained_on(700).window == 9
 
 
 def test_a_window_that_is_full_speaks_until_the_next_is() -> None:

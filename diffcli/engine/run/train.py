@@ -12,6 +12,7 @@ from typing import Any
 from diffcli import __version__, checkpoint
 from diffcli.config import UserError
 from diffcli.data.images import ImageData
+from diffcli.data.stream.stream_data import StreamData
 from diffcli.engine import encoder_records, stage_reading
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
@@ -75,6 +76,8 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     if isinstance(preset.task, PriorConfig):
         source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
     data = source.build("train")
+    if start is None and not isinstance(data, StreamData):
+        preset = preset.model_copy(update={"task": preset.task.trained_on(len(data))})
     stage = stage_reading.begun(preset) if start is None else None
     found = None if start is None else checkpoint.read_record(start)
     encoded_by: dict[str, Any] = {}

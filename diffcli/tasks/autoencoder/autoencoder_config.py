@@ -58,6 +58,9 @@ class AutoencoderTaskConfig(TaskConfig):
             return self
         return self.model_copy(update={"perceptual": self.perceptual.resolved()})
 
+    def trained_on(self, images: int) -> "AutoencoderTaskConfig":
+        return self.model_copy(update={"bottleneck": self.bottleneck.trained_on(images)})
+
     def first_stage(self, channels: int) -> FirstStageConfig:
         """What it trains, for images of so many channels."""
         return FirstStageConfig(

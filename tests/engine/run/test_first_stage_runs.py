@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from diffcli import preset as presets
 from diffcli.engine.run.loop import Loop
 from diffcli.engine.run.runlog import read_log
 from diffcli.tasks.autoencoder.adversary import LEARNED_NOTHING, OVERRUN
@@ -134,3 +135,16 @@ def test_the_discriminator_begins_at_one_step_that_one_key_names(
     train = ["train", "--preset", tiny(**TWO_PHASES), "--run-dir", tmp_path / "run", "--dry-run", "--set"]
     cli(*train, f"{first}=6").refused(f"{first} is 6", "task.adversarial.start=6")
     assert cli(*train, f"{first}=3").code == 0
+
+
+def test_codes_are_counted_over_an_epoch_whose_length_the_run_keeps(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    without = {name: value for name, value in VQ.items() if name != "window"}
+    preset = tiny(**keys(bottleneck=without | {"start": "random"}), train__every={"log": 1, "save": 1})
+    assert cli("train", "--preset", preset, "--run-dir", run, "--steps", 1).code == 0
+    window = presets.load(str(run / "preset.yaml")).task.bottleneck.window
+    assert window == len(presets.load(str(preset)).data.build("train"))
+    assert cli("resume", run, "--steps", 2).code == 0
+    assert presets.load(str(run / "preset.yaml")).task.bottleneck.window == window
