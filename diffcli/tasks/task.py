@@ -186,7 +186,7 @@ class Task(nn.Module, ABC):
         """
 
     def begin(self) -> None:
-        """Called once, before the first step of a new run: reads weights from elsewhere. Raises UserError where there are none."""
+        """Called once, before the first step of a new run: reads weights from elsewhere, or raises UserError."""
 
     def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
         """Called once, before the first step of a new run: what the task must know of its data, kept in buffers.

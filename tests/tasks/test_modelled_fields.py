@@ -234,9 +234,7 @@ def test_a_network_of_pictures_refuses_a_clip():
 def test_latents_of_another_shape_are_told_by_the_codec_and_mended_by_making_them_again() -> None:
     stored = FieldSpec("latent", (6, 4, 4))
     tree = {"kind": "latent", "first_stage": stage_config().model_dump()}
-    task = DiffusionConfig.model_validate({"network": {"kind": "unet", "width": 8}, "codec": tree}).build(
-        {LATENT: stored}
-    )
+    task = DiffusionConfig.model_validate({"network": TINY["task"]["network"], "codec": tree}).build({LATENT: stored})
     for has in ({LATENT: FieldSpec("latent", (8, 4, 4))}, {"image": FieldSpec("image", (1, 8, 8))}):
         with pytest.raises(UserError, match=r"task\.codec \(diffusion\) reads .*'latent'") as error:
             task.check(has)

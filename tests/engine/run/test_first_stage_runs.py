@@ -142,7 +142,7 @@ def test_codes_are_counted_over_an_epoch_whose_length_the_run_keeps(
 ) -> None:
     run = tmp_path / "run"
     without = {name: value for name, value in VQ.items() if name != "window"}
-    preset = tiny(**keys(bottleneck=without | {"start": "random"}), train__every={"log": 1, "save": 1})
+    preset = tiny(**keys(bottleneck=without | {"start": "random"}))
     assert cli("train", "--preset", preset, "--run-dir", run, "--steps", 1).code == 0
     window = presets.load(str(run / "preset.yaml")).task.bottleneck.window
     assert window == len(presets.load(str(preset)).data.build("train"))
