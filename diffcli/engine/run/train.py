@@ -76,8 +76,9 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     if isinstance(preset.task, PriorConfig):
         source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
     data = source.build("train")
-    if start is None and not isinstance(data, StreamData):
-        preset = preset.model_copy(update={"task": preset.task.trained_on(len(data))})
+    images = data.count if isinstance(data, StreamData) else len(data)
+    if start is None and images:
+        preset = preset.model_copy(update={"task": preset.task.trained_on(images)})
     stage = stage_reading.begun(preset) if start is None else None
     found = None if start is None else checkpoint.read_record(start)
     encoded_by: dict[str, Any] = {}
