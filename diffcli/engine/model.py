@@ -108,7 +108,7 @@ def resized(model: Model, size: tuple[int, int] | None) -> Model:
         )
     config = model.preset.task
     assert isinstance(config, DiffusionConfig)
-    step = config.network.step * task.codec.downscale
+    step = config.network.multiple * task.codec.downscale
     if size[0] % step or size[1] % step:
         near = "x".join(str(max(1, round(side / step)) * step) for side in size)
         raise UserError(f"{flag}: {model.path} draws sides that are multiples of {step}", f"try --size {near}")

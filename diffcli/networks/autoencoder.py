@@ -135,7 +135,7 @@ class Autoencoder(nn.Module):
         coded = self.bottleneck(h, noise)
         return self.decode(coded.z, vector, seeds), coded, h
 
-    def told(self, vector: Tensor, keep: Tensor) -> Tensor:
+    def with_null(self, vector: Tensor, keep: Tensor) -> Tensor:
         """Vectors (B, V), the null in the rows whose keep (B,) is False."""
         assert self.null is not None
         return torch.where(keep[:, None], vector, self.null.to(vector))

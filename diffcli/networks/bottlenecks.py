@@ -49,14 +49,14 @@ class Gaussian(Bottleneck):
     def forward(self, h: Tensor, noise: Tensor | None) -> Coded:
         mean, log_variance = self.moments(h)
         kl = (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(dim=1) / 2  # (B,)
-        return Coded(drawn(mean, log_variance, noise), self.beta * kl, {"kl": kl.detach()})
+        return Coded(sample_of(mean, log_variance, noise), self.beta * kl, {"kl": kl.detach()})
 
     def latent(self, h: Tensor, noise: Tensor | None) -> Tensor:
         """The mean, or with noise a sample of the posterior."""
-        return drawn(*self.moments(h), noise)
+        return sample_of(*self.moments(h), noise)
 
 
-def drawn(mean: Tensor, log_variance: Tensor, noise: Tensor | None) -> Tensor:
+def sample_of(mean: Tensor, log_variance: Tensor, noise: Tensor | None) -> Tensor:
     """A sample of N(mean, exp(log_variance)), or its mode where there is no noise."""
     return mean if noise is None else mean + (log_variance / 2).exp() * noise
 

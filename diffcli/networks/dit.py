@@ -74,7 +74,7 @@ class DiTConfig(NetworkConfig):
         return DiT(self, shape[0], out_channels, cond)
 
     @property
-    def step(self) -> int:
+    def multiple(self) -> int:
         return self.patch
 
     def check_patch(self, shape: ImageShape) -> None:

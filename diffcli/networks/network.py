@@ -17,7 +17,7 @@ class NetworkConfig(Config):
     axes: ClassVar[int] = 2  # of what it takes, beside batch and channels
 
     @property
-    def step(self) -> int:
+    def multiple(self) -> int:
         """The sides of what it takes are multiples of this."""
         return 1
 

@@ -55,7 +55,7 @@ def test_without_a_vector_a_first_stage_is_told_the_null() -> None:
     null = ours.null.expand(2, -1)
     assert ours(x)[0].equal(ours(x, vector=null)[0])
     assert not ours(x)[0].allclose(ours(x, vector=vector)[0])
-    mixed = ours.told(vector, torch.tensor([True, False]))
+    mixed = ours.with_null(vector, torch.tensor([True, False]))
     assert mixed.equal(torch.stack([vector[0], null[1]]))
 
 

@@ -104,7 +104,7 @@ def reconstructions(stage: StageModel, reference: Side) -> Side:
             original = found[task.field].to(device)
             check_images(stage, reference.name, original.shape[1:])
             x = to_float(original)
-            made = to_levels(stage.reconstruct(x, task.told({**found, task.field: x})))
+            made = to_levels(stage.reconstruct(x, task.vector_of({**found, task.field: x})))
             yield {"image": made, ORIGINAL: original, **{name: found[name] for name in {"label"} & set(fields)}}
 
     return Side(f"reconstructions by {stage.model.path}", reference.size, specs, read, reference.classes)

@@ -148,7 +148,7 @@ class AutoencoderTask(Task):
         if self.embedding is not None:
             chance = Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE).uniform()
             keep = moved(chance >= self.embedding.drop, x.device)
-            vector = network.told(unit_variance(moved(batch[self.embedding.field], x.device)), keep)
+            vector = network.with_null(unit_variance(moved(batch[self.embedding.field], x.device)), keep)
         noise = None
         if network.bottleneck.variational:
             noise = Noise(stream, x.device, Domain.POSTERIOR)(x.new_empty(self.latent_shape(x)))
@@ -185,8 +185,8 @@ class AutoencoderTask(Task):
         seen: list[tuple[Tensor, Tensor]] = []
         with at_rest(self), torch.no_grad():
             for batch in batches:
-                x, told = batch[self.field], self.told(batch)
-                vectors = [None] * len(x) if told is None else told.split(1)
+                x, given = batch[self.field], self.vector_of(batch)
+                vectors = [None] * len(x) if given is None else given.split(1)
                 one_by_one = [self.encode(*pair) for pair in zip(x.split(1), vectors, strict=True)]
                 seen.append((moved(batch["stream"], x.device), torch.cat(one_by_one)))
         stream, h = (ranks.gather(torch.cat(parts)) for parts in zip(*seen, strict=True))
@@ -219,7 +219,7 @@ class AutoencoderTask(Task):
         f = self.autoencoder.downscale
         return len(x), self.autoencoder.bottleneck.channels, x.shape[2] // f, x.shape[3] // f
 
-    def told(self, batch: Batch) -> Tensor | None:
+    def vector_of(self, batch: Batch) -> Tensor | None:
         """What encoder and decoder are told of a batch of data, (B, V), if it has that."""
         if self.embedding is None or self.embedding.field not in batch:
             return None
@@ -237,7 +237,7 @@ class AutoencoderTask(Task):
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
         """Each image above its reconstruction, (B, C, 2H, W)."""
         x = batch[self.field]
-        return torch.cat([x, self.reconstruct(x, self.told(batch))], dim=2)
+        return torch.cat([x, self.reconstruct(x, self.vector_of(batch))], dim=2)
 
 
 def psnr(x: Tensor, made: Tensor) -> Tensor:

@@ -193,12 +193,12 @@ def test_a_first_stage_that_cannot_take_the_set_is_refused_with_nothing_written(
     cli: Cli, root: Path, trained: Path, tmp_path: Path
 ) -> None:
     stage_checkpoint(tmp_path / "rgb", channels=3)
-    nan = stage_checkpoint(tmp_path / "nan", seed=2)
+    other = stage_checkpoint(tmp_path / "other", seed=2)
     cases: list[tuple[list[object], tuple[str, ...]]] = [
         ([root / "set"], ("needs a first stage", "--first-stage")),
         ([root / "set", "--first-stage", trained], ("--first-stage", "was trained as a diffusion")),
         ([root / "set", "--first-stage", tmp_path / "rgb"], ("--first-stage", "3 channels", "has 1")),
-        ([root / "set", "--first-stage", nan, "--size", 9], ("--first-stage", "9x9", "--size 8")),
+        ([root / "set", "--first-stage", other, "--size", 9], ("--first-stage", "9x9", "--size 8")),
         ([root / "images", "--first-stage", root / "stage"], ("SOURCE", "dataset.json")),
     ]
     for arguments, words in cases:
@@ -208,7 +208,7 @@ def test_a_first_stage_that_cannot_take_the_set_is_refused_with_nothing_written(
         "--flip-pair", "folder"
     )
     out = cached(cli, root, tmp_path / "done")
-    again = ["prep-data", "latents", root / "set", "--first-stage", nan, "--out", out]
+    again = ["prep-data", "latents", root / "set", "--first-stage", other, "--out", out]
     cli(*again).refused("holds a set made with", "sha256")
     cli("prep-data", "latents", out, "--first-stage", root / "stage", "--out", tmp_path / "b").refused(
         "latents already"

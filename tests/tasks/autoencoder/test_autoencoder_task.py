@@ -118,7 +118,7 @@ def test_a_sample_that_drops_its_embedding_trains_what_works_without_one():
     task, rows = first_stage(embedding={"width": 5, "drop": 0.5}, bottleneck={"kind": "none"}), batch(16)
     task.requires_grad_(False)
     trained = task.passed(rows)[0]
-    without, other = task.autoencoder(rows["image"])[0], task.reconstruct(rows["image"], task.told(rows))
+    without, other = task.autoencoder(rows["image"])[0], task.reconstruct(rows["image"], task.vector_of(rows))
     dropped = torch.tensor([a.allclose(b, atol=1e-6) for a, b in zip(trained, without, strict=True)])
     told = torch.tensor([a.clamp(-1, 1).allclose(b, atol=1e-6) for a, b in zip(trained, other, strict=True)])
     assert 0 < int(dropped.sum()) < 16
