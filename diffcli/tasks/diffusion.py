@@ -168,11 +168,11 @@ class DiffusionTask(Task):
             self.objective = objective
 
     def condition(
-        self, batch: Batch, keep: Tensor, like: Tensor, seeds: Tensor | None = None, told: Collection[str] = ()
+        self, batch: Batch, keep: Tensor, like: Tensor, seeds: Tensor | None = None, always_given: Collection[str] = ()
     ) -> Conditioning:
-        """What the network is told of a batch; rows with keep False get the null condition, but for the fields `told`."""
+        """What the network is told of a batch; rows with keep False get the null condition, but for the fields `always_given`."""
         conditioners = cast(Iterable[Conditioner], self.conditioners)
-        return condition(conditioners, batch, keep, like, seeds, told)
+        return condition(conditioners, batch, keep, like, seeds, always_given)
 
     def denoise(self, batch: Batch, guidance: float, n: int, guiding: Guiding = Guiding()) -> Denoise:
         """The denoiser of n images with the batch's condition and all guidance bound; x0 in the codec's bounds."""
@@ -212,7 +212,7 @@ class DiffusionTask(Task):
         whole = joined([batch if conditional else {**batch, **(negative or {})} for conditional in branches])
         keep = moved(torch.tensor(branches).repeat_interleave(n), self.device)
         like = torch.empty(self.latent_shape(len(keep)), device=self.device)
-        return self.condition(whole, keep, like, told=tuple(negative or ()))
+        return self.condition(whole, keep, like, always_given=tuple(negative or ()))
 
     def _under(self, cond: Conditioning) -> Denoise:
         return lambda x, t: self.denoiser(x, t, cond)

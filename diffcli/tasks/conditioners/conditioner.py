@@ -97,17 +97,17 @@ def condition(
     keep: Tensor,
     like: Tensor,
     seeds: Tensor | None = None,
-    told: Collection[str] = (),
+    always_given: Collection[str] = (),
 ) -> Conditioning:
     """Runs every conditioner and joins what fills one slot, in order: vectors and maps by width, tokens one after the other.
 
     keep: (B,) bool. like: x (B, C, *S). seeds: (B,) int64, the streams of this step's dropout, if any. The field `stream` of the
-    batch seeds what conditioners draw: conditioner i from lane i, whatever batch its sample is in. told: fields that every row is
-    told of; conditioners that read no other have no null here.
+    batch seeds what conditioners draw: conditioner i from lane i, whatever batch its sample is in. always_given: fields that no
+    row goes without; conditioners that read no other have no null here.
     """
     conditioners = list(conditioners)
     streams = moved(batch["stream"], keep.device) if "stream" in batch else None
-    everywhere = [bool(c.reads) and c.reads.keys() <= set(told) for c in conditioners]
+    everywhere = [bool(c.reads) and c.reads.keys() <= set(always_given) for c in conditioners]
     parts = [
         conditioner(batch, torch.ones_like(keep) if always else keep, like, _lane(streams, i))
         for i, (conditioner, always) in enumerate(zip(conditioners, everywhere, strict=True))

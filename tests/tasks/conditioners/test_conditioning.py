@@ -85,7 +85,7 @@ def test_a_field_that_every_row_is_told_of_has_no_null_and_leaves_the_others_the
 
     classes = ClassConditionerConfig(num_classes=5, dim=7).build()
     batch = {"label": torch.tensor([4, 2, 0]), "text": ["a", "b", "c"]}
-    cond = condition([classes, Reader()], batch, KEEP, LIKE, told=["text"])
+    cond = condition([classes, Reader()], batch, KEEP, LIKE, always_given=["text"])
     assert torch.equal(cond.vector, classes.embedding.weight[[4, 5, 0]])
     assert cond.tokens[:, 0, 0].tolist() == [1, 1, 1]
     assert condition([Reader()], batch, KEEP, LIKE).tokens[:, 0, 0].tolist() == [1, 0, 1]
