@@ -35,7 +35,7 @@ RECORD = "first_stage"  # key of a checkpoint's record
 
 
 class FirstStage(NamedTuple):
-    """A first stage as it was found. digest: SHA-256 of what it is made of and of its weights, wherever they lie."""
+    """A first stage as it was found. digest: SHA-256 of what it computes, keys and weights, wherever they lie."""
 
     config: FirstStageConfig
     tensors: dict[str, Tensor]
@@ -114,8 +114,8 @@ def to_train(path: Path) -> str:
 
 
 def digest_of(config: FirstStageConfig, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the description and every tensor, by name."""
-    digest = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode())
+    """SHA-256 over what decides beside the tensors what is computed, and every tensor, by name."""
+    digest = hashlib.sha256(json.dumps(config.deciding, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name].detach().to("cpu").contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -3,7 +3,7 @@
 encode(x) -> h; bottleneck(h) -> z; decode(z) -> x. Source: Rombach et al. 2021, section 3.1 (arXiv 2112.10752).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from diffcli.networks.dropout import mask_bits, number_dropouts
 from diffcli.networks.image_coder import Aside, CoderOptions, ImageDecoder, ImageEncoder
 from diffcli.networks.layers import Pointwise, set_norms
 from diffcli.networks.network import listed
+
+DECIDING = ("kind", "patch", "groups", "norm_eps")
+"""The keys of AutoencoderConfig that change what given tensors compute and show in no name or shape of one: all of those."""
 
 
 class AutoencoderConfig(Config):
@@ -153,6 +156,11 @@ class FirstStageConfig(Config):
     bottleneck: AnyBottleneck
     channels: Annotated[int, Field(ge=1, description="of the images")]
     vector: Annotated[int, Field(ge=0, description="width of what encoder and decoder are told of an image")] = 0
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """What decides beside the tensors what is computed, as JSON values; a default is left out, as of a key to come."""
+        return self.network.model_dump(mode="json", include=set(DECIDING), exclude_defaults=True)
 
     def build(self) -> Autoencoder:
         """The first stage, its weights from torch's current generator."""

@@ -1,14 +1,44 @@
 """Where a first stage is looked for, what is said where it is not, and what its digest is of."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.engine import stage_reading
 from diffcli.tasks.diffusion import DiffusionTask
-from tests.latents import latent_tree, stage_checkpoint
+from tests.latents import latent_tree, random_stage, stage_checkpoint, stage_config
+
+
+@pytest.mark.parametrize(
+    ("keys", "moves"),
+    [
+        ({"save_memory": True}, False),
+        ({"dropout": 0.3}, False),
+        ({"groups": 2}, True),
+        ({"norm_eps": 1e-3}, True),
+    ],
+    ids=["save_memory", "dropout", "groups", "norm_eps"],
+)
+def test_a_digest_is_of_what_is_computed_and_not_of_how_it_was_trained(keys: dict[str, Any], moves: bool) -> None:
+    stage = random_stage()
+    own, other = (stage_config(**{f"network__{key}": value for key, value in each.items()}) for each in ({}, keys))
+    tensors = stage.state_dict()
+    changed = other.build().eval()
+    changed.load_state_dict(tensors)
+    x = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+    assert stage.encode(x).equal(changed.encode(x)) != moves
+    assert (stage_reading.digest_of(own, tensors) != stage_reading.digest_of(other, tensors)) == moves
+
+
+def test_a_digest_moves_with_every_tensor() -> None:
+    config, tensors = stage_config(), random_stage().state_dict()
+    before = stage_reading.digest_of(config, tensors)
+    for name, value in tensors.items():
+        assert stage_reading.digest_of(config, {**tensors, name: value + 1}) != before
 
 
 def refused(path: Path) -> UserError:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffcli.engine.tuning import compile_network
-from diffcli.networks.autoencoder import Autoencoder, AutoencoderConfig, FirstStageConfig
+from diffcli.networks.autoencoder import DECIDING, Autoencoder, AutoencoderConfig, FirstStageConfig
 from diffcli.networks.bottlenecks import AnyBottleneck, Fsq, Kl, Vq
 from tests.networks.test_bottlenecks import BOTTLENECKS
 from tests.networks.test_compile import Graphs
@@ -152,3 +152,35 @@ def test_a_first_stage_without_a_middle_is_its_levels_alone() -> None:
 def test_a_downscale_at_which_nothing_is_cannot_attend() -> None:
     with pytest.raises(ValueError, match="attend names 8, but with 2 levels there is 1, 2"):
         small(attend=(8,))
+
+
+OTHERS = {  # another value of each key
+    "patch": 2,
+    "width": 16,
+    "mult": (1, 3),
+    "depth": 2,
+    "attend": (2,),
+    "middle_blocks": 0,
+    "middle_attention": True,
+    "latent": 3,
+    "features": 5,
+    "groups": 2,
+    "norm_eps": 1e-3,
+    "dropout": 0.5,
+    "save_memory": True,
+}
+
+
+def test_every_key_of_a_network_is_deciding_or_shows_in_its_tensors_or_changes_no_result() -> None:
+    """A new key stands here, so that digests of first stages are of all that is computed and of nothing else."""
+    assert OTHERS.keys() | {"kind"} == AutoencoderConfig.model_fields.keys()
+    own = AutoencoderConfig(width=8, mult=(1, 2), depth=1, latent=2, groups=4, middle_attention=False)
+    plain = wake(own.build(1, Kl()).eval())
+    x = normal(1, 1, 8, 8)
+    for key, value in OTHERS.items():
+        other = own.model_copy(update={key: value}).build(1, Kl()).eval()
+        shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (plain, other)]
+        if key in DECIDING or shapes[0] != shapes[1]:
+            continue
+        other.load_state_dict(plain.state_dict())
+        assert other(x)[0].equal(plain(x)[0]), key
