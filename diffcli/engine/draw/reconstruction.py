@@ -161,7 +161,10 @@ class Reconstruction:
     source: Source
     n: int
     batch_size: int
-    labels: None = None
+
+    @property
+    def labels(self) -> None:
+        """Images of a first stage have no classes."""
 
     @property
     def model(self) -> Model:

@@ -5,9 +5,9 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -46,17 +46,22 @@ def read_cache(path: Path, keeps: Collection[Keep], dim: int) -> Summary | None:
 
 def write_cache(path: Path, summary: Summary) -> list[str]:
     """Writes a file whole or not at all; returns a warning where the folder does not take it."""
+    arrays: dict[str, Any] = dict(summary.arrays())
+    return write_whole(path, lambda file: np.savez(file, **arrays), "the reference")
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object], what: str) -> list[str]:
+    """Writes a file whole or not at all, and leaves no part of it; returns a warning about `what` where that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
             partial = Path(file.name)
         try:
-            with partial.open("wb") as file:
-                arrays: dict[str, Any] = dict(summary.arrays())
-                np.savez(file, **arrays)
+            with partial.open("wb") as opened:
+                write(opened)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        return [f"the reference could not be cached in {path.parent} ({error.strerror or error})"]
+        return [f"{what} could not be cached in {path.parent} ({error.strerror or error})"]
     return []

@@ -7,7 +7,6 @@ are fitted to the training split, of a huge one to images spread evenly over it,
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape
+from diffcli.engine.score.cache import write_whole
 from diffcli.engine.score.onepass import Watch
 from diffcli.engine.score.sides import Side
-from diffcli.metrics.floors import Cell, LinearFloor, TableFloor, cells, joined, linear, table
+from diffcli.metrics.floors import Cell, cells, joined, linear, table
 from diffcli.metrics.nearness import PEAK, psnr_of_bytes
 from diffcli.metrics.statistics import FeatureMoments
 
@@ -64,8 +64,11 @@ class Plan(NamedTuple):
     def fitted(self, training: Side, field: str, device: torch.device, watch: Watch | None) -> Code:
         rows = rows_of(training, self, field, device, watch)
         if self.kind == "table":
-            return fitted_table(torch.cat(list(rows)), self.k)
-        return fitted_linear(rows, self.k)
+            return table(torch.cat(list(rows)), self.k)
+        moments = FeatureMoments()
+        for batch in rows:
+            moments.update(batch)
+        return linear(moments, self.k)
 
     def described(self, size: Size, training: Side, psnr: float) -> Floor:
         whole = self.cell == size.image[1:]
@@ -143,19 +146,6 @@ def rows_of(training: Side, plan: Plan, field: str, device: torch.device, watch:
                 watch(f"floor from {training.name}", done, plan.images)
 
 
-def fitted_linear(rows: Iterator[Tensor], count: int) -> LinearFloor:
-    """The best linear code of so many numbers for a stream of rows."""
-    moments = FeatureMoments()
-    for batch in rows:
-        moments.update(batch)
-    return linear(moments, count)
-
-
-def fitted_table(rows: Tensor, count: int) -> TableFloor:
-    """The table of so many rows that k-means finds."""
-    return table(rows, count)
-
-
 def at_once(side: Side, field: str) -> int:
     """How many images of a side are read at once."""
     return max(1, BATCH // math.prod(side.fields[field].sides))
@@ -195,11 +185,4 @@ def read(path: Path) -> float | None:
 
 def write(path: Path, psnr: float) -> list[str]:
     """Writes a file whole or not at all; returns a warning where the folder does not take it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"psnr": psnr}))
-        partial.replace(path)
-    except OSError as error:
-        return [f"the floor could not be cached in {path.parent} ({error.strerror or error})"]
-    return []
+    return write_whole(path, lambda file: file.write(json.dumps({"psnr": psnr}).encode()), "the floor")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcli.engine.score.cache import cache_folder
+from diffcli.engine.score.cache import cache_folder, write_whole
 from diffcli.engine.score.sides import resolve
 from tests.engine.score.making import ALL, Toy, pixels, score, write_npz
 
@@ -79,6 +79,16 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_only(tmp_path):
     real, fake = (resolve(str(write_npz(tmp_path / f"{i}.npz", pixels(i, 50)))) for i in (1, 2))
     report = score(real, fake, ["fid"], Toy(), cache=tmp_path / "file" / "cache")
     assert any("could not be cached" in w for w in report.warnings)
+
+
+def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path):
+    def fail(file):
+        file.write(b"some of it")
+        raise OSError("the disk is full")
+
+    (warning,) = write_whole(tmp_path / "a.json", fail, "the floor")
+    assert warning.startswith("the floor could not be cached")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
