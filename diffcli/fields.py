@@ -170,12 +170,12 @@ def fits(wanted: tuple[int | None, ...], found: tuple[int | None, ...]) -> bool:
 def misfit(size: Sequence[int], factor: int, what: str) -> tuple[str, tuple[int, int]] | None:
     """What is wrong with images of this height and width where `factor` pixels along an edge become one position; None: nothing.
 
-    And the nearest size that fits, (height, width). what: the factor's name, as `30x32, which the downscale 4 does not divide`.
+    And the nearest size that fits, (height, width). what: the factor's name, in `30x32 pixels (HxW), which WHAT does not divide`.
     """
     if all(side and side % factor == 0 for side in size):
         return None
     height, width = (max(1, round(side / factor)) * factor for side in size)
-    return f"{size[0]}x{size[1]}, which {what} does not divide", (height, width)
+    return f"{size[0]}x{size[1]} pixels (HxW), which {what} does not divide", (height, width)
 
 
 def typed(size: tuple[int, int]) -> str:

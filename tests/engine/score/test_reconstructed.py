@@ -281,7 +281,9 @@ def test_what_does_not_fit_a_first_stage_is_refused(tmp_path: Path, cli: Cli) ->
     np.savez(statistics, mu=np.zeros(4), sigma=np.eye(4))
     cli("fid", "--ckpt", run, "--ref", statistics, "--metrics", "psnr", *cpu).refused("statistics", "reconstructed")
     odd = write_folder(tmp_path / "odd", pixels(0, 4, size=10))
-    cli("fid", "--ckpt", run, "--ref", odd, "--metrics", "psnr", *cpu).refused("10x10, which its downscale 4")
+    cli("fid", "--ckpt", run, "--ref", odd, "--metrics", "psnr", *cpu).refused(
+        "10x10 pixels (HxW), which its downscale 4"
+    )
     coloured = write_folder(tmp_path / "coloured", pixels(0, 4, channels=3))
     cli("fid", "--ckpt", run, "--ref", coloured, "--metrics", "psnr", *cpu).refused("3 channels", "takes 1")
     small = write_folder(tmp_path / "small", pixels(0, 4, size=8))

@@ -160,10 +160,12 @@ def test_a_preview_has_each_image_above_its_reconstruction():
 
 def test_images_that_the_downscale_does_not_divide_are_refused_with_a_size_that_it_does():
     config = AutoencoderTaskConfig.model_validate({"network": NETWORK | {"mult": [1, 1, 1, 1]}})
-    with pytest.raises(UserError, match="28x28, which the downscale 8") as error:
+    with pytest.raises(UserError, match=r"28x28 pixels \(HxW\), which the downscale 8") as error:
         config.build({"image": FieldSpec("image", (1, 28, 28))})
     assert "data.size to 32" in error.value.hint
-    with pytest.raises(ValueError, match=r"data.buckets holds 20x36, .* downscale 8 .*; put \[16, 32\] in its place"):
+    with pytest.raises(
+        ValueError, match=r"data.buckets holds 20x36 pixels .* downscale 8 .*; put \[16, 32\] in its place"
+    ):
         config.check_buckets([(32, 32), (20, 36)])
 
 
