@@ -22,7 +22,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Config):
     """lr is the peak that the curve scales."""
 
-    remembers: ClassVar[str]  # what its state is: optimizers of which this is one word go on from each other's
+    remembers: ClassVar[str]  # what its state is; an optimizer can go on from the state of one with the same word
 
     lr: float = Field(2e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)

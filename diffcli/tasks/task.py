@@ -67,16 +67,6 @@ class Ranks(Protocol):
         """The sum over all processes; values: of one shape and device on each."""
 
 
-class Alone:
-    """A run of one process."""
-
-    def gather(self, rows: Tensor) -> Tensor:
-        return rows
-
-    def sum(self, values: Tensor) -> Tensor:
-        return values
-
-
 class Task(nn.Module, ABC):
     """What is trained."""
 

@@ -16,11 +16,11 @@ from diffcli.config import UserError
 from diffcli.engine.draw.sample import load_model
 from diffcli.interop import importing
 from diffcli.interop.exporting import export_diffusers
-from diffcli.tasks.task import Alone
 from tests.conftest import Cli
 from tests.encoders.making import tiny_text_tower
 from tests.interop.making import CPU, close, loaded, network, noise, wake
 from tests.interop.pipes import STABLE, STAGE, drawn, stable, start, transformer, unconditional, vae, walked
+from tests.ranks import Alone
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside diffusers
 

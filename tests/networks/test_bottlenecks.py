@@ -8,8 +8,8 @@ import torch
 from diffcli.networks.bottleneck import as_maps, as_rows
 from diffcli.networks.bottlenecks import LOG_VARIANCE, AnyBottleneck, Fsq, Gaussian, Identity, Kl, Vq
 from diffcli.networks.memory_format import memory_format
-from tests.networks.test_vector_quantiser import Alone
 from tests.networks.waking import normal
+from tests.ranks import Alone
 
 BOTTLENECKS = [
     Identity(),

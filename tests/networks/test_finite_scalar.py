@@ -7,8 +7,8 @@ import torch
 
 from diffcli.config import UserError
 from diffcli.networks.finite_scalar import Fsq
-from tests.networks.test_vector_quantiser import Alone
 from tests.networks.waking import normal
+from tests.ranks import Alone
 
 LEVELS = [(3,), (4,), (8, 5, 5, 5), (3, 4, 7), (16, 9)]
 

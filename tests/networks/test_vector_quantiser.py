@@ -10,11 +10,7 @@ from diffcli.kmeans import kmeans, nearest
 from diffcli.networks import vector_quantiser
 from diffcli.networks.vector_quantiser import VectorQuantiser, Vq, rotated, straight_through
 from tests.networks.waking import normal
-
-
-class Alone:
-    def gather(self, rows: Tensor) -> Tensor:
-        return rows
+from tests.ranks import Alone
 
 
 class First:

@@ -14,9 +14,9 @@ from diffcli.diffusion.samplers import Ddim
 from diffcli.fields import FieldSpec
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
-from diffcli.tasks.task import Alone
 from tests.conftest import TINY, changed
 from tests.diffusion.grey import to_levels
+from tests.ranks import Alone
 from tests.tasks.test_diffusion_task import SHAPE, Constant, batch, build, config, part
 
 AWARE = {"times": {"kind": "loss_aware", "window": 2}, "schedule": {"kind": "cosine", "steps": 5}}

@@ -31,9 +31,9 @@ from diffcli.tasks.classifier import ClassifierConfig, ClassifierTask
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Guide, Guiding
-from diffcli.tasks.task import Alone
 from tests.counting import META, count
 from tests.diffusion.oracle import kind
+from tests.ranks import Alone
 
 SHAPE, N = (1, 8, 8), 4
 SPECS = {"image": FieldSpec("image", SHAPE)}

@@ -4,7 +4,7 @@ Images become bytes on the device that draws them, are gathered on rank 0 where 
 copied to the CPU.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from diffcli.engine.draw.reconstruction import reconstruction
 from diffcli.engine.draw.request import Request, request
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model, load_model
+from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
 
 __all__ = [
     "Finished",
@@ -76,14 +77,9 @@ class Finished(NamedTuple):
 
 def request_of(model: Model, options: SampleOptions, given: Mapping[str, Value] | None = None) -> ImageRequest:
     """The options completed from a checkpoint, whatever it was trained as. Raises UserError; given: see `request`."""
-    kind = model.preset.task.kind
-    if kind in UNCONDITIONAL and not given:
-        return UNCONDITIONAL[kind](model, options)
+    if isinstance(model.task, AutoencoderTask) and not given:
+        return reconstruction(model, options)
     return request(model, options, given=given)
-
-
-UNCONDITIONAL: dict[str, Callable[[Model, SampleOptions], ImageRequest]] = {"autoencoder": reconstruction}
-"""Requests of tasks that know no conditions, by kind; that of diffusion is `request`, which refuses all others."""
 
 
 @torch.no_grad()
@@ -111,11 +107,13 @@ def sampled(req: ImageRequest, rows: range) -> Tensor:
 
 
 def computed(req: ImageRequest, rows: range) -> range:
-    """The rows that are computed to have `rows`, the first of them: a compiled network sees batches of one size alone.
+    """The rows that are computed to have `rows`, the first of them.
 
-    It would compile once more for a shorter last batch. Rows past the end of a request have seeds and conditions like any other.
+    A compiled network would be compiled once more for a batch of one, so a last image that is alone has company: rows past the
+    end of a request have seeds and conditions like any other.
     """
-    return range(rows.start, rows.start + max(len(rows), min(req.batch_size, req.n))) if req.model.compiled else rows
+    alone = req.model.compiled and len(rows) == 1 < min(req.batch_size, req.n)
+    return range(rows.start, rows.start + 2) if alone else rows
 
 
 def frame_count(req: Request, show: Literal["x", "x0"]) -> int:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffcli.tasks.autoencoder.adversary import LEARNED_NOTHING, OVERRUN, WINDOW, Adversarial, Adversary, at_last_layer
 from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
-from diffcli.tasks.task import Alone
+from tests.ranks import Alone
 from tests.tasks.autoencoder.stages import ADVERSARIAL, batch, first_stage, part
 
 START, COUNTS = ADVERSARIAL["start"], ADVERSARIAL["start"] + ADVERSARIAL["warm"]

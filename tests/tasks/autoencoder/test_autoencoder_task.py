@@ -13,7 +13,7 @@ from diffcli.networks.bottlenecks import Kl
 from diffcli.noise import Domain, derive
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask, Fidelity, psnr
-from diffcli.tasks.task import Alone
+from tests.ranks import Alone
 from tests.tasks.autoencoder.stages import NETWORK, batch, first_stage, part
 
 LAMBDA = (4.0, 1.0, 0.5, 0.05)

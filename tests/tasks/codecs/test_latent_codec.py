@@ -5,8 +5,8 @@ from diffcli.config import UserError
 from diffcli.fields import FieldSpec
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs.latent import LatentCodec, LatentCodecConfig
-from diffcli.tasks.task import Alone
 from tests.latents import random_stage, stage_config
+from tests.ranks import Alone
 
 CPU = torch.device("cpu")
 IMAGE = FieldSpec("image", (1, 8, 8))
