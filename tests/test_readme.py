@@ -14,7 +14,7 @@ PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md",
 ALL = "\n".join(PAGES.values())
 FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", ALL, re.MULTILINE | re.DOTALL)
 BLOCKS = [block for language, block in FENCES if language in ("", "bash", "sh")]
-LINES = [re.split(r" [#>]", line)[0].strip() for block in BLOCKS for line in block.splitlines()]
+LINES = [re.split(r" [#>]", line)[0].strip() for block in BLOCKS for line in block.replace("\\\n", "").splitlines()]
 INLINE = re.findall(r"`(diffcli [^`]*)`", ALL)
 LINKS = [(path, link) for path, text in PAGES.items() for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text)]
 COMMANDS = sorted({line for line in LINES + INLINE if line.startswith("diffcli ")})

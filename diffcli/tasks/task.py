@@ -168,6 +168,17 @@ class Task(nn.Module, ABC):
         """Raises UserError where data that have these fields do not give what it reads."""
         check_fields(self.reads, has, "task")
 
+    def advice(self, has: Specs) -> list[str]:
+        """What data that have these fields allow but is probably not meant, one sentence each."""
+        return [
+            f"the data have {found} classes of '{name}', the model {count}: the rest is never trained; set num_classes to {found}"
+            for name, spec in self.reads.items()
+            if name in has
+            and (count := spec.class_count) is not None
+            and (found := has[name].class_count) is not None
+            and found < count
+        ]
+
     @abstractmethod
     def forward(self, batch: Batch, phase: str, step: int) -> dict[str, Tensor]:
         """What the phase of this name minimises at step 1, 2, ..., and what the log says of it.

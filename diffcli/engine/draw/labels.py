@@ -69,10 +69,11 @@ def choose_labels(
             f"--interpolate {interpolate} with --class {which or 'all'}: the class must not change on the way",
             "name one, for example --class 0",
         )
+    trained = min(count, len(names or range(count)))  # of a model with room for more classes than its data had
     if which is None or which == "all":
-        return Labels(tuple(range(count)), count, names, each=which == "all")
+        return Labels(tuple(range(trained)), trained, names, each=which == "all")
     if which == "random":
-        return Labels("random", count, names)
+        return Labels("random", trained, names)
     if isinstance(which, tuple):
         known = [name.lower() for name in names or ()]
         for each in which:

@@ -116,6 +116,7 @@ class Loop:
         self.state.task.train()
         pending: deque[Numbers] = deque()
         said: list[str] = []  # of the numbers of the step before
+        advice = self.state.task.advice(self.data.specs) if first == 0 else []
         before = time.perf_counter()
         try:
             with stop_signals() as stop:
@@ -142,8 +143,8 @@ class Loop:
                     if due or stopping:
                         event = self.after(step, settled[-1].values, found[-1], clocked, due, stopping, log)
                     for s, remarks in zip(settled, found, strict=True):
-                        notes = (*self.feed.notes(), *(remark for remark in remarks if remark not in said))
-                        said = remarks
+                        notes = (*advice, *self.feed.notes(), *(remark for remark in remarks if remark not in said))
+                        said, advice = remarks, []
                         written = event if s.step == step else ""
                         speed = clocked["images_per_s"]
                         yield Progress(s.step, cfg.steps, s.values, speed, written, waits.waited, waits.share, notes)

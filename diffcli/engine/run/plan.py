@@ -55,6 +55,8 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     if frozen:
         facts["encoder"] = f"{', '.join(frozen)}: runs in every step, is not counted above"
     facts |= {"images": f"unknown: {lacking}"} if data is None else amounts(data, cfg.batch_size, cfg.steps)
+    if data is not None and (advice := task.advice(data.specs)):
+        facts["note"] = "; ".join(advice)
     return facts | {
         "run directory": str(run),
         "log": f"{run}/log.jsonl, {run}/tensorboard/",

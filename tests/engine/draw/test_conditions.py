@@ -1,5 +1,6 @@
 """The contract of conditions, whoever provides them: a row follows from its number and seed alone, and is described in JSON."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -118,3 +119,16 @@ def test_all_classes_are_counted_where_they_have_no_names() -> None:
     labels = choose_labels(made(), "all", None, {})
     assert labels is not None
     assert (labels.images, labels.captions(range(2), [0, 1])) == (10, ["class 0", "class 1"])
+
+
+def test_classes_that_the_data_never_had_are_told_and_not_drawn_unless_asked_for() -> None:
+    model = dataclasses.replace(made(), classes=("circle", "square"))
+    for which in ("all", "random"):
+        labels = choose_labels(model, which, None, {})
+        assert labels is not None
+        assert set(labels.labels(range(20), range(20)).tolist()) == {0, 1}
+    room = model.task.advice({"image": FieldSpec("image", (1, 8, 8)), "label": FieldSpec("classes", (), 2)})
+    assert len(room) == 1
+    assert "2 classes of 'label'" in room[0]
+    assert "num_classes to 2" in room[0]
+    assert not model.task.advice({"label": FieldSpec("classes", (), 10)})
