@@ -192,18 +192,21 @@ def load(weights: Path) -> tuple[Judge, dict[str, Tensor], float]:
 
 
 def read_samples(path: Path) -> tuple[Tensor, Tensor]:
-    """Images float (N, 1, 28, 28) in [0, 1] and labels int64 (N,) of an `.npz` of samples."""
+    """Images float (N, 1, 28, 28) in [0, 1], of another size resized to this, and labels int64 (N,) of an `.npz` of samples."""
     with np.load(path, allow_pickle=False) as file:
         if "arr_0" not in file.files:
             raise SystemExit(f"error: {path}: needs arr_0 (images), has {', '.join(file.files)}")
         images = torch.from_numpy(file["arr_0"])
         labels = torch.from_numpy(file["arr_1"]) if "arr_1" in file.files else prompted(path.with_suffix(".json"))
-    if images.dtype != torch.uint8 or images.shape[1:] != (28, 28, 1) or labels.shape != images.shape[:1]:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 1 or labels.shape != images.shape[:1]:
         raise SystemExit(
             f"error: {path}: arr_0 is {images.dtype} {tuple(images.shape)}, arr_1 {tuple(labels.shape)}, "
-            "not uint8 (N, 28, 28, 1) and (N,)"
+            "not uint8 (N, H, W, 1) and (N,)"
         )
-    return images.permute(0, 3, 1, 2).float() / 255, labels.long()
+    levels = images.permute(0, 3, 1, 2).float() / 255
+    if levels.shape[2:] != (28, 28):
+        levels = F.interpolate(levels, (28, 28), mode="bicubic", antialias=True).clamp(0, 1)
+    return levels, labels.long()
 
 
 def prompted(sidecar: Path) -> Tensor:
