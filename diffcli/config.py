@@ -5,8 +5,10 @@ one `error:` line (what is wrong, with the file, key or flag and the value found
 A `Note` is worth knowing and stops nothing.
 """
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -55,6 +57,11 @@ class ImageShape(NamedTuple):
     channels: int
     height: int
     width: int
+
+
+def quoted(argument: Path | str) -> str:
+    """A path or setting as a command that a hint prints has it, so that a shell takes it as one word."""
+    return shlex.quote(str(argument))
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
 """How a command runs: alone or as workers of a group, in front of a person, with every outcome turned into an exit code."""
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -115,6 +114,7 @@ def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> Non
 def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: str, how: "Launch") -> None:
     """Trains or resumes, shows progress, and says how to go on where it was interrupted."""
     from diffcli.checkpoint import checkpoints
+    from diffcli.config import quoted
     from diffcli.engine.distributed import pick_device, speaks
     from diffcli.engine.draw.guides import check_named
     from diffcli.engine.run.resume import changes
@@ -142,9 +142,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     except KeyboardInterrupt:
         if speaks():
             resumable = bool(checkpoints(run.checkpoints))
-            command = (
-                f"go on with: diffcli resume {shlex.quote(str(run.path))}" if resumable else "nothing was saved yet"
-            )
+            command = f"go on with: diffcli resume {quoted(run.path)}" if resumable else "nothing was saved yet"
             say(f"interrupted; {command}")
         raise
     if speaks():

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 from diffcli.data import cifar, mnist
 from diffcli.data.dataset import DataConfig
 from diffcli.data.files import open_tree
@@ -89,7 +89,7 @@ class Folder(DataConfig):
     def build(self, split: Split) -> ImageData:
         source = self._source()
         if source.is_file():
-            hint = f"run `diffcli prep-data folder {source} --out DIR`, then type --data DIR"
+            hint = f"run `diffcli prep-data folder {quoted(source)} --out DIR`, then type --data DIR"
             raise UserError(f"data.root is '{source}', which is a file, not a folder of images", hint)
         return self._files(open_tree(source, "data.root"), split)
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 
 MAX_MEMBER = 1 << 30  # bytes of one file inside a zip that is read whole; more is a bomb, not an image
 ARCHIVE_ERRORS = (
@@ -335,7 +335,7 @@ def _decompress(source: Path, opener: Callable[..., Any], work: Path | None) -> 
             plain = stream.read(MAX_IN_MEMORY + 1)
             if len(plain) > MAX_IN_MEMORY:
                 problem = f"{source} is too large to read from its archive (over {MAX_IN_MEMORY >> 30} GiB unpacked)"
-                raise UserError(problem, f"run `diffcli prep-data KIND {source} --out DIR` first, then use DIR")
+                raise UserError(problem, f"run `diffcli prep-data KIND {quoted(source)} --out DIR` first, then use DIR")
             return plain
         target = work / f"{source.name}.plain"
         copy(stream, target, max(MAX_IN_MEMORY, MAX_RATIO * source.stat().st_size))

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import ImageShape, UserError, quoted
 from diffcli.data.buckets import Framing
 from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split
@@ -19,7 +19,7 @@ from diffcli.data.latent_data import LatentImages, Latents
 from diffcli.data.listing import Split
 from diffcli.data.loader import MEMORY_LIMIT, loaded
 from diffcli.data.shards import FieldNote, PreparedSet, ShardFiles, open_shards
-from diffcli.fields import LATENT, FieldSpec, listed
+from diffcli.fields import LATENT, FieldSpec, listed, typed
 
 
 class Shards(DataConfig):
@@ -84,9 +84,12 @@ class Shards(DataConfig):
         first, note = sets[0], notes[LATENT]
         images = ImageShape(first.prepared.channels, *(first.prepared.size or (0, 0)))
         if images != self.shape:
+            height, width = self.shape[1:]
+            edge = f" --size {height}" if height == width else ""
             raise UserError(
                 f"{first.shown} has latents of images {listed(images)}, but data.size and data.channels say {listed(self.shape)}",
-                f"use --set data.size={list(images[1:])} --set data.channels={images.channels}, or make other latents",
+                f"use --set {quoted(f'data.size={typed(images[1:])}')} --set data.channels={images.channels}, or make other "
+                f"latents: diffcli prep-data latents SET --first-stage RUN --out DIR{edge}",
             )
         if self.cut_anew:
             raise UserError(

@@ -21,7 +21,7 @@ import torch
 from pydantic import BeforeValidator, Field, NonNegativeInt, StringConstraints, ValidationError
 from torch import Tensor
 
-from diffcli.config import Config, UserError
+from diffcli.config import Config, UserError, quoted
 from diffcli.data.listing import Split
 from diffcli.digest import sha256
 from diffcli.fields import FieldSpec
@@ -212,7 +212,7 @@ def open_shards(root: Path, key: str) -> PreparedSet:
     path = root / DATASET
     if not path.is_file():
         what = "has no dataset.json: it is not a finished set of prep-data" if root.is_dir() else "does not exist"
-        hint = f"run `diffcli prep-data KIND SOURCE --out {root}`, or set {key} to a folder that it wrote"
+        hint = f"run `diffcli prep-data KIND SOURCE --out {quoted(root)}`, or set {key} to a folder that it wrote"
         raise UserError(f"{key} is '{root}', which {what}", hint)
     try:
         return PreparedSet.model_validate_json(path.read_bytes())

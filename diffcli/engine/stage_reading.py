@@ -6,7 +6,6 @@ digest into the record of every checkpoint, under `first_stage: {from, sha256}`.
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffcli import checkpoint, preset
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 from diffcli.data.images import ImageData
 from diffcli.data.latent_data import Latents
 from diffcli.data.shards import FieldNote
@@ -109,7 +108,7 @@ def located(path: Path, key: str) -> tuple[Path, dict[str, Any], FirstStageConfi
 def to_train(path: Path) -> str:
     """What to type where a first stage is not there: the command that trains it, where its folder has the name of a preset."""
     if path.name in preset.available():
-        return f"train it first: diffcli train --preset {path.name} --run-dir {shlex.quote(str(path))}"
+        return f"train it first: diffcli train --preset {path.name} --run-dir {quoted(path)}"
     return "give the run of an autoencoder (diffcli train --preset mnist-vae) or a folder of diffusers"
 
 

@@ -56,7 +56,10 @@ class AutoencoderConfig(Config):
         there = [self.patch * 2**i for i in range(len(self.mult))]
         for downscale in self.attend:
             if downscale not in there:
-                raise ValueError(f"attend names {downscale}, but with {len(self.mult)} levels there is {listed(there)}")
+                raise ValueError(
+                    f"attend names {downscale}, but the downscales of {len(self.mult)} levels are {listed(there)}; "
+                    f"choose among {listed(there)} for task.network.attend"
+                )
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffcli.config import Config
 from diffcli.networks.layers import GroupNorm
 
+LAST = 3  # pixels of a side that the two layers of stride 1 need at least
 WIDEST = 8  # of a layer, in widths of the first
 SPREAD_OF_WEIGHTS = 0.02  # standard deviation at first, as published
 
@@ -25,8 +26,18 @@ class PatchDiscriminatorConfig(Config):
     width: int = Field(64, ge=1)
     depth: int = Field(3, ge=1)
 
+    @property
+    def least(self) -> int:
+        """The shorter side that images must have: 3 pixels are left of it for the last two layers, which take one each."""
+        return int(LAST * 2**self.depth)
+
     def build(self, channels: int) -> "PatchDiscriminator":
         return PatchDiscriminator(channels, self.width, self.depth)
+
+
+def deepest(side: int) -> int:
+    """The largest depth for images with this shorter side; 0: none fits."""
+    return max(0, (side // LAST).bit_length() - 1)
 
 
 class PatchDiscriminator(nn.Module):

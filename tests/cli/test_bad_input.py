@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -35,6 +36,29 @@ def refuse(tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> Callable[...,
         return told
 
     return train
+
+
+def test_a_command_in_a_hint_is_one_that_a_shell_understands(cli: Cli, run: Path, tmp_path: Path) -> None:
+    """A path with a space is one word of it."""
+    spaced = run.rename(tmp_path / "my run")
+    images = tmp_path / "my images"
+    images.mkdir()
+    Image.new("L", (8, 8)).save(images / "a.png")
+    for typed, begins, place in (
+        (["resume", spaced], "diffcli resume", spaced),
+        (["resume", spaced / "checkpoints"], "diffcli resume", spaced),
+        (["resume", spaced / "checkpoints/step-00000004"], "diffcli resume", spaced),
+        (["train", "--preset", spaced / "preset.yaml", "--run-dir", spaced], "diffcli resume", spaced),
+        (["fid", spaced, images], "--ckpt", spaced),
+    ):
+        told = cli(*typed).refused(begins)
+        hint = told.splitlines()[1]
+        assert str(place) in shlex.split(hint[hint.index(begins) :].replace("`", " ").replace(",", " ")), hint
+
+
+def test_levels_that_cannot_attend_have_a_hint(cli: Cli) -> None:
+    told = cli("train", "--preset", "mnist-vae", "--set", "task.network.attend=[3]", "--dry-run")
+    told.refused("task.network", "attend names 3", "task.network.attend")
 
 
 # Presets and --set

@@ -138,7 +138,7 @@ def test_patches_are_channels_of_a_smaller_image() -> None:
     plain = small().build(12, Kl())
     plain.load_state_dict(ours.state_dict())
     torch.testing.assert_close(F.pixel_unshuffle(ours(x)[0], 2), plain(F.pixel_unshuffle(x, 2))[0])
-    with pytest.raises(ValueError, match="attend names 1, but with 2 levels there is 2, 4"):
+    with pytest.raises(ValueError, match="attend names 1, but the downscales of 2 levels are 2, 4; choose among 2, 4"):
         small(patch=2, attend=(1,))
 
 
@@ -150,7 +150,7 @@ def test_a_first_stage_without_a_middle_is_its_levels_alone() -> None:
 
 
 def test_a_downscale_at_which_nothing_is_cannot_attend() -> None:
-    with pytest.raises(ValueError, match="attend names 8, but with 2 levels there is 1, 2"):
+    with pytest.raises(ValueError, match="attend names 8, but the downscales of 2 levels are 1, 2; choose among 1, 2"):
         small(attend=(8,))
 
 

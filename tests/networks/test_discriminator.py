@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffcli.networks.discriminator import PatchDiscriminatorConfig
+from diffcli.networks.discriminator import PatchDiscriminatorConfig, deepest
 from tests.networks.waking import normal, wake
 
 
@@ -27,6 +27,16 @@ def test_any_size_has_logits(channels: int, height: int, width: int) -> None:
     logits = PatchDiscriminatorConfig(width=8).build(channels)(normal(2, channels, height, width))
     assert logits.shape[:2] == (2, 1)
     assert logits.shape[2] >= 1 <= logits.shape[3]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_the_least_side_is_the_smallest_that_has_a_logit(depth: int) -> None:
+    config = PatchDiscriminatorConfig(width=1, depth=depth)
+    assert deepest(config.least) == depth
+    assert deepest(config.least - 1) == depth - 1
+    assert config.build(1)(normal(1, 1, config.least, config.least)).shape == (1, 1, 1, 1)
+    with pytest.raises(RuntimeError):
+        config.build(1)(normal(1, 1, config.least - 1, config.least + 5))
 
 
 def test_a_logit_depends_on_its_image_alone() -> None:

@@ -166,9 +166,9 @@ def _read_mask(
     mask = open_picture("--mask", path)
     for image, name in zip(opened, names, strict=True):
         if image.size != mask.size:
-            sizes = " and ".join(f"{i.width}x{i.height}" for i in (mask, image))
+            sizes = " and ".join(f"{i.height}x{i.width}" for i in (mask, image))
             raise UserError(
-                f"--mask {path}: is not of the size of --image {name} ({sizes})",
+                f"--mask {path}: is not of the size of --image {name} ({sizes}, HxW)",
                 "paint the mask over that image: white where it is to be drawn anew, black elsewhere",
             )
     grey = fit(mask, shape._replace(channels=1), Image.Resampling.NEAREST)[0]

@@ -28,7 +28,7 @@ class MemoryPicture:
         self.image = image
 
     def __str__(self) -> str:
-        return f"(a picture of {self.image.width}x{self.image.height})"
+        return f"(a picture of {self.image.height}x{self.image.width})"
 
     def describe(self) -> dict[str, str]:
         """For sidecars: its mode, size and pixels."""

@@ -319,9 +319,9 @@ def read_originals(
         return Originals(fitted(opened, ImageShape(stage.channels, *size)), origin)
     for image, path in zip(opened, files, strict=True):
         if image.size != opened[0].size:
-            sizes = " and ".join(f"{i.width}x{i.height}" for i in (opened[0], image))
+            sizes = " and ".join(f"{i.height}x{i.width}" for i in (opened[0], image))
             raise UserError(
-                f"--image {path}: is not of the size of --image {files[0]} ({sizes})",
+                f"--image {path}: is not of the size of --image {files[0]} ({sizes}, HxW)",
                 "bring them to one size with --size HxW, or reconstruct images of one size at a time",
             )
     own = opened[0].height, opened[0].width

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffcli import __version__
-from diffcli.config import ImageShape, UserError
+from diffcli.config import ImageShape, UserError, quoted
 from diffcli.data.loader import on_device
 from diffcli.diffusion.denoiser import Denoise
 from diffcli.diffusion.samplers import Sampler, Step, last
@@ -204,7 +204,7 @@ def request(
     if task.kind == "autoencoder":
         raise UserError(
             f"{model.path}: is a first stage, which makes an image in one step, under no condition",
-            f"use it by `diffcli sample --ckpt {model.path} --image FILE`, or as the codec of a latent model",
+            f"use it by `diffcli sample --ckpt {quoted(model.path)} --image FILE`, or as the codec of a latent model",
         )
     if not isinstance(task, DiffusionConfig):
         raise UserError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffcli import checkpoint, preset
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 from diffcli.ema import MAX_STD, Ema, PowerEma, Profile, coefficients, exponential, power
 from diffcli.engine.run.resume import SUPERSEDED
 from diffcli.engine.run.runlog import RunDir
@@ -113,7 +113,7 @@ def usable_snapshots(run: RunDir, record: Record) -> list[Snapshot]:
         raise UserError(
             f"{run.path}: has snapshots of {len(steps)} steps, and a reconstruction takes at least 2",
             f"train on, they come every {often} steps (train.ema.every): "
-            f"diffcli resume {run.path} --steps {max(record['step'], 2 * often) + often}",
+            f"diffcli resume {quoted(run.path)} --steps {max(record['step'], 2 * often) + often}",
         )
     return kept
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffcli import checkpoint
-from diffcli.config import RunFailed
+from diffcli.config import RunFailed, quoted
 from diffcli.data.images import ImageData
 from diffcli.data.loader import on_device
 from diffcli.ema import PowerEma, at_rest, snapshot_every
@@ -219,7 +219,7 @@ class Loop:
                 f"step {step}: {' and '.join(bad)} not finite ({terms}); "
                 + (f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written before it"),
                 "lower train.optimizer.lr, set train.clip, or use train.precision=fp32"
-                + (f", then: diffcli resume {self.run.path} --set train.optimizer.lr=..." if kept else ""),
+                + (f", then: diffcli resume {quoted(self.run.path)} --set train.optimizer.lr=..." if kept else ""),
             )
         return Settled(step, shown, stopping)
 

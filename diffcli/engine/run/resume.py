@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffcli import checkpoint, preset
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 from diffcli.engine import encoder_records
 from diffcli.engine.distributed import speaks
 from diffcli.engine.run.phases import phases_of, rate
@@ -47,7 +47,7 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
     if record["step"] >= resolved.train.steps:
         raise UserError(
             f"{path}: is at step {record['step']} of {resolved.train.steps}: there is nothing left to do",
-            f"give more: diffcli resume {path} --steps {record['step'] * 2}",
+            f"give more: diffcli resume {quoted(path)} --steps {record['step'] * 2}",
         )
     return resolved, run, start
 
@@ -72,10 +72,11 @@ def _not_a_run(path: Path) -> UserError:
     if (path / checkpoint.RECORD).is_file():
         step = f" --from {int(place.name[5:])}" if place.name[5:].isdecimal() else ""
         run = place.parent.parent if place.parent.name == "checkpoints" else "RUN"
-        return UserError(f"{path}: is a checkpoint, not a run", f"type `diffcli resume {run}{step}`")
+        return UserError(f"{path}: is a checkpoint, not a run", f"type `diffcli resume {quoted(run)}{step}`")
     if place.name == "checkpoints" and checkpoint.checkpoints(path):
         return UserError(
-            f"{path}: is the folder of a run's checkpoints, not the run", f"type `diffcli resume {place.parent}`"
+            f"{path}: is the folder of a run's checkpoints, not the run",
+            f"type `diffcli resume {quoted(place.parent)}`",
         )
     return UserError(
         f"{path}: holds no whole checkpoint of a run",

@@ -19,7 +19,7 @@ import imageio.v3 as imageio
 from torch import Tensor
 
 from diffcli.checkpoint import checkpoints
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 from diffcli.engine.draw.pictures import grid
 from diffcli.engine.run.lock import LOCK, only_writer
 from diffcli.fields import to_levels
@@ -58,7 +58,7 @@ class RunDir:
         if found:
             raise UserError(
                 f"--run-dir {self.path}: already holds checkpoints up to {found[-1].name}",
-                f"go on with `diffcli resume {self.path}`, or give another --run-dir",
+                f"go on with `diffcli resume {quoted(self.path)}`, or give another --run-dir",
             )
 
     @property
@@ -83,7 +83,7 @@ class RunDir:
         except OSError as error:
             kept = checkpoints(self.checkpoints)
             usable = f"; {kept[-1]} stays usable" if kept else ""
-            again = f", then `diffcli resume {self.path}`" if kept else ""
+            again = f", then `diffcli resume {quoted(self.path)}`" if kept else ""
             raise UserError(
                 f"{error.filename or self.path}: cannot be written ({error.strerror or error}){usable}",
                 f"free some disk space, or mend what stands there and its permissions{again}",

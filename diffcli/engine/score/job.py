@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import ImageShape, UserError, quoted
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.reconstruction import check_idle
 from diffcli.engine.draw.rows import row_fields
@@ -223,7 +223,8 @@ class Scoring:
         if "features" in self.extractors and field is not None and field != "image" and field in reference.fields:
             raise UserError(
                 f"{model.path} draws the field '{field}', but features look at the images of {reference.name}",
-                f"draw some, `diffcli sample --ckpt {model.path} --out drawn`, and score them: `diffcli fid drawn FOLDER`",
+                f"draw some, `diffcli sample --ckpt {quoted(model.path)} --out drawn`, "
+                "and score them: `diffcli fid drawn FOLDER`",
             )
 
     def _evaluated(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from diffcli import __version__, checkpoint, preset
-from diffcli.config import UserError, did_you_mean
+from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.data.dataset import DataConfig
 from diffcli.data.images import ImageData
 from diffcli.data.listing import Split
@@ -145,9 +145,11 @@ def folder_side(folder: Path) -> Side:
         images = [_decode(path) for path in paths]
         for path, image in zip(paths, images, strict=True):
             if image.shape[1:] != size:
-                sizes = " and ".join(f"{width}x{height}" for height, width in (size, image.shape[1:]))
-                hint = f"bring them to one size: diffcli prep-data folder {folder} --out DIR --size {size[1]}"
-                raise UserError(f"{folder}: sizes differ: {files[0].name} and {path.name} are {sizes}", hint)
+                sizes = " and ".join(f"{height}x{width}" for height, width in (size, image.shape[1:]))
+                hint = f"bring them to one size: diffcli prep-data folder {quoted(folder)} --out DIR --size {size[1]}"
+                raise UserError(
+                    f"{folder}: sizes differ: {files[0].name} and {path.name} are {sizes} pixels (HxW)", hint
+                )
         channels = max(len(image) for image in images)  # a grey image among coloured ones is repeated
         stacked = np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
         return {"image": torch.from_numpy(stacked)}
@@ -212,7 +214,7 @@ def _folder_like(path: Path, size: int | tuple[int, int] | None, always: bool) -
     if is_prepared(path):
         return prepared_side(path, None, size, always)
     if (path / "checkpoints").is_dir() or (path / checkpoint.RECORD).is_file():
-        raise UserError(f"{path} is a run or a checkpoint, not images", f"score it with --ckpt {path} --ref B")
+        raise UserError(f"{path} is a run or a checkpoint, not images", f"score it with --ckpt {quoted(path)} --ref B")
     return folder_side(path)
 
 

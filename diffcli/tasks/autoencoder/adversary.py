@@ -7,7 +7,7 @@ resumed run has them, too.
 Source: Esser et al. 2020, eq. 5 to 7 (arXiv 2012.09841); hinge loss: Lim & Ye 2017 (arXiv 1705.02894).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config
-from diffcli.networks.discriminator import PatchDiscriminatorConfig
+from diffcli.networks.discriminator import PatchDiscriminatorConfig, deepest
 from diffcli.tasks.task import Ranks
 
 PHASE = "discriminator"
@@ -49,6 +49,18 @@ class Adversarial(Config):
     balance: Literal["adaptive", "constant"] = "adaptive"
     cap: float = Field(10_000, gt=0, description="largest factor that `adaptive` gives")
     lecam: float = Field(0.0, ge=0)
+
+    def fault(self, size: Sequence[int]) -> tuple[str, str] | None:
+        """What is wrong with the discriminator for images of this height and width, and what to type; None: nothing."""
+        key, network, depth = "task.adversarial.discriminator.depth", self.discriminator, deepest(min(size))
+        if min(size) >= network.least:
+            return None
+        return (
+            f"{key} is {network.depth}, for images of {network.least} pixels a side and more, not of {size[0]}x{size[1]} (HxW)",
+            f"use --set {key}={depth}, the largest that fits, or larger images (data.size)"
+            if depth
+            else "use larger images (data.size), or --set task.adversarial=null",
+        )
 
     def build(self, channels: int) -> "Adversary":
         return Adversary(self, self.discriminator.build(channels))

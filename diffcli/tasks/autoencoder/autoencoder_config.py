@@ -47,6 +47,9 @@ class AutoencoderTaskConfig(TaskConfig):
 
     def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
         check_buckets(sizes, self.network.downscale, self.factor)
+        for size in sizes:
+            if self.adversarial is not None and (fault := self.adversarial.fault(size)):
+                raise ValueError("; ".join(fault).replace("data.size", "data.buckets"))
 
     @property
     def factor(self) -> str:
@@ -78,6 +81,8 @@ class AutoencoderTaskConfig(TaskConfig):
             raise UserError(
                 f"images are {fault[0]}", f"set data.size to {typed(fault[1])}, or change task.network.mult"
             )
+        if self.adversarial is not None and None not in spec.shape and (deep := self.adversarial.fault(sides)):
+            raise UserError(*deep)
         perceptual = None
         if self.perceptual is not None:
             self.perceptual.check(ImageShape(*spec.sides))

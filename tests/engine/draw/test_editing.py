@@ -288,7 +288,7 @@ def test_a_score_names_what_guided_its_samples(cli: Cli, trained: Path, judge: P
         (["--image", "gone.png"], ["--image gone.png", "cannot be read"]),
         (["--image", "TEXT"], ["--image", "text.png", "none of PNG"]),
         (["--image", "IMAGE", "--mask", "gone.png"], ["--mask gone.png", "cannot be read"]),
-        (["--image", "LARGE", "--mask", "MASK"], ["--mask", "8x8 and 16x16", "--image"]),
+        (["--image", "LARGE", "--mask", "MASK"], ["--mask", "8x8 and 12x16, HxW", "--image"]),
         (["--image", "IMAGE", "--mask", "BLACK"], ["--mask", "no white pixel"]),
         (["--interpolate", 1], ["--interpolate", "1"]),
         (["--interpolate", 4], ["--class all", "--class 0"]),
@@ -316,7 +316,7 @@ def test_flags_that_contradict_each_other_are_refused(
     (tmp_path / "text.png").write_text("no image")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     names = {
-        "IMAGE": picture(), "LARGE": picture("large.png", size=(16, 16)), "MASK": half, "BLACK": tmp_path / "black.png",
+        "IMAGE": picture(), "LARGE": picture("large.png", size=(16, 12)), "MASK": half, "BLACK": tmp_path / "black.png",
         "TEXT": tmp_path / "text.png", "JUDGE": judge, "TRAINED": trained,
     }  # fmt: skip
     given = []

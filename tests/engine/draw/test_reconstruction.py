@@ -182,7 +182,7 @@ def test_images_that_cannot_be_encoded_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--size 16x30: encoding would make") as refused:
         request_of(encoding(), options(n=1, size=(16, 30)))
     assert "--size 16x32" in refused.value.hint
-    with pytest.raises(UserError, match=r"8x8 and 12x8"):
+    with pytest.raises(UserError, match=r"8x8 and 8x12, HxW"):
         request_of(encoding(), options(files(tmp_path, [(8, 8), (12, 8)])))
     with pytest.raises(UserError, match="--n 4 with 2 --image"):
         request_of(encoding(), options(files(tmp_path), n=4))

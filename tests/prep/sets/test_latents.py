@@ -180,7 +180,7 @@ def test_latents_that_do_not_fit_are_refused_before_a_step(cli: Cli, root: Path,
     stage_checkpoint(tmp_path / "other", seed=1)
     other = {"kind": "latent", "from": str(tmp_path / "other")}
     refused(cli, tree_of(root, out, task__codec=other), tmp_path, "data", str(root / "stage"), str(tmp_path / "other"))
-    refused(cli, tree_of(root, out, data__size=16), tmp_path, "1x8x8", "1x16x16", "data.size=[8, 8]")
+    refused(cli, tree_of(root, out, data__size=16), tmp_path, "1x8x8", "1x16x16", "--set data.size=8 ", "--size 16")
     refused(cli, tree_of(root, out, data__flip=True), tmp_path, "data.flip", "--flip-pair")
     refused(cli, tree_of(root, out, data__crop="random"), tmp_path, "data.crop", "latents")
     refused(cli, tree_of(root, out, task__codec=None), tmp_path, "task.field", "latent")

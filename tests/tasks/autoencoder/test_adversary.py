@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffcli.config import UserError
 from diffcli.tasks.autoencoder.adversary import LEARNED_NOTHING, OVERRUN, WINDOW, Adversarial, Adversary, at_last_layer
+from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
 from tests.ranks import Alone
-from tests.tasks.autoencoder.stages import ADVERSARIAL, batch, first_stage, part
+from tests.tasks.autoencoder.stages import ADVERSARIAL, NETWORK, batch, first_stage, part
 
 START, COUNTS = ADVERSARIAL["start"], ADVERSARIAL["start"] + ADVERSARIAL["warm"]
 
@@ -31,6 +33,20 @@ class Recording:
 
 def adversarial(**keys: Any) -> AutoencoderTask:
     return first_stage(bottleneck={"kind": "none"}, adversarial=ADVERSARIAL | keys)
+
+
+def test_a_discriminator_too_deep_for_the_images_is_refused_when_the_task_is_built() -> None:
+    key = "task.adversarial.discriminator.depth"
+    for size, depth, least, hint in ((16, 3, 24, "=2"), (32, 9, 1536, "=3"), (4, 1, 6, "task.adversarial=null")):
+        with pytest.raises(UserError) as refused:
+            first_stage(size=size, adversarial=ADVERSARIAL | {"discriminator": {"depth": depth}})
+        assert refused.value.problem.startswith(f"{key} is {depth}, for images of {least} pixels")
+        assert f"{size}x{size}" in refused.value.problem
+        assert hint in refused.value.hint
+    config = AutoencoderTaskConfig.model_validate({"network": NETWORK, "adversarial": {}})
+    config.check_buckets([(24, 32)])
+    with pytest.raises(ValueError, match=rf"{key} is 3.* 20x40 .*; use --set {key}=2,.*data.buckets"):
+        config.check_buckets([(24, 32), (20, 40)])
 
 
 def flops(task: AutoencoderTask, step: int) -> int:
