@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -115,6 +116,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     """Trains or resumes, shows progress, and says how to go on where it was interrupted."""
     from diffcli.checkpoint import checkpoints
     from diffcli.config import quoted
+    from diffcli.data.leftovers import tidied
     from diffcli.engine.distributed import pick_device, speaks
     from diffcli.engine.draw.guides import check_named
     from diffcli.engine.run.resume import changes
@@ -126,25 +128,26 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     pick_device(device, how.nproc)  # type: ignore[arg-type]
     check_processes(preset, how.world)
     preset = completed(preset)
-    if speaks():
-        build_on_meta(preset)  # a network that cannot be built is told before data are read and folders made
-        if start is None:
-            check_named(preset.drawing.named)
-            run.claim()
-        for advice in [*preset.advice(), *(changes(preset, start) if start else [])]:
-            say(f"note:  {advice}")
-
-    def work(group: "Group") -> None:
-        watch_training(train(preset, run, group, start), group.leads)
-
-    try:
-        in_group(work, device, how)
-    except KeyboardInterrupt:
+    with tidied(run.path) if speaks() else nullcontext():
         if speaks():
-            resumable = bool(checkpoints(run.checkpoints))
-            command = f"go on with: diffcli resume {quoted(run.path)}" if resumable else "nothing was saved yet"
-            say(f"interrupted; {command}")
-        raise
+            build_on_meta(preset)  # a network that cannot be built is told before data are read and folders made
+            if start is None:
+                check_named(preset.drawing.named)
+                run.claim()
+            for advice in [*preset.advice(), *(changes(preset, start) if start else [])]:
+                say(f"note:  {advice}")
+
+        def work(group: "Group") -> None:
+            watch_training(train(preset, run, group, start), group.leads)
+
+        try:
+            in_group(work, device, how)
+        except KeyboardInterrupt:
+            if speaks():
+                resumable = bool(checkpoints(run.checkpoints))
+                command = f"go on with: diffcli resume {quoted(run.path)}" if resumable else "nothing was saved yet"
+                say(f"interrupted; {command}")
+            raise
     if speaks():
         print(run.path)
 

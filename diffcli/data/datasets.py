@@ -16,6 +16,7 @@ from diffcli.data.dataset import DataConfig
 from diffcli.data.files import open_tree
 from diffcli.data.idx import read_pair
 from diffcli.data.images import ImageData
+from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
@@ -113,8 +114,10 @@ AnyData = Annotated[Digits | Mnist | Cifar | Folder | Shards | Stream | NoData, 
 def at_root(config: DataConfig, place: str | Path) -> DataConfig:
     """`config` reading from `place`: as shards of the same shape where `diffcli prep-data` prepared it, a URL as a stream."""
     same = config.model_dump(include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions"})
-    if not is_remote(str(place)) and is_prepared(Path(place)) and not isinstance(config, Shards):
-        return Shards(root=Path(place), **same)
+    if not is_remote(str(place)) and not isinstance(config, Shards):
+        if is_prepared(Path(place)):
+            return Shards(root=Path(place), **same)
+        check_finished(Path(place).expanduser(), "--data")
     if isinstance(config, Stream):
         return Stream.model_validate(config.model_dump() | {"shards": str(place)})
     if is_remote(str(place)):

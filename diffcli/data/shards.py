@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, StringConstraints, 
 from torch import Tensor
 
 from diffcli.config import Config, UserError, quoted
+from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
 from diffcli.digest import sha256
 from diffcli.fields import FieldSpec
@@ -211,6 +212,7 @@ def open_shards(root: Path, key: str) -> PreparedSet:
     """The description of a prepared set. Raises UserError where there is none or it is garbled."""
     path = root / DATASET
     if not path.is_file():
+        check_finished(root, key)
         what = "has no dataset.json: it is not a finished set of prep-data" if root.is_dir() else "does not exist"
         hint = f"run `diffcli prep-data KIND SOURCE --out {quoted(root)}`, or set {key} to a folder that it wrote"
         raise UserError(f"{key} is '{root}', which {what}", hint)

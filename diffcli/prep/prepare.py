@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from diffcli.config import UserError, did_you_mean
 from diffcli.data.files import WriteError, printable, unreadable
+from diffcli.data.leftovers import REQUEST, WORK, tidied
 from diffcli.data.listing import Split
 from diffcli.data.shards import (
     DATASET,
@@ -32,9 +33,9 @@ from diffcli.data.shards import (
     in_all,
     is_mask,
     is_prepared,
-    open_shards,
 )
 from diffcli.digest import sha256
+from diffcli.prep.asking import check_request
 from diffcli.prep.items import SOURCE, PrepSource, SourceOptions, Wanted
 from diffcli.prep.kinds import KINDS
 from diffcli.prep.progress import PrepReport
@@ -46,8 +47,6 @@ CLIPS_PER_SHARD = 250  # of a few megabytes each
 FETCHED_SIZE = 256  # pixels of the shorter side of what is downloaded, where no size is asked for
 FIELD_KINDS: dict[str, Literal["text", "video"]] = {"text": "text", "video": "video"}  # any other lies over the image
 SKIPPED = "skipped.jsonl"
-REQUEST = "request.json"
-WORK = ".work"  # the request and temporary files; on the same disk as the shards, so that renaming is atomic
 
 
 class Preparation(NamedTuple):
@@ -80,7 +79,7 @@ def prepare(
     """
     source, out = require_source(kind, source).expanduser(), out.expanduser()
     _check_options(kind, options)
-    with _stopping(out):
+    with _stopping(out), tidied(out), _undone(out):
         work = _claim(out)
         with _reading(source):
             opened, name = KINDS[kind].open(source, work, options), printable(source.resolve().name)
@@ -92,7 +91,7 @@ def prepare(
             for name, value in options.model_dump(mode="json", exclude_defaults=True).items()
         }
         request = PrepRequest(**asked, options=told, images_per_shard=per_shard, fingerprint=opened.fingerprint)
-        _check_request(out, work, request)
+        check_request(out, work, request)
         plans = [plan for split, items in opened.splits.items() for plan in _plans(split, len(items), limit, per_shard)]
         for report in _write(plans, opened, out, request, workers):
             if strict and report.broken:
@@ -150,30 +149,6 @@ def _claim(out: Path) -> Path:
             )
     work.mkdir(parents=True, exist_ok=True)
     return work
-
-
-def _check_request(out: Path, work: Path, request: PrepRequest) -> None:
-    """Refuses to mix two requests in one folder; notes down this one where it is the first."""
-    path = work / REQUEST
-    if is_prepared(out):
-        before = open_shards(out, "--out").request
-    elif path.is_file():
-        try:
-            before = PrepRequest.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise UserError(f"{path} is garbled", f"delete the folder '{out}' and run again") from error
-    else:
-        write_whole(path, request.model_dump_json().encode(), work)
-        return
-    old, new = before.model_dump(), request.model_dump()
-    changed = next((field for field in old if old[field] != new[field]), None)
-    if changed:
-        if is_prepared(out):
-            shutil.rmtree(work)
-        what = f"{changed} {old[changed]}, not {new[changed]}"
-        if changed == "fingerprint":
-            what = "other contents of SOURCE"
-        raise UserError(f"--out '{out}' holds a set made with {what}", "choose another --out, or delete that folder")
 
 
 def _plans(split: Split, count: int, limit: int | None, per_shard: int) -> Iterator[Preparation]:
@@ -308,6 +283,19 @@ def _reading(source: Path | str) -> Iterator[None]:
         raise
     except OSError as error:
         raise unreadable(source, SOURCE, error) from error
+
+
+@contextmanager
+def _undone(out: Path) -> Iterator[None]:
+    """Takes the work folder away where it was made within and the source is refused before anything was begun."""
+    work = out / WORK
+    new = not work.exists()
+    try:
+        yield
+    except UserError:
+        if new and not (work / REQUEST).is_file():
+            shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 @contextmanager

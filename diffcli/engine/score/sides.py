@@ -20,6 +20,7 @@ from diffcli import __version__, checkpoint, preset
 from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.data.dataset import DataConfig
 from diffcli.data.images import ImageData
+from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
 from diffcli.data.pixels import SUFFIXES, channels_first, open_image, read_size
 from diffcli.data.prepared import Shards
@@ -213,6 +214,7 @@ def read_ahead(read: Callable[[T], R], items: Iterable[T], workers: int = READER
 def _folder_like(path: Path, size: int | tuple[int, int] | None, always: bool) -> Side:
     if is_prepared(path):
         return prepared_side(path, None, size, always)
+    check_finished(path, "the prepared data set")
     if (path / "checkpoints").is_dir() or (path / checkpoint.RECORD).is_file():
         raise UserError(f"{path} is a run or a checkpoint, not images", f"score it with --ckpt {quoted(path)} --ref B")
     return folder_side(path)

@@ -135,7 +135,9 @@ def test_a_finished_download_asks_nobody_and_stays_as_it_is(downloaded: Download
 def test_patience_may_change_between_runs_but_not_what_is_asked_for(downloaded: Downloaded):
     patient = OPTIONS.model_copy(update={"download": Download(timeout=60)})
     run("cc3m", downloaded.table, downloaded.out, size=SIZE, options=patient, images_per_shard=25)
-    with pytest.raises(UserError, match=r"holds a set made with options .*min_size"):
+    with pytest.raises(
+        UserError, match=rf"holds a set made with --min-size {OPTIONS.picked.min_size}, not --min-size 256"
+    ):
         run("cc3m", downloaded.table, downloaded.out, size=SIZE, images_per_shard=25)
 
 

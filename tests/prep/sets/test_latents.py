@@ -1,5 +1,6 @@
 """Cached latents: what is stored is what training would have computed, and it is tied to its first stage."""
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -203,13 +204,17 @@ def test_a_first_stage_that_cannot_take_the_set_is_refused_with_nothing_written(
     ]
     for arguments, words in cases:
         cli("prep-data", "latents", *arguments, "--out", tmp_path / "out").refused(*words)
-        assert not list((tmp_path / "out").glob("*.tar"))
+        assert not (tmp_path / "out").exists()
     cli("prep-data", "folder", root / "images", "--flip-pair", "--out", tmp_path / "out").refused(
         "--flip-pair", "folder"
     )
     out = cached(cli, root, tmp_path / "done")
     again = ["prep-data", "latents", root / "set", "--first-stage", other, "--out", out]
-    cli(*again).refused("holds a set made with", "sha256")
+    cli(*again).refused("holds a set made with another first stage than that of --first-stage")
+    again[4] = root / "stage"
+    cli(*again, "--flip-pair").refused("holds a set made with --no-flip-pair, not --flip-pair")
+    cli(*again, "--no-half").refused("holds a set made with --half, not --no-half")
+    cli(*again, "--limit", 3).refused("holds a set made with no --limit, not --limit 3")
     cli("prep-data", "latents", out, "--first-stage", root / "stage", "--out", tmp_path / "b").refused(
         "latents already"
     )
@@ -265,3 +270,34 @@ def test_an_image_that_cannot_be_read_is_skipped_and_listed(
     out = cached(cli, root, tmp_path / "out")
     assert list(skipped(out).values()) == ["it is truncated"] * 2, "of the two shards that have so many"
     assert open_shards(out, "out").count == N - 2
+
+
+def test_an_unfinished_set_is_called_that_with_the_command_that_goes_on(cli: Cli, root: Path, tmp_path: Path) -> None:
+    """What a killed prep-data leaves: the request, and no dataset.json."""
+    out, place = tmp_path / "half made", f"'{tmp_path / 'half made'}'"
+    cached(cli, root, out, "--size", 8)
+    request = json.loads((out / "dataset.json").read_text())["request"]
+    (out / ".work").mkdir()
+    (out / ".work/request.json").write_text(json.dumps(request))
+    (out / "dataset.json").unlink()
+    words = (
+        "has not finished",
+        f"`diffcli prep-data latents SOURCE --out {place} --first-stage RUN --size 8`",
+        "being set",
+    )
+    cli("train", "--preset", "mnist-vae", "--data", out, "--run-dir", tmp_path / "run").refused(*words)
+    cli("fid", out, out).refused(*words)
+    refused(cli, tree_of(root, out), tmp_path, *words)
+
+
+def test_what_is_refused_before_the_first_step_leaves_no_run(cli: Cli, root: Path, tmp_path: Path) -> None:
+    data = cached(cli, root, tmp_path / "data")
+    preset = tmp_path / "cut.yaml"
+    preset.write_text(yaml.safe_dump(tree_of(root, data)))
+    for shard in data.glob("*.tar"):
+        shard.write_bytes(shard.read_bytes()[:600])
+    cli("train", "--preset", preset, "--run-dir", tmp_path / "runs/cut", "--device", "cpu").refused(str(data))
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "own").mkdir()
+    cli("train", "--preset", preset, "--run-dir", tmp_path / "own", "--device", "cpu").refused(str(data))
+    assert (tmp_path / "own").is_dir()
