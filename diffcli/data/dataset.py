@@ -157,5 +157,9 @@ class TreeFiles:
             raise unreadable(self.name(index), error) from error
 
 
-def no_split(split: str, splits: list[str], where: str) -> UserError:
-    return UserError(f"{where} has no split '{split}'", f"use the split {' or '.join(splits)}, or add the other one")
+class NoSplit(UserError):
+    """Data lack a split."""
+
+
+def no_split(split: str, splits: list[str], where: str) -> NoSplit:
+    return NoSplit(f"{where} has no split '{split}'", f"use the split {' or '.join(splits)}, or add the other one")

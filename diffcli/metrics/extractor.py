@@ -39,5 +39,5 @@ class Extractor(Protocol):
 
 def check_images(name: str, fields: Specs, who: str) -> None:
     """Raises UserError where a side of this name has no images. who: what reads them."""
-    hint = f"{name} cannot be scored so: give a side of images, such as digits:train"
+    hint = f"{name} cannot be scored so: give a side of images, such as digits:train (with --ckpt: --ref digits:train)"
     check_fields(IMAGES, fields, f"{name}: {who}", {"image": Remedies(lacking=hint, kind=hint)})

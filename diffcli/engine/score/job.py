@@ -19,7 +19,7 @@ from diffcli.engine.score.cache import cache_folder
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import extractor_for
 from diffcli.engine.score.onepass import Watch, share
-from diffcli.engine.score.reconstructed import PairScores, first, floors_beside, originals, reconstructions
+from diffcli.engine.score.reconstructed import PairScores, cut_short, first, floors_beside, originals, reconstructions
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.sides import Side, own_side, resolve
 from diffcli.engine.score.translated import Translation, held_out
@@ -169,7 +169,8 @@ class Scoring:
             problem = f"--metrics {','.join(metrics)}: {model.path} is a first stage, no diffusion model"
             raise UserError(problem, "choose among psnr, ssim, lpips and fid")
         stage = StageModel(model)
-        reference = first(originals(model, self.ref), self.options.n)
+        whole = originals(model, self.ref)
+        reference = first(whole, self.options.n)
         sides: dict[Role, Side] = {"reference": reference, "samples": reconstructions(stage, reference)}
         extractors: dict[str, Extractor] = {}
         if "reconstruction" in self.extractors:
@@ -178,7 +179,8 @@ class Scoring:
         if report is None or report.samples is None or report.samples.shape is None:
             return report
         shape = report.samples.shape
-        report = dataclasses.replace(report, details={**report.details, **stage.describe(shape[1:])})
+        details, notes = {**report.details, **stage.describe(shape[1:])}, cut_short(whole, self.options.n)
+        report = dataclasses.replace(report, details=details, warnings=[*report.warnings, *notes])
         return self._with_floors(report, stage, reference, shape, watch) if self.floors else report
 
     def _with_floors(
@@ -211,6 +213,8 @@ class Scoring:
         req.tally.agree(group)
         if report is None:
             return None
+        if "bound" in extractors:
+            report.warnings.extend(cut_short(sides["reference"], self.options.n))
         if "samples" not in sides:
             return report
         report.warnings.extend(req.notes())

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import ImageShape, UserError, quoted
+from diffcli.data.dataset import NoSplit
+from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared, open_shards
 from diffcli.engine.model import Model
 from diffcli.engine.score.floor_scores import Floor, Size, floors
@@ -136,14 +138,41 @@ def check_images(stage: StageModel, name: str, shape: Sequence[int]) -> None:
         )
     if fault := stage.fault(shape[1:]):
         problem, near = fault
-        raise UserError(f"--ref {name}: has images of {problem}", f"bring them to a size such as {near[0]}x{near[1]}")
+        place, edge = Path(name).expanduser(), f"--size {min(near)}"
+        folder = place.is_dir() and not is_prepared(place)
+        source = f"folder {quoted(name)}" if folder else "KIND SOURCE"
+        raise UserError(
+            f"--ref {name}: has images of {problem}",
+            f"bring them to a size such as {near[0]}x{near[1]}: diffcli prep-data {source} --out DIR {edge}, then --ref DIR",
+        )
 
 
 def originals(model: Model, ref: str | None) -> Side:
     """The reference of a first stage: --ref, else the split `test` of its own data."""
     if ref is not None:
         return resolve(ref, size=model.preset.data.size)
-    return own_side(model, "test")
+    try:
+        return own_side(model, "test")
+    except NoSplit as error:
+        raise UserError(
+            error.problem,
+            f"score images that it was trained on, --ref {quoted(trained_on(model))}, or name others with --ref",
+        ) from error
+
+
+def trained_on(model: Model) -> str:
+    """The training images of a model as --ref takes them."""
+    data = model.preset.data
+    if isinstance(data, Shards) and data.root is not None:
+        return f"{data.root}:train"
+    return str(data.root) if data.root is not None and data.root.is_dir() else f"{model.preset.name}:train"
+
+
+def cut_short(side: Side, n: int | None) -> list[str]:
+    """A note where a side has fewer rows than were asked for."""
+    if n is None or side.size is None or side.size >= n:
+        return []
+    return [f"--n {n}: {side.name} has {side.size} image{'s' * (side.size != 1)}; all of them are scored"]
 
 
 def first(side: Side, n: int | None) -> Side:

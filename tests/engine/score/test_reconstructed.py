@@ -1,6 +1,7 @@
 """Scores of first stages: pairs and features in one pass, floors of the data at hand, and what is refused."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,30 @@ def test_without_a_number_all_images_are_scored(tmp_path: Path) -> None:
     report = asked.run(ALONE)
     assert report is not None
     assert report.reference.n == 9
+    assert not report.warnings
+
+
+def test_a_reference_of_fewer_images_than_asked_for_is_a_note(tmp_path: Path) -> None:
+    run, ref = save_run(tmp_path / "run", FIRST_STAGE), write_npz(tmp_path / "a.npz", pixels(0, 9, size=12))
+    asked = Scoring((), run, str(ref), SampleOptions(n=25), ["psnr"], None, None, True, floors=False)
+    report = asked.run(ALONE)
+    assert report is not None
+    assert report.warnings == [f"--n 25: {ref} has 9 images; all of them are scored"]
+
+
+def test_where_its_data_have_no_test_split_the_hint_is_a_reference_that_can_be_scored(tmp_path: Path) -> None:
+    write_folder(tmp_path / "my images", pixels(0, 4))
+    list(prepare("folder", tmp_path / "my images", tmp_path / "my set"))
+    model = encoding(size=8)
+    for data in (
+        {"kind": "shards", "root": tmp_path / "my set", "size": 8, "channels": 1},
+        {"kind": "folder", "root": tmp_path / "my images", "size": 8, "channels": 1},
+    ):
+        own = model.preset.model_validate(model.preset.model_dump() | {"data": data})
+        with pytest.raises(UserError, match="has no split 'test'") as refused:
+            originals(replace(model, preset=own), None)
+        named = shlex.split(refused.value.hint.split("--ref ")[1].replace(",", " "))[0]
+        assert resolve(named).size == 4
 
 
 def test_embeddings_of_the_reference_are_told_where_it_has_them(tmp_path: Path) -> None:
@@ -282,7 +307,7 @@ def test_what_does_not_fit_a_first_stage_is_refused(tmp_path: Path, cli: Cli) ->
     cli("fid", "--ckpt", run, "--ref", statistics, "--metrics", "psnr", *cpu).refused("statistics", "reconstructed")
     odd = write_folder(tmp_path / "odd", pixels(0, 4, size=10))
     cli("fid", "--ckpt", run, "--ref", odd, "--metrics", "psnr", *cpu).refused(
-        "10x10 pixels (HxW), which its downscale 4"
+        "10x10 pixels (HxW), which its downscale 4", f"diffcli prep-data folder {odd} --out DIR --size 8"
     )
     coloured = write_folder(tmp_path / "coloured", pixels(0, 4, channels=3))
     cli("fid", "--ckpt", run, "--ref", coloured, "--metrics", "psnr", *cpu).refused("3 channels", "takes 1")
