@@ -194,12 +194,17 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
     config = Foreign(values, FAMILIES[name].DEFAULTS, str(folder / CONFIG))
     planned = path / SCHEDULER if index else path / "scheduler_config.json"
     stated = read_json(planned) if planned.is_file() else None
-    notes = (
+    notes: tuple[str, ...] = (
         () if stated is not None or given else (f"{path} has no scheduler: taken for eps on linear betas, 1000 steps",)
     )
     beside = pipelines.neighbours(path, index)
     pipelines.check(beside, config)
-    raw = folder_tree(config, Foreign(stated or {}, scheduler.DEFAULTS, str(planned)), name)
+    if stated is not None and beside.encoder is not None:
+        stated["steps_offset"] = 1  # whatever the file says, as StableDiffusionPipeline has it
+    plan = Foreign(stated or {}, scheduler.DEFAULTS, str(planned))
+    raw = folder_tree(config, plan, name)
+    if stated is not None and given is None:
+        notes += scheduler.notes(plan)
     if stated is None if beside.stage is not None else config.get("in_channels") not in (1, 3):
         raw["task"]["codec"]["clip"] = False  # latents
     pipelines.join(raw, beside, path)

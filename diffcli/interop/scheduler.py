@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.diffusion.samplers import Ddpm
+from diffcli.diffusion.samplers import Ddpm, Plms
 from diffcli.diffusion.schedule import MAX_BETA, Cosine, DiscreteSchedule, Linear, ScaledLinear
 from diffcli.interop.foreign import Foreign
 from diffcli.preset import Preset
@@ -30,6 +30,10 @@ DEFAULTS = {
     "clip_sample": True,
     "clip_sample_range": 1.0,
     "thresholding": False,
+    "timestep_spacing": None,  # each class has its own
+    "steps_offset": 0,
+    "set_alpha_to_one": None,
+    "skip_prk_steps": False,
 }
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 PREDICTIONS = {ours: theirs for theirs, ours in TARGETS.items()}
@@ -50,6 +54,13 @@ SAMPLERS = {  # of ours, for schedulers that are no DDPM; others become DDIM, th
     "DPMSolverMultistepScheduler": "dpmpp_2m",
     "UniPCMultistepScheduler": "unipc",
 }
+SPACINGS = {  # theirs, in classes whose walk along it ours takes to the bit; others come near
+    "leading": ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler"),
+    "trailing": ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler"),
+    "linspace": ("DDPMScheduler",),
+}
+LEADING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")  # classes that space so where a file does not say
+PSEUDO = "PNDMScheduler"
 WRITTEN = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}
 KNOWN: tuple[type[Linear] | type[ScaledLinear] | type[Cosine], ...] = (Linear, ScaledLinear, Cosine)
 BETAS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
@@ -67,6 +78,9 @@ def read_scheduler(config: Foreign) -> dict[str, Any]:
         config.demand({"clip_sample_range": (1.0,)})
     variance = VARIANCES[config.get("variance_type")]
     steps = config.get("num_train_timesteps")
+    walk = {"spacing": spacing_of(config)} if kind is not None else {}
+    if kind == "DDIMScheduler" and config.get("set_alpha_to_one") is False:
+        walk["ends"] = "cleanest"
     return {
         "task": {
             "target": TARGETS[config.get("prediction_type")],
@@ -74,10 +88,46 @@ def read_scheduler(config: Foreign) -> dict[str, Any]:
             "schedule": recognised(config).model_dump(),
             "codec": {"kind": "pixels", "clip": clips},
         },
-        "sampler": {"kind": "ddpm", "steps": steps, "variance": variance}
+        "sampler": {"kind": "ddpm", "steps": steps, "variance": variance, **walk}
         if kind in ("DDPMScheduler", None)
-        else {"kind": SAMPLERS.get(kind, "ddim"), "steps": min(50, steps)},
+        else {"kind": SAMPLERS.get(kind, "ddim"), "steps": min(50, steps), **walk},
     }
+
+
+def spacing_of(config: Foreign) -> str:
+    """`sampler.spacing` of ours for their timestep_spacing and steps_offset."""
+    found = config.get("timestep_spacing") or ("leading" if config.get("_class_name") in LEADING else "linspace")
+    if found not in SPACINGS:
+        raise config.refuse("timestep_spacing", f"which diffcli does not have (it has {', '.join(SPACINGS)})")
+    return "leading_1" if found == "leading" and config.get("steps_offset") else found
+
+
+def notes(config: Foreign) -> tuple[str, ...]:
+    """What of a stated scheduler our sampler does otherwise, by key: images from one noise are then near theirs, not equal."""
+    kind, spacing = config.get("_class_name"), spacing_of(config)
+    theirs = spacing.removesuffix("_1")
+    differ = []
+    if kind == PSEUDO:
+        differ.append(
+            "_class_name PNDMScheduler (plms has the coefficients of the grid at hand, and no second look at its start)"
+        )
+        if not config.get("skip_prk_steps"):
+            differ.append("skip_prk_steps false")
+        if not config.get("set_alpha_to_one"):
+            differ.append("set_alpha_to_one false (plms ends without noise)")
+    elif kind is not None and kind not in (*SAMPLERS, "DDPMScheduler", "DDIMScheduler"):
+        differ.append(f"_class_name {kind} (drawn with ddim)")
+    elif kind is not None and kind not in SPACINGS[theirs]:
+        differ.append(f"timestep_spacing {theirs} as {kind} has it")
+    if theirs == "leading" and config.get("steps_offset") not in (0, 1):
+        differ.append(f"steps_offset {config.get('steps_offset')} (ours is 1)")
+    if kind == "DDIMScheduler" and spacing == "leading" and config.get("set_alpha_to_one") is False:
+        differ.append("set_alpha_to_one false with steps_offset 0 (its last step moves nothing, ours removes the rest)")
+    if not differ:
+        return ()
+    return (
+        f"{config.source}: images come near those of that scheduler, but are not equal, for diffcli has no {'; '.join(differ)}",
+    )
 
 
 def recognised(config: Foreign) -> DiscreteSchedule:
@@ -128,7 +178,11 @@ def their_alpha(config: Foreign) -> Tensor:
 
 
 def write_scheduler(preset: Preset) -> dict[str, Any]:
-    """scheduler_config.json: a DDPMScheduler for the ancestral sampler, else a DDIMScheduler on the same times."""
+    """scheduler_config.json: a DDPMScheduler for the ancestral sampler, a PNDMScheduler for plms where it can be, else a
+    DDIMScheduler.
+
+    All on the times of the preset's sampler, where they have such.
+    """
     task = preset.task
     assert isinstance(task, DiffusionConfig)
     if task.target not in PREDICTIONS or not isinstance(task.schedule, DiscreteSchedule):
@@ -148,11 +202,24 @@ def write_scheduler(preset: Preset) -> dict[str, Any]:
         "rescale_betas_zero_snr": task.schedule.zero_terminal_snr,
         "prediction_type": PREDICTIONS[task.target],
         "clip_sample": task.codec.clip,
-        "timestep_spacing": "trailing",
-        "steps_offset": 1 if task.codec.kind == "latent" else 0,  # of no effect here, but pipelines of latents insist
+        **written_walk(preset),
     }
+    if isinstance(preset.sampler, Plms) and task.target != "x0" and not task.codec.clip:
+        return {"_class_name": PSEUDO, **written, "skip_prk_steps": True, "set_alpha_to_one": False}
     if not isinstance(preset.sampler, Ddpm):
-        return {"_class_name": "DDIMScheduler", **written}
+        ends = getattr(preset.sampler, "ends", "clean")
+        return {"_class_name": "DDIMScheduler", **written, "set_alpha_to_one": ends == "clean"}
     chosen = preset.sampler.variance
     variance = ("learned" if task.learn_variance else "small") if chosen == "auto" else chosen
     return {"_class_name": "DDPMScheduler", **written, "variance_type": WRITTEN[variance]}
+
+
+def written_walk(preset: Preset) -> dict[str, Any]:
+    """timestep_spacing and steps_offset; trailing, which our uniform is, for a spacing that their scheduler has not."""
+    spacing = preset.sampler.spacing
+    if spacing in ("leading", "leading_1"):
+        return {"timestep_spacing": "leading", "steps_offset": int(spacing == "leading_1")}
+    exact = spacing == "linspace" and isinstance(preset.sampler, Ddpm)
+    latent = preset.task.codec.kind == "latent" if isinstance(preset.task, DiffusionConfig) else False
+    # an offset has no effect on these, but pipelines of latents insist on it
+    return {"timestep_spacing": "linspace" if exact else "trailing", "steps_offset": int(latent)}

@@ -80,3 +80,11 @@ def test_an_arc_begins_and_ends_at_its_ends_and_keeps_their_length():
     torch.testing.assert_close(steps, steps[:1].expand(4))  # even in the angle
     assert torch.equal(slerp(a, a, share), a.expand(5, -1, -1, -1))
     assert torch.equal(slerp(a, b, share[1:2]), arc[1:2])  # no point depends on the others
+
+
+def test_a_walk_that_keeps_the_noise_of_the_first_trained_time_ends_there_but_one_begun_there_removes_it():
+    sampler, schedule = Ddim(steps=10, spacing="leading_1", ends="cleanest"), Linear()
+    assert sampler.times(schedule)[-2:].tolist() == [0.002, 0.001]
+    assert sampler.starting_at(0.5, schedule).times(schedule)[-2:].tolist() == [0.002, 0.001]
+    assert sampler.starting_at(0.001, schedule).times(schedule).tolist() == [0.001, 0]
+    assert Ddim(steps=1000, ends="cleanest").times(schedule)[-2:].tolist() == [0.001, 0]

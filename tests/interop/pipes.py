@@ -86,10 +86,10 @@ def start(seeds: list[int], *shape: int) -> Tensor:
     return Noise(seeds, CPU)(torch.empty(len(seeds), *shape))
 
 
-def drawn(folder: Path, seeds: list[int], shape: tuple[int, ...], **call: Any) -> Any:
-    """uint8 (n, H, W, C): what StableDiffusionPipeline draws from our noise in 20 steps of DDIM."""
+def drawn(folder: Path, seeds: list[int], shape: tuple[int, ...], own: bool = False, **call: Any) -> Any:
+    """uint8 (n, H, W, C): what StableDiffusionPipeline draws from our noise in 20 steps of DDIM, or of its own scheduler."""
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
-    pipe.scheduler = trailing(pipe.scheduler)
+    pipe.scheduler = pipe.scheduler if own else trailing(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     size = {"height": shape[1] * factor, "width": shape[2] * factor}
@@ -97,8 +97,8 @@ def drawn(folder: Path, seeds: list[int], shape: tuple[int, ...], **call: Any) -
 
 
 def walked(pipe: Any, x: Tensor, predict: Any) -> Any:
-    """uint8 (n, H, W, C): the latents x through 20 steps of DDIM and the first stage; predict(x, t) gives the noise."""
-    stage, scheduler = getattr(pipe, "vqvae", None) or pipe.vae, trailing(pipe.scheduler)
+    """uint8 (n, H, W, C): latents x after 20 steps of its own scheduler and the first stage; predict(x, t): the noise."""
+    stage, scheduler = getattr(pipe, "vqvae", None) or pipe.vae, pipe.scheduler
     scheduler.set_timesteps(20)
     with torch.no_grad():
         for t in scheduler.timesteps:

@@ -159,6 +159,58 @@ def test_a_transformer_with_its_first_stage_draws_the_same_and_goes_out_again(cl
     alike(walked(again, begin, guided(again)), expected)
 
 
+@pytest.mark.parametrize("clean", [True, False], ids=["set_alpha_to_one", "noise left"])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_ddim_as_stable_diffusion_sets_it_up_draws_the_same_images_and_goes_out_as_it_came(
+    cli: Cli, tmp_path: Path, clean: bool, offset: int
+) -> None:
+    """Their pipeline takes an offset of 1 whatever the file says."""
+    options = {"clip_sample": False, "set_alpha_to_one": clean, "steps_offset": offset}
+    folder = stable(tmp_path / "theirs", diffusers.DDIMScheduler(**options, **STABLE))
+    imported = importing.load(folder, None)
+    assert not imported.notes
+    ours = importing.save(imported, tmp_path / "ours", folder)
+    expected = drawn(folder, [5], (4, 8, 8), own=True, prompt=["a cat"], guidance_scale=7.5)
+    alike(images(cli, ours, tmp_path / "x.npz", "--prompt", "a cat"), expected)
+    out = export_diffusers(imported.preset, imported.tensors, None, tmp_path / "out")
+    found = drawn(out, [5], (4, 8, 8), own=True, prompt=["a cat"], guidance_scale=7.5)
+    assert np.array_equal(found, expected)
+
+
+def test_the_scheduler_that_stable_diffusion_ships_with_goes_out_as_it_came_and_what_differs_here_is_noted(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    imported = importing.load(pipeline, None)
+    (note,) = imported.notes
+    assert "PNDMScheduler" in note
+    assert "set_alpha_to_one false" in note
+    assert (imported.preset.sampler.kind, imported.preset.sampler.spacing) == ("plms", "leading_1")
+    out = export_diffusers(imported.preset, imported.tensors, None, tmp_path / "out")
+    both = [diffusers.PNDMScheduler.from_pretrained(folder / "scheduler").config for folder in (pipeline, out)]
+    for key in ("skip_prk_steps", "set_alpha_to_one", "timestep_spacing", "steps_offset", "prediction_type"):
+        assert both[0][key] == both[1][key], key
+    call = {"own": True, "prompt": ["a cat"], "guidance_scale": 7.5}
+    assert np.array_equal(drawn(out, [5], (4, 8, 8), **call), drawn(pipeline, [5], (4, 8, 8), **call))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "named"),
+    [
+        (diffusers.EulerDiscreteScheduler(**STABLE), "timestep_spacing linspace as EulerDiscreteScheduler"),
+        (diffusers.DDIMScheduler(clip_sample=False, steps_offset=3, **STABLE), None),
+        (diffusers.LMSDiscreteScheduler(**STABLE), "_class_name LMSDiscreteScheduler"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_walk_that_ours_cannot_take_is_noted_by_key(
+    pipeline: Path, tmp_path: Path, scheduler: Any, named: str | None
+) -> None:
+    folder = shutil.copytree(pipeline, tmp_path / "copy")
+    scheduler.save_pretrained(folder / "scheduler")
+    notes = importing.load(folder, None).notes
+    assert (named in notes[0]) if named else not notes
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

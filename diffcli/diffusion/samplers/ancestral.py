@@ -51,11 +51,19 @@ class Ddpm(Sampler):
 class Ddim(Sampler):
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 var) eps + eta sqrt(var) z; eta 0 is deterministic, 1 is DDPM(small).
 
-    Source: Song et al. 2020, eq. 12 and 16 (arXiv 2010.02502).
+    ends: clean goes down to t = 0; cleanest stops at the first trained time, whose noise stays in, unless the last evaluation is
+    there already. Published latent models are drawn so. Source: Song et al. 2020, eq. 12 and 16 (arXiv 2010.02502).
     """
 
     kind: Literal["ddim"] = "ddim"
     eta: float = Field(0.0, ge=0, le=1)
+    ends: Literal["clean", "cleanest"] = "clean"
+
+    def times(self, schedule: Schedule) -> Tensor:
+        times = super().times(schedule)
+        if self.ends == "cleanest" and times[-2] > schedule.cleanest * (1 + 1e-9):
+            times[-1] = schedule.cleanest
+        return times
 
     def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
         return _ddim(self.times(schedule), denoise, schedule, x, noise, self.eta)

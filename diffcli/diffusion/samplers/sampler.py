@@ -54,6 +54,8 @@ class Sampler(Config):
         times = self.times(schedule)
         first = schedule.snap(torch.tensor([t], dtype=torch.float64).clamp(min=schedule.cleanest))
         left = torch.cat([first, times[times < first]])
+        if len(left) < 2:  # a walk that ends at the first trained time, begun there
+            left = torch.cat([first, torch.zeros(1, dtype=torch.float64)])
         shorter = self.model_copy(update={"steps": len(left) - 1})
         shorter._times = tuple(left.tolist())
         return shorter

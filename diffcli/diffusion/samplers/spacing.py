@@ -2,6 +2,7 @@
 
 uniform, trailing  even in time, from 1; the two are one grid (Lin et al. 2023 call it trailing)
 leading            even in time, from the first trained time upwards, so the walk begins below 1
+leading_1          the same one trained time higher where there is room for it, as published latent models are drawn
 linspace           even in time, from 1 to the first trained time
 log_snr            even in log SNR between the last and the first trained time
 karras             even in (sigma / alpha)^(1/7) between the two, but for a first move down to EDM's sigma_max where 1 is noisier
@@ -17,7 +18,7 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.diffusion.schedule import DiscreteSchedule, Schedule
 
-Spacing = Literal["uniform", "trailing", "leading", "linspace", "log_snr", "karras"]
+Spacing = Literal["uniform", "trailing", "leading", "leading_1", "linspace", "log_snr", "karras"]
 
 RHO = 7  # Karras et al. 2022, appendix D.1
 NOISIEST = (
@@ -28,7 +29,8 @@ NOISIEST = (
 def grid(spacing: Spacing, steps: int, schedule: Schedule) -> Tensor:
     """(steps + 1,) float64 down to 0, strictly falling, each one a time that training visits.
 
-    The first is 1 but for `leading`, where a walk takes pure noise for x at its first time, as the code does that uses it.
+    The first is 1 but for `leading` and `leading_1`, where a walk takes pure noise for x
+    at its first time, as the code does that uses them.
     """
     if isinstance(schedule, DiscreteSchedule) and steps > schedule.steps:
         raise UserError(
@@ -38,11 +40,13 @@ def grid(spacing: Spacing, steps: int, schedule: Schedule) -> Tensor:
     match spacing:
         case "uniform" | "trailing":
             times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
-        case "leading":
+        case "leading" | "leading_1":
             stride = (1 - schedule.cleanest) / steps
             if isinstance(schedule, DiscreteSchedule):
                 stride = schedule.steps // steps / schedule.steps
-            times = schedule.cleanest + stride * torch.arange(steps, dtype=torch.float64).flip(0)
+            room = 1 - schedule.cleanest - stride * (steps - 1)
+            first = schedule.cleanest + (min(schedule.cleanest, room) if spacing == "leading_1" else 0)
+            times = first + stride * torch.arange(steps, dtype=torch.float64).flip(0)
         case "linspace":
             times = torch.linspace(1, schedule.cleanest, steps, dtype=torch.float64)
         case "log_snr":

@@ -21,7 +21,7 @@ def test_times_fall_strictly_to_zero_through_trained_times(spacing, schedule, st
     assert (len(times), times[-1]) == (steps + 1, 0)
     assert (times.diff() < 0).all()
     assert times[0] <= 1
-    assert (times[0] == 1) or spacing == "leading"
+    assert (times[0] == 1) or spacing in ("leading", "leading_1")
     assert torch.equal(schedule.snap(times), times)
 
 
@@ -44,6 +44,12 @@ def test_spacings_are_those_of_lin(steps):
     for spacing, expected in theirs.items():
         index = (grid(spacing, steps, Linear())[:-1] * 1000).numpy()
         assert np.abs(index - expected).max() < 1e-6, spacing
+
+
+def test_leading_1_is_leading_a_step_later_where_there_is_room_for_it():
+    later = (grid("leading_1", 20, Linear())[:-1] * 1000).numpy()
+    assert np.abs(later - np.arange(2, 1001, 50)[::-1]).max() < 1e-6
+    assert torch.equal(grid("leading_1", 1000, Linear()), grid("leading", 1000, Linear()))
 
 
 def test_log_snr_times_are_even_in_log_snr_between_the_ends():

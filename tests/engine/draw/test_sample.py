@@ -202,7 +202,7 @@ def test_the_sidecar_says_all_that_draws_the_images_again(cli: Cli, trained: Pat
         "weights_sha256": sha256(weights),
         "n": 3,
         "seeds": [9, 10, 11],
-        "sampler": {"kind": "ddim", "steps": 2, "eta": 0.5, "spacing": "uniform"},
+        "sampler": {"kind": "ddim", "steps": 2, "eta": 0.5, "spacing": "uniform", "ends": "clean"},
         "steps": 2,
         "nfe": 2,
         "guidance": 1.5,
