@@ -49,9 +49,13 @@ def export(
     """Write a checkpoint as a folder that another library loads."""
     import torch
 
+    from diffcli.cli.console import say
     from diffcli.engine.draw.sample import load_model
-    from diffcli.interop.exporting import export_diffusers
+    from diffcli.interop.exporting import export_diffusers, notes
 
     model = load_model(ckpt, torch.device("cpu"), ema, precision="fp32")
     encoders = [c.encoder for c in model.task.named_conditioners.values() if c.encoder is not None]
-    print(export_diffusers(model.preset, model.task.state_dict(), model.classes, out, next(iter(encoders), None)))
+    written = export_diffusers(model.preset, model.task.state_dict(), model.classes, out, next(iter(encoders), None))
+    for note in notes(model.preset):
+        say(f"note:  {note}")
+    print(written)

@@ -5,7 +5,7 @@ model has vae|vqvae/ of the same two files, and one of texts text_encoder/ and t
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
+from diffcli.diffusion.samplers import Ddpm
 from diffcli.encoders.encoder import Encoder
 from diffcli.encoders.libraries import TEXT_ENCODER, TOKENIZER, Towers
-from diffcli.interop import first_stages, published_dit
+from diffcli.interop import blockers, first_stages, published_dit
 from diffcli.interop.importing import CONFIG, PIPELINE, SCHEDULER, check_empty, diffusion, on_meta
 from diffcli.interop.pipelines import ALONE, PLACE
 from diffcli.interop.scheduler import write_scheduler
-from diffcli.interop.stages.stage_config import Scaling
+from diffcli.interop.stages.stage_config import Scaling, check_expressible
 from diffcli.interop.unets import diffusers_conditional, diffusers_config, diffusers_unet
 from diffcli.interop.weight_files import WEIGHTS, ForeignTensors, write
 from diffcli.networks.dit import DiT
@@ -37,6 +38,8 @@ PIPELINES = {
     "UNet2DConditionModel": "StableDiffusionPipeline",
     "DiTTransformer2DModel": "DiTPipeline",
 }
+NUMBERED = 1000  # classes that DiTPipeline knows
+LOST = ("log_snr", "karras")  # spacings of ours
 TOKENIZER_CLASS = "CLIPTokenizer"
 
 
@@ -65,6 +68,7 @@ def export_diffusers(
     Raises UserError, and writes nothing, where it cannot be done.
     """
     check_empty(out)
+    check(preset)
     if isinstance(preset.task, AutoencoderTaskConfig):
         return written(out, [stage_alone(preset, tensors)], {})
     parts = [network(preset, tensors), *first_stage(preset, tensors)]
@@ -75,6 +79,50 @@ def export_diffusers(
         towers = (encoder or told.encoder.build()).towers
         index |= {TEXT_ENCODER: ["transformers", "CLIPTextModel"], TOKENIZER: ["transformers", TOKENIZER_CLASS]}
     return written(out, parts, {SCHEDULER: planned, PIPELINE: index}, towers)
+
+
+def check(preset: Preset) -> None:
+    """Raises one UserError of all that keeps a model from going out, as far as its preset tells: target and schedule first."""
+    task, stage = preset.task, None
+    if isinstance(task, AutoencoderTaskConfig):
+        check_expressible(task.first_stage(preset.data.shape.channels))
+        return
+    texts = blockers.refusals([lambda: told_by(preset)])
+    own: list[Callable[[], object]] = [
+        lambda: write_scheduler(preset),
+        lambda: check_conditions(preset),
+        lambda: check_time(preset),
+    ]
+    own += [] if texts else [lambda: network_config(preset)]
+    if isinstance(diffusion(preset).codec, LatentCodecConfig):
+        stage = blockers.refusals([lambda: check_stage(preset)])
+    else:
+        own.append(lambda: first_stage(preset, {}))
+    errors = blockers.refusals(own)
+    if errors and stage:  # another training than that of this model
+        lone = blockers.refusals([lambda: blockers.raise_joined(errors)])[0]
+        raise UserError(f"{lone.problem}; and {stage[0].problem}", f"{lone.hint}; and first, {stage[0].hint}")
+    blockers.raise_joined([*errors, *(stage or [])])
+
+
+def notes(preset: Preset) -> list[str]:
+    """What a pipeline of theirs does otherwise than ours with a model that goes out."""
+    found: list[str] = []
+    if isinstance(preset.task, AutoencoderTaskConfig):
+        return found
+    classes = next((c.num_classes for c in diffusion(preset).conditioners if c.kind == "class"), None)
+    if isinstance(on_meta(preset).denoiser.network, DiT) and classes != NUMBERED:
+        found.append(
+            f"DiTPipeline takes {NUMBERED} for no class, but this model has {classes} classes: call it with guidance_scale=1, or "
+            f"guide with its transformer, whose class {classes} is none"
+        )
+    if preset.sampler.spacing in LOST or (
+        preset.sampler.spacing == "linspace" and not isinstance(preset.sampler, Ddpm)
+    ):
+        found.append(
+            f"sampler.spacing is {preset.sampler.spacing}, which the scheduler does not have: it spaces times as trailing"
+        )
+    return found
 
 
 def written(
@@ -130,36 +178,31 @@ def index_of(parts: list[WrittenPart], classes: tuple[str, ...] | None) -> dict[
 
 def network(preset: Preset, tensors: ForeignTensors) -> WrittenPart:
     """Their network, its configuration and its tensors."""
+    built = on_meta(preset).denoiser.network
+    name, config = network_config(preset)
+    ours = {name: tensor for name, tensor in tensors.items() if not name.startswith("codec.")}
+    if isinstance(built, DiT):
+        return part(name, config, write(published_dit.diffusers_rules(built.config, ours), ours))
+    assert isinstance(built, UNet)
+    null = not told_by(preset) and diffusion(preset).drop_condition > 0
+    return part(name, config, write(diffusers_unet.diffusers_rules(built, ours, null), ours))
+
+
+def network_config(preset: Preset) -> tuple[str, dict[str, Any]]:
+    """The class and the configuration of their network. Raises UserError for what it cannot be."""
     task, made = diffusion(preset), on_meta(preset)
     built, shape = made.denoiser.network, ImageShape(*made.codec.latent_shape(made.shape))
-    texts = told_by(preset)
-    if not texts:
-        check_conditioners(preset)
-    ours = {name: tensor for name, tensor in tensors.items() if not name.startswith("codec.")}
     common = {"sample_size": size_of(shape), "in_channels": shape.channels}
     common["out_channels"] = common["in_channels"] * (2 if task.learn_variance else 1)
-    null = task.drop_condition > 0
     classes = next((c.num_classes for c in task.conditioners if c.kind == "class"), None)
-    check_time(preset)
     if isinstance(built, DiT):
-        if classes is None or not null:
-            raise UserError(
-                f"task.conditioners is {list(task.conditioners)} with task.drop_condition {task.drop_condition:g}, but "
-                "DiTTransformer2DModel always has classes and a row for no class",
-                "export a class-conditional DiT that was trained with task.drop_condition above 0",
-            )
         config = {**common, **published_dit.write_config(built.config), "num_embeds_ada_norm": classes}
-        return part("DiTTransformer2DModel", config, write(published_dit.diffusers_rules(built.config, ours), ours))
+        return "DiTTransformer2DModel", config
     assert isinstance(built, UNet)
-    if texts:
-        name, config = "UNet2DConditionModel", common | diffusers_conditional.write_config(built, shape)
-    else:
-        rows = None if classes is None else classes + null
-        name, config = (
-            "UNet2DModel",
-            {**common, **diffusers_config.write_config(built, shape), "num_class_embeds": rows},
-        )
-    return part(name, config, write(diffusers_unet.diffusers_rules(built, ours, null), ours))
+    if told_by(preset):
+        return "UNet2DConditionModel", common | diffusers_conditional.write_config(built, shape)
+    rows = None if classes is None else classes + (task.drop_condition > 0)
+    return "UNet2DModel", {**common, **diffusers_config.write_config(built, shape), "num_class_embeds": rows}
 
 
 def part(name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> WrittenPart:
@@ -177,16 +220,25 @@ def first_stage(preset: Preset, tensors: ForeignTensors) -> list[WrittenPart]:
             )
         return []
     stage = codec.required
-    if told_by(preset) and stage.bottleneck.kind != "kl":
-        raise UserError(
-            f"the first stage has bottleneck.kind {stage.bottleneck.kind}, but StableDiffusionPipeline wants an AutoencoderKL",
-            "export a model whose first stage was trained with bottleneck.kind kl",
-        )
     inside = {name.removeprefix(f"{PLACE}."): value for name, value in tensors.items() if name.startswith(f"{PLACE}.")}
     scaling = Scaling(tensors["codec.shift"], tensors["codec.scale"])
     config, weights = first_stages.to_diffusers(stage, inside, scaling, max(data.height, data.width))
     unet = not isinstance(on_meta(preset).denoiser.network, DiT)
     return [WrittenPart("vqvae" if unet and not told_by(preset) else "vae", config, weights)]
+
+
+def check_stage(preset: Preset) -> None:
+    """Raises UserError where the first stage of a latent model is none of theirs."""
+    codec = diffusion(preset).codec
+    assert isinstance(codec, LatentCodecConfig)
+    stage = codec.required
+    texts = any(isinstance(c, PretrainedConditionerConfig) for c in diffusion(preset).conditioners)
+    if texts and stage.bottleneck.kind != "kl":
+        raise UserError(
+            f"the first stage has bottleneck.kind {stage.bottleneck.kind}, but StableDiffusionPipeline wants an AutoencoderKL",
+            "export a model whose first stage was trained with bottleneck.kind kl",
+        )
+    check_expressible(stage)
 
 
 def told_by(preset: Preset) -> list[PretrainedConditionerConfig]:
@@ -224,6 +276,20 @@ def told_by(preset: Preset) -> list[PretrainedConditionerConfig]:
     return texts
 
 
+def check_conditions(preset: Preset) -> None:
+    """Raises UserError where the network of theirs is not told what ours is told."""
+    task = diffusion(preset)
+    if not told_by(preset):
+        check_conditioners(preset)
+    none = all(c.kind != "class" for c in task.conditioners)
+    if isinstance(on_meta(preset).denoiser.network, DiT) and (none or not task.drop_condition > 0):
+        raise UserError(
+            f"task.conditioners is {list(task.conditioners)} with task.drop_condition {task.drop_condition:g}, but "
+            "DiTTransformer2DModel always has classes and a row for no class",
+            "export a class-conditional DiT that was trained with --set task.drop_condition=0.1",
+        )
+
+
 def check_conditioners(preset: Preset) -> None:
     """Raises UserError for conditions that no such network of theirs takes."""
     kinds = ["class in tokens" if c.kind == "class" and c.tokens else c.kind for c in diffusion(preset).conditioners]
@@ -243,7 +309,7 @@ def check_time(preset: Preset) -> None:
         raise UserError(
             f"task.schedule.steps is {steps} with task.network.time_scale {scale:g}: the network was told times up to "
             f"{1000 * scale:g}, in diffusers it would be told the index of the step",
-            f"train with task.schedule.steps 1000, or with task.network.time_scale {steps / 1000:g}, to export",
+            f"to export, train with --set task.network.time_scale={steps / 1000:g} (or task.schedule.steps 1000)",
         )
 
 

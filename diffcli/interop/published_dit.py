@@ -6,6 +6,7 @@ velocity leaves. Of its outputs for a variance, which SiT never uses, nothing is
 Source: Peebles & Xie 2022 (arXiv 2212.09748); Ma et al. 2024 (SiT, arXiv 2401.08740), section 2.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError
+from diffcli.interop import blockers
 from diffcli.interop.foreign import Foreign
 from diffcli.interop.unets.places import CLASSES, NETWORK
 from diffcli.interop.weight_files import ForeignTensors, Rule, layers, some
@@ -223,19 +225,25 @@ def read_config(config: Foreign) -> dict[str, Any]:
 
 def write_config(config: DiTConfig) -> dict[str, Any]:
     """Their configuration of our network. Raises UserError naming the key of ours that they cannot express."""
-    expressible = {"positions": "sincos", "qk_norm": False}
-    for key, value in expressible.items():
+    errors = []
+    for key, value in {"positions": "sincos", "qk_norm": False}.items():
         if getattr(config, key) != value:
-            raise UserError(
-                f"task.network.{key} is {getattr(config, key)!r}, which diffusers' DiT does not have",
-                f"export a model with task.network.{key} {value}",
+            found = json.dumps(getattr(config, key))
+            errors.append(
+                UserError(
+                    f"task.network.{key} is {found}, which diffusers' DiT does not have",
+                    f"to export, train with --set task.network.{key}={value if key == 'positions' else 'false'}",
+                )
             )
     if not math.isclose(config.max_period, DIFFUSERS_PERIOD, rel_tol=1e-6):
-        raise UserError(
-            f"task.network.max_period is {config.max_period:g}, but diffusers' DiT embeds time with {DIFFUSERS_PERIOD:.6g}, "
-            "unlike the paper's code: it would be told other times",
-            f"to export, train with task.network.max_period {DIFFUSERS_PERIOD!r}",
+        errors.append(
+            UserError(
+                f"task.network.max_period is {config.max_period:g}, but diffusers' DiT embeds time with {DIFFUSERS_PERIOD:.6g}, "
+                "unlike the paper's code: it would be told other times",
+                f"to export, train with --set task.network.max_period={DIFFUSERS_PERIOD!r}",
+            )
         )
+    blockers.raise_joined(errors)
     return {
         "num_attention_heads": config.heads,
         "attention_head_dim": config.width // config.heads,

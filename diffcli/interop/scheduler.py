@@ -14,6 +14,7 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.diffusion.samplers import Ddpm, Plms
 from diffcli.diffusion.schedule import MAX_BETA, Cosine, DiscreteSchedule, Linear, ScaledLinear
+from diffcli.interop import blockers
 from diffcli.interop.foreign import Foreign
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -185,23 +186,32 @@ def write_scheduler(preset: Preset) -> dict[str, Any]:
     """
     task = preset.task
     assert isinstance(task, DiffusionConfig)
+    errors = []
     if task.target not in PREDICTIONS or not isinstance(task.schedule, DiscreteSchedule):
-        raise UserError(
-            f"task.target is '{task.target}' on the schedule '{task.schedule.kind}', "
-            "which the pipelines of diffusers for such networks cannot draw",
-            "such a model cannot go out; to export one, train it with --set task.target=v --set task.schedule.kind=cosine",
+        errors.append(
+            UserError(
+                f"task.target is '{task.target}' on the schedule '{task.schedule.kind}', "
+                "which the pipelines of diffusers for such networks cannot draw",
+                "such a model cannot go out; to export one, train it with --set task.target=v --set task.schedule.kind=cosine",
+            )
         )
     if task.codec.kind != "latent" and (task.codec.kind != "pixels" or task.codec.scale != 1):
-        raise UserError(
-            f"task.codec is {task.codec.model_dump(mode='json')}, which a pipeline of diffusers for pixels does not have",
-            "export a model that was trained with task.codec.scale 1",
+        wanted = "--set task.codec.scale=1" if task.codec.kind == "pixels" else "task.codec.kind pixels"
+        errors.append(
+            UserError(
+                f"task.codec is {task.codec.model_dump(mode='json')}, which a pipeline of diffusers for pixels does not have",
+                f"export a model that was trained with {wanted}",
+            )
         )
+    blockers.raise_joined(errors)
+    assert isinstance(task.schedule, DiscreteSchedule)
+    assert task.codec.kind in ("latent", "pixels")
     written = {
         "num_train_timesteps": task.schedule.steps,
         "trained_betas": task.schedule.betas().tolist(),
         "rescale_betas_zero_snr": task.schedule.zero_terminal_snr,
         "prediction_type": PREDICTIONS[task.target],
-        "clip_sample": task.codec.clip,
+        "clip_sample": task.codec.kind == "pixels" and task.codec.clip,
         **written_walk(preset),
     }
     if isinstance(preset.sampler, Plms) and task.target != "x0" and not task.codec.clip:

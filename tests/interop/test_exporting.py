@@ -16,10 +16,11 @@ from tests.conftest import ROOT
 
 LATENT = {path.stem for path in (ROOT / "presets").glob("*.yaml") if "kind: latent" in path.read_text()}
 GO_OUT = {"celeba-256-latent": "VQModel", "imagenet256-unet-latent": "VQModel"}
+BETAS = "--set task.target=v --set task.schedule.kind=cosine"
 REFUSED = {
-    "cifar10-latent": "--set task.target=v --set task.schedule.kind=cosine",
-    "imagenet256-dit-latent": "--set task.target=v --set task.schedule.kind=cosine",
-    "mnist-latent": "--set task.target=v --set task.schedule.kind=cosine",
+    "cifar10-latent": BETAS,
+    "imagenet256-dit-latent": f"{BETAS} --set task.network.max_period=10752.168531898922",
+    "mnist-latent": BETAS,
     "cc3m-256-latent": "such a model cannot go out",
 }
 STAGES = {
@@ -45,7 +46,7 @@ def described(name: str, *overrides: str) -> tuple[Preset, Mapping[str, Tensor]]
 def written(name: str, *overrides: str) -> list[exporting.WrittenPart]:
     """The networks of the folder that this preset's model would become."""
     preset, tensors = described(name, *overrides)
-    write_scheduler(preset)
+    exporting.check(preset)
     return [exporting.network(preset, tensors), *exporting.first_stage(preset, tensors)]
 
 
@@ -69,9 +70,42 @@ def test_one_that_cannot_is_told_what_can(name: str):
     assert REFUSED[name] in error.value.hint
 
 
-def test_what_the_hint_says_leads_past_it():
-    preset, _ = described("cifar10-latent", "task.target=v", "task.schedule.kind=cosine")
+@pytest.mark.parametrize("name", ["imagenet256-dit-latent", "cifar10-latent"])
+def test_what_the_hint_says_leads_past_all_of_it(name: str):
+    """What the model itself is told in one go; its first stage is another training, whose hint is held apart."""
+    with pytest.raises(UserError) as error:
+        written(name)
+    typed = error.value.hint.partition("; and first")[0].split("--set ")[1:]
+    assert len(typed) >= 2
+    preset, tensors = described(name, *(item.strip() for item in typed))
     assert write_scheduler(preset)["prediction_type"] == "v_prediction"
+    assert exporting.network(preset, tensors).tensors
+    if name == "imagenet256-dit-latent":
+        exporting.check(preset)
+
+
+def test_all_that_keeps_a_model_in_is_told_at_once_and_its_target_first():
+    with pytest.raises(UserError) as error:
+        written("cifar10-latent", "task.network.activation=leaky_relu", "task.network.max_period=500")
+    told = error.value.problem
+    places = [told.index(key) for key in ("task.target", "task.network.activation", "task.network.max_period", "patch")]
+    assert places == sorted(places)
+
+
+def test_a_transformer_of_other_than_1000_classes_is_noted():
+    typed = [
+        "task.target=v",
+        "task.schedule.kind=cosine",
+        "task.network.max_period=10752.168531898922",
+        "sampler.kind=ddim",
+    ]
+    preset, _ = described("imagenet256-dit-latent", *typed)
+    assert not exporting.notes(preset)
+    preset, _ = described("imagenet256-dit-latent", *typed, "task.conditioners.0.num_classes=7")
+    (note,) = exporting.notes(preset)
+    assert "guidance_scale=1" in note
+    preset, _ = described("imagenet256-dit-latent", *typed, "sampler.spacing=karras")
+    assert "sampler.spacing is karras" in exporting.notes(preset)[0]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -81,16 +115,12 @@ def test_a_first_stage_that_cannot_go_out_is_told_what_can(name: str):
     assert STAGES[name] in error.value.hint
 
 
-def test_what_is_wrong_with_a_first_stage_is_told_one_by_one_until_it_goes_out():
-    changes: list[str] = []
-    for key in ("task.network.patch=1", "task.network.middle_blocks=2", None):
-        preset = presets.load("mnist-vae", changes)
-        with torch.device("meta"):
-            tensors = preset.task.build(preset.specs).state_dict()
-        if key is None:
-            assert exporting.stage_alone(preset, tensors).config["_class_name"] == "AutoencoderKL"
-            return
-        with pytest.raises(UserError) as error:
-            exporting.stage_alone(preset, tensors)
-        assert error.value.hint.endswith(f"--set {key}")
-        changes.append(key)
+def test_what_is_wrong_with_a_first_stage_is_told_at_once_and_mended_goes_out():
+    with pytest.raises(UserError) as error:
+        exporting.check(presets.load("mnist-vae"))
+    assert error.value.hint.endswith("--set task.network.patch=1 --set task.network.middle_blocks=2")
+    preset = presets.load("mnist-vae", ["task.network.patch=1", "task.network.middle_blocks=2"])
+    exporting.check(preset)
+    with torch.device("meta"):
+        tensors = preset.task.build(preset.specs).state_dict()
+    assert exporting.stage_alone(preset, tensors).config["_class_name"] == "AutoencoderKL"

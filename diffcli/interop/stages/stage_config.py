@@ -183,7 +183,7 @@ def gone_of(theirs: ForeignTensors, config: AutoencoderConfig) -> list[str]:
 
 
 def check_expressible(stage: FirstStageConfig) -> None:
-    """Raises UserError at the first key of a first stage that neither class of theirs has."""
+    """Raises UserError naming every key of a first stage that neither class of theirs has."""
     network, kind = stage.network, stage.bottleneck.kind
     widths = [network.width * m for m in network.mult]
     checks = {
@@ -195,13 +195,17 @@ def check_expressible(stage: FirstStageConfig) -> None:
         "network.groups": (not any(w % network.groups for w in widths), network.groups, math.gcd(GROUPS, *widths)),
         "network.features": (kind == "vq" or network.features in (None, network.latent), network.features, None),
     }
+    wrong, typed = [], []
     for key, (expressible, found, instead) in checks.items():
         if not expressible:
             name = "embedding" if key == "vector" else key
-            raise UserError(
-                f"the first stage has {key} {found}, which the autoencoders of diffusers do not have",
-                f"it cannot go out; to export, train another one with --set task.{name}={'null' if instead is None else instead}",
-            )
+            wrong.append(f"{key} {found}")
+            typed.append(f"--set task.{name}={'null' if instead is None else instead}")
+    if wrong:
+        raise UserError(
+            f"the first stage has {' and '.join(wrong)}, which the autoencoders of diffusers do not have",
+            f"it cannot go out; to export, train another one with {' '.join(typed)}",
+        )
 
 
 def write_config(stage: FirstStageConfig, factor: float, size: int) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from diffcli.interop.unets.diffusers_config import (
     EMBEDS,
     attending,
     attends,
-    first_refused,
     level_widths,
     read_common,
+    refuse_inexpressible,
     write_common,
 )
 from diffcli.networks.attention_blocks import SpatialTransformer
@@ -185,4 +185,4 @@ def check_expressible(network: UNet, shape: ImageShape) -> None:
         "resample": config.resample == "conv",
         "transformer_eps": all(module.norm.eps == TRANSFORMER_EPS for module in transformers),
     }
-    first_refused("UNet2DConditionModel", network, shape, "spatial_transformer", own, OWN)
+    refuse_inexpressible("UNet2DConditionModel", network, shape, "spatial_transformer", own, OWN)

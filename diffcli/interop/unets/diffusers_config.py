@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffcli.config import ImageShape, UserError
+from diffcli.interop import blockers
 from diffcli.interop.foreign import Foreign, one_sided
 from diffcli.networks.layers import Attention, GroupNorm
 from diffcli.networks.unet import UNet, stages
@@ -252,19 +253,19 @@ def write_common(network: UNet) -> dict[str, Any]:
 
 
 def check_expressible(network: UNet, shape: ImageShape) -> None:
-    """Raises UserError at the first key of `task.network` that UNet2DModel does not have."""
+    """Raises UserError naming each key of `task.network` that UNet2DModel does not have."""
     config = network.config
     own = {
         "middle": list(config.middle) in ([], ["res", "res"], ["res", "attention", "res"]),
         "resample": config.resample in ("residual", "conv"),
     }
-    first_refused("UNet2DModel", network, shape, "attention", own, OWN)
+    refuse_inexpressible("UNet2DModel", network, shape, "attention", own, OWN)
 
 
-def first_refused(
+def refuse_inexpressible(
     name: str, network: UNet, shape: ImageShape, attention: str, own: Mapping[str, bool], like: Mapping[str, str]
 ) -> None:
-    """Raises UserError at the first key of `task.network` that the class `name` of theirs cannot be.
+    """Raises UserError naming each key of `task.network` that the class `name` of theirs cannot be.
 
     attention: the block that may follow every res. own: whether it can be that, for keys that the classes see differently.
     like: what to train with, for these and for blocks.
@@ -281,13 +282,17 @@ def first_refused(
         "mult": shape.height % factor == 0 and shape.width % factor == 0,  # they cannot halve an odd size
         "groups": len(norm_groups(network)) == 1,  # they have one number for all norms
     }
+    errors = []
     for key, expressible in checks.items():
         if not expressible:
             found = json.dumps(config.model_dump(mode="json")[key])
-            raise UserError(
-                f"task.network.{key} is {found}, which diffusers' {name} cannot express {UNLIKE.get(key, '')}".rstrip(),
-                f"export a model that was trained with {like.get(key) or LIKE[key]}",
+            errors.append(
+                UserError(
+                    f"task.network.{key} is {found}, which diffusers' {name} cannot express {UNLIKE.get(key, '')}".rstrip(),
+                    f"export a model that was trained with {like.get(key) or LIKE[key]}",
+                )
             )
+    blockers.raise_joined(errors)
 
 
 def norm_groups(network: UNet) -> set[int]:
