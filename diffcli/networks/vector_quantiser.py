@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from diffcli.config import UserError
 from diffcli.kmeans import counts_of, kmeans, nearest, sums_of
 from diffcli.networks.bottleneck import Bottleneck, Coded, Gathers, as_maps, as_rows, of_each
 from diffcli.networks.code_usage import CodeUsage, CountedConfig
@@ -127,8 +128,16 @@ class VectorQuantiser(Bottleneck):
 
     @torch.no_grad()
     def start(self, h: Tensor) -> None:
-        """Sets the codebook to the k-means of the latents in h, or of as many as `ROWS_A_CODE` says. Their order is nothing."""
+        """Sets the codebook to the k-means of the latents in h, or of as many as `ROWS_A_CODE` says. Their order is nothing.
+
+        Raises UserError where there are fewer latents than codes.
+        """
         rows, k = as_rows(h.float()), self.config.codes
+        if len(rows) < k:
+            raise UserError(
+                f"task.bottleneck.codes is {k}, but the {len(h)} images that k-means looks at have {len(rows)} latents",
+                f"use --set task.bottleneck.codes={len(rows)} or fewer, or --set task.bottleneck.start=random",
+            )
         rows = rows[(rows.double() * irregular(rows.shape[1], rows.device)).sum(dim=1).argsort(stable=True)]
         if len(rows) > ROWS_A_CODE * k:
             rows = rows[torch.arange(ROWS_A_CODE * k, device=rows.device) * len(rows) // (ROWS_A_CODE * k)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffcli.config import UserError
 from diffcli.kmeans import kmeans, nearest
 from diffcli.networks import vector_quantiser
 from diffcli.networks.vector_quantiser import VectorQuantiser, Vq, rotated, straight_through
@@ -259,6 +260,13 @@ def test_its_start_looks_at_a_bounded_number_of_latents(monkeypatch: pytest.Monk
     monkeypatch.setattr(vector_quantiser, "kmeans", spy)
     Vq(codes=2).build(3).start(normal(4, 3, 16, 16))
     assert seen == [2 * vector_quantiser.ROWS_A_CODE]
+
+
+def test_a_start_from_fewer_latents_than_codes_is_refused() -> None:
+    Vq(codes=32).build(3).start(normal(2, 3, 4, 4))
+    with pytest.raises(UserError, match=r"task\.bottleneck\.codes is 33, but the 2 images .* 32 latents") as refused:
+        Vq(codes=33).build(3).start(normal(2, 3, 4, 4))
+    assert "task.bottleneck.codes=32" in refused.value.hint
 
 
 def test_a_random_start_wants_to_see_nothing() -> None:
