@@ -6,6 +6,7 @@ digest into the record of every checkpoint, under `first_stage: {from, sha256}`.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +87,7 @@ def foreign(path: Path, key: str) -> tuple[FirstStageConfig, dict[str, Tensor]]:
 
 def located(path: Path, key: str) -> tuple[Path, dict[str, Any], FirstStageConfig, str]:
     """A checkpoint, its record, the first stage that it holds, and what the names of its weights begin with."""
+    refuse_other_folder(path, key)
     try:
         found = checkpoint.locate(path)
         record = checkpoint.read_record(found)
@@ -103,6 +105,19 @@ def located(path: Path, key: str) -> tuple[Path, dict[str, Any], FirstStageConfi
     with torch.device("meta"):
         built = task.build(specs_of(record, resolved, found))
     return found, record, built.first_stage, "autoencoder."
+
+
+def refuse_other_folder(path: Path, key: str) -> None:
+    """Raises UserError for a folder that is neither a run nor a first stage of diffusers: a whole pipeline, or pictures."""
+    if not path.is_dir() or (path / checkpoint.RECORD).is_file() or (path / "checkpoints").is_dir():
+        return
+    if checkpoint.checkpoints(path) or (path / "preset.yaml").is_file() or any(path.glob("*.safetensors")):
+        return
+    inside = next((path / name for name in ("vae", "vqvae") if is_foreign(path / name)), None)
+    raise UserError(
+        f"{key}: {path} is neither a run of diffcli nor a first stage of diffusers",
+        to_train(path) if inside is None else f"it holds one: give {shlex.quote(str(inside))}",
+    )
 
 
 def to_train(path: Path) -> str:
