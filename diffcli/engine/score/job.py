@@ -213,8 +213,6 @@ class Scoring:
         req.tally.agree(group)
         if report is None:
             return None
-        if "bound" in extractors:
-            report.warnings.extend(cut_short(sides["reference"], self.options.n))
         if "samples" not in sides:
             return report
         report.warnings.extend(req.notes())
