@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(STAMP) ## train the digits, draw them, animate one, score them: 4 to 10 minutes on 2 cores
+demo: $(STAMP) ## train the digits, draw them, animate one, score them: 4 to 11 minutes on 2 cores
 	rm -rf runs/demo runs/demo-classifier
 	$(DIFFCLI) train --preset digits-classifier --run-dir runs/demo-classifier
 	$(DIFFCLI) train --preset digits --run-dir runs/demo

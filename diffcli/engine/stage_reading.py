@@ -6,7 +6,6 @@ digest into the record of every checkpoint, under `first_stage: {from, sha256}`.
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,7 +115,7 @@ def refuse_other_folder(path: Path, key: str) -> None:
     inside = next((path / name for name in ("vae", "vqvae") if is_foreign(path / name)), None)
     raise UserError(
         f"{key}: {path} is neither a run of diffcli nor a first stage of diffusers",
-        to_train(path) if inside is None else f"it holds one: give {shlex.quote(str(inside))}",
+        to_train(path) if inside is None else f"it holds one: give {quoted(inside)}",
     )
 
 
