@@ -15,7 +15,6 @@ from diffcli.engine.tuning import HALVES
 from diffcli.networks.convnet import ConvNet
 from diffcli.networks.dit import TimeEmbedder
 from diffcli.networks.layers import Embedding, Pointwise
-from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
 from diffcli.tasks.conditioners.conditioner import Conditioner
 from diffcli.tasks.task import Task
 
@@ -49,8 +48,8 @@ def run_in(task: Task, device: torch.device, precision: str) -> None:
 
 
 def suited(task: Task, precision: str) -> str:
-    """The precision that the networks of a task compute in: fp32 in place of fp16, whose range those of first stages leave."""
-    return "fp32" if precision == "fp16" and isinstance(task, AutoencoderTask) else precision
+    """The precision that the networks of a task compute in: fp32 in place of fp16 where its range is too narrow."""
+    return "fp32" if precision == "fp16" and task.wide else precision
 
 
 def float32_parts(module: nn.Module) -> list[nn.Module]:

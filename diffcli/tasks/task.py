@@ -8,7 +8,7 @@ samples were dealt to micro-batches or processes.
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, Protocol, Self
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -71,6 +71,7 @@ class Task(nn.Module, ABC):
     """What is trained."""
 
     still: frozenset[str] = frozenset()  # the names of the networks that `freeze` was given
+    wide: ClassVar[bool] = False  # its activations leave the range of fp16, so that in use it computes in float32 instead
     measures: int | None = 0  # samples of the training data that `measure` wants to see at least; None: all
 
     @property

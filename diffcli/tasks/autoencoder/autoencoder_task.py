@@ -12,7 +12,7 @@ level beta * sigma^2 (without sigma: beta / 2). A commitment is a mean over the 
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,8 @@ class StoredVector(Config):
 
 class AutoencoderTask(Task):
     """See the module. stage: how to build the autoencoder again. spec: one image (C, H, W)."""
+
+    wide: ClassVar[bool] = True
 
     def __init__(
         self,
