@@ -1,6 +1,6 @@
 """UNet2DModel of diffusers: its configuration to and from `task.network`, refused by key where the two differ.
 
-What UNet2DConditionModel has in common with it (`read_common`, `write_common`, `first_refused`) is here, too.
+What UNet2DConditionModel has in common with it (`read_common`, `write_common`, `refuse_inexpressible`) is here, too.
 
 The keys and their defaults are those of the library's documentation; what a weight can express is left to diffusers_unet.py.
 """
