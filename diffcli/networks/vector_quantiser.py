@@ -20,11 +20,9 @@ from diffcli.networks.code_usage import CodeUsage, CountedConfig
 from diffcli.noise import Domain, Noise, derive
 
 LAPLACE = 1e-5  # latents that every code is thought to have besides those of a batch
-ROWS_A_CODE, IMAGES, ROUNDS = (
-    64,
-    1024,
-    10,
-)  # of the start by k-means: rows for each code, images at most, rounds of Lloyd
+ROWS_A_CODE = 64  # of the start by k-means: rows for each code at most,
+IMAGES = 1024  # images at most,
+ROUNDS = 10  # and rounds of Lloyd
 
 
 class VectorQuantiser(Bottleneck):

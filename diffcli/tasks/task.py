@@ -71,9 +71,7 @@ class Task(nn.Module, ABC):
     """What is trained."""
 
     still: frozenset[str] = frozenset()  # the names of the networks that `freeze` was given
-    wide: ClassVar[bool] = (
-        False  # its activations leave the range of fp16, so that in use it computes in float32 instead
-    )
+    wide: ClassVar[bool] = False  # its activations leave the range of fp16: asked for that, it computes in float32
     measures: int | None = 0  # samples of the training data that `measure` wants to see at least; None: all
 
     @property
