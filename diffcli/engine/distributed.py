@@ -187,6 +187,8 @@ def join(name: DeviceName) -> Iterator[Group]:
         return
     if LAUNCHED in os.environ and sys.platform == "linux":
         _stop_with_parent()
+    from torch.distributed import nn  # noqa: F401  its defaults keep a group that was made before it, past our destroying it
+
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVES)
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), device)
