@@ -1,6 +1,6 @@
 """Training speed beside other projects: images/s and median ratios on this machine.
 
-    python benchmarks/train_speed.py [--rounds 5] [--steps 3] [--head-dim 64] [--json FILE]
+    python benchmarks/train_speed.py [--rounds 5] [--steps 3] [--head-dim 64] [--only fp32] [--json FILE]
 
 Every contender (see peers.py) lives in a process of its own, so that no allocator setting leaks; one at a time works, and
 they alternate, so that a slow minute of the machine meets all of them. A round's ratio compares neighbours in time; told
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,9 @@ def work(name: str, precision: str, head_dim: int) -> None:
         print(json.dumps({"rate": BATCH / statistics.median(times)}), flush=True)
 
 
-def measure(rounds: int, steps: int, head_dim: int) -> tuple[dict[str, Any], Rates]:
+def measure(rounds: int, steps: int, head_dim: int, precisions: Sequence[str]) -> tuple[dict[str, Any], Rates]:
     """What every contender is, and its rate in every round."""
-    workers = {(name, p): Worker(name, p, head_dim) for p in PRECISIONS for name in (OURS, *PEERS)}
+    workers = {(name, p): Worker(name, p, head_dim) for p in precisions for name in (OURS, *PEERS)}
     rates: Rates = {key: [] for key in workers}
     try:
         for i in range(rounds):
@@ -88,14 +89,15 @@ def measure(rounds: int, steps: int, head_dim: int) -> tuple[dict[str, Any], Rat
     finally:
         for worker in workers.values():
             worker.close()
-    return {name: workers[name, "fp32"].about for name in (OURS, *PEERS)}, rates
+    return {name: workers[name, precisions[0]].about for name in (OURS, *PEERS)}, rates
 
 
 def ratios(rates: Rates, chosen: str) -> dict[str, list[float]]:
     """Our rate over a peer's, round by round; `chosen` is the precision that we choose where none is asked for."""
     pairs = {f"{p}: {OURS} / {peer}": ((OURS, p), (peer, p)) for p in PRECISIONS for peer in PEERS}
     pairs |= {f"out of the box: {OURS} {chosen} / {peer} fp32": ((OURS, chosen), (peer, "fp32")) for peer in PEERS}
-    return {name: [a / b for a, b in zip(rates[x], rates[y], strict=True)] for name, (x, y) in pairs.items()}
+    measured = {name: pair for name, pair in pairs.items() if rates.keys() >= set(pair)}
+    return {name: [a / b for a, b in zip(rates[x], rates[y], strict=True)] for name, (x, y) in measured.items()}
 
 
 def machine() -> dict[str, Any]:
@@ -133,6 +135,7 @@ def main() -> None:
     parser.add_argument(
         "--head-dim", type=int, default=64, help="channels an attention head, in all three (default 64)"
     )
+    parser.add_argument("--only", choices=PRECISIONS, help="one precision, where the processor has no bf16 of its own")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
@@ -140,7 +143,7 @@ def main() -> None:
     if args.worker:
         return work(args.worker, args.precision, args.head_dim)
     sys.path.insert(0, str(ROOT))
-    about, rates = measure(args.rounds, args.steps, args.head_dim)
+    about, rates = measure(args.rounds, args.steps, args.head_dim, [args.only] if args.only else PRECISIONS)
     found = ratios(rates, chosen_precision())
     print("  ".join(f"{key} {value}" for key, value in machine().items()))
     for name, side in about.items():
