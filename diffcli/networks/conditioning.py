@@ -1,7 +1,9 @@
 """What a network is told beside x and the time: three slots, filled from a batch by the conditioners of a task."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -17,6 +19,15 @@ class Conditioning(NamedTuple):
     def rows(self, first: int, end: int) -> "Conditioning":
         """The conditions of some samples of a batch."""
         return Conditioning(*(None if slot is None else slot[first:end] for slot in self))
+
+    def windows(self, places: Iterable[tuple[int, tuple[slice, slice]]]) -> "Conditioning":
+        """The conditions of windows of samples, each (row of the batch, its rows and columns of positions); all of one size."""
+        rows = [row for row, _ in places]
+        chosen = Conditioning(*(None if slot is None else torch.stack([slot[row] for row in rows]) for slot in self))
+        if self.spatial is None:
+            return chosen
+        cut = torch.stack([self.spatial[row, :, down, across] for row, (down, across) in places])
+        return chosen._replace(spatial=cut)
 
 
 class CondShape(NamedTuple):

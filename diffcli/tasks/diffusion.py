@@ -20,6 +20,7 @@ from diffcli.diffusion.guidance import (
 )
 from diffcli.diffusion.losses import denoising_loss
 from diffcli.diffusion.samplers import Sampler, Step, last
+from diffcli.diffusion.tiling import Piece, Tiles, tiled
 from diffcli.diffusion.times import LossAware, UniformTimes
 from diffcli.fields import LATENT, Batch, FieldSpec, Remedies, Specs, check_fields, joined
 from diffcli.networks.conditioning import Conditioning
@@ -174,16 +175,22 @@ class DiffusionTask(Task):
         conditioners = cast(Iterable[Conditioner], self.conditioners)
         return condition(conditioners, batch, keep, like, seeds, always_given)
 
-    def denoise(self, batch: Batch, guidance: float, n: int, guiding: Guiding = Guiding()) -> Denoise:
-        """The denoiser of n images with the batch's condition and all guidance bound; x0 in the codec's bounds."""
+    def denoise(
+        self, batch: Batch, guidance: float, n: int, guiding: Guiding = Guiding(), tiles: Tiles | None = None
+    ) -> Denoise:
+        """The denoiser of n images with the batch's condition and all guidance bound; x0 in the codec's bounds.
+
+        tiles: in which the networks predict; guidance and bounds act on the whole.
+        """
         guide, schedule, weaker = guiding.guide, self.denoiser.schedule, guiding.weaker
         leads = guidance != 1 and self.conditional and weaker is None
         cond = self._conditions(batch, n, (True, False) if leads else (True,), guiding.negative)
-        plain = self._under(cond.rows(0, n) if leads else cond)
+        plain = self._under(cond.rows(0, n) if leads else cond, tiles)
         if leads:
-            denoise = self._led(self._both(cond), self._under(cond.rows(n, 2 * n)), guidance, guide.rescale)
+            null = self._under(cond.rows(n, 2 * n), tiles)
+            denoise = self._led(self._both(cond, tiles), null, guidance, guide.rescale)
         elif guidance != 1 and weaker is not None:
-            other = weaker.branch(batch, n)
+            other = weaker.branch(batch, n, tiles=tiles)
             denoise = self._led(_each(plain, other), other, guidance, guide.rescale)
         else:
             denoise = plain
@@ -198,9 +205,9 @@ class DiffusionTask(Task):
             return threshold_x0(denoise, schedule, guide.threshold, self.codec.bounds[1])
         return clip_x0(denoise, schedule, *self.codec.bounds)
 
-    def branch(self, batch: Batch, n: int, conditional: bool = True) -> Denoise:
+    def branch(self, batch: Batch, n: int, conditional: bool = True, tiles: Tiles | None = None) -> Denoise:
         """The network alone, with the batch's condition or with none."""
-        return self._under(self._conditions(batch, n, (conditional,)))
+        return self._under(self._conditions(batch, n, (conditional,)), tiles)
 
     def _conditions(
         self, batch: Batch, n: int, branches: Sequence[bool], negative: Batch | None = None
@@ -214,14 +221,22 @@ class DiffusionTask(Task):
         like = torch.empty(self.latent_shape(len(keep)), device=self.device)
         return self.condition(whole, keep, like, always_given=tuple(negative or ()))
 
-    def _under(self, cond: Conditioning) -> Denoise:
-        return lambda x, t: self.denoiser(x, t, cond)
+    def _under(self, cond: Conditioning, tiles: Tiles | None = None) -> Denoise:
+        if tiles is None:
+            return lambda x, t: self.denoiser(x, t, cond)
 
-    def _both(self, cond: Conditioning) -> Pair:
+        def windowed(x: Tensor, t: Tensor, pieces: Sequence[Piece]) -> Prediction:
+            prediction: Prediction = self.denoiser(x, t, cond.windows(pieces))
+            return prediction
+
+        return tiled(windowed, tiles)
+
+    def _both(self, cond: Conditioning, tiles: Tiles | None = None) -> Pair:
         """Both branches of the network as one batch; cond: of 2B samples."""
+        both = self._under(cond, tiles)
 
         def pair(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
-            return halves(self.denoiser(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t, cond))
+            return halves(both(torch.cat([x, x]), torch.cat([t, t]) if t.ndim else t))
 
         return pair
 

@@ -11,6 +11,7 @@ from diffcli.diffusion.denoiser import Denoise
 from diffcli.diffusion.guidance import LogProb
 from diffcli.diffusion.samplers import Ddpm, Sampler
 from diffcli.diffusion.schedule import Schedule
+from diffcli.diffusion.tiling import Tiles
 from diffcli.fields import Batch
 
 
@@ -64,7 +65,7 @@ class Guide(Config):
 class Branching(Protocol):
     """A denoising model whose branch can stand for the unconditional one."""
 
-    def branch(self, batch: Batch, n: int) -> Denoise: ...
+    def branch(self, batch: Batch, n: int, conditional: bool = True, tiles: Tiles | None = None) -> Denoise: ...
 
 
 class Judging(Protocol):
