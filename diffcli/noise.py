@@ -112,6 +112,10 @@ class Noise:
         normal = torch.cat([radius * angle.cos(), radius * angle.sin_()], dim=1).flatten(1)
         return normal[:, :n].reshape(like.shape).to(like)
 
+    def unit(self) -> Tensor:
+        """U[0, 1) with 24 bits, one a stream: float32 (B,) on the device of the streams, for which nothing waits."""
+        return (self.words(1)[:, 0, 0] >> 8).float() * 2.0**-24
+
     def uniform(self) -> Tensor:
         """U[0, 1) with 53 bits, one a stream: float64 (B,) on the CPU, where schedule arithmetic lives."""
         words = self.words(1)[:, :2, 0].cpu()

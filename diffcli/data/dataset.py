@@ -13,6 +13,7 @@ from torch import Tensor
 from diffcli.config import Config, ImageShape, UserError
 from diffcli.data.buckets import Framing, aspects, nearest
 from diffcli.data.class_captions import ClassCaptions
+from diffcli.data.derived import AnyDerived, derived_specs
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, read_location
 from diffcli.data.images import FileImages, ImageData, MemoryImages, unreadable
 from diffcli.data.listing import Split, list_images
@@ -40,6 +41,7 @@ class DataConfig(Config):
     crop: Literal["centre", "random"] = "centre"
     buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
     captions: ClassCaptions | None = Field(None, description="makes the field text of a set that has classes")
+    derived: tuple[AnyDerived, ...] = Field((), description="fields that are made of the image where it is read")
 
     @property
     def shape(self) -> ImageShape:
@@ -50,7 +52,8 @@ class DataConfig(Config):
     def specs(self) -> dict[str, FieldSpec]:
         """The fields that the preset alone tells of, before any file is opened; `ImageData.specs` tells of all."""
         text = {} if self.captions is None else {"text": FieldSpec("text")}
-        return {"image": FieldSpec("image", tuple(self.shape))} | text
+        image = FieldSpec("image", tuple(self.shape))
+        return {"image": image} | text | derived_specs(self.derived, image)
 
     def over(self, name: str) -> FieldSpec:
         """The field of this name in data that have it, where it lies over the images."""
@@ -72,6 +75,15 @@ class DataConfig(Config):
         ratios = aspects(torch.tensor(self.buckets)) if self.buckets else torch.empty(0)
         if len(ratios.unique()) < len(ratios):
             raise ValueError("buckets holds one aspect ratio twice; leave one of the two sizes out of data.buckets")
+        return self
+
+    @model_validator(mode="after")
+    def _derives(self) -> "DataConfig":
+        try:
+            for size in (self.shape[1:], *self.buckets):
+                derived_specs(self.derived, FieldSpec("image", (self.channels, *size)))
+        except UserError as error:
+            raise ValueError(f"{error.problem}; {error.hint}") from None
         return self
 
     def absolute(self) -> "DataConfig":
@@ -105,7 +117,7 @@ class DataConfig(Config):
                 "leave it out, or run `diffcli prep-data` and train on the shards that it writes",
             )
         pixels = torch.from_numpy(fit_all(images, self.shape).copy())
-        return self._captioned(MemoryImages(pixels, torch.from_numpy(labels), classes))
+        return self._with_made(MemoryImages(pixels, torch.from_numpy(labels), classes))
 
     def _files(self, tree: FileTree, split: Split) -> ImageData:
         splits = list_images(tree, "data.root")
@@ -115,7 +127,7 @@ class DataConfig(Config):
         labels = None if listing.labels is None else torch.tensor(listing.labels)
         files = TreeFiles(tree, listing.names)
         images = FileImages(files, self.shape, labels, listing.classes, framing=self._framing(split, files.sides))
-        return self._captioned(loaded(images, self.in_memory))
+        return self._with_made(loaded(images, self.in_memory))
 
     def _framing(self, split: Split, sides: Callable[[], Tensor]) -> Framing:
         """How the images of a split are cut. sides: gives their (height, width), int64 (N, 2), which only buckets need."""
@@ -124,8 +136,10 @@ class DataConfig(Config):
         bucket = nearest(sides(), self.buckets) if self.buckets else None
         return Framing(self.shape[1:], self.crop == "random", self.buckets, bucket)
 
-    def _captioned(self, data: ImageData) -> ImageData:
-        return data if self.captions is None else self.captions.added(data)
+    def _with_made(self, data: ImageData) -> ImageData:
+        """The data with the fields that the preset makes of others: captions of classes, and what follows from the image."""
+        captioned = data if self.captions is None else self.captions.added(data)
+        return captioned.deriving(self.derived)
 
 
 class TreeFiles:

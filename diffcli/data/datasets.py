@@ -113,7 +113,9 @@ AnyData = Annotated[Digits | Mnist | Cifar | Folder | Shards | Stream | NoData, 
 
 def at_root(config: DataConfig, place: str | Path) -> DataConfig:
     """`config` reading from `place`: as shards of the same shape where `diffcli prep-data` prepared it, a URL as a stream."""
-    same = config.model_dump(include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions"})
+    same = config.model_dump(
+        include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions", "derived"}
+    )
     if not is_remote(str(place)) and not isinstance(config, Shards):
         if is_prepared(Path(place)):
             return Shards(root=Path(place), **same)

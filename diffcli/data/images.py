@@ -1,6 +1,7 @@
 """Map-style image data: `read(indices)` gives named fields, from one uint8 tensor in memory or decoded on demand.
 
-Fields: image uint8 (B, C, H, W); label int64 (B,) where the set has classes; and columns, such as text, a list of B strings.
+Fields: image uint8 (B, C, H, W); label int64 (B,) where the set has classes; columns, such as text, a list of B strings; and
+what is derived from the image.
 """
 
 import copy
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
 from diffcli.data.buckets import Framing
+from diffcli.data.derived import Derived, derived_specs
 from diffcli.data.files import ARCHIVE_ERRORS
 from diffcli.data.pixels import BrokenImage, Place, decode
 from diffcli.fields import Batch, FieldSpec
@@ -50,6 +52,7 @@ class ImageData(ABC):
         self.labels = labels
         self.classes = tuple(classes) if classes is not None else None
         self.columns = dict(columns or {})
+        self.derived: tuple[Derived, ...] = ()
         self.reads_images = True
         self.framing = Framing(self.shape[1:])
 
@@ -64,15 +67,40 @@ class ImageData(ABC):
         """The same data, of which `read` gives these fields alone (and labels, which cost nothing)."""
         chosen = copy.copy(self)
         chosen.columns = {name: column for name, column in self.columns.items() if name in fields}
+        chosen.derived = tuple(each for each in self.derived if each.specs(self._image).keys() & set(fields))
         chosen.reads_images = "image" in fields
         return chosen
+
+    def deriving(self, derived: tuple[Derived, ...]) -> "ImageData":
+        """The same data, of which `read` gives what is derived from the image as well.
+
+        Raises UserError where a name is taken, or where the images are not stored.
+        """
+        if not derived:
+            return self
+        made = copy.copy(self)
+        made.derived = derived
+        names = [name for each in derived for name in each.specs(self._image)]
+        for name in names:
+            if name in self.specs or names.count(name) > 1:
+                raise UserError(
+                    f"data.derived makes the field '{name}', and there is one of that name already",
+                    "give it another name: field: NAME",
+                )
+        made.in_files = True  # making them is work, which worker processes can do as they decode
+        return made
+
+    @property
+    def _image(self) -> FieldSpec:
+        return FieldSpec("image", tuple(self.shape))
 
     @property
     def specs(self) -> dict[str, FieldSpec]:
         """What `read` gives, field by field. Images and pictures over them have other sizes in buckets."""
-        image = {"image": FieldSpec("image", tuple(self.shape))} if self.reads_images else {}
+        image = {"image": self._image} if self.reads_images else {}
         label = {} if self.labels is None else {"label": FieldSpec("classes", (), self._classes(self.labels))}
-        return image | label | {name: column.spec for name, column in self.columns.items()}
+        columns = {name: column.spec for name, column in self.columns.items()}
+        return image | label | columns | derived_specs(self.derived, self._image)
 
     def _classes(self, labels: Tensor) -> tuple[str, ...] | int | None:
         """The names of the classes, or how many there must be where labels without a name occur."""
@@ -84,7 +112,12 @@ class ImageData(ABC):
 
         draws: int64 (B,), what is random about each sample in this epoch (its crop, its caption); None: nothing is.
         """
-        fields: dict[str, Tensor | list[str]] = {"image": self.pixels(indices, draws)} if self.reads_images else {}
+        fields: dict[str, Tensor | list[str]] = {}
+        if self.reads_images or self.derived:
+            images = self.pixels(indices, draws)
+            fields |= {"image": images} if self.reads_images else {}
+            for each in self.derived:
+                fields |= each.make(images, indices, draws)
         if self.labels is not None:
             fields["label"] = self.labels[indices]
         return fields | {name: column.read(indices, draws) for name, column in self.columns.items()}

@@ -70,7 +70,7 @@ class Shards(DataConfig):
             if note.kind != "video"  # kept for tasks of clips; the image is their middle frame
         }
         images = FileImages(joined(parts), self.shape, labels, classes, columns, framing)
-        return self._captioned(loaded(images, self.in_memory))
+        return self._with_made(loaded(images, self.in_memory))
 
     def _latents(
         self,
@@ -96,6 +96,11 @@ class Shards(DataConfig):
                 f"data.{self.cut_anew}: {first.shown} holds latents, which cannot be cut",
                 "leave it out, or train on the set of images that they were made of",
             )
+        if self.derived:
+            raise UserError(
+                f"data.derived: {first.shown} holds latents, and no images from which a field could be made",
+                "leave data.derived out, or train on the set of images that they were made of",
+            )
         flip = self.flip and split == "train"
         if flip and not note.pair:
             raise UserError(
@@ -111,7 +116,7 @@ class Shards(DataConfig):
         }
         if latents.bytes_in_memory <= MEMORY_LIMIT if self.in_memory is None else self.in_memory:
             latents.hold()
-        return self._captioned(LatentImages(latents, self.shape, labels, first.classes, columns))
+        return self._with_made(LatentImages(latents, self.shape, labels, first.classes, columns))
 
     def _sets(self, split: Split) -> list["Found"]:
         """The sets that make up a split, in order. Raises UserError where there are none, or two contradict each other."""

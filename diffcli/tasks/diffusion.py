@@ -79,7 +79,7 @@ class DiffusionTask(Task):
     @property
     def conditional(self) -> bool:
         """Whether there is anything to guide."""
-        return len(self.conditioners) > 0
+        return any(conditioner.droppable for conditioner in self.named_conditioners.values())
 
     @property
     def network_to_compile(self) -> nn.Module:

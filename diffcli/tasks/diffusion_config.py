@@ -58,9 +58,9 @@ class DiffusionConfig(TaskConfig):
                 f"learn_variance needs a discrete schedule, {self.schedule.kind} has no steps; "
                 "set task.learn_variance to false"
             )
-        if self.drop_condition > 0 and not self.conditioners:
+        if self.drop_condition > 0 and not self.guided:
             raise ValueError(
-                f"drop_condition is {self.drop_condition} but there are no conditioners; "
+                f"drop_condition is {self.drop_condition} but there are no conditioners that can be left out; "
                 "set task.drop_condition to 0 or add one to task.conditioners"
             )
         return self
@@ -69,6 +69,11 @@ class DiffusionConfig(TaskConfig):
     def _objective_agrees(self) -> "DiffusionConfig":
         self.objective.check(self.schedule)
         return self
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is a condition that can be left out, so that guidance has something to lead away from."""
+        return any(conditioner.droppable for conditioner in self.conditioners)
 
     @property
     def noun(self) -> str:
@@ -87,7 +92,7 @@ class DiffusionConfig(TaskConfig):
 
     def check_guide(self, drawing: Drawing) -> None:
         """Raises ValueError where guidance and `guide` do not fit the model."""
-        drawing.check_guide(self.codec.clip, bool(self.conditioners), self.drop_condition)
+        drawing.check_guide(self.codec.clip, self.guided, self.drop_condition)
 
     def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
         factor = 1

@@ -18,11 +18,12 @@ from diffcli.data import captions
 from diffcli.data.buckets import Framing
 from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.columns import column
+from diffcli.data.derived import Derived
 from diffcli.data.images import FileImages, ImageData
 from diffcli.data.pixels import SUFFIXES
 from diffcli.data.shards import FieldNote, is_mask
 from diffcli.data.stream.tar import TarSample
-from diffcli.fields import Batch, Specs
+from diffcli.fields import Batch, FieldSpec, Specs
 
 MEMBERS = {"vector": "npy", "tokens": "npy", "image": "png", "mask": "png"}  # the extension of KEY.FIELD, by its kind
 IMAGES = tuple(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
@@ -41,13 +42,16 @@ class Layout:
     classes: tuple[str, ...] | None
     fields: dict[str, FieldNote]
     class_captions: ClassCaptions | None = None
+    derived: tuple[Derived, ...] = ()
     reads_image: bool = True
 
     def select(self, names: Iterable[str]) -> "Layout":
         """The same, of which these fields alone are read (labels, and captions made of them, cost nothing)."""
         chosen = set(names)
         fields = {name: note for name, note in self.fields.items() if name in chosen}
-        return replace(self, fields=fields, reads_image="image" in chosen)
+        image = FieldSpec("image", tuple(self.shape))
+        derived = tuple(each for each in self.derived if each.specs(image).keys() & chosen)
+        return replace(self, fields=fields, derived=derived, reads_image="image" in chosen)
 
     def wanted(self, extension: str) -> bool:
         """Whether members with this extension are read."""
@@ -58,7 +62,7 @@ class Layout:
         name, _, kind = extension.rpartition(".")
         if name:
             return name in self.fields and MEMBERS.get(self.fields[name].kind) == kind
-        return self.reads_image and kind in IMAGES
+        return (self.reads_image or bool(self.derived)) and kind in IMAGES
 
     def over(self, samples: Sequence[TarSample], names: Sequence[str]) -> ImageData:
         """These samples as data by index; names: as the user knows them. Its `read` raises UserError for a broken one."""
@@ -71,6 +75,7 @@ class Layout:
         data: ImageData = SampleImages(images, self.shape, labels, self.classes, columns, self.framing)
         if self.class_captions is not None:
             data = self.class_captions.added(data)
+        data = data.deriving(self.derived)
         data.reads_images = self.reads_image
         return data
 

@@ -135,6 +135,7 @@ class StreamData(ImageData):
         self.layout = self._layout(record, config._framing(split, no_sides))
         labels = torch.arange(len(self.layout.classes or ())) if self.layout.labelled else None
         super().__init__(config.shape, labels, self.layout.classes, self.over([]).columns)
+        self.derived = config.derived
 
     def _layout(self, record: PreparedSet | None, framing: Framing) -> Layout:
         """What the samples are made of, as a dataset.json or the first of them tells."""
@@ -142,9 +143,10 @@ class StreamData(ImageData):
         if record is not None:
             fields = {name: note for name, note in record.fields.items() if note.kind != "video"}
             classes = config.classes or record.classes
-            return Layout(config.shape, framing, classes is not None, classes, fields, config.captions)
+            return Layout(config.shape, framing, classes is not None, classes, fields, config.captions, config.derived)
         members = next(self.samples(anything)).sample.members
-        return Layout(config.shape, framing, "cls" in members, config.classes, fields_of(members), config.captions)
+        fields, made = fields_of(members), (config.captions, config.derived)
+        return Layout(config.shape, framing, "cls" in members, config.classes, fields, *made)
 
     def __len__(self) -> int:
         raise UserError(

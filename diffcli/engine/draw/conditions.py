@@ -13,6 +13,7 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.engine.model import Model
 from diffcli.fields import Batch, Specs, stub, whole
+from diffcli.tasks.conditioners.conditioner import Conditioner
 
 
 class Conditions(ABC):
@@ -73,11 +74,12 @@ def blanks(model: Model, found: Sequence[Conditions], null_alone: bool) -> list[
     """
     provided = {name for condition in found for name in condition.specs}
     missing = {name: spec for name, spec in condition_specs(model).items() if name not in provided}
-    if missing and not null_alone:
-        name = next(iter(missing))
+    needed = always_told(model) & missing.keys() if null_alone else missing.keys()
+    if needed:
+        name = next(name for name in missing if name in needed)
+        instead = "" if name in always_told(model) else ", or draw without any condition: --guidance 0"
         raise UserError(
-            f"{model.path}: draws what the condition '{name}' says, and there is none",
-            f"give '{name}', or draw without any condition: --guidance 0",
+            f"{model.path}: draws what the condition '{name}' says, and there is none", f"give '{name}'{instead}"
         )
     size = model.preset.data.shape[1:]
     return [Blank({name: whole(spec, size) for name, spec in missing.items()})] if missing else []
@@ -87,6 +89,12 @@ def condition_specs(model: Model) -> Specs:
     """The fields that a model is conditioned on, beside classes."""
     apart = (model.preset.task.models, "label")
     return {name: spec for name, spec in model.task.reads.items() if name not in apart}
+
+
+def always_told(model: Model) -> frozenset[str]:
+    """The fields that a model is told in both branches of guidance, such as the picture that an upscaler enlarges."""
+    conditioners = [each for each in model.task.modules() if isinstance(each, Conditioner) and not each.droppable]
+    return frozenset(name for each in conditioners for name in each.reads)
 
 
 def check_distinct(conditions: Iterable[Conditions]) -> None:

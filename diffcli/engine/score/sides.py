@@ -99,7 +99,7 @@ def data_side(name: str, config: DataConfig, split: Split) -> Side:
         return read_ahead(lambda span: chosen.read(torch.arange(span.start, span.stop)), spans)
 
     def identify() -> str:
-        settings = config.model_dump_json(exclude={"in_memory", "flip", "crop", "buckets"})
+        settings = config.model_dump_json(exclude={"in_memory", "flip", "crop", "buckets", "derived"})
         content = " ".join(map(fingerprint, config.paths)) or f"diffcli {__version__}"
         return f"data {settings} {split} {content}"
 

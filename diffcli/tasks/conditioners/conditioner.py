@@ -46,6 +46,11 @@ class Conditioner(nn.Module, ABC):
     reads: Specs
     encoder: Encoder | None = None
 
+    @property
+    def droppable(self) -> bool:
+        """Whether rows with keep False are told nothing; what is not droppable is told in both branches of guidance."""
+        return True
+
     def remedies(self, key: str) -> Remedies:
         """What to type where the data do not give what it reads; key: its place in the preset."""
         return Remedies()
@@ -64,6 +69,11 @@ class Conditioner(nn.Module, ABC):
 
 class ConditionerConfig(Config):
     """What builds a conditioner."""
+
+    @property
+    def droppable(self) -> bool:
+        """As of the conditioner."""
+        return True
 
     @abstractmethod
     def build(self) -> Conditioner:

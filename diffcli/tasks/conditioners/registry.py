@@ -6,10 +6,15 @@ from pydantic import Field
 
 from diffcli.tasks.conditioners.classes import ClassConditionerConfig
 from diffcli.tasks.conditioners.pretrained import PretrainedConditionerConfig
+from diffcli.tasks.conditioners.spatial import SpatialConditionerConfig
 from diffcli.tasks.conditioners.stored import EmbeddingConditionerConfig
 from diffcli.tasks.conditioners.text import TextConditionerConfig
 
 AnyConditioner = Annotated[
-    ClassConditionerConfig | TextConditionerConfig | PretrainedConditionerConfig | EmbeddingConditionerConfig,
+    ClassConditionerConfig
+    | TextConditionerConfig
+    | PretrainedConditionerConfig
+    | EmbeddingConditionerConfig
+    | SpatialConditionerConfig,
     Field(discriminator="kind"),
 ]
