@@ -1,10 +1,11 @@
-"""Drawing from given images and noises instead of one fresh noise: noised, painted in part, and between two."""
+"""Drawing from given images and noises instead of one fresh noise: noised, painted in part, restored, and between two."""
 
 import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoise, Prediction, all_over
 from diffcli.diffusion.guidance import with_x0
+from diffcli.diffusion.operators import Operator
 from diffcli.diffusion.schedule import Schedule
 
 
@@ -25,6 +26,21 @@ def inpaint(denoise: Denoise, schedule: Schedule, known: Tensor, painted: Tensor
         return with_x0(p, torch.where(painted, p.x0, known), x, t, schedule)
 
     return replaced
+
+
+def projected(denoise: Denoise, schedule: Schedule, operator: Operator, measured: Tensor) -> Denoise:
+    """x0 becomes A^+ y + (I - A^+ A) x0: what the operator A says of it is what was measured, y, the rest is the denoiser's.
+
+    measured: (B, C', H', W') in the scale of x0; of a part that A cannot give, nothing is taken. Limits on x0 belong inside,
+    since they would break what was measured. A sampler whose last image is a mean of x0s gives an image x with A x = y.
+    Source: Wang et al. 2022, eq. 13 (DDNM, arXiv 2212.00490).
+    """
+
+    def consistent(x: Tensor, t: Tensor) -> Prediction:
+        p = denoise(x, t)
+        return with_x0(p, p.x0 - operator.invert(operator.measure(p.x0) - measured), x, t, schedule)
+
+    return consistent
 
 
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
