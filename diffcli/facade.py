@@ -153,6 +153,9 @@ class LoadedModel:
         mask: Pictured | None = None,
         strength: float | None = None,
         interpolate: int | None = None,
+        restore: str | None = None,
+        degrade: bool = False,
+        compare: bool = False,
         given: Mapping[str, "Pictures | Samples"] | None = None,
         settings: Settings = (),
         batch_size: int = 64,
@@ -161,7 +164,8 @@ class LoadedModel:
 
         label: a class by number or name, "all" in turn or "random". labels, prompts: of the images, from the first again where
         there are more images; without n, one image each. image: pictures to begin from, files or in memory; mask and
-        strength say what may change in them.
+        strength say what may change in them. restore: what they have lost and get back, sr2, sr4, colour, blur or mask; degrade
+        takes it from them first, and compare shows them beside.
         given: other conditions by field: pictures, a tensor or array (K, ...), uint8 where it holds pictures, or the samples of
         another model.
         size: the edge of the images in pixels, or (height, width). settings: keys of sampler.* and guide.*, as
@@ -198,6 +202,9 @@ class LoadedModel:
             "mask": next(iter(masks), None),
             "strength": strength,
             "interpolate": interpolate,
+            "restore": restore,
+            "degrade": switch("degrade", degrade),
+            "compare": switch("compare", compare),
             "overrides": settings_of(settings),
             "batch_size": batch_size,
         }

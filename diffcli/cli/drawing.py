@@ -13,6 +13,7 @@ from diffcli.cli.options import (
     Class,
     Compare,
     Compile,
+    Degrade,
     Device,
     DeviceOption,
     Eta,
@@ -30,6 +31,7 @@ from diffcli.cli.options import (
     PriorOption,
     Prompt,
     PromptsFile,
+    Restore,
     SamplerOption,
     SamplerSet,
     Seed,
@@ -98,6 +100,8 @@ def sample(
     mask: Mask = None,
     strength: Strength = None,
     interpolate: Interpolate = None,
+    restore: Restore = None,
+    degrade: Degrade = False,
     compare: Compare = False,
     captions: Captions = False,
     batch_size: BatchSize = 64,
@@ -115,6 +119,7 @@ def sample(
     from diffcli.engine.draw.sample import draw, request_of
 
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength, "compare": compare}
+    edit |= {"restore": restore, "degrade": degrade}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
@@ -153,6 +158,8 @@ def gif(
     image: ImageFiles = None,
     mask: Mask = None,
     strength: Strength = None,
+    restore: Restore = None,
+    degrade: Degrade = False,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
     precision: PrecisionOption = PrecisionChoice.auto,
@@ -175,7 +182,7 @@ def gif(
     texts = read_prompts(prompt or (), prompts)
     shown = 1 if n is None and labels != "all" and not image and not texts else n
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
-    edit |= {"prompts": texts, "prior": prior}
+    edit |= {"prompts": texts, "prior": prior, "restore": restore, "degrade": degrade}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)

@@ -180,7 +180,7 @@ ImageFiles = Annotated[
     list[Path] | None,
     typer.Option(
         "--image",
-        help="Begin from this image instead of noise, or reconstruct it by a first stage; repeatable.",
+        help="Begin from this image instead of noise, restore it, or reconstruct it by a first stage; repeatable.",
         show_default="noise",
     ),
 ]
@@ -197,7 +197,25 @@ Strength = Annotated[
     ),
 ]
 Compare = Annotated[
-    bool, typer.Option("--compare/--no-compare", help="Of a first stage: each --image left of its reconstruction.")
+    bool,
+    typer.Option(
+        "--compare/--no-compare",
+        help="Of a first stage or --restore: each --image left of what was made of it, with --degrade the original right.",
+    ),
+]
+Restore = Annotated[
+    str | None,
+    typer.Option(
+        "--restore",
+        metavar="NAME[:OPTION]",
+        help="Restore --image, which has lost: sr2, sr4 (its resolution; :bicubic, :lanczos or :box), colour, blur (:SIGMA in "
+        "pixels, 1.5) or mask (where --mask is white).",
+        show_default="none",
+    ),
+]
+Degrade = Annotated[
+    bool,
+    typer.Option("--degrade/--no-degrade", help="First take from --image what --restore gives back, to try it."),
 ]
 Interpolate = Annotated[
     int | None,

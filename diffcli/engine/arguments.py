@@ -37,6 +37,9 @@ ALIKE = (
     "mask",
     "strength",
     "interpolate",
+    "restore",
+    "degrade",
+    "compare",
     "size",
 )
 SAMPLE: Parameters = {

@@ -156,13 +156,14 @@ def read_edit(options: EditOptions, shape: ImageShape) -> Edit:
         return Edit(options)
     opened = [open_picture("--image", path) for path in options.images]
     images = torch.from_numpy(np.stack([fit(image, shape) for image in opened]))
-    painted = None if options.mask is None else _read_mask(options.mask, opened, options.images, shape)
+    painted = None if options.mask is None else read_mask(options.mask, opened, options.images, shape)
     return Edit(options, to_float(images), painted)
 
 
-def _read_mask(
+def read_mask(
     path: Path | MemoryPicture, opened: Sequence[Image.Image], names: Sequence[Path | MemoryPicture], shape: ImageShape
 ) -> Tensor:
+    """Where a mask is white, bool (H, W), cut and resized as the pictures that it lies over are. Raises UserError."""
     mask = open_picture("--mask", path)
     for image, name in zip(opened, names, strict=True):
         if image.size != mask.size:

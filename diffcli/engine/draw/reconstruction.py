@@ -263,6 +263,7 @@ def check_idle(model: Model, options: SampleOptions) -> None:
         "--guidance": options.guidance,
         "--mask": options.mask,
         "--strength": options.strength,
+        "--restore": options.restore,
         "--set": next(iter(options.overrides), None),
     }
     for flag, value in flags.items():

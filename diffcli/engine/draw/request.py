@@ -23,6 +23,7 @@ from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.draw.given import Value, choose_given
 from diffcli.engine.draw.labels import choose_labels
 from diffcli.engine.draw.prompts import Prompts, choose_negative, choose_prompts, unconditional
+from diffcli.engine.draw.restore.restoring import Restoration, read_restoration
 from diffcli.engine.draw.rows import Reference, choose_rows, row_fields
 from diffcli.engine.draw.sampling import SampleOptions, check_steps, choose_guidance, choose_sampler, overridden
 from diffcli.engine.draw.translation import choose_prior
@@ -73,6 +74,7 @@ class Request:
     models: dict[str, Model]  # those that the guide names
     edit: Edit
     negative: Prompts | None = None  # what the unconditional branch is told
+    restoration: Restoration | None = None  # pictures that the images are consistent with
     tally: Tally = field(default_factory=Tally)  # for samplers whose evaluations are counted only as they go
 
     @property
@@ -82,8 +84,9 @@ class Request:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image: channels, height and width."""
-        return self.task.shape
+        """Of one image: channels, height and width, where it is restored with what stands beside."""
+        shape = self.task.shape
+        return shape if self.restoration is None else (*shape[:-1], shape[-1] * self.restoration.pictures)
 
     @cached_property
     def walked(self) -> Sampler:
@@ -144,6 +147,8 @@ class Request:
     def walk(self, rows: range) -> tuple[Tensor, Iterator[Step]]:
         """Where images `rows` begin (B, C, *S) in diffusion space, and the Steps from there to the end."""
         task, sampler, denoise = self.task, self.walked, self.denoise(rows)
+        if self.restoration is not None:
+            denoise = self.restoration.bound(task, denoise, rows)
         if self.edit.options.interpolate is None:
             x, noise = task.start(self.seeds(rows))
             x, denoise = self.edit.begin(task, sampler, denoise, x, rows)
@@ -158,7 +163,8 @@ class Request:
 
     def finished(self, x: Tensor, rows: range) -> Tensor:
         """Images `rows` in diffusion space -> uint8 on the same device, with given pixels where the mask says that they stay."""
-        return to_levels(self.edit.kept(self.task, self.task.decode(x), rows))
+        made = to_levels(self.edit.kept(self.task, self.task.decode(x), rows))
+        return made if self.restoration is None else self.restoration.shown(made, rows)
 
     def agree(self, group: Group) -> None:
         """Takes in, on rank 0, the evaluations that the ranks have counted."""
@@ -189,7 +195,7 @@ class Request:
         }
         for condition in self.conditions:
             description |= condition.describe(rows, self.streams(rows))
-        return description | self.edit.describe()
+        return description | self.edit.describe() | ({} if self.restoration is None else self.restoration.told)
 
 
 def request(
@@ -212,9 +218,9 @@ def request(
             "give the checkpoint of a diffusion model; a classifier is used by `diffcli fid --features RUN`, a prior by "
             "`diffcli sample --prior RUN`, and scored by `diffcli fid --ckpt RUN --metrics cosine,mse,retrieval`",
         )
-    if options.compare:
+    if options.compare and options.restore is None:
         problem = f"--compare: {model.path} changes its images instead of reconstructing them"
-        raise UserError(problem, "leave --compare out, or give --ckpt of a first stage")
+        raise UserError(problem, "leave --compare out, add --restore NAME, or give --ckpt of a first stage")
     model = resized(model, options.size)
     sampler, guidance, guide = choose_sampler(model, options), *choose_guidance(model, options, task)
     if options.overrides:
@@ -226,10 +232,17 @@ def request(
     words = next((each for each in conditions if isinstance(each, Prompts)), None)
     negative = choose_negative(model, options, guidance, guide, words)
     n = choose_n(options, conditions)
-    edit = choose_edit(model, options)
-    return Request(
-        model, n, options.seed, conditions, sampler, guidance, options.batch_size, guide, models, edit, negative
-    )
+    edit = Edit() if options.restore else choose_edit(model, options)
+    restored = choose_restoration(model, options)
+    size = options.batch_size
+    return Request(model, n, options.seed, conditions, sampler, guidance, size, guide, models, edit, negative, restored)
+
+
+def choose_restoration(model: Model, options: SampleOptions) -> Restoration | None:
+    """What --restore asks for, its pictures read; None where it is not there. Raises UserError."""
+    if options.restore is None:
+        return None
+    return read_restoration(model, options, options.restore, options.degrade, options.compare)
 
 
 def choose_edit(model: Model, options: SampleOptions) -> Edit:

@@ -9,6 +9,7 @@ from diffcli.config import UserError, did_you_mean
 from diffcli.diffusion.samplers import AnySampler, Sampler
 from diffcli.engine import encoder_records
 from diffcli.engine.draw.edits import EditOptions
+from diffcli.engine.draw.restore.wishes import check_flags
 from diffcli.engine.model import Model
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -34,12 +35,16 @@ class SampleOptions(EditOptions):
     size: tuple[PositiveInt, PositiveInt] | None = None  # (height, width) of the images
     precision: str = "auto"  # of the networks: auto, fp32, bf16 or fp16
     compile: bool = False  # the network
-    compare: bool = False  # each reconstruction beside its original
+    compare: bool = False  # each reconstruction beside its original, each restored picture beside the given one
+    restore: str | None = None  # NAME[:OPTION] of the operator that left the images as they are
+    degrade: bool = False  # the images by that operator first
 
     def check(self) -> None:
         super().check()
         if self.compare and not self.images:
             raise UserError("--compare: there is no image to compare with", "give one with --image FILE")
+        given = {"--strength": self.strength, "--interpolate": self.interpolate, "--mask": self.mask}
+        check_flags(self.restore, self.degrade, {**given, "--image": self.images[0] if self.images else None})
 
 
 def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig) -> tuple[float, Guide]:

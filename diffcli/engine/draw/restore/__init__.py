@@ -1,0 +1,1 @@
+"""Restoration without training: pictures of which a linear operator has left something."""
