@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import UserError
+from diffcli.fields import check_buckets, misfit
 from diffcli.networks.attention_blocks import SpatialTransformer
 from diffcli.networks.blocks import BLOCKS, BlockName, stages
 from diffcli.networks.conditioning import Conditioning, CondShape
@@ -50,6 +51,9 @@ class UNetConfig(NetworkConfig):
     attend_at: tuple[int, ...] = (16,)  # feature-map sizes (longer side) at the training size where positions attend
     head_dim: int = Field(64, ge=1)
     heads: int | None = Field(None, ge=1, description="heads of every attention, whatever its width; null: by head_dim")
+    fold: int = Field(
+        1, ge=1, description="pixels along an edge that become the channels of one position before the first layer"
+    )
     patch: int = Field(2, ge=1)  # side of patch_attention's patches, in positions of the feature map
     dropout: float = Field(0.0, ge=0, lt=1)
     resample: Resampling = "residual"
@@ -70,10 +74,11 @@ class UNetConfig(NetworkConfig):
         channels, height, width = shape
         if any(m < 1 for m in self.mult):
             raise UserError(f"task.network.mult is {list(self.mult)}", "each level's multiple of width is at least 1")
-        sizes = self.sizes(max(height, width))
+        self.check_fold((height, width))
+        sizes = self.sizes(max(height, width) // self.fold)
         self.check_attention(sizes)
         self.check_heads(sizes)
-        self.check_patches(sizes, self.sizes(min(height, width)))
+        self.check_patches(sizes, self.sizes(min(height, width) // self.fold))
         self.check_tokens(sizes, cond.tokens)
         self.check_time(sizes)
         return UNet(self, channels, out_channels, cond, sizes)
@@ -95,6 +100,17 @@ class UNetConfig(NetworkConfig):
         for m, size in zip(self.mult, sizes, strict=True):
             yield from ((name, self.width * m, size) for names in self.blocks_at(size) for name in names)
         yield from ((name, self.width * self.mult[-1], sizes[-1]) for name in self.middle)
+
+    def check_fold(self, size: Size) -> None:
+        if fault := misfit(size, self.fold, f"task.network.fold {self.fold}"):
+            near = "x".join(map(str, fault[1]))
+            raise UserError(
+                f"the network is given {fault[0]}",
+                f"use images of {near}, or set task.network.fold to a divisor of both sides",
+            )
+
+    def check_buckets(self, sizes: Sequence[Size]) -> None:
+        check_buckets(sizes, self.fold, f"task.network.fold {self.fold}")
 
     def check_attention(self, sizes: list[int]) -> None:
         """Sizes and blocks that attend there need each other."""
@@ -235,13 +251,14 @@ class UNet(nn.Module):
         self.embedding = Embedding(
             config.width, self.options.emb, cond.vector, config.activation, config.max_period, config.time_scale
         )
-        self.stem = nn.Conv2d(channels + cond.spatial, config.width, 3, padding=1)
+        pixels = config.fold**2  # that become one position
+        self.stem = nn.Conv2d((channels + cond.spatial) * pixels, config.width, 3, padding=1)
         kept = [config.width]  # the widths of what the encoder keeps
         self.down = nn.ModuleList(self.encoder(widths, sizes, kept))
         self.middle = Stage(config.middle, widths[-1], widths[-1], self.options_at(widths[-1]))
         self.up = nn.ModuleList(self.decoder(widths, sizes, kept))
         self.norm = GroupNorm(widths[0])
-        self.head = zero(nn.Conv2d(widths[0], out_channels, 3, padding=1))
+        self.head = zero(nn.Conv2d(widths[0], out_channels * pixels, 3, padding=1))
         set_norms(self, config.groups, config.norm_eps)
         for module in self.modules():
             if isinstance(module, SpatialTransformer) and config.transformer_eps is not None:
@@ -281,7 +298,9 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
         signal = Signal(self.embedding(time, cond.vector), mask_bits(cond.seeds), cond.tokens, cond.mask)
-        h = self.stem(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1))
+        fold = self.config.fold
+        x = x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1)
+        h = self.stem(x if fold == 1 else F.pixel_unshuffle(x, fold))
         kept = [h]
         for level in cast(Iterable[Level], self.down):
             for stage in level.stages:
@@ -296,7 +315,8 @@ class UNet(nn.Module):
                 h = stage(torch.cat([h, kept.pop()], dim=1), signal)
             if level.resample is not None:
                 h = level.resample(h, signal, image_size(kept[-1]))
-        return self.head(F.silu(self.norm(h)))
+        out = self.head(F.silu(self.norm(h)))
+        return out if fold == 1 else F.pixel_shuffle(out, fold)
 
 
 def image_size(x: Tensor) -> Size:

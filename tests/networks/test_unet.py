@@ -31,6 +31,22 @@ def test_the_untrained_network_returns_zero(resample: str, vector: int) -> None:
     assert torch.equal(run(network, normal(2, 3, 8, 8), **told), torch.zeros(2, 5, 8, 8))
 
 
+def test_a_folded_network_is_the_plain_one_on_folded_pixels() -> None:
+    torch.manual_seed(0)
+    folded = wake(SMALL.model_copy(update={"fold": 2, "attend_at": (2,)}).build(SHAPE, 6, CondShape(spatial=1)))
+    plain = SMALL.model_copy(update={"attend_at": (2,)}).build(ImageShape(12, 4, 4), 24, CondShape(spatial=4))
+    plain.load_state_dict(folded.state_dict())
+    x, spatial = normal(2, 3, 8, 8), normal(2, 1, 8, 8)
+    fold = torch.nn.functional.pixel_unshuffle
+    expected = run(plain, fold(x, 2), spatial=fold(spatial, 2))
+    assert torch.equal(fold(run(folded, x, spatial=spatial), 2), expected)
+
+
+def test_a_fold_that_does_not_divide_the_image_is_refused() -> None:
+    with pytest.raises(UserError, match="fold 3"):
+        SMALL.model_copy(update={"fold": 3}).build(SHAPE, 3, CondShape())
+
+
 @given(
     blocks=st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4),
     size=st.tuples(st.integers(2, 11), st.integers(2, 11)),

@@ -70,6 +70,7 @@ OWN = {
 }
 LIKE = {  # what to train with, for keys that both classes see alike
     "activation": "task.network.activation silu, gelu or relu",
+    "fold": "task.network.fold 1",
     "max_period": f"task.network.max_period {PERIOD}",
     "mult": "a data.size that can be halved at every level",
     "groups": "widths that task.network.groups divides at every norm",
@@ -275,6 +276,7 @@ def refuse_inexpressible(
     factor = 2 ** (len(config.mult) - 1)
     periods = (float(PERIOD), shifted_period(config.width))
     checks = {
+        "fold": config.fold == 1,
         "blocks": any(all(names == stage for names in grouped) for stage in (["res"], ["res", attention])),
         **own,
         "activation": config.activation in ACTIVATIONS,
