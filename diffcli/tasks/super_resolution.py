@@ -1,0 +1,82 @@
+"""Super-resolution by regression: the mean, or median, of what a smaller picture may have been, in one step of a network."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.diffusion.samplers import Sampler
+from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields, listed
+from diffcli.networks.enlarger import Enlarger, EnlargerConfig
+from diffcli.tasks.task import Network, Task
+from diffcli.tasks.task_config import TaskConfig, modelled
+
+
+class SuperResolutionTask(Task):
+    """L1 or L2 between an image and what the network makes of a smaller one. low, small: the smaller one's field and spec."""
+
+    def __init__(
+        self, network: Enlarger, distance: str, field: str, spec: FieldSpec, low: str, small: FieldSpec
+    ) -> None:
+        super().__init__()
+        self.network, self.distance = network, distance
+        self.field, self.spec, self.low, self.small = field, spec, low, small
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return (Network("network", self.network),)
+
+    @property
+    def reads(self) -> dict[str, FieldSpec]:
+        return {self.field: self.spec, self.low: self.small}
+
+    def check(self, has: Specs) -> None:
+        remedies = dict.fromkeys(self.reads, Remedies(shape="set data.size and data.channels"))
+        check_fields(self.reads, has, "task (super_resolution)", remedies)
+
+    def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
+        error = self.enlarged(batch[self.low]) - batch[self.field]
+        mse = error.square().mean()
+        loss = error.abs().mean() if self.distance == "l1" else mse
+        return {"loss": loss, "psnr": 10 * torch.log10(4 / mse.detach())}
+
+    def enlarged(self, low: Tensor) -> Tensor:
+        """Smaller pictures (B, C, h, w) in [-1, 1], of any size -> (B, C, factor h, factor w) about [-1, 1]."""
+        return self.network(low).float()
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
+        return self.enlarged(batch[self.low]).clamp(-1, 1)
+
+
+class SuperResolutionConfig(TaskConfig):
+    """A network that enlarges pictures in one step, as many times as the field `low` is smaller than what it makes."""
+
+    kind: Literal["super_resolution"] = "super_resolution"
+    field: str = Field("image", description="what is made: a field of the data that is an image")
+    low: str = Field("low_res", description="what it is made of: the field of the smaller picture")
+    network: EnlargerConfig = EnlargerConfig()
+    distance: Literal["l1", "l2"] = "l1"
+
+    @property
+    def noun(self) -> str:
+        return "a network that enlarges images"
+
+    @property
+    def models(self) -> str:
+        return self.field
+
+    def build(self, specs: Specs) -> SuperResolutionTask:
+        """The task, its weights from torch's current generator. Raises UserError where one size is no multiple of the other."""
+        spec, small = modelled(specs, self.field, ("image",)), modelled(specs, self.low, ("image",))
+        (channels, *large), (there, *little) = spec.sides, small.sides
+        factor = large[0] // little[0]
+        if channels != there or factor < 2 or [side * factor for side in little] != large:
+            raise UserError(
+                f"task.low is '{self.low}', which is {listed(small.shape)} beside an image of {listed(spec.shape)}",
+                "make it of the image: data.derived: [{kind: low_res, factor: 2}]",
+            )
+        network = self.network.build(channels, factor)
+        return SuperResolutionTask(network, self.distance, self.field, spec, self.low, small)
