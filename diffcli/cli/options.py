@@ -208,8 +208,8 @@ Restore = Annotated[
     typer.Option(
         "--restore",
         metavar="NAME[:OPTION]",
-        help="Restore --image, which has lost: sr2, sr4 (its resolution; :bicubic, :lanczos or :box), colour, blur (:SIGMA in "
-        "pixels, 1.5) or mask (where --mask is white).",
+        help="Restore --image, which has lost: sr2, sr4 (its resolution; :bicubic, :lanczos, :bilinear or :box), colour, blur "
+        "(:SIGMA in pixels, 1.5) or mask (where --mask is white).",
         show_default="none",
     ),
 ]

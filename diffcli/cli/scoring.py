@@ -40,14 +40,14 @@ def fid(
     ] = None,
     ref: Annotated[
         str | None,
-        typer.Option(help="The reference.", show_default="the run's own training data; of a first stage its test data"),
+        typer.Option(help="The reference.", show_default="the run's own training data; of pairs its test data"),
     ] = None,
     n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
     metrics: Annotated[
         str,
         typer.Option(
-            help="Comma list of fid, kid, is, precision, recall, accuracy, bpd; of a first stage also psnr, ssim, lpips; of a "
-            "prior cosine, mse, retrieval."
+            help="Comma list of fid, kid, is, precision, recall, accuracy, bpd; of a first stage or a model that pictures "
+            "condition also psnr, ssim, lpips; of the latter consistency, follows; of a prior cosine, mse, retrieval."
         ),
     ] = "fid",
     features: Annotated[
@@ -59,8 +59,14 @@ def fid(
     ] = None,
     floors: Annotated[
         bool,
-        typer.Option("--floors/--no-floors", help="Beside psnr that of the simplest codes as small as the latent."),
+        typer.Option(
+            "--floors/--no-floors",
+            help="Beside psnr that of the simplest codes as small as the latent; of an upscaler of bicubic enlargement.",
+        ),
     ] = True,
+    mean_of: Annotated[
+        int, typer.Option("--mean-of", min=1, help="Of drawn pairs: samples of each row whose mean is scored.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
     labels: Class = None,
     prior: PriorOption = None,
@@ -85,7 +91,7 @@ def fid(
     how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
     scoring = job.Scoring(
-        tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema, floors
+        tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema, floors, mean_of
     )
     scoring.check()
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-Kernel = Literal["bicubic", "lanczos", "box"]
+Kernel = Literal["bicubic", "lanczos", "bilinear", "box"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, Pillow's grey
@@ -174,6 +174,10 @@ def _lanczos(x: Tensor) -> Tensor:
     return torch.where((x >= -3) & (x < 3), torch.sinc(x) * torch.sinc(x / 3), 0.0)
 
 
+def _bilinear(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp(min=0)
+
+
 def _box(x: Tensor) -> Tensor:
     return ((x > -0.5) & (x <= 0.5)).double()
 
@@ -181,6 +185,7 @@ def _box(x: Tensor) -> Tensor:
 SHAPES: dict[Kernel, tuple[float, Callable[[Tensor], Tensor]]] = {
     "bicubic": (2.0, _bicubic),
     "lanczos": (3.0, _lanczos),
+    "bilinear": (1.0, _bilinear),
     "box": (0.5, _box),
 }
 """Of each kernel, how far it reaches in pixels of the coarser grid, and its values."""

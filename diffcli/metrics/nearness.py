@@ -1,4 +1,4 @@
-"""How near reconstructions are to their originals, pair by pair: PSNR, SSIM and LPIPS of images as files would hold them.
+"""How near images are to their originals, pair by pair: PSNR, SSIM and LPIPS of images as files would hold them.
 
 The extractor `reconstruction` gives of each pair, whose images are bytes, `psnr` in dB, `ssim` and `lpips`. A score is the mean
 over the images of the score of each, beside which stands the spread over the images.
@@ -25,18 +25,24 @@ K = 0.01, 0.03  # of SSIM, times the range of [0, 1]
 class OfPairs(Metric):
     """The mean over the images of a value that the extractor gives of each pair."""
 
+    key: ClassVar[tuple[Role, str]] = KEY
     least: ClassVar[int] = 1
     unit: ClassVar[str] = ""
 
     def compute(self, of: Summaries) -> dict[str, float]:
         """NAME and NAME_std, the standard deviation over the images."""
-        found = of[KEY].mean(self.kind)
+        found = of[self.key].mean(self.kind)
         return {self.kind: found.mean.item(), f"{self.kind}_std": found.std().item()}
 
     def lines(self, scores: Mapping[str, float], more: Mapping[str, Any]) -> dict[str, str]:
-        """The score with its unit and its spread."""
+        """The score with its unit and its spread, and what simpler means reach, where that is known."""
         name = self.kind
-        return {name: f"{scores[name]:.6g}{self.unit} +- {scores[f'{name}_std']:.3g} over the images"}
+        found = {name: f"{scores[name]:.6g}{self.unit} +- {scores[f'{name}_std']:.3g} over the images"}
+        for floor in more.get("floors", ()):
+            if name in floor:
+                label = floor["name"] if name == "psnr" else f"{name} {floor['name']}"
+                found[label] = f"{floor[name]:.6g}{self.unit} by {floor['what']}"
+        return found
 
 
 class Psnr(OfPairs):
@@ -45,11 +51,6 @@ class Psnr(OfPairs):
     kind: Literal["psnr"] = "psnr"
     needs: ClassVar[tuple[Need, ...]] = (Need(*KEY, mean_of("psnr")),)
     unit: ClassVar[str] = " dB"
-
-    def lines(self, scores: Mapping[str, float], more: Mapping[str, Any]) -> dict[str, str]:
-        """The score, and what simpler codes of the same size reach, where that is known."""
-        floors = {floor["name"]: f"{floor['psnr']:.6g} dB by {floor['what']}" for floor in more.get("floors", ())}
-        return super().lines(scores, more) | floors
 
 
 class Ssim(OfPairs):

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, create_model
 
 from diffcli.config import Config, UserError, did_you_mean
 from diffcli.config_errors import explain
+from diffcli.metrics.adherence import Consistency, Follows
 from diffcli.metrics.bits import BitsPerDim
 from diffcli.metrics.fidelity import Accuracy, Fid, InceptionScore, Kid, Precision, Recall
 from diffcli.metrics.metric import Metric
@@ -27,6 +28,8 @@ AnyMetric = Annotated[
     | Psnr
     | Ssim
     | PerceptualDistance
+    | Consistency
+    | Follows
     | CosineSimilarity
     | SquaredError
     | Retrieval,

@@ -19,7 +19,10 @@ from diffcli.engine.score.cache import cache_folder
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import extractor_for
 from diffcli.engine.score.onepass import Watch, share
-from diffcli.engine.score.reconstructed import PairScores, cut_short, first, floors_beside, originals, reconstructions
+from diffcli.engine.score.pairs.drawn_pairs import paired, pairs, pictured
+from diffcli.engine.score.pairs.followed import Following, with_enlarged
+from diffcli.engine.score.pairs.pair_scores import PairScores
+from diffcli.engine.score.reconstructed import cut_short, first, floors_beside, originals, reconstructions
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.sides import Side, own_side, resolve
 from diffcli.engine.score.translated import Translation, held_out
@@ -43,7 +46,8 @@ class Scoring:
     features: str | None  # None is inception
     weights: Path | None
     ema: bool
-    floors: bool = True  # whether those of a first stage are measured
+    floors: bool = True  # whether those of a first stage or of enlarging are measured
+    mean_of: int = 1  # samples whose mean is scored
 
     @cached_property
     def options(self) -> SampleOptions:
@@ -115,17 +119,23 @@ class Scoring:
         if self.ckpt is None and translation:
             hint = f"type diffcli fid --ckpt RUN --ref SET:test --metrics {names}"
             raise UserError(f"--metrics {names} needs a prior", hint)
-        if self.ckpt is None and {"bound", "reconstruction"} & self.extractors.keys():
+        if self.ckpt is None and {"bound", "reconstruction", "condition"} & self.extractors.keys():
             raise UserError(
                 f"--metrics {names} needs a model", f"type diffcli fid --ckpt RUN --ref B --metrics {names}"
             )
-        if pairs := self.extractors.get("reconstruction"):
+        if of_pairs := self.extractors.get("reconstruction"):
             for kind in self.extractors.get("bound", ()):
-                problem = f"--metrics {names}: {kind} is of a diffusion model, {pairs[0]} of a first stage"
-                raise UserError(problem, f"leave out {kind} or {pairs[0]}")
+                problem = f"--metrics {names}: {kind} is of a diffusion model, {of_pairs[0]} of a first stage or of drawn pairs"
+                raise UserError(problem, f"leave out {kind} or {of_pairs[0]}")
 
     def _check_idle(self) -> None:
         """Refuses options that none of these metrics heeds."""
+        if self.mean_of > 1 and not {"reconstruction", "condition"} & self.extractors.keys() - {"features"}:
+            problem = f"--mean-of {self.mean_of} with --metrics {','.join(self.names)}: they look at no pairs"
+            raise UserError(problem, "leave --mean-of out, or ask for psnr, ssim or lpips")
+        if self.mean_of > 1 and (others := self.extractors.get("features")):
+            problem = f"--mean-of {self.mean_of} with --metrics {others[0]}: a mean is smoother than any sample"
+            raise UserError(problem, f"score {others[0]} without --mean-of")
         if "features" in self.extractors:
             return
         names, options = ",".join(metric.kind for metric in self.metrics), self.options
@@ -157,15 +167,17 @@ class Scoring:
             return self._evaluated({"reference": reference}, extractors, group, watch, about)
         if model.preset.task.kind == "autoencoder":
             return self._of_first_stage(model, group, watch, about)
-        if pairs := self.extractors.get("reconstruction"):
-            problem = f"--metrics {','.join(pairs)}: {model.path} is {model.preset.task.noun}, no first stage"
-            raise UserError(problem, "give the run of a first stage, such as that of the preset mnist-vae")
-        return self._of_images(model, group, watch, about)
+        asked = [*self.extractors.get("reconstruction", ()), *self.extractors.get("condition", ())]
+        if asked and not pictured(model):
+            problem = f"--metrics {','.join(asked)}: {model.path} is {model.preset.task.noun}, no first stage, and draws under "
+            hint = "give the run of a first stage, such as that of the preset mnist-vae, or of a model that pictures condition"
+            raise UserError(f"{problem}no picture", hint)
+        return self._of_pairs(model, group, watch, about) if asked else self._of_images(model, group, watch, about)
 
     def _of_first_stage(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of reconstructions against their originals."""
         check_idle(model, self.options)
-        if metrics := self.extractors.get("bound"):
+        if metrics := [*self.extractors.get("bound", ()), *self.extractors.get("condition", ())]:
             problem = f"--metrics {','.join(metrics)}: {model.path} is a first stage, no diffusion model"
             raise UserError(problem, "choose among psnr, ssim, lpips and fid")
         stage = StageModel(model)
@@ -190,10 +202,32 @@ class Scoring:
         if all(result.metric.kind != "psnr" for result in report.results):
             return report
         found, notes = floors_beside(stage, self.ref, reference, shape, cache_folder(), watch)
-        results = [
-            r._replace(more={**r.more, "floors": found}) if r.metric.kind == "psnr" else r for r in report.results
-        ]
-        return dataclasses.replace(report, results=results, warnings=[*report.warnings, *notes])
+        return report.with_floors({"psnr"}, found, notes)
+
+    def _of_pairs(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
+        """Scores of images that are drawn under pictures, against the originals of these pictures."""
+        whole = paired(model, self.ref)
+        reference = first(whole, self.options.n)
+        req = request(model, self.options.model_copy(update={"n": reference.size}), reference)
+        extractors: dict[str, Extractor] = {}
+        if "reconstruction" in self.extractors:
+            extractors["reconstruction"] = PairScores(self.metrics, group.device)
+        following = Following(model, self.metrics)
+        if following.derived:
+            extractors["condition"] = following
+        sides: dict[Role, Side] = {
+            "reference": reference,
+            "samples": pairs(req, reference, self.mean_of, following.fields),
+        }
+        about |= {**generated.describe(req), "mean_of": self.mean_of}
+        report = self._evaluated(sides, extractors, group, watch, about)
+        req.tally.agree(group)
+        if report is None:
+            return None
+        report.warnings.extend(cut_short(whole, self.options.n))
+        if about["nfe"] is None:
+            report = dataclasses.replace(report, details={**report.details, "nfe": int(req.tally)})
+        return with_enlarged(report, model, reference, watch) if self.floors else report
 
     def _of_images(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of a model that draws images."""

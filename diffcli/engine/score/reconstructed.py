@@ -1,16 +1,12 @@
-"""Reconstructions of a first stage as a side, and the extractor `reconstruction` that compares each with its original.
+"""Reconstructions of a first stage as a side, and the floors beside their scores.
 
 Rows of the side are those of the reference: `image` is the reconstruction, `original` what it was made of, both uint8. Each
 process reconstructs the rows that it extracts, once for all extractors.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from diffcli.config import ImageShape, UserError, quoted
 from diffcli.data.dataset import NoSplit
@@ -19,75 +15,10 @@ from diffcli.data.shards import is_prepared, open_shards
 from diffcli.engine.model import Model
 from diffcli.engine.score.floor_scores import Floor, Size, floors
 from diffcli.engine.score.onepass import Watch
+from diffcli.engine.score.pairs.pair_scores import ORIGINAL
 from diffcli.engine.score.sides import Side, own_side, resolve
 from diffcli.engine.stage import StageModel
-from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields, to_float, to_levels
-from diffcli.metrics.extractor import Extracted
-from diffcli.metrics.metric import Metric
-from diffcli.metrics.nearness import SIGMA, WINDOW, PerceptualDistance, psnr_of_bytes, ssim_of_bytes
-from diffcli.networks.lpips import SMALLEST, Lpips, find_files
-
-ORIGINAL = "original"
-PAIR: Specs = {name: FieldSpec("image", (None, None, None)) for name in ("image", ORIGINAL)}
-
-
-class PairScores:
-    """Of each pair of images those of `psnr`, `ssim` and `lpips` that the metrics want. Raises UserError without the weights."""
-
-    unit = "images"
-    reads = PAIR
-    limit: int | None = None
-    classes: tuple[str, ...] | None = None
-
-    def __init__(self, metrics: Sequence[Metric], device: torch.device) -> None:
-        wanted = [metric for metric in metrics if any(need.extractor == "reconstruction" for need in metric.needs)]
-        self.gives: Mapping[str, tuple[int, ...]] = {metric.kind: () for metric in wanted}
-        self.notes: list[str] = []
-        self.lpips = next((judge(m, device) for m in wanted if isinstance(m, PerceptualDistance)), None)
-
-    def check(self, name: str, fields: Specs) -> None:
-        """Raises UserError for images that are too small for a metric, or of channels that it cannot take."""
-        check_fields(self.reads, fields, f"--ref {name}: --metrics {','.join(self.gives)}")
-        channels, *size = fields["image"].shape
-        for kind, least in (("ssim", WINDOW), ("lpips", SMALLEST)):
-            small = [side for side in size if side is not None and side < least]
-            if kind in self.gives and small:
-                problem = f"--metrics {kind}: {name} has images of {small[0]} pixels, fewer than {least}"
-                raise UserError(problem, f"leave {kind} out, or score larger images")
-        if self.lpips is not None and channels not in (None, 1, 3):
-            problem = f"--metrics lpips: takes images of 1 or 3 channels, those of {name} have {channels}"
-            raise UserError(problem, "leave lpips out")
-
-    def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
-        """Each (B,) float32."""
-        made, original = fields["image"], fields[ORIGINAL]
-        found: dict[str, Tensor] = {}
-        if "psnr" in self.gives:
-            found["psnr"] = psnr_of_bytes(made, original)
-        if "ssim" in self.gives:
-            found["ssim"] = ssim_of_bytes(made, original)
-        if self.lpips is not None:
-            a, b = (to_float(levels).expand(-1, 3, -1, -1) for levels in (made, original))
-            found["lpips"] = self.lpips(a, b)
-        return found
-
-    def describe(self) -> dict[str, Any]:
-        """The protocol of each score."""
-        protocols = {
-            "psnr": "of bytes as files hold them, pixels in [0, 1], mean over images",
-            "ssim": f"Gaussian windows {WINDOW}x{WINDOW}, sigma {SIGMA}, inside the image; pixels in [0, 1]",
-            "lpips": "VGG-16, version 0.1",
-        }
-        return {f"{kind}_protocol": protocols[kind] for kind in self.gives}
-
-
-def judge(metric: PerceptualDistance, device: torch.device) -> Lpips:
-    """The network of LPIPS with its weights. Raises UserError where they are not on this machine."""
-    instead = "name the file by --set metrics.lpips.weights=FILE, or leave lpips out of --metrics"
-    files = find_files(metric.weights, "--metrics holds lpips", instead)
-    network = Lpips().requires_grad_(False)
-    network.load(files)
-    return network.to(device)
+from diffcli.fields import Batch, FieldSpec, Remedies, check_fields, to_float, to_levels
 
 
 def reconstructions(stage: StageModel, reference: Side) -> Side:

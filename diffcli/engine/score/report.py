@@ -7,8 +7,8 @@
 With the extractor `features` its name and layer stand as `features` and `layer`, too.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from diffcli.config import ImageShape
@@ -68,6 +68,12 @@ class Report:
     def scores(self) -> dict[str, float]:
         """Every metric's scores, in the order asked for."""
         return {name: value for result in self.results for name, value in result.scores.items()}
+
+    def with_floors(self, kinds: Collection[str], floors: Sequence[Any], notes: Sequence[str] = ()) -> "Report":
+        """The same report, beside the scores of the metrics of these kinds what simpler means reach, as JSON values."""
+        beside = {"floors": list(floors)}
+        results = [r._replace(more=r.more | beside) if r.metric.kind in kinds else r for r in self.results]
+        return replace(self, results=results, warnings=[*self.warnings, *notes])
 
     def lines(self) -> list[str]:
         """For people: a line a score, then what was compared. Warnings are left to the caller."""

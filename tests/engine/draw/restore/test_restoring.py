@@ -174,7 +174,7 @@ def test_options_of_operators_are_read() -> None:
     ("options", "words"),
     [
         (["--restore", "sr3", "--image", "LOW"], ["--restore sr3", "sr2, sr4, colour, blur, mask"]),
-        (["--restore", "sr2:nearest", "--image", "LOW"], ["'nearest' is no kernel", "bicubic, lanczos, box"]),
+        (["--restore", "sr2:nearest", "--image", "LOW"], ["'nearest' is no kernel", "bicubic, lanczos, bilinear, box"]),
         (["--restore", "blur:0", "--image", "GOOD"], ["'0' is no deviation"]),
         (["--restore", "blur:x", "--image", "GOOD"], ["'x' is no deviation"]),
         (["--restore", "mask:3", "--image", "GOOD"], ["mask has no option"]),

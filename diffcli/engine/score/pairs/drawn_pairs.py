@@ -1,0 +1,109 @@
+"""Samples of a model that pictures condition, row by row under those of a reference, beside the originals of these rows."""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.data.images import ImageData
+from diffcli.engine.draw.request import Request
+from diffcli.engine.draw.rows import row_fields
+from diffcli.engine.draw.sample import sampled
+from diffcli.engine.model import Model
+from diffcli.engine.score.pairs.followed import CONDITION, OTHER, named
+from diffcli.engine.score.pairs.pair_scores import ORIGINAL
+from diffcli.engine.score.reconstructed import originals
+from diffcli.engine.score.sides import Side, read_ahead
+from diffcli.fields import OVER_PIXELS, Batch, FieldSpec
+
+
+def pictured(model: Model) -> list[str]:
+    """The conditions of a model that lie over its images, where it draws images."""
+    task, field = model.preset.task, model.preset.task.models
+    if task.kind != "diffusion" or field is None or model.task.reads[field].kind != "image":
+        return []
+    return [name for name in sorted(row_fields(model)) if model.task.reads[name].kind in OVER_PIXELS]
+
+
+def paired(model: Model, ref: str | None) -> Side:
+    """The reference of pairs: --ref, else the split `test` of the model's own data, with the conditions derived of its images.
+
+    Raises UserError where its rows hold no images of the model's size.
+    """
+    reference = deriving(model, originals(model, ref))
+    field = model.preset.task.models
+    spec = reference.fields.get(field or "")
+    wanted = model.task.reads[field or ""]
+    if spec is None or reference.data is None:
+        problem = f"--ref {reference.name}: has no rows that {model.path} can be told of beside the originals"
+        raise UserError(problem, "give a prepared set or NAME:SPLIT of a preset's data")
+    if spec.sides != wanted.sides:
+        shapes = " and ".join("x".join(map(str, each.sides)) for each in (spec, wanted))
+        problem = f"--ref {reference.name}: its images and those of {model.path} differ in shape ({shapes})"
+        raise UserError(problem, "give images of the model's own shape, such as the test split of its own data")
+    return reference
+
+
+def deriving(model: Model, reference: Side) -> Side:
+    """The same reference, with what the model's own data derive of images, where it lacks that."""
+    data = reference.data
+    if data is None or "image" not in reference.fields:
+        return reference
+    image = reference.fields["image"]
+    missing = tuple(each for each in model.preset.data.derived if not each.specs(image).keys() <= data.specs.keys())
+    return reference if not missing else over(reference, data.deriving(missing))
+
+
+def over(reference: Side, data: ImageData) -> Side:
+    """A reference whose rows are those of `data`."""
+
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
+        chosen = data.select(fields)
+        return read_ahead(lambda span: chosen.read(torch.arange(span.start, span.stop)), spans)
+
+    return dataclasses.replace(reference, fields=data.specs, read=read, data=data)
+
+
+def pairs(req: Request, reference: Side, mean_of: int, conditions: Collection[str]) -> Side:
+    """Images of a request, of whose rows the reference has one each, with their originals and the named conditions.
+
+    mean_of: samples of each row whose mean, rounded to bytes, is the image; sample k of row i has the seed seed + k n + i.
+    `other_condition` is the condition of the row half a set further.
+    """
+    assert reference.read is not None
+    assert reference.data is not None
+    field, size, data = req.model.preset.task.models or "image", reference.size or 0, reference.data
+    others = data.select(set(conditions))
+
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
+        assert reference.read is not None
+        needed = {field, *conditions, *({"label"} & set(fields))}
+        for rows, found in zip(spans, reference.read(spans, needed), strict=True):
+            made: dict[str, Any] = {"image": averaged(req, rows, mean_of), ORIGINAL: found[field].to(req.model.device)}
+            made |= {"label": found["label"]} if "label" in needed & found.keys() else {}
+            if conditions:
+                further = (torch.arange(rows.start, rows.stop) + size // 2) % size
+                shuffled = others.read(further)
+                for name in conditions:
+                    made |= {named(CONDITION, name): found[name], named(OTHER, name): shuffled[name]}
+            yield made
+
+    specs: dict[str, FieldSpec] = dict.fromkeys(("image", ORIGINAL), reference.fields[field])
+    for name in conditions:
+        specs |= dict.fromkeys((named(CONDITION, name), named(OTHER, name)), reference.fields[name])
+    specs |= {"label": reference.fields["label"]} if "label" in reference.fields else {}
+    what = f"means of {mean_of} samples" if mean_of > 1 else "samples"
+    return Side(f"{what} of {req.model.path}, row by row", size, specs, read, reference.classes)
+
+
+@torch.no_grad()
+def averaged(req: Request, rows: range, count: int) -> Tensor:
+    """Images `rows` of a request, each the mean of `count` samples: uint8 (B, C, H, W) on the model's device."""
+    if count == 1:
+        return sampled(req, rows)
+    total = sum(sampled(dataclasses.replace(req, seed=req.seed + k * req.n), rows).int() for k in range(count))
+    assert isinstance(total, Tensor)
+    return (total / count).round().to(torch.uint8)
