@@ -15,6 +15,7 @@ from diffcli.metrics.bits import BitsPerDim
 from diffcli.metrics.fidelity import Accuracy, Fid, InceptionScore, Kid, Precision, Recall
 from diffcli.metrics.metric import Metric
 from diffcli.metrics.nearness import PerceptualDistance, Psnr, Ssim
+from diffcli.metrics.overlap import CalibrationError, Dice, EnergyDistance, Iou, MatchedIou
 from diffcli.metrics.priors import CosineSimilarity, Retrieval, SquaredError
 
 AnyMetric = Annotated[
@@ -32,7 +33,12 @@ AnyMetric = Annotated[
     | Follows
     | CosineSimilarity
     | SquaredError
-    | Retrieval,
+    | Retrieval
+    | Dice
+    | Iou
+    | EnergyDistance
+    | MatchedIou
+    | CalibrationError,
     Field(discriminator="kind"),
 ]
 METRICS: dict[str, Callable[[], Metric]] = {

@@ -300,6 +300,7 @@ def test_a_metric_keeps_nothing_that_it_does_not_say_it_needs(name: str) -> None
     values = {"bits": rows, "bpd": rows.sum(1), "text": rows, "image": rows, "predicted": rows, **labelled(rows)}
     values |= {f"{who}{value}": rows[:, 0] for who in ("", "identity_") for value in ("cosine", "mse")}
     values |= dict.fromkeys(("psnr", "ssim", "lpips", "consistency", "follows", "shuffled"), rows[:, 0])
+    values |= {"calibration": rows.view(24, 2, 3), **dict.fromkeys(("dice", "iou", "ged", "hm_iou"), rows[:, 0])}
     for summary in summaries.values():
         summary.update({value: values[value] for value in summary.values})
     scores = metric.compute(summaries)
