@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError, quoted
+from diffcli.data.annotators import joined_annotators
 from diffcli.data.buckets import Framing
 from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split
@@ -69,7 +70,7 @@ class Shards(DataConfig):
             for name, note in notes.items()
             if note.kind != "video"  # kept for tasks of clips; the image is their middle frame
         }
-        images = FileImages(joined(parts), self.shape, labels, classes, columns, framing)
+        images = FileImages(joined(parts), self.shape, labels, classes, joined_annotators(columns), framing)
         return self._with_made(loaded(images, self.in_memory))
 
     def _latents(

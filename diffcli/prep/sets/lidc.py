@@ -2,9 +2,11 @@
 
 A slice is grey: its Hounsfield units through the lung window, level -600 and width 1500, to 0 to 255. Its mask is 255 where
 at least half of the reading sessions (four, as a rule) drew a nodule, 0 elsewhere; a slice on which no pixel reaches that
-is left out. A drawn outline lies outside of the nodule and is no part of it; regions marked as excluded are cut out. Nodules
-under 3 mm, which are single points, have no mask. Every tenth patient, by ID, is in the split `test`: slices of one patient
-are near copies, and never lie in both. PrepSource: Armato et al. 2011, Medical Physics 38 (2), doi 10.1118/1.3528204.
+is left out. Beside it stand the masks of the sessions themselves, annotator_1_mask to annotator_4_mask, for a model to learn from
+all of them; fewer sessions follow each other again. A drawn outline lies outside of the nodule and is no part of it; regions
+marked as excluded are cut out. Nodules under 3 mm, which are single points, have no mask. Every tenth patient, by ID, is in the
+split `test`: slices of one patient are near copies, and never lie in both. PrepSource: Armato et al. 2011, Medical Physics 38,
+doi 10.1118/1.3528204.
 """
 
 import importlib.util
@@ -24,6 +26,7 @@ from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource
 
 LEVEL, WIDTH = -600, 1500  # Hounsfield units
 CONSENSUS = 0.5  # of the reading sessions
+ANNOTATORS = 4  # whose masks are kept
 TEST_EVERY = 10  # patients
 SUFFIXES = (".dcm", "")  # some exports leave the suffix out
 MAX_PIXELS = 1 << 24  # of a slice; those of CT have 512 x 512
@@ -51,7 +54,10 @@ class Slice(NamedTuple):
         """Raises BrokenImage where it is not a whole CT slice."""
         hounsfield = _hounsfield(self.location, self.name)
         mask = consensus(self.contours, self.readers, hounsfield.shape)
-        return Item(self.name, None, window(hounsfield)[None], pictures={"mask": mask[None]})
+        drawn = drawings(self.contours, self.readers, hounsfield.shape)
+        own = {f"annotator_{a + 1}_mask": drawn[a % len(drawn)] for a in range(ANNOTATORS)} if len(drawn) else {}
+        pictures = {"mask": mask, **{name: np.where(one, 255, 0).astype(np.uint8) for name, one in own.items()}}
+        return Item(self.name, None, window(hounsfield)[None], pictures={k: v[None] for k, v in pictures.items()})
 
 
 class SliceItems:
@@ -101,17 +107,22 @@ def window(hounsfield: np.ndarray) -> np.ndarray:
 
 def consensus(contours: Sequence[Contour], readers: int, shape: tuple[int, ...]) -> np.ndarray:
     """uint8 (H, W): 255 where at least CONSENSUS of the readers drew a nodule."""
-    votes = np.zeros(shape, np.int64)
+    votes = drawings(contours, readers, shape).sum(0)
+    return np.where(votes >= CONSENSUS * readers, 255, 0).astype(np.uint8) if readers else np.zeros(shape, np.uint8)
+
+
+def drawings(contours: Sequence[Contour], readers: int, shape: tuple[int, ...]) -> np.ndarray:
+    """bool (readers, H, W): what each of the readers drew, nothing where he drew no nodule."""
+    found = np.zeros((readers, *shape), bool)
     for reader in {contour.reader for contour in contours}:
-        drawn = np.zeros(shape, bool)
+        drawn = found[reader]
         own = sorted((c for c in contours if c.reader == reader), key=lambda c: not c.inside)
         for contour in own:  # what is excluded comes last
             if contour.inside:
                 drawn |= filled(contour.outline, shape)
             else:
                 drawn &= ~filled(contour.outline, shape)
-        votes += drawn
-    return np.where(votes >= CONSENSUS * readers, 255, 0).astype(np.uint8) if readers else np.zeros(shape, np.uint8)
+    return found
 
 
 def filled(outline: Outline, shape: tuple[int, ...]) -> np.ndarray:

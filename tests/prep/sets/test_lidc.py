@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffcli.config import UserError
+from diffcli.data.prepared import Shards
 from diffcli.data.shards import open_shards
+from diffcli.fields import FieldSpec
 from diffcli.prep.items import SourceOptions
 from diffcli.prep.prepare import prepare
 from diffcli.prep.sets.lidc import Contour, consensus, filled, open_lidc, read_contours, window
@@ -105,6 +108,24 @@ def test_lidc_end_to_end_with_a_split_by_patient(tmp_path: Path, cli: Cli):
     assert (fields["mask"].numpy() == expected).all()
     held_out = read(tmp_path / "out", SIZE, 1, "test")
     assert (held_out["image"][0, 0].numpy() == window(hounsfield(100))).all()
+
+
+def test_the_masks_of_all_readers_are_kept_and_an_epoch_draws_one_of_them(tmp_path: Path):
+    """Three of four readers drew the first slice, one of them shifted; the fourth drew nothing."""
+    folder = patient(tmp_path / "in", 1, slices=2)
+    shifted = tuple((x + 2, y) for x, y in SQUARE)
+    (folder / "069.xml").write_bytes(xml(roi("1.2.1.0", SQUARE), roi("1.2.1.0", shifted), "", roi("1.2.1.0", SQUARE)))
+    run("lidc", tmp_path / "in", tmp_path / "out")
+    data = Shards(root=tmp_path / "out", size=SIZE, channels=1).build("train")
+    assert data.specs["masks"] == FieldSpec("mask", (4, SIZE, SIZE), 2)
+    assert data.specs["mask"] == FieldSpec("mask", (1, SIZE, SIZE), 2)
+    assert not any(name.startswith("annotator") for name in data.specs)
+    one, other = filled(SQUARE, (SIZE, SIZE)), filled(shifted, (SIZE, SIZE))
+    row, expected = torch.tensor([0]), [one, other, np.zeros_like(one), one]
+    assert np.array_equal(data.read(row)["masks"][0].numpy(), np.stack(expected))
+    assert np.array_equal(data.read(row)["mask"][0, 0].numpy(), one)
+    for who, mask in enumerate(expected):
+        assert np.array_equal(data.read(row, torch.tensor([who << 1]))["mask"][0, 0].numpy(), mask)
 
 
 def test_a_slice_travels_to_the_process_that_makes_it(tmp_path: Path):
