@@ -25,12 +25,18 @@ from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Drawing, Guide
 from diffcli.tasks.prior import PriorConfig
+from diffcli.tasks.segmentation import SegmentationConfig
 from diffcli.tasks.super_resolution import SuperResolutionConfig
 
 NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # PyYAML on 2024-13-45, !!timestamp x, [[[[...
 
 AnyTask = Annotated[
-    DiffusionConfig | ClassifierConfig | PriorConfig | AutoencoderTaskConfig | SuperResolutionConfig,
+    DiffusionConfig
+    | ClassifierConfig
+    | PriorConfig
+    | AutoencoderTaskConfig
+    | SuperResolutionConfig
+    | SegmentationConfig,
     Field(discriminator="kind"),
 ]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]

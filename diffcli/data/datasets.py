@@ -3,18 +3,17 @@
 Whatever is on disk, a set has one shape, uint8 pixels and int64 labels; its order is that of its files, sorted by name.
 """
 
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from diffcli.config import UserError, quoted
 from diffcli.data import cifar, mnist
+from diffcli.data.cluttered import DigitsSegmentation
 from diffcli.data.dataset import DataConfig
+from diffcli.data.digits_file import read_digits
 from diffcli.data.files import open_tree
-from diffcli.data.idx import read_pair
 from diffcli.data.images import ImageData
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
@@ -22,8 +21,6 @@ from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
 from diffcli.data.stream.opening import is_remote
 from diffcli.data.stream.stream_data import Stream
-
-HELD_OUT_EVERY = 10
 
 
 class Digits(DataConfig):
@@ -45,12 +42,8 @@ class Digits(DataConfig):
         return self
 
     def build(self, split: Split) -> ImageData:
-        folder = package_files("diffcli.data") / "digits"
-        names = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
-        images, labels = read_pair((folder / names[0]).read_bytes(), (folder / names[1]).read_bytes(), names)
-        held_out = np.arange(len(images)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        chosen = held_out if split == "test" else ~held_out
-        return self._arrays(images[chosen], labels[chosen], mnist.DIGITS)
+        images, labels, _ = read_digits(split)
+        return self._arrays(images, labels, mnist.DIGITS)
 
 
 class Mnist(DataConfig):
@@ -108,7 +101,9 @@ class NoData(DataConfig):
         )
 
 
-AnyData = Annotated[Digits | Mnist | Cifar | Folder | Shards | Stream | NoData, Field(discriminator="kind")]
+AnyData = Annotated[
+    Digits | DigitsSegmentation | Mnist | Cifar | Folder | Shards | Stream | NoData, Field(discriminator="kind")
+]
 
 
 def at_root(config: DataConfig, place: str | Path) -> DataConfig:

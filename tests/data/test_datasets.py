@@ -14,6 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from diffcli.config import ImageShape, UserError
+from diffcli.data.cluttered import DigitsSegmentation
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, Cifar, Digits, Folder, Mnist, NoData, at_root
 from diffcli.data.images import FileImages, MemoryImages
@@ -38,6 +39,8 @@ def write(kind: str, root: Path) -> DataConfig:
     match kind:
         case "digits":
             return Digits()
+        case "digits_segmentation":
+            return DigitsSegmentation()
         case "mnist":
             making.mnist(root)
             return Mnist(root=root)
