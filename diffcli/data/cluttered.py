@@ -62,7 +62,7 @@ class DigitsSegmentation(DataConfig):
             HeldMasks(consensus(masks), CLASSES),
         )
         pixels = images.expand(-1, self.channels, -1, -1)
-        return self._captioned(MemoryImages(pixels, labels, mnist.DIGITS, columns))
+        return self._with_made(MemoryImages(pixels, labels, mnist.DIGITS, columns))
 
 
 @lru_cache(maxsize=4)
