@@ -155,6 +155,7 @@ class LoadedModel:
         interpolate: int | None = None,
         restore: str | None = None,
         degrade: bool = False,
+        project: bool = False,
         compare: bool = False,
         given: Mapping[str, "Pictures | Samples"] | None = None,
         settings: Settings = (),
@@ -165,7 +166,8 @@ class LoadedModel:
         label: a class by number or name, "all" in turn or "random". labels, prompts: of the images, from the first again where
         there are more images; without n, one image each. image: pictures to begin from, files or in memory; mask and
         strength say what may change in them. restore: what they have lost and get back, sr2, sr4, colour, blur or mask; degrade
-        takes it from them first, and compare shows them beside.
+        takes it from them first, and compare shows them beside. project: an upscaler's images are
+        consistent with what it enlarges.
         given: other conditions by field: pictures, a tensor or array (K, ...), uint8 where it holds pictures, or the samples of
         another model.
         size: the edge of the images in pixels, or (height, width). settings: keys of sampler.* and guide.*, as
@@ -204,6 +206,7 @@ class LoadedModel:
             "interpolate": interpolate,
             "restore": restore,
             "degrade": switch("degrade", degrade),
+            "project": switch("project", project),
             "compare": switch("compare", compare),
             "overrides": settings_of(settings),
             "batch_size": batch_size,

@@ -29,6 +29,7 @@ from diffcli.cli.options import (
     PrecisionChoice,
     PrecisionOption,
     PriorOption,
+    Project,
     Prompt,
     PromptsFile,
     Restore,
@@ -102,6 +103,7 @@ def sample(
     interpolate: Interpolate = None,
     restore: Restore = None,
     degrade: Degrade = False,
+    project: Project = False,
     compare: Compare = False,
     captions: Captions = False,
     batch_size: BatchSize = 64,
@@ -119,7 +121,7 @@ def sample(
     from diffcli.engine.draw.sample import draw, request_of
 
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength, "compare": compare}
-    edit |= {"restore": restore, "degrade": degrade}
+    edit |= {"restore": restore, "degrade": degrade, "project": project}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
@@ -160,6 +162,7 @@ def gif(
     strength: Strength = None,
     restore: Restore = None,
     degrade: Degrade = False,
+    project: Project = False,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
     precision: PrecisionOption = PrecisionChoice.auto,
@@ -182,7 +185,7 @@ def gif(
     texts = read_prompts(prompt or (), prompts)
     shown = 1 if n is None and labels != "all" and not image and not texts else n
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
-    edit |= {"prompts": texts, "prior": prior, "restore": restore, "degrade": degrade}
+    edit |= {"prompts": texts, "prior": prior, "restore": restore, "degrade": degrade, "project": project}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)

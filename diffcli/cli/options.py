@@ -213,6 +213,13 @@ Restore = Annotated[
         show_default="none",
     ),
 ]
+Project = Annotated[
+    bool,
+    typer.Option(
+        "--project/--no-project",
+        help="Of an upscaler: images that are exactly the given picture when they are made smaller again.",
+    ),
+]
 Degrade = Annotated[
     bool,
     typer.Option("--degrade/--no-degrade", help="First take from --image what --restore gives back, to try it."),

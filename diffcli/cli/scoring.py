@@ -20,6 +20,7 @@ from diffcli.cli.options import (
     PrecisionChoice,
     PrecisionOption,
     PriorOption,
+    Project,
     SamplerOption,
     ScoreSet,
     Seed,
@@ -76,6 +77,7 @@ def fid(
     ddim_eta: Eta = None,
     guidance: Guidance = None,
     overrides: ScoreSet = None,
+    project: Project = False,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
     precision: PrecisionOption = PrecisionChoice.auto,
@@ -88,7 +90,7 @@ def fid(
     from diffcli.engine.distributed import Launch
     from diffcli.engine.score import job
 
-    how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled}
+    how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled, "project": project}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
     scoring = job.Scoring(
         tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema, floors, mean_of

@@ -43,6 +43,19 @@ def projected(denoise: Denoise, schedule: Schedule, operator: Operator, measured
     return consistent
 
 
+def settled(x: Tensor, operator: Operator, measured: Tensor, high: float, rounds: int) -> Tensor:
+    """An image with A x = y, brought nearer to [-high, high] without leaving A x = y: limits and projection in turn.
+
+    x, measured: as in `projected`. Clamped at once, an image that lies beyond the limits would no longer show what was measured.
+    Both sets are convex and meet, in the picture that was measured, so that the way leads to where they do.
+    Source: Bregman 1965; Bauschke & Borwein 1996, section 3 (doi 10.1137/S0036144593251710).
+    """
+    for _ in range(rounds):
+        x = x.clamp(-high, high)
+        x = x - operator.invert(operator.measure(x) - measured)
+    return x
+
+
 def slerp(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     """Points on the great circle from a to b, each (1, C, *S), at shares (B,) of the angle: exactly a at 0 and b at 1.
 

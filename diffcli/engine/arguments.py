@@ -39,6 +39,7 @@ ALIKE = (
     "interpolate",
     "restore",
     "degrade",
+    "project",
     "compare",
     "size",
 )

@@ -264,11 +264,13 @@ def check_idle(model: Model, options: SampleOptions) -> None:
         "--mask": options.mask,
         "--strength": options.strength,
         "--restore": options.restore,
+        "--project": options.project or None,
         "--set": next(iter(options.overrides), None),
     }
     for flag, value in flags.items():
         if value is not None:
-            problem = f"{flag} {value}: {model.path} is a first stage, which encodes and decodes in one step each"
+            named = flag if value is True else f"{flag} {value}"
+            problem = f"{named}: {model.path} is a first stage, which encodes and decodes in one step each"
             raise UserError(problem, f"leave {flag} out")
 
 

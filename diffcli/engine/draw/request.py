@@ -23,7 +23,9 @@ from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.draw.given import Value, choose_given
 from diffcli.engine.draw.labels import choose_labels
 from diffcli.engine.draw.prompts import Prompts, choose_negative, choose_prompts, unconditional
-from diffcli.engine.draw.restore.restoring import Restoration, read_restoration
+from diffcli.engine.draw.restore.measured import Restoring
+from diffcli.engine.draw.restore.projecting import choose_projection
+from diffcli.engine.draw.restore.restoring import read_restoration
 from diffcli.engine.draw.rows import Reference, choose_rows, row_fields
 from diffcli.engine.draw.sampling import SampleOptions, check_steps, choose_guidance, choose_sampler, overridden
 from diffcli.engine.draw.translation import choose_prior
@@ -74,7 +76,7 @@ class Request:
     models: dict[str, Model]  # those that the guide names
     edit: Edit
     negative: Prompts | None = None  # what the unconditional branch is told
-    restoration: Restoration | None = None  # pictures that the images are consistent with
+    restoration: Restoring | None = None  # pictures that the images are consistent with
     tally: Tally = field(default_factory=Tally)  # for samplers whose evaluations are counted only as they go
 
     @property
@@ -147,14 +149,15 @@ class Request:
     def walk(self, rows: range) -> tuple[Tensor, Iterator[Step]]:
         """Where images `rows` begin (B, C, *S) in diffusion space, and the Steps from there to the end."""
         task, sampler, denoise = self.task, self.walked, self.denoise(rows)
-        if self.restoration is not None:
-            denoise = self.restoration.bound(task, denoise, rows)
+        known = None if self.restoration is None else self.restoration.known(task, rows, self.batch)
+        denoise = denoise if known is None else known.bound(task, denoise)
         if self.edit.options.interpolate is None:
             x, noise = task.start(self.seeds(rows))
             x, denoise = self.edit.begin(task, sampler, denoise, x, rows)
         else:
             x, noise = self.edit.between(self._ends, rows), NoNoise(sampler)
         steps = sampler.trajectory(denoise, task.denoiser.schedule, x, noise)
+        steps = steps if known is None else known.finished(task, steps)
         return x, self.tally.watch(steps, min(rows.stop, self.n) - rows.start)
 
     def images(self, rows: range) -> Tensor:
@@ -238,10 +241,10 @@ def request(
     return Request(model, n, options.seed, conditions, sampler, guidance, size, guide, models, edit, negative, restored)
 
 
-def choose_restoration(model: Model, options: SampleOptions) -> Restoration | None:
-    """What --restore asks for, its pictures read; None where it is not there. Raises UserError."""
+def choose_restoration(model: Model, options: SampleOptions) -> Restoring | None:
+    """What --restore asks for, its pictures read, or --project; None where neither is there. Raises UserError."""
     if options.restore is None:
-        return None
+        return choose_projection(model) if options.project else None
     return read_restoration(model, options, options.restore, options.degrade, options.compare)
 
 

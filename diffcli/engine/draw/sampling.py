@@ -38,12 +38,16 @@ class SampleOptions(EditOptions):
     compare: bool = False  # each reconstruction beside its original, each restored picture beside the given one
     restore: str | None = None  # NAME[:OPTION] of the operator that left the images as they are
     degrade: bool = False  # the images by that operator first
+    project: bool = False  # on the picture that an upscaler enlarges
 
     def check(self) -> None:
         super().check()
         if self.compare and not self.images:
             raise UserError("--compare: there is no image to compare with", "give one with --image FILE")
         given = {"--strength": self.strength, "--interpolate": self.interpolate, "--mask": self.mask}
+        if self.project and self.restore is not None:
+            problem = f"--project with --restore {self.restore}: both say what was measured"
+            raise UserError(problem, "leave out one of them")
         check_flags(self.restore, self.degrade, {**given, "--image": self.images[0] if self.images else None})
 
 

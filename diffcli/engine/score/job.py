@@ -98,10 +98,10 @@ class Scoring:
             "--steps": "steps",
             "--ddim-eta": "eta",
         }
-        flags |= {"--guidance": "guidance", "--precision": "precision", "--compile": "compile"}
+        flags |= {"--guidance": "guidance", "--precision": "precision", "--compile": "compile", "--project": "project"}
         for flag, name in flags.items():
             if getattr(options, name) != getattr(fresh, name):
-                value = "" if options.compile and name == "compile" else f" {getattr(options, name)}"
+                value = "" if getattr(options, name) is True else f" {getattr(options, name)}"
                 problem = f"{flag}{value} with two sides ({' '.join(self.sides)}): no model draws anything"
                 raise UserError(problem, f"leave {flag} out, or score a model with --ckpt RUN --ref B")
 

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
 from diffcli.data.pixels import fit
-from diffcli.diffusion.denoiser import Denoise
-from diffcli.diffusion.editing import projected
 from diffcli.diffusion.operators import Operator
 from diffcli.engine.draw.edits import EditOptions, described, open_picture, read_mask
+from diffcli.engine.draw.restore.measured import Batches, Measured, pixels
 from diffcli.engine.draw.restore.wishes import Wish, wished
 from diffcli.engine.model import Model
 from diffcli.fields import misfit, to_float, to_levels
-from diffcli.tasks.codecs.pixel import PixelCodec
 from diffcli.tasks.diffusion import DiffusionTask
 
 
@@ -29,7 +27,7 @@ from diffcli.tasks.diffusion import DiffusionTask
 class Restoration:
     """Pictures that were measured, and by what. measured: (K, C', H', W') in [-1, 1]; image i is made of number i mod K.
 
-    beside: pictures uint8 (K, C, H, W) to show on the left of each image, and on its right; told: for the sidecar.
+    left, right: pictures uint8 (K, C, H, W) to show beside each image; told: for the sidecar.
     """
 
     operator: Operator  # on the model's device
@@ -38,10 +36,9 @@ class Restoration:
     left: Tensor | None = None
     right: Tensor | None = None
 
-    def bound(self, task: DiffusionTask, denoise: Denoise, rows: range) -> Denoise:
-        """The denoiser of images `rows`, its x0 consistent with what was measured."""
-        chosen = _of(self.measured, rows).to(task.device)
-        return projected(denoise, task.denoiser.schedule, self.operator, task.codec.encode(chosen))
+    def known(self, task: DiffusionTask, rows: range, batch: Batches) -> Measured:
+        """What images `rows` are consistent with."""
+        return Measured(self.operator, task.codec.encode(_of(self.measured, rows).to(task.device)))
 
     @property
     def pictures(self) -> int:
@@ -94,19 +91,8 @@ def seen(levels: Tensor, shape: ImageShape) -> Tensor:
 
 def restorable(model: Model, restore: str) -> ImageShape:
     """The shape of the images of a model that can restore. Raises UserError for latents and what is no image."""
-    task = model.task
-    assert isinstance(task, DiffusionTask)
-    if task.spec.kind != "image":
-        problem = (
-            f"--restore {restore}: {model.path} draws the field '{task.field}' of kind {task.spec.kind}, no images"
-        )
-        raise UserError(problem, "give a model of images")
-    if not isinstance(task.codec, PixelCodec):
-        raise UserError(
-            f"--restore {restore}: {model.path} draws latents, and what was measured are pixels",
-            "give a model of pixels; a part of an image is painted anew by --image FILE --mask FILE without --restore",
-        )
-    return ImageShape(*task.spec.sides)
+    hint = "give a model of pixels; a part of an image is painted anew by --image FILE --mask FILE without --restore"
+    return ImageShape(*pixels(model, f"--restore {restore}", hint).spec.sides)
 
 
 def check_channels(model: Model, wish: Wish, shape: ImageShape) -> None:

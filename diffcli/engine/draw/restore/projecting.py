@@ -1,0 +1,58 @@
+"""`--project`: what an upscaler draws is consistent with the picture that it enlarges, by the kernel that it was trained with."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.data.derived import LowRes
+from diffcli.diffusion.operators import Kernel, Separable, lowered
+from diffcli.engine.draw.restore.measured import Batches, Measured, pixels
+from diffcli.engine.model import Model
+from diffcli.tasks.diffusion import DiffusionTask
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The condition that says how images measure, and what made it in training."""
+
+    pictures: ClassVar[int] = 1
+    derived: LowRes
+
+    def known(self, task: DiffusionTask, rows: range, batch: Batches) -> Measured:
+        """What images `rows` are consistent with: the pictures that they are drawn under."""
+        low: Tensor = batch(rows)[self.derived.field]
+        height, width = (side * self.derived.factor for side in low.shape[2:])
+        operator = smaller((height, width), self.derived.factor, self.derived.kernel, task.device)
+        return Measured(operator, task.codec.encode(low.to(task.device)))
+
+    def shown(self, made: Tensor, rows: range) -> Tensor:
+        """The images alone."""
+        return made
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """For the sidecar."""
+        kernel = f"{self.derived.kernel}, antialiased as Pillow's"
+        return {"project": {"field": self.derived.field, "factor": self.derived.factor, "kernel": kernel}}
+
+
+@lru_cache(maxsize=8)
+def smaller(size: tuple[int, int], factor: int, kernel: Kernel, device: torch.device) -> Separable:
+    """The operator of a size, kept: its factors take longer than a step for large images."""
+    return lowered(size, factor, kernel).to(device)
+
+
+def choose_projection(model: Model) -> Projection:
+    """What --project asks for. Raises UserError where the model enlarges no picture, or nothing says by which kernel."""
+    pixels(model, "--project", "leave --project out, or give an upscaler of pixels")
+    found = [each for each in model.preset.data.derived if isinstance(each, LowRes) and each.field in model.task.reads]
+    if not found:
+        raise UserError(
+            f"--project: {model.path} is conditioned on no low_res that data.derived makes, so that no kernel is known",
+            "leave --project out, or restore a picture by a kernel that you name: --restore sr2 --image FILE",
+        )
+    return Projection(found[0])
