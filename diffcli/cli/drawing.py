@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffcli.cli import session
+from diffcli.cli.masking import segment, segments
 from diffcli.cli.options import (
     BatchSize,
     Captions,
@@ -16,6 +17,7 @@ from diffcli.cli.options import (
     Degrade,
     Device,
     DeviceOption,
+    Ensemble,
     Eta,
     FewN,
     Guidance,
@@ -105,6 +107,7 @@ def sample(
     degrade: Degrade = False,
     project: Project = False,
     compare: Compare = False,
+    ensemble: Ensemble = None,
     captions: Captions = False,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
@@ -113,7 +116,7 @@ def sample(
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:
-    """Draw images, or reconstruct them: a grid (.png), one file an image (a folder) or arrays (.npz)."""
+    """Draw images, reconstruct or segment them: a grid (.png), one file an image (a folder) or arrays (.npz)."""
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output
@@ -127,6 +130,9 @@ def sample(
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, (".png", ".npz"), folder_allowed=True)
     output.check_captions(out, captions)
+    if segments(ckpt, options, ensemble):
+        segment(ckpt, out, options, ensemble, ema, device, nproc)
+        return
 
     def work(group: "Group") -> None:
         req = request_of(session.open_model(ckpt, options, group, ema), options)

@@ -230,6 +230,15 @@ Interpolate = Annotated[
         min=2, help="Images from --seed to the next seed, or from one --image to a second.", show_default="none"
     ),
 ]
+Ensemble = Annotated[
+    int | None,
+    typer.Option(
+        "--ensemble",
+        min=1,
+        help="Masks drawn of each image, an odd number: their mean is the probability.",
+        show_default="5; of a segmentation model its one",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change them.")]
 UseEma = Annotated[bool, typer.Option("--ema/--no-ema", help="Use the averaged weights.")]
 Out = Annotated[Path, typer.Option(help="Where to write.")]

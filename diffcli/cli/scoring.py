@@ -14,6 +14,7 @@ from diffcli.cli.options import (
     Compile,
     Device,
     DeviceOption,
+    Ensemble,
     Eta,
     Guidance,
     Nproc,
@@ -48,7 +49,8 @@ def fid(
         str,
         typer.Option(
             help="Comma list of fid, kid, is, precision, recall, accuracy, bpd; of a first stage or a model that pictures "
-            "condition also psnr, ssim, lpips; of the latter consistency, follows; of a prior cosine, mse, retrieval."
+            "condition also psnr, ssim, lpips; of the latter consistency, follows; of a prior cosine, mse, retrieval; "
+            "of a model that tells masks dice, iou, ged, hm_iou, ece."
         ),
     ] = "fid",
     features: Annotated[
@@ -68,6 +70,7 @@ def fid(
     mean_of: Annotated[
         int, typer.Option("--mean-of", min=1, help="Of drawn pairs: samples of each row whose mean is scored.")
     ] = 1,
+    ensemble: Ensemble = None,
     as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
     labels: Class = None,
     prior: PriorOption = None,
@@ -93,7 +96,17 @@ def fid(
     how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled, "project": project}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
     scoring = job.Scoring(
-        tuple(sides or ()), ckpt, ref, options, tuple(metrics.split(",")), features, weights, ema, floors, mean_of
+        tuple(sides or ()),
+        ckpt,
+        ref,
+        options,
+        tuple(metrics.split(",")),
+        features,
+        weights,
+        ema,
+        floors,
+        mean_of,
+        ensemble,
     )
     scoring.check()
 

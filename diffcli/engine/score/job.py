@@ -24,11 +24,13 @@ from diffcli.engine.score.pairs.followed import Following, with_enlarged
 from diffcli.engine.score.pairs.pair_scores import PairScores
 from diffcli.engine.score.reconstructed import cut_short, first, floors_beside, originals, reconstructions
 from diffcli.engine.score.report import Report
+from diffcli.engine.score.segmented import annotated_side, mask_scores, told_by
 from diffcli.engine.score.sides import Side, own_side, resolve
 from diffcli.engine.score.translated import Translation, held_out
 from diffcli.engine.stage import StageModel
 from diffcli.metrics.extractor import Extractor
 from diffcli.metrics.metric import Metric, Role
+from diffcli.metrics.overlap import EXTRACTOR
 from diffcli.metrics.scores import METRICS, metrics_by_name
 
 OPTION = "metrics."  # how a --set item begins that is for a metric
@@ -48,6 +50,7 @@ class Scoring:
     ema: bool
     floors: bool = True  # whether those of a first stage or of enlarging are measured
     mean_of: int = 1  # samples whose mean is scored
+    ensemble: int | None = None  # masks of an image; None is what the model needs
 
     @cached_property
     def options(self) -> SampleOptions:
@@ -108,17 +111,18 @@ class Scoring:
     def _check_model(self) -> None:
         """Metrics that ask the model under test need one, and one that can answer all of them."""
         names = ",".join(metric.kind for metric in self.metrics)
-        translation = self.extractors.get("translation")
-        if translation and len(self.extractors) > 1:
-            other = next(metric.kind for metric in self.metrics if metric.kind not in translation)
-            ours = [kind for kind, metric in METRICS.items() if metric().needs[0].extractor == "translation"]
-            raise UserError(
-                f"--metrics {names}: {other} looks at images, of which a prior draws none",
-                f"choose among {', '.join(ours)}",
-            )
-        if self.ckpt is None and translation:
-            hint = f"type diffcli fid --ckpt RUN --ref SET:test --metrics {names}"
-            raise UserError(f"--metrics {names} needs a prior", hint)
+        for alone, who, lacks in (
+            ("translation", "a prior", "looks at images, of which a prior draws none"),
+            ("segmentation", "a model that tells masks", "does not look at masks"),
+        ):
+            kinds = self.extractors.get(alone)
+            if kinds and len(self.extractors) > 1:
+                other = next(metric.kind for metric in self.metrics if metric.kind not in kinds)
+                ours = [kind for kind, metric in METRICS.items() if metric().needs[0].extractor == alone]
+                raise UserError(f"--metrics {names}: {other} {lacks}", f"choose among {', '.join(ours)}")
+            if self.ckpt is None and kinds:
+                hint = f"type diffcli fid --ckpt RUN --ref SET:test --metrics {names}"
+                raise UserError(f"--metrics {names} needs {who}", hint)
         if self.ckpt is None and {"bound", "reconstruction", "condition"} & self.extractors.keys():
             raise UserError(
                 f"--metrics {names} needs a model", f"type diffcli fid --ckpt RUN --ref B --metrics {names}"
@@ -130,6 +134,9 @@ class Scoring:
 
     def _check_idle(self) -> None:
         """Refuses options that none of these metrics heeds."""
+        if self.ensemble is not None and "segmentation" not in self.extractors:
+            problem = f"--ensemble {self.ensemble} with --metrics {','.join(self.names)}: they look at no masks"
+            raise UserError(problem, "leave --ensemble out, or ask for dice, iou, ged, hm_iou or ece")
         if self.mean_of > 1 and not {"reconstruction", "condition"} & self.extractors.keys() - {"features"}:
             problem = f"--mean-of {self.mean_of} with --metrics {','.join(self.names)}: they look at no pairs"
             raise UserError(problem, "leave --mean-of out, or ask for psnr, ssim or lpips")
@@ -165,6 +172,8 @@ class Scoring:
             translation = Translation(model, self.options, ",".join(metrics))
             extractors: dict[str, Extractor] = {"translation": translation}
             return self._evaluated({"reference": reference}, extractors, group, watch, about)
+        if "segmentation" in self.extractors:
+            return self._of_masks(model, group, watch, about)
         if model.preset.task.kind == "autoencoder":
             return self._of_first_stage(model, group, watch, about)
         asked = [*self.extractors.get("reconstruction", ()), *self.extractors.get("condition", ())]
@@ -173,6 +182,15 @@ class Scoring:
             hint = "give the run of a first stage, such as that of the preset mnist-vae, or of a model that pictures condition"
             raise UserError(f"{problem}no picture", hint)
         return self._of_pairs(model, group, watch, about) if asked else self._of_images(model, group, watch, about)
+
+    def _of_masks(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
+        """Scores of the masks that a model tells of images."""
+        reference = annotated_side(model, self.ref, self.options.n)
+        scores = mask_scores(model, self.options, self.metrics, reference, self.ensemble)
+        size = scores.seg.at_once(self.options.batch_size)
+        return self._evaluated(
+            {"reference": reference}, {EXTRACTOR: scores}, group, watch, about | told_by(scores), size
+        )
 
     def _of_first_stage(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of reconstructions against their originals."""
@@ -270,6 +288,7 @@ class Scoring:
         group: Group,
         watch: Watch | None,
         details: Mapping[str, Any],
+        size: int | None = None,
     ) -> Report | None:
         """Every extractor describes itself in the details, but `features`, which have a place of their own."""
         details = {**details, **{k: v for extractor in extractors.values() for k, v in extractor.describe().items()}}
@@ -277,7 +296,7 @@ class Scoring:
             extractors = {
                 "features": extractor_for(self.features or "inception", self.weights, group.device)
             } | extractors
-        size = self.options.batch_size
+        size = size or self.options.batch_size
         return evaluate(self.metrics, sides, extractors, group, batch_size=size, watch=watch, details=details)
 
     def _reference(self, model: Model) -> Side:

@@ -1,0 +1,111 @@
+"""The extractor `segmentation`: how well the masks that a model tells agree with those of a reference, image by image.
+
+The model tells the masks of the images of each row; `mask` of the row is what the ensemble's mask is compared with, and `masks`,
+where there are several annotators, are what the single masks are. Each process segments the rows that it extracts.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.data.annotators import ALL, ONE
+from diffcli.engine.draw.masks.segmenting import Ensembles, Segmenter, decided, segmenter
+from diffcli.engine.draw.sampling import SampleOptions
+from diffcli.engine.model import Model
+from diffcli.engine.score.reconstructed import first
+from diffcli.engine.score.sides import Side, own_side, resolve
+from diffcli.fields import FieldSpec, Remedies, Specs, check_fields
+from diffcli.metrics.extractor import Extracted
+from diffcli.metrics.metric import Metric
+from diffcli.metrics.overlap import BINS, CALIBRATION, EXTRACTOR, calibration, energy_distance, matched_iou, pairwise
+
+GIVES: Mapping[str, tuple[int, ...]] = {
+    "dice": (),
+    "iou": (),
+    "ged": (),
+    "hm_iou": (),
+    CALIBRATION: (BINS + 1, 3),
+}
+
+
+class MaskScores:
+    """Of each image those of GIVES that the metrics want. field: the one that the model tells."""
+
+    unit = "images"
+    classes: tuple[str, ...] | None = None
+    limit: int | None = None
+
+    def __init__(self, seg: Segmenter, metrics: Sequence[Metric], reference: Side) -> None:
+        self.seg, self.field = seg, str(seg.model.preset.task.models)
+        several = self.field == ONE and ALL in reference.fields
+        self.annotators = ALL if several else self.field
+        spec = FieldSpec("mask", (None, None, None), seg.classes)
+        self.reads: Specs = dict.fromkeys((self.field, self.annotators), spec)
+        wanted = {need.keep.of[0] for metric in metrics for need in metric.needs if need.extractor == EXTRACTOR}
+        self.gives: Mapping[str, tuple[int, ...]] = {name: shape for name, shape in GIVES.items() if name in wanted}
+        self.notes: list[str] = []
+
+    def check(self, name: str, fields: Specs) -> None:
+        hint = "give a set with masks of these classes, such as the split test of the model's own data"
+        who = f"--ref {name}: --ckpt {self.seg.model.path}"
+        check_fields(self.reads, fields, who, dict.fromkeys(self.reads, Remedies(hint, hint, hint, hint)))
+
+    @torch.no_grad()
+    def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
+        """float32 (B, ...) of each."""
+        told = self.seg.segment(rows)
+        device, classes = told.probability.device, self.seg.classes
+        mask, annotators = (fields[name].to(device).long() for name in (self.field, self.annotators))
+        if told.samples.shape[2:] != mask.shape[2:]:
+            sizes = " and ".join("x".join(map(str, size)) for size in (told.samples.shape[2:], mask.shape[2:]))
+            problem = f"--ref: masks of {self.seg.model.path} and of the reference differ in size ({sizes} pixels, HxW)"
+            raise UserError(problem, "give a set prepared with the --size of the model's own data")
+        found: dict[str, Tensor] = {}
+        if {"dice", "iou"} & self.gives.keys():
+            dice, iou = pairwise(decided(told.probability), mask, classes)
+            found |= {"dice": dice[:, 0, 0], "iou": iou[:, 0, 0]}
+        if "ged" in self.gives:
+            found["ged"] = energy_distance(told.samples, annotators, classes)
+        if "hm_iou" in self.gives:
+            found["hm_iou"] = matched_iou(told.samples, annotators, classes)
+        if CALIBRATION in self.gives:
+            found[CALIBRATION] = calibration(told.probability, annotators)
+        return {name: found[name].float() for name in self.gives}
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.seg.rule, "classes": self.seg.classes, "compared": sorted(self.reads)}
+
+
+def annotated_side(model: Model, ref: str | None, n: int | None) -> Side:
+    """The first n rows of the reference of a model of masks: --ref SET:SPLIT, else the split `test` of its own data."""
+    if ref is not None:
+        return first(resolve(ref, size=model.preset.data.size, always=True), n)
+    try:
+        return first(own_side(model, "test"), n)
+    except UserError as error:
+        raise UserError(error.problem, "name a set with masks: --ref SET:test") from None
+
+
+def mask_scores(
+    model: Model, options: SampleOptions, metrics: Sequence[Metric], reference: Side, ensemble: int | None
+) -> MaskScores:
+    """What the model tells of the rows of a reference. Raises UserError where it tells no masks, or of other images."""
+    assert reference.size is not None
+    return MaskScores(segmenter(model, options, reference, reference.size, ensemble), metrics, reference)
+
+
+def told_by(scores: MaskScores) -> dict[str, Any]:
+    """Of a report: how the masks were drawn, where they were."""
+    if not isinstance(scores.seg, Ensembles):
+        return {}
+    req = scores.seg.req
+    return {
+        "sampler": req.sampler.name,
+        "steps": req.sampler.steps,
+        "nfe": req.sampler.nfe,
+        "guidance": req.guidance,
+        "seed": req.seed,
+    }

@@ -1,0 +1,86 @@
+"""fid of a model that tells masks: every score is the one of its masks, image by image, whatever the batch."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffcli.data.cluttered import DigitsSegmentation
+from diffcli.engine.draw.given import Value
+from diffcli.engine.draw.masks.segmenting import segmenter
+from diffcli.engine.draw.sample import SampleOptions, load_model
+from tests.conftest import Cli
+from tests.engine.draw.masks.mask_runs import SIZE, trained
+
+ALL = "dice,iou,ged,hm_iou,ece"
+N = 6
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("scored")
+    return {kind: trained(folder, kind) for kind in ("diffusion", "segmentation")}
+
+
+def scores(cli: Cli, *arguments: object) -> dict:
+    done = cli("fid", "--json", "--n", N, *arguments)
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
+    union = (a | b).sum()
+    return 1.0 if union == 0 else float((a & b).sum() / union)
+
+
+@pytest.mark.parametrize(("kind", "ensemble"), [("diffusion", 3), ("segmentation", 1)])
+def test_scores_are_those_of_the_masks_that_sample_tells(runs: dict[str, Path], kind: str, ensemble: int, cli: Cli):
+    how = ("--ensemble", ensemble) if kind == "diffusion" else ()
+    report = scores(cli, "--ckpt", runs[kind], "--metrics", ALL, "--seed", 4, *how)
+    rows = DigitsSegmentation(size=SIZE).build("test").read(torch.arange(N))
+    model = load_model(runs[kind], torch.device("cpu"))
+    told = segmenter(model, SampleOptions(seed=4), Value(rows["image"], []), N, ensemble).segment(range(N))
+    mask, samples = told.probability[:, 1] > 0.5, told.samples.bool()
+    truth, annotators = rows["mask"][:, 0].bool(), rows["masks"].bool()
+    dice, iou, ged = [], [], []
+    for i in range(N):
+        both, sizes = (mask[i] & truth[i]).sum(), mask[i].sum() + truth[i].sum()
+        dice.append(1.0 if sizes == 0 else float(2 * both / sizes))
+        iou.append(overlap(mask[i], truth[i]))
+        means = [
+            sum(1 - overlap(a, b) for a, b in product(one, other)) / (len(one) * len(other))
+            for one, other in ((samples[i], annotators[i]), (samples[i], samples[i]), (annotators[i], annotators[i]))
+        ]
+        ged.append(2 * means[0] - means[1] - means[2])
+    found = report["scores"]
+    assert found["dice"] == pytest.approx(sum(dice) / N, abs=1e-5)
+    assert found["iou"] == pytest.approx(sum(iou) / N, abs=1e-5)
+    assert found["ged"] == pytest.approx(sum(ged) / N, abs=1e-5)
+    assert 0 <= found["hm_iou"] <= 1
+    assert 0 <= found["ece"] <= 1
+    assert (report["threshold"], report["ensemble"], report["compared"]) == (0.5, ensemble, ["mask", "masks"])
+    assert report["reference"]["n"] == N
+    assert sum(share for share, _, _ in report["calibration"]) == pytest.approx(1)
+
+
+def test_batches_do_not_change_scores(runs: dict[str, Path], cli: Cli):
+    one, other = (
+        scores(cli, "--ckpt", runs["diffusion"], "--metrics", ALL, "--ensemble", 3, "--batch-size", size)["scores"]
+        for size in (64, 4)
+    )
+    assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_what_cannot_be_scored_is_refused(runs: dict[str, Path], cli: Cli):
+    run = runs["diffusion"]
+    cli("fid", "--ckpt", run, "--metrics", "dice,fid").refused(
+        "fid does not look at masks", "dice, iou, ged, hm_iou, ece"
+    )
+    cli("fid", "--ckpt", run, "--metrics", "ged", "--ensemble", 4).refused("--ensemble 4", "--ensemble 5")
+    cli("fid", "digits:train", "digits:test", "--metrics", "dice").refused("needs a model that tells masks")
+    cli("fid", "--ckpt", run, "--metrics", "fid", "--ensemble", 3).refused("--ensemble 3 with --metrics fid")
+    cli("fid", "--ckpt", run, "--metrics", "dice", "--ref", "digits:test").refused("'mask'", "image, label")
+    cli("fid", "--ckpt", run, "--metrics", "dice", "--ref", "digits-segmentation:test").refused("8x8 and 32x32")
+    cli("fid", "--ckpt", runs["segmentation"], "--metrics", "dice", "--steps", 3).refused("--steps 3", "one step")
