@@ -51,6 +51,11 @@ class FieldSpec(NamedTuple):
         return tuple(1 if side is None else side for side in self.shape)
 
     @property
+    def fixed(self) -> bool:
+        """Whether there is one length for every axis alone."""
+        return None not in self.shape
+
+    @property
     def class_count(self) -> int | None:
         """How many classes there are, where that is known."""
         return len(self.classes) if isinstance(self.classes, tuple) else self.classes

@@ -1,5 +1,6 @@
 """The commands that draw: sample and gif; fid shares their sampling options, which become one SampleOptions."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 from diffcli.cli import session
 from diffcli.cli.masking import segment, segments
 from diffcli.cli.options import (
+    Augment,
     BatchSize,
     Captions,
     Ckpt,
@@ -20,14 +22,17 @@ from diffcli.cli.options import (
     Ensemble,
     Eta,
     FewN,
+    FieldFiles,
     Guidance,
     ImageFiles,
     Interpolate,
     Mask,
     N,
     NegativePrompt,
+    NoTile,
     Nproc,
     Out,
+    Overlap,
     PrecisionChoice,
     PrecisionOption,
     PriorOption,
@@ -42,8 +47,11 @@ from diffcli.cli.options import (
     Size,
     Steps,
     Strength,
+    Then,
+    Tile,
     UseEma,
     finite,
+    named_files,
     sides,
 )
 
@@ -100,6 +108,12 @@ def sample(
     guidance: Guidance = None,
     overrides: SamplerSet = None,
     image: ImageFiles = None,
+    field: FieldFiles = None,
+    then: Then = None,
+    augment: Augment = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    no_tile: NoTile = False,
     mask: Mask = None,
     strength: Strength = None,
     interpolate: Interpolate = None,
@@ -120,11 +134,14 @@ def sample(
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output
+    from diffcli.engine.draw.pictured.cascade import cascade
+    from diffcli.engine.draw.pictured.unfolding import unfolded
     from diffcli.engine.draw.prompts import read_prompts
-    from diffcli.engine.draw.sample import draw, request_of
 
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength, "compare": compare}
     edit |= {"restore": restore, "degrade": degrade, "project": project}
+    edit |= {"fields": named_files(field)}
+    edit |= {"augment": augment, "tile": tile, "overlap": overlap, "whole": no_tile}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
@@ -135,14 +152,18 @@ def sample(
         return
 
     def work(group: "Group") -> None:
-        req = request_of(session.open_model(ckpt, options, group, ema), options)
-        output.check_pictures(out, req.shape, req.model.path)
-        drawn = draw(req, group)
+        opened = partial(session.open_model, options=options, group=group, ema=ema)
+        for stage in cascade([ckpt, *(then or ())], unfolded(options, group.leads), group, opened):
+            output.check_pictures(out, stage.req.shape, stage.req.model.path)
+            output.check_sizes(out, stage.req)
+            place = out if stage.last else output.stage_path(out, stage.number)
+            words = stage.req.captions() if captions and stage.last else None
+            if group.leads:
+                output.write(place, track(stage.drawn(), stage.req.n, stage.title), stage.req.describe(), words)
+            else:
+                list(stage.drawn())
         if group.leads:
-            output.write(out, track(drawn, req.n, "sampling"), req.describe(), req.captions() if captions else None)
             print(out)
-        else:
-            list(drawn)
 
     session.in_group(work, device, Launch(nproc))
 
@@ -164,6 +185,12 @@ def gif(
     guidance: Guidance = None,
     overrides: SamplerSet = None,
     image: ImageFiles = None,
+    field: FieldFiles = None,
+    then: Then = None,
+    augment: Augment = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    no_tile: NoTile = False,
     mask: Mask = None,
     strength: Strength = None,
     restore: Restore = None,
@@ -186,26 +213,36 @@ def gif(
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output
     from diffcli.engine.draw import sample as engine
+    from diffcli.engine.draw.pictured.cascade import cascade
+    from diffcli.engine.draw.pictured.unfolding import unfolded
     from diffcli.engine.draw.prompts import read_prompts
 
     texts = read_prompts(prompt or (), prompts)
-    shown = 1 if n is None and labels != "all" and not image and not texts else n
+    shown = 1 if n is None and labels != "all" and not image and not field and not texts else n
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
     edit |= {"prompts": texts, "prior": prior, "restore": restore, "degrade": degrade, "project": project}
+    edit |= {"fields": named_files(field), "augment": augment, "tile": tile, "overlap": overlap, "whole": no_tile}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
 
     def work(group: "Group") -> None:
-        req = engine.request(session.open_model(ckpt, options, group, ema), options)
-        output.check_pictures(out, req.shape, req.model.path)
-        total = engine.frame_count(req, show.value)
-        drawn = engine.frames(req, show.value, group)
-        if group.leads:
-            shown = output.pick(track(drawn, total, "frames"), total, frames)
-            output.write_animation(out, shown, fps, req.describe() | {"show": show.value})
-            print(out)
-        else:
-            list(drawn)
+        opened = partial(session.open_model, options=options, group=group, ema=ema)
+        for stage in cascade([ckpt, *(then or ())], unfolded(options, group.leads), group, opened, animated=True):
+            output.check_pictures(out, stage.req.shape, stage.req.model.path)
+            output.check_sizes(out, stage.req)
+            if not stage.last:
+                list(track(stage.drawn(), stage.req.n, stage.title))
+                continue
+            req = stage.req
+            assert isinstance(req, engine.Request)
+            total = engine.frame_count(req, show.value)
+            drawn = engine.frames(req, show.value, group)
+            if group.leads:
+                shown = output.pick(track(drawn, total, "frames"), total, frames)
+                output.write_animation(out, shown, fps, req.describe() | {"show": show.value})
+                print(out)
+            else:
+                list(drawn)
 
     session.in_group(work, device, Launch(nproc))

@@ -51,6 +51,19 @@ def sides(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
+def named_files(items: list[str] | None) -> tuple[tuple[str, tuple[Path, ...]], ...]:
+    """(NAME, the one path) of each `NAME=FILE`."""
+    found = []
+    for item in items or ():
+        name, sign, path = item.partition("=")
+        if not (name and sign and path):
+            raise typer.BadParameter(f"{item} is no NAME=FILE, as sketch=a.png", param_hint="--field")
+        found.append((name, (Path(path),)))
+    return tuple(found)
+
+
+PICTURES = "Pictures as conditions"  # a group of options in the help
+
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key; repeatable.", show_default="nothing"),
@@ -98,7 +111,7 @@ N = Annotated[
     typer.Option(
         min=1,
         help="Number of images in all.",
-        show_default="16; one a class with --class all, one a --prompt or --image",
+        show_default="16; one a class with --class all, one a --prompt or picture",
     ),
 ]
 FewN = Annotated[
@@ -107,7 +120,7 @@ FewN = Annotated[
         "--n",
         min=1,
         help="Images side by side.",
-        show_default="1; one a class with --class all, one a --prompt or --image",
+        show_default="1; one a class with --class all, one a --prompt or picture",
     ),
 ]
 Prompt = Annotated[
@@ -180,8 +193,69 @@ ImageFiles = Annotated[
     list[Path] | None,
     typer.Option(
         "--image",
-        help="Begin from this image instead of noise, restore it, or reconstruct it by a first stage; repeatable.",
+        metavar="FILE|DIR",
+        help="What a model of one picture draws of: it upscales or paints this. With others, begin from it instead of noise, "
+        "restore it, or reconstruct it by a first stage. Of a folder all pictures; repeatable.",
         show_default="noise",
+    ),
+]
+FieldFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field",
+        metavar="NAME=FILE|DIR",
+        help="Picture for the condition of this name, for models of several; repeatable.",
+        show_default="none",
+        rich_help_panel=PICTURES,
+    ),
+]
+Then = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--then",
+        metavar="CKPT",
+        help="Next stage: draws of each image, its one picture, by its own sampler and guidance; repeatable.",
+        show_default="none",
+        rich_help_panel=PICTURES,
+    ),
+]
+Augment = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Level of the noise on the picture that an upscaler is told, where it was trained under such.",
+        show_default="0",
+        callback=finite,
+        rich_help_panel=PICTURES,
+    ),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        "--tile",
+        min=1,
+        help="Edge in pixels of the tiles that a large image is predicted in.",
+        show_default="the trained size, for larger images that are drawn of a picture",
+        rich_help_panel=PICTURES,
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        "--overlap",
+        min=0,
+        help="Of two tiles, in pixels, at least.",
+        show_default="a quarter of a tile",
+        rich_help_panel=PICTURES,
+    ),
+]
+NoTile = Annotated[
+    bool,
+    typer.Option(
+        "--no-tile/--tiles",
+        help="Compute large images whole: their memory grows with them.",
+        rich_help_panel=PICTURES,
     ),
 ]
 Mask = Annotated[

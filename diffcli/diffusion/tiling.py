@@ -45,8 +45,9 @@ Windowed = Callable[[Tensor, Tensor, Sequence[Piece]], Prediction]
 class Tiles(NamedTuple):
     """How pictures are cut. All lengths in positions of diffusion space.
 
-    size: (height, width) of a tile at most. overlap: of two neighbours at least, below both sides. step: every tile begins at a
-    multiple of this, which divides both sides and those of the pictures. at_once: tiles in one evaluation of the network.
+    size: (height, width) of a tile at most. overlap: of two neighbours at least, below both sides. step: tiles begin at multiples
+    of this, but for the last of a side that is none; at least that much of a tile overlaps with no other. at_once: tiles in one
+    evaluation of the network.
     """
 
     size: tuple[int, int]
@@ -62,9 +63,9 @@ class Tiles(NamedTuple):
         """Where the tiles along a side begin: evenly spread, the first at 0, the last ending where the side ends."""
         if side <= tile:
             return [0]
-        room, stride = (side - tile) // self.step, (tile - self.overlap) // self.step
+        room, stride = math.ceil((side - tile) / self.step), (tile - self.overlap) // self.step
         moves = math.ceil(room / stride)
-        return [self.step * (i * room // moves) for i in range(moves + 1)]
+        return [min(self.step * (i * room // moves), side - tile) for i in range(moves + 1)]
 
 
 def tiled(windowed: Windowed, tiles: Tiles) -> Denoise:

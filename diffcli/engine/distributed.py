@@ -87,6 +87,12 @@ class Group:
         dist.broadcast(value, src=0)
         return bool(value)
 
+    def spread(self, tensor: Tensor) -> Tensor:
+        """The tensor of rank 0 on every rank; elsewhere one of the same shape and type is given, and overwritten."""
+        if self.world > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def gather_rows(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """The rows (n, ...) of all ranks on every rank, in rank order; n may differ from rank to rank.
 

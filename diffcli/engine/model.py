@@ -35,10 +35,16 @@ class Model:
     precision: str = "fp32"  # of its networks: fp32, bf16 or fp16
     compiled: bool = False
     size: tuple[int, int] | None = None  # (height, width) of its images, where they are not those of training
+    fields: Specs | None = None  # of the data that it was trained on; None: what its preset says of them
 
     @property
     def device(self) -> torch.device:
         return next(self.task.parameters()).device
+
+    @property
+    def trained_on(self) -> Specs:
+        """The fields of the data that it was trained on, in the shapes that they had there."""
+        return self.preset.specs if self.fields is None else self.fields
 
     def describe(self) -> dict[str, Any]:
         """What a sidecar or report says of the model: JSON values."""
@@ -76,8 +82,9 @@ def load_model(
     part = "ema" if use_ema else "task"
     if not checkpoint.holds(part, found, record) and checkpoint.holds("ema", found, record):
         raise UserError(f"--no-ema: {found} holds an average only", "leave --no-ema out")
+    fields = specs_of(record, resolved, found)
     with torch.device("meta"):
-        built = resolved.task.build(specs_of(record, resolved, found))
+        built = resolved.task.build(fields)
     chosen = suited(built, chosen)
     digest = load_to_sample(built, found, record, use_ema)
     encoder_records.promise(built, record, found)
@@ -87,7 +94,19 @@ def load_model(
         for network in task.networks_in_use:
             compile_network(network)
     classes = tuple(record["classes"]) if record.get("classes") else None
-    return Model(found, record["step"], resolved, task, classes, use_ema, digest, chosen, compile)
+    return Model(found, record["step"], resolved, task, classes, use_ema, digest, chosen, compile, fields=fields)
+
+
+def without_weights(path: Path) -> Model:
+    """The newest whole checkpoint at PATH on the meta device: what is known before any weight is read. Raises UserError."""
+    found = checkpoint.locate(path)
+    record = checkpoint.read_record(found)
+    resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
+    fields = specs_of(record, resolved, found)
+    with torch.device("meta"):
+        task = resolved.task.build(fields).eval()
+    classes = tuple(record["classes"]) if record.get("classes") else None
+    return Model(found, record["step"], resolved, task, classes, True, "", fields=fields)
 
 
 def resized(model: Model, size: tuple[int, int] | None) -> Model:
@@ -100,7 +119,7 @@ def resized(model: Model, size: tuple[int, int] | None) -> Model:
     task, flag = model.task, f"--size {size[0]}x{size[1]}"
     if not isinstance(task, DiffusionTask) or task.spec.kind != "image":
         raise UserError(f"{flag}: {model.path} draws no still images", "leave --size out")
-    over = [name for name, spec in task.reads.items() if name != task.field and spec.kind in OVER_PIXELS]
+    over = [name for name, spec in task.reads.items() if name != task.field and spec.kind in OVER_PIXELS and spec.fixed]
     if over:
         raise UserError(
             f"{flag}: {model.path} reads '{over[0]}', which lies over images of the size that it was trained on",
@@ -115,7 +134,8 @@ def resized(model: Model, size: tuple[int, int] | None) -> Model:
     changed = copy(task)  # modules and weights are those of the other
     changed.spec = task.spec._replace(shape=(task.spec.sides[0], *size))
     data = model.preset.data.model_copy(update={"size": size})
-    return replace(model, size=size, task=changed, preset=model.preset.model_copy(update={"data": data}))
+    preset = model.preset.model_copy(update={"data": data})
+    return replace(model, size=size, task=changed, preset=preset, fields=model.trained_on)
 
 
 def specs_of(record: Mapping[str, Any], preset: Preset, path: Path) -> Specs:

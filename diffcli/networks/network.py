@@ -21,6 +21,11 @@ class NetworkConfig(Config):
         """The sides of what it takes are multiples of this."""
         return 1
 
+    @property
+    def shift(self) -> int:
+        """An input moved by a multiple of this gives the same output moved, but for the borders: where tiles may begin."""
+        return self.multiple
+
     @abstractmethod
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> nn.Module:
         """A module with forward(x (B, C, *S), time (B,), cond: Conditioning) -> (B, out_channels, *S), for shape (C, *S).

@@ -70,6 +70,10 @@ class UNetConfig(NetworkConfig):
     time_scale: float = Field(1.0, gt=0)  # the network is told times 0..1000; it may have learned 0..1000 * this
     down_padding: Padding = "both"  # of `resample: conv`, where zeros stand on the way down
 
+    @property
+    def shift(self) -> int:
+        return 1 << (len(self.mult) - 1)
+
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "UNet":
         channels, height, width = shape
         if any(m < 1 for m in self.mult):

@@ -91,6 +91,23 @@ def condition_specs(model: Model) -> Specs:
     return {name: spec for name, spec in model.task.reads.items() if name not in apart}
 
 
+def enlargement(model: Model, name: str) -> int:
+    """How many times larger than the picture of a field the images are that a model makes of it, as in its training.
+
+    1 where they lie over each other, where no whole factor leads from one to the other, or where the field has one size alone.
+    """
+    wanted, made = model.task.reads.get(name), model.preset.task.models
+    if wanted is None or wanted.kind != "image" or wanted.fixed or made is None:
+        return 1
+    for specs in (model.trained_on, model.preset.specs):  # what a set of several sizes does not say, its preset may
+        if made in specs and name in specs and specs[made].fixed and specs[name].fixed:
+            pairs = list(zip(specs[made].sides[-2:], specs[name].sides[-2:], strict=True))
+            factors = {large // small for large, small in pairs if large % small == 0}
+            exact = all(large % small == 0 for large, small in pairs)
+            return factors.pop() if exact and len(factors) == 1 else 1
+    return 1
+
+
 def always_told(model: Model) -> frozenset[str]:
     """The fields that a model is told in both branches of guidance, such as the picture that an upscaler enlarges."""
     conditioners = [each for each in model.task.modules() if isinstance(each, Conditioner) and not each.droppable]

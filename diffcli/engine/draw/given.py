@@ -1,7 +1,7 @@
 """Conditions that are given as they are: files, arrays, and the images of an earlier stage, each for a named field."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from diffcli.config import ImageShape, UserError, did_you_mean
 from diffcli.data.pixels import fit
 from diffcli.data.shards import WHITE
-from diffcli.engine.draw.conditions import Conditions, condition_specs
+from diffcli.engine.draw.conditions import Conditions, condition_specs, enlargement
 from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.model import Model
@@ -25,18 +25,35 @@ PICTURED = ("image", "mask")  # the kinds of fields that are read from files
 
 
 class Value:
-    """Rows of one field. rows: (K, ...) on the CPU, pictures as uint8. origin: for the sidecar, where they come from."""
+    """Rows of one field. rows: K of them on the CPU, pictures as uint8. origin: for the sidecar, where they come from."""
 
-    def __init__(self, rows: Tensor, origin: Any) -> None:
+    def __init__(self, rows: Tensor | Sequence[Tensor], origin: Any) -> None:
         self.rows, self.origin = rows, origin
+
+    def chosen(self, rows: range) -> Tensor:
+        """Those of images `rows`, which are of one shape: image i has the one numbered i mod K."""
+        if isinstance(self.rows, Tensor):
+            return self.rows[torch.arange(rows.start, rows.stop) % len(self.rows)]
+        return torch.stack([self.rows[i % len(self.rows)] for i in rows])
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of each row; one where all are alike."""
+        if isinstance(self.rows, Tensor):
+            return [tuple(self.rows.shape[1:])]
+        return [tuple(row.shape) for row in self.rows]
 
 
 @dataclass(frozen=True)
 class Given(Conditions):
-    """Values of fields; image i is drawn under the row numbered i mod K of each."""
+    """Values of fields; image i is drawn under the row numbered i mod K of each.
+
+    sides: (height, width) to which the edges of pictures are repeated, on the right and below, by field.
+    """
 
     given: Specs
     values: Mapping[str, Value]
+    sides: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def specs(self) -> Specs:
@@ -47,31 +64,46 @@ class Given(Conditions):
         return max(len(value.rows) for value in self.values.values())
 
     def fields(self, rows: range, seeds: Sequence[int]) -> dict[str, Tensor]:
-        places = torch.arange(rows.start, rows.stop)
-        return {name: value.rows[places % len(value.rows)] for name, value in self.values.items()}
+        found = {name: value.chosen(rows) for name, value in self.values.items()}
+        return found | {name: extended(found[name], size) for name, size in self.sides.items()}
 
     def describe(self, rows: range, seeds: Sequence[int]) -> dict[str, Any]:
         return {"given": {name: value.origin for name, value in self.values.items()}}
 
 
-def choose_given(model: Model, values: Mapping[str, Value], interpolate: int | None) -> Given | None:
-    """The values as conditions; None where there are none. Raises UserError where one does not fit the model."""
+def choose_given(
+    model: Model,
+    values: Mapping[str, Value],
+    interpolate: int | None,
+    sides: Mapping[str, tuple[int, int]] | None = None,
+) -> Given | None:
+    """The values as conditions; None where there are none. Raises UserError where one does not fit the model.
+
+    sides: see `Given`.
+    """
     wanted = condition_specs(model)
     for name, value in values.items():
         spec = spec_of(model, name)
-        shape = tuple(value.rows.shape[1:])
-        if not fits(spec.shape, shape):
-            raise UserError(
-                f"'{name}' is given in the shape {listed(shape)}, but {model.path} reads {listed(spec.shape)}",
-                "give it in the shape that the model reads, or as files, which are cut and resized",
-            )
-        _check_mask(name, spec, value.rows)
+        for shape in value.shapes:
+            if not fits(spec.shape, shape):
+                raise UserError(
+                    f"'{name}' is given in the shape {listed(shape)}, but {model.path} reads {listed(spec.shape)}",
+                    "give it in the shape that the model reads, or as files, which are cut and resized",
+                )
+        for rows in [value.rows] if isinstance(value.rows, Tensor) else value.rows:
+            _check_mask(name, spec, rows)
         if interpolate is not None and len(value.rows) > 1:
             raise UserError(
                 f"--interpolate {interpolate} with {len(value.rows)} of '{name}': it must not change on the way",
                 "give one",
             )
-    return Given({name: wanted[name] for name in values}, dict(values)) if values else None
+    return Given({name: wanted[name] for name in values}, dict(values), sides or {}) if values else None
+
+
+def extended(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures (..., H, W) of any type made (height, width) large: their last column and row are repeated."""
+    down, across = (torch.arange(to).clamp(max=side - 1) for to, side in zip(size, pictures.shape[-2:], strict=True))
+    return pictures[..., down[:, None], across]
 
 
 def spec_of(model: Model, name: str) -> FieldSpec:
@@ -85,16 +117,32 @@ def spec_of(model: Model, name: str) -> FieldSpec:
     return wanted[name]
 
 
-def from_files(model: Model, name: str, paths: Sequence[Path | MemoryPicture]) -> Value:
-    """Pictures for a field, cut and resized to what the model reads. Raises UserError where there is none that can be read."""
+def from_files(
+    model: Model,
+    name: str,
+    paths: Sequence[Path | MemoryPicture],
+    size: tuple[int, int] | None = None,
+    flag: str | None = None,
+) -> Value:
+    """Pictures for a field, cut and resized to what the model reads; those that a model enlarges keep their size.
+
+    size: (height, width) of the images that shall be drawn, None: the model's own, or what follows from the pictures. flag: what
+    names the pictures in errors. Raises UserError where one cannot be read, or is larger than what shall be drawn of it.
+    """
     spec = spec_of(model, name)
     if spec.kind not in PICTURED:
         raise UserError(
             f"'{name}' is given by {paths[0]}, but is of kind {spec.kind}, which is not read from files",
             "give an array",
         )
-    rows = [_picture(name, spec, open_picture(f"'{name}'", path), model) for path in paths]
-    return Value(torch.from_numpy(np.stack(rows)), [described(path) for path in paths])
+    flag, factor, rows = flag or f"'{name}'", enlargement(model, name), []
+    for path in paths:
+        image = open_picture(flag, path)
+        if size is not None and factor > 1:
+            check_enlarged(f"{flag} {path}", image, size, factor)
+        rows.append(torch.from_numpy(_picture(spec, image, _sides(model, image, size, factor))))
+    alike = len({row.shape for row in rows}) == 1
+    return Value(torch.stack(rows) if alike else rows, [described(path) for path in paths])
 
 
 def from_stage(model: Model, images: Tensor, record: Mapping[str, Any], field: str | None = None) -> dict[str, Value]:
@@ -115,9 +163,31 @@ def from_stage(model: Model, images: Tensor, record: Mapping[str, Any], field: s
     return {field: Value(images, {"stage": dict(record)})}
 
 
-def _picture(name: str, spec: FieldSpec, image: Image.Image, model: Model) -> np.ndarray:
-    """uint8 (C, H, W); sides that the model leaves open are those of its own images."""
-    own = tuple(model.preset.data.shape)
+def check_enlarged(what: str, image: Image.Image, size: tuple[int, int], factor: int) -> None:
+    """Raises UserError where images of `size` cannot be drawn of a picture, `factor` times enlarged."""
+    if image.height > size[0] or image.width > size[1]:
+        raise UserError(
+            f"{what}: is {image.height}x{image.width} pixels (HxW), larger than the {size[0]}x{size[1]} to be drawn of it",
+            f"leave --size out: it is then drawn {factor} times larger",
+        )
+    if any(side % factor for side in size):
+        near = "x".join(str(max(1, round(side / factor)) * factor) for side in size)
+        raise UserError(
+            f"--size {size[0]}x{size[1]}: the model enlarges pictures {factor} times, which does not divide it",
+            f"use --size {near}, or leave --size out",
+        )
+
+
+def _sides(model: Model, image: Image.Image, size: tuple[int, int] | None, factor: int) -> ImageShape:
+    """What a picture of an open size becomes; its channels are those of the model's images, where those are open, too."""
+    shape = model.preset.data.shape
+    if size is not None:
+        return ImageShape(shape.channels, size[0] // factor, size[1] // factor)
+    return shape if factor == 1 else ImageShape(shape.channels, image.height, image.width)
+
+
+def _picture(spec: FieldSpec, image: Image.Image, own: ImageShape) -> np.ndarray:
+    """uint8 (C, H, W); own: the shape where the model leaves it open."""
     channels, height, width = (side or other for side, other in zip(spec.shape, own, strict=True))
     resampling = Image.Resampling.NEAREST if spec.kind == "mask" else Image.Resampling.BICUBIC
     levels = fit(image, ImageShape(channels, height, width), resampling)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.engine.draw.pictures import captioned, grid, write_png
-from diffcli.engine.draw.sample import Finished
+from diffcli.engine.draw.sample import Finished, ImageRequest
+from diffcli.fields import listed
 
 ANIMATIONS = (".gif", ".mp4", ".webp")
 WIDEST = 20  # columns of a grid that still show anything
@@ -57,6 +58,22 @@ def check_pictures(path: Path, shape: tuple[int, ...], model: Path) -> None:
         )
 
 
+def check_sizes(path: Path, req: ImageRequest) -> None:
+    """Raises UserError, before any work, where images of several sizes would be written to one file."""
+    shapes = list(dict.fromkeys(part.shape for part, _ in req.parts))
+    if path.suffix and len(shapes) > 1:
+        sizes = " and ".join(listed(shape[1:]) for shape in shapes[:2])
+        raise UserError(
+            f"--out {path}: the images follow from pictures of several sizes ({sizes} pixels, HxW), and it holds one size",
+            f"write one file an image: --out {path.with_suffix('')}, or bring the pictures to one size: --size HxW",
+        )
+
+
+def stage_path(path: Path, number: int) -> Path:
+    """Where the images of an earlier stage of a cascade go: DIR/stage-1, or NAME.stage-1.png beside NAME.png."""
+    return path.with_suffix(f".stage-{number}{path.suffix}") if path.suffix else path / f"stage-{number}"
+
+
 def write(
     path: Path, drawn: Iterable[Finished], description: Mapping[str, Any], captions: Sequence[str] | None = None
 ) -> None:
@@ -65,6 +82,8 @@ def write(
     captions: what to write under the images of a grid.
     """
     names = [f"{i:06d}.png" for i in range(description["n"])]
+    if not path.suffix:
+        path.mkdir(exist_ok=True)
     stale = [] if path.suffix else sorted({p.name for p in path.glob("*.png")} - set(names))
     if stale:
         raise UserError(

@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from diffcli.digest import sha256
+
 GAP = 2  # pixels between the images of a grid
 READABLE = 96  # pixels that an image is wide, or more, where a caption stands under it
 LETTERS = 12  # pixels that they are high
@@ -34,6 +36,20 @@ class MemoryPicture:
         """For sidecars: its mode, size and pixels."""
         digest = hashlib.sha256(self.image.tobytes()).hexdigest()
         return {"picture": f"{self.image.mode} {self.image.width}x{self.image.height}", "sha256": digest}
+
+
+class FilePicture(MemoryPicture):
+    """A picture file that has been read."""
+
+    def __init__(self, path: Path, image: Image.Image) -> None:
+        super().__init__(image)
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def describe(self) -> dict[str, str]:
+        return {"file": str(self.path), "sha256": sha256(self.path)}
 
 
 def grid(images: Tensor, columns: int | None = None) -> np.ndarray:

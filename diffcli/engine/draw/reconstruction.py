@@ -167,6 +167,11 @@ class Reconstruction:
         """Images of a first stage have no classes."""
 
     @property
+    def parts(self) -> list[tuple["Reconstruction", range]]:
+        """All images are of one size."""
+        return [(self, range(self.n))]
+
+    @property
     def model(self) -> Model:
         return self.stage.model
 
@@ -266,6 +271,10 @@ def check_idle(model: Model, options: SampleOptions) -> None:
         "--restore": options.restore,
         "--project": options.project or None,
         "--set": next(iter(options.overrides), None),
+        "--field": next((name for name, _ in options.fields), None),
+        "--augment": options.augment,
+        "--tile": options.tile,
+        "--overlap": options.overlap,
     }
     for flag, value in flags.items():
         if value is not None:

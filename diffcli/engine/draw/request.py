@@ -20,8 +20,10 @@ from diffcli.engine.distributed import Group
 from diffcli.engine.draw import guides
 from diffcli.engine.draw.conditions import Conditions, blanks, check_distinct
 from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
-from diffcli.engine.draw.given import Value, choose_given
+from diffcli.engine.draw.given import Given, Value, choose_given
 from diffcli.engine.draw.labels import choose_labels
+from diffcli.engine.draw.pictured.augmenting import at_level, check_augment
+from diffcli.engine.draw.pictured.following import WHOLE, Frame, Gathered, Size, check_alike, framed, picture_conditions
 from diffcli.engine.draw.prompts import Prompts, choose_negative, choose_prompts, unconditional
 from diffcli.engine.draw.restore.measured import Restoring
 from diffcli.engine.draw.restore.projecting import choose_projection
@@ -29,7 +31,7 @@ from diffcli.engine.draw.restore.restoring import read_restoration
 from diffcli.engine.draw.rows import Reference, choose_rows, row_fields
 from diffcli.engine.draw.sampling import SampleOptions, check_steps, choose_guidance, choose_sampler, overridden
 from diffcli.engine.draw.translation import choose_prior
-from diffcli.engine.model import Model, resized
+from diffcli.engine.model import Model
 from diffcli.fields import Batch, to_levels
 from diffcli.noise import streams
 from diffcli.tasks.diffusion import DiffusionTask
@@ -77,6 +79,8 @@ class Request:
     edit: Edit
     negative: Prompts | None = None  # what the unconditional branch is told
     restoration: Restoring | None = None  # pictures that the images are consistent with
+    frame: Frame = WHOLE  # how the networks see the images
+    augment: float | None = None  # level of the noise on pictures that are conditions
     tally: Tally = field(default_factory=Tally)  # for samplers whose evaluations are counted only as they go
 
     @property
@@ -87,8 +91,14 @@ class Request:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one image: channels, height and width, where it is restored with what stands beside."""
-        shape = self.task.shape
-        return shape if self.restoration is None else (*shape[:-1], shape[-1] * self.restoration.pictures)
+        channels, *size = self.task.shape
+        height, width = size if self.frame.cut is None else self.frame.cut
+        return channels, height, width * (1 if self.restoration is None else self.restoration.pictures)
+
+    @property
+    def parts(self) -> list[tuple["Request", range]]:
+        """All images are of one size."""
+        return [(self, range(self.n))]
 
     @cached_property
     def walked(self) -> Sampler:
@@ -144,7 +154,8 @@ class Request:
         guiding = guides.guiding(self.guide, self.models)
         if self.negative is not None:
             guiding = guiding._replace(negative=self._fields([self.negative], rows))
-        return self.task.denoise(self.batch(rows), self.guidance, len(rows), guiding)
+        with at_level(self.task, self.augment):
+            return self.task.denoise(self.batch(rows), self.guidance, len(rows), guiding, self.frame.tiles)
 
     def walk(self, rows: range) -> tuple[Tensor, Iterator[Step]]:
         """Where images `rows` begin (B, C, *S) in diffusion space, and the Steps from there to the end."""
@@ -167,6 +178,7 @@ class Request:
     def finished(self, x: Tensor, rows: range) -> Tensor:
         """Images `rows` in diffusion space -> uint8 on the same device, with given pixels where the mask says that they stay."""
         made = to_levels(self.edit.kept(self.task, self.task.decode(x), rows))
+        made = self.frame.kept(made)
         return made if self.restoration is None else self.restoration.shown(made, rows)
 
     def agree(self, group: Group) -> None:
@@ -198,7 +210,9 @@ class Request:
         }
         for condition in self.conditions:
             description |= condition.describe(rows, self.streams(rows))
-        return description | self.edit.describe() | ({} if self.restoration is None else self.restoration.told)
+        restored = {} if self.restoration is None else self.restoration.told
+        augmented = {} if self.augment is None else {"augment": self.augment}
+        return description | self.edit.describe() | restored | augmented | self.frame.describe()
 
 
 def request(
@@ -224,21 +238,45 @@ def request(
     if options.compare and options.restore is None:
         problem = f"--compare: {model.path} changes its images instead of reconstructing them"
         raise UserError(problem, "leave --compare out, add --restore NAME, or give --ckpt of a first stage")
-    model = resized(model, options.size)
+    gathered = picture_conditions(model, options, given or {})
+    check_alike(gathered.sizes)
+    return composed(model, gathered, next(iter(gathered.sizes), None), reference)
+
+
+def composed(model: Model, gathered: Gathered, size: Size | None, reference: Reference | None = None) -> Request:
+    """The request for images of one size, (height, width); None: that of the options. Raises UserError."""
+    task, options = model.preset.task, gathered.options
+    assert isinstance(task, DiffusionConfig)
+    check_augment(model, options.augment)
+    model, frame, sides = framed(model, options, gathered.values, size)
     sampler, guidance, guide = choose_sampler(model, options), *choose_guidance(model, options, task)
     if options.overrides:
         changed = overridden(model, sampler, guidance, guide, options)
         sampler, guide = changed.sampler, changed.guide
     check_steps(sampler, options, task)
     models = guides.load_guides(guide, model, options.overrides)
-    conditions = choose_conditions(model, options, guidance, guide, models, reference, given or {})
+    values = choose_given(model, gathered.values, options.interpolate, sides)
+    conditions = choose_conditions(model, options, guidance, guide, models, reference, values)
     words = next((each for each in conditions if isinstance(each, Prompts)), None)
     negative = choose_negative(model, options, guidance, guide, words)
     n = choose_n(options, conditions)
     edit = Edit() if options.restore else choose_edit(model, options)
-    restored = choose_restoration(model, options)
-    size = options.batch_size
-    return Request(model, n, options.seed, conditions, sampler, guidance, size, guide, models, edit, negative, restored)
+    return Request(
+        model,
+        n,
+        options.seed,
+        conditions,
+        sampler,
+        guidance,
+        frame.at_once or options.batch_size,
+        guide,
+        models,
+        edit,
+        negative,
+        choose_restoration(model, options),
+        frame,
+        options.augment,
+    )
 
 
 def choose_restoration(model: Model, options: SampleOptions) -> Restoring | None:
@@ -267,19 +305,18 @@ def choose_conditions(
     guide: Guide,
     models: dict[str, Model],
     reference: Reference | None,
-    given: Mapping[str, Value],
+    values: Given | None,
 ) -> tuple[Conditions, ...]:
     """What the images are drawn under: all that the model reads beside what it models. Raises UserError where it is not given."""
     null_alone = unconditional(guidance, guide)
     labels = choose_labels(model, options.labels, options.interpolate, models)
-    values = choose_given(model, given, options.interpolate)
     words: Conditions | None
     if reference is not None and row_fields(model) and not null_alone:
         own = labels is not None and options.labels is None  # labels of the rows themselves
         words = rows = choose_rows(model, reference, choose_prior(model, options.prior, needed=False), own)
         labels = None if "label" in rows.specs else labels
     else:
-        words = choose_prompts(model, options, guidance, guide, given)
+        words = choose_prompts(model, options, guidance, guide, {} if values is None else values.specs)
     found = [condition for condition in (words, labels, values) if condition is not None]
     check_distinct(found)
     return (*found, *blanks(model, found, null_alone))

@@ -4,7 +4,8 @@ Images become bytes on the device that draws them, are gathered on rank 0 where 
 copied to the CPU.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -13,11 +14,14 @@ from torch import Tensor
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.labels import class_id
+from diffcli.engine.draw.pictured.following import picture_conditions
+from diffcli.engine.draw.pictured.gallery import Gallery
 from diffcli.engine.draw.reconstruction import reconstruction
-from diffcli.engine.draw.request import Request, request
+from diffcli.engine.draw.request import Request, composed, request
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model, load_model
 from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
+from diffcli.tasks.diffusion import DiffusionTask
 
 __all__ = [
     "Finished",
@@ -55,6 +59,10 @@ class ImageRequest(Protocol):
     def labels(self) -> Tensor | None:
         """The class of each image, int64 (n,), where they have one."""
 
+    @property
+    def parts(self) -> Iterable[tuple["ImageRequest", range]]:
+        """Stretches of images of one size, in order, and what draws each."""
+
     def images(self, rows: range) -> Tensor:
         """The finished images `rows`, computed as one batch: uint8 (B, C, H, W) on the model's device. Rows may end after n."""
 
@@ -79,13 +87,31 @@ def request_of(model: Model, options: SampleOptions, given: Mapping[str, Value] 
     """The options completed from a checkpoint, whatever it was trained as. Raises UserError; given: see `request`."""
     if isinstance(model.task, AutoencoderTask) and not given:
         return reconstruction(model, options)
-    return request(model, options, given=given)
+    return drawing(model, options, given)
+
+
+def drawing(model: Model, options: SampleOptions, given: Mapping[str, Value] | None = None) -> ImageRequest:
+    """`request`, of images of several sizes where the pictures that they are drawn of have several. Raises UserError."""
+    if len(options.images) + len(options.fields) == 0 or not isinstance(model.task, DiffusionTask):
+        return request(model, options, given=given)
+    gathered = picture_conditions(model, options, given or {})
+    if len(set(gathered.sizes)) < 2:
+        return request(model, gathered.options, given=gathered.values)
+    parts = {size: composed(model, gathered, size) for size in dict.fromkeys(gathered.sizes)}
+    tally = parts[gathered.sizes[0]].tally
+    return Gallery({size: replace(part, tally=tally) for size, part in parts.items()}, gathered.sizes)
 
 
 @torch.no_grad()
 def draw(req: ImageRequest, group: Group) -> Iterator[Finished]:
     """The images of a request in order, batch by batch, on rank 0; the other ranks help and yield nothing."""
-    batches = list(spans(range(req.n), req.batch_size))
+    for part, rows in req.parts:
+        yield from draw_part(part, rows, group)
+
+
+def draw_part(req: ImageRequest, chosen: range, group: Group) -> Iterator[Finished]:
+    """The images `chosen`, which are of one size; see `draw`."""
+    batches = list(spans(chosen, req.batch_size))
     for first in range(0, len(batches), group.world):
         together = batches[first : first + group.world]
         mine = together[group.rank] if group.rank < len(together) else range(0)

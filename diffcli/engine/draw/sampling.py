@@ -1,5 +1,6 @@
 """The sampling options of the command line, and sampler and guidance completed from the checkpoint by them."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
@@ -9,6 +10,7 @@ from diffcli.config import UserError, did_you_mean
 from diffcli.diffusion.samplers import AnySampler, Sampler
 from diffcli.engine import encoder_records
 from diffcli.engine.draw.edits import EditOptions
+from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.draw.restore.wishes import check_flags
 from diffcli.engine.model import Model
 from diffcli.preset import Preset
@@ -39,6 +41,11 @@ class SampleOptions(EditOptions):
     restore: str | None = None  # NAME[:OPTION] of the operator that left the images as they are
     degrade: bool = False  # the images by that operator first
     project: bool = False  # on the picture that an upscaler enlarges
+    fields: tuple[tuple[str, tuple[Path | MemoryPicture, ...]], ...] = ()  # pictures by the condition that they are
+    augment: float | None = Field(None, ge=0, lt=1)  # level of the noise on pictures that the model enlarges
+    tile: int | None = Field(None, ge=1)  # edge in pixels
+    overlap: int | None = Field(None, ge=0)  # of tiles, in pixels
+    whole: bool = False  # large images are not cut into tiles
 
     def check(self) -> None:
         super().check()
@@ -49,6 +56,20 @@ class SampleOptions(EditOptions):
             problem = f"--project with --restore {self.restore}: both say what was measured"
             raise UserError(problem, "leave out one of them")
         check_flags(self.restore, self.degrade, {**given, "--image": self.images[0] if self.images else None})
+        names = [name for name, _ in self.fields]
+        for name in names:
+            if names.count(name) > 1:
+                hint = f"give it once; of several pictures a folder, --field {name}=DIR"
+                raise UserError(f"--field {name}: the condition '{name}' is given twice", hint)
+        for flag, value in (("--tile", self.tile), ("--overlap", self.overlap)):
+            if self.whole and value is not None:
+                raise UserError(f"{flag} {value} with --no-tile: there are no tiles", f"leave out {flag} or --no-tile")
+
+    @property
+    def images_are_conditions(self) -> bool:
+        """Whether --image is what a model that reads one picture is told, rather than what images begin from."""
+        beside = self.mask, self.strength, self.interpolate, self.restore
+        return all(value is None for value in beside)
 
 
 def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig) -> tuple[float, Guide]:

@@ -1,0 +1,1 @@
+"""Drawing under pictures: which conditions files become, how large the images are that follow, and cascades of stages."""

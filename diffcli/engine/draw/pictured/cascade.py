@@ -1,0 +1,137 @@
+"""Cascades: the images of one model are the one picture that the next is told, which makes larger ones of them, and so on.
+
+Each stage draws by its own sampler and guidance, image i from seed + i, and leaves the device before the next one comes. Classes
+and prompts of the first are those of every stage that reads them.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffcli.engine.distributed import Group
+from diffcli.engine.draw.given import Value, from_stage
+from diffcli.engine.draw.pictured.augmenting import augmenting
+from diffcli.engine.draw.pictured.following import pictured
+from diffcli.engine.draw.pictured.succession import check_cascade, reads_classes
+from diffcli.engine.draw.prompts import prompted
+from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions, draw, request, request_of
+from diffcli.engine.draw.translation import image_conditioners
+from diffcli.engine.model import Model
+
+Opening = Callable[[Path], Model]
+
+
+class CascadeStage:
+    """One stage of a cascade, while it is its turn. number: from 1; of: how many there are."""
+
+    def __init__(self, number: int, of: int, req: ImageRequest, group: Group) -> None:
+        self.number, self.of, self.group = number, of, group
+        self._req: ImageRequest | None = req
+        self._batches: list[Finished] | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.number == self.of
+
+    @property
+    def title(self) -> str:
+        """For progress displays."""
+        return "sampling" if self.of == 1 else f"stage {self.number} of {self.of}"
+
+    @property
+    def req(self) -> ImageRequest:
+        """What it draws; gone when the next stage has begun."""
+        assert self._req is not None
+        return self._req
+
+    def drawn(self) -> Iterator[Finished]:
+        """Its images, on rank 0, as `draw` gives them; kept for the next stage where there is one."""
+        kept: list[Finished] = []
+        for batch in draw(self.req, self.group):
+            if not self.last:
+                kept.append(batch)
+            yield batch
+        self._batches = kept
+
+    def handed_on(self) -> Tensor:
+        """Its images, uint8 (n, C, H, W) on the CPU of every rank; drawn now, where nobody has asked for them."""
+        if self._batches is None:
+            for _ in self.drawn():
+                pass
+        assert self._batches is not None
+        device = self.group.device if self.group.world > 1 else "cpu"
+        if self.group.leads:
+            images = torch.cat([batch.images for batch in self._batches]).to(device)
+        else:
+            images = torch.empty(self.req.n, *self.req.shape, dtype=torch.uint8, device=device)
+        return self.group.spread(images).cpu()
+
+    def leave(self) -> None:
+        """Gives the memory of its model back."""
+        self._req = self._batches = None
+        gc.collect()
+        if self.group.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def cascade(
+    paths: Sequence[Path],
+    options: SampleOptions,
+    group: Group,
+    opening: Opening,
+    given: Mapping[str, Value] | None = None,
+    animated: bool = False,
+) -> Iterator[CascadeStage]:
+    """The stages of these checkpoints, each when it is its turn; a single one is a cascade, too.
+
+    opening: loads a checkpoint. given: see `request`, for the first. animated: the last stage is a Request, whose steps `frames`
+    shows. Raises UserError, before anything is drawn, where a stage
+    does not follow the one before.
+    """
+    of, asked = len(paths), request if animated else request_of
+    first = opening(paths[0])
+    req = asked(first, options, given=given) if of == 1 else request_of(first, of_first(first, options), given)
+    check_cascade(req, paths[1:], options)
+    stage = CascadeStage(1, of, req, group)
+    del first, req
+    yield stage
+    for number, path in enumerate(paths[1:], 2):
+        images, labels, record = stage.handed_on(), stage.req.labels, stage.req.describe()
+        stage.leave()
+        model = opening(path)
+        handed = of_next(model, options, len(images), labels)
+        make = asked if number == of else request_of
+        stage = CascadeStage(number, of, make(model, handed, given=from_stage(model, images, record)), group)
+        del model, images
+        yield stage
+
+
+def of_first(model: Model, options: SampleOptions) -> SampleOptions:
+    """What the first of several stages heeds: of tiles, projection and augmentation nothing where it reads no picture."""
+    without: dict[str, Any] = {} if augmenting(model.task) else {"augment": None}
+    if not pictured(model):
+        without |= {"tile": None, "overlap": None, "whole": False, "project": False}
+    return options.model_copy(update=without)
+
+
+def of_next(model: Model, options: SampleOptions, n: int, labels: Tensor | None) -> SampleOptions:
+    """What a later stage is asked for: n images under the classes and prompts of the first; the rest is its own."""
+    return SampleOptions(
+        n=n,
+        labels=tuple(labels.tolist()) if labels is not None and reads_classes(model) else None,
+        prompts=options.prompts if prompted(model) else (),
+        prior=options.prior if image_conditioners(model.task) else None,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        compile=options.compile,
+        augment=options.augment if augmenting(model.task) else None,
+        tile=options.tile,
+        overlap=options.overlap,
+        whole=options.whole,
+        project=options.project,
+    )
