@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EMBEDDING = "Embeddings of a pretrained encoder, stored beside the images"
 KINDS = (
     "mnist, fashion-mnist, kmnist, cifar10, cifar100, imagenet64, imagenet, celeba, afhq, ffhq, folder, pairs, lidc,"
-    " coco, cc3m, cc12m, urls, webdataset, webvid, latents, or shards (a prepared set, to --embed)"
+    " isic, cvc-clinic, coco, cc3m, cc12m, urls, webdataset, webvid, latents, or shards (a prepared set, to --embed)"
 )
 LATENTS = "Latents of a first stage (latents)"
 DOWNLOADS = "Downloads (cc3m, cc12m, urls, coco)"

@@ -19,6 +19,7 @@ from diffcli.prep.sets.imagenet import open_imagenet
 from diffcli.prep.sets.imagenet64 import open_imagenet64
 from diffcli.prep.sets.latents import open_latents
 from diffcli.prep.sets.lidc import open_lidc
+from diffcli.prep.sets.medical import CVC, ISIC, open_cvc_clinic, open_isic
 from diffcli.prep.sets.pairs import open_pairs
 from diffcli.prep.sets.webdataset_index import WHERE as WEBDATASET
 from diffcli.prep.sets.webdataset_index import open_webdataset
@@ -92,6 +93,17 @@ KINDS: dict[str, Kind] = {
         open_lidc,
         "CC BY 3.0, LIDC-IDRI of The Cancer Imaging Archive; Armato et al. 2015, doi 10.7937/K9/TCIA.2015.LO9QL9SX",
         "give the folder LIDC-IDRI of https://www.cancerimagingarchive.net/collection/lidc-idri, with its XML files",
+    ),
+    "isic": Kind(
+        open_isic,
+        "CC BY-NC 4.0, International Skin Imaging Collaboration; Codella et al. 2019, arXiv 1902.03368",
+        ISIC,
+        large=True,
+    ),
+    "cvc-clinic": Kind(
+        open_cvc_clinic,
+        "research and education, CVC Barcelona; Bernal et al. 2015, doi 10.1016/j.compmedimag.2015.02.007",
+        CVC,
     ),
     "pairs": Kind(
         open_pairs,

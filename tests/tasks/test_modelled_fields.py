@@ -59,6 +59,14 @@ def test_classes_come_back_from_their_channels_as_evenly_spaced_levels(classes: 
     assert torch.equal(codec.decode(z * 0.3), codec.decode(z)), "the largest channel is the class, however large"
 
 
+def test_a_scaled_mask_is_smaller_in_diffusion_space_alone():
+    mask = torch.arange(8).remainder(2).view(1, 1, 2, 4)
+    plain, small = OneHotCodec(2), OneHotCodecConfig(classes=2, scale=0.25).build(FieldSpec("mask", (1, 2, 4), 2))
+    assert torch.equal(small.encode(mask), plain.encode(mask) / 4)
+    assert torch.equal(small.decode(small.encode(mask)), plain.decode(plain.encode(mask)))
+    assert (small.bounds, small.length) == ((-0.25, 0.25), 0.25)
+
+
 def test_a_number_that_is_no_class_is_in_no_channel():
     assert (OneHotCodec(3).encode(torch.full((1, 1, 2, 2), 255)) == -1).all()
 
