@@ -12,6 +12,7 @@ import yaml
 from diffcli.config import ImageShape, UserError, quoted
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.reconstruction import check_idle
+from diffcli.engine.draw.request import Request
 from diffcli.engine.draw.rows import row_fields
 from diffcli.engine.draw.sample import Model, SampleOptions, load_model, request
 from diffcli.engine.score import bound, generated
@@ -19,9 +20,10 @@ from diffcli.engine.score.cache import cache_folder
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import extractor_for
 from diffcli.engine.score.onepass import Watch, share
-from diffcli.engine.score.pairs.drawn_pairs import paired, pairs, pictured
+from diffcli.engine.score.pairs.drawn_pairs import DrawnRows, Maker, paired, pairs, pictured
 from diffcli.engine.score.pairs.followed import Following, with_enlarged
 from diffcli.engine.score.pairs.pair_scores import PairScores
+from diffcli.engine.score.pairs.regressed import Enlargements
 from diffcli.engine.score.reconstructed import cut_short, first, floors_beside, originals, reconstructions
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.segmented import annotated_side, mask_scores, told_by
@@ -32,6 +34,7 @@ from diffcli.metrics.extractor import Extractor
 from diffcli.metrics.metric import Metric, Role
 from diffcli.metrics.overlap import EXTRACTOR
 from diffcli.metrics.scores import METRICS, metrics_by_name
+from diffcli.tasks.super_resolution import SuperResolutionTask
 
 OPTION = "metrics."  # how a --set item begins that is for a metric
 
@@ -181,7 +184,8 @@ class Scoring:
             problem = f"--metrics {','.join(asked)}: {model.path} is {model.preset.task.noun}, no first stage, and draws under "
             hint = "give the run of a first stage, such as that of the preset mnist-vae, or of a model that pictures condition"
             raise UserError(f"{problem}no picture", hint)
-        return self._of_pairs(model, group, watch, about) if asked else self._of_images(model, group, watch, about)
+        in_pairs = asked or isinstance(model.task, SuperResolutionTask)
+        return self._of_pairs(model, group, watch, about) if in_pairs else self._of_images(model, group, watch, about)
 
     def _of_masks(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of the masks that a model tells of images."""
@@ -226,24 +230,28 @@ class Scoring:
         """Scores of images that are drawn under pictures, against the originals of these pictures."""
         whole = paired(model, self.ref)
         reference = first(whole, self.options.n)
-        req = request(model, self.options.model_copy(update={"n": reference.size}), reference)
+        req: Request | None = None
+        make: Maker
+        if isinstance(model.task, SuperResolutionTask):
+            make = Enlargements(model, model.task, self.options, self.mean_of)
+        else:
+            req = request(model, self.options.model_copy(update={"n": reference.size}), reference)
+            make = DrawnRows(req, self.mean_of)
+            about |= {**generated.describe(req), "mean_of": self.mean_of}
         extractors: dict[str, Extractor] = {}
         if "reconstruction" in self.extractors:
             extractors["reconstruction"] = PairScores(self.metrics, group.device)
         following = Following(model, self.metrics)
         if following.derived:
             extractors["condition"] = following
-        sides: dict[Role, Side] = {
-            "reference": reference,
-            "samples": pairs(req, reference, self.mean_of, following.fields),
-        }
-        about |= {**generated.describe(req), "mean_of": self.mean_of}
-        report = self._evaluated(sides, extractors, group, watch, about)
-        req.tally.agree(group)
+        samples = pairs(make, model, reference, following.fields)
+        report = self._evaluated({"reference": reference, "samples": samples}, extractors, group, watch, about)
+        if req is not None:
+            req.tally.agree(group)
         if report is None:
             return None
         report.warnings.extend(cut_short(whole, self.options.n))
-        if about["nfe"] is None:
+        if req is not None and about["nfe"] is None:
             report = dataclasses.replace(report, details={**report.details, "nfe": int(req.tally)})
         return with_enlarged(report, model, reference, watch) if self.floors else report
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,11 +19,14 @@ from diffcli.engine.score.pairs.pair_scores import ORIGINAL
 from diffcli.engine.score.reconstructed import originals
 from diffcli.engine.score.sides import Side, read_ahead
 from diffcli.fields import OVER_PIXELS, Batch, FieldSpec
+from diffcli.tasks.super_resolution import SuperResolutionConfig
 
 
 def pictured(model: Model) -> list[str]:
     """The conditions of a model that lie over its images, where it draws images."""
     task, field = model.preset.task, model.preset.task.models
+    if isinstance(task, SuperResolutionConfig):
+        return [task.low]
     if task.kind != "diffusion" or field is None or model.task.reads[field].kind != "image":
         return []
     return [name for name in sorted(row_fields(model)) if model.task.reads[name].kind in OVER_PIXELS]
@@ -67,22 +71,51 @@ def over(reference: Side, data: ImageData) -> Side:
     return dataclasses.replace(reference, fields=data.specs, read=read, data=data)
 
 
-def pairs(req: Request, reference: Side, mean_of: int, conditions: Collection[str]) -> Side:
-    """Images of a request, of whose rows the reference has one each, with their originals and the named conditions.
+class Maker(Protocol):
+    """What makes images of the rows of a reference."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of the rows beside the originals."""
+
+    def images(self, rows: range, found: Batch) -> Tensor:
+        """uint8 (B, C, H, W) on the model's device. found: the rows of the reference, `reads` among their fields."""
+
+
+@dataclass(frozen=True)
+class DrawnRows:
+    """Samples of a request of as many images as the reference has rows.
 
     mean_of: samples of each row whose mean, rounded to bytes, is the image; sample k of row i has the seed seed + k n + i.
+    """
+
+    req: Request
+    mean_of: int
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def images(self, rows: range, found: Batch) -> Tensor:
+        return averaged(self.req, rows, self.mean_of)
+
+    def __str__(self) -> str:
+        what = f"means of {self.mean_of} samples" if self.mean_of > 1 else "samples"
+        return f"{what} of {self.req.model.path}, row by row"
+
+
+def pairs(make: Maker, model: Model, reference: Side, conditions: Collection[str]) -> Side:
+    """Images of the rows of a reference, with their originals and the named conditions.
+
     `other_condition` is the condition of the row half a set further.
     """
     assert reference.read is not None
     assert reference.data is not None
-    field, size, data = req.model.preset.task.models or "image", reference.size or 0, reference.data
+    field, size, data = model.preset.task.models or "image", reference.size or 0, reference.data
     others = data.select(set(conditions))
 
     def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
         assert reference.read is not None
-        needed = {field, *conditions, *({"label"} & set(fields))}
+        needed = {field, *conditions, *make.reads, *({"label"} & set(fields))}
         for rows, found in zip(spans, reference.read(spans, needed), strict=True):
-            made: dict[str, Any] = {"image": averaged(req, rows, mean_of), ORIGINAL: found[field].to(req.model.device)}
+            made: dict[str, Any] = {"image": make.images(rows, found), ORIGINAL: found[field].to(model.device)}
             made |= {"label": found["label"]} if "label" in needed & found.keys() else {}
             if conditions:
                 further = (torch.arange(rows.start, rows.stop) + size // 2) % size
@@ -95,8 +128,7 @@ def pairs(req: Request, reference: Side, mean_of: int, conditions: Collection[st
     for name in conditions:
         specs |= dict.fromkeys((named(CONDITION, name), named(OTHER, name)), reference.fields[name])
     specs |= {"label": reference.fields["label"]} if "label" in reference.fields else {}
-    what = f"means of {mean_of} samples" if mean_of > 1 else "samples"
-    return Side(f"{what} of {req.model.path}, row by row", size, specs, read, reference.classes)
+    return Side(str(make), size, specs, read, reference.classes)
 
 
 @torch.no_grad()

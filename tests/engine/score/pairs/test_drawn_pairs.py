@@ -19,12 +19,13 @@ from diffcli.engine.draw.sample import SampleOptions, request, sampled
 from diffcli.engine.model import Model
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.job import Scoring
-from diffcli.engine.score.pairs.drawn_pairs import paired, pairs, pictured
+from diffcli.engine.score.pairs.drawn_pairs import DrawnRows, paired, pairs, pictured
 from diffcli.engine.score.pairs.followed import Following, enlarged_floor
 from diffcli.engine.score.pairs.pair_scores import PairScores
 from diffcli.engine.score.reconstructed import first
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.sides import data_side
+from diffcli.fields import to_float, to_levels
 from diffcli.metrics.adherence import edges_f1
 from diffcli.metrics.nearness import psnr_of_bytes, ssim_of_bytes
 from diffcli.metrics.scores import metrics_by_name
@@ -42,6 +43,13 @@ UPSCALER = {
 FOLLOWER = UPSCALER | {
     "data": {"kind": "digits", "size": 16, "derived": [{"kind": "edges"}]},
     "task__conditioners": [{"kind": "spatial", "field": "edges", "channels": 1}],
+}
+
+REGRESSION = UPSCALER | {
+    "task": {"kind": "super_resolution", "network": {"width": 8, "depth": 1}},
+    "task__conditioners": None,
+    "task__drop_condition": None,
+    "sampler": None,
 }
 
 
@@ -64,7 +72,7 @@ def scored(model: Model, names: list[str], n: int = 6, mean_of: int = 1, **more:
     following = Following(model, metrics)
     extractors: dict[str, Any] = {"reconstruction": PairScores(metrics, torch.device("cpu"))}
     extractors |= {"condition": following} if following.derived else {}
-    sides = {"reference": reference, "samples": pairs(req, reference, mean_of, following.fields)}
+    sides = {"reference": reference, "samples": pairs(DrawnRows(req, mean_of), model, reference, following.fields)}
     report = evaluate(metrics, sides, extractors, ALONE, **more)
     assert report is not None
     return report
@@ -107,7 +115,7 @@ def test_originals_follow_their_conditions_and_are_consistent_with_them() -> Non
         reference = first(paired(model, None), 6)
         following = Following(model, metrics_by_name([kind]))
         req = request(model, SampleOptions(n=6), reference)
-        side = pairs(req, reference, 1, following.fields)
+        side = pairs(DrawnRows(req, 1), model, reference, following.fields)
         assert side.read is not None
         (fields,) = side.read([range(6)], side.fields.keys())
         found = following({**fields, "image": fields["original"]}, range(6))
@@ -173,6 +181,25 @@ def test_the_command_reports_scores_floors_and_protocols(cli: Cli, tmp_path: Pat
     lines = cli("fid", "--ckpt", follower, "--n", 4, "--metrics", "psnr,follows", "--device", "cpu").out
     assert "against the condition of another image" in lines
     assert "F1 of edges within 1 pixel: edges of the image (sigma 1.0, low 0.05, high 0.12)" in lines
+
+
+def test_a_network_of_one_step_is_scored_by_the_same_pairs(cli: Cli, tmp_path: Path) -> None:
+    run = save(tmp_path / "run", REGRESSION)
+    asked = ["fid", "--ckpt", run, "--n", 5, "--device", "cpu"]
+    done = cli(*asked, "--metrics", "psnr,consistency", "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    task, fields = model_of(REGRESSION).task, rows(model_of(REGRESSION), 5)
+    made = to_levels(task.enlarged(to_float(fields["low_res"])))
+    assert told["scores"]["psnr"] == pytest.approx(psnr_of_bytes(made, fields["image"]).mean().item(), abs=1e-4)
+    assert "bicubic enlargement" in told["floors"][0]["what"]
+    assert told["images"]["name"].startswith("enlargements by")
+    for options, words in (
+        (["--metrics", "psnr", "--steps", 3], "--steps 3"),
+        (["--metrics", "psnr", "--mean-of", 3], "--mean-of 3"),
+        (["--metrics", "psnr", "--project"], "--project: "),
+    ):
+        cli(*asked, *options).refused(words, "in one step")
 
 
 @pytest.mark.slow
