@@ -25,6 +25,7 @@ from diffcli.engine.draw.labels import choose_labels
 from diffcli.engine.draw.pictured.augmenting import at_level, check_augment
 from diffcli.engine.draw.pictured.following import WHOLE, Frame, Gathered, Size, check_alike, framed, picture_conditions
 from diffcli.engine.draw.prompts import Prompts, choose_negative, choose_prompts, unconditional
+from diffcli.engine.draw.restore.holes import check_hole, choose_surroundings, with_hole
 from diffcli.engine.draw.restore.measured import Restoring
 from diffcli.engine.draw.restore.projecting import choose_projection
 from diffcli.engine.draw.restore.restoring import read_restoration
@@ -238,6 +239,8 @@ def request(
     if options.compare and options.restore is None:
         problem = f"--compare: {model.path} changes its images instead of reconstructing them"
         raise UserError(problem, "leave --compare out, add --restore NAME, or give --ckpt of a first stage")
+    if reference is None:
+        check_hole(model, options, {*(given or {}), *dict(options.fields)})
     gathered = picture_conditions(model, options, given or {})
     check_alike(gathered.sizes)
     return composed(model, gathered, next(iter(gathered.sizes), None), reference)
@@ -255,7 +258,8 @@ def composed(model: Model, gathered: Gathered, size: Size | None, reference: Ref
         sampler, guide = changed.sampler, changed.guide
     check_steps(sampler, options, task)
     models = guides.load_guides(guide, model, options.overrides)
-    values = choose_given(model, gathered.values, options.interpolate, sides)
+    given = gathered.values if reference is not None else with_hole(model, options, gathered.values)
+    values = choose_given(model, given, options.interpolate, sides)
     conditions = choose_conditions(model, options, guidance, guide, models, reference, values)
     words = next((each for each in conditions if isinstance(each, Prompts)), None)
     negative = choose_negative(model, options, guidance, guide, words)
@@ -280,9 +284,9 @@ def composed(model: Model, gathered: Gathered, size: Size | None, reference: Ref
 
 
 def choose_restoration(model: Model, options: SampleOptions) -> Restoring | None:
-    """What --restore asks for, its pictures read, or --project; None where neither is there. Raises UserError."""
+    """What --restore asks for, its pictures read, or --project, or what a model keeps that paints holes. Raises UserError."""
     if options.restore is None:
-        return choose_projection(model) if options.project else None
+        return choose_projection(model) if options.project else choose_surroundings(model)
     return read_restoration(model, options, options.restore, options.degrade, options.compare)
 
 

@@ -1,0 +1,90 @@
+"""Models that were trained to paint holes: `--image` and `--mask` are their conditions, and what is known stays as it was given.
+
+Such a model reads both fields of an entry `hole` of data.derived: the mask, and the image around it.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from diffcli.config import ImageShape, UserError
+from diffcli.data.derived import MIDDLE, Hole
+from diffcli.diffusion.operators import Known
+from diffcli.engine.draw.conditions import condition_specs
+from diffcli.engine.draw.edits import EditOptions, described, read_edit
+from diffcli.engine.draw.given import Value
+from diffcli.engine.draw.restore.measured import Batches, Measured
+from diffcli.engine.model import Model
+from diffcli.fields import to_levels
+from diffcli.tasks.codecs.pixel import PixelCodec
+from diffcli.tasks.diffusion import DiffusionTask
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What lies around the hole of each image, from its own conditions."""
+
+    pictures: ClassVar[int] = 1
+    hole: Hole
+
+    def known(self, task: DiffusionTask, rows: range, batch: Batches) -> Measured:
+        """The pixels of images `rows` that are no part of their holes."""
+        found = batch(rows)
+        operator = Known(found[self.hole.field] == 0)
+        return Measured(operator, operator.measure(task.codec.encode(found[self.hole.image])))
+
+    def shown(self, made: Tensor, rows: range) -> Tensor:
+        """The images alone."""
+        return made
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """For the sidecar."""
+        return {"kept": f"pixels outside of '{self.hole.field}'"}
+
+
+def hole_of(model: Model) -> Hole | None:
+    """The entry of data.derived whose two fields a model is told; None where there is none."""
+    wanted = condition_specs(model)
+    derived = (each for each in model.preset.data.derived if isinstance(each, Hole))
+    return next((each for each in derived if {each.field, each.image} <= wanted.keys()), None)
+
+
+def choose_surroundings(model: Model) -> Surroundings | None:
+    """What a model that paints holes keeps; None for others, and for latents, of which a pixel is no part."""
+    hole = hole_of(model)
+    task = model.task
+    pixels = isinstance(task, DiffusionTask) and isinstance(task.codec, PixelCodec)
+    return Surroundings(hole) if hole is not None and pixels else None
+
+
+def check_hole(model: Model, options: EditOptions, given: Collection[str]) -> None:
+    """Raises UserError where a model that paints holes is told of none. given: names of fields."""
+    hole = hole_of(model)
+    if hole is not None and options.mask is None and not {hole.field, hole.image} <= set(given):
+        raise UserError(
+            f"{model.path}: paints the holes of pictures, and nothing says where they are",
+            "give both: --image FILE --mask FILE, white where it is to be painted",
+        )
+
+
+def with_hole(model: Model, options: EditOptions, given: Mapping[str, Value]) -> dict[str, Value]:
+    """`given`, and of a model that paints holes the two conditions that --image and --mask make.
+
+    Image i has the picture numbered i mod K, all have the one mask.
+    """
+    hole, values = hole_of(model), dict(given)
+    if hole is None or options.mask is None or {hole.field, hole.image} <= given.keys():
+        return values
+    spec = model.task.reads[model.preset.task.models or "image"]
+    edit = read_edit(options, ImageShape(*spec.sides))
+    assert edit.images is not None
+    assert edit.painted is not None
+    around = to_levels(edit.images).masked_fill(edit.painted, MIDDLE)
+    mask = described(options.mask)
+    values[hole.field] = Value(edit.painted[None, None].to(torch.uint8), mask)
+    values[hole.image] = Value(around, [described(path) for path in options.images])
+    return values
