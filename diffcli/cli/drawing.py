@@ -147,7 +147,7 @@ def sample(
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, (".png", ".npz"), folder_allowed=True)
     output.check_captions(out, captions)
-    if segments(ckpt, options, ensemble):
+    if segments(ckpt, options, ensemble, then):
         segment(ckpt, out, options, ensemble, ema, device, nproc)
         return
 

@@ -1,5 +1,6 @@
 """What `sample` does with --image and a model that tells masks: it segments the images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +12,18 @@ if TYPE_CHECKING:
     from diffcli.engine.draw.sample import SampleOptions
 
 
-def segments(ckpt: Path, options: "SampleOptions", ensemble: int | None) -> bool:
-    """Whether the model at `ckpt` is to segment the images of the options. Raises UserError for --ensemble where it is not."""
+def segments(ckpt: Path, options: "SampleOptions", ensemble: int | None, then: Sequence[Path] | None = None) -> bool:
+    """Whether the model at `ckpt` is to segment the images of the options.
+
+    Raises UserError for --ensemble where it is not, and for a next stage where it is.
+    """
+    from diffcli.config import UserError
     from diffcli.engine.draw.masks.segmenting import tells_masks
 
     told = bool(options.images or ensemble is not None) and tells_masks(ckpt)
+    if told and then:
+        raise UserError(f"--then {then[0]}: masks of {ckpt} are no images for a next stage", "leave --then out")
     if ensemble is not None and not (told and options.images):
-        from diffcli.config import UserError
-
         if told:
             raise UserError(
                 f"--ensemble {ensemble}: there is no image to segment", "give one with --image FILE or a folder"

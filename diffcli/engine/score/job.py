@@ -26,7 +26,7 @@ from diffcli.engine.score.pairs.pair_scores import PairScores
 from diffcli.engine.score.pairs.regressed import Enlargements
 from diffcli.engine.score.reconstructed import cut_short, first, floors_beside, originals, reconstructions
 from diffcli.engine.score.report import Report
-from diffcli.engine.score.segmented import annotated_side, mask_scores, told_by
+from diffcli.engine.score.segmented import annotated_side, counted, mask_scores, told_by
 from diffcli.engine.score.sides import Side, own_side, resolve
 from diffcli.engine.score.translated import Translation, held_out
 from diffcli.engine.stage import StageModel
@@ -192,9 +192,10 @@ class Scoring:
         reference = annotated_side(model, self.ref, self.options.n)
         scores = mask_scores(model, self.options, self.metrics, reference, self.ensemble)
         size = scores.seg.at_once(self.options.batch_size)
-        return self._evaluated(
-            {"reference": reference}, {EXTRACTOR: scores}, group, watch, about | told_by(scores), size
-        )
+        about = about | told_by(scores)
+        report = self._evaluated({"reference": reference}, {EXTRACTOR: scores}, group, watch, about, size)
+        scores.seg.agree(group)
+        return report and dataclasses.replace(report, details={**report.details, **counted(scores)})
 
     def _of_first_stage(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of reconstructions against their originals."""

@@ -102,10 +102,11 @@ def told_by(scores: MaskScores) -> dict[str, Any]:
     if not isinstance(scores.seg, Ensembles):
         return {}
     req = scores.seg.req
-    return {
-        "sampler": req.sampler.name,
-        "steps": req.sampler.steps,
-        "nfe": req.sampler.nfe,
-        "guidance": req.guidance,
-        "seed": req.seed,
-    }
+    about = {"sampler": req.sampler.name, "steps": req.sampler.steps, "nfe": req.sampler.nfe}
+    return about | {"guidance": req.guidance, "seed": req.seed}
+
+
+def counted(scores: MaskScores) -> dict[str, Any]:
+    """Of a report: the evaluations, for samplers that count them only as they go."""
+    seg = scores.seg
+    return {"nfe": int(seg.req.tally)} if isinstance(seg, Ensembles) and seg.req.sampler.nfe is None else {}

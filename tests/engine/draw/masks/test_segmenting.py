@@ -153,6 +153,7 @@ def test_what_cannot_be_segmented_is_refused_by_name(runs: dict[str, Path], tmp_
     assert "--steps 4" in refused("segmentation", "--image", source, "--steps", 4)
     assert "--strength" in refused("diffusion", "--image", source / "x0.png", "--strength", 0.5)
     assert "--n 3" in refused("diffusion", "--image", source, "--n", 3)
+    assert "no images for a next stage" in refused("diffusion", "--image", source, "--then", runs["diffusion"])
     assert "no image to segment" in refused("diffusion", "--ensemble", 3)
     (tmp_path / "empty").mkdir()
     assert "holds no picture" in refused("diffusion", "--image", tmp_path / "empty")
