@@ -4,24 +4,24 @@ Everything that is random about an image follows from its seed, so the same call
 Calls from several threads are served one after the other.
 """
 
-import io
+import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, cast
+from typing import Any, Literal, Union, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from diffcli.config import UserError
+from diffcli.config import UserError, did_you_mean
 from diffcli.engine.arguments import (
     LOAD,
     RECONSTRUCT,
     SAMPLE,
-    SAVE,
     checked,
     label_of,
     path_of,
@@ -34,9 +34,10 @@ from diffcli.engine.arguments import (
     whole,
 )
 from diffcli.engine.distributed import DeviceName, Group, pick_device
-from diffcli.engine.draw import output
+from diffcli.engine.draw.conditions import condition_specs
 from diffcli.engine.draw.given import Value, from_files, from_stage, spec_of
-from diffcli.engine.draw.pictures import grid
+from diffcli.engine.draw.pictured.cascade import cascade
+from diffcli.engine.draw.pictured.unfolding import pictures_of, unfolded
 from diffcli.engine.draw.reconstruction import (
     Originals,
     Reconstruction,
@@ -47,64 +48,14 @@ from diffcli.engine.draw.reconstruction import (
     given_originals,
     read_originals,
 )
-from diffcli.engine.draw.sample import Finished, ImageRequest, Model, SampleOptions, draw, load_model, request_of
+from diffcli.engine.draw.sample import Finished, ImageRequest, Model, SampleOptions, draw, load_model
+from diffcli.engine.samples import Samples
 from diffcli.engine.stage import StageModel
 
 Pictured = str | Path | Image.Image | np.ndarray | Tensor
 Pictures = Pictured | Sequence[Pictured]
+Following = Union[str, Path, "LoadedModel"]
 Settings = Mapping[str, Any] | Sequence[str]
-
-
-class Samples:
-    """Finished images, in order. labels: int64 (n,), None where the model has no classes. record: all that draws them again."""
-
-    def __init__(self, tensor: Tensor, labels: Tensor | None, record: dict[str, Any]) -> None:
-        self.tensor = tensor  # uint8 (n, C, H, W) on the CPU
-        self.labels = labels
-        self.record = record
-
-    def __len__(self) -> int:
-        return len(self.tensor)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return _picture(self.tensor[index].permute(1, 2, 0).numpy())
-
-    def __iter__(self) -> Iterator[Image.Image]:
-        return (self[i] for i in range(len(self)))
-
-    def __repr__(self) -> str:
-        size = "x".join(map(str, self.tensor.shape[1:]))
-        return f"<{len(self)} images of {size} from {self.record['checkpoint']}>"
-
-    def numpy(self) -> np.ndarray:
-        """uint8 (n, H, W, C)."""
-        return self.tensor.movedim(1, -1).numpy()
-
-    def pil(self) -> list[Image.Image]:
-        """One Pillow image each, grey or RGB."""
-        return list(self)
-
-    def grid(self, columns: int | None = None) -> Image.Image:
-        """All of them in one picture, row by row; by default as `diffcli sample` lays them out."""
-        if columns is not None:
-            columns = whole("columns", columns, 1)
-        return _picture(grid(self.tensor, columns or output.columns_for(self.record)))
-
-    def save(self, path: str | Path) -> Path:
-        """Writes them as `diffcli sample --out` does, with the record beside: a grid (.png), arrays (.npz), or a folder."""
-        return readable(lambda: self._save(path_of("path", path)), SAVE)
-
-    def _save(self, path: Path) -> Path:
-        output.check_pictures(path, tuple(self.tensor.shape[1:]), Path(self.record["checkpoint"]))
-        output.check_output(path, (".png", ".npz"), folder_allowed=True)
-        output.write(path, [Finished(self.tensor, self.labels)], self.record)
-        return path
-
-    def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
-        file = io.BytesIO()
-        self.grid().save(file, "PNG")
-        return file.getvalue()
 
 
 class LoadedModel:
@@ -157,21 +108,27 @@ class LoadedModel:
         degrade: bool = False,
         project: bool = False,
         compare: bool = False,
+        augment: float | None = None,
+        tile: int | bool | None = None,
+        overlap: int | None = None,
+        then: "Following | Sequence[Following]" = (),
         given: Mapping[str, "Pictures | Samples"] | None = None,
         settings: Settings = (),
         batch_size: int = 64,
+        **fields: "Pictures | Samples",
     ) -> Samples:
         """Draws n images, image i from seed + i. What is left out is as the run was trained; see `diffcli sample --help`.
 
         label: a class by number or name, "all" in turn or "random". labels, prompts: of the images, from the first again where
-        there are more images; without n, one image each. image: pictures to begin from, files or in memory; mask and
-        strength say what may change in them. restore: what they have lost and get back, sr2, sr4, colour, blur or mask; degrade
-        takes it from them first, and compare shows them beside. project: an upscaler's images are
-        consistent with what it enlarges.
-        given: other conditions by field: pictures, a tensor or array (K, ...), uint8 where it holds pictures, or the samples of
-        another model.
-        size: the edge of the images in pixels, or (height, width). settings: keys of sampler.* and guide.*, as
-        {"sampler.steps": 20}.
+        there are more images; without n, one image each. size: the edge of the images in pixels, or (height, width).
+        image: pictures, files, folders or in memory: the one that the model is conditioned on, else what images begin from;
+        mask and strength say what may change in them. restore: what they have lost and get back, sr2, sr4, colour, blur or
+        mask; degrade takes it from them first, and compare shows them beside.
+        project: an upscaler's images are consistent with what it enlarges. augment: level of the noise on that. tile, overlap:
+        of large images, in pixels; tile=False computes them whole. then: the next stages of a cascade, checkpoints or loaded
+        models; what the earlier ones drew is in `stages`.
+        given, or keywords by the names of fields: other conditions: pictures, a tensor or array (K, ...), uint8 where it holds
+        pictures, or the samples of another model. settings: keys of sampler.* and guide.*, as {"sampler.steps": 20}.
         Raises UserError, whose text says what to change.
         """
         for one, other, name in ((label, labels, "label"), (prompt, prompts, "prompt")):
@@ -208,10 +165,15 @@ class LoadedModel:
             "degrade": switch("degrade", degrade),
             "project": switch("project", project),
             "compare": switch("compare", compare),
+            "augment": augment,
+            "tile": None if tile in (None, False) else tile,
+            "overlap": overlap,
+            "whole": tile is False,
             "overrides": settings_of(settings),
             "batch_size": batch_size,
         }
-        return readable(lambda: self._finished(checked(options), given or {}), SAMPLE)
+        following = (then,) if isinstance(then, str | Path | LoadedModel) else several("then", then) if then else ()
+        return readable(lambda: self._finished(checked(options), self._named(given or {}, fields), following), SAMPLE)
 
     def reconstruct(
         self,
@@ -283,22 +245,60 @@ class LoadedModel:
     def _drawn(self, req: ImageRequest) -> Samples:
         with self._lock:
             batches = list(draw(req, Group(0, 1, self.model.device)))
-            record = json.loads(json.dumps(req.describe(), default=int))
-        return Samples(torch.cat([batch.images for batch in batches]), req.labels, record)
+            return _collected(req, batches, ())
 
-    def _finished(self, options: SampleOptions, given: Mapping[str, "Pictures | Samples"]) -> Samples:
-        with self._lock:
-            values = {name: self._value(name, value) for name, value in given.items()}
-            req = request_of(self.model, options, values)
-        return self._drawn(req)
+    def _named(
+        self, given: Mapping[str, "Pictures | Samples"], fields: Mapping[str, "Pictures | Samples"]
+    ) -> dict[str, "Pictures | Samples"]:
+        """All conditions by field. Raises UserError for one that is given twice, and for a keyword that is none."""
+        read = self.model.task.reads
+        for name in fields:
+            if name in given:
+                raise UserError(f"'{name}' is given twice", f"leave it out of given, or leave out {name}")
+            if name not in read:
+                known = [*inspect.signature(self.sample).parameters, *condition_specs(self.model)]
+                raise UserError(
+                    f"{name} is no parameter, and {self.model.path} reads no field of that name",
+                    did_you_mean(name, known),
+                )
+        return {**given, **fields}
 
-    def _value(self, name: str, value: "Pictures | Samples") -> Value:
+    def _finished(
+        self, options: SampleOptions, given: Mapping[str, "Pictures | Samples"], then: Sequence["Following"]
+    ) -> Samples:
+        options = unfolded(options)
+        known = [each for each in then if isinstance(each, LoadedModel)]
+        with ExitStack() as held:
+            for loaded in sorted({id(each): each for each in (self, *known)}.values(), key=id):
+                held.enter_context(loaded._lock)
+            values = {name: self._value(name, value, options.size) for name, value in given.items()}
+            group, done = Group(0, 1, self.model.device), list[Samples]()
+            models = iter((self, *then))
+            places = [each.model.path if isinstance(each, LoadedModel) else path_of("then", each) for each in then]
+            for stage in cascade(
+                [self.model.path, *places], options, group, lambda path: self._beside(next(models), path), values
+            ):
+                if len({part.shape for part, _ in stage.req.parts}) > 1:
+                    raise UserError("the pictures are of several sizes", "give size, or draw one size at a time")
+                done.append(_collected(stage.req, list(stage.drawn()), done))
+        return done[-1]
+
+    def _beside(self, stage: "Following", path: Path) -> Model:
+        """The model of a stage, on the device of this one."""
+        if isinstance(stage, LoadedModel):
+            return stage.model
+        return load_model(path, self.model.device, precision=self.model.precision)
+
+    def _value(self, name: str, value: "Pictures | Samples", size: tuple[int, int] | None) -> Value:
         if isinstance(value, Samples):
             return from_stage(self.model, value.tensor, value.record, name)[name]
         rows = rows_of(value)
         if rows is None:
             spec_of(self.model, str(name))  # what nobody reads is told before what it is given as
-            return from_files(self.model, name, pictures(f"given[{name!r}]", value))
+            files = [
+                each for path in pictures(f"given[{name!r}]", value) for each in pictures_of(name, path, notes=True)
+            ]
+            return from_files(self.model, name, files, size)
         if not rows.ndim or not len(rows):
             raise UserError(
                 f"given[{name!r}] has no rows", "give a tensor (K, ...) with a row for each image, or one for all"
@@ -326,9 +326,10 @@ def load(
     return readable(work, LOAD)
 
 
+def _collected(req: ImageRequest, batches: Sequence[Finished], stages: Sequence[Samples]) -> Samples:
+    record = json.loads(json.dumps(req.describe(), default=int))
+    return Samples(torch.cat([batch.images for batch in batches]), req.labels, record, stages)
+
+
 def _sides(size: Any) -> Any:
     return (size, size) if isinstance(size, int) else size
-
-
-def _picture(array: np.ndarray) -> Image.Image:
-    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)

@@ -18,6 +18,7 @@ from diffcli.config import UserError
 from diffcli.facade import LoadedModel, Samples
 from tests.conftest import ROOT, Cli, environment
 from tests.engine.draw.making import encoding
+from tests.engine.draw.pictured.small import picture, saved, upscaler
 from tests.engine.score.making import FIRST_STAGE, save_run
 from tests.test_layers import HEAVY
 
@@ -155,6 +156,45 @@ def test_threads_get_what_one_after_the_other_gets(model: LoadedModel) -> None:
             assert torch.equal(one.tensor, other.tensor)
 
 
+def test_a_cascade_from_python_is_that_of_the_command_line(
+    model: LoadedModel, trained: Path, tmp_path: Path, cli: Cli
+) -> None:
+    up, out = saved(tmp_path / "up", upscaler()), tmp_path / "x.npz"
+    assert cli("sample", "--ckpt", trained, "--then", up, "--n", 2, "--class", 1, "--out", out).code == 0
+    for then in (up, [diffcli.load(up, device="cpu")]):
+        drawn = model.sample(n=2, label=1, then=then)
+        assert np.array_equal(drawn.numpy(), np.load(out)["arr_0"])
+        assert np.array_equal(drawn.stages[0].numpy(), np.load(tmp_path / "x.stage-1.npz")["arr_0"])
+    assert drawn.record == json.loads(out.with_suffix(".json").read_text())
+    with pytest.raises(UserError, match="conditioned on no picture"):
+        model.sample(n=1, label=1, then=trained)
+
+
+def test_pictures_are_given_by_the_name_of_their_field_or_as_image(tmp_path: Path) -> None:
+    up = diffcli.load(saved(tmp_path / "up", upscaler()), device="cpu")
+    files = [picture(tmp_path / "in" / f"{i}.png", seed=i) for i in range(2)]
+    levels = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files]))[:, None]
+    expected = up.sample(low_res=levels).tensor
+    assert expected.shape == (2, 1, 16, 16)
+    for options in (
+        {"image": tmp_path / "in"},
+        {"image": files},
+        {"low_res": tmp_path / "in"},
+        {"given": {"low_res": files}},
+    ):
+        assert torch.equal(up.sample(**options).tensor, expected)
+    picture(tmp_path / "in" / "2.png", 6)
+    for options, words in (
+        ({"low_ras": levels}, "low_ras is no parameter.*low_res"),
+        ({"low_res": levels, "given": {"low_res": levels}}, "'low_res' is given twice"),
+        ({"low_res": levels, "tile": 7}, "tile 7"),
+        ({"image": tmp_path / "in"}, "several sizes"),
+    ):
+        with pytest.raises(UserError, match=f"(?s){words}") as caught:
+            up.sample(**options)
+        assert "--" not in str(caught.value)
+
+
 def test_the_page_has_examples() -> None:
     assert len(BLOCKS) >= 8
     assert all(word in PAGE for word in ("label", "prompts", "given", "UserError", "save"))
@@ -166,6 +206,7 @@ def test_every_example_of_the_page_runs_as_it_stands(
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(trained)
     save_run(tmp_path / "runs" / "mnist-vae", FIRST_STAGE)
+    (tmp_path / "runs" / "digits-upscale").symlink_to(saved(tmp_path / "upscale", upscaler()))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for number, block in enumerate(BLOCKS):

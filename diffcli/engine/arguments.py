@@ -42,6 +42,10 @@ ALIKE = (
     "project",
     "compare",
     "size",
+    "augment",
+    "tile",
+    "overlap",
+    "then",
 )
 SAMPLE: Parameters = {
     **{name: name for name in ALIKE},
@@ -50,6 +54,7 @@ SAMPLE: Parameters = {
     "ddim-eta": "eta",
     "set": "settings",
     "batch-size": "batch_size",
+    "no-tile": "tile=False",
 }
 LOAD: Parameters = {
     **{name: name for name in ("device", "precision", "compile")},
@@ -121,7 +126,7 @@ def in_python(text: str, parameters: Parameters, hint: bool = False) -> str:
         item = match[1].strip("'")
         return f'{parameters["set"]}=["{item}"]'
 
-    parts = re.split(r"(`[^`]*`)", text)
+    parts = re.split(r"(`[^`]*`)", text.replace("--field ", ""))  # a field is a keyword: low_res=...
     for i in range(0, len(parts), 2):
         if hint and "set" in parameters:
             parts[i] = SETTING.sub(setting, parts[i])

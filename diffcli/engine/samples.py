@@ -1,0 +1,77 @@
+"""Finished images in memory: as tensors, arrays and Pillow images, shown in a notebook, and saved as the command line does."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from diffcli.engine.arguments import SAVE, path_of, readable, whole
+from diffcli.engine.draw import output
+from diffcli.engine.draw.pictures import grid
+from diffcli.engine.draw.sample import Finished
+
+
+class Samples:
+    """Finished images, in order. labels: int64 (n,), None where the model has no classes. record: all that draws them again.
+
+    stages: of a cascade, what its earlier stages drew, the first first.
+    """
+
+    def __init__(
+        self, tensor: Tensor, labels: Tensor | None, record: dict[str, Any], stages: Sequence["Samples"] = ()
+    ) -> None:
+        self.tensor = tensor  # uint8 (n, C, H, W) on the CPU
+        self.labels = labels
+        self.record = record
+        self.stages = tuple(stages)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return _picture(self.tensor[index].permute(1, 2, 0).numpy())
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.tensor.shape[1:]))
+        return f"<{len(self)} images of {size} from {self.record['checkpoint']}>"
+
+    def numpy(self) -> np.ndarray:
+        """uint8 (n, H, W, C)."""
+        return self.tensor.movedim(1, -1).numpy()
+
+    def pil(self) -> list[Image.Image]:
+        """One Pillow image each, grey or RGB."""
+        return list(self)
+
+    def grid(self, columns: int | None = None) -> Image.Image:
+        """All of them in one picture, row by row; by default as `diffcli sample` lays them out."""
+        if columns is not None:
+            columns = whole("columns", columns, 1)
+        return _picture(grid(self.tensor, columns or output.columns_for(self.record)))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes them as `diffcli sample --out` does, with the record beside: a grid (.png), arrays (.npz), or a folder."""
+        return readable(lambda: self._save(path_of("path", path)), SAVE)
+
+    def _save(self, path: Path) -> Path:
+        output.check_pictures(path, tuple(self.tensor.shape[1:]), Path(self.record["checkpoint"]))
+        output.check_output(path, (".png", ".npz"), folder_allowed=True)
+        output.write(path, [Finished(self.tensor, self.labels)], self.record)
+        return path
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        file = io.BytesIO()
+        self.grid().save(file, "PNG")
+        return file.getvalue()
+
+
+def _picture(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
