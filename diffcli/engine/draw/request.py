@@ -18,7 +18,7 @@ from diffcli.diffusion.denoiser import Denoise
 from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw import guides
-from diffcli.engine.draw.conditions import Conditions, blanks, check_distinct
+from diffcli.engine.draw.conditions import Conditions, always_told, blanks, check_distinct
 from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.draw.given import Given, Value, choose_given
 from diffcli.engine.draw.labels import choose_labels
@@ -315,7 +315,7 @@ def choose_conditions(
     null_alone = unconditional(guidance, guide)
     labels = choose_labels(model, options.labels, options.interpolate, models)
     words: Conditions | None
-    if reference is not None and row_fields(model) and not null_alone:
+    if reference is not None and row_fields(model) and (not null_alone or always_told(model)):
         own = labels is not None and options.labels is None  # labels of the rows themselves
         words = rows = choose_rows(model, reference, choose_prior(model, options.prior, needed=False), own)
         labels = None if "label" in rows.specs else labels

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from diffcli.engine.distributed import Group
+from diffcli.engine.draw.conditions import enlargement
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.labels import class_id
-from diffcli.engine.draw.pictured.following import picture_conditions
+from diffcli.engine.draw.pictured.following import picture_conditions, pictured
 from diffcli.engine.draw.pictured.gallery import Gallery
 from diffcli.engine.draw.reconstruction import reconstruction
 from diffcli.engine.draw.request import Request, composed, request
@@ -92,7 +93,8 @@ def request_of(model: Model, options: SampleOptions, given: Mapping[str, Value] 
 
 def drawing(model: Model, options: SampleOptions, given: Mapping[str, Value] | None = None) -> ImageRequest:
     """`request`, of images of several sizes where the pictures that they are drawn of have several. Raises UserError."""
-    if len(options.images) + len(options.fields) == 0 or not isinstance(model.task, DiffusionTask):
+    enlarges = isinstance(model.task, DiffusionTask) and any(enlargement(model, name) > 1 for name in pictured(model))
+    if not enlarges:
         return request(model, options, given=given)
     gathered = picture_conditions(model, options, given or {})
     if len(set(gathered.sizes)) < 2:

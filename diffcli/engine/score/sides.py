@@ -134,8 +134,10 @@ def prepared_side(
 
 
 def folder_side(folder: Path) -> Side:
-    """All image files below a folder, by name; one size throughout."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    """All image files below a folder, by name, but for earlier stages of a cascade; one size throughout."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    stages = {record.with_suffix("") for record in folder.rglob("stage-*.json")}  # what `diffcli sample --then` leaves
+    files = sorted(p for p in found if stages.isdisjoint(p.parents))
     if not files:
         raise UserError(f"{folder} holds no images", f"give {KINDS}")
     with files[0].open("rb") as file:

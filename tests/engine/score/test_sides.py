@@ -49,6 +49,14 @@ def test_a_folder_is_read_whole_with_its_subfolders(tmp_path, channels):
     assert as_set(found) == as_set(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
 
 
+def test_what_earlier_stages_of_a_cascade_drew_is_not_among_its_images(tmp_path):
+    write_folder(tmp_path / "drawn", pixels(1, 3, 1))
+    write_folder(tmp_path / "drawn" / "stage-1", pixels(2, 4, 1))
+    assert len(read(resolve(str(tmp_path / "drawn")))) == 7, "a folder of that name alone is no stage"
+    (tmp_path / "drawn" / "stage-1.json").write_text("{}")
+    assert len(read(resolve(str(tmp_path / "drawn")))) == 3
+
+
 def test_grey_images_among_coloured_ones_are_repeated(tmp_path):
     write_folder(tmp_path / "images", pixels(1, 3, 3))
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "images" / "a.png")

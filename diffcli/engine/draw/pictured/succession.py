@@ -65,6 +65,9 @@ def check_kind(path: Path, model: Model, following: Model) -> str:
             f"--then {path}: was trained as {following.preset.task.noun}",
             "give a model that is conditioned on a picture",
         )
+    if following.task.spec.kind != "image":
+        drawn = f"the field '{following.task.field}' of kind {following.task.spec.kind}, no images"
+        raise UserError(f"--then {path}: draws {drawn}", "give it the saved images: --ckpt of it with --image FOLDER")
     if isinstance(model.task, DiffusionTask) and model.task.spec.kind != "image":
         drawn = f"the field '{model.task.field}' of kind {model.task.spec.kind}, no images"
         raise UserError(f"--then {path}: {model.path} draws {drawn}", "leave --then out")

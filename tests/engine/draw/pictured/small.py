@@ -15,6 +15,7 @@ from tests.engine.draw.making import FREE, random_model
 
 LOW: dict[str, Any] = {"kind": "spatial", "field": "low_res", "channels": 1}
 EDGES: dict[str, Any] = {"kind": "spatial", "field": "edges", "channels": 1}
+CLASSES: dict[str, Any] = {"kind": "class", "num_classes": 10, "dim": 8}
 CPU = torch.device("cpu")
 
 

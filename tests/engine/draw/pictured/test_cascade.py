@@ -13,9 +13,8 @@ from diffcli.engine import model as models
 from diffcli.engine.model import Model, load_model
 from tests.conftest import TINY, Cli, changed, in_subprocess
 from tests.engine.draw.making import FREE
-from tests.engine.draw.pictured.small import LOW, from_edges, picture, saved, upscaler
-
-CLASSES = {"kind": "class", "num_classes": 10, "dim": 8}
+from tests.engine.draw.masks import mask_runs
+from tests.engine.draw.pictured.small import CLASSES, LOW, from_edges, picture, saved, upscaler
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +159,15 @@ def test_a_stage_of_classes_wants_images_that_have_one(cli: Cli, stages: list[Pa
     done.refused("draws classes", "have none")
     done = cli("sample", "--ckpt", free, "--then", tmp_path / "none", "--n", 1, "--out", tmp_path / "x.png")
     done.refused("--then", "none")
+
+
+def test_models_of_masks_are_no_stages(cli: Cli, stages: list[Path], tmp_path: Path) -> None:
+    tells = mask_runs.trained(tmp_path, "diffusion")
+    options = ["--out", tmp_path / "x.png"]
+    done = cli("sample", "--ckpt", stages[0], "--then", tells, "--n", 1, *options)
+    done.refused("--then", "the field 'mask' of kind mask")
+    done = cli("sample", "--ckpt", tells, "--then", stages[1], "--image", picture(tmp_path / "a.png"), *options)
+    done.refused("--then", "no images for a next stage")
 
 
 def test_a_way_between_two_images_ends_with_its_stage(cli: Cli, stages: list[Path], tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.pictured.gallery import Gallery
 from diffcli.engine.draw.sample import SampleOptions, draw, drawing, request
 from diffcli.engine.model import Model
+from diffcli.engine.score.sides import data_side
+from diffcli.fields import to_float
 from tests.conftest import Cli, changed
 from tests.engine.draw.making import FREE
-from tests.engine.draw.pictured.small import EDGES, LOW, from_edges, opened, picture, saved, upscaler
+from tests.engine.draw.pictured.small import CLASSES, EDGES, LOW, from_edges, opened, picture, saved, upscaler
 
 ALONE = Group(0, 1, torch.device("cpu"))
 
@@ -202,6 +204,15 @@ def test_a_model_that_reads_no_picture_refuses_a_field(cli: Cli, tmp_path: Path)
         "sample", "--ckpt", free, "--field", f"low_res={picture(tmp_path / 'a.png')}", "--out", tmp_path / "x.png"
     )
     done.refused("'low_res' is given", "does not read it")
+
+
+def test_rows_of_a_set_are_told_even_where_the_null_branch_alone_is_asked(tmp_path: Path) -> None:
+    """What an upscaler enlarges stays in that branch."""
+    told = {"task__conditioners": [LOW, CLASSES], "task__drop_condition": 0.1, "guidance": 2}
+    model = opened(tmp_path / "m", upscaler(**told))
+    side = data_side("digits:test", model.preset.data, "test")
+    req = request(model, SampleOptions(n=2, guidance=0), side)
+    assert torch.equal(req.batch(range(2))["low_res"], to_float(side.data.read(torch.arange(2))["low_res"]))
 
 
 def test_augmentation_is_told_up_to_the_trained_level(cli: Cli, tmp_path: Path) -> None:
