@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.diffusion.samplers import Sampler
-from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields, listed
+from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields, fits, listed
 from diffcli.networks.enlarger import Enlarger, EnlargerConfig
 from diffcli.tasks.task import Network, Task
 from diffcli.tasks.task_config import TaskConfig, modelled
@@ -30,7 +30,7 @@ class SuperResolutionTask(Task):
 
     @property
     def reads(self) -> dict[str, FieldSpec]:
-        return {self.field: self.spec, self.low: self.small}
+        return {self.field: self.spec, self.low: self.small._replace(shape=(self.small.shape[0], None, None))}
 
     def check(self, has: Specs) -> None:
         remedies = dict.fromkeys(self.reads, Remedies(shape="set data.size and data.channels"))
@@ -52,11 +52,12 @@ class SuperResolutionTask(Task):
 
 
 class SuperResolutionConfig(TaskConfig):
-    """A network that enlarges pictures in one step, as many times as the field `low` is smaller than what it makes."""
+    """A network that enlarges pictures of the field `low` in one step."""
 
     kind: Literal["super_resolution"] = "super_resolution"
     field: str = Field("image", description="what is made: a field of the data that is an image")
     low: str = Field("low_res", description="what it is made of: the field of the smaller picture")
+    factor: int = Field(2, ge=2, le=16, description="how many times smaller it is along each edge")
     network: EnlargerConfig = EnlargerConfig()
     distance: Literal["l1", "l2"] = "l1"
 
@@ -69,14 +70,15 @@ class SuperResolutionConfig(TaskConfig):
         return self.field
 
     def build(self, specs: Specs) -> SuperResolutionTask:
-        """The task, its weights from torch's current generator. Raises UserError where one size is no multiple of the other."""
+        """The task, its weights from torch's current generator. Raises UserError where sizes do not differ by `factor`."""
         spec, small = modelled(specs, self.field, ("image",)), modelled(specs, self.low, ("image",))
-        (channels, *large), (there, *little) = spec.sides, small.sides
-        factor = large[0] // little[0]
-        if channels != there or factor < 2 or [side * factor for side in little] != large:
+        (channels, *large), (there, *little) = spec.sides, small.shape
+        wanted = [side // self.factor for side in large]
+        exact = all(side % self.factor == 0 for side in large)
+        if channels != there or not exact or not fits(tuple(wanted), tuple(little)):
             raise UserError(
-                f"task.low is '{self.low}', which is {listed(small.shape)} beside an image of {listed(spec.shape)}",
-                "make it of the image: data.derived: [{kind: low_res, factor: 2}]",
+                f"task.factor is {self.factor}, but '{self.low}' is {listed(small.shape)} beside images of {listed(spec.shape)}",
+                f"make it of the image: data.derived: [{{kind: low_res, factor: {self.factor}}}]",
             )
-        network = self.network.build(channels, factor)
+        network = self.network.build(spec.sides[0], self.factor)
         return SuperResolutionTask(network, self.distance, self.field, spec, self.low, small)

@@ -20,7 +20,7 @@ from diffcli.diffusion.editing import slerp
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.pictures import MemoryPicture
-from diffcli.engine.draw.sampling import SampleOptions
+from diffcli.engine.draw.sampling import SampleOptions, check_one_step
 from diffcli.engine.model import Model
 from diffcli.engine.stage import StageModel
 from diffcli.fields import listed, to_float, to_levels
@@ -257,30 +257,12 @@ def encoded(stage: StageModel, originals: Originals, batch_size: int) -> Tensor:
 
 def check_idle(model: Model, options: SampleOptions) -> None:
     """Raises UserError for sampling options that a first stage cannot heed: it encodes and decodes, each in one step."""
-    flags = {
-        "--class": options.labels,
-        "--prompt": next(iter(options.prompts), None),
-        "--negative-prompt": options.negative_prompt,
-        "--prior": options.prior,
-        "--sampler": options.sampler,
-        "--steps": options.steps,
-        "--ddim-eta": options.eta,
-        "--guidance": options.guidance,
-        "--mask": options.mask,
-        "--strength": options.strength,
-        "--restore": options.restore,
-        "--project": options.project or None,
-        "--set": next(iter(options.overrides), None),
-        "--field": next((name for name, _ in options.fields), None),
-        "--augment": options.augment,
-        "--tile": options.tile,
-        "--overlap": options.overlap,
-    }
-    for flag, value in flags.items():
-        if value is not None:
-            named = flag if value is True else f"{flag} {value}"
-            problem = f"{named}: {model.path} is a first stage, which encodes and decodes in one step each"
-            raise UserError(problem, f"leave {flag} out")
+    check_one_step(options, f"{model.path} is a first stage, which encodes and decodes in one step each")
+    if options.fields:
+        name = options.fields[0][0]
+        raise UserError(
+            f"--field {name}: {model.path} is a first stage, which reads no conditions", "leave --field out"
+        )
 
 
 def check_count(options: SampleOptions) -> None:

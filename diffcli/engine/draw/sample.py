@@ -15,6 +15,7 @@ from diffcli.engine.distributed import Group
 from diffcli.engine.draw.conditions import enlargement
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.labels import class_id
+from diffcli.engine.draw.pictured.enlarging import enlargements
 from diffcli.engine.draw.pictured.following import picture_conditions, pictured
 from diffcli.engine.draw.pictured.gallery import Gallery
 from diffcli.engine.draw.reconstruction import reconstruction
@@ -23,6 +24,7 @@ from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model, load_model
 from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
 from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.super_resolution import SuperResolutionTask
 
 __all__ = [
     "Finished",
@@ -88,6 +90,8 @@ def request_of(model: Model, options: SampleOptions, given: Mapping[str, Value] 
     """The options completed from a checkpoint, whatever it was trained as. Raises UserError; given: see `request`."""
     if isinstance(model.task, AutoencoderTask) and not given:
         return reconstruction(model, options)
+    if isinstance(model.task, SuperResolutionTask):
+        return enlargements(model, options, given)
     return drawing(model, options, given)
 
 

@@ -72,6 +72,32 @@ class SampleOptions(EditOptions):
         return all(value is None for value in beside)
 
 
+def check_one_step(options: SampleOptions, what: str) -> None:
+    """Raises UserError for sampling options that a model cannot heed which answers in one step. what: it, as a clause."""
+    flags = {
+        "--class": options.labels,
+        "--prompt": next(iter(options.prompts), None),
+        "--negative-prompt": options.negative_prompt,
+        "--prior": options.prior,
+        "--sampler": options.sampler,
+        "--steps": options.steps,
+        "--ddim-eta": options.eta,
+        "--guidance": options.guidance,
+        "--mask": options.mask,
+        "--strength": options.strength,
+        "--restore": options.restore,
+        "--project": options.project or None,
+        "--set": next((item for item in options.overrides if not item.startswith("metrics.")), None),
+        "--augment": options.augment,
+        "--tile": options.tile,
+        "--overlap": options.overlap,
+    }
+    for flag, value in flags.items():
+        if value is not None:
+            named = flag if value is True else f"{flag} {value}"
+            raise UserError(f"{named}: {what}", f"leave {flag} out")
+
+
 def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig) -> tuple[float, Guide]:
     """The checkpoint's scale and guide with --guidance applied; --guidance 1 also switches off what acts on a scale only."""
     scale, guide = model.preset.guidance, model.preset.guide

@@ -22,7 +22,7 @@ from diffcli.engine.draw.given import Value, choose_given
 from diffcli.engine.draw.request import Request, request
 from diffcli.engine.draw.rows import Reference, choose_rows
 from diffcli.engine.draw.sample import gather, sampled, spans
-from diffcli.engine.draw.sampling import SampleOptions
+from diffcli.engine.draw.sampling import SampleOptions, check_one_step
 from diffcli.engine.model import Model
 from diffcli.fields import Batch, Specs
 from diffcli.preset import Preset
@@ -207,7 +207,7 @@ def segmenter(
     given = {source: images} if isinstance(images, Value) else {}
     reference = None if isinstance(images, Value) else images
     if isinstance(model.task, SegmentationTask):
-        check_direct(model, options)
+        check_one_step(options, f"{model.path} is a segmentation model, which answers in one step")
         conditions = (
             choose_given(model, given, None) if reference is None else choose_rows(model, reference, None, False)
         )
@@ -252,25 +252,6 @@ def check_options(options: SampleOptions) -> None:
         if value != getattr(fresh, name, None):
             shown = "" if value is True else f" {value}"
             raise UserError(f"{flag}{shown}: the model tells one mask of each --image", f"leave {flag} out")
-
-
-def check_direct(model: Model, options: SampleOptions) -> None:
-    """Raises UserError for sampling options that a segmentation model cannot heed: it answers in one step."""
-    flags: dict[str, object] = {
-        "--class": options.labels,
-        "--prompt": next(iter(options.prompts), None),
-        "--negative-prompt": options.negative_prompt,
-        "--prior": options.prior,
-        "--sampler": options.sampler,
-        "--steps": options.steps,
-        "--ddim-eta": options.eta,
-        "--guidance": options.guidance,
-        "--set": next((item for item in options.overrides if not item.startswith("metrics.")), None),
-    }
-    for flag, value in flags.items():
-        if value is not None:
-            problem = f"{flag} {value}: {model.path} is a segmentation model, which answers in one step"
-            raise UserError(problem, f"leave {flag} out")
 
 
 def probabilities(seg: Segmenter, batch_size: int, group: Group) -> Iterator[Tensor]:
