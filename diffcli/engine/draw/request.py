@@ -230,6 +230,9 @@ def request(
             f"{model.path}: is a first stage, which makes an image in one step, under no condition",
             f"use it by `diffcli sample --ckpt {quoted(model.path)} --image FILE`, or as the codec of a latent model",
         )
+    if task.kind == "segmentation":
+        hint = f"segment images by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR --out masks`"
+        raise UserError(f"{model.path}: was trained as {task.noun}, which tells masks of images and draws none", hint)
     if not isinstance(task, DiffusionConfig):
         raise UserError(
             f"{model.path}: was trained as {task.noun}, which draws no images",

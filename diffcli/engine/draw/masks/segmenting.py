@@ -114,7 +114,7 @@ class Ensembles(Segmenter):
     def segment(self, rows: range) -> Segments:
         k = self.ensemble
         levels = sampled(self.req, range(rows.start * k, rows.stop * k))[:, 0]
-        numbers = (levels.double() * ((self.classes - 1) / 255)).round().long()
+        numbers = (levels.float() * ((self.classes - 1) / 255)).round().long()
         samples = numbers.unflatten(0, (len(rows), k))
         return Segments(frequency(samples, self.classes), samples)
 

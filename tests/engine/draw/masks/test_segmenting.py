@@ -14,7 +14,7 @@ from diffcli.engine.draw.masks.mask_files import most_variance, overlay
 from diffcli.engine.draw.masks.segmenting import decided, frequency, probabilities, segmenter, variance
 from diffcli.engine.draw.sample import SampleOptions, load_model, request, sampled
 from diffcli.fields import to_float
-from tests.conftest import Cli
+from tests.conftest import Cli, in_subprocess
 from tests.data.making import pixels
 from tests.engine.draw.masks.mask_runs import SIZE, trained
 
@@ -130,6 +130,18 @@ def test_a_folder_of_images_becomes_a_folder_of_masks(runs: dict[str, Path], kin
     assert arrays["names"].tolist() == ["x0", "x1", "x2"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_write_the_same_masks(runs: dict[str, Path], kind: str, tmp_path: Path, cli: Cli):
+    source = pictures(tmp_path / "in", 5)
+    how = ["sample", "--ckpt", runs[kind], "--image", source, "--batch-size", 10]
+    assert cli(*how, "--out", tmp_path / "one").code == 0
+    done = in_subprocess(*how, "--out", tmp_path / "two", "--nproc", 2)
+    assert done.code == 0, done.err
+    for file in sorted((tmp_path / "one").iterdir()):
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
 def test_one_picture_shows_all_images_in_rows(runs: dict[str, Path], tmp_path: Path, cli: Cli):
     source = pictures(tmp_path / "in", 2, size=24)
     files = [argument for i in range(2) for argument in ("--image", source / f"x{i}.png")]
@@ -154,6 +166,7 @@ def test_what_cannot_be_segmented_is_refused_by_name(runs: dict[str, Path], tmp_
     assert "--strength" in refused("diffusion", "--image", source / "x0.png", "--strength", 0.5)
     assert "--n 3" in refused("diffusion", "--image", source, "--n", 3)
     assert "no images for a next stage" in refused("diffusion", "--image", source, "--then", runs["diffusion"])
+    assert "--image FILE|DIR" in refused("segmentation")
     assert "no image to segment" in refused("diffusion", "--ensemble", 3)
     (tmp_path / "empty").mkdir()
     assert "holds no picture" in refused("diffusion", "--image", tmp_path / "empty")
