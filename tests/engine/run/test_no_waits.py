@@ -25,6 +25,19 @@ WAYS: dict[str, dict[str, Any]] = {
     "several averages": {"train__ema": [0.9, 0.99]},
     "mirrored": {"data__flip": True},
     "times by past losses": {"task__times": {"kind": "loss_aware"}},
+    "masks in one step": {
+        "data": {"kind": "digits_segmentation", "size": 8},
+        "task": {"kind": "segmentation", "network": TINY["task"]["network"]},
+        "guidance": 1,
+    },
+    "masks by diffusion": {
+        "data": {"kind": "digits_segmentation", "size": 8},
+        "task__field": "mask",
+        "task__codec": {"kind": "one_hot", "classes": 2},
+        "task__conditioners": [{"kind": "spatial", "field": "image", "channels": 1}],
+        "task__drop_condition": 0,
+        "guidance": 1,
+    },
 }
 MUON = {"train__optimizer": {"kind": "muon", "lr": 0.01}}  # whose fp16 waits, see Muon
 
