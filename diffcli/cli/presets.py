@@ -38,9 +38,10 @@ def presets_check(file: Annotated[str, typer.Argument(help="A preset's name or f
     from diffcli import preset as presets
     from diffcli.cli.console import say
     from diffcli.engine.run.state import build_on_meta
+    from diffcli.engine.stage_reading import completed
 
     chosen = presets.load(file)
-    build_on_meta(chosen)
+    build_on_meta(completed(chosen))
     print(presets.dump(chosen), end="")
     for advice in chosen.advice():
         say(f"note:  {advice}")
