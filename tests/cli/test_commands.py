@@ -29,9 +29,9 @@ OPTIONS = {
     "train": "--preset --set --data --run-dir --steps --seed --device --nproc --nnodes --node-rank --rdzv-endpoint --dry-run",
     "resume": "--from --steps --set --device --nproc",
     "sample": "--ckpt --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --out --device --nproc "
-    "--image --mask --strength --interpolate",
+    "--image --mask --strength --interpolate --field --then --augment --tile --overlap --no-tile",
     "gif": "--ckpt --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --out --device --nproc "
-    "--fps --frames --show --image --mask --strength",
+    "--fps --frames --show --image --mask --strength --field --then --augment --tile --overlap --no-tile",
     "fid": "--ckpt --ref --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --device --nproc "
     "--metrics --features --weights --json",
     "ema": "--std --rate --out",
@@ -97,11 +97,11 @@ def test_numbers_that_may_be_fractions_are_floats() -> None:
     for info in app.registered_commands:
         hints = get_type_hints(info.callback)
         for name, parameter in inspect.signature(info.callback).parameters.items():
-            if name in ("fps", "ddim_eta", "guidance", "strength"):
+            if name in ("fps", "ddim_eta", "guidance", "strength", "augment"):
                 fractions[name] = float in (hints[name], *get_args(hints[name]))
             if int in (hints[name], *get_args(hints[name])):
                 assert not isinstance(parameter.default, float), f"{info.callback.__name__}: {name}"
-    assert fractions == {"fps": True, "ddim_eta": True, "guidance": True, "strength": True}
+    assert fractions == {"fps": True, "ddim_eta": True, "guidance": True, "strength": True, "augment": True}
 
 
 def test_help_answers_without_torch_and_at_once() -> None:

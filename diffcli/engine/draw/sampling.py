@@ -42,7 +42,7 @@ class SampleOptions(EditOptions):
     degrade: bool = False  # the images by that operator first
     project: bool = False  # on the picture that an upscaler enlarges
     fields: tuple[tuple[str, tuple[Path | MemoryPicture, ...]], ...] = ()  # pictures by the condition that they are
-    augment: float | None = Field(None, ge=0, lt=1)  # level of the noise on pictures that the model enlarges
+    augment: float | None = Field(None, ge=0, le=1)  # level of the noise on pictures that the model enlarges
     tile: int | None = Field(None, ge=1)  # edge in pixels
     overlap: int | None = Field(None, ge=0)  # of tiles, in pixels
     whole: bool = False  # large images are not cut into tiles

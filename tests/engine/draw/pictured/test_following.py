@@ -226,4 +226,6 @@ def test_augmentation_is_told_up_to_the_trained_level(cli: Cli, tmp_path: Path) 
     assert not np.array_equal(plain, noisy)
     assert np.array_equal(noisy, again), "its noise is not that of the seed"
     assert ("augment" in record, told["augment"]) == (False, 0.4)
-    cli("sample", *options, "--augment", 0.5, "--out", tmp_path / "x.png").refused("--augment 0.5", "level of 0.4")
+    for level in (0.5, 1):
+        done = cli("sample", *options, "--augment", level, "--out", tmp_path / "x.png")
+        done.refused(f"--augment {float(level)}", "level of 0.4")
