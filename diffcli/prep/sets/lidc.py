@@ -22,7 +22,7 @@ from diffcli.config import UserError
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, open_tree
 from diffcli.data.listing import Split
 from diffcli.data.pixels import BrokenImage
-from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, tree_fingerprint
+from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
 
 LEVEL, WIDTH = -600, 1500  # Hounsfield units
 CONSENSUS = 0.5  # of the reading sessions
@@ -96,7 +96,9 @@ def open_lidc(source: Path, work: Path, options: SourceOptions) -> PrepSource:
         items.slices += found[patient]
     used = [one.name for slices in found.values() for one in slices if one.name in tree.locations]
     xmls = [name for name in tree.names if name.lower().endswith(".xml")]
-    return PrepSource(splits, None, tree_fingerprint(tree, sorted({*used, *xmls})))
+    files = [(name, tree.size(name)) for name in sorted({*used, *xmls})]
+    written = ("annotators", ANNOTATORS)  # so that no run goes on with shards of before, which hold the consensus alone
+    return PrepSource(splits, None, fingerprint([*files, written]))
 
 
 def window(hounsfield: np.ndarray) -> np.ndarray:
