@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.engine.draw.sampling import SampleOptions
+from diffcli.engine.draw.sampling import SampleOptions, check_one_step
 from diffcli.engine.model import Model
 from diffcli.fields import Batch, to_float, to_levels
 from diffcli.tasks.super_resolution import SuperResolutionTask
@@ -14,7 +14,10 @@ class Enlargements:
     """Its images of the smaller pictures of the rows. Raises UserError for options of drawing: nothing is drawn."""
 
     def __init__(self, model: Model, task: SuperResolutionTask, options: SampleOptions, mean_of: int) -> None:
-        check_idle_options(model, options, mean_of)
+        what = f"{model.path} is {model.preset.task.noun}, in one step and always to the same image"
+        check_one_step(options, what)
+        if mean_of > 1:
+            raise UserError(f"--mean-of {mean_of}: {what}", "leave --mean-of out")
         self.model, self.task = model, task
         self.reads = frozenset({task.low})
 
@@ -24,23 +27,3 @@ class Enlargements:
 
     def __str__(self) -> str:
         return f"enlargements by {self.model.path}"
-
-
-def check_idle_options(model: Model, options: SampleOptions, mean_of: int) -> None:
-    """Raises UserError for options that a network of one step cannot heed."""
-    flags = {
-        "--class": options.labels,
-        "--prior": options.prior,
-        "--sampler": options.sampler,
-        "--steps": options.steps,
-        "--ddim-eta": options.eta,
-        "--guidance": options.guidance,
-        "--set": next(iter(options.overrides), None),
-        "--project": options.project or None,
-        "--mean-of": mean_of if mean_of > 1 else None,
-    }
-    for flag, value in flags.items():
-        if value is not None:
-            shown = flag if value is True else f"{flag} {value}"
-            problem = f"{shown}: {model.path} is {model.preset.task.noun}, in one step and always to the same image"
-            raise UserError(problem, f"leave {flag} out")
