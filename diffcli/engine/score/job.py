@@ -23,8 +23,8 @@ from diffcli.engine.score.onepass import Watch, share
 from diffcli.engine.score.pairs.drawn_pairs import DrawnRows, Maker, paired, pairs, pictured
 from diffcli.engine.score.pairs.followed import Following, with_enlarged
 from diffcli.engine.score.pairs.pair_scores import PairScores
+from diffcli.engine.score.pairs.reconstructed import cut_short, first, floors_beside, originals, reconstructions
 from diffcli.engine.score.pairs.regressed import Enlargements
-from diffcli.engine.score.reconstructed import cut_short, first, floors_beside, originals, reconstructions
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.segmented import annotated_side, counted, mask_scores, told_by
 from diffcli.engine.score.sides import Side, own_side, resolve

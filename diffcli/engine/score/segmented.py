@@ -15,7 +15,7 @@ from diffcli.data.annotators import ALL, ONE
 from diffcli.engine.draw.masks.segmenting import Ensembles, Segmenter, decided, segmenter
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model
-from diffcli.engine.score.reconstructed import first
+from diffcli.engine.score.pairs.reconstructed import first
 from diffcli.engine.score.sides import Side, own_side, resolve
 from diffcli.fields import FieldSpec, Remedies, Specs, check_fields
 from diffcli.metrics.extractor import Extracted

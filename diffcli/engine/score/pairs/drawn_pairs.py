@@ -16,7 +16,7 @@ from diffcli.engine.draw.sample import sampled
 from diffcli.engine.model import Model
 from diffcli.engine.score.pairs.followed import CONDITION, OTHER, named
 from diffcli.engine.score.pairs.pair_scores import ORIGINAL
-from diffcli.engine.score.reconstructed import originals
+from diffcli.engine.score.pairs.reconstructed import originals
 from diffcli.engine.score.sides import Side, read_ahead
 from diffcli.fields import OVER_PIXELS, Batch, FieldSpec
 from diffcli.tasks.super_resolution import SuperResolutionConfig

@@ -22,7 +22,7 @@ from diffcli.engine.score.job import Scoring
 from diffcli.engine.score.pairs.drawn_pairs import DrawnRows, paired, pairs, pictured
 from diffcli.engine.score.pairs.followed import Following, enlarged_floor
 from diffcli.engine.score.pairs.pair_scores import PairScores
-from diffcli.engine.score.reconstructed import first
+from diffcli.engine.score.pairs.reconstructed import first
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.sides import data_side
 from diffcli.fields import to_float, to_levels

@@ -18,7 +18,7 @@ from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.floor_scores import Size, floors, planned
 from diffcli.engine.score.job import Scoring
 from diffcli.engine.score.pairs.pair_scores import PairScores
-from diffcli.engine.score.reconstructed import (
+from diffcli.engine.score.pairs.reconstructed import (
     first,
     floors_beside,
     originals,
