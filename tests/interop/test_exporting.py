@@ -22,6 +22,7 @@ REFUSED = {
     "imagenet256-dit-latent": f"{BETAS} --set task.network.max_period=10752.168531898922",
     "mnist-latent": BETAS,
     "cc3m-256-latent": "such a model cannot go out",
+    "upscale-64-256-latent": "such a model cannot go out",
 }
 STAGES = {
     "cifar10-kl": "--set task.network.patch=1",

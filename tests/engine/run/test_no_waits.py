@@ -40,6 +40,8 @@ WAYS: dict[str, dict[str, Any]] = {
     },
 }
 MUON = {"train__optimizer": {"kind": "muon", "lr": 0.01}}  # whose fp16 waits, see Muon
+ALL = {**WAYS, "muon": MUON}
+QUICK = ("adamw", "accumulated", "masks by diffusion", "muon")
 
 
 def loop(device: torch.device, path: Path, **keys: Any) -> Loop:
@@ -51,7 +53,9 @@ def loop(device: torch.device, path: Path, **keys: Any) -> Loop:
     return Loop(preset, RunDir(path), group, state, preset.data.build("train"), {})
 
 
-@pytest.mark.parametrize("keys", [*WAYS.values(), MUON], ids=[*WAYS, "muon"])
+@pytest.mark.parametrize(
+    "keys", [pytest.param(keys, id=way, marks=() if way in QUICK else pytest.mark.slow) for way, keys in ALL.items()]
+)
 def test_a_batch_and_its_update_neither_copy_in_the_way_nor_read(
     keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def test_each_stage_draws_of_the_images_of_the_one_before_as_of_its_saved_files(
     assert Path(first["checkpoint"]) == stages[0]
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_cascade(cli: Cli, stages: list[Path], tmp_path: Path) -> None:
     options = ["--n", 3, "--class", "random", "--batch-size", 2, "--device", "cpu"]
     run(cli, stages[:2], tmp_path / "one.npz", *options)
