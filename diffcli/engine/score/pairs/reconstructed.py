@@ -100,10 +100,17 @@ def trained_on(model: Model) -> str:
 
 
 def cut_short(side: Side, n: int | None) -> list[str]:
-    """A note where a side has fewer rows than were asked for."""
-    if n is None or side.size is None or side.size >= n:
+    """A note where a side has fewer rows than were asked for, or where those that are scored may be of a few classes."""
+    if n is None or side.size is None or side.size == n:
         return []
-    return [f"--n {n}: {side.name} has {side.size} image{'s' * (side.size != 1)}; all of them are scored"]
+    if side.size < n:
+        return [f"--n {n}: {side.name} has {side.size} image{'s' * (side.size != 1)}; all of them are scored"]
+    if not side.classes:
+        return []
+    return [
+        f"--n {n}: the first of the {side.size} rows of {side.name} are scored, which are of a few classes where it is sorted by "
+        "class; leave --n out for all"
+    ]
 
 
 def first(side: Side, n: int | None) -> Side:
