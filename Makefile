@@ -29,7 +29,7 @@ demo: $(STAMP) ## train the digits, draw them, animate one, score them: 4 to 11 
 	$(DIFFCLI) fid --ckpt runs/demo --n 1000 --seed 1000 --features runs/demo-classifier --metrics fid,accuracy
 
 test: $(STAMP) ## the quick tests: less than 10 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '$(QUICK)' -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '$(QUICK)' -n auto --dist loadgroup
 
 test-slow: $(STAMP) ## every test that this machine can run
 	$(BIN)/python -m pytest -m ''

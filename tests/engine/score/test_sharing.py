@@ -15,6 +15,8 @@ from tests.conftest import finish, in_subprocess, start
 from tests.engine.score.making import ALONE, pixels, write_folder, write_npz
 from tests.engine.score.sharing import FORMAT_1, SIDES, TERMS, found
 
+pytestmark = pytest.mark.xdist_group("sharing")  # one fixture serves all of them, and takes its time
+
 WORLD = 2
 N = 13  # images of a side: neither a multiple of the batch nor of the processes
 SIZES = {"prepared": 10, "stream": 10, "samples": 7}
