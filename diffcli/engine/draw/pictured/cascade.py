@@ -26,10 +26,14 @@ Opening = Callable[[Path], Model]
 
 
 class CascadeStage:
-    """One stage of a cascade, while it is its turn. number: from 1; of: how many there are."""
+    """One stage of a cascade, while it is its turn. number: from 1; of: how many there are.
 
-    def __init__(self, number: int, of: int, req: ImageRequest, group: Group) -> None:
+    labels: the classes of its images, int64 (n,): its own, or those of the stage before where it is told none.
+    """
+
+    def __init__(self, number: int, of: int, req: ImageRequest, group: Group, labels: Tensor | None = None) -> None:
         self.number, self.of, self.group = number, of, group
+        self.labels = labels if req.labels is None else req.labels
         self._req: ImageRequest | None = req
         self._batches: list[Finished] | None = None
 
@@ -51,7 +55,11 @@ class CascadeStage:
     def drawn(self) -> Iterator[Finished]:
         """Its images, on rank 0, as `draw` gives them; kept for the next stage where there is one."""
         kept: list[Finished] = []
+        start = 0
         for batch in draw(self.req, self.group):
+            rows = slice(start, start + len(batch.images))
+            batch = batch._replace(labels=None if self.labels is None else self.labels[rows])
+            start = rows.stop
             if not self.last:
                 kept.append(batch)
             yield batch
@@ -100,12 +108,12 @@ def cascade(
     del first, req
     yield stage
     for number, path in enumerate(paths[1:], 2):
-        images, labels, record = stage.handed_on(), stage.req.labels, stage.req.describe()
+        images, labels, record = stage.handed_on(), stage.labels, stage.req.describe()
         stage.leave()
         model = opening(path)
         handed = of_next(model, options, len(images), labels)
         make = asked if number == of else request_of
-        stage = CascadeStage(number, of, make(model, handed, given=from_stage(model, images, record)), group)
+        stage = CascadeStage(number, of, make(model, handed, given=from_stage(model, images, record)), group, labels)
         del model, images
         yield stage
 

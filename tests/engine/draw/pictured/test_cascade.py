@@ -62,6 +62,13 @@ def test_each_stage_draws_of_the_images_of_the_one_before_as_of_its_saved_files(
     assert Path(first["checkpoint"]) == stages[0]
 
 
+def test_the_classes_of_the_first_stage_stand_beside_the_images_of_a_last_one_that_is_told_none(
+    cli: Cli, stages: list[Path], tmp_path: Path
+) -> None:
+    run(cli, stages, tmp_path / "out.npz", "--n", 5, "--class", "all", "--batch-size", 2)
+    assert np.load(tmp_path / "out.npz")["arr_1"].tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.slow
 def test_two_processes_draw_the_same_cascade(cli: Cli, stages: list[Path], tmp_path: Path) -> None:
     options = ["--n", 3, "--class", "random", "--batch-size", 2, "--device", "cpu"]
