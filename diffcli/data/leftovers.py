@@ -18,7 +18,7 @@ def check_finished(root: Path, key: str) -> None:
         request = json.loads((root / WORK / REQUEST).read_bytes())
         command = repeated(request, root)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return
+        return  # no request of prep-data, so no unfinished set: what the folder is then, whoever reads it says
     raise UserError(
         f"{key} is '{root}', a set that prep-data has not finished",
         f"repeat its command, which goes on where it stopped: `{command}`, SOURCE being {request['source']}",
