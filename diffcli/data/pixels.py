@@ -154,7 +154,7 @@ def channels_first(image: Image.Image) -> np.ndarray:
     """uint8 (C, H, W) of a mode L or RGB image."""
     if image.mode == "L":
         return np.array(image)[None]
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return np.array(np.asarray(image).transpose(2, 0, 1), order="C")  # a copy, which may be written to
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:

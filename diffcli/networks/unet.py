@@ -71,8 +71,12 @@ class UNetConfig(NetworkConfig):
     down_padding: Padding = "both"  # of `resample: conv`, where zeros stand on the way down
 
     @property
+    def multiple(self) -> int:
+        return self.fold
+
+    @property
     def shift(self) -> int:
-        return 1 << (len(self.mult) - 1)
+        return self.fold << (len(self.mult) - 1)
 
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "UNet":
         channels, height, width = shape

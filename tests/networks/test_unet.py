@@ -42,6 +42,12 @@ def test_a_folded_network_is_the_plain_one_on_folded_pixels() -> None:
     assert torch.equal(fold(run(folded, x, spatial=spatial), 2), expected)
 
 
+def test_a_folded_network_takes_multiples_of_the_fold_and_is_moved_by_those_of_its_coarsest_grid() -> None:
+    config = SMALL.model_copy(update={"fold": 2, "mult": (1, 1, 1)})
+    assert (config.multiple, config.shift) == (2, 8)
+    assert (SMALL.multiple, SMALL.shift) == (1, 1 << (len(SMALL.mult) - 1))
+
+
 def test_a_fold_that_does_not_divide_the_image_is_refused() -> None:
     with pytest.raises(UserError, match="fold 3"):
         SMALL.model_copy(update={"fold": 3}).build(SHAPE, 3, CondShape())

@@ -112,6 +112,17 @@ def test_a_picture_whose_edges_are_repeated_is_drawn_as_if_it_were_so_large(tmp_
     assert np.array_equal(cut, full[:, :14])
 
 
+def test_a_network_that_folds_pixels_refuses_tiles_and_sizes_that_it_cannot_fold(cli: Cli, tmp_path: Path) -> None:
+    folded = saved(tmp_path / "m", upscaler(task__network__fold=4, task__network__mult=[1]))
+    options = ["--ckpt", folded, "--image", picture(tmp_path / "a.png", 15, 9), "--out", tmp_path / "x.npz"]
+    cli("sample", *options, "--tile", 10).refused("--tile 10", "multiples of 4", "try --tile 8")
+    drawn, _ = arrays(cli, tmp_path / "x.npz", *options[:4], "--tile", 8)
+    assert drawn.shape == (1, 30, 18, 1), "what it cannot fold is drawn larger and cut"
+    edges = saved(tmp_path / "edges", from_edges(task__network__fold=4, task__network__mult=[1]))
+    done = cli("sample", "--ckpt", edges, *options[2:], "--size", 10)
+    done.refused("--size 10x10", "multiples of 4", "try --size 8x8")
+
+
 def test_pictures_of_several_sizes_are_drawn_each_at_its_own_into_a_folder(cli: Cli, up: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     for i, (height, width) in enumerate(((8, 8), (8, 8), (6, 10), (8, 8))):
