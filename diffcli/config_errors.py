@@ -163,6 +163,13 @@ def known_keys(model: type[BaseModel], tree: Any, path: Place) -> list[str]:
     return list(_at(model, tree, path).get("properties", {}))
 
 
+def forms(model: type[BaseModel], tree: Any, path: Place) -> dict[str, Node]:
+    """What each key at a path may hold, without its default and description: equal for keys that hold the same."""
+    told = ("default", "description", "title", "examples")
+    keys: dict[str, Node] = _at(model, tree, path).get("properties", {})
+    return {name: {part: value for part, value in node.items() if part not in told} for name, node in keys.items()}
+
+
 def default_kind(model: type[BaseModel], tree: Any, path: Place) -> str | None:
     """The `kind` that a key takes where the file leaves it out; None where it has none."""
     field = _at(model, tree, path[:-1]).get("properties", {}).get(path[-1], {})

@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from diffcli.config import Config, UserError, did_you_mean
-from diffcli.config_errors import default_kind, explain, known_keys
+from diffcli.config_errors import default_kind, explain, forms, known_keys
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, at_root
 from diffcli.diffusion.samplers import AnySampler, Ddim
@@ -261,20 +261,27 @@ def _override(tree: dict[str, Any], item: str, changed: Sequence[str]) -> str:
         _item(node, last, key)
         node[int(last)] = parsed
     elif last == "kind" and path and node.get("kind", parsed) != parsed:
+        before = forms(Preset, tree, path)
         node["kind"] = parsed
-        _keep_shared(node, known_keys(Preset, tree, path), ["kind", *(c.removeprefix(key[:-4]) for c in changed)])
+        _keep_shared(node, before, forms(Preset, tree, path), ["kind", *(c.removeprefix(key[:-4]) for c in changed)])
     else:
         node[last] = parsed
     return key
 
 
-def _keep_shared(node: dict[str, Any], known: Sequence[str], given: Sequence[str]) -> None:
-    """Drops what the file said for another kind, but for plain values of keys that both have; --set is never dropped."""
+def _keep_shared(
+    node: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], given: Sequence[str]
+) -> None:
+    """Drops what the file said for another kind, but for what the new one knows; --set is never dropped.
+
+    Records, and lists of them, stay where both kinds have the same of that name. before, after: what each key may hold.
+    """
     for name, value in list(node.items()):
         plain = not isinstance(value, dict) and not (
             isinstance(value, list) and any(isinstance(v, dict) for v in value)
         )
-        if not (name in known and plain) and not any(g == name or g.startswith(f"{name}.") for g in given):
+        shared = name in after and (plain or before.get(name) == after[name])
+        if not shared and not any(g == name or g.startswith(f"{name}.") for g in given):
             del node[name]
 
 

@@ -198,6 +198,15 @@ def test_another_kind_keeps_what_both_kinds_know() -> None:
         build("sampler.eta=0.5", "sampler.kind=heun")  # asked for by flag: never dropped in silence
 
 
+def test_another_kind_of_data_keeps_what_is_made_of_the_images() -> None:
+    tree = changed(TINY, data__derived=[{"kind": "edges"}], data__captions={"templates": ["a {name}"]})
+    data = presets.build(tree, "tiny.yaml", ["data.kind=folder"]).data
+    assert [each.kind for each in data.derived] == ["edges"]
+    assert data.captions is not None
+    with pytest.raises(UserError, match=r"task\.bottleneck|task\.network"):  # of the same name, but another thing
+        presets.build(TINY, "tiny.yaml", ["task.kind=autoencoder"])
+
+
 def test_a_key_of_a_section_that_the_file_leaves_out_takes_the_default_kind() -> None:
     bare = changed(TINY, sampler=None, train__optimizer=None)
     preset = presets.build(bare, "bare", ["sampler.steps=7", "train.optimizer.lr=1e-5", "train.curve.warmup=3"])
