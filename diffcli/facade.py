@@ -328,7 +328,9 @@ def load(
 
 def _collected(req: ImageRequest, batches: Sequence[Finished], stages: Sequence[Samples]) -> Samples:
     record = json.loads(json.dumps(req.describe(), default=int))
-    return Samples(torch.cat([batch.images for batch in batches]), req.labels, record, stages)
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    images = torch.cat([batch.images for batch in batches])
+    return Samples(images, torch.cat(labels) if labels else None, record, stages)
 
 
 def _sides(size: Any) -> Any:

@@ -164,6 +164,8 @@ def test_a_cascade_from_python_is_that_of_the_command_line(
     for then in (up, [diffcli.load(up, device="cpu")]):
         drawn = model.sample(n=2, label=1, then=then)
         assert np.array_equal(drawn.numpy(), np.load(out)["arr_0"])
+        assert drawn.labels is not None
+        assert drawn.labels.tolist() == np.load(out)["arr_1"].tolist() == [1, 1]
         assert np.array_equal(drawn.stages[0].numpy(), np.load(tmp_path / "x.stage-1.npz")["arr_0"])
     assert drawn.record == json.loads(out.with_suffix(".json").read_text())
     with pytest.raises(UserError, match="conditioned on no picture"):

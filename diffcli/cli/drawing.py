@@ -146,6 +146,7 @@ def sample(
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, (".png", ".npz"), folder_allowed=True)
+    output.check_apart(out, options)
     output.check_captions(out, captions)
     if segments(ckpt, options, ensemble, then):
         segment(ckpt, out, options, ensemble, ema, device, nproc)
@@ -157,9 +158,12 @@ def sample(
             output.check_pictures(out, stage.req.shape, stage.req.model.path)
             output.check_sizes(out, stage.req)
             place = out if stage.last else output.stage_path(out, stage.number)
-            words = stage.req.captions() if captions and stage.last else None
+            if stage.number == 1:  # what would be refused when the last stage is drawn
+                output.check_kept(out, stage.req.n)
+            words = stage.captions() if captions else None
+            shown = words if stage.last else None
             if group.leads:
-                output.write(place, track(stage.drawn(), stage.req.n, stage.title), stage.req.describe(), words)
+                output.write(place, track(stage.drawn(), stage.req.n, stage.title), stage.req.describe(), shown)
             else:
                 list(stage.drawn())
         if group.leads:
@@ -225,6 +229,7 @@ def gif(
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)
+    output.check_apart(out, options)
 
     def work(group: "Group") -> None:
         opened = partial(session.open_model, options=options, group=group, ema=ema)

@@ -117,6 +117,30 @@ def flatten(image: Image.Image) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
+def class_values(image: Image.Image) -> Image.Image:
+    """Mode L, the values of a mask: of a coloured palette its indices, of anything grey the grey values."""
+    if image.mode == "P" and not _is_grey(image.convert("RGB")):
+        return Image.fromarray(np.asarray(image))
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if set(np.unique(values)) <= {0, 65535}:  # black and white in 16 bits
+            values = values // 257
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError("a mask with values beyond 0 to 255")
+        return Image.fromarray(values.astype(np.uint8))
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    colours = image.convert("RGB")
+    if not _is_grey(colours):
+        raise ValueError("a mask in colour; store its classes as grey values or as a palette")
+    return colours.getchannel("R")
+
+
+def _is_grey(image: Image.Image) -> bool:
+    red, green, blue = (np.asarray(image.getchannel(channel)) for channel in "RGB")
+    return bool((red == green).all() and (green == blue).all())
+
+
 def place(draw: int) -> Place:
     """A random crop's place, from the draw of a sample: bits 33 to 62, which no other choice looks at."""
     return (draw >> 33) % PLACES / PLACES, (draw >> 48) % PLACES / PLACES

@@ -7,7 +7,7 @@ from PIL import Image
 
 from diffcli.config import ImageShape
 from diffcli.data.files import Location, read_location
-from diffcli.data.pixels import fit, fit_all, flatten, is_plain_jpeg, open_image, to_image, to_png
+from diffcli.data.pixels import class_values, fit, fit_all, flatten, is_plain_jpeg, open_image, to_image, to_png
 from diffcli.data.shards import is_mask
 
 
@@ -54,30 +54,6 @@ def encode_over(name: str, field: str, source: Location | np.ndarray, size: int 
     fitted = _fitted(image.convert("L"), size, resampling)
     values = tuple(np.unique(np.asarray(fitted)).tolist()) if is_mask(field) else None
     return _png(fitted, (image.height, image.width))._replace(values=values)
-
-
-def class_values(image: Image.Image) -> Image.Image:
-    """Mode L, the values of a mask: of a coloured palette its indices, of anything grey the grey values."""
-    if image.mode == "P" and not _is_grey(image.convert("RGB")):
-        return Image.fromarray(np.asarray(image))
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if set(np.unique(values)) <= {0, 65535}:  # black and white in 16 bits
-            values = values // 257
-        if values.min() < 0 or values.max() > 255:
-            raise ValueError("a mask with values beyond 0 to 255")
-        return Image.fromarray(values.astype(np.uint8))
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    colours = image.convert("RGB")
-    if not _is_grey(colours):
-        raise ValueError("a mask in colour; store its classes as grey values or as a palette")
-    return colours.getchannel("R")
-
-
-def _is_grey(image: Image.Image) -> bool:
-    red, green, blue = (np.asarray(image.getchannel(channel)) for channel in "RGB")
-    return bool((red == green).all() and (green == blue).all())
 
 
 def _fitted(image: Image.Image, size: int | None, resampling: Image.Resampling) -> Image.Image:

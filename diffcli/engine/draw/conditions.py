@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.engine.model import Model
-from diffcli.fields import Batch, Specs, stub, whole
+from diffcli.fields import OVER_PIXELS, Batch, Specs, stub, whole
 from diffcli.tasks.conditioners.conditioner import Conditioner
 
 
@@ -79,10 +79,20 @@ def blanks(model: Model, found: Sequence[Conditions], null_alone: bool) -> list[
         name = next(name for name in missing if name in needed)
         instead = "" if name in always_told(model) else ", or draw without any condition: --guidance 0"
         raise UserError(
-            f"{model.path}: draws what the condition '{name}' says, and there is none", f"give '{name}'{instead}"
+            f"{model.path}: draws what the condition '{name}' says, and there is none",
+            f"{how_to_give(model, name)}{instead}",
         )
     size = model.preset.data.shape[1:]
     return [Blank({name: whole(spec, size) for name, spec in missing.items()})] if missing else []
+
+
+def how_to_give(model: Model, name: str) -> str:
+    """What to type for a condition, for hints."""
+    specs = condition_specs(model)
+    if specs[name].kind not in OVER_PIXELS:
+        return f"give '{name}'"
+    alone = sum(spec.kind in OVER_PIXELS for spec in specs.values()) == 1
+    return f"give the picture: --field {name}=FILE" + (", or alone --image FILE" if alone else "")
 
 
 def condition_specs(model: Model) -> Specs:

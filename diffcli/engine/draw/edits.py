@@ -1,6 +1,6 @@
 """`--image`, `--mask`, `--strength` and `--interpolate`: what a request begins from instead of one fresh noise an image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from diffcli.diffusion.editing import inpaint, noised, slerp
 from diffcli.diffusion.inversion import invert
 from diffcli.diffusion.samplers import Sampler
 from diffcli.digest import sha256
-from diffcli.engine.draw.pictures import MemoryPicture
+from diffcli.engine.draw.pictures import FilePicture, MemoryPicture
 from diffcli.fields import to_float
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
@@ -179,12 +179,19 @@ def read_mask(
     return painted
 
 
-def open_picture(flag: str, path: Path | MemoryPicture) -> Image.Image:
-    """A picture file, decoded, or one in memory. flag: what names it in errors. Raises UserError where it cannot be read."""
+def open_picture(
+    flag: str, path: Path | MemoryPicture, flat: Callable[[Image.Image], Image.Image] | None = None
+) -> Image.Image:
+    """A picture file, decoded, or one in memory. flag: what names it in errors. flat: as for `open_image`.
+
+    Raises UserError where it cannot be read.
+    """
+    if flat is not None and isinstance(path, FilePicture):
+        path = path.path
     if isinstance(path, MemoryPicture):
         return path.image
     try:
-        return open_image(path.read_bytes(), str(path))
+        return open_image(path.read_bytes(), str(path), flat)
     except BrokenImage as error:
         raise UserError(f"{flag} {path}: {error.reason}", "give an image file, PNG or JPEG for example") from error
     except OSError as error:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError, did_you_mean
-from diffcli.data.pixels import fit
+from diffcli.data.pixels import class_values, fit
 from diffcli.data.shards import WHITE
 from diffcli.engine.draw.conditions import Conditions, condition_specs, enlargement
 from diffcli.engine.draw.edits import described, open_picture
@@ -91,7 +91,7 @@ def choose_given(
                     "give it in the shape that the model reads, or as files, which are cut and resized",
                 )
         for rows in [value.rows] if isinstance(value.rows, Tensor) else value.rows:
-            _check_mask(name, spec, rows)
+            _check_mask(f"'{name}'", spec, rows)
         if interpolate is not None and len(value.rows) > 1:
             raise UserError(
                 f"--interpolate {interpolate} with {len(value.rows)} of '{name}': it must not change on the way",
@@ -137,10 +137,11 @@ def from_files(
         )
     flag, factor, rows = flag or f"'{name}'", enlargement(model, name), []
     for path in paths:
-        image = open_picture(flag, path)
+        image = open_picture(flag, path, class_values if spec.kind == "mask" else None)
         if size is not None and factor > 1:
             check_enlarged(f"{flag} {path}", image, size, factor)
         rows.append(torch.from_numpy(_picture(spec, image, _sides(model, image, size, factor))))
+        _check_mask(f"{flag} {path}", spec, rows[-1])
     alike = len({row.shape for row in rows}) == 1
     return Value(torch.stack(rows) if alike else rows, [described(path) for path in paths])
 
@@ -195,10 +196,10 @@ def _picture(spec: FieldSpec, image: Image.Image, own: ImageShape) -> np.ndarray
     return np.where(levels == WHITE, np.uint8(1), levels) if binary else levels
 
 
-def _check_mask(name: str, spec: FieldSpec, rows: Tensor) -> None:
+def _check_mask(what: str, spec: FieldSpec, rows: Tensor) -> None:
     count = spec.class_count
     if spec.kind == "mask" and count is not None and (highest := int(rows.max())) >= count:
         raise UserError(
-            f"'{name}' holds the class {highest}, but the model knows the classes 0 to {count - 1}",
-            "give a mask whose grey levels are class numbers",
+            f"{what}: holds the class {highest}, but the model knows the classes 0 to {count - 1}",
+            "give a mask whose values are class numbers" + ", or black and white" * (count == BINARY),
         )

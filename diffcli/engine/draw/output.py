@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.engine.draw.pictures import captioned, grid, write_png
-from diffcli.engine.draw.sample import Finished, ImageRequest
+from diffcli.data.pixels import SUFFIXES
+from diffcli.engine.draw.pictures import MemoryPicture, captioned, grid, write_png
+from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions
 from diffcli.fields import listed
 
 ANIMATIONS = (".gif", ".mp4", ".webp")
@@ -40,6 +41,28 @@ def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) ->
         raise UserError(
             f"--out {path}: cannot be written ({error.strerror})", "give a place that you may write to"
         ) from error
+
+
+def check_apart(path: Path, options: SampleOptions) -> None:
+    """Raises UserError, before any work, where the output would take the place of a picture that is read, or join those of a
+    folder that is read.
+    """
+    place = path.expanduser().absolute().resolve()
+    read = [("--image", each) for each in options.images]
+    read += [(f"--field {name}", each) for name, paths in options.fields for each in paths]
+    read += [] if options.mask is None else [("--mask", options.mask)]
+    for flag, given in read:
+        if isinstance(given, MemoryPicture):
+            continue
+        source = given.expanduser().absolute().resolve()
+        if place == source:
+            what = "would lie among the pictures that are read" if source.is_dir() else "would overwrite what is read"
+            raise UserError(f"--out {path}: {what}, {flag} {given}", "give another place")
+        if path.suffix.lower() in SUFFIXES and place.parent == source:
+            raise UserError(
+                f"--out {path}: lies in {flag} {given}, of which the same command would read it the next time",
+                "give another folder",
+            )
 
 
 def check_captions(path: Path, captions: bool) -> None:
@@ -69,6 +92,23 @@ def check_sizes(path: Path, req: ImageRequest) -> None:
         )
 
 
+def check_kept(path: Path, n: int) -> None:
+    """Raises UserError where a folder would keep other images beside the n that are asked for."""
+    names = set(numbered(n))
+    stale = [] if path.suffix else sorted({p.name for p in path.glob("*.png")} - names)
+    if stale:
+        others = f" and {len(stale) - 1} other images that are" if len(stale) > 1 else ", which is"
+        raise UserError(
+            f"--out {path}: holds {stale[0]}{others} none of the {n} asked",
+            "give an empty folder, so that whoever reads it finds these images alone",
+        )
+
+
+def numbered(n: int) -> list[str]:
+    """The names of n images in a folder."""
+    return [f"{i:06d}.png" for i in range(n)]
+
+
 def stage_path(path: Path, number: int) -> Path:
     """Where the images of an earlier stage of a cascade go: DIR/stage-1, or NAME.stage-1.png beside NAME.png."""
     return path.with_suffix(f".stage-{number}{path.suffix}") if path.suffix else path / f"stage-{number}"
@@ -81,15 +121,10 @@ def write(
 
     captions: what to write under the images of a grid.
     """
-    names = [f"{i:06d}.png" for i in range(description["n"])]
+    names = numbered(description["n"])
     if not path.suffix:
         path.mkdir(exist_ok=True)
-    stale = [] if path.suffix else sorted({p.name for p in path.glob("*.png")} - set(names))
-    if stale:
-        raise UserError(
-            f"--out {path}: holds {stale[0]} and {len(stale) - 1} other images that are none of the {description['n']} asked",
-            "give an empty folder, so that whoever reads it finds these images alone",
-        )
+    check_kept(path, len(names))
     try:
         if path.suffix == ".npz":
             write_npz(path, drawn)

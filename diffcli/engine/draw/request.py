@@ -233,6 +233,11 @@ def request(
     if task.kind == "segmentation":
         hint = f"segment images by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR --out masks`"
         raise UserError(f"{model.path}: was trained as {task.noun}, which tells masks of images and draws none", hint)
+    if task.kind == "super_resolution":
+        hint = f"enlarge pictures by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR`"
+        raise UserError(
+            f"{model.path}: was trained as {task.noun} in one step, of which there is nothing to show", hint
+        )
     if not isinstance(task, DiffusionConfig):
         raise UserError(
             f"{model.path}: was trained as {task.noun}, which draws no images",

@@ -85,6 +85,8 @@ def check_one_step(options: SampleOptions, what: str) -> None:
         "--guidance": options.guidance,
         "--mask": options.mask,
         "--strength": options.strength,
+        "--interpolate": options.interpolate,
+        "--compare": options.compare or None,
         "--restore": options.restore,
         "--project": options.project or None,
         "--set": next((item for item in options.overrides if not item.startswith("metrics.")), None),

@@ -16,6 +16,7 @@ from diffcli.digest import sha256
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.conditions import blanks
 from diffcli.engine.draw.given import Given, Value, from_files, from_stage
+from diffcli.engine.draw.pictured.unfolding import unfolded
 from diffcli.engine.draw.sample import Model, SampleOptions, draw, request
 from diffcli.facade import LoadedModel
 from diffcli.fields import FieldSpec, to_float
@@ -85,6 +86,24 @@ def test_a_mask_of_two_classes_may_be_black_and_white(tmp_path: Path) -> None:
     Image.fromarray(levels).save(tmp_path / "mask.png")
     images(model, {"mask": from_files(model, "mask", [tmp_path / "mask.png"])}, n=1)
     assert torch.equal(conditioner.seen[0][0, 0], torch.from_numpy(levels // 255).long())
+
+
+def test_a_mask_in_a_palette_holds_the_numbers_of_its_entries_and_one_in_colours_is_refused(tmp_path: Path) -> None:
+    """As where a set is prepared: the brightness of an entry is no class."""
+    model, conditioner = pictured("mask", MASK)
+    numbers = np.arange(64, dtype=np.uint8).reshape(8, 8) % 3
+    drawn = Image.fromarray(numbers)
+    drawn.putpalette([200, 0, 0, 0, 90, 0, 0, 0, 250])
+    (tmp_path / "in").mkdir()
+    drawn.save(tmp_path / "in" / "mask.png")
+    (folder,) = unfolded(SampleOptions(fields=(("mask", (tmp_path / "in",)),))).fields
+    for paths in ([tmp_path / "in" / "mask.png"], folder[1]):
+        images(model, {"mask": from_files(model, "mask", paths)}, n=1)
+        assert torch.equal(conditioner.seen[-1][0, 0], torch.from_numpy(numbers.astype(np.int64)))
+    drawn.convert("RGB").save(tmp_path / "colours.png")
+    with pytest.raises(UserError, match=r"--field mask .*colours.png: a mask in colour") as caught:
+        from_files(model, "mask", [tmp_path / "colours.png"], flag="--field mask")
+    assert caught.value.hint
 
 
 def test_the_images_of_one_stage_are_the_condition_of_the_next() -> None:

@@ -31,6 +31,7 @@ from diffcli.engine.model import Model
 
 WHITE = 65535
 TINT = 0.5  # share of the colour in an overlay
+MOST_NAMED = 3  # images in one note
 SKEWED = 1.01  # how far aspect ratios may differ before it is said that a part of an image is cut away
 COLOURS = ((220, 40, 40), (40, 110, 230), (30, 170, 80), (230, 160, 20), (150, 60, 200), (20, 180, 190))
 PARTS = ("mask", "probability", "variance", "overlay")
@@ -60,7 +61,7 @@ def read_pictures(model: Model, paths: Sequence[Path]) -> SourceImages:
     files = [(file, path.is_dir()) for path in paths for file in listed_in(path)]
     names = unique_names([file for file, _ in files])
     found = SourceImages([], torch.empty(0), [], [], [])
-    rows = []
+    rows, skewed = [], []
     for (file, from_folder), name in zip(files, names, strict=True):
         try:
             image = open_picture("--image", file)
@@ -71,9 +72,7 @@ def read_pictures(model: Model, paths: Sequence[Path]) -> SourceImages:
             continue
         ratio = (image.width / image.height) / (shape.width / shape.height)
         if max(ratio, 1 / ratio) > SKEWED:
-            found.notes.append(
-                f"{file}: only its middle is segmented, {image.height}x{image.width} pixels (HxW) cut to size"
-            )
+            skewed.append(f"{file}, {image.height}x{image.width} pixels (HxW)")
         rows.append(fit(image, shape))
         found.names.append(name)
         found.origins.append(described(file))
@@ -81,6 +80,12 @@ def read_pictures(model: Model, paths: Sequence[Path]) -> SourceImages:
         reason = f": {found.skipped[0]['file']}: {found.skipped[0]['reason']}" if found.skipped else ""
         raise UserError(
             f"--image {paths[0]}: holds no picture that can be read{reason}", "give image files, PNG or JPEG"
+        )
+    if skewed:
+        more = f" and {len(skewed) - MOST_NAMED} more" if len(skewed) > MOST_NAMED else ""
+        told = "; ".join(skewed[:MOST_NAMED])
+        found.notes.append(
+            f"only the middle is segmented of {len(skewed)} of {len(rows)} images, cut to size: {told}{more}"
         )
     if found.skipped:
         first = found.skipped[0]

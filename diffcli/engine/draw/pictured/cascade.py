@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffcli.config import UserError
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.given import Value, from_stage
 from diffcli.engine.draw.pictured.augmenting import augmenting
@@ -21,6 +22,7 @@ from diffcli.engine.draw.prompts import prompted
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions, draw, request, request_of
 from diffcli.engine.draw.translation import image_conditioners
 from diffcli.engine.model import Model
+from diffcli.tasks.diffusion import DiffusionTask
 
 Opening = Callable[[Path], Model]
 
@@ -28,11 +30,20 @@ Opening = Callable[[Path], Model]
 class CascadeStage:
     """One stage of a cascade, while it is its turn. number: from 1; of: how many there are.
 
-    labels: the classes of its images, int64 (n,): its own, or those of the stage before where it is told none.
+    labels: the classes of its images, int64 (n,): its own, or those of the stage before where it is told none. words: what the
+    first stage calls them.
     """
 
-    def __init__(self, number: int, of: int, req: ImageRequest, group: Group, labels: Tensor | None = None) -> None:
-        self.number, self.of, self.group = number, of, group
+    def __init__(
+        self,
+        number: int,
+        of: int,
+        req: ImageRequest,
+        group: Group,
+        labels: Tensor | None = None,
+        words: list[str] | None = None,
+    ) -> None:
+        self.number, self.of, self.group, self.words = number, of, group, words
         self.labels = labels if req.labels is None else req.labels
         self._req: ImageRequest | None = req
         self._batches: list[Finished] | None = None
@@ -51,6 +62,10 @@ class CascadeStage:
         """What it draws; gone when the next stage has begun."""
         assert self._req is not None
         return self._req
+
+    def captions(self) -> list[str]:
+        """What stands under its images: what the first stage was told. Raises UserError where that has no words."""
+        return self.req.captions() if self.words is None else self.words
 
     def drawn(self) -> Iterator[Finished]:
         """Its images, on rank 0, as `draw` gives them; kept for the next stage where there is one."""
@@ -107,21 +122,32 @@ def cascade(
     stage = CascadeStage(1, of, req, group)
     del first, req
     yield stage
+    words = words_of(stage) if of > 1 else None
     for number, path in enumerate(paths[1:], 2):
         images, labels, record = stage.handed_on(), stage.labels, stage.req.describe()
         stage.leave()
         model = opening(path)
         handed = of_next(model, options, len(images), labels)
         make = asked if number == of else request_of
-        stage = CascadeStage(number, of, make(model, handed, given=from_stage(model, images, record)), group, labels)
+        stage = CascadeStage(
+            number, of, make(model, handed, given=from_stage(model, images, record)), group, labels, words
+        )
         del model, images
         yield stage
 
 
+def words_of(stage: CascadeStage) -> list[str] | None:
+    """The captions of a stage; None where it has none."""
+    try:
+        return stage.captions()
+    except UserError:
+        return None
+
+
 def of_first(model: Model, options: SampleOptions) -> SampleOptions:
-    """What the first of several stages heeds: of tiles, projection and augmentation nothing where it reads no picture."""
+    """What the first of several stages heeds; of tiles, projection and noise not where it reads no picture or has one step."""
     without: dict[str, Any] = {} if augmenting(model.task) else {"augment": None}
-    if not pictured(model):
+    if not pictured(model) or not isinstance(model.task, DiffusionTask):
         without |= {"tile": None, "overlap": None, "whole": False, "project": False}
     return options.model_copy(update=without)
 

@@ -117,7 +117,7 @@ def check_alike(sizes: Sequence[Size]) -> None:
         shown = ", ".join(listed(size) for size in list(dict.fromkeys(sizes))[:3])
         raise UserError(
             f"the pictures are of several sizes, of which images of {shown} pixels (HxW) would follow",
-            "write one file an image, --out FOLDER, bring them to one size, --size HxW, or draw one size at a time",
+            "bring them to one size, --size HxW, or give those of one size at a time",
         )
 
 

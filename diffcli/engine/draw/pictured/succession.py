@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 from diffcli.engine.draw.conditions import enlargement
 from diffcli.engine.draw.guides import class_count
 from diffcli.engine.draw.pictured.augmenting import augmenting, check_augment
@@ -15,6 +15,7 @@ from diffcli.engine.draw.translation import image_conditioners
 from diffcli.engine.model import Model, without_weights
 from diffcli.fields import listed
 from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.super_resolution import SuperResolutionTask
 
 Shape = tuple[int, ...]  # of an image: channels, height and width
 
@@ -60,6 +61,11 @@ def check_first(req: ImageRequest, then: Path, options: SampleOptions) -> None:
 
 def check_kind(path: Path, model: Model, following: Model) -> str:
     """The one picture that the next stage is told. Raises UserError where it is none, or draws no images."""
+    if isinstance(following.task, SuperResolutionTask):
+        raise UserError(
+            f"--then {path}: was trained as {following.preset.task.noun} in one step, which is no stage",
+            f"give it the saved images: diffcli sample --ckpt {quoted(path)} --image FOLDER",
+        )
     if not isinstance(following.task, DiffusionTask):
         raise UserError(
             f"--then {path}: was trained as {following.preset.task.noun}",

@@ -185,8 +185,22 @@ def test_two_images_of_one_name_are_told_apart_or_refused(runs: dict[str, Path],
     done.refused("two images are called x0.png")
 
 
-def test_a_picture_of_another_shape_is_said_to_be_cut(runs: dict[str, Path], tmp_path: Path, cli: Cli):
-    Image.new("L", (40, 20), 90).save(tmp_path / "wide.png")
-    done = cli("sample", "--ckpt", runs["segmentation"], "--image", tmp_path / "wide.png", "--out", tmp_path / "out")
+def test_pictures_of_another_shape_are_said_to_be_cut_in_one_line(runs: dict[str, Path], tmp_path: Path, cli: Cli):
+    source = pictures(tmp_path / "in", 1)
+    for i in range(9):
+        Image.new("L", (40, 20), 90).save(source / f"wide{i}.png")
+    done = cli("sample", "--ckpt", runs["segmentation"], "--image", source, "--out", tmp_path / "out")
     assert done.code == 0, done.err
-    assert "only its middle is segmented" in done.err
+    (line,) = (line for line in done.err.splitlines() if "wide" in line)
+    assert "9 of 10 images" in line
+    assert "wide0.png, 20x40" in line
+
+
+def test_masks_are_not_written_among_the_images_that_they_are_of(runs: dict[str, Path], tmp_path: Path, cli: Cli):
+    """The next run would take them for images."""
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("L", (8, 8), 90).save(source / "a.jpg")
+    done = cli("sample", "--ckpt", runs["segmentation"], "--image", source, "--out", source)
+    done.refused(f"--out {source}", f"--image {source}", "another place")
+    assert [file.name for file in source.iterdir()] == ["a.jpg"]

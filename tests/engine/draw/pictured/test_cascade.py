@@ -161,6 +161,43 @@ def test_a_stage_that_does_not_follow_is_one_error_before_anything_is_drawn(
     assert not list(tmp_path.glob("x*"))
 
 
+def test_a_last_folder_that_would_keep_other_images_is_refused_before_the_first_stage_draws(
+    cli: Cli, stages: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    old = picture(out / "old.png")
+    done = cli("sample", "--ckpt", stages[0], "--then", stages[1], "--class", 1, "--n", 2, "--out", out)
+    done.refused(f"--out {out}", "old.png", "empty folder")
+    assert list(out.iterdir()) == [old]
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_captions_of_a_cascade_are_those_of_its_first_stage(cli: Cli, stages: list[Path], tmp_path: Path) -> None:
+    run(cli, stages, tmp_path / "x.png", "--n", 2, "--class", 3, "--captions")
+    with Image.open(tmp_path / "x.png") as made:
+        assert made.height > 2 + 96 + 2, "nothing stands under the images"
+    free = saved(tmp_path / "free", changed(TINY, **FREE))
+    last = saved(tmp_path / "last", upscaler())
+    done = cli("sample", "--ckpt", free, "--then", last, "--n", 1, "--captions", "--out", tmp_path / "y.png")
+    done.refused("--captions", "no prompt or class")
+    assert not list(tmp_path.glob("y*"))
+
+
+def test_a_network_of_one_step_may_begin_a_cascade_that_is_tiled_but_is_no_later_stage(
+    cli: Cli, tmp_path: Path
+) -> None:
+    task = {"kind": "super_resolution", "network": {"width": 8, "depth": 1}}
+    once = saved(tmp_path / "once", changed(upscaler(), task=task, sampler=None, guidance=None))
+    up, small = saved(tmp_path / "up", upscaler()), picture(tmp_path / "a.png", 8)
+    options = ["--image", small, "--out", tmp_path / "x.npz"]
+    done = cli("sample", "--ckpt", once, "--then", up, *options, "--tile", 16)
+    assert done.code == 0, done.err
+    assert np.load(tmp_path / "x.npz")["arr_0"].shape == (1, 32, 32, 1)
+    cli("sample", "--ckpt", up, "--then", once, *options).refused(f"--then {once}", f"--ckpt {once} --image")
+    cli("sample", "--ckpt", once, "--image", small, *options, "--compare").refused("--compare", "in one step")
+    cli("gif", "--ckpt", once, "--image", small, "--out", tmp_path / "x.gif").refused("diffcli sample --ckpt")
+
+
 def test_a_stage_of_classes_wants_images_that_have_one(cli: Cli, stages: list[Path], tmp_path: Path) -> None:
     free = saved(tmp_path / "free", changed(TINY, **FREE))
     done = cli("sample", "--ckpt", free, "--then", stages[1], "--n", 1, "--out", tmp_path / "x.png")

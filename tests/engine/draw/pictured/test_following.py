@@ -72,7 +72,23 @@ def test_with_strength_an_image_is_begun_from_and_the_field_says_what_is_told(
     assert record["images"][0]["file"] == str(large)
     assert record["given"]["low_res"][0]["file"] == str(small)
     done = cli("sample", "--ckpt", up, "--image", large, "--strength", 0.3, "--out", tmp_path / "y.npz")
-    done.refused("'low_res'", "there is none")
+    done.refused("'low_res'", "there is none", "--field low_res=FILE", "--image FILE")
+
+
+def test_a_picture_that_is_read_is_not_overwritten(cli: Cli, up: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    file = picture(folder / "a.png")
+    before = file.read_bytes()
+    for options, out in (
+        (["--image", file], file),
+        (["--field", f"low_res={file}"], file),
+        (["--image", folder], folder / "grid.png"),
+        (["--image", folder], folder),
+    ):
+        cli("sample", "--ckpt", up, *options, "--out", out).refused(f"--out {out}", str(options[1])[-5:])
+    assert cli("sample", "--ckpt", up, "--image", folder, "--out", folder / "larger").code == 0
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png", "larger", "larger.json"]
 
 
 def test_a_folder_is_its_pictures_in_order_of_name_without_those_that_are_broken(
@@ -139,7 +155,9 @@ def test_pictures_of_several_sizes_are_drawn_each_at_its_own_into_a_folder(cli: 
         assert np.abs(np.asarray(Image.open(out / f"{i:06d}.png")).astype(int) - alone[0, ..., 0]).max() <= 1
     done = cli("sample", "--ckpt", up, "--image", folder, "--out", tmp_path / "grid.png")
     done.refused("--out", "several sizes", "one file an image")
-    cli("gif", "--ckpt", up, "--image", folder, "--out", tmp_path / "a.gif").refused("several sizes")
+    done = cli("gif", "--ckpt", up, "--image", folder, "--out", tmp_path / "a.gif")
+    done.refused("several sizes", "--size HxW")
+    assert "FOLDER" not in done.err, "an animation is no folder"
 
 
 def test_the_evaluations_of_images_of_several_sizes_are_counted_together(tmp_path: Path) -> None:
