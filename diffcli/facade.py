@@ -111,6 +111,7 @@ class LoadedModel:
         augment: float | None = None,
         tile: int | bool | None = None,
         overlap: int | None = None,
+        exact_tiles: bool = False,
         then: "Following | Sequence[Following]" = (),
         given: Mapping[str, "Pictures | Samples"] | None = None,
         settings: Settings = (),
@@ -125,8 +126,8 @@ class LoadedModel:
         mask and strength say what may change in them. restore: what they have lost and get back, sr2, sr4, colour, blur or
         mask; degrade takes it from them first, and compare shows them beside.
         project: an upscaler's images are consistent with what it enlarges. augment: level of the noise on that. tile, overlap:
-        of large images, in pixels; tile=False computes them whole. then: the next stages of a cascade, checkpoints or loaded
-        models; what the earlier ones drew is in `stages`.
+        of large images, in pixels; tile=False computes them whole, exact_tiles predict what that would. then: the next stages
+        of a cascade, checkpoints or loaded models; what the earlier ones drew is in `stages`.
         given, or keywords by the names of fields: other conditions: pictures, a tensor or array (K, ...), uint8 where it holds
         pictures, or the samples of another model. settings: keys of sampler.* and guide.*, as {"sampler.steps": 20}.
         Raises UserError, whose text says what to change.
@@ -168,6 +169,7 @@ class LoadedModel:
             "augment": augment,
             "tile": None if tile in (None, False) else tile,
             "overlap": overlap,
+            "exact_tiles": switch("exact_tiles", exact_tiles),
             "whole": tile is False,
             "overrides": settings_of(settings),
             "batch_size": batch_size,

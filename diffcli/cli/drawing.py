@@ -21,6 +21,7 @@ from diffcli.cli.options import (
     DeviceOption,
     Ensemble,
     Eta,
+    ExactTiles,
     FewN,
     FieldFiles,
     Guidance,
@@ -113,6 +114,7 @@ def sample(
     augment: Augment = None,
     tile: Tile = None,
     overlap: Overlap = None,
+    exact_tiles: ExactTiles = False,
     no_tile: NoTile = False,
     mask: Mask = None,
     strength: Strength = None,
@@ -141,7 +143,7 @@ def sample(
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength, "compare": compare}
     edit |= {"restore": restore, "degrade": degrade, "project": project}
     edit |= {"fields": named_files(field)}
-    edit |= {"augment": augment, "tile": tile, "overlap": overlap, "whole": no_tile}
+    edit |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
@@ -194,6 +196,7 @@ def gif(
     augment: Augment = None,
     tile: Tile = None,
     overlap: Overlap = None,
+    exact_tiles: ExactTiles = False,
     no_tile: NoTile = False,
     mask: Mask = None,
     strength: Strength = None,
@@ -225,7 +228,8 @@ def gif(
     shown = 1 if n is None and labels != "all" and not image and not field and not texts else n
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
     edit |= {"prompts": texts, "prior": prior, "restore": restore, "degrade": degrade, "project": project}
-    edit |= {"fields": named_files(field), "augment": augment, "tile": tile, "overlap": overlap, "whole": no_tile}
+    edit |= {"fields": named_files(field), "augment": augment}
+    edit |= {"tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_output(out, output.ANIMATIONS, folder_allowed=False)

@@ -250,6 +250,15 @@ Overlap = Annotated[
         rich_help_panel=PICTURES,
     ),
 ]
+ExactTiles = Annotated[
+    bool,
+    typer.Option(
+        "--exact-tiles/--no-exact-tiles",
+        help="Tiles that predict what the whole image would, by one more pass over it for each norm of the network: many times "
+        "slower. Not for networks whose positions attend to each other.",
+        rich_help_panel=PICTURES,
+    ),
+]
 NoTile = Annotated[
     bool,
     typer.Option(

@@ -54,6 +54,7 @@ SAMPLE: Parameters = {
     "ddim-eta": "eta",
     "set": "settings",
     "batch-size": "batch_size",
+    "exact-tiles": "exact_tiles",
     "no-tile": "tile=False",
 }
 LOAD: Parameters = {

@@ -6,7 +6,6 @@ is computed inside of it never is. Attention looks at every position; it is comp
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from diffcli.networks.autoencoder import Autoencoder
 from diffcli.networks.image_coder import Aside, CoderBlock, CoderLevel
 from diffcli.networks.layers import GroupNorm
+from diffcli.networks.split_norms import Enough, RunningMoments, added, grouped, normed, standing_in
 
 
 class LocalLayers(NamedTuple):
@@ -51,10 +51,6 @@ class Band(NamedTuple):
         return x[:, :, self.above * scale : x.shape[2] - self.below * scale]
 
 
-class Enough(Exception):
-    """Raised by a norm that has seen its input: what comes after is computed in a later pass."""
-
-
 class BandedNorm:
     """Stands for a group norm while bands pass: first sums up what it sees of each, then norms by that."""
 
@@ -62,42 +58,15 @@ class BandedNorm:
         self.norm = norm
         self.collecting = True
         self.given, self.band = 0, Band(0, 0, 0, 0)
-        self.count = 0
-        self.mean = self.squares = torch.zeros(
-            ()
-        )  # of each image and group so far: mean, and sum of squared deviations
+        self.moments = RunningMoments()  # of each image and group
 
     def __call__(self, x: Tensor, told: Tensor | None = None) -> Tensor:
         """As GroupNorm.forward."""
-        if told is not None and told.shape[1] == x.shape[1]:
-            x, told = x + told[:, :, None, None], None
+        x, told = added(x, told)
         if self.collecting:
-            self.collect(self.band.rows(x, x.shape[2] // self.given))
+            self.moments.join(grouped(self.norm, self.band.rows(x, x.shape[2] // self.given)))
             raise Enough
-        return self.normed(x, told)
-
-    def collect(self, x: Tensor) -> None:
-        """Joins the moments of a band's own rows to those of the bands before. Source: Chan et al. 1979, eq. 2.1."""
-        h = x.float().unflatten(1, (self.norm.groups, -1)).flatten(2)  # (B, G, n)
-        variance, mean = torch.var_mean(h, dim=2, correction=0)
-        count, n = self.count, h.shape[2]
-        difference = mean - self.mean
-        self.count = count + n
-        self.mean = self.mean + difference * (n / self.count)
-        self.squares = self.squares + variance * n + difference.square() * (count * n / self.count)
-
-    def normed(self, x: Tensor, told: Tensor | None) -> Tensor:
-        each = (self.norm.groups, -1)
-        gain, offset = self.norm.weight[None], self.norm.bias[None]
-        if told is not None:
-            scale, shift = told.chunk(2, dim=1)
-            gain, offset = self.norm.modulated(scale, shift)
-        inverse = (self.squares / self.count + self.norm.eps).rsqrt()[:, :, None]  # (B, G, 1)
-        gain = gain.float().unflatten(1, each) * inverse
-        offset = offset.float().unflatten(1, each) - self.mean[:, :, None] * gain
-        return torch.addcmul(offset.flatten(1)[..., None, None], x.float(), gain.flatten(1)[..., None, None]).to(
-            x.dtype
-        )
+        return normed(self.norm, x, told, self.moments.mean, self.moments.variance)
 
 
 @torch.no_grad()
@@ -146,7 +115,7 @@ def in_bands(layers: LocalLayers, x: Tensor, pixels: int) -> Tensor:
     ]
     if len(bands) == 1:
         return layers.run(x)
-    with standing_in(layers.norms) as norms:
+    with standing_in(layers.norms, BandedNorm) as norms:
         for norm in norms:
             for band in bands:
                 given = x[:, :, band.first - band.above : band.end + band.below]
@@ -175,16 +144,3 @@ def joined(layers: LocalLayers, x: Tensor, bands: Sequence[Band]) -> Tensor:
         out[:, :, band.first * layers.scale : band.end * layers.scale] = made
     assert out is not None
     return out
-
-
-@contextmanager
-def standing_in(norms: Sequence[GroupNorm]) -> Iterator[list[BandedNorm]]:
-    """Within it, calls of these norms go to banded ones."""
-    found = [BandedNorm(norm) for norm in norms]
-    for norm, each in zip(norms, found, strict=True):
-        norm.forward = each  # type: ignore[method-assign, assignment]
-    try:
-        yield found
-    finally:
-        for norm in norms:
-            del norm.forward

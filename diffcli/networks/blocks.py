@@ -38,21 +38,24 @@ class BlockKind(NamedTuple):
     heads: bool = False  # positions attend in heads of head_dim: only at the sizes of attend_at, and in the middle
     tokens: bool = False  # reads the tokens of a condition
     patches: bool = False  # attends among patches
+    reach: int | None = None  # positions that it looks far, but for means over all of them; None: it looks at every one
 
 
 BLOCKS: dict[BlockName, BlockKind] = {
-    "res": BlockKind(ResBlock, changes_width=True, hears=True),
-    "ws_res": BlockKind(WsResBlock, changes_width=True, hears=True),
-    "convnext": BlockKind(ConvNext, changes_width=True, hears=True),
-    "vgg": BlockKind(vgg, changes_width=True, hears=True),
-    "dense": BlockKind(dense, changes_width=True, hears=True),
-    "inception": BlockKind(inception, changes_width=True, hears=True),
+    "res": BlockKind(ResBlock, changes_width=True, hears=True, reach=2),
+    "ws_res": BlockKind(WsResBlock, changes_width=True, hears=True, reach=2),
+    "convnext": BlockKind(ConvNext, changes_width=True, hears=True, reach=3),
+    "vgg": BlockKind(vgg, changes_width=True, hears=True, reach=2),
+    "dense": BlockKind(dense, changes_width=True, hears=True, reach=4),
+    "inception": BlockKind(inception, changes_width=True, hears=True, reach=2),
     "attention": BlockKind(lambda c, _, options: Attention(c, options.head_dim, options.qkv), heads=True),
     "patch_attention": BlockKind(lambda c, _, options: PatchAttention(c, options), heads=True, patches=True),
-    "cross_attention": BlockKind(lambda c, _, options: CrossAttentionBlock(c, options), heads=True, tokens=True),
+    "cross_attention": BlockKind(
+        lambda c, _, options: CrossAttentionBlock(c, options), heads=True, tokens=True, reach=0
+    ),
     "spatial_transformer": BlockKind(lambda c, _, options: SpatialTransformer(c, options), heads=True, tokens=True),
-    "class_attention": BlockKind(lambda c, _, options: ClassAttention(c, options), hears=True),
-    "channel_attention": BlockKind(lambda c, _, options: ChannelAttention(c)),
+    "class_attention": BlockKind(lambda c, _, options: ClassAttention(c, options), hears=True, reach=0),
+    "channel_attention": BlockKind(lambda c, _, options: ChannelAttention(c), reach=0),
 }
 
 

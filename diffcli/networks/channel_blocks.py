@@ -32,6 +32,13 @@ class ClassAttention(nn.Module):
         return x + self.out(h.reshape(x.shape))
 
 
+class PositionMean(nn.Module):
+    """The mean over all positions: (B, C, H, W) -> (B, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
 class ChannelAttention(nn.Module):
     """Efficient channel attention: y = x * 2 sigmoid(conv(mean of x over positions)), a 1-D convolution over channels.
 
@@ -41,11 +48,12 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.mean = PositionMean()
         size = eca_kernel(channels)
         self.conv = zero(nn.Conv1d(1, 1, size, padding=size // 2, bias=False))
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        mean = x.mean(dim=(2, 3))[:, None]  # (B, 1, C)
+        mean = self.mean(x)[:, None]  # (B, 1, C)
         gate = 2 * F.sigmoid(self.conv(mean))[:, 0]  # (B, C)
         return x * gate[:, :, None, None]
 

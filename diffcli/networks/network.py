@@ -26,6 +26,13 @@ class NetworkConfig(Config):
         """An input moved by a multiple of this gives the same output moved, but for the borders: where tiles may begin."""
         return self.multiple
 
+    def reach(self, shape: tuple[int, ...]) -> int | None:
+        """Positions of the input farther than this from one of the output have no part in it, for shape (C, *S) of training.
+
+        Means over all positions, such as those of norms, are left out of account. None: every position has a part in every one.
+        """
+        return None
+
     @abstractmethod
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> nn.Module:
         """A module with forward(x (B, C, *S), time (B,), cond: Conditioning) -> (B, out_channels, *S), for shape (C, *S).

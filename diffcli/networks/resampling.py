@@ -3,8 +3,8 @@
 Contract: (B, C, H, W) goes down to (B, C, H/2, W/2), rounded up, and up to whatever `size` is asked for.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,3 +44,33 @@ RESAMPLERS: dict[Resampling, Callable[[int, BlockOptions, Resample], nn.Module]]
     "pool": lambda channels, options, way: PoolResample(way),
     "interpolate": lambda channels, options, way: InterpolateResample(channels, way),
 }
+
+
+class Reach(NamedTuple):
+    """Positions that the way down and the way up of a resampling look far, in all: of the coarse map and of the fine one."""
+
+    coarse: int
+    fine: int
+
+
+REACHES: dict[Resampling, Reach] = {
+    "residual": Reach(2, 2),
+    "conv": Reach(1, 1),
+    "pool": Reach(0, 0),
+    "interpolate": Reach(2, 1),
+}
+
+
+def reach(levels: Sequence[Sequence[int | None]], between: Reach) -> int | None:
+    """How far a network of such levels looks, in positions of the first. levels: how far each block of a level does, in its own.
+
+    None where a block looks at every position. Two positions of a level are one of the next, so that a window of r positions
+    about one of the next is within 2 r + 1 of each of its two.
+    """
+    far = 0
+    for i, blocks in reversed(list(enumerate(levels))):
+        if None in blocks:
+            return None
+        far += sum(block for block in blocks if block is not None)
+        far = far if i == 0 else 2 * (far + between.coarse) + 1 + between.fine
+    return far

@@ -7,6 +7,7 @@ Source: Dhariwal & Nichol 2021 (arXiv 2105.05233); Nichol & Dhariwal 2021 (arXiv
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from math import gcd
 from typing import Literal, cast
 
@@ -37,7 +38,7 @@ from diffcli.networks.layers import (
     zero,
 )
 from diffcli.networks.network import NetworkConfig, divisors, listed
-from diffcli.networks.resampling import RESAMPLERS, Resampling
+from diffcli.networks.resampling import REACHES, RESAMPLERS, Resampling, reach
 
 
 class UNetConfig(NetworkConfig):
@@ -77,6 +78,13 @@ class UNetConfig(NetworkConfig):
     @property
     def shift(self) -> int:
         return self.fold << (len(self.mult) - 1)
+
+    def reach(self, shape: tuple[int, ...]) -> int | None:
+        levels = [self.blocks_at(size) for size in self.sizes(max(shape[1:]) // self.fold)]
+        blocks = [list(chain(*stages, *stages, stages[-1])) for stages in levels]  # encoder, decoder
+        blocks[-1].extend(self.middle)
+        found = reach([[BLOCKS[name].reach for name in names] for names in blocks], REACHES[self.resample])
+        return None if found is None else self.fold * (found + 2) + self.fold - 1  # stem and head see one more each
 
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "UNet":
         channels, height, width = shape

@@ -24,6 +24,8 @@ from diffcli.diffusion.tiling import Piece, Tiles, tiled
 from diffcli.diffusion.times import LossAware, UniformTimes
 from diffcli.fields import LATENT, Batch, FieldSpec, Remedies, Specs, check_fields, joined
 from diffcli.networks.conditioning import Conditioning
+from diffcli.networks.pieces import Cutout, InPieces
+from diffcli.networks.unet import image_size
 from diffcli.noise import Domain, Noise, streams
 from diffcli.tasks.codecs.codec import Codec
 from diffcli.tasks.conditioners.conditioner import Conditioner, condition
@@ -225,11 +227,15 @@ class DiffusionTask(Task):
         if tiles is None:
             return lambda x, t: self.denoiser(x, t, cond)
 
+        network = InPieces(self.denoiser.network) if tiles.exact else None
+
         def windowed(x: Tensor, t: Tensor, pieces: Sequence[Piece]) -> Prediction:
-            prediction: Prediction = self.denoiser(x, t, cond.windows(pieces))
+            if network is not None:
+                network.parts = [Cutout(piece.row, image_size(x), piece.own) for piece in pieces]
+            prediction: Prediction = self.denoiser(x, t, cond.windows([(row, window) for row, window, _ in pieces]))
             return prediction
 
-        return tiled(windowed, tiles)
+        return tiled(windowed, tiles, None if network is None else network.settled)
 
     def _both(self, cond: Conditioning, tiles: Tiles | None = None) -> Pair:
         """Both branches of the network as one batch; cond: of 2B samples."""

@@ -29,9 +29,9 @@ OPTIONS = {
     "train": "--preset --set --data --run-dir --steps --seed --device --nproc --nnodes --node-rank --rdzv-endpoint --dry-run",
     "resume": "--from --steps --set --device --nproc",
     "sample": "--ckpt --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --out --device --nproc "
-    "--image --mask --strength --interpolate --field --then --augment --tile --overlap --no-tile",
+    "--image --mask --strength --interpolate --field --then --augment --tile --overlap --exact-tiles --no-tile",
     "gif": "--ckpt --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --out --device --nproc "
-    "--fps --frames --show --image --mask --strength --field --then --augment --tile --overlap --no-tile",
+    "--fps --frames --show --image --mask --strength --field --then --augment --tile --overlap --exact-tiles --no-tile",
     "fid": "--ckpt --ref --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --device --nproc "
     "--metrics --features --weights --json",
     "ema": "--std --rate --out",

@@ -23,6 +23,7 @@ from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.draw.given import Given, Value, choose_given
 from diffcli.engine.draw.labels import choose_labels
 from diffcli.engine.draw.pictured.augmenting import at_level, check_augment
+from diffcli.engine.draw.pictured.exactness import check_guides
 from diffcli.engine.draw.pictured.following import WHOLE, Frame, Gathered, Size, check_alike, framed, picture_conditions
 from diffcli.engine.draw.prompts import Prompts, choose_negative, choose_prompts, unconditional
 from diffcli.engine.draw.restore.holes import check_hole, choose_surroundings, with_hole
@@ -266,6 +267,7 @@ def composed(model: Model, gathered: Gathered, size: Size | None, reference: Ref
         sampler, guide = changed.sampler, changed.guide
     check_steps(sampler, options, task)
     models = guides.load_guides(guide, model, options.overrides)
+    check_guides(frame.tiles, models)
     given = gathered.values if reference is not None else with_hole(model, options, gathered.values)
     values = choose_given(model, given, options.interpolate, sides)
     conditions = choose_conditions(model, options, guidance, guide, models, reference, values)

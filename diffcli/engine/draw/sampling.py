@@ -45,6 +45,7 @@ class SampleOptions(EditOptions):
     augment: float | None = Field(None, ge=0, le=1)  # level of the noise on pictures that the model enlarges
     tile: int | None = Field(None, ge=1)  # edge in pixels
     overlap: int | None = Field(None, ge=0)  # of tiles, in pixels
+    exact_tiles: bool = False  # that predict what the whole image would
     whole: bool = False  # large images are not cut into tiles
 
     def check(self) -> None:
@@ -61,9 +62,11 @@ class SampleOptions(EditOptions):
             if names.count(name) > 1:
                 hint = f"give it once; of several pictures a folder, --field {name}=DIR"
                 raise UserError(f"--field {name}: the condition '{name}' is given twice", hint)
-        for flag, value in (("--tile", self.tile), ("--overlap", self.overlap)):
+        cut = {"--tile": self.tile, "--overlap": self.overlap, "--exact-tiles": self.exact_tiles or None}
+        for flag, value in cut.items():
             if self.whole and value is not None:
-                raise UserError(f"{flag} {value} with --no-tile: there are no tiles", f"leave out {flag} or --no-tile")
+                shown = flag if value is True else f"{flag} {value}"
+                raise UserError(f"{shown} with --no-tile: there are no tiles", f"leave out {flag} or --no-tile")
 
     @property
     def images_are_conditions(self) -> bool:
@@ -93,6 +96,7 @@ def check_one_step(options: SampleOptions, what: str) -> None:
         "--augment": options.augment,
         "--tile": options.tile,
         "--overlap": options.overlap,
+        "--exact-tiles": options.exact_tiles or None,
     }
     for flag, value in flags.items():
         if value is not None:

@@ -245,6 +245,7 @@ def check_options(options: SampleOptions) -> None:
         "augment": "--augment",
         "tile": "--tile",
         "overlap": "--overlap",
+        "exact_tiles": "--exact-tiles",
         "whole": "--no-tile",
     }
     for name, flag in flags.items():

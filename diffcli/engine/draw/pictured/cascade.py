@@ -148,7 +148,7 @@ def of_first(model: Model, options: SampleOptions) -> SampleOptions:
     """What the first of several stages heeds; of tiles, projection and noise not where it reads no picture or has one step."""
     without: dict[str, Any] = {} if augmenting(model.task) else {"augment": None}
     if not pictured(model) or not isinstance(model.task, DiffusionTask):
-        without |= {"tile": None, "overlap": None, "whole": False, "project": False}
+        without |= {"tile": None, "overlap": None, "exact_tiles": False, "whole": False, "project": False}
     return options.model_copy(update=without)
 
 
@@ -166,6 +166,7 @@ def of_next(model: Model, options: SampleOptions, n: int, labels: Tensor | None)
         augment=options.augment if augmenting(model.task) else None,
         tile=options.tile,
         overlap=options.overlap,
+        exact_tiles=options.exact_tiles,
         whole=options.whole,
         project=options.project,
     )

@@ -14,6 +14,7 @@ from diffcli.config import UserError
 from diffcli.diffusion.tiling import Tiles
 from diffcli.engine.draw.conditions import condition_specs, enlargement
 from diffcli.engine.draw.given import PICTURED, Value, from_files
+from diffcli.engine.draw.pictured.exactness import check_exact, exact_overlap
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model, resized
 from diffcli.fields import listed
@@ -156,18 +157,29 @@ def cut_frame(model: Model, options: SampleOptions, tile: Size, cut: Size | None
     """How a model sees its images in tiles; whole where they are no larger than one. Raises UserError for --overlap."""
     step, task = steps(model).shift, model.task
     assert isinstance(task, DiffusionTask)
-    overlap = min(min(tile) // 4, min(tile) - step) if options.overlap is None else options.overlap
-    if overlap > min(tile) - step:
+    least = exact_overlap(model) if options.exact_tiles else 0
+    overlap = max(least, min(min(tile) // 4, min(tile) - step)) if options.overlap is None else options.overlap
+    if overlap < least:
         raise UserError(
-            f"--overlap {overlap}: tiles of {listed(tile)} pixels of {model.path} overlap by {min(tile) - step} at most",
-            f"use --overlap {min(tile) // 4}, or larger tiles",
+            f"--overlap {overlap} with --exact-tiles: the network of {model.path} looks further than half of it",
+            f"use --overlap {least}, or leave --overlap out",
         )
-    scale = task.codec.downscale
-    tiles = Tiles((tile[0] // scale, tile[1] // scale), math.ceil(overlap / scale), step // scale, options.batch_size)
+    if overlap > min(tile) - step:
+        near = f"use larger tiles: --tile {2 * least}" if least else f"use --overlap {min(tile) // 4}, or larger tiles"
+        what = f"--overlap {overlap}" if options.overlap is not None else f"--tile {min(tile)} with --exact-tiles"
+        needed = "" if options.overlap is not None else f", but exact ones must by {overlap}"
+        raise UserError(
+            f"{what}: tiles of {listed(tile)} pixels of {model.path} overlap by {min(tile) - step} at most{needed}",
+            near,
+        )
+    scale, exact = task.codec.downscale, options.exact_tiles
+    size = tile[0] // scale, tile[1] // scale
+    tiles = Tiles(size, math.ceil(overlap / scale), step // scale, options.batch_size, exact)
     count = tiles.count(task.latent_shape(1)[2:])
     if count == 1:
         return Frame(cut)
-    told = {"size": list(tile), "overlap": tiles.overlap * scale, "count": count}
+    check_exact(tiles, model, step)
+    told = {"size": list(tile), "overlap": tiles.overlap * scale, "count": count} | ({"exact": True} if exact else {})
     return Frame(cut, tiles, max(1, options.batch_size // count), told)
 
 
@@ -188,11 +200,13 @@ def steps(model: Model) -> Steps:
 def choose_tile(model: Model, options: SampleOptions, reads_pictures: bool) -> Size | None:
     """--tile; where nothing is said, the trained size, for images that are drawn of pictures. None: they are computed whole.
 
-    Raises UserError.
+    Exact tiles are twice as large as they overlap at least, where that is more. Raises UserError.
     """
     if options.whole or (options.tile is None and not reads_pictures):
-        if options.overlap is not None:
-            raise UserError(f"--overlap {options.overlap}: nothing is cut into tiles", "add --tile N")
+        for flag, given in (("--overlap", options.overlap), ("--exact-tiles", options.exact_tiles or None)):
+            if given is not None:
+                shown = flag if given is True else f"{flag} {given}"
+                raise UserError(f"{shown}: nothing is cut into tiles", "add --tile N")
         return None
     assert isinstance(model.task, DiffusionTask)
     if model.task.spec.kind not in PICTURED:
@@ -201,7 +215,8 @@ def choose_tile(model: Model, options: SampleOptions, reads_pictures: bool) -> S
         raise UserError(f"--tile {options.tile}: {model.path} draws no still images", "leave --tile out")
     step, own = steps(model).shift, model.preset.data.shape
     if options.tile is None:
-        height, width = (max(1, side // step) * step for side in own[1:])
+        least = 2 * exact_overlap(model) if options.exact_tiles else step
+        height, width = (max(least, side // step * step) for side in own[1:])
         return height, width
     if options.tile % step:
         near = max(1, round(options.tile / step)) * step

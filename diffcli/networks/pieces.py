@@ -1,0 +1,94 @@
+"""A network that is given pictures in pieces and answers as if it saw them whole, as far as it looks around each position.
+
+What looks at all positions of a picture (group norms, channel attention's mean) takes its statistics from passes over all pieces:
+one pass a layer, in the order in which the network comes to them, each up to the layer whose turn it is. Memory is that of the
+pieces that are computed together. Attention among positions has no such statistics.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffcli.networks.channel_blocks import PositionMean
+from diffcli.networks.layers import GroupNorm
+from diffcli.networks.split_norms import Enough, RunningMoments, added, grouped, normed, standing_in
+
+Calls = Iterable[Callable[[], object]]
+"""What calls the network with some pieces each, together with all."""
+
+
+class Cutout(NamedTuple):
+    """A piece of the picture `row`: its (height, width) in positions, and which of them are in no other piece."""
+
+    row: int
+    size: tuple[int, int]
+    own: tuple[slice, slice]
+
+    def of(self, x: Tensor) -> Tensor:
+        """(C, h, w), of whatever resolution -> what of it is the piece's own."""
+        (height, width), (down, across) = self.size, self.own
+        h, w = x.shape[1:]
+        rows = slice(down.start * h // height, down.stop * h // height)
+        return x[:, rows, across.start * w // width : across.stop * w // width]
+
+
+class InPieces:
+    """See the module. parts: the pieces of the call of the network that comes next."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.layers = [layer for layer in network.modules() if isinstance(layer, GroupNorm | PositionMean)]
+        self.parts: Sequence[Cutout] = ()
+
+    @contextmanager
+    def settled(self, passes: Callable[[], Calls]) -> Iterator[None]:
+        """Within it, layers go by the statistics of whole pictures. passes: a pass over all pieces."""
+        with standing_in(self.layers, lambda layer: Standing(layer, self)) as standing:
+            for _ in self.layers:
+                if not seen(passes()):
+                    break
+                for each in standing:
+                    each.turn()
+            yield
+
+
+def seen(calls: Calls) -> bool:
+    """Makes the calls. False where the first of them comes to an end: there is nothing more to look at."""
+    for call in calls:
+        try:
+            call()
+        except Enough:
+            continue
+        return False
+    return True
+
+
+class Standing:
+    """Stands for a layer: in its turn it sums up what it sees of each picture, afterwards it goes by that."""
+
+    def __init__(self, layer: GroupNorm | PositionMean, pieces: InPieces) -> None:
+        self.layer, self.pieces = layer, pieces
+        self.moments: dict[int, RunningMoments] = {}  # by row
+        self.known = False
+
+    def turn(self) -> None:
+        """A pass is over."""
+        self.known = bool(self.moments)
+
+    def __call__(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+        """As GroupNorm.forward, or PositionMean.forward."""
+        norm, parts = self.layer, self.pieces.parts
+        x, told = added(x, told)
+        if not self.known:
+            for each, part in zip(x, parts, strict=True):
+                own = part.of(each)
+                values = grouped(norm, own[None])[0] if isinstance(norm, GroupNorm) else own.flatten(1)
+                self.moments.setdefault(part.row, RunningMoments()).join(values)
+            raise Enough
+        found = [self.moments[part.row] for part in parts]
+        mean = torch.stack([each.mean for each in found])
+        if not isinstance(norm, GroupNorm):
+            return mean.to(x.dtype)
+        return normed(norm, x, told, mean, torch.stack([each.variance for each in found]))

@@ -1,0 +1,82 @@
+"""Group norms of pictures that come in portions: what they sum up of each portion, and how they norm by the sums.
+
+Whatever computes a picture in portions (bands of rows, tiles) puts such a norm in the place of each group norm. In one pass over
+all portions it sums up what it sees and raises `Enough`; in later passes it norms by the statistics of the whole picture.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from diffcli.networks.layers import GroupNorm
+
+Stand = TypeVar("Stand", bound=Callable[..., Tensor])
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+class Enough(Exception):
+    """Raised by a layer that has seen its input: what comes after is computed in a later pass."""
+
+
+class RunningMoments:
+    """Mean and variance over the last axis of numbers that come in portions. Source: Chan et al. 1979, eq. 2.1."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros(())  # so far: mean, and sum of squared deviations
+
+    def join(self, values: Tensor) -> None:
+        """values: (..., n), float16 and bfloat16 summed in float32."""
+        h = values if values.dtype == torch.float64 else values.float()
+        variance, mean = torch.var_mean(h, dim=-1, correction=0)
+        count, n = self.count, h.shape[-1]
+        difference = mean - self.mean
+        self.count = count + n
+        self.mean = self.mean + difference * (n / self.count)
+        self.squares = self.squares + variance * n + difference.square() * (count * n / self.count)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.squares / self.count
+
+
+def grouped(norm: GroupNorm, x: Tensor) -> Tensor:
+    """(B, C, *S) -> (B, G, n): the numbers of each group."""
+    return x.unflatten(1, (norm.groups, -1)).flatten(2)
+
+
+def normed(norm: GroupNorm, x: Tensor, told: Tensor | None, mean: Tensor, variance: Tensor) -> Tensor:
+    """norm(x, told) by these statistics, (B, G) each, in place of those of x (B, C, H, W). told: (B, 2C), or None."""
+    each = (norm.groups, -1)
+    gain, offset = norm.weight[None], norm.bias[None]
+    if told is not None:
+        scale, shift = told.chunk(2, dim=1)
+        gain, offset = norm.modulated(scale, shift)
+    inverse = (variance + norm.eps).rsqrt()[:, :, None]  # (B, G, 1)
+    gain = gain.to(inverse).unflatten(1, each) * inverse
+    offset = offset.to(inverse).unflatten(1, each) - mean[:, :, None] * gain
+    h = x.to(inverse.dtype)
+    return torch.addcmul(offset.flatten(1)[..., None, None], h, gain.flatten(1)[..., None, None]).to(x.dtype)
+
+
+def added(x: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What GroupNorm.forward norms, and what it then still is told: C values are added before the norm."""
+    if told is not None and told.shape[1] == x.shape[1]:
+        return x + told[:, :, None, None], None
+    return x, told
+
+
+@contextmanager
+def standing_in(layers: Sequence[Layer], stand: Callable[[Layer], Stand]) -> Iterator[list[Stand]]:
+    """Within it, calls of these layers go to what `stand` makes for each."""
+    found = [stand(layer) for layer in layers]
+    for layer, each in zip(layers, found, strict=True):
+        layer.forward = each
+    try:
+        yield found
+    finally:
+        for layer in layers:
+            del layer.forward
