@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffcli.data import captions
 from diffcli.data.columns import each
-from diffcli.data.images import Column
+from diffcli.data.images import Column, MaskColumn
 from diffcli.fields import FieldSpec
 
 ONE, ALL = "mask", "masks"
@@ -34,6 +34,9 @@ class DrawnMask:
 
     def __init__(self, annotators: Sequence[Column], consensus: Column) -> None:
         self.annotators, self.consensus, self.spec = tuple(annotators), consensus, consensus.spec
+
+    def knowing(self, classes: int) -> "DrawnMask":
+        return DrawnMask([_knowing(each, classes) for each in self.annotators], _knowing(self.consensus, classes))
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor | list[str]:
         """(B, 1, H, W)."""
@@ -57,6 +60,9 @@ class AllMasks:
         one = annotators[0].spec
         self.spec = one._replace(shape=(len(annotators), *one.shape[1:]))
 
+    def knowing(self, classes: int) -> "AllMasks":
+        return AllMasks([_knowing(each, classes) for each in self.annotators])
+
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         """(B, A, H, W)."""
         return torch.cat([_tensor(annotator.read(indices, draws)) for annotator in self.annotators], dim=1)
@@ -79,6 +85,10 @@ def joined_annotators(columns: Mapping[str, Column]) -> dict[str, Column]:
         return dict(columns)
     rest = {name: column for name, column in columns.items() if not NAME.fullmatch(name)}
     return rest | annotated([columns[name] for _, name in numbered], columns[ONE])
+
+
+def _knowing(column: Column, classes: int) -> Column:
+    return column.knowing(classes) if isinstance(column, MaskColumn) else column
 
 
 def _tensor(rows: Tensor | list[str]) -> Tensor:

@@ -1,5 +1,6 @@
 """Fields beside the image, read by row: captions, embeddings, pictures that lie over the image, captions made of classes."""
 
+import copy
 import io
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -71,6 +72,8 @@ class Pictures:
     A mask of two classes may be stored in black and white; white is class 1.
     """
 
+    owner = "the set has"  # whose the classes of a mask are
+
     def __init__(self, files: EncodedFiles, spec: FieldSpec, framing: Framing, channels: int = 1) -> None:
         self.files, self.spec, self.framing, self.channels = files, spec, framing, channels
 
@@ -82,12 +85,19 @@ class Pictures:
             np.stack([self._one(index, shape, at) for index, at in zip(indices.tolist(), places, strict=True)])
         )
 
+    def knowing(self, classes: int) -> "Pictures":
+        if self.spec.kind != "mask" or self.spec.classes is not None:
+            return self
+        made = copy.copy(self)
+        made.spec, made.owner = self.spec._replace(classes=classes), "the model knows"
+        return made
+
     def _one(self, index: int, shape: ImageShape, at: Place | None) -> np.ndarray:
         picture = decode(self.files.read(index), self.files.name(index), shape, NEAREST, at)
         return self._numbered(picture, index) if self.spec.kind == "mask" else picture
 
     def _numbered(self, mask: np.ndarray, index: int) -> np.ndarray:
-        """The class numbers of a mask. Raises UserError where it has one that the set does not have."""
+        """The class numbers of a mask. Raises UserError where it has one that there is not."""
         count = self.spec.class_count
         if count is None:
             return mask
@@ -95,7 +105,7 @@ class Pictures:
             mask = np.where(mask == WHITE, np.uint8(1), mask)
         if (highest := int(mask.max())) >= count:
             raise UserError(
-                f"{self.files.name(index)}: its mask holds the class {highest}, but the set has the classes 0 to {count - 1}",
+                f"{self.files.name(index)}: its mask holds the class {highest}, but {self.owner} the classes 0 to {count - 1}",
                 "run `diffcli prep-data` again, into another folder, or mend that mask",
             )
         return mask

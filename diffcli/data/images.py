@@ -7,7 +7,7 @@ what is derived from the image.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from diffcli.data.buckets import Framing
 from diffcli.data.derived import Derived, derived_specs
 from diffcli.data.files import ARCHIVE_ERRORS
 from diffcli.data.pixels import BrokenImage, Place, decode
-from diffcli.fields import Batch, FieldSpec
+from diffcli.fields import Batch, FieldSpec, Specs
 
 
 class Column(Protocol):
@@ -30,6 +30,14 @@ class Column(Protocol):
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor | list[str]:
         """Rows for int64 indices (B,). draws: as for ImageData.read; None takes the first of several values."""
+
+
+@runtime_checkable
+class MaskColumn(Column, Protocol):
+    """A column that may hold masks."""
+
+    def knowing(self, classes: int) -> Column:
+        """The same for who knows so many classes, where the set does not say how many it has: others are refused."""
 
 
 class ImageData(ABC):
@@ -69,6 +77,16 @@ class ImageData(ABC):
         chosen.columns = {name: column for name, column in self.columns.items() if name in fields}
         chosen.derived = tuple(each for each in self.derived if each.specs(self._image).keys() & set(fields))
         chosen.reads_images = "image" in fields
+        return chosen
+
+    def knowing(self, reads: Specs) -> "ImageData":
+        """The same data for who reads these fields: `read` refuses masks with a class that they have not."""
+        counts = {name: spec.class_count for name, spec in reads.items() if spec.kind == "mask"}
+        chosen = copy.copy(self)
+        chosen.columns = {
+            name: column.knowing(count) if (count := counts.get(name)) and isinstance(column, MaskColumn) else column
+            for name, column in self.columns.items()
+        }
         return chosen
 
     def deriving(self, derived: tuple[Derived, ...]) -> "ImageData":

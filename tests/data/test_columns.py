@@ -136,6 +136,23 @@ def test_a_mask_with_a_class_that_the_set_does_not_have_is_named():
         column.read(torch.tensor([0]), None)
 
 
+def test_masks_of_a_set_that_knows_no_classes_have_those_of_their_reader():
+    """255 may mean white, or what has no class; a reader of two classes would take either for the background."""
+    levels = np.zeros((1, 4, 4), np.uint8)
+    levels[:, 2:] = 255
+    void = levels.copy()
+    void[0, 0, 0] = 7
+    column = Pictures(Files(png(levels), png(void)), FieldSpec("mask", SHAPE), WHOLE)
+    assert column.read(torch.tensor([0]), None).unique().tolist() == [0, 255]
+    known = column.knowing(2)
+    assert (known.spec.classes, column.spec.classes) == (2, None)
+    assert known.read(torch.tensor([0]), None).unique().tolist() == [0, 1]
+    with pytest.raises(UserError, match="file-1: its mask holds the class 7, but the model knows the classes 0 to 1"):
+        known.read(torch.tensor([1]), None)
+    noted = Pictures(Files(png(void)), FieldSpec("mask", SHAPE, 9), WHOLE)
+    assert noted.knowing(2) is noted, "what the set says is checked where the fields are"
+
+
 def test_captions_made_of_classes_name_the_class_of_the_row():
     column = ClassTexts(torch.tensor([1, 0]), [["a {name}"], ["the {name}"]], [["cat"], ["dog", "hound"]])
     assert column.read(torch.tensor([0, 1]), None) == ["a dog", "a cat"]

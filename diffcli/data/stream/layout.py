@@ -53,6 +53,16 @@ class Layout:
         derived = tuple(each for each in self.derived if each.specs(image).keys() & chosen)
         return replace(self, fields=fields, derived=derived, reads_image="image" in chosen)
 
+    def knowing(self, reads: Specs) -> "Layout":
+        """The same, of which masks have the classes that are read, where the stream does not say how many there are."""
+        fields = {
+            name: note.model_copy(update={"classes": reads[name].class_count})
+            if note.kind == "mask" and note.classes is None and name in reads
+            else note
+            for name, note in self.fields.items()
+        }
+        return replace(self, fields=fields)
+
     def wanted(self, extension: str) -> bool:
         """Whether members with this extension are read."""
         if extension == "cls":

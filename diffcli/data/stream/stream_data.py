@@ -32,7 +32,7 @@ from diffcli.data.stream.dealing import StreamFeed
 from diffcli.data.stream.lanes import Fault, LaneEntry, LaneSource, Order
 from diffcli.data.stream.layout import Layout, fields_of
 from diffcli.data.stream.opening import PIPE, BrokenShard, Patience, ShardBytes, is_remote
-from diffcli.fields import Batch
+from diffcli.fields import Batch, Specs
 
 PEEKS = 3  # shards that are tried for the first samples
 LARGEST_RECORD = 64 << 20  # bytes of a dataset.json
@@ -161,6 +161,12 @@ class StreamData(ImageData):
         chosen = super().select(fields)
         assert isinstance(chosen, StreamData)
         chosen.layout = self.layout.select(fields)
+        return chosen
+
+    def knowing(self, reads: Specs) -> "StreamData":
+        chosen = super().knowing(reads)
+        assert isinstance(chosen, StreamData)
+        chosen.layout = self.layout.knowing(reads)
         return chosen
 
     def shown(self, count: int) -> tuple[Batch, Tensor]:

@@ -100,4 +100,4 @@ def choose_rows(model: Model, reference: Reference, prior: Prior | None, labelle
     specs = {name: spec for name, spec in condition_specs(model).items() if name in row_fields(model)}
     if labelled and data.labels is not None:
         specs["label"] = FieldSpec("classes", (), data.classes)
-    return Rows(reference.name, data.select(wanted), specs, prior)
+    return Rows(reference.name, data.select(wanted).knowing(specs), specs, prior)

@@ -92,10 +92,10 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
             stage_reading.install(task, stage)
         if start is None:
             task.begin()
-            measure(preset, group, data.select(task.reads), task)
+            measure(preset, group, data.select(task.reads).knowing(task.reads), task)
 
     state = build_state(preset, group.device, data.specs, begin)
-    data = data.select(state.task.reads)
+    data = data.select(state.task.reads).knowing(state.task.reads)
     validate = Validation(preset, group, state.task).loss if preset.train.every.validate else None
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
     record |= {"fields": to_record(state.task.reads), **encoded_by, "feed": (found or {}).get("feed")}

@@ -26,7 +26,7 @@ class Validation:
 
     def __init__(self, preset: Preset, group: Group, task: Task) -> None:
         self.cfg, self.group = preset.train, group
-        self.data = held_out(preset).select(task.reads)
+        self.data = held_out(preset).select(task.reads).knowing(task.reads)
         count = min(self.cfg.validate_images, len(self.data))
         self.rows = torch.arange(count) * len(self.data) // count  # the first ones of sorted data are all of one class
 

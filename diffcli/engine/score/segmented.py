@@ -15,6 +15,7 @@ from diffcli.data.annotators import ALL, ONE
 from diffcli.engine.draw.masks.segmenting import Ensembles, Segmenter, decided, segmenter
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model
+from diffcli.engine.score.pairs.drawn_pairs import over
 from diffcli.engine.score.pairs.reconstructed import first
 from diffcli.engine.score.sides import Side, own_side, resolve
 from diffcli.fields import FieldSpec, Remedies, Specs, check_fields
@@ -82,11 +83,18 @@ class MaskScores:
 def annotated_side(model: Model, ref: str | None, n: int | None) -> Side:
     """The first n rows of the reference of a model of masks: --ref SET:SPLIT, else the split `test` of its own data."""
     if ref is not None:
-        return first(resolve(ref, size=model.preset.data.size, always=True), n)
+        return first(_knowing(model, resolve(ref, size=model.preset.data.size, always=True)), n)
     try:
-        return first(own_side(model, "test"), n)
+        return first(_knowing(model, own_side(model, "test")), n)
     except UserError as error:
         raise UserError(error.problem, "name a set with masks: --ref SET:test") from None
+
+
+def _knowing(model: Model, side: Side) -> Side:
+    """The same, of which masks with a class that the model does not know are refused."""
+    field = str(model.preset.task.models)
+    spec = model.task.reads.get(field)
+    return side if side.data is None or spec is None else over(side, side.data.knowing({field: spec, ALL: spec}))
 
 
 def mask_scores(

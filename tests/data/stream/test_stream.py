@@ -12,6 +12,7 @@ from diffcli.config import UserError
 from diffcli.data.datasets import at_root
 from diffcli.data.prepared import Shards
 from diffcli.data.stream.stream_data import Stream, StreamData
+from diffcli.fields import FieldSpec
 from tests.data.making import class_folders, npy, png, run
 from tests.data.stream.streaming import numbers, serving, shard, stream, tar, vector, write_shards
 
@@ -53,6 +54,8 @@ def test_the_members_of_a_sample_are_the_fields_of_its_row(tmp_path: Path) -> No
         assert batch["image"].shape == (3, 3, 2, 2)
         assert batch["mask"].shape == (3, 1, 2, 2)
     assert [data.columns["emb"].note.width, data.labels.tolist()] == [2, []]
+    ((batch,), _, _) = batches(data.select({"mask"}).knowing({"mask": FieldSpec("mask", (1, 2, 2), 2)}), 1, 6)
+    assert sorted(batch["mask"].flatten(1)[:, 0].tolist()) == [0, 0, 0, 1, 1, 1], "white is class 1 of two"
 
 
 def test_a_prepared_set_on_a_server_is_known_by_its_dataset_json(tmp_path: Path) -> None:

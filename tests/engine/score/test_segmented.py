@@ -4,8 +4,11 @@ import json
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 from diffcli.data.cluttered import DigitsSegmentation
 from diffcli.engine.draw.given import Value
@@ -13,6 +16,7 @@ from diffcli.engine.draw.masks.segmenting import segmenter
 from diffcli.engine.draw.sample import SampleOptions, load_model
 from tests.conftest import Cli
 from tests.engine.draw.masks.mask_runs import SIZE, trained
+from tests.engine.draw.masks.mask_runs import tree as mask_tree
 
 ALL = "dice,iou,ged,hm_iou,ece"
 N = 6
@@ -71,6 +75,27 @@ def test_batches_do_not_change_scores(runs: dict[str, Path], cli: Cli):
         for size in (64, 4)
     )
     assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_mask_of_values_that_are_no_classes_is_refused_where_it_is_trained_on_and_scored(
+    runs: dict[str, Path], tmp_path: Path, cli: Cli
+):
+    """Beside 255, which may mark what has no class, the set cannot tell how many classes there are."""
+    source, prepared = tmp_path / "in", tmp_path / "set"
+    for i in range(2):
+        mask = np.full((SIZE, SIZE), 255, np.uint8)
+        mask[0, 0] = 70 * i
+        for kind, levels in (("images", mask), ("masks", mask)):
+            (source / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(levels).save(source / kind / f"x{i}.png")
+    assert cli("prep-data", "pairs", source, "--out", prepared, "--workers", 1).code == 0
+    told = "holds the class 70"
+    done = cli("fid", "--ckpt", runs["segmentation"], "--metrics", "dice", "--ref", prepared)
+    done.refused(told, "the model knows the classes 0 to 1", "prep-data")
+    tree = mask_tree("segmentation") | {"data": {"kind": "shards", "root": str(prepared), "size": SIZE, "channels": 1}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
+    run = ["--run-dir", tmp_path / "run", "--device", "cpu", "--steps", 2]
+    cli("train", "--preset", tmp_path / "own.yaml", *run).refused(told)
 
 
 def test_what_cannot_be_scored_is_refused(runs: dict[str, Path], cli: Cli):
