@@ -9,7 +9,7 @@ from abc import abstractmethod
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffcli.config import Config, UserError
@@ -70,6 +70,12 @@ class Edges(Derived):
     sigma: float = Field(1.0, gt=0, le=16)
     low: float = Field(0.05, ge=0, lt=1)
     high: float = Field(0.12, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Edges":
+        if self.low > self.high:
+            raise ValueError(f"low is {self.low}, above high, which is {self.high}; set low to {self.high} or less")
+        return self
 
     def specs(self, image: FieldSpec) -> Specs:
         return {self.field: FieldSpec("image", (1, *image.shape[1:]))}
@@ -138,6 +144,14 @@ class Hole(Derived):
     least: float = Field(0.2, gt=0, le=1)
     most: float = Field(0.7, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _ordered(self) -> "Hole":
+        if self.least > self.most:
+            raise ValueError(
+                f"least is {self.least}, above most, which is {self.most}; set least to {self.most} or less"
+            )
+        return self
+
     def specs(self, image: FieldSpec) -> Specs:
         return {self.field: FieldSpec("mask", (1, *image.shape[1:]), 2), self.image: image}
 
@@ -147,7 +161,7 @@ class Hole(Derived):
         places = torch.stack([derive(0, Domain.AUGMENT, seeds, HOLE + i) for i in range(4)]) / 2.0**63
         within = torch.ones(len(images), *size, dtype=torch.bool)
         for axis, side in enumerate(size):
-            share = self.least + (max(self.most, self.least) - self.least) * places[2 * axis]
+            share = self.least + (self.most - self.least) * places[2 * axis]
             edge = (share * side).round().clamp(1, side).long()
             start = (places[2 * axis + 1] * (side - edge + 1)).long()
             along = torch.arange(side)

@@ -71,6 +71,11 @@ class SuperResolutionConfig(TaskConfig):
 
     def build(self, specs: Specs) -> SuperResolutionTask:
         """The task, its weights from torch's current generator. Raises UserError where sizes do not differ by `factor`."""
+        if self.low not in specs:
+            raise UserError(
+                f"task.low is '{self.low}', but the data has only: {', '.join(sorted(specs))}",
+                f"make it of the image: --set 'data.derived=[{{kind: low_res, factor: {self.factor}, field: {self.low}}}]'",
+            )
         spec, small = modelled(specs, self.field, ("image",)), modelled(specs, self.low, ("image",))
         (channels, *large), (there, *little) = spec.sides, small.shape
         wanted = [side // self.factor for side in large]

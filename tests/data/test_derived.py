@@ -7,12 +7,14 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.data.datasets import Digits
 from diffcli.data.derived import Colour, Edges, Grey, Hole, LowRes, Sketch
 from diffcli.data.images import MemoryImages
 from diffcli.data.loader import batches
 from diffcli.data.lowering import lowered
+from tests.conftest import TINY, changed
 
 ROWS = torch.arange(4)
 ALL = (LowRes(), Edges(), Sketch(), Colour(), Grey(), Hole())
@@ -124,6 +126,13 @@ def test_a_hole_follows_from_the_draw_alone_and_has_the_edges_it_may_have() -> N
         assert one.sum() == rows * columns, "a rectangle"
         assert 4 <= int(rows) <= 10
         assert 4 <= int(columns) <= 10
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("edges", "low", "high"), ("hole", "least", "most")])
+def test_a_lower_bound_above_the_upper_one_is_refused(kind: str, low: str, high: str) -> None:
+    with pytest.raises(UserError, match=f"{low} is 0.9, above {high}") as caught:
+        presets.build(changed(TINY, data__derived=[{"kind": kind, low: 0.9, high: 0.5}]), "tiny.yaml")
+    assert "0.5 or less" in caught.value.hint
 
 
 def test_an_indivisible_size_and_a_name_that_is_taken_are_refused() -> None:

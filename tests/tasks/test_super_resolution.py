@@ -12,6 +12,12 @@ IMAGE, LOW = FieldSpec("image", (1, 8, 8)), FieldSpec("image", (1, 4, 4))
 TINY = SuperResolutionConfig(network=EnlargerConfig(width=4, depth=1))
 
 
+def test_data_without_the_smaller_picture_are_told_how_to_make_it() -> None:
+    with pytest.raises(UserError, match=r"task\.low is 'low_res'") as caught:
+        TINY.build({"image": IMAGE})
+    assert "--set 'data.derived=[{kind: low_res, factor: 2, field: low_res}]'" in caught.value.hint
+
+
 def test_the_loss_is_the_distance_to_the_image() -> None:
     batch = {"image": torch.full((2, 1, 8, 8), 0.5), "low_res": torch.zeros(2, 1, 4, 4)}
     terms = TINY.build({"image": IMAGE, "low_res": LOW})(batch)

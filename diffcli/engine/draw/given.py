@@ -85,13 +85,13 @@ def choose_given(
     for name, value in values.items():
         spec = spec_of(model, name)
         for shape in value.shapes:
-            if not fits(spec.shape, shape):
+            if not fits(spec.shape, shape) or 0 in shape:
                 raise UserError(
                     f"'{name}' is given in the shape {listed(shape)}, but {model.path} reads {listed(spec.shape)}",
                     "give it in the shape that the model reads, or as files, which are cut and resized",
                 )
         for rows in [value.rows] if isinstance(value.rows, Tensor) else value.rows:
-            _check_mask(f"'{name}'", spec, rows)
+            check_values(f"'{name}'", spec, rows)
         if interpolate is not None and len(value.rows) > 1:
             raise UserError(
                 f"--interpolate {interpolate} with {len(value.rows)} of '{name}': it must not change on the way",
@@ -141,7 +141,7 @@ def from_files(
         if size is not None and factor > 1:
             check_enlarged(f"{flag} {path}", image, size, factor)
         rows.append(torch.from_numpy(_picture(spec, image, _sides(model, image, size, factor))))
-        _check_mask(f"{flag} {path}", spec, rows[-1])
+        check_values(f"{flag} {path}", spec, rows[-1], ", or black and white" * (spec.class_count == BINARY))
     alike = len({row.shape for row in rows}) == 1
     return Value(torch.stack(rows) if alike else rows, [described(path) for path in paths])
 
@@ -196,10 +196,23 @@ def _picture(spec: FieldSpec, image: Image.Image, own: ImageShape) -> np.ndarray
     return np.where(levels == WHITE, np.uint8(1), levels) if binary else levels
 
 
-def _check_mask(what: str, spec: FieldSpec, rows: Tensor) -> None:
-    count = spec.class_count
-    if spec.kind == "mask" and count is not None and (highest := int(rows.max())) >= count:
+def check_values(what: str, spec: FieldSpec, rows: Tensor, instead: str = "") -> None:
+    """Raises UserError where rows of a picture are neither bytes nor numbers in [-1, 1], or those of a mask no classes.
+
+    what: names them. instead: what else a mask may hold, for the hint.
+    """
+    signed = rows.is_floating_point() and bool((rows.abs() <= 1).all())
+    if spec.kind == "image" and rows.dtype != torch.uint8 and not signed:
+        kind = "values outside of [-1, 1]" if rows.is_floating_point() else f"numbers of {rows.dtype}"
+        raise UserError(f"{what}: a picture of {kind}", "give levels 0 to 255 as uint8, or floats in [-1, 1]")
+    if spec.kind != "mask":
+        return
+    if rows.is_floating_point():
+        raise UserError(f"{what}: a mask of {rows.dtype}", "give the numbers of classes as integers")
+    lowest, highest, count = int(rows.min()), int(rows.max()), spec.class_count
+    if lowest < 0 or (count is not None and highest >= count):
+        known = "are from 0 on" if count is None else f"are 0 to {count - 1}"
         raise UserError(
-            f"{what}: holds the class {highest}, but the model knows the classes 0 to {count - 1}",
-            "give a mask whose values are class numbers" + ", or black and white" * (count == BINARY),
+            f"{what}: holds the class {lowest if lowest < 0 else highest}, but the classes that the model knows {known}",
+            f"give a mask whose values are class numbers{instead}",
         )

@@ -75,7 +75,7 @@ def test_masks_arrive_as_class_numbers_and_take_the_size_of_the_images(tmp_path:
     nearest = np.asarray(Image.open(large).resize((8, 8), Image.Resampling.NEAREST))
     assert torch.equal(conditioner.seen[-1][0, 0], torch.from_numpy(nearest.astype(np.int64)))
     too_many = picture(tmp_path / "many.png", size=(8, 8), highest=255)
-    with pytest.raises(UserError, match=r"holds the class 2\d\d, but the model knows the classes 0 to 2"):
+    with pytest.raises(UserError, match=r"holds the class 2\d\d, but the classes that the model knows are 0 to 2"):
         images(model, {"mask": from_files(model, "mask", [too_many])})
 
 
@@ -104,6 +104,25 @@ def test_a_mask_in_a_palette_holds_the_numbers_of_its_entries_and_one_in_colours
     with pytest.raises(UserError, match=r"--field mask .*colours.png: a mask in colour") as caught:
         from_files(model, "mask", [tmp_path / "colours.png"], flag="--field mask")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "problem"),
+    [
+        ("image", torch.full((1, 1, 4, 4), 200), "numbers of torch.int64"),
+        ("image", torch.full((1, 1, 4, 4), 1.5), r"outside of \[-1, 1\]"),
+        ("image", torch.full((1, 1, 4, 4), torch.nan), r"outside of \[-1, 1\]"),
+        ("image", torch.zeros(1, 1, 0, 4), "in the shape 1x0x4"),
+        ("mask", torch.full((1, 1, 4, 4), -1), "the class -1"),
+        ("mask", torch.full((1, 1, 4, 4), 0.5), "a mask of torch.float32"),
+    ],
+)
+def test_arrays_that_are_no_picture_and_no_mask_are_refused(kind: str, rows: Tensor, problem: str) -> None:
+    spec = MASK if kind == "mask" else FieldSpec("image", (1, None, None))
+    model, _ = pictured("told", spec)
+    with pytest.raises(UserError, match=problem) as caught:
+        images(model, {"told": Value(rows, "")})
+    assert caught.value.hint.startswith("give ")
 
 
 def test_the_images_of_one_stage_are_the_condition_of_the_next() -> None:

@@ -18,7 +18,7 @@ from diffcli.engine.draw.edits import EditOptions, described, read_edit
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.restore.measured import Batches, Measured
 from diffcli.engine.model import Model
-from diffcli.fields import to_levels
+from diffcli.fields import listed, to_levels
 from diffcli.tasks.codecs.pixel import PixelCodec
 from diffcli.tasks.diffusion import DiffusionTask
 
@@ -71,14 +71,34 @@ def check_hole(model: Model, options: EditOptions, given: Collection[str]) -> No
         )
 
 
+def check_over(model: Model, values: Mapping[str, Value]) -> None:
+    """Raises UserError where masks and pictures that are given do not lie over the images."""
+    size = tuple(model.preset.data.shape[1:])
+    for name, value in values.items():
+        for shape in value.shapes:
+            if len(shape) == 3 and tuple(shape[-2:]) != size:
+                problem = f"'{name}' is given in {listed(shape[-2:])} pixels (HxW), but the images have {listed(size)}"
+                raise UserError(problem, "give it in the size of the images, or as files, which are cut and resized")
+
+
 def with_hole(model: Model, options: EditOptions, given: Mapping[str, Value]) -> dict[str, Value]:
     """`given`, and of a model that paints holes the two conditions that --image and --mask make.
 
     Image i has the picture numbered i mod K, all have the one mask.
     """
     hole, values = hole_of(model), dict(given)
-    if hole is None or options.mask is None or {hole.field, hole.image} <= given.keys():
+    if hole is None:
         return values
+    if {hole.field, hole.image} <= given.keys():
+        check_over(model, {name: given[name] for name in (hole.field, hole.image)})
+        return values
+    if options.mask is None:
+        return values
+    for name in {hole.field, hole.image} & given.keys():
+        problem = f"--mask {options.mask}: '{name}' is given twice, as --image and --mask make it as well"
+        raise UserError(
+            problem, f"leave out '{name}', or --image and --mask and give '{hole.field}' and '{hole.image}'"
+        )
     spec = model.task.reads[model.preset.task.models or "image"]
     edit = read_edit(options, ImageShape(*spec.sides))
     assert edit.images is not None

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 from diffcli.data.images import ImageData
 from diffcli.engine.draw.request import Request
 from diffcli.engine.draw.rows import row_fields
@@ -43,7 +44,9 @@ def paired(model: Model, ref: str | None) -> Side:
     wanted = model.task.reads[field or ""]
     if spec is None or reference.data is None:
         problem = f"--ref {reference.name}: has no rows that {model.path} can be told of beside the originals"
-        raise UserError(problem, "give a prepared set or NAME:SPLIT of a preset's data")
+        place = Path(reference.name).expanduser()
+        prepared = f"diffcli prep-data folder {quoted(place)} --out DIR --size {min(wanted.sides[-2:])}, then --ref DIR"
+        raise UserError(problem, prepared if place.is_dir() else "give a prepared set or NAME:SPLIT of a preset's data")
     if spec.sides != wanted.sides:
         shapes = " and ".join("x".join(map(str, each.sides)) for each in (spec, wanted))
         problem = f"--ref {reference.name}: its images and those of {model.path} differ in shape ({shapes})"

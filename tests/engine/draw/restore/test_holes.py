@@ -109,6 +109,27 @@ def test_a_model_that_paints_holes_is_told_of_one(files: tuple[Path, Path]) -> N
         request(model_of(PAINTER), SampleOptions(images=(files[0],)))
 
 
+def test_a_mask_that_does_not_lie_over_its_image_is_refused() -> None:
+    model = model_of(PAINTER)
+    channels, height, width = model.preset.data.shape
+    whole = Value(torch.zeros(1, channels, height, width, dtype=torch.uint8), "")
+    for size in ((height, width), (height // 2, width)):
+        given = {"hole": Value(torch.ones(1, 1, *size, dtype=torch.uint8), ""), "masked": whole}
+        if size == (height, width):
+            assert len(request(model, SampleOptions(), given=given).images(range(1))) == 1
+            continue
+        with pytest.raises(UserError, match=f"'hole' is given in {size[0]}x{size[1]}") as caught:
+            request(model, SampleOptions(), given=given)
+        assert "size of the images" in caught.value.hint
+
+
+def test_a_field_that_image_and_mask_make_is_not_given_beside_them(files: tuple[Path, Path]) -> None:
+    options = SampleOptions(images=(files[0],), mask=files[1], fields=(("masked", (files[0],)),))
+    with pytest.raises(UserError, match="'masked' is given twice") as caught:
+        request(model_of(PAINTER), options)
+    assert "leave out 'masked'" in caught.value.hint
+
+
 def test_other_models_paint_without_training_as_before(files: tuple[Path, Path]) -> None:
     req = request(made(**FREE), SampleOptions(images=(files[0],), mask=files[1]))
     assert req.restoration is None
