@@ -2,7 +2,8 @@
 
 The extractor `segmentation` gives of each image `dice` and `iou` of the ensemble's mask, `ged` and `hm_iou` of its single samples
 against all annotators, and `calibration`, (BINS + 1, 3). A mask holds class numbers; the first class is the background and counts
-in no overlap. Two masks that are both empty of a class agree on it: their overlap is 1.
+in no overlap. Nor does a class that neither of two masks has, else a set of many classes, of which an image has few, would score
+well by that alone; two masks that have none at all agree: their overlap is 1.
 """
 
 from collections.abc import Mapping
@@ -40,7 +41,8 @@ class OfMasks(Metric):
 class Dice(OfMasks):
     """2 |A and B| / (|A| + |B|) of the ensemble's mask and the field `mask`, the mean over the foreground classes; 1 is best.
 
-    Where an image has several annotators, `mask` is what at least half of them marked. Source: Dice 1945.
+    Of these only those that one of the two masks has. Where an image has several annotators, `mask` is what at least half of
+    them marked. Source: Dice 1945.
     """
 
     kind: Literal["dice"] = "dice"
@@ -48,7 +50,7 @@ class Dice(OfMasks):
 
 
 class Iou(OfMasks):
-    """|A and B| / |A or B| of the same two masks, the mean over the foreground classes; 1 is best. Source: Jaccard 1912."""
+    """|A and B| / |A or B| of the same two masks, the mean over the same classes; 1 is best. Source: Jaccard 1912."""
 
     kind: Literal["iou"] = "iou"
     needs: ClassVar[tuple[Need, ...]] = (Need(*KEY, mean_of("iou")),)
@@ -100,7 +102,7 @@ class CalibrationError(Metric):
 def pairwise(masks: Tensor, others: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Dice and IoU of each of the masks (B, S, H, W) with each of others (B, A, H, W): float64 (B, S, A) on the CPU.
 
-    Both are means over the classes but the first.
+    Both are means over the classes but the first that one of the two masks has, and 1 where there are none.
     """
     mine, theirs = (_foreground(each, classes) for each in (masks, others))
     both = (
@@ -108,9 +110,11 @@ def pairwise(masks: Tensor, others: Tensor, classes: int) -> tuple[Tensor, Tenso
     )  # counts: exact in float32 up to 16 million pixels
     sizes = [each.sum(-1).cpu().double() for each in (mine, theirs)]
     total = sizes[0][:, :, None] + sizes[1][:, None]
-    empty = total == 0
-    dice, iou = (torch.where(empty, 1, x / y) for x, y in ((2 * both, total), (both, total - both)))
-    return dice.mean(-1), iou.mean(-1)
+    present = (total > 0).sum(-1)
+    dice, iou = (
+        torch.where(total > 0, x / y, 0).sum(-1) / present for x, y in ((2 * both, total), (both, total - both))
+    )
+    return torch.where(present > 0, dice, 1), torch.where(present > 0, iou, 1)
 
 
 def energy_distance(samples: Tensor, annotators: Tensor, classes: int) -> Tensor:

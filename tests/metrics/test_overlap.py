@@ -25,8 +25,8 @@ def iou_of(a: Tensor, b: Tensor, classes: int) -> float:
     for k in range(1, classes):
         mine, theirs = {*torch.nonzero(a.flatten() == k).flatten().tolist()}, set()
         theirs |= {*torch.nonzero(b.flatten() == k).flatten().tolist()}
-        found.append(len(mine & theirs) / len(mine | theirs) if mine | theirs else 1.0)
-    return sum(found) / len(found)
+        found += [len(mine & theirs) / len(mine | theirs)] if mine | theirs else []
+    return sum(found) / len(found) if found else 1.0
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -54,6 +54,17 @@ def test_two_empty_masks_agree_and_an_empty_one_has_nothing_in_common_with_anoth
     empty, full = torch.zeros(1, 1, 4, 4, dtype=torch.int64), torch.ones(1, 1, 4, 4, dtype=torch.int64)
     assert [found.item() for found in pairwise(empty, empty, 2)] == [1, 1]
     assert [found.item() for found in pairwise(empty, full, 2)] == [0, 0]
+
+
+def test_a_class_that_neither_mask_has_counts_for_nothing():
+    """Halves of class 1 and nothing else: as of two classes, however many there may be. One pixel of class 3 is then missed."""
+    whole = torch.ones(1, 1, 4, 4, dtype=torch.int64)
+    half = whole.clone()
+    half[..., 2:] = 0
+    for classes in (2, 3, 9):
+        assert [found.item() for found in pairwise(half, whole, classes)] == pytest.approx([2 / 3, 1 / 2])
+    half[..., 3, 3] = 3
+    assert [found.item() for found in pairwise(half, whole, 9)] == pytest.approx([1 / 3, 1 / 4])
 
 
 def test_half_of_a_mask_has_a_dice_of_two_thirds_and_an_iou_of_a_half():
