@@ -1,5 +1,7 @@
 """Drawing from given images and noises instead of one fresh noise: noised, painted in part, restored, and between two."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,31 @@ def projected(denoise: Denoise, schedule: Schedule, operator: Operator, measured
     def consistent(x: Tensor, t: Tensor) -> Prediction:
         p = denoise(x, t)
         return with_x0(p, p.x0 - operator.invert(operator.measure(p.x0) - measured), x, t, schedule)
+
+    return consistent
+
+
+def pursued(denoise: Denoise, schedule: Schedule, operator: Operator, measured: Tensor) -> Denoise:
+    """`projected` for one walk of a network that is told nothing of the measurement, which then hears of it in x.
+
+    How far the projection moves x0, as noise (alpha / sigma)(x0' - x0), is summed over the times of the walk, and the network
+    sees x with sigma times this sum added. x_t alone shows the measurement under its noise only, and what is made up beside
+    it fits less well. A move of DDIM(0) then amounts to alpha_s x0' + sigma_s eps with the eps that the network predicted.
+    Times fall along a walk; an evaluation that is no later than one before adds nothing.
+    Source: Wang et al. 2022 (DDNM, arXiv 2212.00490), the step of the authors' code, here for any sampler.
+    """
+    pull: Tensor | None = None
+    last = torch.tensor(math.inf, dtype=torch.float64)
+
+    def consistent(x: Tensor, t: Tensor) -> Prediction:
+        nonlocal pull, last
+        alpha, sigma = schedule.alpha_sigma(t)
+        gain, noise = all_over((torch.where(t < last, alpha / sigma, 0.0), sigma), x)
+        p = denoise(x if pull is None else x + noise * pull, t)
+        moved = operator.invert(measured - operator.measure(p.x0))
+        pull = gain * moved if pull is None else pull + gain * moved
+        last = torch.minimum(last, t)
+        return with_x0(p, p.x0 + moved, x, t, schedule)
 
     return consistent
 

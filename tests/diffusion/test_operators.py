@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoise
-from diffcli.diffusion.editing import inpaint, projected
+from diffcli.diffusion.denoiser import Denoise, Prediction
+from diffcli.diffusion.editing import inpaint, projected, pursued
 from diffcli.diffusion.guidance import clip_x0
 from diffcli.diffusion.operators import KERNELS, Kernel, Known, Luma, Operator, blurred, blurring, lowered, resizing
 from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2M, Sampler, last
@@ -18,6 +18,8 @@ from diffcli.noise import Noise
 from tests.diffusion.oracle import Mixture, kind
 
 CPU = torch.device("cpu")
+NONE = Noise([0, 1], CPU)  # of samplers that draw none
+R = 0.9  # the correlation of two pixels
 DATA = Mixture((0.5, 0.5), (-0.5, 0.6), (0.2, 0.1))
 SIZE = 16, 24
 
@@ -138,6 +140,71 @@ def test_a_projection_on_known_pixels_is_inpainting() -> None:
     one = projected(DATA.denoise(Cosine()), Cosine(), operator, operator.measure(known))(x, t)
     other = inpaint(DATA.denoise(Cosine()), Cosine(), known, ~operator.known)(x, t)
     torch.testing.assert_close(one.x0, other.x0, rtol=0, atol=1e-6)
+
+
+def test_the_final_image_of_a_pursued_walk_measures_as_what_was_given(operator: Operator) -> None:
+    measured = operator.measure(draws(5, 6).clamp(-1, 1) * 0.5)
+    denoise = pursued(clipped(Flow()), Flow(), operator, measured)
+    end = last(DpmPlusPlus2M(steps=7).trajectory(denoise, Flow(), draws(0, 1), NONE)).x
+    torch.testing.assert_close(operator.measure(end), measured, rtol=0, atol=1e-5)
+
+
+def test_a_walk_of_ddim_keeps_the_noise_that_the_network_predicted_beside_the_projected_image() -> None:
+    """x_s = alpha_s x0' + sigma_s eps: what the network sees is that walk, whose noise was never corrected."""
+    operator, seen, schedule, sampler = lowered(SIZE, 2), [], Cosine(), Ddim(steps=6)
+    measured = operator.measure(draws(5, 6))
+
+    def watched(x: Tensor, t: Tensor) -> Prediction:
+        seen.append(x)
+        return DATA.denoise(schedule)(x, t)
+
+    end = last(sampler.trajectory(pursued(watched, schedule, operator, measured), schedule, draws(0, 1), NONE)).x
+    x, times = draws(0, 1).double(), sampler.times(schedule)
+    for found, t, s in zip(seen, times[:-1], times[1:], strict=True):
+        torch.testing.assert_close(found.double(), x, rtol=0, atol=1e-4)
+        p, (alpha, sigma) = DATA.denoise(schedule)(x, t), schedule.alpha_sigma(s)
+        x = alpha * (p.x0 + operator.invert(measured - operator.measure(p.x0))) + sigma * p.eps
+    torch.testing.assert_close(end.double(), x, rtol=0, atol=1e-4)
+
+
+def correlated(x: Tensor, t: Tensor) -> Prediction:
+    """The ideal denoiser of pairs of pixels (B, 1, 1, 2) ~ N(0, [1 r; r 1]): their sum and difference are independent."""
+    alpha, sigma = Cosine().alpha_sigma(t)
+    total, apart = x[..., :1] + x[..., 1:], x[..., :1] - x[..., 1:]
+    total, apart = (alpha * v / (alpha**2 * v + sigma**2) * z for v, z in ((1 + R, total), (1 - R, apart)))
+    x0 = torch.cat([total + apart, total - apart], dim=-1) / 2
+    return Prediction(x0, (x - alpha * x0) / sigma)
+
+
+@pytest.mark.parametrize("sampler", [Ddim(steps=50), DpmPlusPlus2M(steps=50), Ddpm(steps=50)], ids=kind)
+def test_what_a_pursued_walk_makes_up_fits_what_is_known(sampler: Sampler) -> None:
+    """Of two pixels one is known to be y: the other one has the mean r y and the variance 1 - r^2."""
+    seeds, y = range(2000), 1.5
+    operator, start = Known(torch.tensor([True, False])), Noise(seeds, CPU)(torch.empty(2000, 1, 1, 2))
+    measured = operator.measure(torch.full_like(start, y))
+    ends = [
+        last(
+            sampler.trajectory(project(correlated, Cosine(), operator, measured), Cosine(), start, Noise(seeds, CPU))
+        ).x
+        for project in (pursued, projected)
+    ]
+    off, plain = (abs(float(end[..., 1].mean()) - R * y) for end in ends)
+    assert (ends[0][..., 0] - y).abs().max() < 1e-5
+    assert off < plain / 3, (off, plain)
+    assert float(ends[0][..., 1].var()) == pytest.approx(1 - R**2, rel=0.25)
+
+
+def test_an_evaluation_at_a_time_that_was_passed_adds_nothing_to_a_pursuit() -> None:
+    operator, x = hole(), draws(0, 1)
+    measured, late = operator.measure(draws(5, 6)), torch.tensor(0.5, dtype=torch.float64)
+    early = torch.tensor([0.9, 0.7], dtype=torch.float64)
+    once, again = (pursued(DATA.denoise(Cosine()), Cosine(), operator, measured) for _ in range(2))
+    for t in (early, early, early + 0.05):
+        again(x, t)
+    once(x, early)
+    assert torch.equal(once(x, late).x0, again(x, late).x0)
+    alone = pursued(DATA.denoise(Cosine()), Cosine(), operator, measured)(x, late)
+    assert not torch.equal(once(x, late).x0, alone.x0)
 
 
 def test_low_resolution_of_a_side_that_the_factor_does_not_divide_is_refused() -> None:

@@ -163,7 +163,7 @@ class Request:
         """Where images `rows` begin (B, C, *S) in diffusion space, and the Steps from there to the end."""
         task, sampler, denoise = self.task, self.walked, self.denoise(rows)
         known = None if self.restoration is None else self.restoration.known(task, rows, self.batch)
-        denoise = denoise if known is None else known.bound(task, denoise)
+        denoise = denoise if known is None else known.bound(task, denoise, sampler)
         if self.edit.options.interpolate is None:
             x, noise = task.start(self.seeds(rows))
             x, denoise = self.edit.begin(task, sampler, denoise, x, rows)

@@ -34,7 +34,7 @@ class Surroundings:
         """The pixels of images `rows` that are no part of their holes."""
         found = batch(rows)
         operator = Known(found[self.hole.field] == 0)
-        return Measured(operator, operator.measure(task.codec.encode(found[self.hole.image])))
+        return Measured(operator, operator.measure(task.codec.encode(found[self.hole.image])), told=True)
 
     def shown(self, made: Tensor, rows: range) -> Tensor:
         """The images alone."""

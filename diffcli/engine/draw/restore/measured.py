@@ -7,9 +7,9 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.diffusion.denoiser import Denoise
-from diffcli.diffusion.editing import projected, settled
+from diffcli.diffusion.editing import projected, pursued, settled
 from diffcli.diffusion.operators import Operator
-from diffcli.diffusion.samplers import Step
+from diffcli.diffusion.samplers import Sampler, Step
 from diffcli.engine.model import Model
 from diffcli.fields import Batch
 from diffcli.tasks.codecs.pixel import PixelCodec
@@ -22,14 +22,21 @@ Batches = Callable[[range], Batch]
 
 
 class Measured(NamedTuple):
-    """values: (B, C', H', W') on the scale of the codec."""
+    """values: (B, C', H', W') on the scale of the codec. told: whether the network is conditioned on them."""
 
     operator: Operator
     values: Tensor
+    told: bool
 
-    def bound(self, task: DiffusionTask, denoise: Denoise) -> Denoise:
-        """A denoiser whose x0 measures so."""
-        return projected(denoise, task.denoiser.schedule, self.operator, self.values)
+    def bound(self, task: DiffusionTask, denoise: Denoise, sampler: Sampler) -> Denoise:
+        """A denoiser for one walk whose x0 measures so.
+
+        A sampler that tries steps and takes them back evaluates at times that are no walk, and the images of a batch would then
+        depend on each other.
+        """
+        retries = sampler.nfe is None
+        project = projected if self.told or retries else pursued
+        return project(denoise, task.denoiser.schedule, self.operator, self.values)
 
     def finished(self, task: DiffusionTask, steps: Iterator[Step]) -> Iterator[Step]:
         """The same steps, the last image of which needs hardly any clamping, though it measures as before."""

@@ -27,7 +27,7 @@ class Projection:
         low: Tensor = batch(rows)[self.derived.field]
         height, width = (side * self.derived.factor for side in low.shape[2:])
         operator = smaller((height, width), self.derived.factor, self.derived.kernel, task.device)
-        return Measured(operator, task.codec.encode(low.to(task.device)))
+        return Measured(operator, task.codec.encode(low.to(task.device)), told=True)
 
     def shown(self, made: Tensor, rows: range) -> Tensor:
         """The images alone."""

@@ -38,7 +38,7 @@ class Restoration:
 
     def known(self, task: DiffusionTask, rows: range, batch: Batches) -> Measured:
         """What images `rows` are consistent with."""
-        return Measured(self.operator, task.codec.encode(_of(self.measured, rows).to(task.device)))
+        return Measured(self.operator, task.codec.encode(_of(self.measured, rows).to(task.device)), told=False)
 
     @property
     def pictures(self) -> int:
