@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from diffcli.config import UserError
 from diffcli.data.files import FileTree
-from diffcli.data.pixels import SUFFIXES
+from diffcli.data.image_formats import SUFFIXES
 
 Split = Literal["train", "test"]
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}

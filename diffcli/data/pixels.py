@@ -1,8 +1,8 @@
 """From the bytes of an image file to uint8 pixels of one shape: upright, on white, cropped, antialiased.
 
-Decoding is Pillow's, limited to formats that are plain images (no PostScript, no interpreter behind it), so files from
-strangers are safe to open. Of an animation the first frame is taken; colour profiles are ignored, as data sets and their
-published statistics ignore them; JPEGs are decoded at full size, since a reduced decode would give other pixels.
+Decoding is Pillow's, limited to the formats of `image_formats`; `modes` makes grey or RGB of what it gives. Of an animation
+the first frame is taken; colour profiles are ignored, as data sets and their published statistics ignore them; JPEGs are
+decoded at full size, since a reduced decode would give other pixels.
 Nothing here imports torch: the workers of prep-data start fast.
 """
 
@@ -10,21 +10,19 @@ import io
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from diffcli.config import ImageShape, UserError
+from diffcli.data.image_formats import FORMATS, open_encoded, without_texts
+from diffcli.data.modes import Range, flatten
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
-)
-WITH_ALPHA = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
-GREY = frozenset({"1", "L", "LA", "La"})
-SIXTEEN_BITS = 65535
 MAX_PIXELS = 178_956_970  # of one image, 512 MiB in RGB; more is a decompression bomb, not a photograph
+PNG_DEPTH = 24  # the byte of a PNG that holds its bits a channel
+EIGHT_BITS = 8
 TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange height and width
 ROUNDING = 1e-6  # pixels
 PLACES = 1 << 15  # that a random crop can have along an axis
@@ -55,9 +53,7 @@ def open_image(data: bytes, name: str, flat: Callable[[Image.Image], Image.Image
     Raises BrokenImage for anything that is not a whole image.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_pixels(image)
-        image.load()
+        image = _loaded(data)
         with suppress(Exception):  # garbled EXIF is common in photographs whose pixels are whole
             ImageOps.exif_transpose(image, in_place=True)
         return (flat or flatten)(image)
@@ -68,12 +64,39 @@ def open_image(data: bytes, name: str, flat: Callable[[Image.Image], Image.Image
 def read_size(file: IO[bytes], name: str) -> tuple[int, int]:
     """(height, width) of an image as `open_image` gives it, from its header alone. Raises BrokenImage."""
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with open_encoded(file) as image:
             _check_pixels(image)
             turned = _orientation(image) in TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # as in open_image
         raise _broken(name, error) from error
+
+
+def _loaded(data: bytes) -> Image.Image:
+    """An image with its pixels. A PNG with texts that are larger than Pillow admits is read without them."""
+    try:
+        image = open_encoded(io.BytesIO(data))
+        _check_pixels(image)
+        image.load()
+    except ValueError:
+        plain = without_texts(data)
+        if plain is None:
+            raise
+        return _loaded(plain)
+    _scale_transparency(image, data)
+    return image
+
+
+def _scale_transparency(image: Image.Image, data: bytes) -> None:
+    """The transparent colour of a PNG in the levels of the pixels: the file has it in its own depth, 2 to 16 bits."""
+    transparent = image.info.get("transparency")
+    if image.format != "PNG" or transparent is None:
+        return
+    depth = data[PNG_DEPTH]
+    if isinstance(transparent, int) and image.mode == "L" and depth < EIGHT_BITS:
+        image.info["transparency"] = transparent * 255 // ((1 << depth) - 1)
+    elif isinstance(transparent, tuple) and depth > EIGHT_BITS:
+        image.info["transparency"] = tuple(level >> EIGHT_BITS for level in transparent)
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -97,48 +120,6 @@ def _broken(name: str, error: Exception) -> BrokenImage:
             return BrokenImage(name, f"it has more than {MAX_PIXELS:,} pixels, a decompression bomb")
         case _:
             return BrokenImage(name, str(error).removesuffix(".") or type(error).__name__)
-
-
-def flatten(image: Image.Image) -> Image.Image:
-    """Mode L (grey) or RGB of any mode: 16 bits scaled to 8 and rounded, transparency laid on white."""
-    if image.mode.startswith("I"):
-        wide = np.asarray(image)
-        if wide.min() < 0 or wide.max() > SIXTEEN_BITS:
-            raise ValueError("pixels of more than 16 bits")
-        scaled = wide.astype(np.uint32) * np.uint32(255)  # fits, and half the memory of int64
-        return Image.fromarray(((scaled + np.uint32(SIXTEEN_BITS // 2)) // np.uint32(SIXTEEN_BITS)).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("pixels are floating-point numbers")
-    mode = "L" if image.mode in GREY else "RGB"
-    if image.mode in WITH_ALPHA or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
-        image = white
-    return image if image.mode == mode else image.convert(mode)
-
-
-def class_values(image: Image.Image) -> Image.Image:
-    """Mode L, the values of a mask: of a coloured palette its indices, of anything grey the grey values."""
-    if image.mode == "P" and not _is_grey(image.convert("RGB")):
-        return Image.fromarray(np.asarray(image))
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if set(np.unique(values)) <= {0, 65535}:  # black and white in 16 bits
-            values = values // 257
-        if values.min() < 0 or values.max() > 255:
-            raise ValueError("a mask with values beyond 0 to 255")
-        return Image.fromarray(values.astype(np.uint8))
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    colours = image.convert("RGB")
-    if not _is_grey(colours):
-        raise ValueError("a mask in colour; store its classes as grey values or as a palette")
-    return colours.getchannel("R")
-
-
-def _is_grey(image: Image.Image) -> bool:
-    red, green, blue = (np.asarray(image.getchannel(channel)) for channel in "RGB")
-    return bool((red == green).all() and (green == blue).all())
 
 
 def place(draw: int) -> Place:
@@ -188,7 +169,7 @@ def to_image(pixels: np.ndarray) -> Image.Image:
 
 def is_plain_jpeg(data: bytes) -> bool:
     """Whether a file that decodes is a JPEG whose pixels need no change: grey or RGB, and stored upright."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with open_encoded(io.BytesIO(data)) as image:
         return image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1
 
 
@@ -207,9 +188,10 @@ def decode(
     shape: ImageShape,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
     at: Place | None = None,
+    levels: Range | None = None,
 ) -> np.ndarray:
-    """uint8 (C, H, W) of an encoded image file in the shape asked for. Raises BrokenImage."""
-    return fit(open_image(data, name), shape, resampling, at)
+    """uint8 (C, H, W) of an encoded image file in the shape asked for. levels: see `modes.flatten`. Raises BrokenImage."""
+    return fit(open_image(data, name, partial(flatten, levels=levels)), shape, resampling, at)
 
 
 def fit_all(images: np.ndarray, shape: ImageShape) -> np.ndarray:

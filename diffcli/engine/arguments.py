@@ -14,7 +14,8 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.config_errors import demand
-from diffcli.data.pixels import flatten, to_image
+from diffcli.data.modes import flatten
+from diffcli.data.pixels import to_image
 from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.draw.sampling import SampleOptions
 

@@ -7,7 +7,8 @@ from PIL import Image
 
 from diffcli.config import ImageShape
 from diffcli.data.files import Location, read_location
-from diffcli.data.pixels import class_values, fit, fit_all, flatten, is_plain_jpeg, open_image, to_image, to_png
+from diffcli.data.modes import class_values, flatten
+from diffcli.data.pixels import fit, fit_all, is_plain_jpeg, open_image, to_image, to_png
 from diffcli.data.shards import is_mask
 
 
@@ -47,9 +48,8 @@ def encode_over(name: str, field: str, source: Location | np.ndarray, size: int 
 
     Raises as `encode` does, also for a mask whose values are not bytes.
     """
-    flat, resampling = flatten, Image.Resampling.BICUBIC
-    if is_mask(field):
-        flat, resampling = class_values, Image.Resampling.NEAREST
+    flat = class_values if is_mask(field) else flatten
+    resampling = Image.Resampling.NEAREST if is_mask(field) else Image.Resampling.BICUBIC
     image = to_image(source) if isinstance(source, np.ndarray) else open_image(read_location(source), name, flat)
     fitted = _fitted(image.convert("L"), size, resampling)
     values = tuple(np.unique(np.asarray(fitted)).tolist()) if is_mask(field) else None

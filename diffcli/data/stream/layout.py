@@ -19,8 +19,8 @@ from diffcli.data.buckets import Framing
 from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.columns import column
 from diffcli.data.derived import Derived
+from diffcli.data.image_formats import SUFFIXES
 from diffcli.data.images import FileImages, ImageData
-from diffcli.data.pixels import SUFFIXES
 from diffcli.data.shards import FieldNote, is_mask
 from diffcli.data.stream.tar import TarSample
 from diffcli.fields import Batch, FieldSpec, Specs

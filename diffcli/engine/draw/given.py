@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError, did_you_mean
-from diffcli.data.pixels import class_values, fit
+from diffcli.data.modes import class_values
+from diffcli.data.pixels import fit
 from diffcli.data.shards import WHITE
 from diffcli.engine.draw.conditions import Conditions, condition_specs, enlargement
 from diffcli.engine.draw.edits import described, open_picture

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.data.pixels import SUFFIXES
+from diffcli.data.image_formats import SUFFIXES
 from diffcli.engine.draw.pictures import MemoryPicture, captioned, grid, write_png
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions
 from diffcli.fields import listed

@@ -19,10 +19,11 @@ import torch
 from diffcli import __version__, checkpoint, preset
 from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.data.dataset import DataConfig
+from diffcli.data.image_formats import SUFFIXES
 from diffcli.data.images import ImageData
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
-from diffcli.data.pixels import SUFFIXES, channels_first, open_image, read_size
+from diffcli.data.pixels import channels_first, open_image, read_size
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import DATASET, is_prepared, open_shards
 from diffcli.data.stream.stream_data import Stream

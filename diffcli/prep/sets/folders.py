@@ -6,8 +6,8 @@ from posixpath import splitext
 
 from diffcli.config import UserError
 from diffcli.data.files import FileTree
+from diffcli.data.image_formats import SUFFIXES
 from diffcli.data.listing import Split, list_images
-from diffcli.data.pixels import SUFFIXES
 from diffcli.prep.items import SOURCE, Item, Items, PrepSource, tree_fingerprint
 
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from diffcli.config import UserError
 from diffcli.data.files import Location, open_tree, with_zips
+from diffcli.data.image_formats import SUFFIXES
 from diffcli.data.listing import SPLIT_NAMES, Split
-from diffcli.data.pixels import SUFFIXES
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, tree_fingerprint
 
 IMAGE = "image"

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from diffcli.config import UserError
 from diffcli.data import captions
 from diffcli.data.files import Span, read_location
+from diffcli.data.image_formats import SUFFIXES
 from diffcli.data.listing import SPLIT_NAMES, Split
-from diffcli.data.pixels import SUFFIXES
 from diffcli.data.stream.tar import PICKLES
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
 

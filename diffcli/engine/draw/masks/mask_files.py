@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.data.pixels import SUFFIXES, fit
+from diffcli.data.image_formats import SUFFIXES
+from diffcli.data.pixels import fit
 from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.masks.segmenting import BINARY, Segmenter, decided, variance

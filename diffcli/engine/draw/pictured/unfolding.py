@@ -4,7 +4,8 @@ import warnings
 from pathlib import Path
 
 from diffcli.config import Note, UserError
-from diffcli.data.pixels import SUFFIXES, BrokenImage, open_image
+from diffcli.data.image_formats import SUFFIXES
+from diffcli.data.pixels import BrokenImage, open_image
 from diffcli.engine.draw.pictures import FilePicture, MemoryPicture
 from diffcli.engine.draw.sampling import SampleOptions
 
