@@ -66,7 +66,8 @@ Specs = Mapping[str, FieldSpec]
 
 
 class Remedies(NamedTuple):
-    """What to type where a field does not fit; `{found}` stands for what the data have. Each for one way of not fitting."""
+    """What to type where a field does not fit; `{found}` stands for what the data have, in `shape` `{channels}` for
+    the channels of pictures. Each for one way of not fitting."""
 
     lacking: str = "choose data that have it, or leave out what reads it"
     kind: str = "choose data whose field is of that kind, or leave out what reads it"
@@ -158,7 +159,7 @@ def check_fields(reads: Specs, has: Specs, who: str, remedies: Mapping[str, Reme
                 problem = f"{who} reads '{name}' {wanted.shape[-1]} wide, but the data's is {found.shape[-1]} wide"
                 raise UserError(problem, hints.shape.format(found=found.shape[-1]))
             problem = f"{who} reads '{name}' of shape {listed(wanted.shape)}, but the data's is {listed(found.shape)}"
-            raise UserError(problem, hints.shape.format(found=listed(found.shape)))
+            raise UserError(problem, hints.shape.format(found=listed(found.shape), channels=found.shape[0]))
         known, there = wanted.class_count, found.class_count
         if known is not None and there is not None and there > known:
             problem = f"{who} knows {known} classes of '{name}', but the data has {there}"

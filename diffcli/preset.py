@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from diffcli.config import Config, UserError, did_you_mean
 from diffcli.config_errors import default_kind, explain, forms, known_keys
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, at_root
+from diffcli.data.stream.stream_data import Stream
 from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
 from diffcli.fields import FieldSpec
@@ -210,6 +211,8 @@ def build(raw: object, source: str, overrides: Iterable[str] = (), data: str | N
     if not isinstance(raw, Mapping):
         raise UserError(f"{source}: holds no preset", "it was changed by hand: copy it again from where it was written")
     tree: dict[str, Any] = _copy(raw)
+    if data is not None and "data" in tree:
+        tree["data"] = _of_kind(tree["data"], data)
     changed: list[str] = []
     for item in overrides:
         changed.append(_override(tree, item, changed))
@@ -223,6 +226,16 @@ def build(raw: object, source: str, overrides: Iterable[str] = (), data: str | N
 def dump(preset: Preset) -> str:
     """The resolved preset as YAML; `load` gives the same preset back."""
     return yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def _of_kind(given: Any, place: str) -> Any:
+    """The raw data as those of the kind that `--data` makes of them, so that --set reaches its keys; else unchanged."""
+    try:
+        config = TypeAdapter[DataConfig](AnyData).validate_python(given)
+        at_place = at_root(config, place)
+    except (ValidationError, UserError):  # raised again below where --set does not mend it
+        return given
+    return given if isinstance(config, type(at_place) | Stream) else _copy(at_place.model_dump())
 
 
 def _rooted(config: DataConfig, place: str, source: str) -> DataConfig:

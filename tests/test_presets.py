@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from diffcli import preset as presets
 from diffcli.config import UserError
+from diffcli.data.prepared import Shards
+from diffcli.data.stream.stream_data import Stream
 from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine.run.plan import plan
 from diffcli.engine.run.state import build_on_meta
@@ -205,6 +207,20 @@ def test_another_kind_of_data_keeps_what_is_made_of_the_images() -> None:
     assert data.captions is not None
     with pytest.raises(UserError, match=r"task\.bottleneck|task\.network"):  # of the same name, but another thing
         presets.build(TINY, "tiny.yaml", ["task.kind=autoencoder"])
+
+
+def test_a_key_of_prepared_data_can_be_overridden_beside_the_data_whatever_kind_the_file_names(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").touch()
+    asked = ["data.validation=held", "data.flip=true"]
+    data = presets.build(changed(TINY, data__derived=[{"kind": "edges"}]), "tiny.yaml", asked, str(tmp_path)).data
+    assert isinstance(data, Shards)
+    assert (data.root, data.validation, data.flip) == (tmp_path, Path("held"), True)
+    assert [each.kind for each in data.derived] == ["edges"]
+    stream = presets.build(TINY, "tiny.yaml", ["data.lanes=3"], "https://host/a-{000..007}.tar").data
+    assert isinstance(stream, Stream)
+    assert stream.lanes == 3
+    with pytest.raises(UserError, match=r"data\.validation"):
+        presets.build(TINY, "tiny.yaml", asked)
 
 
 def test_a_key_of_a_section_that_the_file_leaves_out_takes_the_default_kind() -> None:

@@ -47,7 +47,7 @@ class DigitsSegmentation(DataConfig):
         if self.root is not None:
             raise ValueError(
                 "root must not be set for kind 'digits_segmentation', which comes with diffcli; "
-                "use kind shards for a set of yours that prep-data made"
+                "run `diffcli prep-data pairs SOURCE --out DIR` on images and masks of yours, then type --data DIR"
             )
         return self
 

@@ -37,7 +37,8 @@ class Digits(DataConfig):
     def _embedded(self) -> "Digits":
         if self.root is not None:
             raise ValueError(
-                "root must not be set for kind 'digits', which comes with diffcli; use kind mnist or folder"
+                "root must not be set for kind 'digits', which comes with diffcli; "
+                "add --set data.kind=folder for pictures of yours, or =mnist for its four files"
             )
         return self
 

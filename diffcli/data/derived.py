@@ -6,7 +6,8 @@ process of the reader where there are any.
 """
 
 from abc import abstractmethod
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, get_args
 
 import torch
 from pydantic import Field, model_validator
@@ -174,7 +175,14 @@ class Hole(Derived):
 HOLE = 100  # counters of its draws, which no other choice of a sample uses
 MIDDLE = 128  # the level of what is not known
 
-AnyDerived = Annotated[LowRes | Edges | Sketch | Colour | Grey | Hole, Field(discriminator="kind")]
+KINDS = LowRes | Edges | Sketch | Colour | Grey | Hole
+AnyDerived = Annotated[KINDS, Field(discriminator="kind")]
+MAKERS: Mapping[str, str] = {
+    name: made.kind
+    for made in (each() for each in get_args(KINDS))
+    for name in made.specs(FieldSpec("image", (3, 64, 64)))
+}
+"""The kind that makes a field of this name where nobody names it otherwise."""
 
 
 def levels(values: Tensor) -> Tensor:

@@ -214,7 +214,8 @@ def open_shards(root: Path, key: str) -> PreparedSet:
     if not path.is_file():
         check_finished(root, key)
         what = "has no dataset.json: it is not a finished set of prep-data" if root.is_dir() else "does not exist"
-        hint = f"run `diffcli prep-data KIND SOURCE --out {quoted(root)}`, or set {key} to a folder that it wrote"
+        made = f"folder {quoted(root)} --out DIR" if root.is_dir() else f"KIND SOURCE --out {quoted(root)}"
+        hint = f"run `diffcli prep-data {made}`, or set {key} to a folder that it wrote"
         raise UserError(f"{key} is '{root}', which {what}", hint)
     try:
         return PreparedSet.model_validate_json(path.read_bytes())

@@ -232,10 +232,12 @@ def request(
             f"use it by `diffcli sample --ckpt {quoted(model.path)} --image FILE`, or as the codec of a latent model",
         )
     if task.kind == "segmentation":
-        hint = f"segment images by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR --out masks`"
+        drawn = f"segment images by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR --out masks`"
+        hint = f"{drawn}, score them by fid with --metrics dice,iou"
         raise UserError(f"{model.path}: was trained as {task.noun}, which tells masks of images and draws none", hint)
     if task.kind == "super_resolution":
-        hint = f"enlarge pictures by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR`"
+        drawn = f"enlarge pictures by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR`"
+        hint = f"{drawn}, score them by fid with --metrics psnr,ssim"
         raise UserError(
             f"{model.path}: was trained as {task.noun} in one step, of which there is nothing to show", hint
         )

@@ -20,7 +20,7 @@ from diffcli.engine.score.cache import cache_folder
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import extractor_for
 from diffcli.engine.score.onepass import Watch, share
-from diffcli.engine.score.pairs.drawn_pairs import DrawnRows, Maker, paired, pairs, pictured
+from diffcli.engine.score.pairs.drawn_pairs import DrawnRows, Maker, deriving, fitted, paired, pairs, pictured
 from diffcli.engine.score.pairs.followed import Following, with_enlarged
 from diffcli.engine.score.pairs.pair_scores import PairScores
 from diffcli.engine.score.pairs.reconstructed import cut_short, first, floors_beside, originals, reconstructions
@@ -258,7 +258,8 @@ class Scoring:
 
     def _of_images(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of a model that draws images."""
-        conditions = self._reference(model) if row_fields(model) else None
+        told = row_fields(model)
+        conditions = deriving(model, fitted(model, self._reference(model), self.ref)) if told else None
         req = request(model, self.options, conditions)
         sides: dict[Role, Side] = {"reference": conditions or self._reference(model)}
         self._check_pictures(model, sides["reference"])

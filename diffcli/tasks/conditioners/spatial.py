@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from diffcli.data.derived import MAKERS
 from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.layers import sinusoid
@@ -45,10 +46,15 @@ class SpatialConditioner(Conditioner):
 
     def remedies(self, key: str) -> Remedies:
         field, name = self.config.field, "classes" if self.config.of == "mask" else "channels"
+        example = f": --set 'data.derived=[{{kind: {MAKERS[field]}}}]'" if field in MAKERS else " (data.derived)"
+        shape = f"use --set {key}.{name}=" + ("N, as many as the data have" if name == "classes" else "{channels}")
+        if field == "image":
+            shape += f", or --set data.channels={self.config.channels}"
         return Remedies(
-            lacking=f"make it of the images (data.derived), or choose data that store it beside them: '{field}'",
+            lacking=f"make it of the images{example}, choose data that store it beside them, "
+            f"or name a field that they have: --set {key}.field=NAME",
             kind=f"use --set {key}.of=mask for masks, =image for pictures, or name another field",
-            shape=f"use --set {key}.{name}=N, as many as the data have",
+            shape=shape,
             classes=f"use --set {key}.classes={{found}}",
         )
 

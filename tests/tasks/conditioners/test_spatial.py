@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
+from diffcli.config import UserError
+from diffcli.fields import FieldSpec
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.conditioners.spatial import SpatialConditionerConfig
 
@@ -80,3 +82,17 @@ def test_unit_draws_are_uniform() -> None:
 def test_contradictions_are_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError, match=r"classes is|augment is"):
         SpatialConditionerConfig(**wrong)
+
+
+def test_what_the_data_lack_or_have_of_another_shape_is_answered_with_what_to_type() -> None:
+    image = FieldSpec("image", (3, 32, 32))
+    masked = SpatialConditionerConfig(field="masked").build()
+    with pytest.raises(UserError) as lacking:
+        masked.check({"image": image}, "task.conditioners.0")
+    assert "--set 'data.derived=[{kind: hole}]'" in lacking.value.hint
+    assert "--set task.conditioners.0.field=" in lacking.value.hint
+    grey = SpatialConditionerConfig(field="image", channels=1).build()
+    with pytest.raises(UserError) as shape:
+        grey.check({"image": image}, "task.conditioners.0")
+    assert "--set task.conditioners.0.channels=3" in shape.value.hint
+    assert "--set data.channels=1" in shape.value.hint

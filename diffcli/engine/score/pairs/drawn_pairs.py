@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError, quoted
+from diffcli.data.datasets import Folder
 from diffcli.data.images import ImageData
 from diffcli.engine.draw.request import Request
 from diffcli.engine.draw.rows import row_fields
@@ -18,7 +19,7 @@ from diffcli.engine.model import Model
 from diffcli.engine.score.pairs.followed import CONDITION, OTHER, named
 from diffcli.engine.score.pairs.pair_scores import ORIGINAL
 from diffcli.engine.score.pairs.reconstructed import originals
-from diffcli.engine.score.sides import Side, read_ahead
+from diffcli.engine.score.sides import Side, data_side, read_ahead
 from diffcli.fields import OVER_PIXELS, Batch, FieldSpec
 from diffcli.tasks.super_resolution import SuperResolutionConfig
 
@@ -38,7 +39,7 @@ def paired(model: Model, ref: str | None) -> Side:
 
     Raises UserError where its rows hold no images of the model's size.
     """
-    reference = deriving(model, originals(model, ref))
+    reference = deriving(model, fitted(model, originals(model, ref), ref))
     field = model.preset.task.models
     spec = reference.fields.get(field or "")
     wanted = model.task.reads[field or ""]
@@ -52,6 +53,17 @@ def paired(model: Model, ref: str | None) -> Side:
         problem = f"--ref {reference.name}: its images and those of {model.path} differ in shape ({shapes})"
         raise UserError(problem, "give images of the model's own shape, such as the test split of its own data")
     return reference
+
+
+def fitted(model: Model, reference: Side, ref: str | None) -> Side:
+    """The same reference, but a plain folder of pictures as training reads one, where all that a model is told is made of them.
+
+    They get the size and the channels of the model's own data.
+    """
+    path, own = Path(ref or "").expanduser(), model.preset.data
+    if ref is None or reference.data is not None or not path.is_dir() or not own.derived:
+        return reference
+    return data_side(str(path), Folder(root=path, size=own.size, channels=own.channels), "train")
 
 
 def deriving(model: Model, reference: Side) -> Side:

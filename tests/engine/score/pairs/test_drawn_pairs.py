@@ -29,7 +29,7 @@ from diffcli.fields import to_float, to_levels
 from diffcli.metrics.adherence import edges_f1
 from diffcli.metrics.nearness import psnr_of_bytes, ssim_of_bytes
 from diffcli.metrics.scores import metrics_by_name
-from tests.conftest import TINY, Cli, changed, in_subprocess
+from tests.conftest import ROOT, TINY, Cli, changed, in_subprocess
 from tests.engine.draw.making import random_model
 from tests.engine.score.making import ALONE
 
@@ -159,6 +159,29 @@ def test_conditions_are_derived_of_a_reference_that_has_images_alone() -> None:
     assert torch.equal(
         side.data.read(torch.arange(3))["low_res"], paired(large, None).data.read(torch.arange(3))["low_res"]
     )
+
+
+def test_a_folder_of_pictures_of_any_size_is_a_reference_of_a_model_told_what_is_made_of_them(tmp_path: Path) -> None:
+    for number, size in enumerate([(40, 30), (16, 16), (64, 20)]):
+        Image.new("RGB", size, (40 * number, 9, 200)).save(tmp_path / f"{number}.png")
+    model = model_of(UPSCALER)
+    side = paired(model, str(tmp_path))
+    assert side.size == 3
+    assert side.fields["image"].shape == (1, 16, 16)
+    assert side.data is not None
+    read = side.data.read(torch.arange(3))
+    assert torch.equal(read["low_res"], lowered(read["image"], 8))
+
+
+def test_the_distance_of_images_is_measured_under_the_pictures_of_a_folder(cli: Cli, tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (20 + number, 30), (80 * number, 9, 200)).save(tmp_path / f"{number}.png")
+    run, features = save(tmp_path / "run", UPSCALER), ("--features", ROOT / "tests/fixtures/format1/classifier")
+    done = cli("fid", "--ckpt", run, "--ref", tmp_path, "--n", 3, "--device", "cpu", "--json", *features)
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["reference"] == {"name": str(tmp_path), "n": 3}
+    assert told["conditions"].startswith(f"low_res of {tmp_path}")
 
 
 def test_the_command_reports_scores_floors_and_protocols(cli: Cli, tmp_path: Path) -> None:
