@@ -19,6 +19,7 @@ from diffcli.engine.draw.pictured.augmenting import augmenting
 from diffcli.engine.draw.pictured.following import pictured
 from diffcli.engine.draw.pictured.succession import check_cascade, reads_classes
 from diffcli.engine.draw.prompts import prompted
+from diffcli.engine.draw.restore.projecting import enlarged_from
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions, draw, request, request_of
 from diffcli.engine.draw.translation import image_conditioners
 from diffcli.engine.model import Model
@@ -149,6 +150,8 @@ def of_first(model: Model, options: SampleOptions) -> SampleOptions:
     without: dict[str, Any] = {} if augmenting(model.task) else {"augment": None}
     if not pictured(model) or not isinstance(model.task, DiffusionTask):
         without |= {"tile": None, "overlap": None, "exact_tiles": False, "whole": False, "project": False}
+    if enlarged_from(model) is None:
+        without["project"] = False
     return options.model_copy(update=without)
 
 

@@ -46,13 +46,19 @@ def smaller(size: tuple[int, int], factor: int, kernel: Kernel, device: torch.de
     return lowered(size, factor, kernel).to(device)
 
 
+def enlarged_from(model: Model) -> LowRes | None:
+    """What made the picture in training that a model enlarges; None where it enlarges none, or nothing says how it was made."""
+    derived = (each for each in model.preset.data.derived if isinstance(each, LowRes))
+    return next((each for each in derived if each.field in model.task.reads), None)
+
+
 def choose_projection(model: Model) -> Projection:
     """What --project asks for. Raises UserError where the model enlarges no picture, or nothing says by which kernel."""
     pixels(model, "--project", "leave --project out, or give an upscaler of pixels")
-    found = [each for each in model.preset.data.derived if isinstance(each, LowRes) and each.field in model.task.reads]
-    if not found:
+    found = enlarged_from(model)
+    if found is None:
         raise UserError(
             f"--project: {model.path} is conditioned on no low_res that data.derived makes, so that no kernel is known",
             "leave --project out, or restore a picture by a kernel that you name: --restore sr2 --image FILE",
         )
-    return Projection(found[0])
+    return Projection(found)

@@ -198,6 +198,15 @@ def test_a_network_of_one_step_may_begin_a_cascade_that_is_tiled_but_is_no_later
     cli("gif", "--ckpt", once, "--image", small, "--out", tmp_path / "x.gif").refused("diffcli sample --ckpt")
 
 
+def test_projection_is_that_of_the_stages_that_enlarge(cli: Cli, tmp_path: Path) -> None:
+    drawn, up = saved(tmp_path / "drawn", from_edges()), saved(tmp_path / "up", upscaler())
+    record = run(cli, [drawn, up], tmp_path / "x.png", "--image", picture(tmp_path / "a.png"), "--project")
+    assert record["project"]["factor"] == 2
+    assert "project" not in record["given"]["low_res"]["stage"]
+    done = cli("sample", "--ckpt", drawn, "--image", tmp_path / "a.png", "--project", "--out", tmp_path / "y.png")
+    done.refused("--project", "no low_res")
+
+
 def test_a_stage_of_classes_wants_images_that_have_one(cli: Cli, stages: list[Path], tmp_path: Path) -> None:
     free = saved(tmp_path / "free", changed(TINY, **FREE))
     done = cli("sample", "--ckpt", free, "--then", stages[1], "--n", 1, "--out", tmp_path / "x.png")
