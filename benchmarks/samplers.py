@@ -20,7 +20,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from diffcli import preset as presets
-from diffcli.diffusion.samplers import EdmHeun, Heun, Ode, Sampler, last
+from diffcli.diffusion.samplers import Ode, Sampler, last
 from diffcli.diffusion.schedule import Cosine, Flow, Schedule
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
@@ -104,7 +104,7 @@ def errors(cls: type[Sampler], schedule: Schedule, spacing: str, data: Mixture) 
             yield f"{affordable[-1]:.4f}" if affordable else "-"
         return
     for most in NFE:
-        steps = (most + 1) // 2 if cls in (Heun, EdmHeun) else most
+        steps = next(n for n in range(most, 0, -1) if (cls(steps=n).nfe or n) <= most)
         yield f"{distance(cls(steps=steps, spacing=spacing), schedule, data)[0]:.4f}"
 
 

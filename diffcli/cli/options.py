@@ -160,7 +160,7 @@ SamplerOption = Annotated[
     str | None,
     typer.Option(
         "--sampler",
-        help="ddpm, ddim, plms, euler, euler_ancestral, heun, edm_heun, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc or ode.",
+        help="ddpm, ddim, plms, ab4, euler, euler_ancestral, heun, edm_heun, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc or ode.",
         show_default="the run's",
     ),
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffcli.diffusion.likelihood import bits_per_dim
 from diffcli.diffusion.samplers import (
+    Ab4,
     Ddim,
     Ddpm,
     DpmPlusPlus2M,
@@ -70,6 +71,7 @@ SAMPLERS: tuple[Sampler, ...] = (
     Heun(steps=10),
     EdmHeun(steps=10, s_churn=4),
     Plms(steps=10),
+    Ab4(steps=10),
     DpmPlusPlus2M(steps=10),
     DpmPlusPlus2MSde(steps=10),
     DpmPlusPlus3M(steps=10),

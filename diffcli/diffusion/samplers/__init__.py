@@ -10,11 +10,12 @@ from pydantic import Field
 
 from diffcli.diffusion.samplers.ancestral import Ddim, Ddpm, Euler, EulerAncestral
 from diffcli.diffusion.samplers.heun import EdmHeun, Heun
-from diffcli.diffusion.samplers.multistep import DpmPlusPlus2M, DpmPlusPlus2MSde, DpmPlusPlus3M, Plms, UniPc
+from diffcli.diffusion.samplers.multistep import Ab4, DpmPlusPlus2M, DpmPlusPlus2MSde, DpmPlusPlus3M, Plms, UniPc
 from diffcli.diffusion.samplers.ode import Ode
 from diffcli.diffusion.samplers.sampler import Sampler, Step, last
 
 __all__ = [
+    "Ab4",
     "AnySampler",
     "Ddim",
     "Ddpm",
@@ -41,6 +42,7 @@ AnySampler = Annotated[
     | Heun
     | EdmHeun
     | Plms
+    | Ab4
     | DpmPlusPlus2M
     | DpmPlusPlus2MSde
     | DpmPlusPlus3M

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.diffusion.denoiser import Denoise, Prediction, over
-from diffcli.diffusion.samplers.sampler import Sampler, Step
+from diffcli.diffusion.samplers.sampler import Ends, Sampler, Step, ending
 from diffcli.diffusion.schedule import Schedule, Transition, transition
 from diffcli.noise import Noise
 
@@ -51,19 +51,16 @@ class Ddpm(Sampler):
 class Ddim(Sampler):
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 var) eps + eta sqrt(var) z; eta 0 is deterministic, 1 is DDPM(small).
 
-    ends: clean goes down to t = 0; cleanest stops at the first trained time, whose noise stays in, unless the last evaluation is
-    there already. Published latent models are drawn so. Source: Song et al. 2020, eq. 12 and 16 (arXiv 2010.02502).
+    ends: clean goes down to t = 0; cleanest stops at the first trained time (`ending`).
+    Source: Song et al. 2020, eq. 12 and 16 (arXiv 2010.02502).
     """
 
     kind: Literal["ddim"] = "ddim"
     eta: float = Field(0.0, ge=0, le=1)
-    ends: Literal["clean", "cleanest"] = "clean"
+    ends: Ends = "clean"
 
     def times(self, schedule: Schedule) -> Tensor:
-        times = super().times(schedule)
-        if self.ends == "cleanest" and times[-2] > schedule.cleanest * (1 + 1e-9):
-            times[-1] = schedule.cleanest
-        return times
+        return ending(super().times(schedule), self.ends, schedule)
 
     def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
         return _ddim(self.times(schedule), denoise, schedule, x, noise, self.eta)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoise, over
+from diffcli.diffusion.denoiser import Denoise, Prediction, over
 from diffcli.diffusion.samplers.sampler import Sampler, Step
 from diffcli.diffusion.schedule import Schedule
 from diffcli.noise import Noise
@@ -72,14 +72,10 @@ class EdmHeun(Sampler):
         for t, s in pairwise(self.times(schedule)):
             t, x = self._churned(schedule, t, x, noise)
             p = denoise(x, t)
-            (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+            alpha_s, sigma_s = schedule.alpha_sigma(s)
             x = over(alpha_s, x) * p.x0 + over(sigma_s, x) * p.eps  # Euler's rule, the same in every coordinate
             if s > 0:
-                q = denoise(x, s)
-                steep = _steep(sigma_t / alpha_t, sigma_s / alpha_s)
-                scale_t, scale_s = (alpha_t + sigma_t, alpha_s + sigma_s) if steep else (alpha_t, alpha_s)
-                d_alpha, d_sigma = alpha_s - alpha_t * scale_s / scale_t, sigma_s - sigma_t * scale_s / scale_t
-                x = x + over(d_alpha / 2, x) * (q.x0 - p.x0) + over(d_sigma / 2, x) * (q.eps - p.eps)
+                x = x + heun_correction(p, denoise(x, s), schedule, t, s)
             yield Step(s, x, p.x0)
 
     def _churned(self, schedule: Schedule, t: Tensor, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -93,6 +89,18 @@ class EdmHeun(Sampler):
         keep = alpha_hat / alpha
         added = self.s_noise * (sigma_hat**2 - (keep * sigma) ** 2).clamp(min=0).sqrt()
         return torch.maximum(t, t_hat), over(keep, x) * x + over(added, x) * noise(x)
+
+
+def heun_correction(p: Prediction, q: Prediction, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """The trapezoidal rule in sigma / alpha less Euler's: p is the prediction at t, where the move begins, q that at its end s.
+
+    Its slope there is eps alone. A steep move (`_steep`) is corrected in the coordinates of the flow path instead.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+    steep = _steep(sigma_t / alpha_t, sigma_s / alpha_s)
+    scale_t, scale_s = (alpha_t + sigma_t, alpha_s + sigma_s) if steep else (alpha_t, alpha_s)
+    d_alpha, d_sigma = alpha_s - alpha_t * scale_s / scale_t, sigma_s - sigma_t * scale_s / scale_t
+    return over(d_alpha / 2, p.x0) * (q.x0 - p.x0) + over(d_sigma / 2, p.x0) * (q.eps - p.eps)
 
 
 def _steep(high: Tensor, low: Tensor) -> bool:

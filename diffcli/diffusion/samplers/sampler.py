@@ -6,7 +6,7 @@ Times stay on the CPU: no synchronisation.
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field
@@ -17,6 +17,9 @@ from diffcli.diffusion.denoiser import Denoise
 from diffcli.diffusion.samplers.spacing import Spacing, grid
 from diffcli.diffusion.schedule import Schedule
 from diffcli.noise import Noise
+
+Ends = Literal["clean", "cleanest"]
+"""Where a walk ends: at t = 0, or at the first trained time, whose noise stays in; see `ending`."""
 
 
 class Step(NamedTuple):
@@ -72,6 +75,16 @@ class Sampler(Config):
         None where they depend on the image; the Steps then count them.
         """
         return self.evaluations * (self.steps - 1) + 1
+
+
+def ending(times: Tensor, ends: Ends, schedule: Schedule) -> Tensor:
+    """The times (N + 1,) of a walk with the end that `ends` names.
+
+    cleanest stops at the first trained time unless the last evaluation is there already. Published latent models are drawn so.
+    """
+    if ends == "cleanest" and times[-2] > schedule.cleanest * (1 + 1e-9):
+        times[-1] = schedule.cleanest
+    return times
 
 
 def last(steps: Iterable[Step]) -> Step:

@@ -1,7 +1,4 @@
-"""Our samplers beside what others publish: diffusers' schedulers, and a few lines of k-diffusion's and EDM's formulas.
-
-PLMS is not among them: theirs keeps the coefficients of an even grid on every grid, and combines eps where ours does slopes.
-"""
+"""Our samplers beside what others publish: diffusers' schedulers, and a few lines of k-diffusion's and EDM's formulas."""
 
 from itertools import pairwise
 from typing import Any
@@ -11,12 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.samplers import Ddim, DpmPlusPlus2MSde, EdmHeun, Euler, EulerAncestral, Sampler, UniPc, last
+from diffcli.diffusion.samplers import (
+    Ddim,
+    DpmPlusPlus2MSde,
+    EdmHeun,
+    Euler,
+    EulerAncestral,
+    Plms,
+    Sampler,
+    UniPc,
+    last,
+)
 from diffcli.diffusion.samplers.multistep import exponential_mean, exponential_move
-from diffcli.diffusion.schedule import Cosine, DiscreteSchedule, Edm, Flow, Linear, Schedule
+from diffcli.diffusion.schedule import Cosine, DiscreteSchedule, Edm, Flow, Linear, ScaledLinear, Schedule
 from diffcli.noise import Noise
 from tests.diffusion.oracle import Mixture, kind, recorded
-from tests.diffusion.test_diffusers_agreement import common, eps_denoise, model, noise_start, walk_theirs
+from tests.diffusion.test_diffusers_agreement import common, eps_denoise, model, noise_start, tables, walk_theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # inside diffusers
 
@@ -130,6 +137,61 @@ def test_unipc_agrees_with_diffusers(steps, schedule):
     path = UniPc(steps=steps).trajectory(eps_denoise(network, schedule), schedule, x, Noise([0], CPU))
     for step, theirs in zip(path, walk_theirs(other, network, x), strict=True):
         torch.testing.assert_close(step.x, theirs, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "spacing", "offset", "ends"),
+    [
+        (Linear(), "trailing", 0, "clean"),
+        (ScaledLinear(), "leading_1", 1, "cleanest"),
+        (Cosine(), "leading", 0, "clean"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("steps", [2, 5, 20, 50])
+def test_plms_is_pndm_of_diffusers_without_its_runge_kutta_start(steps, schedule, spacing, offset, ends):
+    network, x = model(), noise_start()
+    options = common(schedule) | {"timestep_spacing": spacing.removesuffix("_1"), "steps_offset": offset}
+    other = tables(diffusers.PNDMScheduler(**options, skip_prk_steps=True), schedule, steps)
+    other.final_alpha_cumprod = other.one if ends == "clean" else other.alphas_cumprod[0]
+    sampler = Plms(steps=steps, spacing=spacing, ends=ends)
+    path = sampler.trajectory(eps_denoise(network, schedule), schedule, x, Noise([0], CPU))
+    _, *expected = walk_theirs(other, network, x)  # its second state is thrown away: the first move is made again
+    assert len(other.timesteps) == sampler.nfe
+    for step, theirs in zip(path, expected, strict=True):
+        torch.testing.assert_close(step.x, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_plms_is_the_rule_of_the_authors_of_latent_diffusion():
+    """Noise combined with the weights of an even grid, each move a DDIM step; the first takes the mean of its ends."""
+    network, schedule, x = model(), ScaledLinear(), noise_start()
+    index = list(range(0, 1000, 50))[
+        ::-1
+    ]  # of theirs, plus one: the grid that leaves the first trained step for the end
+    bar = schedule.log_alpha_bar[1:].exp()
+
+    def ddim(x: Tensor, eps: Tensor, now: Tensor, after: Tensor) -> Tensor:
+        return after.sqrt() * (x - (1 - now).sqrt() * eps) / now.sqrt() + (1 - after).sqrt() * eps
+
+    old: list[Tensor] = []
+    theirs = x
+    for n, i in enumerate(index):
+        now, after = bar[i + 1], bar[index[n + 1] + 1] if n + 1 < len(index) else bar[0]
+        eps = network(theirs, torch.tensor(i + 1))
+        match len(old):
+            case 0:
+                ahead = network(ddim(theirs, eps, now, after), torch.tensor(index[1] + 1))
+                combined = (eps + ahead) / 2
+            case 1:
+                combined = (3 * eps - old[-1]) / 2
+            case 2:
+                combined = (23 * eps - 16 * old[-1] + 5 * old[-2]) / 12
+            case _:
+                combined = (55 * eps - 59 * old[-1] + 37 * old[-2] - 9 * old[-3]) / 24
+        theirs, old = ddim(theirs, combined, now, after), [*old, eps]
+    sampler = Plms(steps=20, spacing="leading_1", ends="cleanest")
+    end = last(sampler.trajectory(eps_denoise(network, schedule), schedule, x, Noise([0], CPU)))
+    torch.testing.assert_close(end.x, theirs, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [2, 10, 40])

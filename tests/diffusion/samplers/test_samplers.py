@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoiser, Prediction
 from diffcli.diffusion.samplers import (
+    Ab4,
     Ddim,
     Ddpm,
     DpmPlusPlus2M,
@@ -42,9 +43,10 @@ from tests.diffusion.oracle import (
 
 CPU = torch.device("cpu")
 FINE = [s for s in SCHEDULES if s.alpha_sigma(torch.tensor(s.cleanest))[1] < 0.05]  # one move removes their first noise
-# of the deterministic samplers; a new one states its own here. PLMS and 3M begin with a first-order step, whose error is of
-# second order, so that whole walks show 2; see test_multistep.py for what follows. A corrected UniPC-2 is of third order.
-ORDER = {Ddim: 1, Euler: 1, Heun: 2, EdmHeun: 2, Plms: 2, DpmPlusPlus2M: 2, DpmPlusPlus3M: 2, UniPc: 3}
+# of the deterministic samplers; a new one states its own here. AB4 and 3M begin with a first-order step, whose error is of
+# second order, so that whole walks show 2; see test_multistep.py for what follows. PLMS keeps the coefficients of even grids on
+# all grids, which leaves second order. A corrected UniPC-2 is of third order.
+ORDER = {Ddim: 1, Euler: 1, Heun: 2, EdmHeun: 2, Ab4: 2, Plms: 2, DpmPlusPlus2M: 2, DpmPlusPlus3M: 2, UniPc: 3}
 ADAPTIVE = (Ode,)  # deterministic too, but it follows a tolerance: see test_ode.py
 DATA = gaussian(0.3, 0.5)
 MIXTURE = Mixture((0.3, 0.7), (-0.8, 0.5), (0.2, 0.1))
@@ -153,7 +155,7 @@ def test_each_solver_converges_with_its_order_between_two_noisy_times(cls, sched
 
     observed = orders([error(Between(steps=n), schedule, 0.2) for n in (140, 280)])
     assert observed[-1] > ORDER[cls] - 0.2, observed
-    if cls not in (Plms, DpmPlusPlus3M):  # there the start, of second order, may be too small to show
+    if cls not in (Ab4, DpmPlusPlus3M):  # there the start, of second order, may be too small to show
         assert observed == pytest.approx([ORDER[cls]], abs=0.2)
 
 
@@ -166,7 +168,7 @@ def test_each_solver_converges_with_its_order_from_pure_noise(cls, schedule):
     """
     errors = [error(cls(steps=n), schedule, 0.2) for n in (50, 100, 200)]
     observed = orders(errors)
-    if cls in (Plms, DpmPlusPlus3M):  # faster as long as their first step does not show
+    if cls in (Ab4, DpmPlusPlus3M):  # faster as long as their first step does not show
         assert math.log2(errors[0] / errors[-1]) > 2 * (ORDER[cls] - 0.35), observed
     else:
         slack = 0.6 if cls is UniPc else 0.35
