@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffcli import tensor_file
 from diffcli.config import UserError
-from diffcli.digest import sha256
+from diffcli.digest import sha256, stands_in
 
 FORMAT = 1
 RECORD = "checkpoint.json"
@@ -129,7 +129,8 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = _header(path) if path.is_file() else json.loads((path / RECORD).read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint ({_reason(error)})", _another(path)) from error
+        problem = f"{path}: cannot be read as a checkpoint ({_reason(error)})"
+        raise UserError(problem, stands_in(path) or _another(path)) from error
     if record is None and path.is_file():
         raise UserError(
             f"{path}: is a safetensors file, but not one of diffcli's", "give the ema.safetensors of a checkpoint"
@@ -172,7 +173,9 @@ def read_contents(path: Path, part: str, record: Mapping[str, Any]) -> tensor_fi
 
 
 def _changed(file: Path, path: Path) -> UserError:
-    return UserError(f"{file}: does not match the digest in {RECORD}: truncated or changed", _another(path))
+    return UserError(
+        f"{file}: does not match the digest in {RECORD}: {stands_in(file) or 'truncated or changed'}", _another(path)
+    )
 
 
 def holds(part: str, path: Path, record: Mapping[str, Any]) -> bool:

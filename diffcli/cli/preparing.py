@@ -34,6 +34,11 @@ class Distributor(StrEnum):
     ray = "ray"
 
 
+class ClassesFrom(StrEnum):
+    folders = "folders"
+    prefix = "prefix"
+
+
 class EmbedChoice(StrEnum):
     clip = "clip"
     clip_tokens = "clip-tokens"
@@ -95,6 +100,10 @@ def prep_data(
     field: Annotated[
         str | None, typer.Option(help="pairs: what the second folder holds, mask or sketch.", show_default="its name")
     ] = None,
+    classes: Annotated[
+        ClassesFrom,
+        typer.Option(help="folder: what names classes; prefix: the beginnings of file names, as in cat_001.png."),
+    ] = ClassesFrom.folders,
     embed: Annotated[
         EmbedChoice | None,
         typer.Option(
@@ -156,6 +165,7 @@ def prep_data(
         caption_col=caption_col,
         url_col=url_col,
         field=field,
+        classes=classes.value,
         picked=Picked(min_size=min_size, encode=encode.value, quality=quality, obey_opt_out=obey_opt_out),
         latents=encoding(kind, source, first_stage, size, half, flip_pair, device),
         download=Download(distributor=distributor.value, threads=threads, timeout=timeout, retries=retries),

@@ -120,7 +120,7 @@ class DataConfig(Config):
         return self._with_made(MemoryImages(pixels, torch.from_numpy(labels), classes))
 
     def _files(self, tree: FileTree, split: Split) -> ImageData:
-        splits = list_images(tree, "data.root")
+        splits = list_images(tree, "data.root").splits
         if split not in splits:
             raise no_split(split, list(splits), f"data.root '{tree.source}'")
         listing = splits[split]

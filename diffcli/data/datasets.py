@@ -86,6 +86,7 @@ class Folder(DataConfig):
         if source.is_file():
             hint = f"run `diffcli prep-data folder {quoted(source)} --out DIR`, then type --data DIR"
             raise UserError(f"data.root is '{source}', which is a file, not a folder of images", hint)
+        check_finished(source, "data.root")
         return self._files(open_tree(source, "data.root"), split)
 
 

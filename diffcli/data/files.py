@@ -14,13 +14,17 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError, quoted
+from diffcli.data.walk import Walk, ignored_part, shown_ignored
+from diffcli.digest import stands_in
 
 MAX_MEMBER = 1 << 30  # bytes of one file inside a zip that is read whole; more is a bomb, not an image
 ARCHIVE_ERRORS = (
@@ -34,6 +38,7 @@ ARCHIVE_ERRORS = (
     KeyError,  # zipfile: a member that is gone
     struct.error,  # zipfile: a member's header cut short
 )
+HEAD = 64  # bytes that tell the format of an image
 COPY_CHUNK = 1 << 20  # bytes
 MAX_IN_MEMORY = 4 << 30  # bytes of a compressed tar that is read without a place to unpack it to
 MAX_RATIO = 100  # of an unpacked tar over MAX_IN_MEMORY to the packed one; images hardly shrink, so more is a bomb
@@ -42,7 +47,6 @@ DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
     b"\xfd7zXZ\x00": lzma.open,
     b"BZh": bz2.open,
 }
-IGNORED = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 
 
 class WriteError(OSError):
@@ -69,11 +73,19 @@ Location = Path | Span | ZipEntry | bytes  # picklable, so that worker processes
 
 
 class FileTree:
-    """The files of one source, sorted by name."""
+    """The files of one source, sorted by name. passed: what was passed over, see `Walk`; empty: folders without files."""
 
-    def __init__(self, source: Path, locations: dict[str, Location]) -> None:
-        self.source = source
-        self.locations = {printable(name): locations[name] for name in sorted(locations) if not _hidden(name)}
+    def __init__(
+        self,
+        source: Path,
+        locations: Mapping[str, Location],
+        passed: Mapping[str, int] = MappingProxyType({}),
+        empty: Sequence[str] = (),
+    ) -> None:
+        self.source, self.empty = source, tuple(map(printable, empty))
+        ignored = {name: part for name in locations if (part := ignored_part(name)) is not None}
+        self.passed = Counter(passed) + Counter(shown_ignored(part) for part in ignored.values())
+        self.locations = {printable(name): locations[name] for name in sorted(locations) if name not in ignored}
 
     @property
     def names(self) -> list[str]:
@@ -81,6 +93,14 @@ class FileTree:
 
     def read(self, name: str) -> bytes:
         return read_location(self.locations[name])
+
+    def head(self, name: str) -> bytes:
+        """The first bytes of a file, which tell its format; none where it cannot be read."""
+        try:
+            with open_location(self.locations[name]) as file:
+                return file.read(HEAD)
+        except (OSError, *ARCHIVE_ERRORS):
+            return b""
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -117,7 +137,10 @@ def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
     with _opening(source, key, f"{key} is '{source}', which"):
         if not source.exists():
             raise UserError(f"{key} is '{source}', which does not exist", f"check the path, then set {key} to it")
-        return FileTree(source, dict(_walk(source) if source.is_dir() else _members(source, str(source), work)))
+        if source.is_dir():
+            walk = Walk(source)
+            return FileTree(source, walk.files, walk.passed, walk.empty)
+        return FileTree(source, dict(_members(source, str(source), work)))
 
 
 def unfold(tree: FileTree, pattern: re.Pattern[str], key: str, work: Path | None = None) -> FileTree:
@@ -133,7 +156,7 @@ def unfold(tree: FileTree, pattern: re.Pattern[str], key: str, work: Path | None
         with _opening(tree.source, key, f"{key} is '{tree.source}', in which {name}"):
             members = dict(_members(location, tree.shown(name), work))
         locations |= {f"{name}/{inner}": at for inner, at in members.items()}
-    return FileTree(tree.source, locations)
+    return FileTree(tree.source, locations, tree.passed, tree.empty)
 
 
 @contextmanager
@@ -144,6 +167,8 @@ def _opening(source: Path, key: str, what: str) -> Iterator[None]:
     except WriteError:
         raise
     except ARCHIVE_ERRORS as error:
+        if found := stands_in(source):
+            raise UserError(f"{what} is not there", f"{found}, then run the same command again") from error
         hint = f"take a fresh copy, or set {key} to a folder, .tar, .tar.gz, .tar.xz or .zip"
         raise UserError(f"{what} is not a whole archive ({error})", hint) from error
     except OSError as error:
@@ -159,7 +184,7 @@ def with_zips(tree: FileTree, key: str, work: Path | None = None) -> FileTree:
         if name.lower().endswith(".zip"):
             inside = open_tree(tree.source / name, key, work)
             locations |= {f"{name[:-4]}/{member}": location for member, location in inside.locations.items()}
-    return FileTree(tree.source, locations)
+    return FileTree(tree.source, locations, tree.passed, tree.empty)
 
 
 def unreadable(source: Path | str, key: str, error: OSError) -> UserError:
@@ -241,27 +266,6 @@ def _opened(path: Path, process: int) -> zipfile.ZipFile:
 def printable(name: str) -> str:
     """A name as text that can be written: what was no UTF-8 on disk or in an archive becomes an escape, as \\udcff."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part in IGNORED for part in name.split("/"))
-
-
-def _walk(root: Path) -> Iterator[tuple[str, Path]]:
-    seen = set()
-    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above would never end
-            folders.clear()
-            continue
-        seen.add(real)
-        for file in files:
-            path = Path(folder, file)
-            yield path.relative_to(root).as_posix(), path
-
-
-def _refuse(error: OSError) -> None:
-    raise error  # os.walk leaves out what it may not read, and a class would be missing in silence
 
 
 def _safe(name: str, source: Path | str) -> str:

@@ -1,6 +1,7 @@
 """What a command leaves behind that did not come to its end: an unfinished set, which it goes on with, or empty folders."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from diffcli.config import UserError, quoted
 
 WORK = ".work"  # of a set that is being prepared: the request and temporary files, on the same disk as the shards
 REQUEST = "request.json"
+SHARD = re.compile(r"(train|test)-\d{6}\.tar")
 
 
 def check_finished(root: Path, key: str) -> None:
@@ -18,11 +20,22 @@ def check_finished(root: Path, key: str) -> None:
         request = json.loads((root / WORK / REQUEST).read_bytes())
         command = repeated(request, root)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        _check_shards(root, key)
         return  # no request of prep-data, so no unfinished set: what the folder is then, whoever reads it says
     raise UserError(
         f"{key} is '{root}', a set that prep-data has not finished",
         f"repeat its command, which goes on where it stopped: `{command}`, SOURCE being {request['source']}",
     )
+
+
+def _check_shards(root: Path, key: str) -> None:
+    """Raises UserError where a folder holds shards of prep-data without the record of them all."""
+    first = next((path for path in sorted(root.glob("t*.tar")) if SHARD.fullmatch(path.name)), None)
+    if first is not None and first.with_suffix(".json").is_file() and not (root / "dataset.json").exists():
+        raise UserError(
+            f"{key} is '{root}', which holds shards of prep-data ({first.name}) but not their dataset.json",
+            "copy it from where the set was made, or make the set anew: diffcli prep-data KIND SOURCE --out DIR, an empty one",
+        )
 
 
 def repeated(request: dict[str, Any], root: Path) -> str:

@@ -1,63 +1,174 @@
-"""What image folders mean: `split/class/image`, `class/image`, or images alone, read from the names only.
+"""What image folders mean: `split/class/image`, `class/split/image`, `class/image`, or images alone, read from the names only.
 
 Works on the names of a FileTree, so a folder and an archive of that folder are the same set in the same order.
 """
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 from diffcli.data.files import FileTree
-from diffcli.data.image_formats import SUFFIXES
+from diffcli.data.image_formats import SHOWN_SUFFIXES, images_among
 
 Split = Literal["train", "test"]
-SPLIT_NAMES: dict[str, Split] = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
+ClassesFrom = Literal["folders", "prefix"]
+SPLIT_NAMES: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout"), "test"),
+}
+SPLIT_FOLDER = re.compile(rf"({'|'.join(SPLIT_NAMES)})[ _-]?(sets?|data|images?|imgs?|split|\d{{4}})?")
+LAST_WORD = re.compile(r"[ _.-]+[^ _.-]*$|\d+$")  # of a name, what tells an image from others of its class
+FEW = 3  # names that a message lists
 
 
 class Listing(NamedTuple):
-    """Image files of one split, sorted, with their classes; labels and classes are None where there are no class folders."""
+    """Image files of one split, sorted, with their classes; labels and classes are None where there are no classes."""
 
     names: list[str]
     labels: list[int] | None
     classes: tuple[str, ...] | None
 
 
-def list_images(tree: FileTree, key: str) -> dict[Split, Listing]:
-    """The splits of a tree of images; one without folders named train, test or val is all `train`.
+class Listings(NamedTuple):
+    """The splits of a tree of images, and what else the user should know of it.
 
-    Classes are the sorted names of the folders of the training split. key: what the user typed to name the source.
-    Raises UserError where there are no images, or images lie both in class folders and beside them.
+    left_out: how many files are no images, by suffix, and what was passed over. notes: on how the folders were understood.
     """
-    names = [name for name in tree.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+
+    splits: dict[Split, Listing]
+    left_out: Mapping[str, int] = {}
+    notes: tuple[str, ...] = ()
+
+
+def list_images(tree: FileTree, key: str, classes_from: ClassesFrom = "folders") -> Listings:
+    """The splits of a tree of images; one without folders named as SPLIT_FOLDER says is all `train`.
+
+    Classes are the sorted names of the folders of the training split, or with `prefix` what file names begin with. A folder
+    around splits or class folders is no class. key: what the user typed to name the source.
+    Raises UserError where there are no images, images lie both in class folders and beside them, or splits beside other folders.
+    """
+    found = images_among(tree.names, tree.head)
+    names, needs = found.images, found.notes[1:]  # the first counts the others
     if not names:
-        kinds = " ".join(sorted(SUFFIXES))
-        raise UserError(
-            f"{key} is '{tree.source}', which holds no images", f"set {key} to a folder of images ({kinds})"
-        )
-    wrapper = "" if tree.source.is_dir() else _wrapper(names)
-    paths = {name: name.removeprefix(wrapper) for name in names}
-    tops = {path.partition("/")[0] for path in paths.values()}
-    if tops <= SPLIT_NAMES.keys():
-        grouped: dict[Split, dict[str, str]] = {}
-        for name, path in paths.items():
-            top, _, rest = path.partition("/")
-            grouped.setdefault(SPLIT_NAMES[top], {})[name] = rest
-    else:
-        grouped = {"train": paths}
+        raise _no_images(tree, key, needs)
+    around = _wrapper(names, tree.source.is_dir())
+    paths = {name: name.removeprefix(around) for name in names}
+    grouped = _grouped(paths, tree)
+    if classes_from == "prefix":
+        grouped = {split: {name: _by_prefix(name, tree) for name in paths} for split, paths in grouped.items()}
     classes = _classes(grouped.get("train", next(iter(grouped.values()))), tree)
-    return {split: _listing(paths, classes, tree) for split, paths in sorted(grouped.items(), reverse=True)}
+    splits = {split: _listing(paths, classes, tree) for split, paths in sorted(grouped.items(), reverse=True)}
+    notes = _notes(tree, around, classes if classes_from == "folders" else None)
+    return Listings(splits, found.others + tree.passed, (*needs, *notes))
 
 
-def _wrapper(names: Sequence[str]) -> str:
-    """The folders that an archive puts around everything, as 'name/'; a lone `train/` is a split, not a wrapping."""
+def split_named(folder: str) -> Split | None:
+    """The split that a folder holds by its name, as `Training`, `test_set` or `val2017`; None: its name says nothing of one."""
+    match = SPLIT_FOLDER.fullmatch(folder.lower())
+    return SPLIT_NAMES[match[1]] if match else None
+
+
+def alike(name: str) -> str:
+    """A name in the form in which two that look the same are the same: NFC, as systems store é as one character or as two."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _no_images(tree: FileTree, key: str, needs: Sequence[str]) -> UserError:
+    counted = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in tree.names)
+    there = ", ".join(f"{count} {kind}" for kind, count in counted.most_common(FEW))
+    hint = f"set {key} to a folder of images ({SHOWN_SUFFIXES})"
+    if "dataset.json" in tree.names:
+        hint = f"it is a prepared set, which `diffcli train --preset NAME --data {quoted(tree.source)}` takes as it is"
+    return UserError(
+        f"{key} is '{tree.source}', which holds no images" + (f", but {there}" if there else ""),
+        "; ".join(needs) or hint,
+    )
+
+
+def _wrapper(names: list[str], folder: bool) -> str:
+    """The folders around everything, as 'name/'. A lone `train/` is a split; a lone folder of images in a folder is a class."""
     wrapper = ""
     while True:
-        tops = {name.removeprefix(wrapper).partition("/")[0] for name in names}
-        inner = f"{wrapper}{next(iter(tops))}/"
-        if len(tops) > 1 or tops <= SPLIT_NAMES.keys() or not all(name.startswith(inner) for name in names):
+        tops = {name.removeprefix(wrapper).partition("/")[:2] for name in names}
+        top, slash = next(iter(tops))
+        if len(tops) > 1 or not slash:
+            loose = any(not slash for _, slash in tops)
+            return "" if folder and loose else wrapper
+        if split_named(top):
             return wrapper
-        wrapper = inner
+        wrapper += f"{top}/"
+
+
+def _grouped(paths: dict[str, str], tree: FileTree) -> dict[Split, dict[str, str]]:
+    """By split the names of its images, each with its path from the class folder on."""
+    tops = {path.partition("/")[0]: split_named(path.partition("/")[0]) for path in paths.values() if "/" in path}
+    loose = any("/" not in path for path in paths.values())
+    grouped: dict[Split, dict[str, str]] = {}
+    if tops and all(tops.values()) and not loose:
+        for name, path in paths.items():
+            top, _, rest = path.partition("/")
+            grouped.setdefault(tops[top] or "train", {})[name] = rest
+        return grouped
+    if any(tops.values()):
+        _check_beside(paths, tops, tree)
+    inner = {path.split("/")[1] if path.count("/") > 1 else "" for path in paths.values()}
+    if {split_named(folder) for folder in inner} != {"train", "test"}:
+        return {"train": paths}
+    for name, path in paths.items():
+        top, folder, rest = path.split("/", 2)
+        grouped.setdefault(split_named(folder) or "train", {})[name] = f"{top}/{rest}"
+    return grouped
+
+
+def _check_beside(paths: dict[str, str], tops: Mapping[str, Split | None], tree: FileTree) -> None:
+    """Raises UserError where folders named as splits lie beside what is none, unless they may be classes of that name."""
+    named = sorted((top for top, split in tops.items() if split), key=lambda top: (tops[top] != "train", top))
+    deep = {path.partition("/")[0] for path in paths.values() if path.count("/") > 1}
+    if len({tops[top] for top in named}) == 1 and deep.isdisjoint(named):
+        return  # a class called `train` beside `car`
+    others = sorted(top for top, split in tops.items() if not split) or ["images"]
+    raise UserError(
+        f"{tree.source} holds the splits {_few(named)} beside {_few(others)}: as classes, test images would be trained on",
+        f"move {others[0]} out of it, or name {tree.source}/{named[0]}",
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + ", ..." * (len(names) > FEW)
+
+
+def _by_prefix(name: str, tree: FileTree) -> str:
+    """CLASS/name of a file name that begins with its class: `cat_001.png`, `big_dog-7.jpg`, `dog.12.jpg`, `cat12.png`."""
+    stem = PurePosixPath(name).stem
+    prefix = LAST_WORD.sub("", stem).rstrip(" (_.-")
+    if not prefix or prefix == stem:
+        raise UserError(
+            f"{tree.shown(name)}: no class stands before its name, as in cat_001.png", "rename it, or leave prefix out"
+        )
+    return f"{prefix}/{name}"
+
+
+def _notes(tree: FileTree, around: str, classes: tuple[str, ...] | None) -> list[str]:
+    notes = []
+    if around and tree.source.is_dir():
+        notes.append(f"all images lie in {around}, which is no class")
+    if classes:
+        paths = [*tree.names, *(f"{folder}/" for folder in tree.empty)]
+        lone = {_class_folder(path.removeprefix(around)) for path in paths} - {None, *classes}
+        if lone:
+            notes.append(f"no classes, for they hold no images: {_few(sorted(filter(None, lone)))}")
+    return notes
+
+
+def _class_folder(path: str) -> str | None:
+    """The folder that would be the class of what lies at a path, from the folder on that holds splits or classes."""
+    *folders, _ = path.split("/")
+    inner = folders[1:] if folders and split_named(folders[0]) else folders
+    return inner[0] if inner else None
 
 
 def _classes(paths: dict[str, str], tree: FileTree) -> tuple[str, ...] | None:
@@ -77,12 +188,12 @@ def _listing(paths: dict[str, str], classes: tuple[str, ...] | None, tree: FileT
         if nested:
             raise UserError(f"{tree.shown(nested)} has a class, but the training images have none", "move the images")
         return Listing(list(paths), None, None)
-    number = {name: i for i, name in enumerate(classes)}
+    number = {alike(name): i for i, name in enumerate(classes)}
     tops = {name: path.partition("/")[0] for name, path in paths.items()}
-    unknown = next((name for name, top in tops.items() if top not in number), None)
+    unknown = next((name for name, top in tops.items() if alike(top) not in number), None)
     if unknown:
         problem = (
             f"{tree.shown(unknown)} is in the class folder '{tops[unknown]}', which the training images do not have"
         )
         raise UserError(problem, "give both splits the same class folders")
-    return Listing(list(paths), [number[top] for top in tops.values()], classes)
+    return Listing(list(paths), [number[alike(top)] for top in tops.values()], classes)

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from diffcli.config import ImageShape, UserError
 from diffcli.data.image_formats import FORMATS, open_encoded, without_texts
 from diffcli.data.modes import Range, flatten
+from diffcli.digest import LOOK, stand_in
 
 MAX_PIXELS = 178_956_970  # of one image, 512 MiB in RGB; more is a decompression bomb, not a photograph
 PNG_DEPTH = 24  # the byte of a PNG that holds its bits a channel
@@ -58,18 +59,20 @@ def open_image(data: bytes, name: str, flat: Callable[[Image.Image], Image.Image
             ImageOps.exif_transpose(image, in_place=True)
         return (flat or flatten)(image)
     except Exception as error:  # Pillow's parsers raise nearly anything on garbled files
-        raise _broken(name, error) from error
+        raise _broken(name, error, data[:LOOK]) from error
 
 
 def read_size(file: IO[bytes], name: str) -> tuple[int, int]:
     """(height, width) of an image as `open_image` gives it, from its header alone. Raises BrokenImage."""
+    head = file.read(LOOK)
     try:
+        file.seek(0)
         with open_encoded(file) as image:
             _check_pixels(image)
             turned = _orientation(image) in TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:  # as in open_image
-        raise _broken(name, error) from error
+        raise _broken(name, error, head) from error
 
 
 def _loaded(data: bytes) -> Image.Image:
@@ -112,7 +115,10 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _broken(name: str, error: Exception) -> BrokenImage:
+def _broken(name: str, error: Exception, head: bytes) -> BrokenImage:
+    """head: the first bytes of the file."""
+    if found := stand_in(head):
+        return BrokenImage(name, found)
     match error:
         case UnidentifiedImageError():  # its own text holds a memory address
             return BrokenImage(name, f"it is none of {', '.join(FORMATS)}")

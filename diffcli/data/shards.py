@@ -24,7 +24,7 @@ from torch import Tensor
 from diffcli.config import Config, UserError, quoted
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
-from diffcli.digest import sha256
+from diffcli.digest import sha256, stands_in
 from diffcli.fields import FieldSpec
 
 DATASET = "dataset.json"
@@ -299,11 +299,11 @@ _open = lru_cache(maxsize=256)(_OpenShard)  # below the 1024 descriptors that a 
 
 def _checked_index(root: Path, shard: Shard) -> Index:
     tar, path = root / shard.tar, root / shard.index
-    for file in (tar, path):
-        if not file.is_file():
-            raise UserError(f"{file} is missing", AGAIN)
-    if tar.stat().st_size != shard.bytes:
-        raise UserError(f"{tar} has {tar.stat().st_size} bytes, not {shard.bytes}: it was truncated or changed", AGAIN)
+    if missing := [file for file in (tar, path) if not file.is_file()]:
+        raise UserError(f"{missing[0]} is missing", AGAIN)
+    if (size := tar.stat().st_size) != shard.bytes:
+        problem = f"{tar} has {size} bytes, not {shard.bytes}: it was truncated or changed"
+        raise UserError(problem, stands_in(tar) or AGAIN)
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise UserError(f"{path} was changed: its digest is not that of {DATASET}", AGAIN)

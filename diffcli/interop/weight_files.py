@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffcli.config import UserError
+from diffcli.digest import stands_in
 from diffcli.interop import inert_pickle
 
 FEW = 4  # names that an error lists of each kind
@@ -131,12 +132,14 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{path}: is not a readable safetensors file ({first_line(error)})", "download it again"
+            f"{path}: is not a readable safetensors file ({first_line(error)})", stands_in(path) or "download it again"
         ) from error
 
 
 def unpickle(path: Path) -> Any:
     """What a pickle holds, if torch's restricted reader takes it; of a checkpoint of pytorch-lightning the state dict alone."""
+    if found := stands_in(path):
+        raise UserError(f"{path}: is not a readable .pt file", found)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffcli.config import Config
 from diffcli.data.files import FileTree, Location
-from diffcli.data.listing import Split
+from diffcli.data.listing import ClassesFrom, Split
 from diffcli.data.pixels import BrokenImage
 from diffcli.data.shards import FieldNote
 from diffcli.prep.encode import Picture
@@ -99,7 +99,8 @@ class LatentOptions(Config):
 class SourceOptions(Config):
     """What some kinds must be told beside SOURCE. table: a file that says what belongs to each image; *_col: its columns.
 
-    field: what the pictures are that lie over the images.
+    field: what the pictures are that lie over the images. classes: what names the class of an image, its folder or the
+    beginning of its name.
     """
 
     table: Path | None = None
@@ -107,6 +108,7 @@ class SourceOptions(Config):
     caption_col: str | None = None
     url_col: str | None = None
     field: str | None = None
+    classes: ClassesFrom = "folders"
     picked: Picked = Picked()
     latents: LatentOptions | None = None
     download: Download = Field(default=Download(), exclude=True)  # no part of what is asked for
@@ -147,7 +149,8 @@ class Remote(Protocol):
 class PrepSource(NamedTuple):
     """An opened source. fingerprint: a digest of what is in it, so that a resumed run sees the same; notes: worth saying.
 
-    fields: what lies beside the images, where the source knows it.
+    fields: what lies beside the images, where the source knows it. left_out: how many of its files are none of the set, by
+    what they are.
     """
 
     splits: dict[Split, Items]
@@ -156,6 +159,7 @@ class PrepSource(NamedTuple):
     notes: tuple[str, ...] = ()
     remote: Remote | None = None
     fields: Mapping[str, FieldNote] = {}
+    left_out: Mapping[str, int] = {}
 
 
 def fingerprint(files: Iterable[tuple[str, int]]) -> str:

@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
         "that of the images; check it before you share them",
         "give a folder of images, with captions in a.txt or a.json beside a.png, or in a table that --table names",
         large=True,
-        takes=("table", "image_col", "caption_col"),
+        takes=("table", "image_col", "caption_col", "classes"),
     ),
     "imagenet": Kind(
         open_imagenet, "ImageNet terms of access: non-commercial research and education", IMAGENET, large=True

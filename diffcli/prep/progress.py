@@ -12,6 +12,8 @@ TIMEOUT, BROKEN_OFF, NO_CONNECTION = "timeout", "connection broken off", "no con
 KINDS_OF_FAILURE = [
     (re.compile(pattern, re.IGNORECASE), kind)
     for pattern, kind in (
+        (r"Git LFS|git-annex", "pointers in place of files (`git lfs pull`, `git annex get .`)"),
+        (r"^it is empty", "empty files"),
         (r"HTTP Error (\d+)", r"HTTP \1"),
         (r"X-Robots-Tag", "opted out (X-Robots-Tag)"),
         (r"timed out|timeout", TIMEOUT),

@@ -113,37 +113,105 @@ def test_a_folder_that_may_not_be_read_is_not_left_out(tmp_path: Path):
 
 
 def test_class_folders_become_labels_in_the_order_of_their_names():
-    listing = list_images(tree("dog/1.png", "cat/2.JPG", "cat/deep/3.jpeg", "cat/notes.txt"), "x")["train"]
+    listing = list_images(tree("dog/1.png", "cat/2.JPG", "cat/deep/3.jpeg", "cat/notes.txt"), "x").splits["train"]
     assert listing.names == ["cat/2.JPG", "cat/deep/3.jpeg", "dog/1.png"]
     assert listing.labels == [0, 0, 1]
     assert listing.classes == ("cat", "dog")
 
 
 def test_a_flat_folder_has_no_classes():
-    assert list_images(tree("2.png", "1.png"), "x") == {"train": (["1.png", "2.png"], None, None)}
+    assert list_images(tree("2.png", "1.png"), "x").splits == {"train": (["1.png", "2.png"], None, None)}
+
+
+@pytest.mark.parametrize("train", ["train", "Training", "TRAIN", "train_set", "train2017"])
+@pytest.mark.parametrize("test", ["Testing", "dev", "eval", "test_images", "val2017"])
+def test_splits_are_known_by_their_usual_spellings(train: str, test: str):
+    splits = list_images(tree(f"{train}/cat/1.png", f"{train}/dog/2.png", f"{test}/dog/3.png"), "x").splits
+    assert splits == {
+        "train": ([f"{train}/cat/1.png", f"{train}/dog/2.png"], [0, 1], ("cat", "dog")),
+        "test": ([f"{test}/dog/3.png"], [1], ("cat", "dog")),
+    }
+
+
+def test_splits_within_each_class_are_splits():
+    splits = list_images(tree("cat/train/1.png", "cat/test/2.png", "dog/train/3.png", "dog/test/4.png"), "x").splits
+    assert splits["train"] == (["cat/train/1.png", "dog/train/3.png"], [0, 1], ("cat", "dog"))
+    assert splits["test"].labels == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/cat/1.png", "val/cat/2.png", "unlabeled/3.png"),
+        ("train/cat/1.png", "train/dog/1.png", "extra/3.png"),
+        ("train/1.png", "test/2.png", "3.png"),
+    ],
+)
+def test_splits_beside_something_else_are_refused(names: tuple[str, ...]):
+    with pytest.raises(UserError, match=r"train.*(unlabeled|extra|images)") as caught:
+        list_images(tree(*names), "x")
+    assert "archive.tar/train" in caught.value.hint
+
+
+def test_the_folder_around_a_folder_does_not_count_and_is_named(tmp_path: Path):
+    found = list_images(tree("pets/train/cat/1.png", "pets/test/cat/2.png", source=tmp_path), "x")
+    assert found.splits["train"].classes == ("cat",)
+    assert found.splits["test"].names == ["pets/test/cat/2.png"]
+    assert "pets/" in found.notes[0]
+    twice = list_images(tree("a/pets/cat/1.png", "a/pets/dog/2.png", source=tmp_path), "x")
+    assert twice.splits["train"].classes == ("cat", "dog")
+
+
+def test_what_is_no_image_is_counted_by_suffix_and_empty_classes_are_named(tmp_path: Path):
+    unpack(tmp_path, {"train/cat/1.png": b"", "train/cat/2.heix": b"", "train/cat/a.TXT": b"", ".x/3.png": b""})
+    (tmp_path / "train/dog").mkdir()
+    found = list_images(open_tree(tmp_path, "x"), "x")
+    assert found.left_out == {".heix": 1, ".x": 1}
+    assert found.splits["train"].classes == ("cat",)
+    assert "dog" in found.notes[0]
+
+
+def test_what_file_names_begin_with_can_be_their_class():
+    names = ("american_bulldog_12.jpg", "cat.7.jpg", "cat.8.jpg", "dog-a3f.png", "dog7.png", "wolf (2).png")
+    listing = list_images(tree(*names), "x", "prefix").splits["train"]
+    assert listing.classes == ("american_bulldog", "cat", "dog", "wolf")
+    assert listing.labels == [0, 1, 1, 2, 2, 3]
+    with pytest.raises(UserError, match=r"cat\.png"):
+        list_images(tree("cat.png"), "x", "prefix")
+
+
+def test_classes_of_two_splits_are_one_whichever_way_their_accents_are_stored():
+    splits = list_images(tree("train/cafe\u0301/1.png", "test/caf\u00e9/2.png"), "x").splits
+    assert (splits["train"].labels, splits["test"].labels) == ([0], [0])
+
+
+def test_a_prepared_set_says_how_it_is_used():
+    with pytest.raises(UserError) as caught:
+        list_images(tree("dataset.json", "train-000000.tar"), "x")
+    assert "--data archive.tar" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["test", "val", "valid", "validation"])
 def test_folders_named_as_splits_are_splits(name: str):
-    splits = list_images(tree("train/a/1.png", "train/b/2.png", f"{name}/b/3.png"), "x")
+    splits = list_images(tree("train/a/1.png", "train/b/2.png", f"{name}/b/3.png"), "x").splits
     assert {split: listing.labels for split, listing in splits.items()} == {"train": [0, 1], "test": [1]}
     assert splits["test"].classes == ("a", "b")
-    flat = list_images(tree("train/1.png", f"{name}/2.png"), "x")
+    flat = list_images(tree("train/1.png", f"{name}/2.png"), "x").splits
     assert flat["test"].names == [f"{name}/2.png"]
     assert flat["test"].classes is None
 
 
 def test_a_class_called_train_among_others_is_a_class():
-    assert list_images(tree("train/1.png", "car/2.png"), "x")["train"].classes == ("car", "train")
+    assert list_images(tree("train/1.png", "car/2.png"), "x").splits["train"].classes == ("car", "train")
 
 
 def test_the_folder_around_an_archive_does_not_count(tmp_path: Path):
-    wrapped = list_images(tree("cifar/train/a/1.png", "cifar/test/a/2.png"), "x")
+    wrapped = list_images(tree("cifar/train/a/1.png", "cifar/test/a/2.png"), "x").splits
     assert wrapped["test"].names == ["cifar/test/a/2.png"]
     assert wrapped["test"].classes == ("a",)
-    assert list_images(tree("photos/1.png", "photos/2.png"), "x")["train"].classes is None
+    assert list_images(tree("photos/1.png", "photos/2.png"), "x").splits["train"].classes is None
     (tmp_path / "cat").mkdir()
-    assert list_images(tree("cat/1.png", source=tmp_path), "x")["train"].classes == ("cat",)
+    assert list_images(tree("cat/1.png", source=tmp_path), "x").splits["train"].classes == ("cat",)
 
 
 def test_what_makes_no_sense_is_the_users_error():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffcli.config import UserError
+from diffcli.data.datasets import Folder
 from diffcli.data.prepared import Shards
 from tests.data import making
 
@@ -136,3 +137,14 @@ def test_a_shard_edited_in_place_is_named_where_it_is_verified(tmp_path: Path):
     assert len(config.build("train")) == 4  # every byte is read only on request
     with pytest.raises(UserError, match=r"/b/train-000000\.tar was changed: its digest"):
         config.model_copy(update={"verify": True}).build("train")
+
+
+def test_shards_without_their_record_say_what_they_lack(tmp_path: Path):
+    making.class_folders(tmp_path / "in")
+    making.run("folder", tmp_path / "in", tmp_path / "set")
+    (tmp_path / "set/dataset.json").unlink()
+    for kind in (Folder, Shards):
+        with pytest.raises(UserError, match=r"train-000000\.tar") as caught:
+            kind(root=tmp_path / "set", size=8).build("train")
+        assert "dataset.json" in caught.value.problem
+        assert "prep-data" in caught.value.hint

@@ -57,8 +57,8 @@ def test_a_source_that_may_not_be_looked_at_names_itself(source: Path, monkeypat
 def test_a_file_that_vanishes_while_the_source_is_opened_names_the_source(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def vanish(tree: FileTree, key: str):
-        listings = list_images(tree, key)
+    def vanish(tree: FileTree, key: str, classes_from: str):
+        listings = list_images(tree, key, classes_from)
         (source / "cat/002.png").unlink()
         monkeypatch.setattr(Path, "exists", lambda self: True)  # it vanishes between the question and the look
         return listings

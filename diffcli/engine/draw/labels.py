@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError, did_you_mean
+from diffcli.data.listing import alike
 from diffcli.engine.draw.conditions import Conditions
 from diffcli.engine.draw.guides import class_count
 from diffcli.engine.model import Model
@@ -87,8 +88,8 @@ def choose_labels(
 
 def class_id(which: str | int, classes: tuple[str, ...] | None, count: int) -> int:
     """A class given by name (exact, then without case) or by number; an int is a number whatever the names are."""
-    names = list(classes or ()) if isinstance(which, str) else []
-    which = str(which)
+    names = [alike(name) for name in classes or ()] if isinstance(which, str) else []
+    which = alike(str(which))
     for known in (names, [name.lower() for name in names]):
         if which in known or which.lower() in known:
             return known.index(which if which in known else which.lower())

@@ -5,6 +5,7 @@ somebody reads.
 """
 
 import hashlib
+import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,8 @@ import torch
 from diffcli import __version__, checkpoint, preset
 from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.data.dataset import DataConfig
-from diffcli.data.image_formats import SUFFIXES
+from diffcli.data.files import open_location, open_tree
+from diffcli.data.image_formats import images_among
 from diffcli.data.images import ImageData
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
@@ -27,6 +29,7 @@ from diffcli.data.pixels import channels_first, open_image, read_size
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import DATASET, is_prepared, open_shards
 from diffcli.data.stream.stream_data import Stream
+from diffcli.data.walk import Walk
 from diffcli.digest import sha256
 from diffcli.engine.model import Model
 from diffcli.engine.score import npz
@@ -35,6 +38,9 @@ from diffcli.metrics.statistics import Statistics
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 KINDS = "a folder of images, .npz samples, .npz statistics, a prepared data set or NAME:SPLIT of a preset's data"
+STAGE = re.compile(
+    r"((?:.*/)?stage-[^/]*)\.json"
+)  # the record of an earlier stage, which `diffcli sample --then` leaves
 READERS = 4  # threads that decode ahead; Pillow releases the interpreter lock
 
 T = TypeVar("T")
@@ -136,24 +142,22 @@ def prepared_side(
 
 def folder_side(folder: Path) -> Side:
     """All image files below a folder, by name, but for earlier stages of a cascade; one size throughout."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    stages = {record.with_suffix("") for record in folder.rglob("stage-*.json")}  # what `diffcli sample --then` leaves
-    files = sorted(p for p in found if stages.isdisjoint(p.parents))
-    if not files:
+    tree = open_tree(folder, "the folder")
+    stages = tuple(f"{m[1]}/" for name in tree.names if (m := STAGE.fullmatch(name)))
+    names = [name for name in images_among(tree.names, tree.head).images if not name.startswith(stages)]
+    if not names:
         raise UserError(f"{folder} holds no images", f"give {KINDS}")
-    with files[0].open("rb") as file:
-        size = read_size(file, str(files[0]))
+    with open_location(tree.locations[names[0]]) as file:
+        size = read_size(file, tree.shown(names[0]))
 
     def batch(span: range) -> Batch:
-        paths = files[span.start : span.stop]
-        images = [_decode(path) for path in paths]
-        for path, image in zip(paths, images, strict=True):
+        chosen = names[span.start : span.stop]
+        images = [channels_first(open_image(tree.read(name), tree.shown(name))) for name in chosen]
+        for name, image in zip(chosen, images, strict=True):
             if image.shape[1:] != size:
                 sizes = " and ".join(f"{height}x{width}" for height, width in (size, image.shape[1:]))
                 hint = f"bring them to one size: diffcli prep-data folder {quoted(folder)} --out DIR --size {size[1]}"
-                raise UserError(
-                    f"{folder}: sizes differ: {files[0].name} and {path.name} are {sizes} pixels (HxW)", hint
-                )
+                raise UserError(f"{folder}: sizes differ: {names[0]} and {name} are {sizes} pixels (HxW)", hint)
         channels = max(len(image) for image in images)  # a grey image among coloured ones is repeated
         stacked = np.stack([np.broadcast_to(image, (channels, *image.shape[1:])) for image in images])
         return {"image": torch.from_numpy(stacked)}
@@ -162,7 +166,7 @@ def folder_side(folder: Path) -> Side:
         return read_ahead(batch, spans)
 
     specs = {"image": FieldSpec("image", (None, *size))}
-    return Side(str(folder), len(files), specs, read, identify=lambda: f"images {fingerprint(folder)}")
+    return Side(str(folder), len(names), specs, read, identify=lambda: f"images {fingerprint(folder)}")
 
 
 def npz_side(path: Path) -> Side:
@@ -192,9 +196,9 @@ def fingerprint(path: Path) -> str:
     if is_prepared(path):
         return sha256(path / DATASET)
     total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    for name, file in sorted(Walk(path).files.items()):
         stat = file.stat()
-        total.update(f"{file.relative_to(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        total.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
 
 
@@ -221,7 +225,3 @@ def _folder_like(path: Path, size: int | tuple[int, int] | None, always: bool) -
     if (path / "checkpoints").is_dir() or (path / checkpoint.RECORD).is_file():
         raise UserError(f"{path} is a run or a checkpoint, not images", f"score it with --ckpt {quoted(path)} --ref B")
     return folder_side(path)
-
-
-def _decode(path: Path) -> np.ndarray:
-    return channels_first(open_image(path.read_bytes(), str(path)))

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from diffcli.config import UserError
 from diffcli.data.captions import MAX_BYTES, clean, from_json
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree
-from diffcli.data.listing import Split
+from diffcli.data.listing import Split, alike
 from diffcli.data.pixels import BrokenImage
 from diffcli.digest import sha256
 from diffcli.prep.download.tables import CAPTION_COLUMNS, Table, decoded, open_table_file
@@ -66,7 +66,7 @@ def open_folder(source: Path, work: Path, options: SourceOptions) -> PrepSource:
         flag = "--image-col" if options.image_col else "--caption-col"
         raise UserError(f"{flag} names a column, but there is no --table", f"add --table FILE, or leave {flag} out")
     tree = open_tree(source, SOURCE, work)
-    images = images_of(tree)
+    images = images_of(tree, options.classes)
     files = {split: items for split, items in images.splits.items() if isinstance(items, FileItems)}
     if options.table is not None:
         listed = Listed(tree, files)
@@ -95,7 +95,8 @@ class Listed:
     def __post_init__(self) -> None:
         names = [name for items in self.files.values() for name in items.names]
         self.common = posixpath.commonpath([posixpath.dirname(name) or "." for name in names]).removeprefix(".")
-        self.by_name = {str(PurePosixPath(name).with_suffix("")): name for name in names} | {n: n for n in names}
+        stems = {alike(str(PurePosixPath(name).with_suffix(""))): name for name in names}
+        self.by_name = stems | {alike(name): name for name in names}
 
     def read(self, table: Table, folder: str, options: SourceOptions) -> None:
         """Adds the rows of a table. folder: of the tree, in which it lies. Raises UserError where a column is missing."""
@@ -121,7 +122,7 @@ class Listed:
             return None, "it points outside of SOURCE"
         if not parts:
             return None, "it names no image"
-        places = (posixpath.join(root, *parts) for root in (folder, "", self.common))
+        places = (alike(posixpath.join(root, *parts)) for root in (folder, "", self.common))
         name = next((self.by_name[place] for place in places if place in self.by_name), None)
         return name, f"SOURCE has no image '{clean(path)}'"
 

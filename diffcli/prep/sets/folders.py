@@ -7,7 +7,7 @@ from posixpath import splitext
 from diffcli.config import UserError
 from diffcli.data.files import FileTree
 from diffcli.data.image_formats import SUFFIXES
-from diffcli.data.listing import Split, list_images
+from diffcli.data.listing import ClassesFrom, Split, list_images
 from diffcli.prep.items import SOURCE, Item, Items, PrepSource, tree_fingerprint
 
 
@@ -26,12 +26,13 @@ class FileItems:
             yield Item(name, None if self.labels is None else self.labels[position], self.tree.locations[name])
 
 
-def images_of(tree: FileTree) -> PrepSource:
-    """The images of a tree, split and labelled as their folders say."""
-    listings = list_images(tree, SOURCE)
-    splits: dict[Split, Items] = {split: FileItems(tree, x.names, x.labels) for split, x in listings.items()}
-    classes = next(iter(listings.values())).classes
-    return PrepSource(splits, classes, tree_fingerprint(tree, [name for x in listings.values() for name in x.names]))
+def images_of(tree: FileTree, classes_from: ClassesFrom = "folders") -> PrepSource:
+    """The images of a tree, split and labelled as their folders, or the beginnings of their names, say."""
+    found = list_images(tree, SOURCE, classes_from)
+    splits: dict[Split, Items] = {split: FileItems(tree, x.names, x.labels) for split, x in found.splits.items()}
+    classes = next(iter(found.splits.values())).classes
+    told = tree_fingerprint(tree, [name for x in found.splits.values() for name in x.names])
+    return PrepSource(splits, classes, told, found.notes, left_out=found.left_out)
 
 
 def matching(tree: FileTree, pattern: re.Pattern[str]) -> dict[str, re.Match[str]]:

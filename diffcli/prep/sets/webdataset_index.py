@@ -17,6 +17,7 @@ from diffcli.data.files import Span, read_location
 from diffcli.data.image_formats import SUFFIXES
 from diffcli.data.listing import SPLIT_NAMES, Split
 from diffcli.data.stream.tar import PICKLES
+from diffcli.data.walk import Walk
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
 
 IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
@@ -68,16 +69,18 @@ class SampleItems:
 
 def open_webdataset(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """A folder of tars, or one of them. Raises UserError where there are none."""
-    tars = [source] if source.is_file() else sorted(source.rglob("*.tar"), key=lambda path: _natural(str(path)))
     if not source.exists():
         raise UserError(f"{SOURCE} is '{source}', which does not exist", WHERE)
+    files = [source] if source.is_file() else [path for path in Walk(source).files.values() if path.suffix == ".tar"]
+    tars = sorted(files, key=lambda path: _natural(str(path)))
     if not tars:
         raise UserError(f"{SOURCE} is '{source}', which holds no .tar", WHERE)
+    around = source.parent if source.is_file() else source  # whose own name says nothing of what lies in it
     samples: dict[Split, list[IndexedSample]] = {}
     lost: dict[Split, list[Broken]] = {}
     pickles = 0
     for tar in tars:
-        contents, split = read_contents(tar), split_of(f"{tar.parent.name}/{tar.stem}")
+        contents, split = read_contents(tar), split_of(tar.relative_to(around).with_suffix("").as_posix())
         samples.setdefault(split, []).extend(contents.samples)
         lost.setdefault(split, []).extend([Broken(tar.name, contents.fault)] if contents.fault else [])
         pickles += contents.pickles

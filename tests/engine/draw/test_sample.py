@@ -157,6 +157,7 @@ def test_a_class_is_found_by_name_whatever_its_case_and_by_number() -> None:
     names = ("cat", "Dog", "7")
     assert [class_id(which, names, 3) for which in ("cat", "dog", "DOG", "7", "2", "0")] == [0, 1, 1, 2, 2, 0]
     assert class_id("1", None, 3) == 1
+    assert class_id("caf\u00e9", ("bar", "cafe\u0301"), 2) == 1  # as another system stores the same name
     assert [class_id(which, ("1", "0"), 2) for which in ("1", 1)] == [0, 1]  # a number is one whatever the names are
 
 

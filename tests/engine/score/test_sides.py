@@ -135,7 +135,9 @@ def test_sides_that_do_not_exist_are_refused(tmp_path):
 def test_images_of_two_sizes_in_a_folder_are_refused(tmp_path):
     folder = write_folder(tmp_path / "my images", pixels(1, 3))
     Image.fromarray(np.zeros((9, 8), np.uint8)).save(folder / "z.png")
-    with pytest.raises(UserError, match=r"sizes differ: 00000\.png and z\.png are 8x8 and 9x8 pixels \(HxW\)") as error:
+    with pytest.raises(
+        UserError, match=r"sizes differ: part0/00000\.png and z\.png are 8x8 and 9x8 pixels \(HxW\)"
+    ) as error:
         read(resolve(str(folder)))
     assert str(folder) in shlex.split(error.value.hint)
     assert error.value.hint.endswith("--size 8")

@@ -164,3 +164,20 @@ def test_other_captions_are_another_source(tmp_path: Path):
     (root / "a.txt").write_text("longer than before")
     with pytest.raises(UserError, match="other contents of SOURCE"):
         run("folder", root, tmp_path / "out")
+
+
+def test_a_table_names_images_whichever_way_their_accents_are_stored(tmp_path: Path):
+    root = images(tmp_path / "in", "cafe\u03010.png cafe\u03011.png")
+    (root / "metadata.csv").write_text("file_name,text\n" + "".join(f"caf\u00e9{i}.png,cap {i}\n" for i in range(2)))
+    report = run("folder", root, tmp_path / "out")
+    assert (report.written, report.skipped) == (2, 0)
+    assert texts(tmp_path / "out") == [["cap 0"], ["cap 1"]]
+
+
+def test_the_beginnings_of_file_names_are_classes_where_they_shall_be(tmp_path: Path, cli: Cli):
+    root = images(tmp_path / "in", "cat_1.png cat_2.png big_dog_1.png")
+    cli("prep-data", "folder", root, "--out", tmp_path / "out", "--classes", "prefix", "--workers", 1)
+    assert open_shards(tmp_path / "out", "x").classes == ("big_dog", "cat")
+    assert read(tmp_path / "out", 8, 3)["label"].tolist() == [0, 1, 1]
+    cli("prep-data", "folder", root, "--out", tmp_path / "out").refused("--classes prefix")
+    cli("prep-data", "mnist", root, "--out", tmp_path / "m", "--classes", "prefix").refused("--classes", "folder")

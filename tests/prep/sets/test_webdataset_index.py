@@ -141,3 +141,17 @@ def test_a_label_that_is_no_number_of_a_class_is_refused(tmp_path: Path):
     (tmp_path / "t.tar").write_bytes(tar_of({"a.png": image(1), "a.cls": b"9" * 19}))
     with pytest.raises(UserError, match=f"holds the label {'9' * 19}, no number of a class"):
         run("webdataset", tmp_path / "t.tar", tmp_path / "out")
+
+
+def test_the_name_of_the_folder_that_holds_all_tars_says_nothing_of_splits(tmp_path: Path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/0.tar").write_bytes(tar_of({"a.png": image(1)}))
+    run("webdataset", tmp_path / "test", tmp_path / "out")
+    run("webdataset", tmp_path / "test/0.tar", tmp_path / "other")
+    for out in ("out", "other"):
+        assert list(open_shards(tmp_path / out, "x").splits) == ["train"]
+    (tmp_path / "both/val").mkdir(parents=True)
+    (tmp_path / "both/0.tar").write_bytes(tar_of({"a.png": image(1)}))
+    (tmp_path / "both/val/0.tar").write_bytes(tar_of({"a.png": image(1)}))
+    run("webdataset", tmp_path / "both", tmp_path / "third")
+    assert set(open_shards(tmp_path / "third", "x").splits) == {"train", "test"}

@@ -1,0 +1,65 @@
+"""The one walk of a folder: which of its files belong to a data set, the same for `train`, `prep-data` and `fid`.
+
+Links to files and folders are followed, but for a link to a folder that it lies in, which would never end. Names that begin
+with a dot and the folders that systems and viewers leave behind (IGNORED) are passed over, and so is what is no file: pipes,
+sockets, devices.
+"""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+IGNORED = frozenset(
+    {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+    | {"Thumbs.db", "ehthumbs.db", "desktop.ini"}
+)
+NO_FILE = "pipes, sockets or devices"
+
+
+class Walk:
+    """What a folder holds. files: by path below it; empty: folders without a file, but for hidden ones.
+
+    passed: what was passed over, `.ipynb_checkpoints` or NO_FILE, and how often. Raises OSError where a folder cannot be read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.files: dict[str, Path] = {}
+        self.empty: list[str] = []
+        self.passed: Counter[str] = Counter()
+        self._enter(root, "", frozenset())
+
+    def _enter(self, folder: Path, below: str, around: frozenset[str]) -> int:
+        """Adds what lies in a folder; returns how many files that are. around: the real paths of the folders around it."""
+        real = os.path.realpath(folder)
+        if real in around:
+            return 0
+        before = len(self.files)
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            path = below + entry.name
+            if is_ignored(entry.name):
+                self.passed[shown_ignored(entry.name)] += 1
+            elif entry.is_dir():
+                if not self._enter(folder / entry.name, f"{path}/", around | {real}):
+                    self.empty.append(path)
+            elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # reading it says so
+                self.files[path] = folder / entry.name
+            else:
+                self.passed[NO_FILE] += 1
+        return len(self.files) - before
+
+
+def is_ignored(part: str) -> bool:
+    """Whether a file or folder of this name is none of the data."""
+    return part.startswith(".") or part in IGNORED
+
+
+def shown_ignored(part: str) -> str:
+    """The name of what is passed over, in one word for the many `._NAME` that macOS leaves."""
+    return "._*" if part.startswith("._") else part
+
+
+def ignored_part(name: str) -> str | None:
+    """The first part of a path in an archive that is none of the data; None where there is none."""
+    return next((part for part in name.split("/") if is_ignored(part)), None)
