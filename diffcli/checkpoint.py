@@ -9,7 +9,9 @@ record also travels in the header of ema.safetensors, so that this one file can 
 import errno
 import json
 import os
+import re
 import shutil
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -51,7 +53,8 @@ def save(root: Path, step: int, parts: Mapping[str, Tensors], record: Mapping[st
         usable = f"{kept[-1]} stays usable" if kept else "no earlier checkpoint exists"
         raise UserError(
             f"{final}: cannot write the checkpoint of step {step} ({_reason(error)}); {usable}",
-            f"free some disk space or mend the permissions of {root}, then resume the run",
+            f"free some disk space or mend the permissions of {root}, then "
+            + ("resume the run" if kept else "train again: nothing was saved"),
         ) from error
     return final
 
@@ -92,10 +95,14 @@ def export(file: Path, weights: Tensors, record: Mapping[str, Any]) -> Path:
     return file
 
 
-def prune(root: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints; a removed one vanishes by a rename first, so it is never half there."""
+def prune(root: Path, keep: int, forever: int = 0) -> None:
+    """Removes all but the newest `keep` checkpoints and those whose step is a multiple of `forever`, if that is not 0.
+
+    A removed checkpoint vanishes by a rename first, so it is never half there.
+    """
     for path in checkpoints(root)[:-keep]:
-        _discard(path)
+        if not forever or int(path.name[5:]) % forever:
+            _discard(path)
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -278,8 +285,8 @@ def _plain(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def _own(root: Path, purpose: str, path: Path) -> Path:
-    """A hidden name that no other process uses: two writers never share a half-written folder."""
-    return root / f".{purpose}-{path.name}.{os.getpid()}"
+    """A hidden name that no other process of any host uses: two writers never share a half-written folder."""
+    return root / f".{purpose}-{path.name}.{socket.gethostname()}.{os.getpid()}"
 
 
 def _put(partial: Path, final: Path) -> None:
@@ -305,10 +312,15 @@ def _discard(path: Path) -> None:
 
 
 def _sweep(root: Path) -> None:
-    """Removes what processes that died while saving or removing have left behind."""
+    """Removes what processes of this host that died while saving or removing have left behind.
+
+    Only names that `_own` gives here are touched. A process of another host may still be writing, and any other name belongs
+    to somebody else.
+    """
+    ours = re.compile(rf"\.(?:partial|removed)-.+\.{re.escape(socket.gethostname())}\.(\d+)")
     for path in [*root.glob(".partial-*"), *root.glob(".removed-*")]:
-        owner = path.name.rpartition(".")[2]
-        if owner == str(os.getpid()) or not _runs(owner):
+        found = ours.fullmatch(path.name)
+        if found and (int(found[1]) == os.getpid() or not _runs(found[1])):
             shutil.rmtree(path, ignore_errors=True)
             if path.is_file():
                 path.unlink(missing_ok=True)

@@ -6,18 +6,64 @@ A `Note` is worth knowing and stops nothing.
 """
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+LONGEST_LIST = 64  # values that a person writes in one key
 
 
-class Config(BaseModel):
-    """Base of every configurable thing: frozen, no unknown keys, defaults validated too."""
+class Record(BaseModel):
+    """Base of what programs write for each other: frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Config(Record):
+    """Base of every configurable thing, which a person may have written."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_switch_is_no_number(cls, given: Any) -> Any:
+        """Lets `batch_size: yes` fail as a number: YAML reads it as true, which pydantic would take for 1."""
+        if not isinstance(given, Mapping):
+            return given
+        hidden = {name: _hidden(value) for name, value in given.items()}
+        changed = {name: value for name, value in hidden.items() if value is not given[name] and cls._counts(name)}
+        return {**given, **changed} if changed else given
+
+    @classmethod
+    def _counts(cls, name: str) -> bool:
+        """Whether a field takes numbers and no switch."""
+        kinds = _kinds_in(cls.model_fields[name].annotation) if name in cls.model_fields else []
+        numbers = any(kind in (int, float) or type(kind) is int for kind in kinds)  # 1 and 3 of Literal[1, 3]
+        return numbers and not any(kind in (bool, Any, object) for kind in kinds)
+
+
+class _Switch:
+    """True or False where numbers are wanted; prints as that and is none."""
+
+    def __init__(self, value: bool) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, bool):
+        return _Switch(value)
+    few = isinstance(value, list | tuple) and len(value) <= LONGEST_LIST
+    return [_hidden(each) for each in value] if few and any(isinstance(each, bool) for each in value) else value
+
+
+def _kinds_in(annotation: Any) -> list[Any]:
+    """The types that an annotation is made of."""
+    return [annotation, *chain.from_iterable(_kinds_in(part) for part in get_args(annotation))]
 
 
 class UserError(Exception):

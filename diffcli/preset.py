@@ -16,6 +16,7 @@ from diffcli.config import Config, UserError, did_you_mean
 from diffcli.config_errors import default_kind, explain, forms, known_keys
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, at_root
+from diffcli.data.plain_yaml import KeyTwice, parsed
 from diffcli.data.stream.stream_data import Stream
 from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
@@ -82,7 +83,8 @@ class TrainConfig(Config):
     every: Every = Every()
     validate_images: int = Field(1024, ge=1, description="held-out images that train.every.validate looks at, at most")
     previews: int = Field(36, ge=1, description="images in a preview grid")
-    keep_last: int = Field(2, ge=1)
+    keep_last: int = Field(2, ge=1, description="newest checkpoints that stay")
+    keep_every: int = Field(0, ge=0, description="every how many steps a checkpoint is kept for good; 0: none is")
 
     @model_validator(mode="before")
     @classmethod
@@ -193,7 +195,9 @@ def load(name: str, overrides: Sequence[str] = (), data: str | None = None) -> P
 def read(path: Path) -> dict[str, Any]:
     """The raw tree of a YAML file."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parsed(path.read_text(encoding="utf-8"))
+    except KeyTwice as error:
+        raise UserError(f"{path}: {error}", f"keep one '{error.key}', with all that belongs to it") from None
     except (OSError, *NOT_YAML) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -207,7 +211,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def build(raw: object, source: str, overrides: Iterable[str] = (), data: str | None = None) -> Preset:
-    """Validates a raw tree, a mapping, after overrides; `source` names it in errors."""
+    """Validates a raw tree, a mapping, after overrides; `source` names it in errors. data: where its data lie, --data."""
     if not isinstance(raw, Mapping):
         raise UserError(f"{source}: holds no preset", "it was changed by hand: copy it again from where it was written")
     tree: dict[str, Any] = _copy(raw)
@@ -252,7 +256,9 @@ def _override(tree: dict[str, Any], item: str, changed: Sequence[str]) -> str:
     if not equals or not key:
         raise UserError(f"--set {item}: has no KEY=VALUE", "write for example --set train.steps=1000")
     try:
-        parsed = yaml.safe_load(value)
+        given = parsed(value)
+    except KeyTwice as error:
+        raise UserError(f"--set {key}: {error}", f"keep one '{error.key}'") from None
     except NOT_YAML:
         raise UserError(
             f"--set {key}: {value!r} is not a YAML value", "quote it, or write lists as [1, 2, 2]"
@@ -272,13 +278,13 @@ def _override(tree: dict[str, Any], item: str, changed: Sequence[str]) -> str:
             node = child
     if isinstance(node, list):
         _item(node, last, key)
-        node[int(last)] = parsed
-    elif last == "kind" and path and node.get("kind", parsed) != parsed:
+        node[int(last)] = given
+    elif last == "kind" and path and node.get("kind", given) != given:
         before = forms(Preset, tree, path)
-        node["kind"] = parsed
+        node["kind"] = given
         _keep_shared(node, before, forms(Preset, tree, path), ["kind", *(c.removeprefix(key[:-4]) for c in changed)])
     else:
-        node[last] = parsed
+        node[last] = given
     return key
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -203,11 +204,14 @@ def test_pruning_keeps_the_newest(tmp_path):
 
 
 def test_leftovers_of_a_crash_are_never_read_and_are_cleared_by_the_next_save(tmp_path):
-    whole = save(tmp_path, 10)
+    whole, here = save(tmp_path, 10), socket.gethostname()
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    for name in (f".partial-step-00000020.{int(dead.stdout)}", ".removed-step-00000005.abc", ".partial-step-00000020"):
+    for name in (
+        f".partial-step-00000020.{here}.{int(dead.stdout)}",
+        f".removed-step-00000005.{here}.{dead.stdout[:-1]}",
+    ):
         shutil.copytree(whole, tmp_path / name)
-    mine = tmp_path / f".removed-step-00000010.{os.getpid()}"
+    mine = tmp_path / f".removed-step-00000010.{here}.{os.getpid()}"
     shutil.copytree(whole, mine)
     assert checkpoint.checkpoints(tmp_path) == [whole]
     checkpoint.prune(tmp_path, 1)
@@ -216,6 +220,28 @@ def test_leftovers_of_a_crash_are_never_read_and_are_cleared_by_the_next_save(tm
     shutil.copytree(whole, mine)
     checkpoint.prune(tmp_path, 1)  # what an interrupted removal left is no obstacle to the next
     assert os.listdir(tmp_path) == [second.name]
+
+
+def test_saving_removes_nothing_that_another_host_or_another_program_may_have_written(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    pid = dead.stdout.strip()
+    strangers = [".partial-movie.mkv", ".removed-by-me", f".partial-step-00000020.{pid}", f".partial-a.elsewhere.{pid}"]
+    for name in strangers:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept.txt").write_text("kept")
+    file = tmp_path / f".partial-notes.{pid}"
+    file.write_text("kept")
+    save(tmp_path, 10)
+    checkpoint.export(tmp_path / "out.safetensors", {"w": torch.ones(1)}, {"step": 10})
+    assert all((tmp_path / name / "kept.txt").read_text() == "kept" for name in strangers)
+    assert file.read_text() == "kept"
+
+
+def test_pruning_keeps_every_nth_step_for_good(tmp_path):
+    for step in (10, 20, 30, 40, 50):
+        save(tmp_path, step)
+    checkpoint.prune(tmp_path, 1, forever=20)
+    assert [int(path.name[5:]) for path in checkpoint.checkpoints(tmp_path)] == [20, 40, 50]
 
 
 CRASH = """

@@ -41,6 +41,7 @@ OVERRIDES = [
     "train.precision=bf16", "train.precision=fp16", "train.clip=0.5", "train.clip=null", "train.ema=0.99",
     "train.optimizer.kind=adam", "train.optimizer.lr=1e-4", "train.curve.kind=constant", "train.curve.kind=linear",
     "train.curve.kind=cosine", "train.every.log=3", "train.every.preview=0", "train.every.save=5", "train.keep_last=4",
+    "train.keep_every=50",
     "task.target=eps", "task.target=x0", "task.target=v", "task.target=flow", "task.learn_variance=true",
     "task.drop_condition=0.2", "task.schedule.kind=linear", "task.schedule.kind=scaled_linear",
     "task.schedule.kind=cosine", "task.schedule.kind=sigmoid", "task.schedule.kind=flow", "task.schedule.steps=100",

@@ -19,8 +19,7 @@ from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
-from diffcli.data.stream.opening import is_remote
-from diffcli.data.stream.stream_data import Stream
+from diffcli.data.stream.stream_data import Stream, lists_shards
 
 
 class Digits(DataConfig):
@@ -109,16 +108,17 @@ AnyData = Annotated[
 
 
 def at_root(config: DataConfig, place: str | Path) -> DataConfig:
-    """`config` reading from `place`: as shards of the same shape where `diffcli prep-data` prepared it, a URL as a stream."""
+    """`config` reading from `place`: as shards of the same shape where `diffcli prep-data` prepared it, URLs as a stream."""
     same = config.model_dump(
         include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions", "derived"}
     )
-    if not is_remote(str(place)) and not isinstance(config, Shards):
+    listed = lists_shards(str(place))
+    if not listed and not isinstance(config, Shards):
         if is_prepared(Path(place)):
             return Shards(root=Path(place), **same)
         check_finished(Path(place).expanduser(), "--data")
     if isinstance(config, Stream):
         return Stream.model_validate(config.model_dump() | {"shards": str(place)})
-    if is_remote(str(place)):
+    if listed:
         return Stream(shards=str(place), **same)
     return type(config).model_validate(config.model_dump() | {"root": place})

@@ -21,7 +21,7 @@ import torch
 from pydantic import BeforeValidator, Field, NonNegativeInt, StringConstraints, ValidationError
 from torch import Tensor
 
-from diffcli.config import Config, UserError, quoted
+from diffcli.config import Config, Record, UserError, quoted
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
 from diffcli.digest import sha256, stands_in
@@ -45,7 +45,7 @@ class Skipped(Config):
     reason: str
 
 
-class Members(Config):
+class Members(Record):
     """Where the bytes of one field lie in the tar, for each image; size 0: that image has none."""
 
     offset: list[NonNegativeInt]
@@ -123,7 +123,7 @@ def _renamed_note(name: str, note: Mapping[str, Any]) -> Mapping[str, Any]:
 Notes = Annotated[dict[FieldName, FieldNote], BeforeValidator(_renamed)]
 
 
-class Index(Config):
+class Index(Record):
     """The contents of one shard. members: the names of its images; offset and size: where their bytes lie in the tar.
 
     image_size: (height, width) of all of them, None where they differ or there are none; sizes: then those of each.

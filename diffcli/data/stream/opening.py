@@ -1,12 +1,14 @@
 """The bytes of a shard wherever it lies: http(s), what fsspec knows (s3, gs, memory, ...), the output of a command, a file.
 
 A connection that drops is taken up again at the byte where it broke: by a Range request, by seeking, or by reading anew and
-throwing away what is known. Between attempts the wait doubles, up to a ceiling; a shard has a number of retries in all.
+throwing away what is known. A server has to show that it still has the same file (ETag, date and length): the halves of two
+files are no shard. Between attempts the wait doubles, up to a ceiling; a shard has a number of retries in all.
 """
 
 import gzip
 import http.client
 import io
+import re
 import subprocess
 import time
 import urllib.error
@@ -27,8 +29,32 @@ FAULTS = (OSError, EOFError, http.client.HTTPException)  # what a connection tha
 HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
+GZIP = b"\x1f\x8b"  # how gzip begins; a tar begins with a name
+
+
 class BrokenShard(Exception):
-    """A shard that cannot be opened or read any further; its text is the reason."""
+    """A shard that cannot be opened or read any further; its text is the reason. final: trying later is no use either."""
+
+    def __init__(self, reason: str, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+class Edition(NamedTuple):
+    """By which a server tells one state of a file from another; None and empty are not told."""
+
+    length: int | None = None  # bytes of the whole file
+    tag: str = ""  # ETag
+    date: str = ""  # Last-Modified
+
+    @property
+    def proof(self) -> str:
+        """For If-Range, which takes no weak tag."""
+        return self.tag if self.tag and not self.tag.startswith("W/") else self.date
+
+    def differs(self, other: "Edition") -> bool:
+        """Whether both tell something that is not the same."""
+        return any(mine and theirs and mine != theirs for mine, theirs in zip(self, other, strict=True))
 
 
 class Patience(NamedTuple):
@@ -45,7 +71,7 @@ class ShardBytes:
     def __init__(self, url: str, patience: Patience, position: int = 0) -> None:
         self.url, self.patience, self.position = url, patience, position
         self._file: IO[bytes] | None = None
-        self._end: int | None = None  # where the shard ends, as the server says
+        self._edition = Edition()  # what the server has said of the file so far
         self._failures = 0
 
     def read(self, count: int) -> bytes:
@@ -81,11 +107,13 @@ class ShardBytes:
         while True:
             try:
                 if self._file is None:
-                    self._file, self._end = open_at(self.url, self.position, self.patience.timeout)
+                    self._open()
+                assert self._file is not None
                 part = self._file.read(count)
-                if not part and self._end is not None and self.position < self._end:
-                    raise ConnectionError(f"the connection broke at byte {self.position} of {self._end}")
-            except UserError:
+                end = self._edition.length
+                if not part and end is not None and self.position < end:
+                    raise ConnectionError(f"the connection broke at byte {self.position} of {end}")
+            except (UserError, BrokenShard):
                 raise
             except zlib.error as error:
                 raise BrokenShard(f"it cannot be unpacked ({error})") from error
@@ -100,11 +128,20 @@ class ShardBytes:
                 self.position += len(part)
                 return part
 
+    def _open(self) -> None:
+        """Raises BrokenShard where the server has another file by now."""
+        self._file, now = open_at(self.url, self.position, self.patience.timeout, self._edition)
+        if self._edition.differs(now):
+            self.close()
+            raise BrokenShard("the file on the server has changed since it was opened")
+        before = self._edition
+        self._edition = Edition(now.length or before.length, now.tag or before.tag, now.date or before.date)
+
     def _failed(self, error: Exception) -> None:
         self.close()
         reason = _reason(error)
         if _is_final(error):
-            raise BrokenShard(reason) from error
+            raise BrokenShard(reason, final=True) from error
         self._failures += 1
         if self._failures > self.patience.retries:
             raise BrokenShard(f"{reason} (after {self.patience.retries} retries)") from error
@@ -126,19 +163,26 @@ def local_path(url: str) -> Path:
     return Path(unquote(urlsplit(url).path) if url.startswith("file:") else url).expanduser()
 
 
-def open_at(url: str, position: int, timeout: float) -> tuple[IO[bytes], int | None]:
-    """The open shard with its next byte at `position`, and where it ends, as far as that is said. Gzip is unpacked."""
-    if urlsplit(url).path.endswith((".gz", ".tgz")):
-        packed, _ = _open(url, 0, timeout)
-        file: IO[bytes] = io.BufferedReader(gzip.GzipFile(fileobj=packed))  # type: ignore[arg-type]
-        _pass(file, position)
-        return file, None
-    return _open(url, position, timeout)
+def open_at(url: str, position: int, timeout: float, known: Edition = Edition()) -> tuple[IO[bytes], Edition]:
+    """The open shard with its next byte at `position`, and what is told of it. Gzip is unpacked, as the shard's name says, of a
+    command as its output does.
+
+    known: what was told of it before, so that the server sends a part of the same file alone, or all of another.
+    """
+    piped = url.startswith(PIPE)
+    if not piped and not urlsplit(url).path.endswith((".gz", ".tgz")):
+        return _open(url, position, timeout, known)
+    found, now = _open(url, 0, timeout, Edition())
+    file: IO[bytes] = found
+    if not piped or found.peek(len(GZIP)).startswith(GZIP):  # type: ignore[attr-defined]  # of a command it is buffered
+        file, now = io.BufferedReader(gzip.GzipFile(fileobj=found)), now._replace(length=None)  # type: ignore[arg-type]
+    _pass(file, position)
+    return file, now
 
 
-def _open(url: str, position: int, timeout: float) -> tuple[IO[bytes], int | None]:
+def _open(url: str, position: int, timeout: float, known: Edition) -> tuple[IO[bytes], Edition]:
     if url.startswith(("http://", "https://")):
-        return _open_http(url, position, timeout)
+        return _open_http(url, position, timeout, known)
     file: IO[bytes]
     if url.startswith(PIPE):
         file = io.BufferedReader(_Command(url.removeprefix(PIPE)))
@@ -147,18 +191,35 @@ def _open(url: str, position: int, timeout: float) -> tuple[IO[bytes], int | Non
     else:
         file = local_path(url).open("rb")
     _pass(file, position)
-    return file, None
+    return file, Edition()
 
 
-def _open_http(url: str, position: int, timeout: float) -> tuple[IO[bytes], int | None]:
-    headers = {"User-Agent": f"diffcli/{__version__}"} | ({"Range": f"bytes={position}-"} if position else {})
+def _open_http(url: str, position: int, timeout: float, known: Edition) -> tuple[IO[bytes], Edition]:
+    headers = {"User-Agent": f"diffcli/{__version__}"}
+    if position:
+        headers |= {"Range": f"bytes={position}-"} | ({"If-Range": known.proof} if known.proof else {})
     answer: http.client.HTTPResponse = urllib.request.urlopen(
         urllib.request.Request(url, headers=headers), timeout=timeout
     )
-    start = position if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0
-    end = None if answer.length is None else start + answer.length
-    _pass(answer, position - start)  # a server without Range begins at the beginning
-    return answer, end
+    start, length = 0, answer.length
+    if answer.status == http.HTTPStatus.PARTIAL_CONTENT:
+        start, length = _content_range(answer.headers.get("Content-Range", ""), position, answer.length)
+    now = Edition(length, answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", ""))
+    if start > position:
+        answer.close()
+        raise ConnectionError(f"the server sent the bytes from {start} on, not those from {position} on")
+    if not known.differs(now):
+        _pass(answer, position - start)  # a server without Range begins at the beginning
+    return answer, now
+
+
+def _content_range(text: str, position: int, rest: int | None) -> tuple[int, int | None]:
+    """First byte and length of the whole file, of `bytes FIRST-LAST/LENGTH`; what was asked for where it says nothing."""
+    found = re.fullmatch(r"\s*bytes\s+(\d+)-\d+/(\d+|\*)\s*", text)
+    start = int(found[1]) if found else position
+    if found and found[2] != "*":
+        return start, int(found[2])
+    return start, None if rest is None else start + rest
 
 
 def _open_foreign(url: str) -> IO[bytes]:

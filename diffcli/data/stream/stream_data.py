@@ -54,7 +54,7 @@ class Stream(DataConfig):
     test_shards: str | tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     shuffle: NonNegativeInt = 2000
-    lanes: PositiveInt = 8
+    lanes: PositiveInt = 32
     retries: NonNegativeInt = 5
     pause: PositiveFloat = Field(0.5, description="seconds before the first retry, doubled for each further one")
     timeout: PositiveFloat = Field(60.0, description="seconds that a server may be silent")
@@ -130,7 +130,7 @@ class StreamData(ImageData):
 
     def __init__(self, config: Stream, urls: tuple[str, ...], split: Split = "train") -> None:
         self.config, self.urls = config, urls
-        record = record_beside(urls[0], config.timeout)
+        record = record_beside(urls[0], config.patience)
         self.count = counted(record, split, urls) if record else None
         self.layout = self._layout(record, config._framing(split, no_sides))
         labels = torch.arange(len(self.layout.classes or ())) if self.layout.labelled else None
@@ -224,18 +224,37 @@ def expanded(shards: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(url for text in texts for url in braceexpand(text))
 
 
-def record_beside(url: str, timeout: float) -> PreparedSet | None:
-    """The dataset.json that prep-data wrote beside a shard, if it can be had."""
+def record_beside(url: str, patience: Patience) -> PreparedSet | None:
+    """The dataset.json that prep-data wrote beside a shard; None where there is none.
+
+    Raises UserError where the server could not say whether there is one: without it the names of the classes would be lost.
+    """
     if url.startswith(PIPE):
         return None
-    place = url.rpartition("/")[0] + "/" if "/" in url else ""
-    record = ShardBytes(place + DATASET, Patience(0, 0, timeout))
+    place = (url.rpartition("/")[0] + "/" if "/" in url else "") + DATASET
+    record = ShardBytes(place, patience)
     try:
         return PreparedSet.model_validate_json(record.read(LARGEST_RECORD))
-    except (BrokenShard, ValidationError):
+    except ValidationError:
         return None
+    except BrokenShard as error:
+        if error.final:
+            return None
+        hint = "type the same again when the server answers, or raise data.retries and data.pause"
+        raise UserError(f"data.shards: {place}: {error}", hint) from error
     finally:
         record.close()
+
+
+def lists_shards(place: str) -> bool:
+    """Whether a path or URL stands for shards to stream: a URL, or a list in braces of tars on this machine."""
+    if is_remote(place):
+        return True
+    try:
+        several = len(expanded(place)) > 1
+    except ValueError:
+        return False
+    return several and not Path(place).expanduser().exists()
 
 
 def counted(record: PreparedSet, split: Split, urls: Sequence[str]) -> int | None:

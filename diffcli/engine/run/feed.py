@@ -88,6 +88,8 @@ class StreamedFeed(Feed):
             )
         marks = None if record is None else torch.tensor(record["marks"])
         self.feed = data.feed(self.cfg.batch_size, preset.seed, group.rank, group.world, marks)
+        if group.leads:
+            self.feed.notes += crowding(len(self.feed.marks), preset, group.world, len(data.urls))
         self.before = torch.tensor([0, 0] if record is None else record["broken"])
         self.marks, self.broken = self.feed.marks.clone(), self.before
 
@@ -112,6 +114,24 @@ class StreamedFeed(Feed):
     def notes(self) -> list[str]:
         found, self.feed.notes = self.feed.notes, []
         return found
+
+
+def crowding(lanes: int, preset: Preset, world: int, shards: int) -> list[str]:
+    """Of a stream with fewer lanes than `world` processes could use: what it costs, and what to type, if anything helps."""
+    workers, batch = max(1, preset.train.workers), preset.train.batch_size
+    wanted = min(world * workers, shards, batch)
+    if lanes // world >= workers or lanes >= max(wanted, world):
+        return []
+    if lanes < world:
+        cost = f"up to {-(-world // lanes)} of {world} processes read the same shard"
+    else:
+        cost = f"each of {world} processes decodes with {max(1, lanes // world)} of its train.workers {workers}"
+    more = (
+        f": begin the run with --set data.lanes={wanted}"
+        if lanes < wanted
+        else f" ({shards} shards, batches of {batch})"
+    )
+    return [f"the stream has {lanes} lanes, so {cost}{more}"]
 
 
 def open_feed(preset: Preset, group: Group, data: ImageData, record: dict[str, Any] | None) -> Feed:

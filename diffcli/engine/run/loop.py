@@ -227,6 +227,8 @@ class Loop:
         """What is to be written after this step."""
         often = {**self.cfg.every.model_dump(), "snapshot": snapshot_every(self.cfg.ema)}
         due = {name for name, steps in often.items() if steps and step % steps == 0}
+        if self.cfg.keep_every and step % self.cfg.keep_every == 0:
+            due |= {"save"}
         if step == self.cfg.steps:
             due |= {"log", "save"} | {name for name in ("snapshot", "validate") if often[name]}
         return due
@@ -253,7 +255,7 @@ class Loop:
         if "save" in due or stopping:
             parts, record = self.state.parts(), self.record | self.feed.kept
             written.append(str(checkpoint.save(self.run.checkpoints, step, parts, record)))
-            checkpoint.prune(self.run.checkpoints, self.cfg.keep_last)
+            checkpoint.prune(self.run.checkpoints, self.cfg.keep_last, self.cfg.keep_every)
         if "snapshot" in due:
             assert isinstance(self.cfg.ema, PowerEma)
             written.append(str(store(self.run, step, self.state.emas, self.cfg.ema, self.record)))

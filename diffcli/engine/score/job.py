@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from diffcli.config import ImageShape, UserError, quoted
+from diffcli.data.plain_yaml import parsed
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.reconstruction import check_idle
 from diffcli.engine.draw.request import Request
@@ -329,7 +330,7 @@ def metric_options(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
         if "=" not in item or len(option) != 1 or not option[0]:
             raise UserError(f"--set {item}: has no KEY=VALUE", "write for example --set metrics.kid.subset_size=500")
         try:
-            found.setdefault(kind, {})[option[0]] = yaml.safe_load(text)
+            found.setdefault(kind, {})[option[0]] = parsed(text)
         except yaml.YAMLError:
             raise UserError(f"--set {key}: {text!r} is not a YAML value", "write a number or a word") from None
     return found

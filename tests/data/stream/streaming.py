@@ -83,6 +83,12 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict(files)
         self.ranges, self.drop, self.slow, self.busy = True, 0, 0.0, 0
+        self.tag, self.heeds_tags, self.shift = (
+            "",
+            True,
+            0,
+        )  # ETag; whether it heeds If-Range; bytes by which a range is wrong
+        self.next: dict[str, bytes] | None = None  # the files after the next answer, whose tag is another
         self.released = threading.Event()  # ends what is slow
         self.asked: list[tuple[str, str | None]] = []
 
@@ -106,11 +112,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         data, start = self.server.files[name], 0
-        if wanted and self.server.ranges:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        held = self.headers.get("If-Range", self.server.tag)
+        if wanted and self.server.ranges and (held == self.server.tag or not self.server.heeds_tags):
+            start = int(wanted.removeprefix("bytes=").rstrip("-")) + self.server.shift
         self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if self.server.tag:
+            self.send_header("ETag", self.server.tag)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
+        if self.server.next is not None:
+            self.server.files, self.server.next = self.server.next, None
+            self.server.tag = self.server.tag and f"{self.server.tag}-2"
         body = data[start:]
         with suppress(BrokenPipeError, ConnectionResetError):  # a reader that has seen enough
             self.wfile.write(body[: self.server.drop] if self.server.drop else body)

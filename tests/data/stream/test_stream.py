@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from diffcli.config import UserError
-from diffcli.data.datasets import at_root
+from diffcli.data.datasets import Folder, at_root
 from diffcli.data.prepared import Shards
 from diffcli.data.stream.stream_data import Stream, StreamData
 from diffcli.fields import FieldSpec
@@ -71,6 +71,20 @@ def test_a_prepared_set_on_a_server_is_known_by_its_dataset_json(tmp_path: Path)
     for name in ("image", "label"):
         streamed = torch.cat([batch[name] for batch in found])
         assert torch.equal(streamed, local[name] if name == "label" else local[name] / 127.5 - 1)
+
+
+def test_a_busy_server_does_not_lose_the_names_of_the_classes(tmp_path: Path) -> None:
+    class_folders(tmp_path / "images")
+    run("folder", tmp_path / "images", tmp_path / "set", size=8)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir() if path.is_file()}
+    with serving(files) as server:
+        config = Stream(shards=f"{server.url}/train-000000.tar", size=8, pause=0.001, retries=2)
+        server.busy = 2
+        assert config.build("train").classes == ("cat", "dog")
+        server.busy = 3
+        with pytest.raises(UserError, match=r"dataset\.json.*503") as told:
+            config.build("train")
+        assert "data.retries" in told.value.hint
 
 
 def test_a_broken_sample_is_counted_and_moves_no_other(tmp_path: Path) -> None:
@@ -213,6 +227,10 @@ def test_braces_lists_and_places_are_understood(tmp_path: Path) -> None:
     assert at_root(stream("a.tar"), "https://h/{0..3}.tar").shards == "https://h/{0..3}.tar"
     assert at_root(Shards(size=8, flip=True), "s3://b/c.tar") == Stream(shards="s3://b/c.tar", size=8, flip=True)
     shards = write_shards(tmp_path, [3, 3])
+    assert at_root(Folder(size=8), shards) == Stream(shards=shards, size=8)
+    assert at_root(Folder(size=8), tmp_path).kind == "folder"
+    (tmp_path / "{a,b}").mkdir()
+    assert at_root(Folder(size=8), tmp_path / "{a,b}").kind == "folder"
     listed = [f"pipe:cat {tmp_path}/train-000000.tar", f"file:{tmp_path}/train-000001.tar"]
     assert numbers(stream(listed, shuffle=8), 6, 2)[0] == numbers(stream(shards, shuffle=8), 6, 2)[0]
 

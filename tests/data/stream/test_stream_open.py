@@ -72,6 +72,38 @@ def test_a_connection_that_drops_is_taken_up_where_it_broke(ranges: bool) -> Non
             assert read(f"{server.url}/a.tar", position=7000) == DATA[7000:]
 
 
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("told", ["tag", "tag alone", "length"])
+def test_the_halves_of_two_files_are_no_shard(ranges: bool, told: str) -> None:
+    """Of a server that heeds If-Range, of one that sends a part whatever it says, and of one that has no tags."""
+    other = DATA[::-1] + (b"more" if told == "length" else b"")
+    with serving({"a.tar": DATA}) as server:
+        server.ranges, server.drop, server.next = ranges, 4000, {"a.tar": other}
+        server.tag, server.heeds_tags = "" if told == "length" else '"one"', told == "tag"
+        with pytest.raises(BrokenShard, match="changed"):
+            read(f"{server.url}/a.tar")
+        assert len(server.asked) == 2
+        server.drop = 0
+        assert read(f"{server.url}/a.tar") == other
+
+
+def test_a_part_that_begins_elsewhere_is_no_part_of_the_shard() -> None:
+    with serving({"a.tar": DATA}) as server:
+        server.shift = -1000
+        assert read(f"{server.url}/a.tar", position=5000) == DATA[5000:]
+        server.shift = 1
+        with pytest.raises(BrokenShard, match="5001"):
+            read(f"{server.url}/a.tar", position=5000)
+
+
+def test_the_output_of_a_command_is_unpacked_once(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(DATA))
+    for command in (f"gzip -dc {tmp_path}/a.tar.gz", f"cat {tmp_path}/a.tar.gz"):
+        assert read(f"pipe:{command}") == DATA
+        assert read(f"pipe:{command}", position=7000) == DATA[7000:]
+    assert read("pipe:true") == b""
+
+
 def test_a_server_that_is_busy_or_slow_is_asked_again() -> None:
     with serving({"a.tar": DATA}) as server:
         server.busy = 3

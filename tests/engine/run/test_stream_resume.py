@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffcli import preset as presets
+from diffcli.engine.run.feed import crowding
 from diffcli.engine.run.runlog import CLOCKED, read_log
 from tests.conftest import Cli, in_subprocess
 from tests.data.stream.streaming import serving, shard, write_shards
@@ -46,6 +48,26 @@ def same(one: Path, other: Path, step: int) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert record(one, step)["feed"] == record(other, step)["feed"]
+
+
+@pytest.mark.parametrize(
+    ("lanes", "world", "shards", "batch", "told"),
+    [
+        (32, 8, 100, 128, []),
+        (8, 8, 100, 128, ["8 processes", "1 of its train.workers 2", "data.lanes=16"]),
+        (8, 16, 100, 128, ["2 of 16 processes", "same shard", "data.lanes=32"]),
+        (4, 16, 4, 128, ["4 of 16 processes", "4 shards"]),
+        (4, 1, 4, 128, []),
+        (1, 1, 1, 128, []),
+    ],
+)
+def test_too_few_lanes_for_the_processes_are_noted_with_what_they_cost(
+    tiny: Callable[..., Path], lanes: int, world: int, shards: int, batch: int, told: list[str]
+) -> None:
+    chosen = presets.load(str(tiny(train__batch_size=batch)))
+    notes = crowding(lanes, chosen, world, shards)
+    assert len(notes) == bool(told)
+    assert all(word in notes[0] for word in told)
 
 
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -227,6 +227,13 @@ def test_a_run_that_torchrun_starts_joins_its_group_and_spares_a_finished_run(
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == kept
 
 
+def test_every_nth_step_is_saved_and_kept_for_good(tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    preset = tiny(train__keep_last=1, train__keep_every=3, train__every__save=2)
+    assert cli("train", "--preset", preset, "--steps", 8, "--run-dir", run).code == 0
+    assert steps_saved(run) == [3, 6, 8]
+
+
 def test_a_run_without_checkpoints_may_be_started_anew(tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
