@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from diffcli.cli.options import Ckpt, UseEma
+from diffcli.cli.options import Ckpt, Named, UseEma, the_checkpoint
 
 
 class ExportLibrary(StrEnum):
@@ -41,8 +41,9 @@ def import_weights(
 
 
 def export(
-    ckpt: Ckpt,
     out: Annotated[Path, typer.Option(help="New folder for the model.")],
+    named: Named = None,
+    ckpt: Ckpt = None,
     to: Annotated[ExportLibrary, typer.Option(help="The library that shall load it.")] = ExportLibrary.diffusers,
     ema: UseEma = True,
 ) -> None:
@@ -53,7 +54,7 @@ def export(
     from diffcli.engine.draw.sample import load_model
     from diffcli.interop.exporting import export_diffusers, notes
 
-    model = load_model(ckpt, torch.device("cpu"), ema, precision="fp32")
+    model = load_model(the_checkpoint("export", named, ckpt), torch.device("cpu"), ema, precision="fp32")
     encoders = [c.encoder for c in model.task.named_conditioners.values() if c.encoder is not None]
     written = export_diffusers(model.preset, model.task.state_dict(), model.classes, out, next(iter(encoders), None))
     for note in notes(model.preset):

@@ -29,6 +29,7 @@ from diffcli.cli.options import (
     Interpolate,
     Mask,
     N,
+    Named,
     NegativePrompt,
     NoTile,
     Nproc,
@@ -54,6 +55,7 @@ from diffcli.cli.options import (
     finite,
     named_files,
     sides,
+    the_checkpoint,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +95,8 @@ def sampling(
 
 
 def sample(
-    ckpt: Ckpt,
+    named: Named = None,
+    ckpt: Ckpt = None,
     out: Out = Path("samples.png"),
     n: N = None,
     labels: Class = None,
@@ -140,6 +143,7 @@ def sample(
     from diffcli.engine.draw.pictured.unfolding import unfolded
     from diffcli.engine.draw.prompts import read_prompts
 
+    ckpt = the_checkpoint("sample", named, ckpt)
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength, "compare": compare}
     edit |= {"restore": restore, "degrade": degrade, "project": project}
     edit |= {"fields": named_files(field)}
@@ -175,7 +179,8 @@ def sample(
 
 
 def gif(
-    ckpt: Ckpt,
+    named: Named = None,
+    ckpt: Ckpt = None,
     out: Out = Path("denoise.gif"),
     n: FewN = None,
     labels: Class = None,
@@ -224,6 +229,7 @@ def gif(
     from diffcli.engine.draw.pictured.unfolding import unfolded
     from diffcli.engine.draw.prompts import read_prompts
 
+    ckpt = the_checkpoint("gif", named, ckpt)
     texts = read_prompts(prompt or (), prompts)
     shown = 1 if n is None and labels != "all" and not image and not field and not texts else n
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}

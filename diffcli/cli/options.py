@@ -62,6 +62,21 @@ def named_files(items: list[str] | None) -> tuple[tuple[str, tuple[Path, ...]], 
     return tuple(found)
 
 
+def the_checkpoint(command: str, named: Path | None, ckpt: Path | None) -> Path:
+    """What is given without a flag or with --ckpt. Raises UserError where neither is, or both."""
+    from diffcli.config import UserError
+
+    if named is not None and ckpt is not None:
+        raise UserError(f"{named} and --ckpt {ckpt}: both name a checkpoint", "give one of them")
+    chosen = named or ckpt
+    if chosen is None:
+        raise UserError(
+            f"{command}: no checkpoint is named, with --ckpt or without it",
+            f"type for example diffcli {command} RUN; see `diffcli {command} --help`",
+        )
+    return chosen
+
+
 PICTURES = "Pictures as conditions"  # a group of options in the help
 
 Set = Annotated[
@@ -105,7 +120,15 @@ PrecisionOption = Annotated[
 ]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the network first: for many images.")]
 Nproc = Annotated[int, typer.Option(min=1, help="Worker processes on this machine, started through torchrun.")]
-Ckpt = Annotated[Path, typer.Option("--ckpt", help="Run directory, checkpoint folder or ema.safetensors file.")]
+Named = Annotated[
+    Path | None, typer.Argument(metavar="[CKPT]", help="The same as --ckpt, without the flag.", show_default=False)
+]
+Ckpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--ckpt", help="Run directory, checkpoint folder or ema.safetensors file.", show_default="the [CKPT] before"
+    ),
+]
 N = Annotated[
     int | None,
     typer.Option(

@@ -9,6 +9,7 @@ import typer
 from diffcli.cli import session
 from diffcli.cli.drawing import sampling
 from diffcli.cli.options import (
+    Augment,
     BatchSize,
     Class,
     Compile,
@@ -16,8 +17,11 @@ from diffcli.cli.options import (
     DeviceOption,
     Ensemble,
     Eta,
+    ExactTiles,
     Guidance,
+    NoTile,
     Nproc,
+    Overlap,
     PrecisionChoice,
     PrecisionOption,
     PriorOption,
@@ -26,6 +30,7 @@ from diffcli.cli.options import (
     ScoreSet,
     Seed,
     Steps,
+    Tile,
     UseEma,
 )
 
@@ -35,7 +40,8 @@ if TYPE_CHECKING:
 
 def fid(
     sides: Annotated[
-        list[str] | None, typer.Argument(metavar="[A B]", help="Folder, .npz, prepared data or NAME:SPLIT.")
+        list[str] | None,
+        typer.Argument(metavar="[A B|CKPT]", help="Folder, .npz, prepared data or NAME:SPLIT; or what --ckpt is."),
     ] = None,
     ckpt: Annotated[
         Path | None, typer.Option("--ckpt", help="Score samples of this checkpoint instead of A.", show_default="none")
@@ -80,6 +86,11 @@ def fid(
     ddim_eta: Eta = None,
     guidance: Guidance = None,
     overrides: ScoreSet = None,
+    augment: Augment = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    exact_tiles: ExactTiles = False,
+    no_tile: NoTile = False,
     project: Project = False,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
@@ -94,10 +105,12 @@ def fid(
     from diffcli.engine.score import job
 
     how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled, "project": project}
+    how |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
+    compared, model = job.apart(sides or (), ckpt)
     scoring = job.Scoring(
-        tuple(sides or ()),
-        ckpt,
+        compared,
+        model,
         ref,
         options,
         tuple(metrics.split(",")),

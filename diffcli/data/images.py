@@ -147,6 +147,36 @@ class ImageData(ABC):
         return self.read(rows), rows
 
 
+class ChosenImages(ImageData):
+    """Rows of other data: row i is the one numbered places[i], int64 (n,), with all that follows from its number there."""
+
+    def __init__(self, whole: ImageData, places: Tensor) -> None:
+        super().__init__(whole.shape, None if whole.labels is None else whole.labels[places], whole.classes)
+        self.whole, self.places, self.framing, self.in_files = whole, places, whole.framing, whole.in_files
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def specs(self) -> dict[str, FieldSpec]:
+        return self.whole.specs
+
+    def select(self, fields: Collection[str]) -> ImageData:
+        return ChosenImages(self.whole.select(fields), self.places)
+
+    def deriving(self, derived: tuple[Derived, ...]) -> ImageData:
+        return ChosenImages(self.whole.deriving(derived), self.places)
+
+    def knowing(self, reads: Specs) -> ImageData:
+        return ChosenImages(self.whole.knowing(reads), self.places)
+
+    def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
+        return self.whole.pixels(self.places[indices], draws)
+
+    def read(self, indices: Tensor, draws: Tensor | None = None) -> Batch:
+        return self.whole.read(self.places[indices], draws)
+
+
 class MemoryImages(ImageData):
     """All pixels in one uint8 tensor (N, C, H, W) on the host, from where batches travel: a GPU's memory is for the model."""
 

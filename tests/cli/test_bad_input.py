@@ -369,6 +369,15 @@ def test_a_wrong_animation_option_is_refused(cli: Cli, trained: Path, options: l
     cli("gif", "--ckpt", trained, *options).refused(*words)
 
 
+def test_a_checkpoint_is_named_once(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    for command in ("sample", "gif", "export"):
+        out = () if command == "gif" else ("--out", tmp_path / "x")
+        cli(command, trained, "--ckpt", trained, *out).refused("--ckpt", str(trained), "give one")
+    cli("export", "--out", tmp_path / "x").refused("--ckpt", "diffcli export --help")
+    cli("fid", trained, "--ckpt", trained).refused("either A B or --ckpt")
+    cli("fid", tmp_path, "--ref", tmp_path).refused("--ckpt")
+
+
 @pytest.mark.parametrize("command", ["sample", "gif", "train"])
 def test_a_missing_option_is_named(cli: Cli, command: str) -> None:
     cli(command).refused("--preset" if command == "train" else "--ckpt", f"diffcli {command} --help")

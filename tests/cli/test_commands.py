@@ -20,6 +20,7 @@ import diffcli
 from diffcli import preset as presets
 from diffcli.cli.app import app
 from diffcli.data.datasets import Digits
+from diffcli.engine.score.job import apart
 from diffcli.engine.tuning import auto_precision
 from tests.conftest import Cli, environment, in_subprocess
 
@@ -33,7 +34,7 @@ OPTIONS = {
     "gif": "--ckpt --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --out --device --nproc "
     "--fps --frames --show --image --mask --strength --field --then --augment --tile --overlap --exact-tiles --no-tile",
     "fid": "--ckpt --ref --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --device --nproc "
-    "--metrics --features --weights --json",
+    "--metrics --features --weights --json --augment --tile --overlap --exact-tiles --no-tile",
     "ema": "--std --rate --out",
     "import": "--out --as",
     "export": "--ckpt --to --out --no-ema",
@@ -275,6 +276,17 @@ def test_a_newcomer_trains_samples_animates_and_scores(
 def test_data_goes_to_stdout_and_talk_to_stderr(cli: Cli, trained: Path, tmp_path: Path) -> None:
     done = cli("sample", "--ckpt", trained, "--out", tmp_path / "a.png", "--n", 2)
     assert (done.out, done.err) == (f"{tmp_path / 'a.png'}\n", "")
+
+
+def test_a_checkpoint_needs_no_flag(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    for name, how in (("flag", ("--ckpt", trained)), ("place", (trained,))):
+        assert cli("sample", *how, "--n", 2, "--steps", 1, "--out", tmp_path / f"{name}.npz").code == 0
+    checkpoint = trained / "checkpoints" / "step-00000004"
+    for one in (trained, checkpoint, checkpoint / "ema.safetensors"):
+        assert apart((str(one),), None) == ((), one)
+    assert apart((str(tmp_path),), None) == ((str(tmp_path),), None)
+    assert apart((str(trained), str(tmp_path)), None)[1] is None
+    assert (tmp_path / "flag.npz").read_bytes() == (tmp_path / "place.npz").read_bytes()
 
 
 def test_prepared_data_train_as_their_preset_says(cli: Cli, tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 """What is refused before any row is read: metrics that need what no side, extractor or statistics has."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
 
 from diffcli.config import UserError
+from diffcli.data.plain_yaml import parsed
 from diffcli.engine.score.sides import Side
 from diffcli.metrics.extractor import Extractor
 from diffcli.metrics.keepers import MOMENTS
 from diffcli.metrics.metric import Metric, Need, Role
+
+OPTION = "metrics."  # how a --set item begins that is for a metric
 
 Sides = Mapping[Role, Side]
 
@@ -114,3 +120,20 @@ def _check_count(metrics: Sequence[Metric], role: Role, side: Side) -> None:
         names = ", ".join(metric.kind for metric in used if metric.least > side.size)
         problem = f"{side.name}: {side.size} image{'s' * (side.size != 1)} cannot be scored by {names}"
         raise UserError(problem, f"give at least {least} images, thousands for a score that means something")
+
+
+def metric_options(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`metrics.KIND.OPTION=VALUE` of --set items, VALUE in YAML, by kind. Raises UserError for what has another form."""
+    found: dict[str, dict[str, Any]] = {}
+    for item in overrides:
+        if not item.startswith(OPTION):
+            continue
+        key, _, text = item.partition("=")
+        _, kind, *option = key.split(".")
+        if "=" not in item or len(option) != 1 or not option[0]:
+            raise UserError(f"--set {item}: has no KEY=VALUE", "write for example --set metrics.kid.subset_size=500")
+        try:
+            found.setdefault(kind, {})[option[0]] = parsed(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: {text!r} is not a YAML value", "write a number or a word") from None
+    return found

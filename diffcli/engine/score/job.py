@@ -7,10 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diffcli.config import ImageShape, UserError, quoted
-from diffcli.data.plain_yaml import parsed
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.reconstruction import check_idle
 from diffcli.engine.draw.request import Request
@@ -18,17 +15,18 @@ from diffcli.engine.draw.rows import row_fields
 from diffcli.engine.draw.sample import Model, SampleOptions, load_model, request
 from diffcli.engine.score import bound, generated
 from diffcli.engine.score.cache import cache_folder
+from diffcli.engine.score.checks import OPTION, metric_options
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import extractor_for
 from diffcli.engine.score.onepass import Watch, share
 from diffcli.engine.score.pairs.drawn_pairs import DrawnRows, Maker, deriving, fitted, paired, pairs, pictured
 from diffcli.engine.score.pairs.followed import Following, with_enlarged
 from diffcli.engine.score.pairs.pair_scores import PairScores
-from diffcli.engine.score.pairs.reconstructed import cut_short, first, floors_beside, originals, reconstructions
+from diffcli.engine.score.pairs.reconstructed import floors_beside, originals, reconstructions, too_few
 from diffcli.engine.score.pairs.regressed import Enlargements
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.segmented import annotated_side, counted, mask_scores, told_by
-from diffcli.engine.score.sides import Side, own_side, resolve
+from diffcli.engine.score.sides import Side, chosen_rows, is_checkpoint, own_side, resolve, spread
 from diffcli.engine.score.translated import Translation, held_out
 from diffcli.engine.stage import StageModel
 from diffcli.metrics.extractor import Extractor
@@ -37,7 +35,19 @@ from diffcli.metrics.overlap import EXTRACTOR
 from diffcli.metrics.scores import METRICS, metrics_by_name
 from diffcli.tasks.super_resolution import SuperResolutionTask
 
-OPTION = "metrics."  # how a --set item begins that is for a metric
+FRAMING = {
+    "--augment": "augment",
+    "--tile": "tile",
+    "--overlap": "overlap",
+    "--exact-tiles": "exact_tiles",
+    "--no-tile": "whole",
+}
+
+
+def apart(given: Sequence[str], ckpt: Path | None) -> tuple[tuple[str, ...], Path | None]:
+    """The sides that are given, and the checkpoint: a single side that is one stands for --ckpt."""
+    alone = Path(given[0]).expanduser() if ckpt is None and len(given) == 1 else None
+    return ((), alone) if alone is not None and is_checkpoint(alone) else (tuple(given), ckpt)
 
 
 @dataclass(frozen=True)
@@ -106,11 +116,19 @@ class Scoring:
             "--ddim-eta": "eta",
         }
         flags |= {"--guidance": "guidance", "--precision": "precision", "--compile": "compile", "--project": "project"}
+        flags |= FRAMING
         for flag, name in flags.items():
             if getattr(options, name) != getattr(fresh, name):
                 value = "" if getattr(options, name) is True else f" {getattr(options, name)}"
                 problem = f"{flag}{value} with two sides ({' '.join(self.sides)}): no model draws anything"
                 raise UserError(problem, f"leave {flag} out, or score a model with --ckpt RUN --ref B")
+
+    def _check_framing(self, what: str) -> None:
+        """Refuses options of large and of noised pictures where the images of a model are not drawn."""
+        for flag, name in FRAMING.items():
+            value = getattr(self.options, name)
+            if value is not None and value is not False:
+                raise UserError(f"{flag if value is True else f'{flag} {value}'}: {what}", f"leave {flag} out")
 
     def _check_model(self) -> None:
         """Metrics that ask the model under test need one, and one that can answer all of them."""
@@ -153,6 +171,7 @@ class Scoring:
         idle: dict[str, object] = {"--features": self.features, "--weights": self.weights}
         if "bound" in self.extractors:
             bound.check_options(options)
+            self._check_framing("the bound is of whole images of the trained size")
         else:
             idle |= {"--class": options.labels, "--prior": options.prior}
         for flag, value in idle.items():
@@ -172,7 +191,10 @@ class Scoring:
         about = {"checkpoint": f"{model.path} (step {model.step})", "ema": model.ema}
         about |= {key: model.describe()[key] for key in ("precision", "compiled")}
         if metrics := self.extractors.get("translation"):
-            reference = held_out(model, self.ref)
+            self._check_framing(f"{model.path} is a prior, which draws no images")
+            whole = held_out(model, self.ref)
+            reference = spread(whole, options.n)
+            about |= chosen_rows(whole, reference)
             translation = Translation(model, self.options, ",".join(metrics))
             extractors: dict[str, Extractor] = {"translation": translation}
             return self._evaluated({"reference": reference}, extractors, group, watch, about)
@@ -190,10 +212,12 @@ class Scoring:
 
     def _of_masks(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of the masks that a model tells of images."""
-        reference = annotated_side(model, self.ref, self.options.n)
+        self._check_framing(f"{model.path} tells masks of whole images")
+        whole = annotated_side(model, self.ref)
+        reference = spread(whole, self.options.n)
         scores = mask_scores(model, self.options, self.metrics, reference, self.ensemble)
         size = scores.seg.at_once(self.options.batch_size)
-        about = about | told_by(scores)
+        about = about | chosen_rows(whole, reference) | told_by(scores)
         report = self._evaluated({"reference": reference}, {EXTRACTOR: scores}, group, watch, about, size)
         scores.seg.agree(group)
         return report and dataclasses.replace(report, details={**report.details, **counted(scores)})
@@ -206,7 +230,8 @@ class Scoring:
             raise UserError(problem, "choose among psnr, ssim, lpips and fid")
         stage = StageModel(model)
         whole = originals(model, self.ref)
-        reference = first(whole, self.options.n)
+        reference = spread(whole, self.options.n)
+        about = about | chosen_rows(whole, reference)
         sides: dict[Role, Side] = {"reference": reference, "samples": reconstructions(stage, reference)}
         extractors: dict[str, Extractor] = {}
         if "reconstruction" in self.extractors:
@@ -215,7 +240,7 @@ class Scoring:
         if report is None or report.samples is None or report.samples.shape is None:
             return report
         shape = report.samples.shape
-        details, notes = {**report.details, **stage.describe(shape[1:])}, cut_short(whole, self.options.n)
+        details, notes = {**report.details, **stage.describe(shape[1:])}, too_few(whole, self.options.n)
         report = dataclasses.replace(report, details=details, warnings=[*report.warnings, *notes])
         return self._with_floors(report, stage, reference, shape, watch) if self.floors else report
 
@@ -231,7 +256,8 @@ class Scoring:
     def _of_pairs(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of images that are drawn under pictures, against the originals of these pictures."""
         whole = paired(model, self.ref)
-        reference = first(whole, self.options.n)
+        reference = spread(whole, self.options.n)
+        about |= chosen_rows(whole, reference)
         req: Request | None = None
         make: Maker
         if isinstance(model.task, SuperResolutionTask):
@@ -252,7 +278,7 @@ class Scoring:
             req.tally.agree(group)
         if report is None:
             return None
-        report.warnings.extend(cut_short(whole, self.options.n))
+        report.warnings.extend(too_few(whole, self.options.n))
         if req is not None and about["nfe"] is None:
             report = dataclasses.replace(report, details={**report.details, "nfe": int(req.tally)})
         return with_enlarged(report, model, reference, watch) if self.floors else report
@@ -317,20 +343,3 @@ class Scoring:
         return (
             resolve(self.ref, model.preset.data.size, always=True) if "bound" in self.extractors else resolve(self.ref)
         )
-
-
-def metric_options(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`metrics.KIND.OPTION=VALUE` of --set items, VALUE in YAML, by kind. Raises UserError for what has another form."""
-    found: dict[str, dict[str, Any]] = {}
-    for item in overrides:
-        if not item.startswith(OPTION):
-            continue
-        key, _, text = item.partition("=")
-        _, kind, *option = key.split(".")
-        if "=" not in item or len(option) != 1 or not option[0]:
-            raise UserError(f"--set {item}: has no KEY=VALUE", "write for example --set metrics.kid.subset_size=500")
-        try:
-            found.setdefault(kind, {})[option[0]] = parsed(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {key}: {text!r} is not a YAML value", "write a number or a word") from None
-    return found

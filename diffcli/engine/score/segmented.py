@@ -15,9 +15,7 @@ from diffcli.data.annotators import ALL, ONE
 from diffcli.engine.draw.masks.segmenting import Ensembles, Segmenter, decided, segmenter
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model
-from diffcli.engine.score.pairs.drawn_pairs import over
-from diffcli.engine.score.pairs.reconstructed import first
-from diffcli.engine.score.sides import Side, own_side, resolve
+from diffcli.engine.score.sides import Side, over, own_side, resolve
 from diffcli.fields import FieldSpec, Remedies, Specs, check_fields
 from diffcli.metrics.extractor import Extracted
 from diffcli.metrics.metric import Metric
@@ -80,12 +78,12 @@ class MaskScores:
         return {**self.seg.rule, "classes": self.seg.classes, "compared": sorted(self.reads)}
 
 
-def annotated_side(model: Model, ref: str | None, n: int | None) -> Side:
-    """The first n rows of the reference of a model of masks: --ref SET:SPLIT, else the split `test` of its own data."""
+def annotated_side(model: Model, ref: str | None) -> Side:
+    """The reference of a model of masks: --ref SET:SPLIT, else the split `test` of its own data."""
     if ref is not None:
-        return first(_knowing(model, resolve(ref, size=model.preset.data.size, always=True)), n)
+        return _knowing(model, resolve(ref, size=model.preset.data.size, always=True))
     try:
-        return first(_knowing(model, own_side(model, "test")), n)
+        return _knowing(model, own_side(model, "test"))
     except UserError as error:
         raise UserError(error.problem, "name a set with masks: --ref SET:test") from None
 

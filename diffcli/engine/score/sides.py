@@ -9,7 +9,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -22,7 +22,7 @@ from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.data.dataset import DataConfig
 from diffcli.data.files import open_location, open_tree
 from diffcli.data.image_formats import images_among
-from diffcli.data.images import ImageData
+from diffcli.data.images import ChosenImages, ImageData
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
 from diffcli.data.pixels import channels_first, open_image, read_size
@@ -33,7 +33,7 @@ from diffcli.data.walk import Walk
 from diffcli.digest import sha256
 from diffcli.engine.model import Model
 from diffcli.engine.score import npz
-from diffcli.fields import Batch, FieldSpec, Specs
+from diffcli.fields import Batch, FieldSpec, Specs, joined
 from diffcli.metrics.statistics import Statistics
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -101,17 +101,57 @@ def data_side(name: str, config: DataConfig, split: Split) -> Side:
     """A split of a preset's data; files are decoded as they are read, whatever `in_memory` says of training."""
     data = config.model_copy(update={"in_memory": False}).build(split)
 
-    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
-        chosen = data.select(fields)
-        return read_ahead(lambda span: chosen.read(torch.arange(span.start, span.stop)), spans)
-
     def identify() -> str:
         settings = config.model_dump_json(exclude={"in_memory", "flip", "crop", "buckets", "derived"})
         content = " ".join(map(fingerprint, config.paths)) or f"diffcli {__version__}"
         return f"data {settings} {split} {content}"
 
     remote = isinstance(config, Stream)  # what lies elsewhere may change unseen
-    return Side(name, len(data), data.specs, read, data.classes, None, None if remote else identify, data)
+    side = Side(name, len(data), data.specs, classes=data.classes, identify=None if remote else identify)
+    return over(side, data)
+
+
+def over(side: Side, data: ImageData) -> Side:
+    """A side whose rows are those of `data`."""
+
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
+        chosen = data.select(fields)
+        return read_ahead(lambda span: chosen.read(torch.arange(span.start, span.stop)), spans)
+
+    return replace(side, size=len(data), fields=data.specs, read=read, data=data)
+
+
+def spread(side: Side, n: int | None) -> Side:
+    """n rows of a side, spread evenly as a sorted one begins with a class: row i is number i x size // n.
+
+    The side itself where it has no more, or no rows; None: all.
+    """
+    if n is None or side.size is None or side.size <= n or side.read is None:
+        return side
+    places, whole = torch.arange(n) * side.size // n, side.read
+
+    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
+        rows = whole([range(i, i + 1) for span in spans for i in places[span.start : span.stop].tolist()], fields)
+        return (together([next(rows) for _ in span]) for span in spans)
+
+    identify = None if side.identify is None else lambda: f"{n} rows spread over {side.fingerprint}"
+    chosen = replace(side, size=n, read=read) if side.data is None else over(side, ChosenImages(side.data, places))
+    return replace(chosen, identify=identify)
+
+
+def chosen_rows(whole: Side, scored: Side) -> dict[str, str]:
+    """Of a report: which rows of a side are scored, where `spread` has not kept it."""
+    if scored is whole:
+        return {}
+    return {"rows": f"{scored.size} spread evenly over {whole.size}: row i is number i x {whole.size} // {scored.size}"}
+
+
+def together(rows: Sequence[Batch]) -> Batch:
+    """Rows of a side as one batch; a grey image among coloured ones is repeated."""
+    if "image" in rows[0]:
+        channels = max(row["image"].shape[1] for row in rows)
+        rows = [{**row, "image": row["image"].expand(-1, channels, -1, -1)} for row in rows]
+    return joined(rows)
 
 
 def own_side(model: Model, split: Split) -> Side:
@@ -218,10 +258,16 @@ def read_ahead(read: Callable[[T], R], items: Iterable[T], workers: int = READER
                 future.cancel()
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path looks like a run, a checkpoint or an exported file."""
+    exported = path.suffix == ".safetensors" and path.is_file()
+    return exported or (path / "checkpoints").is_dir() or (path / checkpoint.RECORD).is_file()
+
+
 def _folder_like(path: Path, size: int | tuple[int, int] | None, always: bool) -> Side:
     if is_prepared(path):
         return prepared_side(path, None, size, always)
     check_finished(path, "the prepared data set")
-    if (path / "checkpoints").is_dir() or (path / checkpoint.RECORD).is_file():
+    if is_checkpoint(path):
         raise UserError(f"{path} is a run or a checkpoint, not images", f"score it with --ckpt {quoted(path)} --ref B")
     return folder_side(path)

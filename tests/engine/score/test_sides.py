@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from diffcli.config import UserError
+from diffcli.data.datasets import Digits
 from diffcli.engine.score import npz
-from diffcli.engine.score.sides import data_side, fingerprint, own_side, read_ahead, resolve
+from diffcli.engine.score.sides import chosen_rows, data_side, fingerprint, own_side, read_ahead, resolve, spread
 from tests.engine.score.making import (
     as_set,
     labels,
@@ -61,6 +62,47 @@ def test_grey_images_among_coloured_ones_are_repeated(tmp_path):
     write_folder(tmp_path / "images", pixels(1, 3, 3))
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "images" / "a.png")
     assert read(resolve(str(tmp_path / "images")))[0].unique().tolist() == [9]
+
+
+@pytest.mark.parametrize("kind", ["data", "npz", "folder"])
+def test_some_rows_of_a_side_are_spread_evenly_over_it(tmp_path, kind):
+    images = pixels(1, 20)
+    if kind == "data":
+        whole = data_side("digits", Digits(size=8), "test")
+    else:
+        writes = {
+            "npz": lambda: write_npz(tmp_path / "a.npz", images),
+            "folder": lambda: write_folder(tmp_path / "a", images),
+        }
+        whole = resolve(str(writes[kind]()))
+    few = spread(whole, 6)
+    places = [i * whole.size // 6 for i in range(6)]
+    everything = next(whole.read([range(whole.size)], whole.fields.keys()))
+    found = list(few.read([range(4), range(4, 6)], few.fields.keys()))
+    assert [len(batch["image"]) for batch in found] == [4, 2]
+    for name, values in everything.items():
+        assert torch.equal(torch.cat([batch[name] for batch in found]), values[places])
+    assert (few.size, few.fields) == (6, whole.fields)
+    assert few.fingerprint != whole.fingerprint
+    assert few.data is None or few.data.read(torch.tensor([5]))["image"].equal(everything["image"][places[5:]])
+    assert few.data is None or few.data.labels.equal(whole.data.labels[places])
+    assert all(spread(whole, n) is whole for n in (None, whole.size, whole.size + 1))
+    assert chosen_rows(whole, few)["rows"].startswith("6 spread evenly over")
+    assert chosen_rows(whole, whole) == {}
+
+
+def test_a_set_sorted_by_class_gives_rows_of_all_classes(tmp_path):
+    images = np.arange(40).repeat(64).reshape(40, 8, 8, 1).astype(np.uint8)
+    levels = read(spread(resolve(str(write_npz(tmp_path / "a.npz", images))), 10)).flatten(1)[:, 0]
+    assert (levels // 10).bincount().tolist() == [3, 2, 3, 2]
+
+
+def test_a_grey_image_among_coloured_ones_is_repeated_where_rows_are_spread(tmp_path):
+    write_folder(tmp_path / "images", pixels(1, 3, 3))
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "images" / "a.png")
+    found = read(spread(resolve(str(tmp_path / "images")), 2))
+    assert found.shape == (2, 3, 8, 8)
+    assert found[0].unique().tolist() == [9]
 
 
 def test_a_preset_split_is_read_with_its_labels(tmp_path):

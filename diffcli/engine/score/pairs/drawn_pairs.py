@@ -11,7 +11,6 @@ from torch import Tensor
 
 from diffcli.config import UserError, quoted
 from diffcli.data.datasets import Folder
-from diffcli.data.images import ImageData
 from diffcli.engine.draw.request import Request
 from diffcli.engine.draw.rows import row_fields
 from diffcli.engine.draw.sample import sampled
@@ -19,7 +18,7 @@ from diffcli.engine.model import Model
 from diffcli.engine.score.pairs.followed import CONDITION, OTHER, named
 from diffcli.engine.score.pairs.pair_scores import ORIGINAL
 from diffcli.engine.score.pairs.reconstructed import originals
-from diffcli.engine.score.sides import Side, data_side, read_ahead
+from diffcli.engine.score.sides import Side, data_side, over
 from diffcli.fields import OVER_PIXELS, Batch, FieldSpec
 from diffcli.tasks.super_resolution import SuperResolutionConfig
 
@@ -74,16 +73,6 @@ def deriving(model: Model, reference: Side) -> Side:
     image = reference.fields["image"]
     missing = tuple(each for each in model.preset.data.derived if not each.specs(image).keys() <= data.specs.keys())
     return reference if not missing else over(reference, data.deriving(missing))
-
-
-def over(reference: Side, data: ImageData) -> Side:
-    """A reference whose rows are those of `data`."""
-
-    def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
-        chosen = data.select(fields)
-        return read_ahead(lambda span: chosen.read(torch.arange(span.start, span.stop)), spans)
-
-    return dataclasses.replace(reference, fields=data.specs, read=read, data=data)
 
 
 class Maker(Protocol):

@@ -4,7 +4,6 @@ Rows of the side are those of the reference: `image` is the reconstruction, `ori
 process reconstructs the rows that it extracts, once for all extractors.
 """
 
-import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -99,26 +98,11 @@ def trained_on(model: Model) -> str:
     return str(data.root) if data.root is not None and data.root.is_dir() else f"{model.preset.name}:train"
 
 
-def cut_short(side: Side, n: int | None) -> list[str]:
-    """A note where a side has fewer rows than were asked for, or where those that are scored may be of a few classes."""
-    if n is None or side.size is None or side.size == n:
+def too_few(side: Side, n: int | None) -> list[str]:
+    """A note where a side has fewer rows than were asked for."""
+    if n is None or side.size is None or side.size >= n:
         return []
-    if side.size < n:
-        return [f"--n {n}: {side.name} has {side.size} image{'s' * (side.size != 1)}; all of them are scored"]
-    if not side.classes:
-        return []
-    return [
-        f"--n {n}: the first of the {side.size} rows of {side.name} are scored, which are of a few classes where it is sorted by "
-        "class; leave --n out for all"
-    ]
-
-
-def first(side: Side, n: int | None) -> Side:
-    """The first n rows of a side, or all where it has no more; None: all."""
-    if n is None or side.size is None or side.size <= n:
-        return side
-    identify = None if side.identify is None else lambda: f"the first {n} of {side.fingerprint}"
-    return dataclasses.replace(side, size=n, identify=identify)
+    return [f"--n {n}: {side.name} has {side.size} image{'s' * (side.size != 1)}; all of them are scored"]
 
 
 def floors_beside(

@@ -16,15 +16,14 @@ from diffcli.config import UserError
 from diffcli.data.datasets import Digits
 from diffcli.data.derived import LowRes
 from diffcli.engine.draw.sample import SampleOptions, request, sampled
-from diffcli.engine.model import Model
+from diffcli.engine.model import Model, load_model
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.job import Scoring
 from diffcli.engine.score.pairs.drawn_pairs import DrawnRows, paired, pairs, pictured
 from diffcli.engine.score.pairs.followed import Following, enlarged_floor
 from diffcli.engine.score.pairs.pair_scores import PairScores
-from diffcli.engine.score.pairs.reconstructed import first
 from diffcli.engine.score.report import Report
-from diffcli.engine.score.sides import data_side
+from diffcli.engine.score.sides import data_side, spread
 from diffcli.fields import to_float, to_levels
 from diffcli.metrics.adherence import edges_f1
 from diffcli.metrics.nearness import psnr_of_bytes, ssim_of_bytes
@@ -67,7 +66,7 @@ def save(path: Path, tree: dict[str, Any]) -> Path:
 
 
 def scored(model: Model, names: list[str], n: int = 6, mean_of: int = 1, **more: Any) -> Report:
-    metrics, reference = metrics_by_name(names), first(paired(model, None), n)
+    metrics, reference = metrics_by_name(names), spread(paired(model, None), n)
     req = request(model, SampleOptions(n=n, seed=3, batch_size=more.get("batch_size", 64)), reference)
     following = Following(model, metrics)
     extractors: dict[str, Any] = {"reconstruction": PairScores(metrics, torch.device("cpu"))}
@@ -79,7 +78,7 @@ def scored(model: Model, names: list[str], n: int = 6, mean_of: int = 1, **more:
 
 
 def rows(model: Model, n: int = 6) -> dict[str, Tensor]:
-    data = paired(model, None).data
+    data = spread(paired(model, None), n).data
     assert data is not None
     return data.read(torch.arange(n))  # type: ignore[return-value]
 
@@ -93,7 +92,7 @@ def lowered(images: Tensor, side: int) -> Tensor:
 def test_scores_are_those_of_each_sample_and_the_original_of_its_condition() -> None:
     model = model_of(UPSCALER)
     found = scored(model, ["psnr", "ssim", "consistency"]).scores
-    req = request(model, SampleOptions(n=6, seed=3), first(paired(model, None), 6))
+    req = request(model, SampleOptions(n=6, seed=3), spread(paired(model, None), 6))
     made, fields = sampled(req, range(6)), rows(model)
     assert found["psnr"] == pytest.approx(psnr_of_bytes(made, fields["image"]).mean().item(), abs=1e-4)
     assert found["ssim"] == pytest.approx(ssim_of_bytes(made, fields["image"]).mean().item(), abs=1e-5)
@@ -112,7 +111,7 @@ def test_originals_follow_their_conditions_and_are_consistent_with_them() -> Non
     """An extractor that is shown the originals themselves; under the edges of another image they follow less."""
     for tree, kind, best in ((UPSCALER, "consistency", 100), (FOLLOWER, "follows", 1)):
         model = model_of(tree)
-        reference = first(paired(model, None), 6)
+        reference = spread(paired(model, None), 6)
         following = Following(model, metrics_by_name([kind]))
         req = request(model, SampleOptions(n=6), reference)
         side = pairs(DrawnRows(req, 1), model, reference, following.fields)
@@ -128,7 +127,7 @@ def test_originals_follow_their_conditions_and_are_consistent_with_them() -> Non
 
 def test_the_mean_of_samples_is_scored_as_bytes() -> None:
     model = model_of(UPSCALER)
-    reference, count = first(paired(model, None), 6), 3
+    reference, count = spread(paired(model, None), 6), 3
     found = scored(model, ["psnr"], mean_of=count)
     samples = [sampled(request(model, SampleOptions(n=6, seed=3 + 6 * k), reference), range(6)) for k in range(count)]
     mean = torch.stack(samples).double().mean(0).round().to(torch.uint8)
@@ -139,7 +138,7 @@ def test_the_mean_of_samples_is_scored_as_bytes() -> None:
 
 def test_the_floor_is_pillows_bicubic_enlargement() -> None:
     model = model_of(UPSCALER)
-    reference = first(paired(model, None), 6)
+    reference = spread(paired(model, None), 6)
     floor = enlarged_floor(model.preset.data.derived[0], reference, ["psnr", "ssim", "consistency"])
     fields = rows(model)
     large = lowered(fields["low_res"], 16)
@@ -223,6 +222,29 @@ def test_a_network_of_one_step_is_scored_by_the_same_pairs(cli: Cli, tmp_path: P
         (["--metrics", "psnr", "--project"], "--project: "),
     ):
         cli(*asked, *options).refused(words, "in one step")
+
+
+def test_pairs_are_drawn_in_tiles_and_under_noise_as_sample_draws_them(tmp_path: Path) -> None:
+    noised = UPSCALER | {"task__conditioners": [{"kind": "spatial", "channels": 1, "augment": 0.4}]}
+    run = save(tmp_path / "run", noised)
+    found = {}
+    for name, how in (("plain", {}), ("tiles", {"tile": 8}), ("noise", {"augment": 0.4})):
+        scoring = Scoring((), run, None, SampleOptions(n=3, **how), ["psnr"], None, None, True, floors=False)
+        report = scoring.run(ALONE)
+        assert report is not None
+        reference = spread(paired(load_model(run, torch.device("cpu")), None), 3)
+        req = request(load_model(run, torch.device("cpu")), SampleOptions(n=3, **how), reference)
+        drawn = psnr_of_bytes(sampled(req, range(3)), rows(model_of(noised), 3)["image"]).mean().item()
+        found[name] = report.scores["psnr"]
+        assert found[name] == pytest.approx(drawn, abs=1e-4)
+        assert report.details["rows"].startswith("3 spread evenly over")
+    assert len({round(score, 3) for score in found.values()}) == 3
+
+
+def test_options_of_large_pictures_are_refused_where_none_are_drawn(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    cli("fid", "a.npz", "b.npz", "--tile", 8).refused("--tile 8 with two sides")
+    cli("fid", trained, "--metrics", "bpd", "--exact-tiles").refused("--exact-tiles", "the bound")
+    cli("fid", save(tmp_path / "run", UPSCALER), "--metrics", "psnr", "--augment", 0.2).refused("--augment 0.2")
 
 
 @pytest.mark.slow

@@ -19,14 +19,13 @@ from diffcli.engine.score.floor_scores import Size, floors, planned
 from diffcli.engine.score.job import Scoring
 from diffcli.engine.score.pairs.pair_scores import PairScores
 from diffcli.engine.score.pairs.reconstructed import (
-    first,
     floors_beside,
     originals,
     reconstructions,
     training_split,
 )
 from diffcli.engine.score.report import Report
-from diffcli.engine.score.sides import Side, npz_side, resolve
+from diffcli.engine.score.sides import Side, npz_side, resolve, spread
 from diffcli.engine.stage import StageModel
 from diffcli.fields import to_float, to_levels
 from diffcli.metrics.nearness import psnr_of_bytes, ssim_of_bytes
@@ -90,15 +89,6 @@ def test_every_image_is_reconstructed_once_however_many_look_at_it(
     assert report.scores["fid"] > 0
     assert report.samples is not None
     assert report.samples.n == report.reference.n == 20
-
-
-def test_the_first_rows_of_a_reference_are_its_own(tmp_path: Path) -> None:
-    reference = images(tmp_path)
-    few = first(reference, 5)
-    assert read(few).equal(read(reference)[:5])
-    assert few.fingerprint != reference.fingerprint
-    assert first(reference, 20) is reference
-    assert first(reference, None) is reference
 
 
 def test_without_a_number_all_images_are_scored(tmp_path: Path) -> None:
@@ -261,7 +251,7 @@ def test_a_training_split_that_cannot_be_read_is_told_and_no_other_takes_its_pla
 def test_a_cache_that_cannot_be_written_is_a_note_and_other_images_have_no_floor(tmp_path: Path) -> None:
     (file := tmp_path / "file").touch()
     model = encoding(size=8)
-    stage, reference = StageModel(model), first(originals(model, None), 50)
+    stage, reference = StageModel(model), spread(originals(model, None), 50)
     (found,), notes = floors_beside(stage, None, reference, ImageShape(1, 8, 8), file / "cache", None)
     assert found["images"] == 9000
     assert "could not be cached" in " ".join(notes)
