@@ -51,6 +51,7 @@ bench: $(STAMP) ## training and sampling beside other projects, the samplers, re
 	$(BIN)/python benchmarks/data.py $(if $(CIFAR10),--cifar10 $(CIFAR10))
 	$(BIN)/python benchmarks/latents.py
 	$(BIN)/python benchmarks/save_memory.py
+	$(BIN)/python benchmarks/upscaler_training.py
 	$(BIN)/python benchmarks/tiled_upscaling.py
 
 gpu-check: $(if $(GIVEN),,$(STAMP)) ## ten minutes on a GPU: the `gpu` tests, speed and memory beside diffusers (PYTHON=one with torch)
