@@ -1,21 +1,27 @@
 """Captions as they are stored: one a line, UTF-8, without control characters; and which of several an epoch reads."""
 
 import json
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-KEYS = ("caption", "captions", "text")  # of an object of JSON
+KEYS = ("caption", "captions", "text", "texts", "prompt", "description", "sentence", "sentences", "comment")  # of JSON
 MAX_BYTES = 1 << 20  # of the captions of one image
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+BOM = "\ufeff"
+NOT_UTF8 = "are not UTF-8: write them anew, as `iconv -f LATIN1 -t UTF-8` does"
 
 T = TypeVar("T")
 
 
 def clean(text: str) -> str:
-    """A caption on one line: control characters and runs of white space become one space, lone surrogates go."""
+    """A caption on one line: control characters and runs of white space become one space; lone surrogates and BOMs go."""
     if text.isprintable():  # nearly all are, and asking is ten times as fast as looking at each character
         return " ".join(text.split())
-    kept = "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text if not _lone(c))
+    kept = "".join(
+        " " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text if not _lone(c) and c != BOM
+    )
     return " ".join(kept.split())
 
 
@@ -25,9 +31,17 @@ def to_bytes(captions: Iterable[str]) -> bytes:
 
 
 def from_bytes(data: bytes) -> list[str]:
-    """The inverse of `to_bytes`, for members of anybody; at least one caption, the empty one where there is none."""
-    lines = [clean(line) for line in data.decode("utf-8", "replace").splitlines()]
+    """The inverse of `to_bytes`, for members of anybody; at least one caption, the empty one where there is none.
+
+    Raises UnicodeDecodeError.
+    """
+    lines = [clean(line) for line in decoded(data).splitlines()]
     return list(filter(None, lines)) or [""]
+
+
+def decoded(data: bytes) -> str:
+    """The text of a small file in UTF-8, or in UTF-16 where its mark says so. Raises UnicodeDecodeError."""
+    return data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig")
 
 
 def from_json(data: str | bytes) -> tuple[str, ...]:
@@ -37,16 +51,18 @@ def from_json(data: str | bytes) -> tuple[str, ...]:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if isinstance(value, dict):
-        value = next((value[key] for key in KEYS if key in value), None)
+        return next((found for key in KEYS if (found := texts(value.get(key)))), ())
     return texts(value)
 
 
 def texts(value: object) -> tuple[str, ...]:
-    """The texts in a value of JSON or of a table: itself, or those of a list; numbers become texts."""
+    """The texts in a value of JSON or of a table: itself, or those of a list; numbers become texts, but for NaN."""
     if isinstance(value, list | tuple):
         return tuple(text for item in value for text in texts(item))
     if isinstance(value, str):
         return (value,)
+    if isinstance(value, float) and math.isnan(value):  # how tables of numbers leave a cell empty
+        return ()
     return () if value is None or isinstance(value, dict | bool) else (str(value),)
 
 

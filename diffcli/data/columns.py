@@ -32,7 +32,11 @@ class Texts:
     def read(self, indices: Tensor, draws: Tensor | None) -> list[str]:
         found = []
         for index, draw in zip(indices.tolist(), each(draws, len(indices)), strict=True):
-            lines = captions.from_bytes(self.files.read(index))
+            try:
+                lines = captions.from_bytes(self.files.read(index))
+            except UnicodeDecodeError as error:
+                problem = f"{self.files.name(index)}: its captions {captions.NOT_UTF8}"
+                raise UserError(problem, "run `diffcli prep-data webdataset`, which lists all such samples") from error
             found.append(lines[captions.chosen(len(lines), draw)])
         return found
 

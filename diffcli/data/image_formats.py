@@ -59,6 +59,7 @@ MARKS = {
     b"qoif": "QOI",
     b"8BPS": "PSD",
 }
+EXTENSIONS = {"JPEG2000": "jp2", "HEIF": "heic"}  # of formats that are not called as their files end
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 HEAD = 64  # bytes that tell a format
@@ -122,6 +123,12 @@ def format_of(head: bytes) -> str | None:
     if head[4:8] == b"ftyp":
         return "AVIF" if head[8:12] in AVIF_BRANDS else "HEIF" if head[8:12] in HEIF_BRANDS else None
     return next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
+
+
+def extension_of(head: bytes) -> str | None:
+    """How files of the format end that these first bytes are of, without a dot; None where they are of no image."""
+    found = format_of(head)
+    return None if found is None else EXTENSIONS.get(found, found.lower())
 
 
 def readable(name: str) -> bool:

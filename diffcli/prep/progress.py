@@ -26,6 +26,11 @@ KINDS_OF_FAILURE = [
         (r"it is none of", "not an image"),
         (r"decompression bomb", "too many pixels"),
         (r"truncated|broken|corrupt", "not a whole image"),
+        (r"has no image", "no image"),
+        (r"label", "no label that fits"),
+        (r"UTF-8", "captions not in UTF-8"),
+        (r"(HEIC|AVIF) pictures", r"\1, which is not installed"),
+        (r"--range", "values without --range"),
     )
 ]
 

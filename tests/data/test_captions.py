@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffcli.data.captions import chosen, clean, from_bytes, from_json, to_bytes
+from diffcli.data.captions import UTF16_MARKS, chosen, clean, from_bytes, from_json, texts, to_bytes
 
 ANYTHING = st.text(st.characters(), max_size=40)  # lone surrogates and control characters too
 
@@ -25,10 +25,26 @@ def test_a_clean_caption_is_one_line_of_valid_text_and_stays_as_it_is(text: str)
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_give_at_least_one_caption(data: bytes):
-    found = from_bytes(data)
+def test_any_bytes_give_at_least_one_caption_or_are_refused_as_no_utf8(data: bytes):
+    try:
+        found = from_bytes(data)
+    except UnicodeDecodeError:
+        with pytest.raises(UnicodeDecodeError):
+            data.decode("utf-16" if data[:2] in UTF16_MARKS else "utf-8")
+        return
     assert found
     assert all(caption == clean(caption) for caption in found)
+
+
+def test_marks_of_spreadsheets_and_of_utf16_are_understood():
+    assert from_bytes("a cat\nü".encode("utf-8-sig")) == from_bytes("a cat\nü".encode("utf-16")) == ["a cat", "ü"]
+
+
+def test_nothing_is_no_caption():
+    assert texts(float("nan")) == texts(None) == texts([None, float("nan"), {}]) == ()
+    assert from_json(b'{"caption": null, "text": "words"}') == ("words",)
+    assert from_json(b'{"caption": NaN}') == ()
+    assert texts(3.5) == ("3.5",)
 
 
 def test_captions_of_any_language_keep_every_character():

@@ -19,6 +19,7 @@ from diffcli.data.loader import from_workers, trained_batch
 from diffcli.data.order import StepRows, epoch_draws, share
 from diffcli.data.stream.lanes import LaneBlock, LaneSource, Mark, ahead
 from diffcli.data.stream.layout import Layout
+from diffcli.data.stream.tar import REMARKS
 from diffcli.fields import Batch, joined
 
 MARKS = len(Mark._fields)
@@ -35,7 +36,7 @@ class Part(NamedTuple):
     marks: Tensor  # int64 (lanes, 6): after this step
     broken: tuple[str, ...]  # why samples of these rows could not be decoded
     faults: tuple[str, ...]  # why shards could not be read on, from the first rank that reads them
-    pickles: bool  # whether there were members that only unpickling could read
+    remarks: frozenset[str]  # on the samples, keys of tar.REMARKS
 
 
 class OpenBlock:
@@ -52,6 +53,7 @@ class OpenBlock:
             here = epochs == epoch
             self.draws[here] = epoch_draws(seed, epoch, self.indices[here])
         self.broken: dict[int, str] = {}
+        self.hint = ""  # of the first that was broken
         self._first: tuple[int, Batch] | None = None
 
     def has_any(self) -> bool:
@@ -81,6 +83,7 @@ class OpenBlock:
             return self.data.read(torch.tensor([row]), self.draws[row : row + 1])
         except UserError as error:
             self.broken[row] = error.problem
+            self.hint = self.hint or error.hint
             return None
 
 
@@ -94,7 +97,7 @@ class LaneDealer:
         self.open: OpenBlock | None = None
         self.broken: list[str] = []
         self.faults: list[str] = []
-        self.pickles = False
+        self.remarks = frozenset[str]()
 
     def step(self) -> Iterator[tuple[Batch, Tensor, Tensor]]:
         """Fields, index and draw of each row that this process deals to the next step."""
@@ -115,7 +118,7 @@ class LaneDealer:
         for block in self.blocks:
             told = self.owned and block.begin.block >= self.told_until
             opened = OpenBlock(block, self.reader.layout, self.reader.source.urls, self.reader.source.order.seed)
-            self.pickles |= any(entry.sample.pickles for entry in block.entries)
+            self.remarks |= {remark for entry in block.entries for remark in entry.sample.remarks}
             if told:
                 self.faults += [f"{self.reader.source.urls[f.shard]}: {f.reason}" for f in block.faults]
             taken = self.mark.taken if self.open is None and block.begin.block == self.mark.block else 0
@@ -127,7 +130,7 @@ class LaneDealer:
             if hopeless >= ALL_BROKEN:
                 raise UserError(
                     f"data.shards: none of {hopeless} samples in a row can be used; {next(iter(opened.broken.values()))}",
-                    "check what the shards hold, and that the fields the task reads are among it",
+                    f"check what the shards hold, and that the fields the task reads are among it; {opened.hint}",
                 )
         raise Stopped
 
@@ -231,8 +234,8 @@ class StreamFeed:
             self.say_once(f"broken shard: {reason}; going on with the next", reason)
         if part.broken:
             self.say_once(f"broken sample, skipped: {part.broken[0]} (the log counts further ones)", "sample")
-        if part.pickles:
-            self.say_once("members that would have to be unpickled are never read", "pickles")
+        for remark in sorted(part.remarks):
+            self.say_once(REMARKS[remark], remark)
 
     def say_once(self, note: str, topic: str) -> None:
         if topic not in self._told:
@@ -259,5 +262,5 @@ def part_of(dealers: list[LaneDealer]) -> Part:
         torch.tensor([dealer.mark for dealer in dealers]),
         tuple(reason for broken, _ in notes for reason in broken),
         tuple(reason for _, faults in notes for reason in faults),
-        any(dealer.pickles for dealer in dealers),
+        frozenset().union(*(dealer.remarks for dealer in dealers)),
     )

@@ -100,12 +100,13 @@ class Order:
 
 @dataclass(frozen=True)
 class LaneSource:
-    """Reads the shards of a lane. wanted: which members, by extension."""
+    """Reads the shards of a lane. wanted: which members, by extension; dotted: whether keys have dots, see `tar.samples`."""
 
     order: Order
     urls: tuple[str, ...]
     patience: Patience
     wanted: Callable[[str], bool]
+    dotted: bool = False
 
     def blocks(self, lane: int, mark: Mark) -> Iterator[LaneBlock]:
         """The lane from the beginning of the mark's block on, endlessly.
@@ -146,10 +147,11 @@ class LaneSource:
     def shard(self, epoch: int, turn: int, number: int, position: int, offset: int) -> Iterator[LaneEntry | Fault]:
         """The samples of one shard from a position on, which begins at byte `offset`."""
         shard = ShardBytes(self.urls[number], self.patience, offset)
-        empty = True
+        empty, images = True, self.wanted("png")
         try:
-            for place, sample in enumerate(samples(shard, self.wanted), start=position):
-                if sample.members:  # else it is a read-me, a listing, or what webdataset's tools leave between samples
+            for place, sample in enumerate(samples(shard, self.wanted, self.dotted), start=position):
+                # else it is a read-me, a listing, or what webdataset's tools leave between samples
+                if sample.members or (images and sample.has_more):
                     empty = False
                     yield LaneEntry(epoch, turn, number, place, sample)
             if empty and not position:

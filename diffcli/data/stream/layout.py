@@ -1,7 +1,7 @@
 """What the members of a streamed sample mean: image, label, captions, embeddings and pictures, as in prepared shards.
 
-KEY.jpg, .png, ... is the image; KEY.cls its label; KEY.txt its captions, one a line, or KEY.json with `caption`,
-`captions` or `text`; KEY.FIELD.npy an embedding and KEY.FIELD.png a picture that lies over the image.
+KEY.jpg, .png, ... is the image; KEY.cls or .class its label; KEY.txt its captions, one a line; KEY.json has either, under usual
+keys; KEY.FIELD.npy an embedding and KEY.FIELD.png a picture that lies over the image.
 """
 
 import io
@@ -19,22 +19,25 @@ from diffcli.data.buckets import Framing
 from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.columns import column
 from diffcli.data.derived import Derived
-from diffcli.data.image_formats import SUFFIXES
 from diffcli.data.images import FileImages, ImageData
+from diffcli.data.sample_labels import EXTENSIONS, label_in, number_in
 from diffcli.data.shards import FieldNote, is_mask
-from diffcli.data.stream.tar import TarSample
+from diffcli.data.stream.tar import IMAGES, TarSample
 from diffcli.fields import Batch, FieldSpec, Specs
 
 MEMBERS = {"vector": "npy", "tokens": "npy", "image": "png", "mask": "png"}  # the extension of KEY.FIELD, by its kind
-IMAGES = tuple(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
 CAPTIONS_OF_TOKENS = 3  # axes of an array that holds a sequence (L, D) for each caption
 MAX_LABELS = 1 << 31  # where no class names say how many there are
+APART = "type `diffcli prep-data webdataset`, which finds what lies apart in a tar or is a link, and train on what it writes"
 HINT = "take the samples without it out of the shards, or the conditioner that reads it out of the preset"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which fields the samples of a stream have and how they become rows. fields: those beside image and label, by name."""
+    """Which fields the samples of a stream have and how they become rows. fields: those beside image and label, by name.
+
+    json_labels: labels may lie in KEY.json; dotted: keys have dots.
+    """
 
     shape: ImageShape
     framing: Framing
@@ -44,6 +47,8 @@ class Layout:
     class_captions: ClassCaptions | None = None
     derived: tuple[Derived, ...] = ()
     reads_image: bool = True
+    json_labels: bool = False
+    dotted: bool = False
 
     def select(self, names: Iterable[str]) -> "Layout":
         """The same, of which these fields alone are read (labels, and captions made of them, cost nothing)."""
@@ -65,10 +70,10 @@ class Layout:
 
     def wanted(self, extension: str) -> bool:
         """Whether members with this extension are read."""
-        if extension == "cls":
+        if extension in EXTENSIONS:
             return self.labelled
         if extension in ("txt", "json"):
-            return "text" in self.fields
+            return "text" in self.fields or (extension == "json" and self.labelled and self.json_labels)
         name, _, kind = extension.rpartition(".")
         if name:
             return name in self.fields and MEMBERS.get(self.fields[name].kind) == kind
@@ -81,7 +86,7 @@ class Layout:
             name: column(self._files(name, note, samples, names), note, self.framing)
             for name, note in self.fields.items()
         }
-        images = MemberFiles(samples, names, IMAGES)
+        images = MemberFiles(samples, names, sorted(IMAGES))
         data: ImageData = SampleImages(images, self.shape, labels, self.classes, columns, self.framing)
         if self.class_captions is not None:
             data = self.class_captions.added(data)
@@ -101,11 +106,13 @@ class Layout:
 
     def _label(self, sample: TarSample) -> int:
         """-1 where it has none, or one that names no class."""
-        try:
-            label = int(sample.members.get("cls", b""))
-        except ValueError:
+        told = label_in(sample.members)
+        if told is None:
             return -1
-        return label if 0 <= label < (len(self.classes) if self.classes else MAX_LABELS) else -1
+        if self.classes and told in self.classes and number_in(told) is None:
+            return self.classes.index(told)
+        label = number_in(told)
+        return -1 if label is None or not 0 <= label < (len(self.classes) if self.classes else MAX_LABELS) else label
 
 
 class SampleImages(FileImages):
@@ -114,9 +121,21 @@ class SampleImages(FileImages):
     def read(self, indices: Tensor, draws: Tensor | None = None) -> Batch:
         for index in indices.tolist() if self.labels is not None else ():
             if self.labels[index] < 0:  # type: ignore[index]  # not None, as was seen above
-                classes = f"one outside the {len(self.classes)} classes" if self.classes else "a negative one"
-                raise UserError(f"{self.files.name(index)} has no label, or {classes}", HINT)
+                assert isinstance(self.files, MemberFiles)
+                raise _unlabelled(self.files.name(index), label_in(self.files.samples[index].members), self.classes)
         return super().read(indices, draws)
+
+
+def _unlabelled(name: str, label: str | None, classes: tuple[str, ...] | None) -> UserError:
+    if label is None:
+        return UserError(f"{name} has no label", HINT)
+    if number_in(label) is None and not classes:
+        return UserError(
+            f"{name}: its label is '{label}', and nothing says which number that class has",
+            "name all classes in order, --set 'data.classes=[cat, dog]', or type `diffcli prep-data webdataset`",
+        )
+    known = f"one of the {len(classes)} classes" if classes else "the number of a class"
+    return UserError(f"{name}: its label is '{label}', not {known}", HINT)
 
 
 class MemberFiles:
@@ -135,8 +154,10 @@ class MemberFiles:
         members = self.samples[index].members
         found = next((members[extension] for extension in self.extensions if extension in members), None)
         if found is None:
+            sample = self.samples[index]
             what = "image" if len(self.extensions) > 1 else self.extensions[0]
-            raise UserError(f"{self.names[index]} has no {what}", HINT)
+            there = ", ".join((*members, *sample.others))
+            raise UserError(f"{self.names[index]} has no {what}, only {there}", APART if sample.remarks else HINT)
         return found
 
 
@@ -150,9 +171,14 @@ class CaptionFiles(MemberFiles):
         members = self.samples[index].members
         if "txt" in members or "json" not in members:
             return members.get("txt", b"")
-        with suppress(ValueError):
-            return captions.to_bytes(captions.from_json(members["json"]))
-        return b""
+        return captions.to_bytes(_captions(members["json"]))
+
+
+def _captions(data: bytes) -> tuple[str, ...]:
+    """The captions in a .json member; none where it is garbled."""
+    with suppress(ValueError):
+        return captions.from_json(data)
+    return ()
 
 
 def fields_of(members: Mapping[str, bytes]) -> dict[str, FieldNote]:
@@ -160,7 +186,7 @@ def fields_of(members: Mapping[str, bytes]) -> dict[str, FieldNote]:
     found = {}
     for extension, data in members.items():
         name, _, kind = extension.rpartition(".")
-        if extension in ("txt", "json"):
+        if extension == "txt" or (extension == "json" and _captions(data)):
             found["text"] = FieldNote(kind="text")
         elif name.isidentifier() and kind == "npy":
             found[name] = _embedding(data)

@@ -6,6 +6,8 @@ stream_layout, and decoding into batches in stream_feed.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Self
 
@@ -27,14 +29,17 @@ from diffcli.data.dataset import DataConfig, no_split
 from diffcli.data.images import ImageData
 from diffcli.data.listing import Split
 from diffcli.data.loader import MEMORY_LIMIT
+from diffcli.data.sample_labels import EXTENSIONS, label_in
 from diffcli.data.shards import DATASET, PreparedSet
 from diffcli.data.stream.dealing import StreamFeed
 from diffcli.data.stream.lanes import Fault, LaneEntry, LaneSource, Order
 from diffcli.data.stream.layout import Layout, fields_of
 from diffcli.data.stream.opening import PIPE, BrokenShard, Patience, ShardBytes, is_remote
+from diffcli.data.stream.tar import IMAGES, OTHERS, TarSample
 from diffcli.fields import Batch, Specs
 
 PEEKS = 3  # shards that are tried for the first samples
+PEEKED = 4  # samples that tell which fields there are
 LARGEST_RECORD = 64 << 20  # bytes of a dataset.json
 HINT = "write shards: https://host/train-{000000..000331}.tar, a list of such, or paths"
 
@@ -144,9 +149,26 @@ class StreamData(ImageData):
             fields = {name: note for name, note in record.fields.items() if note.kind != "video"}
             classes = config.classes or record.classes
             return Layout(config.shape, framing, classes is not None, classes, fields, config.captions, config.derived)
-        members = next(self.samples(anything)).sample.members
-        fields, made = fields_of(members), (config.captions, config.derived)
-        return Layout(config.shape, framing, "cls" in members, config.classes, fields, *made)
+        found = self._first()
+        dotted = have_dots(found)
+        found = self._first(dotted) if dotted else found
+        fields = {name: note for sample in reversed(found) for name, note in fields_of(sample.members).items()}
+        labelled = any(label_in(sample.members) is not None for sample in found)
+        stored = any(extension in sample.members for sample in found for extension in EXTENSIONS)
+        made = (config.captions, config.derived)
+        layout = Layout(config.shape, framing, labelled, config.classes, fields, *made)
+        return replace(layout, json_labels=labelled and not stored, dotted=dotted)
+
+    def _first(self, dotted: bool = False) -> list[TarSample]:
+        """The first samples, at least one. Raises UserError where no shard gives any."""
+        found = []
+        try:
+            for entry in islice(self.samples(anything, dotted), PEEKED):
+                found.append(entry.sample)
+        except UserError:  # of shards that break off behind these samples
+            if not found:
+                raise
+        return found
 
     def __len__(self) -> int:
         raise UserError(
@@ -172,7 +194,7 @@ class StreamData(ImageData):
     def shown(self, count: int) -> tuple[Batch, Tensor]:
         """The first samples that can be decoded, of the first shards that can be read."""
         good: list[LaneEntry] = []
-        for entry in self.samples(self.layout.wanted):
+        for entry in self.samples(self.layout.wanted, self.layout.dotted):
             with suppress(UserError):
                 self.over([entry]).read(torch.zeros(1, dtype=torch.int64))
                 good.append(entry)
@@ -196,11 +218,12 @@ class StreamData(ImageData):
         return StreamFeed(self.source(self.layout.wanted, order), self.layout, marks, batch_size, rank, world)
 
     def source(self, wanted: Callable[[str], bool], order: Order | None = None) -> LaneSource:
-        return LaneSource(order or Order(0, len(self.urls), 1, 1), self.urls, self.config.patience, wanted)
+        dotted = self.layout.dotted
+        return LaneSource(order or Order(0, len(self.urls), 1, 1), self.urls, self.config.patience, wanted, dotted)
 
-    def samples(self, wanted: Callable[[str], bool]) -> Iterator[LaneEntry]:
+    def samples(self, wanted: Callable[[str], bool], dotted: bool = False) -> Iterator[LaneEntry]:
         """The samples of the first shards, as they are stored. Raises UserError where none of them can be read."""
-        source, failed = self.source(wanted), {}
+        source, failed = LaneSource(Order(0, len(self.urls), 1, 1), self.urls, self.config.patience, wanted, dotted), {}
         for number in range(min(PEEKS, len(self.urls))):
             for item in source.shard(0, 0, number, 0, 0):
                 if isinstance(item, Fault):
@@ -265,8 +288,14 @@ def counted(record: PreparedSet, split: Split, urls: Sequence[str]) -> int | Non
 
 
 def anything(extension: str) -> bool:
-    """Of the first sample every member is looked at."""
-    return True
+    """Of the first samples every member is looked at that may be a field."""
+    return extension.rpartition(".")[2] in IMAGES | OTHERS
+
+
+def have_dots(found: Sequence[TarSample]) -> bool:
+    """Whether keys go on behind their first dot: no sample has an image of its own, and some have one that is called further."""
+    own = any(extension in IMAGES for sample in found for extension in sample.members)
+    return not own and any(extension.rpartition(".")[2] in IMAGES for sample in found for extension in sample.members)
 
 
 def no_sides() -> Tensor:

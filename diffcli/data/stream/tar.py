@@ -1,9 +1,10 @@
 """Samples of a tar in the WebDataset layout, in their order, each with the byte where it begins.
 
 Members that follow each other and share the name up to the first dot of their file name are one sample; the rest of the name
-says what they are. Nothing is unpickled and nothing is extracted. Reading may begin at any sample's offset: there a tar's
-remainder is a tar. (Headers are read here, not by webdataset or `tarfile`, which tell no offsets or read what they skip,
-and take a tar that breaks off between two members for a whole one.)
+says what they are. Of a member whose name does not tell, the first bytes say whether it is an image. Links are not followed,
+since what they lead to has passed. Nothing is unpickled and nothing is extracted. Reading may begin at any sample's offset:
+there a tar's remainder is a tar. (Headers are read here, not by webdataset or `tarfile`, which tell no offsets or read what
+they skip, and take a tar that breaks off between two members for a whole one.)
 """
 
 import re
@@ -11,6 +12,8 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from diffcli.data.image_formats import HEAD, NO_IMAGES, SUFFIXES, TEXTS, extension_of
+from diffcli.data.sample_labels import EXTENSIONS
 from diffcli.data.stream.opening import BrokenShard, ShardBytes
 
 BLOCK = 512
@@ -25,55 +28,111 @@ LONG_HEADERS = (
     tarfile.SOLARIS_XHDTYPE,
 )
 PICKLES = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "ckpt", "bin", "npz", "joblib"})  # npz may hold objects, too
+IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
+OTHERS = PICKLES | {suffix[1:] for suffix in TEXTS} | {*EXTENSIONS, "npy"}  # never an image
+KNOWN = IMAGES | OTHERS | {suffix[1:] for suffix in NO_IMAGES} | {"mp4"}  # what a member is by its name alone
+REMARKS = {
+    "pickles": "members that would have to be unpickled are never read",
+    "links": "links in a shard are not followed; `diffcli prep-data webdataset` follows them",
+    "apart": "members of a sample lie apart, or a sample is in a shard twice; `diffcli prep-data webdataset` puts them together",
+}
 NAME = re.compile(r"((?:.*/|)[^./][^.]*|[^.]+)[.]([^/]*)")  # key, extension: as webdataset splits them
 PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 
 
 class TarMember(NamedTuple):
-    """A regular file of a tar; offset: where its first header begins."""
+    """A regular file of a tar, or a link, which has no bytes; offset: where its first header begins."""
 
     name: str
     offset: int
     size: int
+    link: bool = False
 
 
 class TarSample(NamedTuple):
-    """What belongs together. members: the bytes of those that were wanted, by extension in lower case."""
+    """What belongs together. members: the bytes of those that were wanted, by extension in lower case.
+
+    others: the extensions of those that were passed over; remarks: keys of REMARKS.
+    """
 
     key: str
     offset: int
     members: dict[str, bytes]
-    pickles: bool = False  # whether it has members that only unpickling could read
+    others: tuple[str, ...] = ()
+    remarks: frozenset[str] = frozenset()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether it has members that may have been meant as an image."""
+        return any(extension.rpartition(".")[2] not in OTHERS for extension in self.others)
+
+    def without(self, extension: str, *remarks: str) -> "TarSample":
+        """The sample after a member that was passed over."""
+        return self._replace(others=(*self.others, extension), remarks=self.remarks | {*remarks})
 
 
-def samples(shard: ShardBytes, wanted: Callable[[str], bool]) -> Iterator[TarSample]:
+def samples(shard: ShardBytes, wanted: Callable[[str], bool], dotted: bool = False) -> Iterator[TarSample]:
     """The samples from the shard's position on. wanted: which extensions to read; others are passed over.
 
+    dotted: keys go on to the last dot of a name. Of two members with one name the later counts.
     Raises BrokenShard where the tar is garbled or breaks off, after the samples that are surely whole: another followed.
     """
     current: TarSample | None = None
+    seen = set[int]()
     for member in members(shard):
-        match = NAME.fullmatch(member.name)
-        if match is None:
+        named = split_name(member.name, dotted)
+        if named is None:
             continue
-        key, extension = match[1], match[2].lower()
+        key, extension = named
         if current is None or key != current.key:
             if current is not None:
                 yield current
-            current = TarSample(key, member.offset, {})
-        if extension.rpartition(".")[2] in PICKLES:
-            current = current._replace(pickles=True)
-        elif wanted(extension) and extension not in current.members and member.size <= LARGEST_MEMBER:
-            data = shard.read(member.size)
-            if len(data) < member.size:
-                raise BrokenShard(f"it breaks off at byte {shard.position}, within {member.name}")
-            current.members[extension] = data
+            apart = frozenset({"apart"}) if hash(key) in seen else frozenset[str]()
+            current = TarSample(key, member.offset, {}, remarks=apart)
+            seen.add(hash(key))
+        if member.link:
+            current = current.without(extension, "links")
+        elif extension.rpartition(".")[2] in PICKLES:
+            current = current.without(extension, "pickles")
+        elif member.size > LARGEST_MEMBER:
+            current = current.without(extension)
+        else:
+            found, data = _read(shard, member, extension, wanted)
+            if data is None:
+                current = current.without(extension)
+            else:
+                current.members[found] = data
     if current is not None:
         yield current
 
 
+def split_name(name: str, dotted: bool = False) -> tuple[str, str] | None:
+    """The key and the extension, in lower case, of a member; None where its name has none. dotted: see `samples`."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        return None
+    stem, dot, last = match[2].rpartition(".")
+    return (f"{match[1]}.{stem}", last.lower()) if dotted and dot else (match[1], match[2].lower())
+
+
+def _read(
+    shard: ShardBytes, member: TarMember, extension: str, wanted: Callable[[str], bool]
+) -> tuple[str, bytes | None]:
+    """What a member is and its bytes, if they are wanted. The first bytes tell of an image with an unknown name."""
+    head = b""
+    if extension.rpartition(".")[2] not in KNOWN and not wanted(extension):
+        head = shard.read(min(HEAD, member.size))
+        extension = extension_of(head) or extension
+    if not wanted(extension):
+        return extension, None
+    data = head + shard.read(member.size - len(head))
+    if len(data) < member.size:
+        raise BrokenShard(f"it breaks off at byte {shard.position}, within {member.name}")
+    return extension, data
+
+
 def members(shard: ShardBytes) -> Iterator[TarMember]:
-    """The regular files of a tar; after each `yield` the shard stands at its bytes, and may be read by the caller.
+    """The regular files and links of a tar; after each `yield` the shard stands at its bytes, and may be read by the caller.
 
     GNU and pax long names are understood. Raises BrokenShard unless the tar ends with its end marker.
     """
@@ -103,6 +162,8 @@ def members(shard: ShardBytes) -> Iterator[TarMember]:
         start = shard.position
         if header.isreg():
             yield TarMember(name or header.name, offset, length)
+        elif header.islnk() or header.issym():
+            yield TarMember(name or header.name, offset, 0, link=True)
         shard.skip(start + _padded(length) - shard.position)
         offset, name, size = shard.position, None, None
 

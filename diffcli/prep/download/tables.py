@@ -15,14 +15,13 @@ from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError, did_you_mean
-from diffcli.data.captions import texts
+from diffcli.data.captions import UTF16_MARKS, decoded, texts
 from diffcli.data.files import ARCHIVE_ERRORS, Location, open_location
 
 CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "prompt", "description", "title", "name")  # in any case
 MAX_FIELD = 1 << 20  # characters; the rest of a table behind a quote that never closes is longer
 MAX_LINE = 1 << 24  # characters; what is no table may have lines without end
 MAX_JSON = 1 << 28  # bytes, unpacked
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Row(NamedTuple):
@@ -89,11 +88,6 @@ def open_table_file(path: Path) -> Table:
     if not path.is_file():
         raise UserError(f"--table is '{path}', which is not a file", "give a .csv, .tsv, .jsonl or .parquet")
     return Table(path, str(path))
-
-
-def decoded(data: bytes) -> str:
-    """The text of a small file in UTF-8, or in UTF-16 where its mark says so. Raises UnicodeDecodeError."""
-    return data.decode("utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig")
 
 
 def _csv(stream: IO[bytes]) -> Iterator[Row]:

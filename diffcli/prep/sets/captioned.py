@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from diffcli.config import UserError
-from diffcli.data.captions import MAX_BYTES, clean, from_json
+from diffcli.data.captions import MAX_BYTES, NOT_UTF8, clean, decoded, from_json
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree
 from diffcli.data.listing import Split, alike
 from diffcli.data.pixels import BrokenImage
 from diffcli.digest import sha256
-from diffcli.prep.download.tables import CAPTION_COLUMNS, Table, decoded, open_table_file
+from diffcli.prep.download.tables import CAPTION_COLUMNS, Table, open_table_file
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
 from diffcli.prep.sets.folders import FileItems, images_of
 
@@ -172,7 +172,7 @@ def _read(tree: FileTree, name: str, image: str) -> Sequence[str]:
         text = decoded(tree.read(name))
         return from_json(text) if name.endswith(".json") else LINE_END.split(text)
     except UnicodeDecodeError as error:
-        raise BrokenImage(image, f"its captions in {name} are not UTF-8") from error
+        raise BrokenImage(image, f"its captions in {name} {NOT_UTF8}") from error
     except (OSError, ValueError, *ARCHIVE_ERRORS) as error:
         raise BrokenImage(image, f"its captions in {name} cannot be read: {error}") from error
 

@@ -1,11 +1,15 @@
 """What lies in WebDataset tars of anybody: members grouped into samples by their name before its first dot.
 
-KEY.jpg, .png, ... is the image; KEY.cls its class, from 0; KEY.txt its captions, one a line, or KEY.json with `caption`,
-`captions` or `text`. Only headers are walked, so a tar of any size opens fast. Members that hold pickles are never read.
+KEY.jpg, .png, ... is the image, or a member with another name that begins as an image does; KEY.cls or .class its class;
+KEY.txt its captions, one a line; KEY.json has either, under usual keys. Members of a sample may lie anywhere in the tar, links
+are followed within it, and of two members with one name the last counts. Where a key has no image of its own, its members are
+those of keys with dots (`photo.v1.jpg`). Only headers are walked, so a tar of any size opens fast. Members that hold pickles are
+never read.
 """
 
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -14,14 +18,15 @@ from typing import NamedTuple
 from diffcli.config import UserError
 from diffcli.data import captions
 from diffcli.data.files import Span, read_location
-from diffcli.data.image_formats import SUFFIXES
+from diffcli.data.image_formats import HEAD, extension_of
 from diffcli.data.listing import SPLIT_NAMES, Split
-from diffcli.data.stream.tar import PICKLES
+from diffcli.data.sample_labels import EXTENSIONS, LONGEST, label_of_bytes, label_of_json, set_labels
+from diffcli.data.stream.tar import IMAGES, KNOWN, PICKLES
+from diffcli.data.tar_links import target_of, with_links
 from diffcli.data.walk import Walk
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
 
-IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
-MAX_CLASSES = 1 << 20
+PEEKED = 100  # samples whose .json is searched for a label; where none has one, the others are not searched
 WHERE = "give a folder with .tar shards, of which those named val or test become the split test, or one .tar"
 
 
@@ -37,17 +42,25 @@ class IndexedSample(NamedTuple):
 
 
 class ShardSamples(NamedTuple):
-    """Samples sorted by key; how many members hold pickles; fault: why the tar ends before its end, or empty."""
+    """Samples sorted by key; how many members hold pickles, are there twice, and are links that lead nowhere in the tar.
+
+    fault: why the tar ends before its end, or empty.
+    """
 
     samples: list[IndexedSample]
     pickles: int
     fault: str
+    twice: int = 0
+    lost_links: int = 0
 
 
 class SampleItems:
-    """The samples of a split, tar after tar. labels: theirs, or None; lost: what its tars should hold but do not."""
+    """The samples of a split, tar after tar. labels: theirs, or why one has none; None where the set has no classes.
 
-    def __init__(self, samples: list[IndexedSample], labels: list[int] | None, lost: list[Broken]) -> None:
+    lost: what its tars should hold but do not.
+    """
+
+    def __init__(self, samples: list[IndexedSample], labels: list[int | str] | None, lost: list[Broken]) -> None:
         self.samples, self.labels, self.lost = samples, labels, lost
 
     def __len__(self) -> int:
@@ -63,8 +76,10 @@ class SampleItems:
             image, label = sample.image, None if self.labels is None else self.labels[position]
             if image is None:
                 yield Broken(sample.key, f"it has no image, only {', '.join(sorted(sample.members))}")
+            elif isinstance(label, str):
+                yield Broken(sample.key, label)
             else:
-                yield Item(f"{image.path.name}/{sample.key}", label, image, _captions(sample))
+                yield _item(sample, image, label)
 
 
 def open_webdataset(source: Path, work: Path, options: SourceOptions) -> PrepSource:
@@ -76,25 +91,33 @@ def open_webdataset(source: Path, work: Path, options: SourceOptions) -> PrepSou
     if not tars:
         raise UserError(f"{SOURCE} is '{source}', which holds no .tar", WHERE)
     around = source.parent if source.is_file() else source  # whose own name says nothing of what lies in it
-    samples: dict[Split, list[IndexedSample]] = {}
+    found: dict[Split, list[IndexedSample]] = {}
     lost: dict[Split, list[Broken]] = {}
-    pickles = 0
+    passed = Counter[str]()
     for tar in tars:
         contents, split = read_contents(tar), split_of(tar.relative_to(around).with_suffix("").as_posix())
-        samples.setdefault(split, []).extend(contents.samples)
+        found.setdefault(split, []).extend(contents.samples)
         lost.setdefault(split, []).extend([Broken(tar.name, contents.fault)] if contents.fault else [])
-        pickles += contents.pickles
-    labels = {split: _labels(found) for split, found in samples.items()}
-    labelled = all(found is not None for found in labels.values())
-    splits: dict[Split, Items] = {
-        split: SampleItems(found, labels[split] if labelled else None, lost[split]) for split, found in samples.items()
-    }
-    highest = max((max(found, default=-1) for found in labels.values() if found), default=-1)
-    if labelled and highest >= MAX_CLASSES:
-        raise UserError(f"{SOURCE} is '{source}', which holds the label {highest}, no number of a class", WHERE)
-    classes = tuple(map(str, range(highest + 1))) if labelled and highest >= 0 else None
-    notes = (f"{pickles} members that hold pickles are left out",) if pickles else ()
-    return PrepSource(splits, classes, fingerprint((tar.name, tar.stat().st_size) for tar in tars), notes)
+        passed += Counter(
+            {
+                "members that hold pickles are left out": contents.pickles,
+                "members are there twice, of which the last counts": contents.twice,
+                "links that lead to nothing in their tar are left out": contents.lost_links,
+            }
+        )
+    try:
+        labels = set_labels(_labels([sample for samples in found.values() for sample in samples]))
+    except ValueError as error:
+        raise UserError(f"{SOURCE} is '{source}', which {error}", WHERE) from error
+    splits: dict[Split, Items] = {}
+    first = 0
+    for split, samples in found.items():
+        own = labels.labels[first : first + len(samples)] if labels.classes else None
+        splits[split] = SampleItems(samples, own, lost[split])
+        first += len(samples)
+    notes = (*(f"{count} {what}" for what, count in passed.items()), *filter(None, [labels.note]))
+    told = fingerprint((tar.name, tar.stat().st_size) for tar in tars)
+    return PrepSource(splits, labels.classes or None, told, notes)
 
 
 def split_of(name: str) -> Split:
@@ -105,22 +128,33 @@ def split_of(name: str) -> Split:
 
 def read_contents(tar: Path) -> ShardSamples:
     """The samples of a tar; of one that was cut short, those before the cut. Raises OSError where it cannot be opened."""
-    samples: dict[str, dict[str, Span]] = {}
-    pickles, fault, end = 0, "", tar.stat().st_size
-    for name, span in _members(tar):
-        if span is None or span.offset + span.size > end:
+    members, fault, end, twice = dict[str, Span](), "", tar.stat().st_size, 0
+    links: dict[str, str | None] = {}
+    for name, found in _members(tar):
+        if found is None or (isinstance(found, Span) and found.offset + found.size > end):
             fault = f"it is cut short or garbled after {name or 'its start'}"
             break
+        if isinstance(found, Span):
+            twice += name in members
+            members.pop(name, None)  # a later one takes its place, also in the order
+            members[name] = found
+        else:
+            links[name] = target_of(found)
+    members, lost = with_links(members, links) if links else (members, [])
+    groups: dict[str, dict[str, Span]] = {}
+    pickles = 0
+    for name, span in members.items():
         key, extension = _split(name)
         if extension.rpartition(".")[2] in PICKLES:
             pickles += 1
         elif extension:
-            samples.setdefault(key, {}).setdefault(extension, span)
-    return ShardSamples([IndexedSample(key, samples[key]) for key in sorted(samples, key=_natural)], pickles, fault)
+            groups.setdefault(key, {})[_known(extension, span)] = span
+    samples = [IndexedSample(key, group) for key, group in _with_dots(groups).items()]
+    return ShardSamples(sorted(samples, key=lambda sample: _natural(sample.key)), pickles, fault, twice, len(lost))
 
 
-def _members(tar: Path) -> Iterator[tuple[str, Span | None]]:
-    """Names and places of the files in a tar; (last name, None) where it does not end as a tar does."""
+def _members(tar: Path) -> Iterator[tuple[str, Span | tarfile.TarInfo | None]]:
+    """Names and places of the files in a tar, and its links; (last name, None) where it does not end as a tar does."""
     name = ""
     try:
         with tarfile.open(tar, "r:") as file:
@@ -128,6 +162,8 @@ def _members(tar: Path) -> Iterator[tuple[str, Span | None]]:
                 name = member.name
                 if member.isreg():
                     yield name, Span(tar, member.offset_data, member.size)
+                elif member.issym() or member.islnk():
+                    yield name, member
             with tar.open("rb") as raw:
                 raw.seek(file.offset)
                 ended = raw.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
@@ -138,10 +174,34 @@ def _members(tar: Path) -> Iterator[tuple[str, Span | None]]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """('folder/key', 'seg.png') of 'folder/key.seg.png'; of what has no key, as '.DS_Store', no extension either."""
+    """('folder/key', 'seg.PNG') of 'folder/key.seg.PNG'; of what has no key, as '.DS_Store', no extension either."""
     path = PurePosixPath(name)
     stem, _, extension = path.name.partition(".")
-    return (str(path.with_name(stem)), extension.lower()) if stem else ("", "")
+    return (str(path.with_name(stem)), extension) if stem else ("", "")
+
+
+def _known(extension: str, span: Span) -> str:
+    """The extension as it was; that of its format for a member with an unknown one that begins as an image does."""
+    lower = extension.lower()
+    if lower.rpartition(".")[2] in KNOWN:
+        return extension
+    return extension_of(read_location(span._replace(size=min(span.size, HEAD)))) or extension
+
+
+def _with_dots(groups: dict[str, dict[str, Span]]) -> dict[str, dict[str, Span]]:
+    """Samples by key, with their extensions in small letters. A group without an image of its own may be keys with dots.
+
+    What is a field of samples with an image, such as `seg.png`, is one of those without, too.
+    """
+    plain = {key for key, group in groups.items() if any(extension.lower() in IMAGES for extension in group)}
+    fields = {extension.lower() for key in plain for extension in groups[key]}
+    samples: dict[str, dict[str, Span]] = {}
+    for key, group in groups.items():
+        dotted = [e for e in group if e.lower() not in fields and e.lower().rpartition(".")[2] in IMAGES]
+        for extension, span in group.items():
+            stem, _, last = extension.rpartition(".") if key not in plain and dotted else ("", "", extension)
+            samples.setdefault(f"{key}.{stem}" if stem else key, {})[last.lower()] = span
+    return samples
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
@@ -149,16 +209,30 @@ def _natural(key: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
 
 
-def _labels(samples: list[IndexedSample]) -> list[int] | None:
-    """The class of each sample; None unless all of them have one."""
-    labels = []
-    for sample in samples:
-        told = sample.members.get("cls")
-        text = read_location(told).strip() if told and told.size < 20 else b""
-        if not text.isdigit():
-            return None
-        labels.append(int(text))
-    return labels
+def _labels(samples: Sequence[IndexedSample]) -> list[str | None]:
+    """What each sample says of its class."""
+    found: list[str | None] = []
+    searched = True
+    for number, sample in enumerate(samples):
+        if number == PEEKED:
+            searched = any(label is not None for label in found)
+        stored = next((sample.members[e] for e in EXTENSIONS if e in sample.members), None)
+        if stored is not None:
+            found.append(label_of_bytes(read_location(stored._replace(size=min(stored.size, 4 * LONGEST)))))
+        elif searched and "json" in sample.members and sample.members["json"].size <= captions.MAX_BYTES:
+            found.append(label_of_json(read_location(sample.members["json"])))
+        else:
+            found.append(None)
+    return found
+
+
+def _item(sample: IndexedSample, image: Span, label: int | None) -> Item | Broken:
+    """A sample with its captions, unless these cannot be read."""
+    name = f"{image.path.name}/{sample.key}"
+    try:
+        return Item(name, label, image, _captions(sample))
+    except UnicodeDecodeError:
+        return Broken(name, f"its captions {captions.NOT_UTF8}")
 
 
 def _captions(sample: IndexedSample) -> tuple[str, ...]:

@@ -7,10 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from webdataset import tariterators
 
 from diffcli.data.stream.opening import BrokenShard, ShardBytes
 from diffcli.data.stream.tar import LARGEST_HEADER, TarSample, samples
+from tests.data.making import encoded
 from tests.data.stream.streaming import QUICK, shard, tar
 
 LONG = "folder/" + "x" * 150
@@ -26,13 +28,17 @@ FILES = {
 
 
 def read(
-    data: bytes, folder: Path, offset: int = 0, wanted: Callable[[str], bool] = lambda extension: True
+    data: bytes,
+    folder: Path,
+    offset: int = 0,
+    wanted: Callable[[str], bool] = lambda extension: True,
+    dotted: bool = False,
 ) -> tuple[list[TarSample], str]:
     """The samples, and why there were no more."""
     (folder / "a.tar").write_bytes(data)
     found = []
     try:
-        for sample in samples(ShardBytes(str(folder / "a.tar"), QUICK, offset), wanted):
+        for sample in samples(ShardBytes(str(folder / "a.tar"), QUICK, offset), wanted, dotted):
             found.append(sample)
     except BrokenShard as error:
         return found, str(error)
@@ -108,7 +114,7 @@ def test_nothing_follows_a_link_or_a_folder_whatever_size_it_claims(tmp_path: Pa
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert archive.getnames()[1] == "a.jpg"
     found, fault = read(data, tmp_path)
-    assert (found[0].key, fault) == ("a", "")
+    assert (next(sample.key for sample in found if sample.members), fault) == ("a", "")
 
 
 def test_pickles_links_folders_and_what_nobody_wants_are_passed_over(tmp_path: Path) -> None:
@@ -117,7 +123,10 @@ def test_pickles_links_folders_and_what_nobody_wants_are_passed_over(tmp_path: P
     )
     found, fault = read(data, tmp_path, wanted=lambda extension: extension not in ("txt", "jpg"))
     assert not fault
-    assert [(sample.key, sample.members, sample.pickles) for sample in found] == [("a", {}, True), ("b", {}, True)]
+    assert [(sample.key, sample.members, sample.others, sample.remarks) for sample in found] == [
+        ("a", {}, ("pyd", "jpg"), {"pickles"}),
+        ("b", {}, ("emb.pth", "txt"), {"pickles"}),
+    ]
     found, _ = read(data, tmp_path)
     assert [sample.members for sample in found] == [{"jpg": b"1"}, {"txt": b"3"}]
     with tarfile.open(tmp_path / "b.tar", "w") as archive:
@@ -125,7 +134,12 @@ def test_pickles_links_folders_and_what_nobody_wants_are_passed_over(tmp_path: P
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
-    assert read((tmp_path / "b.tar").read_bytes(), tmp_path) == ([], "")
+    found, fault = read((tmp_path / "b.tar").read_bytes(), tmp_path)
+    assert fault == ""
+    assert [(sample.key, sample.members, sample.others, sample.remarks) for sample in found] == [
+        ("c/a", {}, ("jpg",), {"links"}),
+        ("c/b", {}, ("jpg",), {"links"}),
+    ]
 
 
 def test_a_member_that_claims_to_be_enormous_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,3 +147,42 @@ def test_a_member_that_claims_to_be_enormous_is_not_held(tmp_path: Path, monkeyp
     found, fault = read(tar({"a.jpg": b"1" * 1001, "a.txt": b"2", "b.jpg": b"3" * 1000}), tmp_path)
     assert not fault
     assert [sample.members for sample in found] == [{"txt": b"2"}, {"jpg": b"3" * 1000}]
+
+
+def test_a_member_with_an_unknown_name_is_an_image_where_it_begins_as_one(tmp_path: Path) -> None:
+    picture = encoded(Image.new("RGB", (9, 9)), "JPEG")
+    files = {"a.jpg?size=l": picture, "b.raw": b"no image", "c": picture, "d.png": b"x", "e.bin": picture}
+    found, fault = read(tar(files), tmp_path, wanted=lambda extension: extension in ("jpeg", "jpg", "png"))
+    assert fault == ""
+    assert [(sample.key, sample.members, sample.others) for sample in found] == [
+        ("a", {"jpeg": picture}, ()),
+        ("b", {}, ("raw",)),
+        ("d", {"png": b"x"}, ()),
+        ("e", {}, ("bin",)),
+    ]
+    assert [sample.has_more for sample in found] == [False, True, False, False]
+    assert read(tar(files), tmp_path, wanted=lambda extension: extension == "txt")[0][0].members == {}
+
+
+def test_keys_may_go_on_to_the_last_dot(tmp_path: Path) -> None:
+    files = {"x/Photo.V1.jpg": b"1", "x/Photo.V1.txt": b"2", "x/Photo.v2.JPG": b"3", "x/b.png": b"4"}
+    found, _ = read(tar(files), tmp_path, dotted=True)
+    assert [(sample.key, sample.members) for sample in found] == [
+        ("x/Photo.V1", {"jpg": b"1", "txt": b"2"}),
+        ("x/Photo.v2", {"jpg": b"3"}),
+        ("x/b", {"png": b"4"}),
+    ]
+
+
+def test_what_lies_apart_or_twice_is_told_and_of_two_neighbours_the_last_counts(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "twice.tar", "w") as archive:
+        for name, data in (("a.jpg", b"1"), ("a.jpg", b"2"), ("b.jpg", b"3"), ("a.txt", b"4")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    found, _ = read((tmp_path / "twice.tar").read_bytes(), tmp_path)
+    assert [(sample.key, sample.members, sample.remarks) for sample in found] == [
+        ("a", {"jpg": b"2"}, set()),
+        ("b", {"jpg": b"3"}, set()),
+        ("a", {"txt": b"4"}, {"apart"}),
+    ]

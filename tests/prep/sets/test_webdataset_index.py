@@ -14,6 +14,7 @@ from diffcli.data.shards import open_shards
 from diffcli.prep.sets.webdataset_index import read_contents, split_of
 from tests.data import making
 from tests.data.making import read, run
+from tests.prep.reading import skipped
 
 
 def tar_of(members: dict[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
@@ -111,10 +112,116 @@ def test_a_cut_shard_is_named_and_the_rest_of_the_set_is_whole(tmp_path: Path):
     assert (report.broken.path, report.broken.reason) == ("a.tar", "it is cut short or garbled after 1.png")
 
 
-def test_samples_of_which_some_have_no_class_are_unlabelled(tmp_path: Path):
-    (tmp_path / "a.tar").write_bytes(tar_of({"0.png": image(0), "0.cls": b"1", "1.png": image(1), "1.cls": b"cat"}))
-    assert run("webdataset", tmp_path / "a.tar", tmp_path / "out").written == 2
+def placed(folder: Path, data: bytes) -> Path:
+    """The tar in a folder whose name tells of no split."""
+    (folder / "in").mkdir()
+    (folder / "in/a.tar").write_bytes(data)
+    return folder / "in/a.tar"
+
+
+def labelled(labels: list[bytes | None], extension: str = "cls") -> bytes:
+    """A tar of images with these labels."""
+    members = {}
+    for number, label in enumerate(labels):
+        members[f"{number}.png"] = image(number)
+        members |= {} if label is None else {f"{number}.{extension}": label}
+    return tar_of(members)
+
+
+@pytest.mark.parametrize(
+    ("labels", "extension", "classes", "kept", "reason"),
+    [
+        ([b"0", b"1", b"0", None, b"1"], "cls", ("0", "1"), [0, 1, 0, 1], "it has no label"),
+        ([b"-1", b"0", b"1", b"1"], "cls", ("0", "1"), [0, 1, 1], "its label is -1"),
+        ([b"0", b"2", b"cat"], "cls", ("0", "1", "2"), [0, 2], "its label is 'cat'"),
+        ([b"dog", b"cat\n", b"dog"], "class", ("cat", "dog"), [1, 0, 1], ""),
+        ([b"cat", b"7", b"dog", b"cat"], "cls", ("7", "cat", "dog"), [1, 0, 2, 1], ""),
+        ([b'{"label": 1}', b'{"label": 0}', b'{"caption": "x"}'], "json", ("0", "1"), [1, 0], "it has no label"),
+        ([b'{"class_name": "b"}', b'{"class_name": "a"}'], "json", ("a", "b"), [1, 0], ""),
+    ],
+)
+def test_a_sample_without_a_label_that_fits_costs_itself_alone(
+    tmp_path: Path, labels: list[bytes | None], extension: str, classes: tuple[str, ...], kept: list[int], reason: str
+):
+    placed(tmp_path, labelled(labels, extension))
+    report = run("webdataset", tmp_path / "in/a.tar", tmp_path / "out")
+    assert open_shards(tmp_path / "out", "x").classes == classes
+    assert read(tmp_path / "out", 8, 3)["label"].tolist() == kept
+    assert report.skipped == len(labels) - len(kept)
+    assert all(told.startswith(reason) for told in skipped(tmp_path / "out").values())
+
+
+def test_a_set_of_which_few_samples_have_a_label_has_no_classes_and_keeps_its_images(tmp_path: Path):
+    placed(tmp_path, labelled([b"0", b"-1", b"-1", b"-1", b"-1"]))
+    report = run("webdataset", tmp_path / "in/a.tar", tmp_path / "out")
     assert open_shards(tmp_path / "out", "x").classes is None
+    assert report.written == 5
+    assert "1 of 5 samples have a label" in report.notes[0]
+
+
+def test_links_lead_to_what_lies_in_the_tar_and_nowhere_else(tmp_path: Path):
+    with tarfile.open(placed(tmp_path, b""), "w") as tar:
+        for name, target, kind in (
+            ("a/0.png", None, tarfile.REGTYPE),
+            ("a/1.png", "a/0.png", tarfile.LNKTYPE),
+            ("a/2.png", "0.png", tarfile.SYMTYPE),
+            ("b/3.png", "../a/2.png", tarfile.SYMTYPE),
+            ("a/4.png", "/etc/passwd", tarfile.SYMTYPE),
+            ("a/5.png", "../../x.png", tarfile.SYMTYPE),
+            ("a/6.png", "6.png", tarfile.SYMTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, data = kind, image(5) if target is None else b""
+            info.linkname, info.size = target or "", len(data)
+            tar.addfile(info, io.BytesIO(data))
+    report = run("webdataset", tmp_path / "in/a.tar", tmp_path / "out")
+    assert report.written == 4
+    assert read(tmp_path / "out", 8, 3)["image"][:, 0, 0, 0].tolist() == [100] * 4
+    assert [note[0] for note in report.notes] == ["3"]
+
+
+def test_keys_with_dots_and_members_that_lie_apart_are_put_together(tmp_path: Path):
+    members = {"photo.v1.png": image(1), "photo.V2.png": image(2), "c.seg.png": image(9), "c.png": image(3)}
+    members |= {"photo.V2.txt": b"two", "photo.v1.txt": b"one", "d.seg.png": image(9), "c.txt": b"three"}
+    placed(tmp_path, tar_of(members))
+    run("webdataset", tmp_path / "in/a.tar", tmp_path / "out")
+    assert read(tmp_path / "out", 8, 3)["text"] == ["three", "two", "one"]
+    assert read(tmp_path / "out", 8, 3)["image"][:, 0, 0, 0].tolist() == [60, 40, 20]
+    assert skipped(tmp_path / "out") == {"d": "it has no image, only seg.png"}
+
+
+def test_of_two_members_with_one_name_the_last_counts_as_where_a_tar_is_unpacked(tmp_path: Path):
+    with tarfile.open(placed(tmp_path, b""), "w") as tar:
+        for name, data in (
+            ("a.png", image(1)),
+            ("a.txt", b"first"),
+            ("b.png", image(2)),
+            ("a.png", image(5)),
+            ("a.txt", b"x"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    report = run("webdataset", tmp_path / "in/a.tar", tmp_path / "out")
+    assert read(tmp_path / "out", 8, 3)["image"][:, 0, 0, 0].tolist() == [100, 40]
+    assert read(tmp_path / "out", 8, 3)["text"] == ["x", ""]
+    assert report.notes[0].startswith("2 members are there twice")
+
+
+def test_members_with_other_names_are_images_by_their_first_bytes(tmp_path: Path):
+    jpeg = making.encoded(Image.new("RGB", (8, 8), (200, 200, 200)), "JPEG")
+    placed(tmp_path, tar_of({"0.jfif": jpeg, "1.jpg?size=l": jpeg, "2.raw": b"?", "2.txt": b"words"}))
+    report = run("webdataset", tmp_path / "in/a.tar", tmp_path / "out")
+    assert (report.written, report.skipped) == (2, 1)
+    assert skipped(tmp_path / "out") == {"2": "it has no image, only raw, txt"}
+
+
+def test_captions_that_are_not_utf8_are_listed_and_not_garbled(tmp_path: Path):
+    members = {"0.png": image(0), "0.txt": "café".encode("latin-1"), "1.png": image(1), "1.txt": "\ufeffcafé".encode()}
+    placed(tmp_path, tar_of(members))
+    run("webdataset", tmp_path / "in/a.tar", tmp_path / "out")
+    assert read(tmp_path / "out", 8, 3)["text"] == ["café"]
+    assert "UTF-8" in skipped(tmp_path / "out")["a.tar/0"]
 
 
 @pytest.mark.parametrize(
