@@ -101,8 +101,10 @@ def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> tuple[int,
 
     FLOP of all phases, each by how often it is due; bytes of the phase that keeps most.
     """
+    told = preset.specs  # what reads pictures of any size is trained with those that the data have
+    read = {name: spec if spec.fixed else told.get(name, spec) for name, spec in task.reads.items()}
     batch = {
-        **{name: stub(whole(spec, preset.data.shape[1:]), 1, "meta") for name, spec in task.reads.items()},
+        **{name: stub(whole(spec, preset.data.shape[1:]), 1, "meta") for name, spec in read.items()},
         "position": torch.zeros(1, dtype=torch.int64),
         "stream": derive(0, Domain.TRAIN, torch.zeros(1, dtype=torch.int64)),
     }
