@@ -10,7 +10,6 @@ import lzma
 import math
 import os
 import re
-import struct
 import tarfile
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError, quoted
+from diffcli.data.faults import is_momentary, zip_faults
 from diffcli.data.walk import Walk, ignored_part, shown_ignored
 from diffcli.digest import stands_in
 
@@ -34,9 +34,6 @@ ARCHIVE_ERRORS = (
     gzip.BadGzipFile,
     EOFError,
     zlib.error,
-    RuntimeError,  # zipfile: a password or a compression that it does not know
-    KeyError,  # zipfile: a member that is gone
-    struct.error,  # zipfile: a member's header cut short
 )
 HEAD = 64  # bytes that tell the format of an image
 COPY_CHUNK = 1 << 20  # bytes
@@ -99,7 +96,9 @@ class FileTree:
         try:
             with open_location(self.locations[name]) as file:
                 return file.read(HEAD)
-        except (OSError, *ARCHIVE_ERRORS):
+        except (OSError, *ARCHIVE_ERRORS) as error:
+            if is_momentary(error):
+                raise
             return b""
 
     def size(self, name: str) -> int:
@@ -234,7 +233,8 @@ def read_location(location: Location) -> bytes:
         case ZipEntry(path, name, size):
             if size > MAX_MEMBER:
                 raise zipfile.BadZipFile(f"it unpacks to {size} bytes, as no image does")
-            return _open_zip(path).read(name)
+            with zip_faults():
+                return _open_zip(path).read(name)
         case _:
             return location.read_bytes()
 
@@ -245,7 +245,8 @@ def open_location(location: Location) -> IO[bytes]:
         case Path():
             return location.open("rb")
         case ZipEntry(path, name, _):
-            return _open_zip(path).open(name)
+            with zip_faults():
+                return _open_zip(path).open(name)
         case _:
             return io.BytesIO(read_location(location))
 
@@ -260,7 +261,8 @@ def _opened(path: Path, process: int) -> zipfile.ZipFile:
 
     A forked worker inherits the open file with the position that it shares with all the others.
     """
-    return zipfile.ZipFile(path)
+    with zip_faults():
+        return zipfile.ZipFile(path)
 
 
 def printable(name: str) -> str:

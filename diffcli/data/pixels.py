@@ -17,6 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from diffcli.config import ImageShape, UserError
+from diffcli.data.faults import is_momentary
 from diffcli.data.image_formats import FORMATS, open_encoded, without_texts
 from diffcli.data.modes import Range, flatten
 from diffcli.digest import LOOK, stand_in
@@ -57,8 +58,13 @@ def open_image(data: bytes, name: str, flat: Callable[[Image.Image], Image.Image
         image = _loaded(data)
         with suppress(Exception):  # garbled EXIF is common in photographs whose pixels are whole
             ImageOps.exif_transpose(image, in_place=True)
-        return (flat or flatten)(image)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's parsers raise nearly anything on garbled files
+        raise _broken(name, error, data[:LOOK]) from error
+    try:
+        return (flat or flatten)(image)
+    except (ValueError, OSError) as error:  # any other is a fault of ours
         raise _broken(name, error, data[:LOOK]) from error
 
 
@@ -71,6 +77,12 @@ def read_size(file: IO[bytes], name: str) -> tuple[int, int]:
             _check_pixels(image)
             turned = _orientation(image) in TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
+    except MemoryError:
+        raise
+    except OSError as error:
+        if is_momentary(error):
+            raise
+        raise _broken(name, error, head) from error
     except Exception as error:  # as in open_image
         raise _broken(name, error, head) from error
 

@@ -27,6 +27,7 @@ from diffcli.data.pixels import open_image
 from diffcli.data.shards import DATASET, TOKENS, FieldNote, Index, PreparedSet, Shard, in_all, open_shards
 from diffcli.digest import sha256
 from diffcli.encoders.encoder import Encoder, EncoderConfig
+from diffcli.prep.prepare import alone
 from diffcli.prep.progress import PrepReport
 from diffcli.prep.shard import Spans, fields_of, settle, write_sample, write_whole
 
@@ -83,19 +84,20 @@ def embed(out: Path, what: What, encoder: Encoder, device: torch.device, workers
     prepared, work = open_shards(out, "--out"), out / WORK
     adding = Adding(encoder, _notes(what, encoder, prepared, out), device)
     try:
-        _tidy(out, work, prepared)
-        report = PrepReport(prepared.kind, out, prepared.count, skipped=prepared.skipped, what="embedding")
-        todo = [shard for shard in shards_of(prepared) if not _embedded(out, shard, adding)]
-        report = report._replace(written=prepared.count - sum(shard.count for shard in todo))
-        yield report
-        try:
-            for shard in todo:
-                for count in _embed_shard(out, work, shard, adding, workers):
-                    report = report._replace(written=report.written + count)
-                    yield report
-        finally:  # a set that is embedded in part can be read as it was before
-            _describe(out, work)
-        shutil.rmtree(work)
+        with alone(out):
+            _tidy(out, work, prepared)
+            report = PrepReport(prepared.kind, out, prepared.count, skipped=prepared.skipped, what="embedding")
+            todo = [shard for shard in shards_of(prepared) if not _embedded(out, shard, adding)]
+            report = report._replace(written=prepared.count - sum(shard.count for shard in todo))
+            yield report
+            try:
+                for shard in todo:
+                    for count in _embed_shard(out, work, shard, adding, workers):
+                        report = report._replace(written=report.written + count)
+                        yield report
+            finally:  # a set that is embedded in part can be read as it was before
+                _describe(out, work)
+            shutil.rmtree(work)
     except OSError as error:
         hint = "make room or mend the permissions, then run the same command again: it continues where it stopped"
         raise UserError(f"--out '{out}' cannot be written: {error}", hint) from error

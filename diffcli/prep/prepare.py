@@ -16,10 +16,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from diffcli.config import UserError, did_you_mean
+from diffcli.config import RunFailed, UserError, did_you_mean
 from diffcli.data.files import WriteError, printable, unreadable
 from diffcli.data.leftovers import REQUEST, WORK, tidied
 from diffcli.data.listing import Split
+from diffcli.data.lock import only_writer
 from diffcli.data.shards import (
     DATASET,
     FieldNote,
@@ -47,6 +48,7 @@ CLIPS_PER_SHARD = 250  # of a few megabytes each
 FETCHED_SIZE = 256  # pixels of the shorter side of what is downloaded, where no size is asked for
 FIELD_KINDS: dict[str, Literal["text", "video"]] = {"text": "text", "video": "video"}  # any other lies over the image
 SKIPPED = "skipped.jsonl"
+FEWER = "run the same command again with fewer --workers: it continues where it stopped"
 
 
 class Preparation(NamedTuple):
@@ -79,7 +81,7 @@ def prepare(
     """
     source, out = require_source(kind, source).expanduser(), out.expanduser()
     _check_options(kind, options)
-    with _stopping(out), tidied(out), _undone(out):
+    with _stopping(out), tidied(out), alone(out), _undone(out):
         work = _claim(out)
         with _reading(source):
             opened, name = KINDS[kind].open(source, work, options), printable(source.resolve().name)
@@ -141,7 +143,8 @@ def _claim(out: Path) -> Path:
     if out.is_file():
         raise UserError(f"--out is '{out}', which is a file", "give a folder that is new or empty")
     work = out / WORK
-    if out.is_dir() and not is_prepared(out) and not work.is_dir():
+    begun = work.is_dir() and ((work / REQUEST).is_file() or not any(out.glob("[!.]*")))  # else it is a stranger's
+    if out.is_dir() and not is_prepared(out) and not begun:
         other = next((path.name for path in sorted(out.iterdir()) if not path.name.startswith(".")), None)
         if other:
             raise UserError(
@@ -286,6 +289,17 @@ def _reading(source: Path | str) -> Iterator[None]:
 
 
 @contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keeps other preparations out of the folder of a set, whose work they would take away. Raises UserError."""
+    if out.is_file():
+        yield  # which is refused for what it is
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out, "set"):
+        yield
+
+
+@contextmanager
 def _undone(out: Path) -> Iterator[None]:
     """Takes the work folder away where it was made within and the source is refused before anything was begun."""
     work = out / WORK
@@ -310,5 +324,6 @@ def _stopping(out: Path) -> Iterator[None]:
         hint = "make room or mend the permissions, then run the same command again: it continues where it stopped"
         raise UserError(f"--out '{out}' cannot be written: {error}", hint) from error
     except BrokenProcessPool as error:
-        hint = "run the same command again with fewer --workers: it continues where it stopped"
-        raise UserError(f"a worker of prep-data into '{out}' was killed, probably for its memory", hint) from error
+        raise UserError(f"a worker of prep-data into '{out}' was killed, probably for its memory", FEWER) from error
+    except MemoryError as error:
+        raise RunFailed(f"the memory of this machine did not suffice for a shard of '{out}'", FEWER) from error

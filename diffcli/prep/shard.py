@@ -15,7 +15,9 @@ from typing import IO, NamedTuple
 
 from webdataset.writer import TarWriter
 
+from diffcli.config import RunFailed
 from diffcli.data import captions
+from diffcli.data.faults import is_momentary
 from diffcli.data.files import ARCHIVE_ERRORS, printable
 from diffcli.data.pixels import BrokenImage
 from diffcli.data.shards import FieldNote, Index, Members, Skipped
@@ -65,14 +67,17 @@ class WrittenMember(NamedTuple):
 
 
 def write_shard(job: ShardJob) -> Index:
-    """Writes the shard and returns its index. Raises OSError where the disk does not take it; broken images are skipped."""
+    """Writes the shard and returns its index; broken images are skipped.
+
+    Raises OSError where the disk does not take it, RunFailed where an image cannot be read for a reason that may pass.
+    """
     temporary = job.work / f"{job.stem}.{os.getpid()}.tar"
     try:
         with temporary.open("wb") as file:
             members, skipped = _write_tar(file, job)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except (OSError, RunFailed, MemoryError):
         temporary.unlink(missing_ok=True)  # on a full disk, give the room back
         raise
     sizes = {member.picture.size for member in members}
@@ -160,12 +165,22 @@ def _write_tar(file: IO[bytes], job: ShardJob) -> tuple[list[WrittenMember], lis
                 skipped.append(_skipped(given, error.reason))
                 continue
             except (OSError, *ARCHIVE_ERRORS) as error:
+                if is_momentary(error):
+                    raise _for_now(given, error) from error
                 skipped.append(_skipped(given, getattr(error, "strerror", None) or str(error) or type(error).__name__))
                 continue
             key = f"{number:08d}"
             spans, position = write_sample(tar, key, sample, position)
             members.append(WrittenMember(f"{key}.{picture.extension}", picture, item.label, spans, masks))
     return members, skipped
+
+
+def _for_now(given: Item | Deferred, error: Exception) -> RunFailed:
+    """What stops a shard: it is written again the next time, and an image left out would be missing for good."""
+    return RunFailed(
+        f"SOURCE: {printable(given.name)} cannot be read now: {getattr(error, 'strerror', None) or error}",
+        "run the same command again: it continues where it stopped; if it stops there again, mend or delete that file",
+    )
 
 
 def _skipped(given: Item | Deferred, reason: str) -> Skipped:

@@ -4,13 +4,17 @@ import errno
 import io
 import os
 import tarfile
+import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from diffcli.config import UserError
-from diffcli.data.files import FileTree, WriteError, copy, open_tree
+from diffcli.config import RunFailed, UserError
+from diffcli.data import pixels
+from diffcli.data.files import FileTree, WriteError, ZipEntry, copy, open_tree, read_location
 from diffcli.data.shards import open_shards
+from diffcli.prep import encode
 from diffcli.prep.prepare import prepare
 from diffcli.prep.sets import folders
 from tests.data import making
@@ -77,6 +81,89 @@ def test_a_file_that_vanishes_before_its_turn_is_skipped_by_name(source: Path, t
     assert (report.written, report.skipped) == (5, 1)
     assert (report.broken.path, report.broken.reason) == ("dog/000.png", "No such file or directory")
     assert open_shards(tmp_path / "out", "x").count == 5
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.EMFILE, errno.ENOMEM, None])
+def test_what_may_pass_leaves_no_image_out_for_good(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int | None
+):
+    read = encode.read_location
+
+    def failing(location: Path) -> bytes:
+        if location == source / "dog/001.png":
+            raise MemoryError if fault is None else OSError(fault, os.strerror(fault), str(location))
+        return read(location)
+
+    monkeypatch.setattr(encode, "read_location", failing)
+    with pytest.raises(RunFailed) as told:
+        run("folder", source, tmp_path / "out", images_per_shard=3)
+    assert "same command again" in told.value.hint
+    assert fault is None or "dog/001.png" in told.value.problem
+    monkeypatch.setattr(encode, "read_location", read)
+    assert run("folder", source, tmp_path / "out", images_per_shard=3).written == 6
+    run("folder", source, tmp_path / "other", images_per_shard=3)
+    assert contents(tmp_path / "out") == contents(tmp_path / "other")
+
+
+@pytest.mark.parametrize("fault", [errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG])
+def test_what_the_system_says_of_a_file_itself_skips_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+):
+    read = encode.read_location
+
+    def failing(location: Path) -> bytes:
+        if location == source / "dog/001.png":
+            raise OSError(fault, os.strerror(fault), str(location))
+        return read(location)
+
+    monkeypatch.setattr(encode, "read_location", failing)
+    report = run("folder", source, tmp_path / "out")
+    assert (report.written, report.skipped, report.broken.path) == (5, 1, "dog/001.png")
+
+
+@pytest.mark.parametrize(("module", "place"), [(encode, "read_location"), (pixels, "flatten")])
+def test_a_mistake_of_ours_is_no_broken_image(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, place: str
+):
+    def mistaken(*given: object) -> bytes:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(module, place, mistaken)
+    with pytest.raises(KeyError, match="ours"):
+        run("folder", source, tmp_path / "out")
+
+
+def test_a_member_of_a_zip_under_a_password_or_gone_is_the_fault_of_the_zip(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        zipped.writestr("a.png", b"x")
+    with pytest.raises(zipfile.BadZipFile, match="gone"):
+        read_location(ZipEntry(tmp_path / "a.zip", "gone.png", 1))
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1  # encrypted, says the directory
+    (tmp_path / "b.zip").write_bytes(data)
+    with pytest.raises(zipfile.BadZipFile, match="password"):
+        read_location(ZipEntry(tmp_path / "b.zip", "a.png", 1))
+
+
+def test_a_second_preparation_of_one_folder_is_told_who_is_at_it(source: Path, tmp_path: Path):
+    work = prepare("folder", source, tmp_path / "out", images_per_shard=3)
+    next(work)
+    with pytest.raises(UserError, match=rf"{tmp_path}/out: process {os.getpid()}") as told:
+        run("folder", source, tmp_path / "out", images_per_shard=3)
+    assert f"kill {os.getpid()}" in told.value.hint
+    *_, report = work
+    assert report.written == 6
+    assert not (tmp_path / "out/.lock").exists()
+    assert run("folder", source, tmp_path / "out", images_per_shard=3).written == 6
+
+
+def test_a_work_folder_among_other_files_is_a_strangers(source: Path, tmp_path: Path):
+    (tmp_path / "out/.work").mkdir(parents=True)
+    (tmp_path / "out/.work/thesis.txt").write_text("kept")
+    (tmp_path / "out/notes.txt").write_text("kept")
+    with pytest.raises(UserError, match=r"notes\.txt"):
+        run("folder", source, tmp_path / "out")
+    assert (tmp_path / "out/.work/thesis.txt").read_text() == "kept"
 
 
 def test_items_that_cannot_be_read_name_the_source(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

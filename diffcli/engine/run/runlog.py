@@ -20,8 +20,8 @@ from torch import Tensor
 
 from diffcli.checkpoint import checkpoints
 from diffcli.config import UserError, quoted
+from diffcli.data.lock import LOCK, only_writer
 from diffcli.engine.draw.pictures import grid
-from diffcli.engine.run.lock import LOCK, only_writer
 from diffcli.fields import to_levels
 
 CLOCKED = ("images_per_s", "data_wait", "time")  # the fields of a log line that differ from run to run

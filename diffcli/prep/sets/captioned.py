@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from diffcli.config import UserError
 from diffcli.data.captions import MAX_BYTES, NOT_UTF8, clean, decoded, from_json
+from diffcli.data.faults import is_momentary
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree
 from diffcli.data.listing import Split, alike
 from diffcli.data.pixels import BrokenImage
@@ -174,6 +175,8 @@ def _read(tree: FileTree, name: str, image: str) -> Sequence[str]:
     except UnicodeDecodeError as error:
         raise BrokenImage(image, f"its captions in {name} {NOT_UTF8}") from error
     except (OSError, ValueError, *ARCHIVE_ERRORS) as error:
+        if is_momentary(error):
+            raise
         raise BrokenImage(image, f"its captions in {name} cannot be read: {error}") from error
 
 

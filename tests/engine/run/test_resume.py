@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from diffcli import checkpoint, tensor_file
 from diffcli.config import UserError
+from diffcli.data import lock
+from diffcli.data.lock import only_writer
 from diffcli.engine.distributed import pick_device
-from diffcli.engine.run import lock
-from diffcli.engine.run.lock import only_writer
 from diffcli.engine.run.runlog import read_log
 from diffcli.tasks.diffusion import DiffusionTask
 from tests.conftest import WAIT, Cli, environment, finish, start
@@ -126,7 +126,7 @@ def test_a_run_of_two_processes_is_held_by_its_leading_worker_until_it_ends(
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from diffcli.engine.run.lock import only_writer
+from diffcli.data.lock import only_writer
 with only_writer(Path(sys.argv[1])):
     child = os.fork()
     if child == 0:

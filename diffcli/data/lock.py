@@ -1,4 +1,4 @@
-"""One writer in a run at a time: an exclusive flock on RUN/.lock, which the kernel releases however its holder dies.
+"""One writer in a run or a set at a time: an exclusive flock on its `.lock`, which the kernel releases however its holder dies.
 
 The file holds the process id and host of its holder, and is removed while the lock is still held. Where a system or a file
 system has no such locks, nothing is locked.
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from diffcli.config import UserError
 
@@ -22,18 +23,26 @@ LOCK = ".lock"
 PATIENCE = (
     1.0  # seconds that a lock may take to come free: others hold it for a moment to look, the killed while they die
 )
+Work = Literal["run", "set"]
+WRITING = {"run": "is writing into this run", "set": "is preparing this set"}
+ENDING = {
+    "run": "it saves first; workers whose launcher was killed do so by themselves",
+    "set": "the shards that are finished stay",
+}
 _held: set[int] = set()  # descriptors of this process
 
 
 @contextmanager
-def only_writer(run: Path) -> Iterator[None]:
-    """Keeps other writers out of a run directory. Raises UserError that names the one who holds it, OSError where it cannot
-    be written into."""
+def only_writer(folder: Path, what: Work = "run") -> Iterator[None]:
+    """Keeps other writers out of a folder, that of a run or of a prepared set.
+
+    Raises UserError that names the one who holds it, OSError where it cannot be written into.
+    """
     if fcntl is None:
         yield
         return
-    path = run / LOCK
-    descriptor = _take(path)
+    path = folder / LOCK
+    descriptor = _take(path, what)
     _held.add(descriptor)
     try:
         yield
@@ -44,7 +53,7 @@ def only_writer(run: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(path: Path) -> int:
+def _take(path: Path, what: Work) -> int:
     """A descriptor of the locked file."""
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -55,7 +64,7 @@ def _take(path: Path) -> int:
             holder = os.read(descriptor, 200).decode(errors="replace").split()
             os.close(descriptor)
             if time.monotonic() > deadline:
-                raise _taken(path.parent, holder) from None
+                raise _taken(path.parent, holder, what) from None
             time.sleep(PATIENCE / 20)
             continue
         except OSError:
@@ -74,13 +83,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _taken(run: Path, holder: list[str]) -> UserError:
+def _taken(folder: Path, holder: list[str], what: Work) -> UserError:
     process, host = holder if len(holder) == 2 else ("", "")
     who = f"process {process} on {host}" if process else "another process"
     return UserError(
-        f"{run}: {who} is writing into this run",
-        f"wait until it has ended, or stop it (`kill {process or 'PID'}`: it saves first; workers whose launcher was killed "
-        "do so by themselves), then type this again",
+        f"{folder}: {who} {WRITING[what]}",
+        f"wait until it has ended, or stop it (`kill {process or 'PID'}`: {ENDING[what]}), then type this again",
     )
 
 
