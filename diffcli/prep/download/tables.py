@@ -1,4 +1,4 @@
-"""Tables that say what belongs to each image: .csv, .tsv, .jsonl, .json and .parquet, the first four also with .gz.
+"""Tables that say what belongs to each image: .csv (also .txt), .tsv, .jsonl, .json and .parquet, all but the last also with .gz.
 
 Read row by row, so that a table of any length fits. A row that cannot be read says why and never stops the rest:
 UTF-8 is expected (UTF-16 with its mark is understood), and every row that holds something else is a fault of its own.
@@ -15,10 +15,12 @@ from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError, did_you_mean
-from diffcli.data.captions import UTF16_MARKS, decoded, texts
+from diffcli.data.captions import KEYS, UTF16_MARKS, decoded, texts
 from diffcli.data.files import ARCHIVE_ERRORS, Location, open_location
 
-CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "prompt", "description", "title", "name")  # in any case
+CAPTION_COLUMNS = (*KEYS, "title", "name")  # in any case
+DELIMITERS = ",;\t|"
+UNCLOSED = "\ufdd0"  # no character; in place of the cells of a line that cannot be split
 MAX_FIELD = 1 << 20  # characters; the rest of a table behind a quote that never closes is longer
 MAX_LINE = 1 << 24  # characters; what is no table may have lines without end
 MAX_JSON = 1 << 28  # bytes, unpacked
@@ -91,11 +93,14 @@ def open_table_file(path: Path) -> Table:
 
 
 def _csv(stream: IO[bytes]) -> Iterator[Row]:
-    """Comma-separated values with a header; quoted fields may hold commas, quotes and line ends. Semicolons pass, too."""
+    """Values between commas, semicolons or bars, with a header; quoted fields may hold these, quotes and line ends.
+
+    A line with a quote that never closes is a fault of its own, and those behind it are read.
+    """
     lines = _lines(stream)
     header = next(lines, "")
-    delimiter = max(",;\t", key=header.count)
-    yield from _separated(csv.reader(chain([header], lines), delimiter=delimiter))
+    delimiter = max(DELIMITERS, key=header.count)
+    yield from _separated(_quoted(chain([header], lines), delimiter))
 
 
 def _tsv(stream: IO[bytes]) -> Iterator[Row]:
@@ -103,24 +108,58 @@ def _tsv(stream: IO[bytes]) -> Iterator[Row]:
 
     A field that is wholly wrapped in quotes, those inside doubled, is unwrapped: a spreadsheet wrote it.
     """
-    yield from _separated(csv.reader(_lines(stream), delimiter="\t", quoting=csv.QUOTE_NONE), _unquoted)
+    reader = csv.reader(_lines(stream), delimiter="\t", quoting=csv.QUOTE_NONE)
+    yield from _separated(((reader.line_num, cells) for cells in reader), _unquoted)
 
 
-def _separated(reader: Any, clean: Callable[[str], str] = str) -> Iterator[Row]:
+def _quoted(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The number of the last line of each record, and its cells; no cells where a quote in it never closes."""
+    number, again = 0, list[str]()  # lines before those that the reader below has read; lines to be read once more
+    while True:
+        taken: list[str] = []  # of the record that is being read
+
+        def noting(lines: Iterator[str], taken: list[str] = taken) -> Iterator[str]:
+            for line in lines:
+                taken.append(line)
+                yield line
+
+        reader = csv.reader(noting(chain(again, lines)), delimiter=delimiter, strict=True)
+        start = 0
+        try:
+            for cells in reader:
+                yield number + reader.line_num, cells
+                start = reader.line_num
+                taken.clear()
+            return
+        except csv.Error as error:
+            unread = again[reader.line_num :]
+            if "field limit" in str(error):
+                raise ValueError(
+                    f"line {number + reader.line_num}: {error}, perhaps a quote that never closes"
+                ) from error
+            if len(taken) > 1 or "unexpected end" in str(error):
+                yield number + start + 1, [UNCLOSED]
+            else:  # a quote within a field that others take as it stands
+                yield number + start + 1, next(csv.reader(taken, delimiter=delimiter), [])
+            number, again = number + start + 1, taken[1:] + unread
+
+
+def _separated(records: Iterator[tuple[int, list[str]]], clean: Callable[[str], str] = str) -> Iterator[Row]:
     """The rows, of which the first is the header: each column holds its own name."""
     csv.field_size_limit(MAX_FIELD)
-    try:
-        columns = [clean(cell).strip() for cell in next(reader, [])]
-        if columns:
-            yield Row(reader.line_num, dict(zip(columns, columns, strict=True)))
-        for cells in reader:
-            if not cells:
-                continue
-            fault = "" if len(cells) <= len(columns) else f"it has {len(cells)} fields, not {len(columns)}"
-            fault = fault or _encoding_fault("".join(cells))
-            yield Row(reader.line_num, dict(zip(columns, map(clean, cells), strict=False)), fault)
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}, perhaps a quote that never closes") from error
+    number, header = next(records, (0, []))
+    columns = [clean(cell).strip() for cell in header]
+    if columns:
+        yield Row(number, dict(zip(columns, columns, strict=True)))
+    for number, cells in records:
+        if not cells:
+            continue
+        if cells == [UNCLOSED]:
+            yield Row(number, {}, "a quote in it never closes")
+            continue
+        fault = "" if len(cells) <= len(columns) else f"it has {len(cells)} fields, not {len(columns)}"
+        fault = fault or _encoding_fault("".join(cells))
+        yield Row(number, dict(zip(columns, map(clean, cells), strict=False)), fault)
 
 
 def _unquoted(cell: str) -> str:
@@ -171,6 +210,7 @@ def _parquet(stream: IO[bytes]) -> Iterator[Row]:
 
 READERS: dict[str, Callable[[IO[bytes]], Iterator[Row]]] = {
     ".csv": _csv,
+    ".txt": _csv,
     ".tsv": _tsv,
     ".jsonl": _jsonl,
     ".json": _json,

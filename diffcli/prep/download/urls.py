@@ -20,6 +20,7 @@ from diffcli.prep.items import SOURCE, SourceOptions
 from diffcli.prep.sets.coco import read_captions
 
 URL = re.compile(r"https?://\S", re.IGNORECASE)
+BREAKS = re.compile(r"[\t\r\n]")  # which the URL Standard (whatwg.org) takes out of an address
 REFUSED = "refused:"  # before what is no http(s) address
 URL_NAMES = ("url", "image_url", "coco_url", "contenturl", "link")  # of columns, in any case
 
@@ -61,9 +62,14 @@ def open_table(path: Path, options: SourceOptions) -> UrlTable:
 
 def open_coco_table(path: Path) -> UrlTable:
     """The images of COCO's captions_*.json, each a row with all its captions, in the order of the file."""
-    images = read_captions(FileTree(path.parent, {path.name: path}), path.name)
+    images = read_captions(FileTree(path.parent, {path.name: path}), path.name).images
     rows = [_checked(image.url, image.captions) for image in images]
     return UrlTable(path, len(rows), sha256(path), lambda: iter(rows))
+
+
+def encoded(address: str) -> str:
+    """An address of which spaces and what is not ASCII are percent-encoded; what is encoded already stays as it is."""
+    return quote(address.encode(errors="ignore"), safe=string.punctuation)
 
 
 def _columns(table: Table, options: SourceOptions) -> tuple[str, str, list[UrlRow]]:
@@ -93,7 +99,6 @@ def _row(row: Row, url: str, caption: str) -> UrlRow:
 
 
 def _checked(url: object, found: object) -> UrlRow:
-    address = "".join(captions.clean(str(url or "")).split())
-    address = address if address.isascii() else quote(address, safe=string.punctuation)
+    address = encoded(BREAKS.sub("", str(url or "")).strip())
     safe = address if URL.match(address) else REFUSED + address
     return UrlRow(safe, captions.to_bytes(captions.texts(found)).decode())

@@ -1,17 +1,18 @@
 """Folders of images with captions: in files of the same name, in tables that lie beside the images, or in one that is named.
 
-a.png has its captions in a.txt or a.caption (one a line) or a.json (a text, a list, or an object with `caption`, `captions`
-or `text`); metadata.jsonl (or .csv, .tsv, .parquet) with a column file_name tells them for the folder it lies in; --table
-names any other. Several rows of one image are several captions. Images that a table does not name are left out.
+a.png has its captions in a.txt, a.png.txt or a.caption (one a line) or a.json (a text, a list, or an object with `caption`,
+`text`, ...), beside it or in a folder captions/; metadata.csv, captions.csv, results.csv (or .jsonl, .tsv, .parquet) with usual
+columns tell them for the folder they lie in; --table names any other. Several rows of one image are several captions. Images
+that a table does not name are left out, and what may hold captions but is not read is told.
 """
 
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 from diffcli.data.captions import MAX_BYTES, NOT_UTF8, clean, decoded, from_json
 from diffcli.data.faults import is_momentary
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree
@@ -23,10 +24,14 @@ from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource
 from diffcli.prep.sets.folders import FileItems, images_of
 
 SIDECARS = (".txt", ".caption", ".json")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
-FILE_NAME = "file_name"
+TABLES = frozenset({".jsonl", ".csv", ".tsv", ".parquet"})
+METADATA = frozenset({"metadata", "captions", "caption", "results", "prompts", "annotations"})  # tables that are read
+CAPTION_FOLDERS = frozenset({"captions", "caption", "texts", "text", "txt", "prompts", "descriptions"})
+IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "pictures", "photos"})
+NO_CAPTIONS = re.compile(r"(read_?me|licen[cs]e|notice|requirements|classes|labels|wnids|words)\b.*", re.IGNORECASE)
+MOST_NAMED = 3  # files in one note
 IMAGE_COLUMNS = (
-    FILE_NAME,
+    "file_name",
     "filename",
     "file",
     "image",
@@ -35,6 +40,9 @@ IMAGE_COLUMNS = (
     "path",
     "filepath",
     "img",
+    "image_name",
+    "image_filename",
+    "img_name",
     "image_id",
 )
 LINE_END = re.compile(r"\r\n|\r|\n")
@@ -73,15 +81,41 @@ def open_folder(source: Path, work: Path, options: SourceOptions) -> PrepSource:
         listed = Listed(tree, files)
         listed.read(open_table_file(options.table), "", options)
         return _listed(images, files, listed, (sha256(options.table.expanduser()), 0))
-    tables = [name for name in tree.names if name.rsplit("/", 1)[-1] in METADATA]
-    opened = {name: Table(tree.locations[name], tree.shown(name)) for name in tables}
-    opened = {name: table for name, table in opened.items() if _tells_captions(table)}
-    if opened:
+    tables, notes = _tables(tree)
+    if tables:
         listed = Listed(tree, files)
-        for name, table in opened.items():
+        for name, table in tables.items():
             listed.read(table, posixpath.dirname(name), options)
-        return _listed(images, files, listed, *((name, tree.size(name)) for name in opened))
-    return _beside(tree, images, files)
+        found = _listed(images, files, listed, *((name, tree.size(name)) for name in tables))
+    else:
+        found = _beside(tree, images, files)
+    return found._replace(notes=(*found.notes, *notes))
+
+
+def _tables(tree: FileTree) -> tuple[dict[str, Table], list[str]]:
+    """The tables of a tree that tell captions, and notes on those that are not read."""
+    opened: dict[str, Table] = {}
+    notes = []
+    for name in tree.names:
+        path = PurePosixPath(name.lower())
+        if path.suffix not in TABLES and path.name != "captions.txt":
+            continue
+        try:
+            table = Table(tree.locations[name], tree.shown(name))
+        except UserError as error:
+            if path.stem == "metadata":
+                raise
+            notes.append(f"{name} is not read: {error.problem}")
+            continue
+        if path.stem in METADATA and _tells_captions(table):
+            opened[name] = table
+        elif path.suffix != ".txt":  # that may be the captions of an image
+            columns = ", ".join(table.columns[:8])
+            notes.append(
+                f"{name} is not read; if it has captions, type --table {quoted(tree.source / name)} --image-col NAME"
+                f" --caption-col NAME (its columns are {columns})"
+            )
+    return opened, notes
 
 
 @dataclass
@@ -97,6 +131,7 @@ class Listed:
         names = [name for items in self.files.values() for name in items.names]
         self.common = posixpath.commonpath([posixpath.dirname(name) or "." for name in names]).removeprefix(".")
         stems = {alike(str(PurePosixPath(name).with_suffix(""))): name for name in names}
+        self.sources = {str(self.tree.source.absolute()), str(self.tree.source.resolve())}
         self.by_name = stems | {alike(name): name for name in names}
 
     def read(self, table: Table, folder: str, options: SourceOptions) -> None:
@@ -114,17 +149,24 @@ class Listed:
             known += [text for text in row.texts(caption) if text not in known]
 
     def _find(self, path: str, folder: str) -> tuple[str | None, str]:
-        """The image that a cell means, or why there is none: relative to the table, to SOURCE, or to where all images lie."""
-        path = path.replace("\\", "/")
+        """The image that a cell means, or why there is none: relative to the table, to SOURCE, or to where all images lie.
+
+        An absolute path is that of a file in SOURCE, too.
+        """
+        path = path.strip().replace("\\", "/")
         if "://" in path:
             return None, "it is a URL, not a file: `diffcli prep-data urls` downloads those"
-        parts = PurePosixPath(path).parts
-        if path.startswith("/") or ".." in parts or (parts and parts[0].endswith(":")):
-            return None, "it points outside of SOURCE"
-        if not parts:
+        if not path:
             return None, "it names no image"
-        places = (alike(posixpath.join(root, *parts)) for root in (folder, "", self.common))
-        name = next((self.by_name[place] for place in places if place in self.by_name), None)
+        source = next((root for root in self.sources if path.startswith(f"{root}/")), None)
+        relative = (folder,) if ".." in path.split("/") else (folder, "", self.common)
+        roots = relative if source is None else ("",)
+        below = path if source is None else path[len(source) + 1 :]
+        places = [posixpath.normpath(posixpath.join(root, below)) for root in roots]
+        inside = [place for place in places if not place.startswith(("/", "..")) and ":" not in place.partition("/")[0]]
+        if not inside:
+            return None, "it points outside of SOURCE"
+        name = next((self.by_name[alike(place)] for place in inside if alike(place) in self.by_name), None)
         return name, f"SOURCE has no image '{clean(path)}'"
 
 
@@ -146,24 +188,59 @@ def _listed(images: PrepSource, files: dict[Split, FileItems], listed: Listed, *
 
 def _beside(tree: FileTree, images: PrepSource, files: dict[Split, FileItems]) -> PrepSource:
     """The images with the captions of files that have their names, as they are where there are no such files."""
-    beside: dict[str, str] = {}
-    for items in files.values():
-        for name in items.names:
-            stem = str(PurePosixPath(name).with_suffix(""))
-            found = next((stem + suffix for suffix in SIDECARS if stem + suffix in tree.locations), None)
-            if found:
-                beside[name] = found
+    sidecars = Sidecars(tree)
+    found = {name: sidecars.of(name) for items in files.values() for name in items.names}
+    beside = {name: file for name, file in found.items() if file is not None}
+    unused = sidecars.others(beside.values())
+    notes = []
+    if unused:
+        named = ", ".join(unused[:MOST_NAMED]) + (", ..." if len(unused) > MOST_NAMED else "")
+        notes.append(f"{len(unused)} text files have the name of no image and are not read: {named}")
     if not beside:
-        return images
+        return images._replace(notes=(*images.notes, *notes))
 
     def of(name: str) -> Sequence[str]:
         return _read(tree, beside[name], name) if name in beside else ()
 
     splits: dict[Split, Items] = {s: Captioned(items, range(len(items)), of, ()) for s, items in files.items()}
     without = sum(map(len, files.values())) - len(beside)
-    notes = (f"{without} images have no caption",) if without else ()
+    notes += [f"{without} images have no caption"] * bool(without)
     told = fingerprint([(images.fingerprint, 0), *((name, tree.size(name)) for name in beside.values())])
     return images._replace(splits=splits, fingerprint=told, notes=(*images.notes, *notes))
+
+
+class Sidecars:
+    """The files of a tree that may hold the captions of one image each."""
+
+    def __init__(self, tree: FileTree) -> None:
+        self.by_stem: dict[str, dict[str, str]] = {}  # by path without suffix: the files by suffix
+        self.apart: dict[str, dict[str, str]] = {}  # of those in CAPTION_FOLDERS, by path without such folders
+        for name in tree.names:
+            stem, suffix = posixpath.splitext(name)
+            if suffix.lower() in SIDECARS:
+                self.by_stem.setdefault(alike(stem), {})[suffix.lower()] = name
+                if not CAPTION_FOLDERS.isdisjoint(name.lower().split("/")[:-1]):
+                    self.apart.setdefault(_without_folders(stem), {})[suffix.lower()] = name
+
+    def of(self, image: str) -> str | None:
+        """The file with the captions of an image: beside it, or in a folder for captions; None where there is none."""
+        stem = posixpath.splitext(image)[0]
+        places = [self.by_stem.get(alike(stem)), self.by_stem.get(alike(image))]
+        places += [self.apart.get(_without_folders(stem)), self.apart.get(_without_folders(image))]
+        files = next(filter(None, places), {})
+        return next((files[suffix] for suffix in SIDECARS if suffix in files), None)
+
+    def others(self, used: Iterable[str]) -> list[str]:
+        """The texts that are not used, but for those that tell of the set."""
+        taken = set(used)
+        texts = [file for files in self.by_stem.values() for suffix, file in files.items() if suffix != ".json"]
+        return [file for file in texts if file not in taken and not NO_CAPTIONS.fullmatch(posixpath.basename(file))]
+
+
+def _without_folders(path: str) -> str:
+    """A path without the folders that tell images from captions."""
+    *folders, name = alike(path).split("/")
+    return "/".join([*(f for f in folders if f.lower() not in CAPTION_FOLDERS | IMAGE_FOLDERS), name])
 
 
 def _read(tree: FileTree, name: str, image: str) -> Sequence[str]:
@@ -171,7 +248,7 @@ def _read(tree: FileTree, name: str, image: str) -> Sequence[str]:
         if tree.size(name) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
         text = decoded(tree.read(name))
-        return from_json(text) if name.endswith(".json") else LINE_END.split(text)
+        return from_json(text) if name.lower().endswith(".json") else LINE_END.split(text)
     except UnicodeDecodeError as error:
         raise BrokenImage(image, f"its captions in {name} {NOT_UTF8}") from error
     except (OSError, ValueError, *ARCHIVE_ERRORS) as error:
@@ -183,4 +260,4 @@ def _read(tree: FileTree, name: str, image: str) -> Sequence[str]:
 def _tells_captions(table: Table) -> bool:
     """Whether metadata lists images with captions; it may list anything else."""
     lower = {column.lower() for column in table.columns}
-    return FILE_NAME in lower and not lower.isdisjoint(CAPTION_COLUMNS)
+    return not lower.isdisjoint(IMAGE_COLUMNS) and not lower.isdisjoint(CAPTION_COLUMNS)

@@ -102,7 +102,13 @@ def test_garbled_rows_keep_their_place_and_say_why(tmp_path: Path):
 
 def test_addresses_become_ascii_and_what_is_escaped_stays_so(tmp_path: Path):
     (tmp_path / "t.tsv").write_bytes("a\thttp://a.org/ü 1%20[2].jpg?q=a&b#c\nb\thttp://b.org\n".encode())
-    assert rows(tmp_path / "t.tsv")[0].url == "http://a.org/%C3%BC1%20[2].jpg?q=a&b#c"
+    assert rows(tmp_path / "t.tsv")[0].url == "http://a.org/%C3%BC%201%20[2].jpg?q=a&b#c"
+
+
+def test_spaces_in_an_address_are_encoded_and_those_around_it_are_not_part_of_it(tmp_path: Path):
+    lines = [{"url": f" {A[:-5]}my  cat.jpg ", "caption": "x"}, {"url": "http://b.org/\n2.jpg", "caption": "y"}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [row.url for row in rows(tmp_path / "t.jsonl")] == ["http://a.org/my%20%20cat.jpg", "http://b.org/2.jpg"]
 
 
 def test_captions_lose_control_characters_and_lists_are_several_captions(tmp_path: Path):

@@ -34,7 +34,7 @@ def written(rows: list[tuple[str, ...]], **dialect: object) -> str:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("delimiter", [",", ";"])
+@pytest.mark.parametrize("delimiter", [",", ";", "|"])
 def test_csv_in_what_spreadsheets_write(encoding: str, delimiter: str):
     assert cells(table(written(ROWS, delimiter=delimiter).encode(encoding))) == ROWS
 
@@ -81,6 +81,19 @@ def test_garbled_rows_are_faults_and_the_others_are_read():
     assert faults[1].startswith("it is not JSON")
     assert faults[2:4] == ["it is not a JSON object", "it is not UTF-8"]
     assert faults[4].startswith("it is not JSON")
+
+
+def test_quotes_that_never_close_are_faults_of_their_own_lines():
+    data = b'f,c\na,"one\nb,two\nc,"three ""3""\nlines"\nd,"four" or more\ne,"five\nf,six\n'
+    found = [(row.line, list(row.cells.values()), row.fault) for row in table(data).rows()]
+    assert found == [
+        (2, [], "a quote in it never closes"),
+        (3, ["b", "two"], ""),
+        (5, ["c", 'three "3"\nlines'], ""),
+        (6, ["d", "four or more"], ""),
+        (7, [], "a quote in it never closes"),
+        (8, ["f", "six"], ""),
+    ]
 
 
 def test_long_fields_pass_and_a_quote_that_never_closes_is_named():

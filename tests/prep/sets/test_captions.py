@@ -84,11 +84,79 @@ def test_metadata_tells_the_captions_of_its_folder(tmp_path: Path, packed: bool)
     assert report.notes == ("1 images are not in the table and were left out",)
 
 
-def test_metadata_about_other_things_is_left_alone(tmp_path: Path):
+def test_metadata_about_other_things_is_left_alone_but_told(tmp_path: Path):
     root = images(tmp_path / "in", "a.png b.png")
     (root / "metadata.csv").write_text("image_id,age\n1,30\n")
-    assert run("folder", root, tmp_path / "out").written == 2
+    report = run("folder", root, tmp_path / "out")
+    assert report.written == 2
     assert not open_shards(tmp_path / "out", "x").fields
+    assert f"--table {root}/metadata.csv" in report.notes[0]
+    assert "image_id, age" in report.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "row"),
+    [
+        ("metadata.csv", "file_name| n| text", "{}| 0| number {}"),
+        ("results.csv", "image_name| comment_number| comment", "{}| 0| number {}"),
+        ("metadata.csv", "image_name,sentence", "{},number {}"),
+        ("captions.txt", "image,caption", "{},number {}"),
+        ("captions.tsv", "path\tprompt", "{}\tnumber {}"),
+        ("metadata.csv", "image;description", "{};number {}"),
+        ("metadata.csv", "file_name,text", "{root}/{},number {}"),
+        ("images/metadata.csv", "file_name,text", "../{},number {}"),
+    ],
+)
+def test_tables_as_people_have_them_tell_captions(tmp_path: Path, name: str, header: str, row: str):
+    root = images(tmp_path / "in", "images/a.png images/b.png")
+    rows = [row.format(f"images/{file}.png", number, root=root.absolute()) for number, file in enumerate("ab")]
+    (root / name).write_text("\n".join([header, *rows]))
+    run("folder", root, tmp_path / "out")
+    assert texts(tmp_path / "out") == [["number 0"], ["number 1"]]
+
+
+@pytest.mark.parametrize(
+    ("image", "caption"),
+    [
+        ("a.png", "a.TXT"),
+        ("a.png", "a.png.txt"),
+        ("a.png", "captions/a.txt"),
+        ("images/a.png", "captions/a.txt"),
+        ("images/cat/a.png", "captions/cat/a.caption"),
+        ("images/a.PNG", "Texts/a.PNG.json"),
+        ("cat/a.png", "cat/captions/a.txt"),
+    ],
+)
+def test_captions_are_found_where_people_keep_them(tmp_path: Path, image: str, caption: str):
+    root = images(tmp_path / "in", image)
+    (root / caption).parent.mkdir(parents=True, exist_ok=True)
+    (root / caption).write_text('"a word"' if caption.endswith("json") else "a word")
+    (root / "README.txt").write_text("about the set")
+    (root / "other.txt").write_text("of nothing")
+    report = run("folder", root, tmp_path / "out")
+    assert texts(tmp_path / "out") == [["a word"]]
+    assert [note for note in report.notes if "text files" in note] == [
+        "1 text files have the name of no image and are not read: other.txt"
+    ]
+
+
+def test_nothing_in_a_table_is_no_caption(tmp_path: Path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    root = images(tmp_path / "in", "a.png b.png c.png")
+    cells = {"file_name": ["a.png", "b.png", "c.png"], "text": pa.array([float("nan"), None, 3.5])}
+    parquet.write_table(pa.table(cells), root / "metadata.parquet")
+    run("folder", root, tmp_path / "out")
+    assert texts(tmp_path / "out") == [[""], [""], ["3.5"]]
+
+
+def test_a_quote_that_never_closes_costs_its_row_alone(tmp_path: Path):
+    root = images(tmp_path / "in", "a.png b.png c.png d.png")
+    (root / "metadata.csv").write_text(
+        'file_name,text\na.png,ok\nb.png,"never closed\nc.png,two\nd.png,"three\nlines"\n'
+    )
+    run("folder", root, tmp_path / "out")
+    assert texts(tmp_path / "out") == [["ok"], ["two"], ["three lines"]]
+    assert skipped(tmp_path / "out") == {"metadata.csv, line 3": "a quote in it never closes"}
 
 
 def test_a_table_names_images_by_column_and_its_bad_rows_are_listed(tmp_path: Path, cli: Cli):

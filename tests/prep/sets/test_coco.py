@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from diffcli.config import UserError
@@ -79,6 +80,66 @@ def test_the_year_whose_images_are_there_is_read(tmp_path: Path):
     (root / "annotations/captions_train2014.json").write_text(json.dumps(captions(3, 9, each=1)))
     run("coco", root, tmp_path / "out")
     assert len(texts(tmp_path / "out")[0]) == 5
+
+
+def own(root: Path, files: list[str], notes: list[dict[str, Any]], listed: list[dict[str, Any]] | None = None) -> Path:
+    """A set whose training images have these paths below train2017 and values 10, 20, ... in this order."""
+    for number, file in enumerate(files, start=1):
+        path = root / "train2017" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(np.full((3, 8, 8), 10 * number, np.uint8)))
+    found = listed or [{"id": number, "file_name": file} for number, file in enumerate(files, start=1)]
+    (root / "annotations").mkdir()
+    (root / "annotations/captions_train2017.json").write_text(json.dumps({"images": found, "annotations": notes}))
+    return root
+
+
+def note(image: object, caption: object, **more: object) -> dict[str, Any]:
+    return {"image_id": image, "caption": caption, **more}
+
+
+def test_images_of_one_name_in_two_folders_keep_their_captions(tmp_path: Path):
+    root = own(tmp_path / "coco", ["cats/1.jpg", "dogs/1.jpg"], [note(2, "a dog", id=1), note(1, "a cat", id=2)])
+    run("coco", root, tmp_path / "out")
+    assert texts(tmp_path / "out") == [["a cat"], ["a dog"]]
+    assert read(tmp_path / "out", 8, 3)["image"][:, 0, 0, 0].tolist() == [10, 20]
+
+
+def test_an_image_of_both_splits_is_that_of_its_own(tmp_path: Path):
+    root = coco(tmp_path / "coco", 2, 2)
+    for name, value in (("train", 7), ("val", 9)):
+        (root / f"{name}2017/000000000001.jpg").write_bytes(png(np.full((3, 8, 8), value, np.uint8)))
+    run("coco", root, tmp_path / "out")
+    assert read(tmp_path / "out", 8, 3)["image"][0].unique().tolist() == [7]
+
+
+def test_a_file_that_could_be_several_is_listed_and_not_guessed(tmp_path: Path):
+    listed = [{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": "2.jpg"}]
+    root = own(tmp_path / "coco", ["a/1.jpg", "b/1.jpg", "a/2.jpg"], [note(1, "x"), note(2, "y")], listed)
+    run("coco", root, tmp_path / "out")
+    assert texts(tmp_path / "out") == [["y"]]
+    assert "several files may be it" in skipped(tmp_path / "out")["1.jpg"]
+
+
+def test_any_suffix_text_ids_and_paths_of_other_machines_are_understood(tmp_path: Path):
+    files = ["a/1.jpeg", "a/2.webp"]
+    listed = [{"id": "x1", "file_name": "/home/me/a/1.jpeg"}, {"id": "x2", "file_name": "a\\2.webp"}]
+    root = own(tmp_path / "coco", files, [note("x2", "two"), note("x1", "one"), note("x1", "uno")], listed)
+    run("coco", root, tmp_path / "out")
+    assert texts(tmp_path / "out") == [["one", "uno"], ["two"]]
+
+
+def test_captions_stand_in_the_order_of_their_ids_where_all_have_one(tmp_path: Path):
+    notes = [note(1, "third", id="10"), note(1, "second", id=9), note(1, "first", id="1")]
+    run("coco", own(tmp_path / "coco", ["1.jpg"], notes), tmp_path / "out")
+    assert texts(tmp_path / "out") == [["first", "second", "third"]]
+
+
+def test_captions_without_their_image_are_counted_and_nothing_is_no_caption(tmp_path: Path):
+    notes = [note(1, "one", id=1), note(7, "of no image", id=2), note(1, None, id=3), note(2, float("nan"), id=4)]
+    report = run("coco", own(tmp_path / "coco", ["1.jpg", "2.jpg"], notes), tmp_path / "out")
+    assert texts(tmp_path / "out") == [["one"], [""]]
+    assert any("1 captions are of images that it does not list" in told for told in report.notes)
 
 
 @pytest.mark.parametrize(
