@@ -1,12 +1,13 @@
 """What every layer may import: the frozen config base, the user's error and its 'did you mean'.
 
 A `Config` is an immutable, validated record; unknown keys are errors. A `UserError` is a mistake of the user: it prints as
-one `error:` line (what is wrong, with the file, key or flag and the value found) and one `hint:` line (what to type).
+one `error:` line (what is wrong, with the file, key or flag and the value found) and one `hint:` line (what to type), further
+mistakes of the same file as one `also:` line each.
 A `Note` is worth knowing and stops nothing.
 """
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -67,14 +68,18 @@ def _kinds_in(annotation: Any) -> list[Any]:
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; shown as an `error:` and a `hint:` line, without a traceback, exit code 2."""
+    """A mistake that the user can mend; shown as an `error:` and a `hint:` line, without a traceback, exit code 2.
+
+    also: further mistakes, each with its remedy on one line.
+    """
 
     exit_code = 2
 
-    def __init__(self, problem: str, hint: str) -> None:
-        super().__init__(f"{problem}\nhint: {hint}")
+    def __init__(self, problem: str, hint: str, also: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([problem, f"hint: {hint}", *(f"also: {other}" for other in also)]))
         self.problem = problem
         self.hint = hint
+        self.also = tuple(also)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Exceptions are rebuilt from their text, which is not what a subclass's __init__ takes; workers send them whole."""

@@ -13,7 +13,8 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from diffcli.config import Config, UserError, did_you_mean
-from diffcli.config_errors import default_kind, explain, forms, known_keys
+from diffcli.config_errors import explain
+from diffcli.config_errors.schema_paths import default_kind, forms, known_keys
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, at_root
 from diffcli.data.plain_yaml import KeyTwice, parsed

@@ -46,10 +46,10 @@ def showing_notes() -> Iterator[None]:
         yield
 
 
-def complain(problem: str, hint: str) -> None:
-    """The two lines of a user's mistake."""
-    say(f"error: {' '.join(problem.split())}")
-    say(f"hint:  {' '.join(hint.split())}")
+def complain(problem: str, hint: str, also: Iterable[str] = ()) -> None:
+    """The two lines of a user's mistake, and one for each of further mistakes."""
+    for begins, text in [("error:", problem), ("hint: ", hint), *(("also: ", other) for other in also)]:
+        say(f"{begins} {' '.join(text.split())}")
 
 
 def watch_training(steps: "Iterator[Progress]", leads: bool) -> None:

@@ -71,7 +71,7 @@ def _exit_code(error: Exception) -> int:
     from diffcli.engine.distributed import tell_launcher
 
     if not tell_launcher(error):
-        complain(error.problem, error.hint)
+        complain(error.problem, error.hint, error.also)
     return error.exit_code
 
 

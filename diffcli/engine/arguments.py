@@ -103,7 +103,7 @@ def readable(work: Callable[[], T], parameters: Parameters) -> T:
         return work()
     except UserError as error:
         problem, hint = in_python(error.problem, parameters), in_python(error.hint, parameters, hint=True)
-        raise UserError(problem, hint) from error
+        raise UserError(problem, hint, [in_python(other, parameters) for other in error.also]) from error
 
 
 def in_python(text: str, parameters: Parameters, hint: bool = False) -> str:

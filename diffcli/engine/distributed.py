@@ -258,7 +258,8 @@ def tell_launcher(error: UserError) -> bool:
         return False
     path = Path(os.environ[LAUNCHED]) / f"rank-{int(os.environ['RANK']):06d}.json"
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"problem": error.problem, "hint": error.hint, "exit_code": error.exit_code}))
+    told = {"problem": error.problem, "hint": error.hint, "also": error.also, "exit_code": error.exit_code}
+    partial.write_text(json.dumps(told))
     partial.rename(path)
     return True
 
@@ -268,7 +269,7 @@ def told_errors() -> list[UserError]:
     errors = []
     for path in sorted(Path(os.environ[LAUNCHED]).glob("rank-*.json")) if LAUNCHED in os.environ else []:
         told = json.loads(path.read_text())
-        errors.append(UserError(told["problem"], told["hint"]))
+        errors.append(UserError(told["problem"], told["hint"], told["also"]))
         errors[-1].exit_code = told["exit_code"]
     return errors
 

@@ -7,8 +7,8 @@ import yaml
 
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.config_errors import setting
-from tests.conftest import TINY
+from diffcli.config_errors.schema_paths import setting
+from tests.conftest import TINY, changed
 
 
 def refused(*overrides: str) -> UserError:
@@ -82,6 +82,36 @@ def test_a_record_without_a_simple_key_lists_its_keys() -> None:
 )
 def test_a_value_out_of_range_is_told_what_it_must_be(override: str, demand: str) -> None:
     assert demand in refused(override).problem
+
+
+def test_all_mistakes_of_a_preset_are_shown_at_once() -> None:
+    tree = changed(TINY, train__steps=0, task__schedule={"kind": "cosin"}, task__network__widht=3, gidance=2)
+    with pytest.raises(UserError) as caught:
+        presets.build(tree, "tiny.yaml", ["train.clip=0"])
+    error = caught.value
+    lines = [f"{error.problem}; {error.hint}", *error.also]
+    wanted = {
+        "task.schedule.kind": ("'cosin'", "'cosine'"),
+        "task.network.widht": ("not a known key", "'width'"),
+        "train.steps": ("0", "--set train.steps="),
+        "train.clip": ("with --set", "0"),
+        "gidance": ("not a known key", "'guidance'"),
+    }
+    assert len(lines) == len(wanted)
+    for key, words in wanted.items():
+        (line,) = [line for line in lines if key in line]
+        assert all(word in line for word in words), line
+    assert all(line in str(error) for line in error.also)
+
+
+def test_each_wrong_value_of_a_list_is_a_mistake_and_none_is_shown_twice() -> None:
+    error = refused("train.ema=[0.5, 2, x]")
+    assert "train.ema.1 is 2" in error.problem
+    assert [other.partition(":")[0] for other in error.also] == ["train.ema.2 is 'x'"]
+    stds = refused("train.ema={kind: power, stds: [9, x]}")
+    assert "train.ema.stds.0" in stds.problem
+    assert len(stds.also) == 1
+    assert not refused("train.ema=x").also
 
 
 @pytest.mark.parametrize("value", [[1, [2, "a b"]], {"x": 1, "y": None}, "text", 3, 0.5, True, "007"])

@@ -1,0 +1,5 @@
+"""What a user is shown of a config that pydantic refuses."""
+
+from diffcli.config_errors.explaining import demand, explain
+
+__all__ = ["demand", "explain"]

@@ -1,0 +1,179 @@
+"""Pydantic's verdict on a preset: a UserError that names file, key and value of each mistake and says what to type."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from diffcli.config import UserError, did_you_mean
+from diffcli.config_errors.schema_paths import kinds, known_keys, length, listed, record, setting, value_at
+
+TEXTS = {
+    "missing": ("{key} is missing", "add it to the file, or --set {key}=VALUE"),
+    "extra_forbidden": ("{key} is not a known key", "{guess}"),
+    "union_tag_invalid": ("{key}.kind is {tag!r}", "{guess}"),
+    "union_tag_not_found": ("{key} has no kind", "add kind: {guess}"),
+    "literal_error": ("{key} is {shown}", "{guess}"),
+}
+WHOLE_NUMBER, NUMBER, SWITCH = "must be a whole number", "must be a number", "must be true or false"
+LISTS = {"tuple_type", "list_type", "too_short"}  # mistakes of a value that must be a list
+RECORDS = {"dict_type", "model_type", "model_attributes_type"}  # of one that must consist of keys
+DEMANDS = {  # of a value, by pydantic's name for the mistake
+    "int_type": WHOLE_NUMBER,
+    "int_parsing": WHOLE_NUMBER,
+    "int_from_float": WHOLE_NUMBER,
+    "float_type": NUMBER,
+    "float_parsing": NUMBER,
+    "finite_number": "must be a finite number",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+    "string_type": "must be a text",
+    "bool_type": SWITCH,
+    "bool_parsing": SWITCH,
+    "path_type": "must be a path",
+    "too_long": "must be a list of {max_length} at most",
+}
+
+
+class Mistake(NamedTuple):
+    """One thing that is wrong with a tree: at which path, what it is, and what to type."""
+
+    path: list[int | str]
+    problem: str
+    hint: str
+
+
+def explain(
+    error: ValidationError, tree: dict[str, Any], model: type[BaseModel], source: str, changed: Sequence[str]
+) -> UserError:
+    """All mistakes that a validation found, the first in full. `changed`: keys that --set gave."""
+    first, *others = mistakes(error, tree, model)
+    begins = _where(source, first.path, changed)
+    more = f" (and {len(others)} more mistake{'s' if len(others) > 1 else ''})" if others else ""
+    also = []
+    for other in others:
+        where = _where(source, other.path, changed)
+        also.append(f"{where if where != begins else ''}{other.problem}; {other.hint}")
+    return UserError(begins + first.problem + more, first.hint, also)
+
+
+def mistakes(error: ValidationError, tree: dict[str, Any], model: type[BaseModel]) -> list[Mistake]:
+    """One for each value that is wrong, however many forms pydantic tried it in."""
+    found: list[Mistake] = []
+    seen: list[list[int | str]] = []
+    for each in _meant(error, tree):
+        path = plain_path(tree, each["loc"])
+        if any(path[: len(place)] == place for place in seen):
+            continue
+        reshaped = _reshaped(each, path, model, tree)
+        seen.append(path[:-1] if reshaped and each["type"] == "missing" else path)
+        found.append(Mistake(path, *(reshaped or _told(each, path, model, tree))))
+    return found
+
+
+def _told(
+    mistake: Mapping[str, Any], path: Sequence[int | str], model: type[BaseModel], tree: dict[str, Any]
+) -> tuple[str, str]:
+    """Problem and hint of a value that is wrong, but not in its form."""
+    key, kind, context = ".".join(map(str, path)), mistake["type"], mistake.get("ctx", {})
+    if kind == "value_error":  # a contradiction that a config found: "what is wrong; what to do"
+        message, _, remedy = str(context["error"]).partition("; ")
+        return (f"{key}: " if key else "") + message, remedy
+    problem, hint = TEXTS.get(kind, ("{key} is {shown}: {message}", "change {key}, for example with --set {key}=VALUE"))
+    expected = context.get("expected_tags", context.get("expected", "")).replace(" or ", ", ")
+    tags = [t.strip(" '") for t in expected.split(",")]
+    choice = tags if tags != [""] else known_keys(model, tree, path[:-1])
+    words = {
+        "key": key,
+        "shown": _shown(mistake.get("input")),
+        "message": demand(mistake),
+        "tag": context.get("tag"),
+        "guess": did_you_mean(str(context.get("tag") or (path[-1] if path else "")), choice),
+    }
+    if kind == "literal_error":
+        words["guess"] = did_you_mean(str(mistake.get("input")), tags)
+    if kind == "union_tag_not_found":
+        words["guess"] = "one of the kinds that `diffcli presets schema` lists"
+    return problem.format(**words), hint.format(**words)
+
+
+def demand(mistake: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors asks of a value: "must be at least 1"; pydantic's own words where there are no others."""
+    if mistake["type"] == "value_error":
+        return str(mistake["ctx"]["error"])
+    wanted = DEMANDS.get(mistake["type"])
+    return mistake["msg"] if wanted is None else wanted.format(**mistake.get("ctx", {}))
+
+
+def plain_path(tree: Any, loc: Sequence[int | str]) -> list[int | str]:
+    """pydantic's location without the tags of unions, which are no keys of the file."""
+    path: list[int | str] = []
+    node = tree
+    for i, part in enumerate(loc):
+        if isinstance(node, dict):
+            tag = part not in node and (part == node.get("kind") or i + 1 < len(loc))
+        else:
+            tag = isinstance(part, str) and node is not None  # the form of a number or list
+        if tag:
+            continue
+        path.append(part)
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return path
+
+
+def _meant(error: ValidationError, tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """The errors without those of forms that a value does not have: a list that might have been a number, for example."""
+    found: list[Any] = error.errors(include_url=False)
+    paths = [plain_path(tree, each["loc"]) for each in found]
+
+    def meant(each: dict[str, Any], path: list[int | str]) -> bool:
+        deeper = any(other[: len(path)] == path and other != path for other in paths)
+        return not (deeper and isinstance(each.get("input"), list | dict))
+
+    return [each for each, path in zip(found, paths, strict=True) if meant(each, path)]
+
+
+def _reshaped(
+    mistake: Mapping[str, Any], path: Sequence[int | str], model: type[BaseModel], tree: dict[str, Any]
+) -> tuple[str, str] | None:
+    """Problem and hint of a value that must be a list, of a certain length perhaps, or a record, and is none; else None."""
+    kind = mistake["type"]
+    if kind == "missing" and path and isinstance(path[-1], int):
+        path, kind = path[:-1], "too_short"
+    value = value_at(tree, path)
+    found = f"{'.'.join(map(str, path))} is {_shown(value)}"
+    if kind in LISTS:
+        meant = next(iter(value), None) if isinstance(value, list | tuple) else value
+        example = listed(model, tree, path, meant)
+        fixed = length(model, tree, path)
+        size = f" of {fixed}" if fixed else " of 1 or more" if kind == "too_short" else ""
+        return f"{found}: must be a list{size}", f"write a list: --set {setting(tree, path, example)}"
+    if kind not in RECORDS:
+        return None
+    problem, choice = f"{found}: must be KEY: VALUE pairs", kinds(model, tree, path)
+    if value in choice:
+        return problem, f"use --set {setting(tree, path, {'kind': value})}"
+    if choice:
+        return (
+            problem,
+            f"name its kind, --set {setting(tree, path, {'kind': 'KIND'})}: {did_you_mean(str(value), choice)}",
+        )
+    pairs = record(model, tree, path, value)
+    if not pairs and (keys := known_keys(model, tree, path)):
+        return problem, f"write KEY: VALUE pairs, of the keys {', '.join(keys)}"
+    return problem, f"write KEY: VALUE pairs, as in --set {setting(tree, path, pairs)}"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else repr(value)
+
+
+def _where(source: str, path: Sequence[int | str], changed: Sequence[str]) -> str:
+    key = ".".join(map(str, path))
+    from_flag = any(key == c or key.startswith(c + ".") or c.startswith(key + ".") for c in changed if key)
+    return f"{source} with --set: " if from_flag else f"{source}: "
