@@ -10,6 +10,7 @@ import lzma
 import math
 import os
 import re
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -17,12 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError, quoted
 from diffcli.data.faults import is_momentary, zip_faults
+from diffcli.data.tar_links import list_tar, safe_name, target_in, with_links
 from diffcli.data.walk import Walk, ignored_part, shown_ignored
 from diffcli.digest import stands_in
 
@@ -36,6 +38,8 @@ ARCHIVE_ERRORS = (
     zlib.error,
 )
 HEAD = 64  # bytes that tell the format of an image
+ZIP_MODE = 16  # bits by which the mode of a file lies above the other attributes in a zip
+LOST = "links that lead to nothing in their archive"
 COPY_CHUNK = 1 << 20  # bytes
 MAX_IN_MEMORY = 4 << 30  # bytes of a compressed tar that is read without a place to unpack it to
 MAX_RATIO = 100  # of an unpacked tar over MAX_IN_MEMORY to the packed one; images hardly shrink, so more is a bomb
@@ -70,19 +74,24 @@ Location = Path | Span | ZipEntry | bytes  # picklable, so that worker processes
 
 
 class FileTree:
-    """The files of one source, sorted by name. passed: what was passed over, see `Walk`; empty: folders without files."""
+    """The files of one source, sorted by name. passed: what was passed over, see `Walk`; empty: folders without files.
+
+    locations: None for a link that leads to none of them.
+    """
 
     def __init__(
         self,
         source: Path,
-        locations: Mapping[str, Location],
+        locations: Mapping[str, Location | None],
         passed: Mapping[str, int] = MappingProxyType({}),
         empty: Sequence[str] = (),
     ) -> None:
         self.source, self.empty = source, tuple(map(printable, empty))
         ignored = {name: part for name in locations if (part := ignored_part(name)) is not None}
-        self.passed = Counter(passed) + Counter(shown_ignored(part) for part in ignored.values())
-        self.locations = {printable(name): locations[name] for name in sorted(locations) if name not in ignored}
+        found = {name: at for name, at in locations.items() if at is not None and name not in ignored}
+        lost = len(locations.keys() - found.keys() - ignored.keys())
+        self.passed = Counter(passed) + Counter(map(shown_ignored, ignored.values())) + Counter({LOST: lost})
+        self.locations = {printable(name): found[name] for name in sorted(found)}
 
     @property
     def names(self) -> list[str]:
@@ -147,7 +156,7 @@ def unfold(tree: FileTree, pattern: re.Pattern[str], key: str, work: Path | None
 
     A tar inside a tar is read in place, too. Raises as `open_tree` does.
     """
-    locations: dict[str, Location] = {}
+    locations: dict[str, Location | None] = {}
     for name, location in tree.locations.items():
         if not pattern.search(name):
             locations[name] = location
@@ -270,18 +279,8 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _safe(name: str, source: Path | str) -> str:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
-        raise UserError(
-            f"{source} holds the member '{name}', which points outside of the archive",
-            "do not trust that archive; take it from its official source",
-        )
-    return str(path)
-
-
-def _members(location: Location, shown: str, work: Path | None) -> Iterator[tuple[str, Location]]:
-    """The files of an archive: a file on disk, or a tar that lies in a tar."""
+def _members(location: Location, shown: str, work: Path | None) -> Iterator[tuple[str, Location | None]]:
+    """The files of an archive: a file on disk, or a tar that lies in a tar. None: a link that leads to none of them."""
     match location:
         case Path() if zipfile.is_zipfile(location):
             yield from _zip_members(location)
@@ -290,48 +289,41 @@ def _members(location: Location, shown: str, work: Path | None) -> Iterator[tupl
         case Span(path, offset, size):
             with path.open("rb") as stream:
                 stream.seek(offset)
-                for name, start, length in _list_tar(stream, shown, offset + size):
-                    yield name, Span(path, start, length)
+                for name, place in list_tar(stream, shown, offset + size):
+                    yield name, place and Span(path, *place)
         case _:
             raise UserError(f"{shown} is an archive in a packed archive", "unpack the outer one, then give its folder")
 
 
-def _zip_members(source: Path) -> Iterator[tuple[str, ZipEntry]]:
+def _zip_members(source: Path) -> Iterator[tuple[str, ZipEntry | None]]:
+    files, links = dict[str, ZipEntry](), dict[str, str | None]()
     for info in _open_zip(source).infolist():
-        name = _safe(info.filename, source)
+        name = safe_name(info.filename, source)
         if info.is_dir():
             continue
         if info.flag_bits & 1:
             raise UserError(f"{source} is encrypted ('{name}')", "unpack it with its password, then give the folder")
-        yield name, ZipEntry(source, info.filename, info.file_size)
+        files[name] = ZipEntry(source, info.filename, info.file_size)
+        if stat.S_ISLNK(info.external_attr >> ZIP_MODE):
+            links[name] = target_in(name, os.fsdecode(read_location(files.pop(name))))
+    found, lost = with_links(files, links)
+    yield from (found | dict.fromkeys(lost)).items()
 
 
-def _tar_members(source: Path, work: Path | None) -> Iterator[tuple[str, Location]]:
+def _tar_members(source: Path, work: Path | None) -> Iterator[tuple[str, Location | None]]:
     with source.open("rb") as file:
         magic = file.read(6)
     opener = next((opener for start, opener in DECOMPRESSORS.items() if magic.startswith(start)), None)
     plain = source if opener is None else _decompress(source, opener, work)
     stream: IO[bytes] = io.BytesIO(plain) if isinstance(plain, bytes) else plain.open("rb")
     with stream:
-        for name, start, size in _list_tar(stream, str(source)):
-            yield name, plain[start : start + size] if isinstance(plain, bytes) else Span(plain, start, size)
-
-
-def _list_tar(stream: IO[bytes], shown: str, end: float = math.inf) -> Iterator[tuple[str, int, int]]:
-    """(name, first byte, size) of the files of the tar that begins where the stream stands and ends before byte `end`."""
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
-        for member in tar:
-            if member.offset_data + member.size > end:
-                raise EOFError("it was cut")
-            name = _safe(member.name, shown)
-            if member.isreg():
-                yield name, member.offset_data, member.size
-        stream.seek(tar.offset)
-        block = stream.read(tarfile.BLOCKSIZE)
-        if block.strip(b"\0"):  # tarfile stops in silence at a header that it does not understand
-            raise tarfile.ReadError(f"its header at byte {tar.offset} is garbled")
-        if not block or tar.offset >= end:  # between two members: only the empty block at its end is missing
-            raise EOFError("it was cut")
+        for name, place in list_tar(stream, str(source)):
+            if place is None:
+                yield name, None
+            elif isinstance(plain, bytes):
+                yield name, plain[place[0] : sum(place)]
+            else:
+                yield name, Span(plain, *place)
 
 
 def _decompress(source: Path, opener: Callable[..., Any], work: Path | None) -> Path | bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffcli.config import UserError
-from diffcli.data.files import FileTree, open_tree
+from diffcli.data.files import LOST, FileTree, open_tree
 from diffcli.data.listing import list_images
 
 NAMES = {"b/two.png": b"2", "a/one.png": b"1" * 600, ".hidden/x.png": b"h", "__MACOSX/a/._one.png": b"m"}
@@ -60,13 +60,55 @@ def test_a_member_that_leaves_the_archive_is_refused(tmp_path: Path, kind: str, 
         open_tree(pack(tmp_path / f"x.{kind}", {"fine.png": b"", name: b""}), "SOURCE", tmp_path)
 
 
-def test_links_inside_a_tar_are_left_out(tmp_path: Path):
-    path = tmp_path / "x.tar"
-    with tarfile.open(path, "w") as archive:
-        link = tarfile.TarInfo("passwords.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    assert open_tree(path, "SOURCE").names == []
+LINKS = {  # name: (whether it is a hard link, where to), and the file that it is
+    "a/hard.png": ((True, "a/one.png"), "a/one.png"),
+    "b/soft.png": ((False, "../a/one.png"), "a/one.png"),
+    "b/again.png": ((False, "soft.png"), "a/one.png"),
+    "c/out.png": ((False, "/etc/passwd"), None),
+    "c/up.png": ((False, "../../a/one.png"), None),
+    "c/loop.png": ((False, "loop.png"), None),
+    "c/gone.png": ((True, "nowhere.png"), None),
+    "folder": ((False, "a"), "a/"),
+    "a/inside": ((False, "../a"), None),
+}
+
+
+def linked_tar(path: Path) -> Path:
+    with tarfile.open(path, "w:" + path.suffix.removeprefix(".").replace("tar", "")) as archive:
+        for name, data in NAMES.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        for name, ((hard, target), _) in LINKS.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = (tarfile.LNKTYPE if hard else tarfile.SYMTYPE), target
+            archive.addfile(member)
+    return path
+
+
+def linked_zip(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in NAMES.items():
+            archive.writestr(name, data)
+        for name, ((hard, target), _) in LINKS.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = 0o120777 << 16
+            archive.writestr(info, f"{'../' * name.count('/')}{target}" if hard else target)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
+def test_links_in_an_archive_are_the_files_that_they_lead_to_in_it(tmp_path: Path, kind: str):
+    path = tmp_path / f"x.{kind}"
+    found = open_tree(linked_zip(path) if kind == "zip" else linked_tar(path), "SOURCE")
+    led = {name: of for name, (_, of) in LINKS.items() if of is not None}
+    folder = led.pop("folder")
+    assert folder == "a/"
+    inside = {f"folder/{Path(name).name}" for name in found.names if name.startswith("a/")}
+    assert set(found.names) == {"a/one.png", "b/two.png", *led, *inside}
+    assert all(found.read(name) == NAMES[of] for name, of in led.items())
+    assert found.read("folder/one.png") == NAMES["a/one.png"]
+    assert found.passed[LOST] == sum(of is None for _, of in LINKS.values())
 
 
 @pytest.mark.parametrize("kind", PACKED)
