@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from diffcli.config import UserError, quoted
 from diffcli.data.files import FileTree
 from diffcli.data.image_formats import SHOWN_SUFFIXES, images_among
+from diffcli.data.labels_file import labelled_names
 
 Split = Literal["train", "test"]
 ClassesFrom = Literal["folders", "prefix"]
@@ -48,13 +49,17 @@ def list_images(tree: FileTree, key: str, classes_from: ClassesFrom = "folders")
     """The splits of a tree of images; one without folders named as SPLIT_FOLDER says is all `train`.
 
     Classes are the sorted names of the folders of the training split, or with `prefix` what file names begin with. A folder
-    around splits or class folders is no class. key: what the user typed to name the source.
+    around splits or class folders is no class, and none is one where a `labels_file` tells the classes. key: what the user
+    typed to name the source.
     Raises UserError where there are no images, images lie both in class folders and beside them, or splits beside other folders.
     """
     found = images_among(tree.names, tree.head)
     names, needs = found.images, found.notes[1:]  # the first counts the others
     if not names:
         raise _no_images(tree, key, needs)
+    if told := labelled_names(tree, names):
+        listing = Listing(told.names, told.labels, told.classes)
+        return Listings({"train": listing}, found.others + tree.passed, (*needs, *told.notes))
     around = _wrapper(names, tree.source.is_dir())
     paths = {name: name.removeprefix(around) for name in names}
     grouped = _grouped(paths, tree)

@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, StringConstraints, 
 from torch import Tensor
 
 from diffcli.config import Config, Record, UserError, quoted
+from diffcli.data.labels_file import is_labels_file
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
 from diffcli.digest import sha256, stands_in
@@ -34,7 +35,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(tar|json
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FieldName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 AGAIN = (
-    "run `diffcli prep-data` with the same arguments again: it rewrites what is missing (delete a broken shard first)"
+    "run `diffcli prep-data` with the same arguments again: it rewrites what is missing (delete broken shards first)"
 )
 
 
@@ -205,7 +206,7 @@ def in_all(notes: Sequence[Mapping[FieldName, FieldNote]]) -> dict[FieldName, Fi
 
 def is_prepared(path: Path) -> bool:
     """Whether `diffcli prep-data` finished a set in this folder."""
-    return (path.expanduser() / DATASET).is_file()
+    return (file := path.expanduser() / DATASET).is_file() and not is_labels_file(file)
 
 
 def open_shards(root: Path, key: str) -> PreparedSet:
@@ -285,8 +286,7 @@ class _OpenShard:
             self.descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"{path} cannot be opened: {error.strerror}", hint) from error
-        found = os.fstat(self.descriptor).st_size
-        if found != size:
+        if (found := os.fstat(self.descriptor).st_size) != size:
             raise UserError(f"{path} has {found} bytes, not {size}: it was changed while it was read", hint)
 
     def __del__(self) -> None:
