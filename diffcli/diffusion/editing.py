@@ -17,19 +17,6 @@ def noised(schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return alpha * x0 + sigma * noise
 
 
-def inpaint(denoise: Denoise, schedule: Schedule, known: Tensor, painted: Tensor) -> Denoise:
-    """x0 is replaced by `known` (B, C, *S) where `painted` (bool, broadcast to it) is False: those values come out as given.
-
-    Source: Wang et al. 2022, eq. 13 with a mask for A (DDNM, arXiv 2212.00490).
-    """
-
-    def replaced(x: Tensor, t: Tensor) -> Prediction:
-        p = denoise(x, t)
-        return with_x0(p, torch.where(painted, p.x0, known), x, t, schedule)
-
-    return replaced
-
-
 def projected(denoise: Denoise, schedule: Schedule, operator: Operator, measured: Tensor) -> Denoise:
     """x0 becomes A^+ y + (I - A^+ A) x0: what the operator A says of it is what was measured, y, the rest is the denoiser's.
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.editing import inpaint, noised, slerp
+from diffcli.diffusion.editing import noised, projected, pursued, slerp
+from diffcli.diffusion.operators import Known
 from diffcli.diffusion.samplers import Ddim, Sampler, last
 from diffcli.diffusion.schedule import Cosine, Flow, Linear
 from diffcli.noise import Noise
@@ -23,7 +24,8 @@ def draws(*seeds: int) -> Tensor:
 def test_known_pixels_come_out_as_given_whatever_the_sampler(sampler: Sampler, schedule) -> None:
     known, painted = draws(5, 6).clamp(-1, 1), torch.zeros(8, 8, dtype=torch.bool)
     painted[:, 4:] = True
-    denoise = inpaint(DATA.denoise(schedule), schedule, known, painted)
+    operator, bind = Known(~painted), projected if sampler.nfe is None else pursued
+    denoise = bind(DATA.denoise(schedule), schedule, operator, operator.measure(known))
     end = last(sampler.trajectory(denoise, schedule, draws(0, 1), Noise([0, 1], CPU))).x
     torch.testing.assert_close(end[..., :4], known[..., :4], rtol=0, atol=1e-3)  # a byte is 8e-3
     free = last(sampler.trajectory(DATA.denoise(schedule), schedule, draws(0, 1), Noise([0, 1], CPU))).x
@@ -32,7 +34,8 @@ def test_known_pixels_come_out_as_given_whatever_the_sampler(sampler: Sampler, s
 
 def test_replaced_pixels_still_make_up_x():
     known, x, t = draws(5, 6), draws(0, 1), torch.tensor([0.2, 0.7], dtype=torch.float64)
-    p = inpaint(DATA.denoise(Cosine()), Cosine(), known, draws(7)[0, 0] > 0)(x, t)
+    operator = Known(draws(7)[0, 0] <= 0)
+    p = projected(DATA.denoise(Cosine()), Cosine(), operator, operator.measure(known))(x, t)
     alpha, sigma = (c.view(2, 1, 1, 1) for c in Cosine().alpha_sigma(t))
     torch.testing.assert_close(alpha * p.x0 + sigma * p.eps, x, rtol=0, atol=1e-12)
 

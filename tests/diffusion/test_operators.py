@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoise, Prediction
-from diffcli.diffusion.editing import inpaint, projected, pursued
+from diffcli.diffusion.editing import projected, pursued
 from diffcli.diffusion.guidance import clip_x0
 from diffcli.diffusion.operators import KERNELS, Kernel, Known, Luma, Operator, blurred, blurring, lowered, resizing
 from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2M, Sampler, last
@@ -133,13 +133,6 @@ def test_a_projection_changes_nothing_that_the_operator_cannot_see_and_keeps_wha
     torch.testing.assert_close(alpha * p.x0 + sigma * p.eps, x.double(), rtol=0, atol=1e-4, check_dtype=False)
     moved = p.x0 - plain.x0
     torch.testing.assert_close(operator.invert(operator.measure(moved)), moved, rtol=0, atol=1e-4)
-
-
-def test_a_projection_on_known_pixels_is_inpainting() -> None:
-    operator, known, x, t = hole(), draws(5, 6), draws(0, 1), torch.tensor(0.4, dtype=torch.float64)
-    one = projected(DATA.denoise(Cosine()), Cosine(), operator, operator.measure(known))(x, t)
-    other = inpaint(DATA.denoise(Cosine()), Cosine(), known, ~operator.known)(x, t)
-    torch.testing.assert_close(one.x0, other.x0, rtol=0, atol=1e-6)
 
 
 def test_the_final_image_of_a_pursued_walk_measures_as_what_was_given(operator: Operator) -> None:

@@ -14,11 +14,13 @@ from torch import Tensor
 from diffcli.config import Config, ImageShape, UserError
 from diffcli.data.pixels import BrokenImage, fit, open_image
 from diffcli.diffusion.denoiser import Denoise
-from diffcli.diffusion.editing import inpaint, noised, slerp
+from diffcli.diffusion.editing import noised, slerp
 from diffcli.diffusion.inversion import invert
+from diffcli.diffusion.operators import Known
 from diffcli.diffusion.samplers import Sampler
 from diffcli.digest import sha256
 from diffcli.engine.draw.pictures import FilePicture, MemoryPicture
+from diffcli.engine.draw.restore.measured import Measured
 from diffcli.fields import to_float
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
@@ -97,8 +99,9 @@ class Edit(NamedTuple):
         x0 = task.codec.encode(chosen.to(task.device))
         if self.painted is not None:
             size = task.latent_shape(1)[2:]  # a position of a latent is painted where any of its pixels is
-            small = F.adaptive_max_pool2d(self.painted[None, None].float(), size) > 0
-            denoise = inpaint(denoise, schedule, x0, small.to(task.device))
+            small = F.adaptive_max_pool2d(self.painted[None, None].float(), size)
+            stays = Known(small.to(task.device) == 0)
+            denoise = Measured(stays, stays.measure(x0), told=False).bound(task, denoise, sampler)
         start = pure if self.options.level == 1 else noised(schedule, x0, pure, sampler.times(schedule)[0])
         return start, denoise
 
