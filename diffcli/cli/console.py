@@ -29,6 +29,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def say_all(lines: Iterable[str], notes: Iterable[str] = ()) -> None:
+    """Lines of talk, then notes."""
+    for line in lines:
+        say(line)
+    for note in notes:
+        say(f"note:  {note}")
+
+
 @contextmanager
 def showing_notes() -> Iterator[None]:
     """Within it, a warning that is a `Note` is a line of talk; others look as ever."""
@@ -89,8 +97,12 @@ def watch_preparation(reports: "Iterator[PrepReport]") -> str:
                 show("downloading", last.fetched.total(), last.total - last.done, f"{rate:.0f} images/s  {ends}")
     for reason, count in sorted(last.reasons.items(), key=lambda pair: -pair[1]):
         say(f"{count:>9}  {reason}")
-    for note in last.notes:
-        say(f"note:  {note}")
+    from diffcli.config import quoted
+    from diffcli.data.description import describe_set
+
+    holds = describe_set(last.out)
+    say_all(holds.lines, (*last.notes, *holds.remarks))
+    say(f"train on it: diffcli train --preset NAME --data {quoted(last.out)}")
     skipped = f", {last.skipped} skipped (see {last.out / 'skipped.jsonl'})" if last.skipped else ""
     return f"{last.out}: {last.written} images{skipped}"
 

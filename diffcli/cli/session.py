@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from diffcli.cli.console import complain, say, showing_notes, watch_training
+from diffcli.cli.console import complain, say, say_all, showing_notes, watch_training
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group, Launch
@@ -121,7 +121,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     from diffcli.engine.draw.guides import check_named
     from diffcli.engine.run.resume import changes
     from diffcli.engine.run.state import build_on_meta
-    from diffcli.engine.run.train import check_processes, train
+    from diffcli.engine.run.train import begun, check_processes
     from diffcli.engine.stage_reading import completed
 
     how.check()
@@ -138,7 +138,10 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
                 say(f"note:  {advice}")
 
         def work(group: "Group") -> None:
-            watch_training(train(preset, run, group, start), group.leads)
+            with begun(preset, run, group, start) as beginning:
+                if group.leads:
+                    say_all(beginning.holds.lines, beginning.notes)
+                watch_training(beginning.loop.steps(beginning.first), group.leads)
 
         try:
             in_group(work, device, how)

@@ -1,5 +1,6 @@
 """What every data set of a preset has: where it lies, the shape of its images, and how files and arrays become ImageData."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,9 @@ from diffcli.config import Config, ImageShape, UserError
 from diffcli.data.buckets import Framing, aspects, nearest
 from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.derived import AnyDerived, derived_specs
-from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, read_location
-from diffcli.data.images import FileImages, ImageData, MemoryImages, unreadable
-from diffcli.data.listing import Split, list_images
+from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, read_location, size_of
+from diffcli.data.images import FileImages, ImageData, MemoryImages, Origin, unreadable
+from diffcli.data.listing import ClassesFrom, Split, list_images
 from diffcli.data.loader import loaded
 from diffcli.data.pixels import fit_all, read_size
 from diffcli.data.shards import FieldNote, is_mask
@@ -119,14 +120,16 @@ class DataConfig(Config):
         pixels = torch.from_numpy(fit_all(images, self.shape).copy())
         return self._with_made(MemoryImages(pixels, torch.from_numpy(labels), classes))
 
-    def _files(self, tree: FileTree, split: Split) -> ImageData:
-        splits = list_images(tree, "data.root").splits
-        if split not in splits:
-            raise no_split(split, list(splits), f"data.root '{tree.source}'")
-        listing = splits[split]
+    def _files(self, tree: FileTree, split: Split, classes_from: ClassesFrom = "folders") -> ImageData:
+        found = list_images(tree, "data.root", classes_from)
+        if split not in found.splits:
+            raise no_split(split, list(found.splits), f"data.root '{tree.source}'")
+        listing = found.splits[split]
         labels = None if listing.labels is None else torch.tensor(listing.labels)
         files = TreeFiles(tree, listing.names)
         images = FileImages(files, self.shape, labels, listing.classes, framing=self._framing(split, files.sides))
+        counts = {name: len(each.names) for name, each in found.splits.items()}
+        images.origin = Origin(files, counts, left_out=found.left_out, notes=found.notes)
         return self._with_made(loaded(images, self.in_memory))
 
     def _framing(self, split: Split, sides: Callable[[], Tensor]) -> Framing:
@@ -161,9 +164,17 @@ class TreeFiles:
 
     def sides(self) -> Tensor:
         """int64 (N, 2): height and width of each image, from its header."""
-        return torch.tensor([self._size(index) for index in range(len(self))], dtype=torch.int64).reshape(-1, 2)
+        return torch.tensor([self.size_of(index) for index in range(len(self))], dtype=torch.int64).reshape(-1, 2)
 
-    def _size(self, index: int) -> tuple[int, int]:
+    def digest(self, sizes: bool) -> str:
+        """A digest of the names of the files, and of their sizes in bytes where that is asked for."""
+        total = hashlib.sha256()
+        for name, location in zip(self.names, self.locations, strict=True):
+            total.update(f"{name}\0{size_of(location) if sizes else ''}\n".encode())
+        return total.hexdigest()
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image, from its header."""
         try:
             with open_location(self.locations[index]) as file:
                 return read_size(file, self.name(index))

@@ -16,7 +16,7 @@ from diffcli.data.digits_file import read_digits
 from diffcli.data.files import open_tree
 from diffcli.data.images import ImageData
 from diffcli.data.leftovers import check_finished
-from diffcli.data.listing import Split
+from diffcli.data.listing import ClassesFrom, Split
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
 from diffcli.data.stream.stream_data import Stream, lists_shards
@@ -76,9 +76,13 @@ class Cifar(DataConfig):
 
 
 class Folder(DataConfig):
-    """A folder of images: flat, with class folders, or with folders train and test (or val) around either."""
+    """A folder of images: flat, with class folders, or with folders train and test (or val) around either.
+
+    classes: what names the class of an image, its folder or the beginning of its file's name (cat_001.png).
+    """
 
     kind: Literal["folder"] = "folder"
+    classes: ClassesFrom = Field("folders", description="what names classes: folders, or the prefix of file names")
 
     def build(self, split: Split) -> ImageData:
         source = self._source()
@@ -86,7 +90,7 @@ class Folder(DataConfig):
             hint = f"run `diffcli prep-data folder {quoted(source)} --out DIR`, then type --data DIR"
             raise UserError(f"data.root is '{source}', which is a file, not a folder of images", hint)
         check_finished(source, "data.root")
-        return self._files(open_tree(source, "data.root"), split)
+        return self._files(open_tree(source, "data.root"), split, self.classes)
 
 
 class NoData(DataConfig):

@@ -26,7 +26,7 @@ from diffcli.config import UserError, quoted
 from diffcli.data.faults import is_momentary, zip_faults
 from diffcli.data.tar_links import list_tar, safe_name, target_in, with_links
 from diffcli.data.walk import Walk, ignored_part, shown_ignored
-from diffcli.digest import stands_in
+from diffcli.digest import LOOK, stands_in
 
 MAX_MEMBER = 1 << 30  # bytes of one file inside a zip that is read whole; more is a bomb, not an image
 ARCHIVE_ERRORS = (
@@ -37,7 +37,6 @@ ARCHIVE_ERRORS = (
     EOFError,
     zlib.error,
 )
-HEAD = 64  # bytes that tell the format of an image
 ZIP_MODE = 16  # bits by which the mode of a file lies above the other attributes in a zip
 LOST = "links that lead to nothing in their archive"
 COPY_CHUNK = 1 << 20  # bytes
@@ -104,7 +103,7 @@ class FileTree:
         """The first bytes of a file, which tell its format; none where it cannot be read."""
         try:
             with open_location(self.locations[name]) as file:
-                return file.read(HEAD)
+                return file.read(LOOK)
         except (OSError, *ARCHIVE_ERRORS) as error:
             if is_momentary(error):
                 raise
@@ -112,13 +111,7 @@ class FileTree:
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
-        match self.locations[name]:
-            case bytes() as data:
-                return len(data)
-            case Span(_, _, size) | ZipEntry(_, _, size):
-                return size
-            case path:
-                return path.stat().st_size if path.exists() else 0  # a dangling link: reading it says so
+        return size_of(self.locations[name])
 
     def find(self, *basenames: str) -> str | None:
         """The first file with one of these basenames, the shallowest first; None where there is none."""
@@ -246,6 +239,17 @@ def read_location(location: Location) -> bytes:
                 return _open_zip(path).read(name)
         case _:
             return location.read_bytes()
+
+
+def size_of(location: Location) -> int:
+    """The bytes at a location; 0 at a dangling link, of which reading it says so."""
+    match location:
+        case bytes() as data:
+            return len(data)
+        case Span(_, _, size) | ZipEntry(_, _, size):
+            return size
+        case path:
+            return path.stat().st_size if path.exists() else 0
 
 
 def open_location(location: Location) -> IO[bytes]:

@@ -7,7 +7,8 @@ what is derived from the image.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data.buckets import Framing
 from diffcli.data.derived import Derived, derived_specs
 from diffcli.data.files import ARCHIVE_ERRORS
+from diffcli.data.listing import Split
 from diffcli.data.pixels import BrokenImage, Place, decode
 from diffcli.fields import Batch, FieldSpec, Specs
 
@@ -40,14 +42,30 @@ class MaskColumn(Column, Protocol):
         """The same for who knows so many classes, where the set does not say how many it has: others are refused."""
 
 
+class Origin(NamedTuple):
+    """Where images come from, for a description of their set.
+
+    files: what they are decoded from; None: from memory. splits: how many images each has. skipped: broken ones that prep-data
+    left out. left_out: files that are no images, by what they are. notes: on how the files were understood.
+    """
+
+    files: "EncodedFiles | None" = None
+    splits: Mapping[Split, int] = MappingProxyType({})
+    skipped: int = 0
+    left_out: Mapping[str, int] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
+
+
 class ImageData(ABC):
     """Images by index; of one shape, but for the buckets of `framing`, which draws alone choose.
 
     classes: names of the classes, None where there are none. labels: int64 (N,) on the CPU, None where there are none.
     columns: what else there is, by field name. in_files: whether reading opens and decodes files, so that worker processes help.
+    origin: where they come from, where that is known.
     """
 
     in_files = False
+    origin: Origin | None = None
 
     def __init__(
         self,

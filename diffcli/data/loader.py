@@ -103,7 +103,9 @@ def loaded(data: FileImages, in_memory: bool | None) -> ImageData:
     workers = _decoders() if len(data) >= WORTH_WORKERS else 0
     for plan, fields in _read_ahead(data.select({"image"}), plans, images.device, workers):
         images[plan.indices] = cast(Tensor, fields["image"])
-    return MemoryImages(images, data.labels, data.classes, data.columns)
+    held = MemoryImages(images, data.labels, data.classes, data.columns)
+    held.origin = data.origin
+    return held
 
 
 def on_device(fields: Batch, specs: Specs, device: torch.device) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +16,7 @@ from diffcli.data.annotators import joined_annotators
 from diffcli.data.buckets import Framing
 from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split
-from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData
+from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData, Origin
 from diffcli.data.latent_data import LatentImages, Latents
 from diffcli.data.listing import Split
 from diffcli.data.loader import MEMORY_LIMIT, loaded
@@ -71,6 +72,7 @@ class Shards(DataConfig):
             if note.kind != "video"  # kept for tasks of clips; the image is their middle frame
         }
         images = FileImages(joined(parts), self.shape, labels, classes, joined_annotators(columns), framing)
+        images.origin = origin_of(sets, parts)
         return self._with_made(loaded(images, self.in_memory))
 
     def _latents(
@@ -117,7 +119,9 @@ class Shards(DataConfig):
         }
         if latents.bytes_in_memory <= MEMORY_LIMIT if self.in_memory is None else self.in_memory:
             latents.hold()
-        return self._with_made(LatentImages(latents, self.shape, labels, first.classes, columns))
+        made = LatentImages(latents, self.shape, labels, first.classes, columns)
+        made.origin = origin_of(sets, parts)
+        return self._with_made(made)
 
     def _sets(self, split: Split) -> list["Found"]:
         """The sets that make up a split, in order. Raises UserError where there are none, or two contradict each other."""
@@ -199,6 +203,14 @@ class Lacking:
 def joined(parts: Sequence[EncodedFiles]) -> EncodedFiles:
     """Several sets of files as one."""
     return parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def origin_of(sets: Sequence[Found], parts: Sequence[ShardFiles]) -> Origin:
+    """Where the images of joined sets come from; splits: those that all of them have."""
+    shared = [split for split in sets[0].prepared.splits if all(split in found.prepared.splits for found in sets)]
+    splits = {split: sum(found.prepared.splits[split].count for found in sets) for split in shared}
+    left_out = sum((Counter(found.prepared.left_out) for found in sets), Counter())
+    return Origin(joined(parts), splits, sum(found.prepared.skipped for found in sets), left_out)
 
 
 def notes_of(sets: Sequence[Found]) -> dict[str, FieldNote]:

@@ -180,7 +180,8 @@ class PrepRequest(Config):
 class PreparedSet(Config):
     """dataset.json. size: (height, width) of every image, None where they differ. classes: names, None without labels.
 
-    latents: whether it holds latents of images in their place; size and channels are those of the images.
+    latents: whether it holds latents of images in their place; size and channels are those of the images. left_out: how many
+    files of its source are none of it, by what they are.
     """
 
     format: Literal[1] = 1
@@ -191,17 +192,12 @@ class PreparedSet(Config):
     channels: Literal[1, 3]
     classes: tuple[str, ...] | None
     latents: bool = False
+    left_out: dict[str, NonNegativeInt] = Field(default_factory=dict)
     fields: Notes = Field(default_factory=dict)
     source: str
     licence: str
     splits: dict[Split, PreparedSplit] = Field(min_length=1)
     request: PrepRequest
-
-
-def in_all(notes: Sequence[Mapping[FieldName, FieldNote]]) -> dict[FieldName, FieldNote]:
-    """The embeddings that every shard has, all by one encoder; notes: those of each shard."""
-    first = notes[0] if notes else {}
-    return {name: note for name, note in first.items() if all(other.get(name) == note for other in notes)}
 
 
 def is_prepared(path: Path) -> bool:

@@ -24,12 +24,12 @@ from webdataset.writer import TarWriter
 from diffcli.config import UserError
 from diffcli.data import captions
 from diffcli.data.pixels import open_image
-from diffcli.data.shards import DATASET, TOKENS, FieldNote, Index, PreparedSet, Shard, in_all, open_shards
+from diffcli.data.shards import DATASET, TOKENS, FieldNote, Index, PreparedSet, Shard, open_shards
 from diffcli.digest import sha256
 from diffcli.encoders.encoder import Encoder, EncoderConfig
 from diffcli.prep.prepare import alone
 from diffcli.prep.progress import PrepReport
-from diffcli.prep.shard import Spans, fields_of, settle, write_sample, write_whole
+from diffcli.prep.shard import Spans, fields_of, in_all, record_of, settle, write_sample, write_whole
 
 What = Literal["clip", "clip-tokens", "t5"]
 BATCH = 64  # images at once
@@ -258,7 +258,7 @@ def _describe(out: Path, work: Path) -> None:
             shards.append(shard.model_copy(update=update))
         splits[name] = split.model_copy(update={"shards": shards})
     changed = prepared.model_copy(update={"splits": splits, "fields": prepared.fields | in_all(notes)})
-    write_whole(out / DATASET, changed.model_dump_json(indent=1).encode() + b"\n", work)
+    write_whole(out / DATASET, record_of(changed), work)
 
 
 def _tidy(out: Path, work: Path, prepared: PreparedSet) -> None:

@@ -31,7 +31,6 @@ from diffcli.data.shards import (
     Shard,
     Skipped,
     classes_in,
-    in_all,
     is_mask,
     is_prepared,
 )
@@ -40,7 +39,7 @@ from diffcli.prep.asking import check_request
 from diffcli.prep.items import SOURCE, PrepSource, SourceOptions, Wanted
 from diffcli.prep.kinds import KINDS
 from diffcli.prep.progress import PrepReport
-from diffcli.prep.shard import ShardJob, settle, write_shards, write_whole
+from diffcli.prep.shard import ShardJob, in_all, record_of, settle, write_shards, write_whole
 
 IMAGES_PER_SHARD = 5000
 LARGE_IMAGES_PER_SHARD = 1000  # where originals of any size are kept: a shard then stays near the usual gigabyte
@@ -249,12 +248,13 @@ def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Pr
         latents=any(note.kind == "latent" for note in source.fields.values()),
         fields={name: _note(name, values) for name in sorted(fields)} | in_all(notes),
         source=request.source,
+        left_out={kind: n for kind, n in sorted(source.left_out.items()) if n},
         licence=KINDS[request.kind].licence,
         splits=splits,
         request=request,
     )
     write_whole(out / SKIPPED, "".join(skipped).encode(), out / WORK)
-    write_whole(out / DATASET, prepared.model_dump_json(indent=1).encode() + b"\n", out / WORK)
+    write_whole(out / DATASET, record_of(prepared), out / WORK)
 
 
 def _note(name: str, values: Sequence[Mapping[str, Sequence[int]]]) -> FieldNote:

@@ -6,7 +6,7 @@ that is there vouches for its shard.
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
@@ -20,7 +20,7 @@ from diffcli.data import captions
 from diffcli.data.faults import is_momentary
 from diffcli.data.files import ARCHIVE_ERRORS, printable
 from diffcli.data.pixels import BrokenImage
-from diffcli.data.shards import FieldNote, Index, Members, Skipped
+from diffcli.data.shards import FieldNote, Index, Members, PreparedSet, Skipped
 from diffcli.digest import sha256
 from diffcli.prep.encode import Picture, encode, encode_over
 from diffcli.prep.items import Deferred, Item
@@ -133,6 +133,18 @@ def write_whole(path: Path, data: bytes, work: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def in_all(notes: Sequence[Mapping[str, FieldNote]]) -> dict[str, FieldNote]:
+    """The embeddings that every shard has, all by one encoder; notes: those of each shard."""
+    first = notes[0] if notes else {}
+    return {name: note for name, note in first.items() if all(other.get(name) == note for other in notes)}
+
+
+def record_of(prepared: PreparedSet) -> bytes:
+    """dataset.json; a set of which nothing was left out is one that earlier versions read."""
+    unsaid = None if prepared.left_out else {"left_out"}
+    return prepared.model_dump_json(indent=1, exclude=unsaid).encode() + b"\n"
 
 
 def settle(out: Path, work: Path, stem: str) -> None:

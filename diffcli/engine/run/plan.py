@@ -12,6 +12,7 @@ from diffcli.data.images import ImageData
 from diffcli.data.order import epoch_size
 from diffcli.data.stream.stream_data import StreamData
 from diffcli.ema import averages
+from diffcli.engine.data_records import described
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.state import build_on_meta, unaveraged
@@ -55,8 +56,11 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     if frozen:
         facts["encoder"] = f"{', '.join(frozen)}: runs in every step, is not counted above"
     facts |= {"images": f"unknown: {lacking}"} if data is None else amounts(data, cfg.batch_size, cfg.steps)
-    if data is not None and (advice := task.advice(data.specs)):
-        facts["note"] = "; ".join(advice)
+    if data is not None:
+        holds = described(preset.data, data)
+        facts |= holds.facts
+        if advice := [*holds.remarks, *task.advice(data.specs)]:
+            facts["note"] = "; ".join(advice)
     return facts | {
         "run directory": str(run),
         "log": f"{run}/log.jsonl, {run}/tensorboard/",

@@ -5,15 +5,16 @@ position in the global batch), so a checkpoint holds weights, averages and optim
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffcli import __version__, checkpoint
 from diffcli.config import UserError
+from diffcli.data.description import DataDescription
 from diffcli.data.images import ImageData
 from diffcli.data.stream.stream_data import StreamData
-from diffcli.engine import encoder_records, stage_reading
+from diffcli.engine import data_records, encoder_records, stage_reading
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.averages import set_aside_snapshots
@@ -28,6 +29,15 @@ from diffcli.fields import to_record
 from diffcli.preset import Preset, dump
 from diffcli.tasks.prior import PriorConfig
 from diffcli.tasks.task import Task
+
+
+class Beginning(NamedTuple):
+    """A run before its first step. first: the step that it starts after. holds: what its data hold; notes: on them."""
+
+    loop: Loop
+    first: int
+    holds: DataDescription
+    notes: tuple[str, ...]
 
 
 def check_processes(preset: Preset, world: int) -> None:
@@ -58,6 +68,13 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
     Raises RunFailed where the loss or the gradient is no longer finite: the last checkpoint is the last good state.
     Raises UserError where another process writes into the run.
     """
+    with begun(preset, run, group, start) as beginning:
+        yield from beginning.loop.steps(beginning.first)
+
+
+@contextmanager
+def begun(preset: Preset, run: RunDir, group: Group, start: Path | None = None) -> Iterator[Beginning]:
+    """A run that is held for this process and ready for its first step; see `train`."""
     tune(group.device)
     preset = resolved(stage_reading.completed(preset), group.device)
     check_processes(preset, group.world)
@@ -66,12 +83,11 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
     with run.locked() if group.leads else nullcontext():
         if start is None and group.leads:
             run.check_new()
-        loop, first = prepare(preset, run, group, start)
-        yield from loop.steps(first)
+        yield prepare(preset, run, group, start)
 
 
-def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tuple["Loop", int]:
-    """The loop of a resolved preset and the step that it starts after; the first to touch the run's files."""
+def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> Beginning:
+    """A run of a resolved preset, ready for its first step; the first to touch the run's files."""
     source = preset.data
     if isinstance(preset.task, PriorConfig):
         source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
@@ -82,9 +98,12 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     stage = stage_reading.begun(preset) if start is None else None
     found = None if start is None else checkpoint.read_record(start)
     encoded_by: dict[str, Any] = {}
+    holds = data_records.described(source, data)
 
     def begin(task: Task) -> None:
         """What is refused is refused before the data are read."""
+        if found is not None:
+            data_records.check_classes(task, holds, found)
         check_data(preset, task, data)
         encoded_by.update(stage_reading.agreed(task, data, stage, found))
         encoded_by.update(encoder_records.agreed(task, data, found))
@@ -99,6 +118,7 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     validate = Validation(preset, group, state.task).loss if preset.train.every.validate else None
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
     record |= {"fields": to_record(state.task.reads), **encoded_by, "feed": (found or {}).get("feed")}
+    record[data_records.RECORD] = holds.model_dump(mode="json")
     first = 0
     if start is not None and found is not None:
         first = found["step"]
@@ -111,4 +131,5 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> tu
     if group.leads:
         with run.writing():
             run.preset.write_text(dump(preset))
-    return Loop(preset, run, group, state, data, record, validate), first
+    changed = [] if found is None else data_records.changes_of(holds, found)
+    return Beginning(Loop(preset, run, group, state, data, record, validate), first, holds, (*holds.remarks, *changed))

@@ -1,0 +1,64 @@
+"""The data of a run: described when it begins, recorded in its checkpoints, compared when it goes on.
+
+A checkpoint's record says `data`: a DataDescription. What a class number means must not change while a run goes on.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffcli.config import UserError
+from diffcli.data.dataset import DataConfig
+from diffcli.data.description import DataDescription, describe, differences
+from diffcli.data.images import ImageData
+from diffcli.data.listing import alike
+from diffcli.data.stream.stream_data import StreamData
+from diffcli.tasks.task import Task
+
+RECORD = "data"
+SHOWN = 5  # classes that a message lists
+
+
+def described(config: DataConfig, data: ImageData) -> DataDescription:
+    """What the training data of a preset hold. data: as `config` builds them."""
+    return describe(data, place=data.urls[0] if isinstance(data, StreamData) else config.root)
+
+
+def recorded(record: Mapping[str, Any] | None) -> DataDescription | None:
+    """The description in the record of a checkpoint; None where earlier versions wrote it, or it is garbled."""
+    try:
+        return DataDescription.model_validate((record or {}).get(RECORD))
+    except ValidationError:
+        return None
+
+
+def check_classes(task: Task, now: DataDescription, before: Mapping[str, Any]) -> None:
+    """Raises UserError where the numbers of a task's classes would mean others than in the record that it goes on from."""
+    was, names = before.get("classes"), now.classes
+    if "label" not in task.reads or was is None or names is None:
+        return
+    if [alike(name) for name in was] != [alike(name) for name in names]:
+        raise UserError(
+            f"data: the {len(names)} classes are {_listed(names, was)}, the run was trained on {len(was)}: {_listed(was, names)}",
+            "give the data of the run: --set data.root=FOLDER; or train on these into another run: diffcli train --run-dir DIR",
+        )
+
+
+def changes_of(now: DataDescription, before: Mapping[str, Any]) -> list[str]:
+    """What a person should know who goes on with other data than before, one sentence each."""
+    then = recorded(before)
+    if then is None:
+        return []
+    found = differences(then, now)
+    if then.classes != now.classes:
+        found.append(f"classes: {_listed(now.classes or ('none',), ())}, were {_listed(then.classes or ('none',), ())}")
+    if not found:
+        return []
+    return [f"the data changed since step {before.get('step')}: {'; '.join(found)}; epochs count on from these data"]
+
+
+def _listed(names: tuple[str, ...] | list[str], others: tuple[str, ...] | list[str]) -> str:
+    """A few names, those first that the other list has not."""
+    own = sorted(names, key=lambda name: name in others) if others else list(names)
+    return ", ".join(own[:SHOWN]) + ", ..." * (len(own) > SHOWN)
