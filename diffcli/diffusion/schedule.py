@@ -143,13 +143,15 @@ def _zero_terminal(log_alpha_bar: Tensor) -> Tensor:
 
 
 class Linear(DiscreteSchedule):
-    """Betas from 1e-4 to 0.02 at T = 1000, scaled by 1000 / T elsewhere. Source: Ho et al. 2020, arXiv 2006.11239."""
+    """Betas on a line, from 1e-4 to 0.02 at T = 1000, scaled by 1000 / T elsewhere. Source: Ho et al. 2020, arXiv 2006.11239."""
 
     kind: Literal["linear"] = "linear"
+    start: float = Field(1e-4, gt=0, lt=1, description="the first beta at T = 1000")
+    end: float = Field(0.02, gt=0, lt=1, description="the last beta at T = 1000")
 
     def betas(self) -> Tensor:
         scale = 1000 / self.steps
-        return torch.linspace(1e-4 * scale, 0.02 * scale, self.steps, dtype=torch.float64).clamp(max=MAX_BETA)
+        return torch.linspace(self.start * scale, self.end * scale, self.steps, dtype=torch.float64).clamp(max=MAX_BETA)
 
 
 class ScaledLinear(DiscreteSchedule):
@@ -160,7 +162,7 @@ class ScaledLinear(DiscreteSchedule):
 
     kind: Literal["scaled_linear"] = "scaled_linear"
     start: float = Field(0.00085, gt=0, lt=1, description="the first beta at T = 1000")
-    end: float = Field(0.012, gt=0, lt=1, description="the last")
+    end: float = Field(0.012, gt=0, lt=1, description="the last beta at T = 1000")
 
     def betas(self) -> Tensor:
         roots = torch.linspace(self.start**0.5, self.end**0.5, self.steps, dtype=torch.float64)

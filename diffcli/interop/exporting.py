@@ -1,7 +1,8 @@
 """A diffcli checkpoint out: a folder that the pipelines of diffusers load, written without that library.
 
 model_index.json  scheduler/scheduler_config.json  unet|transformer/{config.json, diffusion_pytorch_model.safetensors}; a latent
-model has vae|vqvae/ of the same two files, and one of texts text_encoder/ and tokenizer/, which transformers writes.
+model has vae|vqvae/ of the same two files, and one of texts text_encoder/ and tokenizer/, which transformers writes. The names of
+classes lie in id2label.json, where `import` finds them.
 """
 
 import json
@@ -18,7 +19,9 @@ from diffcli.diffusion.samplers import Ddpm
 from diffcli.encoders.encoder import Encoder
 from diffcli.encoders.libraries import TEXT_ENCODER, TOKENIZER, Towers
 from diffcli.interop import blockers, first_stages, published_dit
-from diffcli.interop.importing import CONFIG, PIPELINE, SCHEDULER, check_empty, diffusion, on_meta
+from diffcli.interop.diffusers_folder import CONFIG, NAMES, PIPELINE, SCHEDULER
+from diffcli.interop.imported import diffusion, on_meta
+from diffcli.interop.importing import check_empty
 from diffcli.interop.pipelines import ALONE, PLACE
 from diffcli.interop.scheduler import write_scheduler
 from diffcli.interop.stages.stage_config import Scaling, check_expressible
@@ -78,7 +81,10 @@ def export_diffusers(
     for told in told_by(preset):
         towers = (encoder or told.encoder.build()).towers
         index |= {TEXT_ENCODER: ["transformers", "CLIPTextModel"], TOKENIZER: ["transformers", TOKENIZER_CLASS]}
-    return written(out, parts, {SCHEDULER: planned, PIPELINE: index}, towers)
+    named: dict[str, dict[str, Any]] = (
+        {NAMES: {str(n): name for n, name in enumerate(classes or ())}} if classes else {}
+    )
+    return written(out, parts, {SCHEDULER: planned, PIPELINE: index, **named}, towers)
 
 
 def check(preset: Preset) -> None:

@@ -68,12 +68,33 @@ DEFAULTS: dict[str, Any] = {
     "norm_elementwise_affine": False,
     "norm_eps": 1e-5,
 }
+FORMER = "Transformer2DModel"  # a class of many transformers; DiT is the one with ada_norm_zero
+FORMER_DEFAULTS = DEFAULTS | {
+    "attention_head_dim": 88,
+    "in_channels": None,
+    "num_layers": 1,
+    "attention_bias": False,
+    "sample_size": None,
+    "patch_size": None,
+    "activation_fn": "geglu",
+    "num_embeds_ada_norm": None,
+    "norm_type": "layer_norm",
+    "norm_elementwise_affine": True,
+}
 EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "attention_bias": (True,),
     "activation_fn": ("gelu-approximate",),
     "norm_type": ("ada_norm_zero",),
     "norm_elementwise_affine": (False,),
 }
+OTHER_TRANSFORMERS: dict[str, tuple[Any, ...]] = {  # keys of Transformer2DModel that make it something else
+    "cross_attention_dim": (None,),
+    "num_vector_embeds": (None,),
+    "caption_channels": (None,),
+    "only_cross_attention": (None, False),
+    "double_self_attention": (None, False),
+}
+NEEDED = ("in_channels", "sample_size", "patch_size", "num_embeds_ada_norm")
 
 
 def dit_rules(config: DiTConfig, ours: ForeignTensors, null: bool, flow: bool, variance: bool) -> list[Rule]:
@@ -182,7 +203,7 @@ def check_positions(theirs: Tensor, config: DiTConfig, source: str) -> None:
 
 
 def derived(theirs: ForeignTensors, source: str) -> dict[str, Any]:
-    """Raw keys `data` and `task` of the DiT in a state dict: what its shapes say, and the diffusion that DiTs have."""
+    """Raw keys `data`, `task` and `sampler` of the DiT in a state dict: what its shapes say, and what all DiTs have."""
     width, channels, patch, _ = theirs[MARK].shape
     if width not in HEADS or LABELS not in theirs or POSITIONS not in theirs:
         raise UserError(
@@ -204,12 +225,16 @@ def derived(theirs: ForeignTensors, source: str) -> dict[str, Any]:
             "drop_condition": 0.1,
             "codec": {"kind": "pixels", "clip": channels in (1, 3)},
         },
+        "sampler": {"kind": "ddpm", "steps": 250, "spacing": "linspace"},
     }
 
 
 def read_config(config: Foreign) -> dict[str, Any]:
     """The raw tree of `task.network`. Raises UserError naming the key of theirs that we cannot express."""
-    config.demand(EXPRESSIBLE)
+    config.demand(EXPRESSIBLE | OTHER_TRANSFORMERS)
+    for key in NEEDED:
+        if config.get(key) is None:
+            raise config.refuse(key, "but a DiT needs a number")
     heads = config.get("num_attention_heads")
     return {
         "kind": "dit",

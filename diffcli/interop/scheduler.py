@@ -14,53 +14,43 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.diffusion.samplers import Ddpm, Plms
 from diffcli.diffusion.schedule import MAX_BETA, Cosine, DiscreteSchedule, Linear, ScaledLinear
-from diffcli.interop import blockers
+from diffcli.interop import blockers, scheduler_classes
 from diffcli.interop.foreign import Foreign
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig
 
 DEFAULTS = {
     "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
     "beta_schedule": "linear",
     "trained_betas": None,
     "rescale_betas_zero_snr": False,
-    "prediction_type": "epsilon",
-    "variance_type": "fixed_small",
-    "clip_sample": True,
+    "prediction_type": None,  # epsilon, but for old files with predict_epsilon false
+    "variance_type": None,  # the outputs of the network tell
     "clip_sample_range": 1.0,
     "thresholding": False,
     "timestep_spacing": None,  # each class has its own
+    "timestep_type": "discrete",
+    "use_flow_sigmas": False,
+    "use_dynamic_shifting": False,
     "steps_offset": 0,
-    "set_alpha_to_one": None,
     "skip_prk_steps": False,
+    "solver_order": 2,
 }
+OPEN_ENDS = {
+    "DDIMScheduler": True,
+    "DDIMParallelScheduler": True,
+    "PNDMScheduler": False,
+}  # set_alpha_to_one by default
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 PREDICTIONS = {ours: theirs for theirs, ours in TARGETS.items()}
 VARIANCES = {
-    None: "small",
     "fixed_small": "small",
     "fixed_small_log": "small",
     "fixed_large": "large",
     "fixed_large_log": "large",
     "learned_range": "learned",
 }
-CLIPPING = ("DDPMScheduler", "DDIMScheduler", None)  # those that know `clip_sample`; None: nothing says which one it is
-SAMPLERS = {  # of ours, for schedulers that are no DDPM; others become DDIM, the first order of them all
-    "PNDMScheduler": "plms",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral",
-    "HeunDiscreteScheduler": "heun",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
-    "UniPCMultistepScheduler": "unipc",
-}
-SPACINGS = {  # theirs, in classes whose walk along it ours takes to the bit; others come near
-    "leading": ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler"),
-    "trailing": ("DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler"),
-    "linspace": ("DDPMScheduler",),
-}
-LEADING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")  # classes that space so where a file does not say
+SPACINGS = ("leading", "trailing", "linspace")
 PSEUDO = "PNDMScheduler"
 WRITTEN = {"small": "fixed_small", "large": "fixed_large", "learned": "learned_range"}
 KNOWN: tuple[type[Linear] | type[ScaledLinear] | type[Cosine], ...] = (Linear, ScaledLinear, Cosine)
@@ -68,63 +58,73 @@ BETAS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")
 
 
 def read_scheduler(config: Foreign) -> dict[str, Any]:
-    """Raw preset keys `task` (target, learn_variance, schedule, codec) and `sampler`.
+    """Raw preset keys `task` (target, schedule, codec, and learn_variance where the file says) and `sampler`.
 
-    config: scheduler_config.json with DEFAULTS. Raises UserError for what we cannot express.
+    config: scheduler_config.json with DEFAULTS, or nothing. Raises UserError for a class or a key that we cannot express.
     """
-    config.demand({"prediction_type": tuple(TARGETS), "variance_type": tuple(VARIANCES), "thresholding": (False,)})
-    kind = config.get("_class_name")
-    clips = bool(config.get("clip_sample")) and kind in CLIPPING
-    if clips:
+    entry = scheduler_classes.understood(config)
+    config = completed(config)
+    config.demand({"prediction_type": tuple(TARGETS), **scheduler_classes.PLAIN})
+    clip = scheduler_classes.clips(config)
+    if clip:
         config.demand({"clip_sample_range": (1.0,)})
-    variance = VARIANCES[config.get("variance_type")]
-    steps = config.get("num_train_timesteps")
-    walk = {"spacing": spacing_of(config)} if kind is not None else {}
-    if kind == "DDIMScheduler" and config.get("set_alpha_to_one") is False:
+    steps, kind = config.get("num_train_timesteps"), scheduler_classes.sampler_of(config)
+    walk: dict[str, Any] = {"spacing": spacing_of(config)} if config.get("_class_name") else {}
+    if kind in ("ddim", "plms") and not entry.stand_in and config.get("set_alpha_to_one") is False:
         walk["ends"] = "cleanest"
+    variance = variance_of(config)
+    if kind == "ddpm":
+        walk["variance"] = variance or "auto"
     return {
         "task": {
             "target": TARGETS[config.get("prediction_type")],
-            "learn_variance": variance == "learned",
             "schedule": recognised(config).model_dump(),
-            "codec": {"kind": "pixels", "clip": clips},
+            "codec": {"kind": "pixels", "clip": clip},
+            **({} if variance is None else {"learn_variance": variance == "learned"}),
         },
-        "sampler": {"kind": "ddpm", "steps": steps, "variance": variance, **walk}
-        if kind in ("DDPMScheduler", None)
-        else {"kind": SAMPLERS.get(kind, "ddim"), "steps": min(50, steps), **walk},
+        "sampler": {"kind": kind, "steps": steps if kind == "ddpm" else min(50, steps), **walk},
     }
 
 
+def completed(config: Foreign) -> Foreign:
+    """The configuration with the defaults of its class."""
+    start, end = scheduler_classes.understood(config).betas
+    name = config.get("_class_name")
+    defaults = {
+        **config.defaults,
+        "beta_start": start,
+        "beta_end": end,
+        "prediction_type": "sample" if config.get("predict_epsilon") is False else "epsilon",
+        "set_alpha_to_one": OPEN_ENDS.get(name),
+    }
+    return Foreign(config.values, defaults, config.source)
+
+
+def variance_of(config: Foreign) -> str | None:
+    """small, large or learned; None where the file leaves it to the network's outputs."""
+    found = config.get("variance_type")
+    if found is None:
+        return None
+    if scheduler_classes.understood(config).sampler == "ddpm":
+        config.demand({"variance_type": tuple(VARIANCES)})
+        return VARIANCES[found]
+    return "learned" if str(found).startswith("learned") else "small"  # no other class adds it
+
+
 def spacing_of(config: Foreign) -> str:
-    """`sampler.spacing` of ours for their timestep_spacing and steps_offset."""
-    found = config.get("timestep_spacing") or ("leading" if config.get("_class_name") in LEADING else "linspace")
+    """`sampler.spacing` of ours for their timestep_spacing, steps_offset and use_karras_sigmas."""
+    found = scheduler_classes.spaced(config)
     if found not in SPACINGS:
         raise config.refuse("timestep_spacing", f"which diffcli does not have (it has {', '.join(SPACINGS)})")
+    if config.get("use_karras_sigmas"):
+        return "karras"
     return "leading_1" if found == "leading" and config.get("steps_offset") else found
 
 
 def notes(config: Foreign) -> tuple[str, ...]:
     """What of a stated scheduler our sampler does otherwise, by key: images from one noise are then near theirs, not equal."""
-    kind, spacing = config.get("_class_name"), spacing_of(config)
-    theirs = spacing.removesuffix("_1")
-    differ = []
-    if kind == PSEUDO:
-        differ.append(
-            "_class_name PNDMScheduler (plms has the coefficients of the grid at hand, and no second look at its start)"
-        )
-        if not config.get("skip_prk_steps"):
-            differ.append("skip_prk_steps false")
-        if not config.get("set_alpha_to_one"):
-            differ.append("set_alpha_to_one false (plms ends without noise)")
-    elif kind is not None and kind not in (*SAMPLERS, "DDPMScheduler", "DDIMScheduler"):
-        differ.append(f"_class_name {kind} (drawn with ddim)")
-    elif kind is not None and kind not in SPACINGS[theirs]:
-        differ.append(f"timestep_spacing {theirs} as {kind} has it")
-    if theirs == "leading" and config.get("steps_offset") not in (0, 1):
-        differ.append(f"steps_offset {config.get('steps_offset')} (ours is 1)")
-    if kind == "DDIMScheduler" and spacing == "leading" and config.get("set_alpha_to_one") is False:
-        differ.append("set_alpha_to_one false with steps_offset 0 (its last step moves nothing, ours removes the rest)")
-    if not differ:
+    differ = scheduler_classes.unusual(completed(config))
+    if not config.get("_class_name") or not differ:
         return ()
     return (
         f"{config.source}: images come near those of that scheduler, but are not equal, for diffcli has no {'; '.join(differ)}",
@@ -133,11 +133,12 @@ def notes(config: Foreign) -> tuple[str, ...]:
 
 def recognised(config: Foreign) -> DiscreteSchedule:
     """The schedule of ours that has their betas."""
-    theirs = their_alpha(config)
-    grid = torch.arange(1, len(theirs) + 1, dtype=torch.float64) / len(theirs)
-    for make, rescaled in product((*KNOWN, partial(between, config)), (False, True)):
-        ours = make(steps=len(theirs), zero_terminal_snr=rescaled)
-        if torch.allclose(ours.alpha_sigma(grid)[0], theirs, rtol=1e-4, atol=1e-6):
+    betas = their_betas(config)
+    theirs = their_log_alpha_bar(config, betas)
+    makers = (*KNOWN, partial(between, Linear, betas), partial(between, ScaledLinear, betas))
+    for make, rescaled in product(makers, (False, True)):
+        ours = make(steps=len(betas), zero_terminal_snr=rescaled)
+        if ours is not None and torch.allclose(ours.log_alpha_bar[1:], theirs, rtol=2e-4, atol=2e-6):
             return ours
     if config.get("trained_betas") is not None:
         raise UserError(
@@ -147,21 +148,39 @@ def recognised(config: Foreign) -> DiscreteSchedule:
     found = ", ".join(f"{key} {config.get(key)}" for key in BETAS)
     raise UserError(
         f"{config.source}: {found} is no schedule of diffcli",
-        "linear runs from 0.0001 to 0.02 at 1000 steps; scaled_linear and squaredcos_cap_v2 are free",
+        "linear and scaled_linear may have any two betas between 0 and 1",
     )
 
 
-def between(config: Foreign, steps: int, zero_terminal_snr: bool) -> DiscreteSchedule:
-    """Square roots of betas on a line with their ends, which are those at any number of steps; ours are those of 1000."""
-    start, end = (min(config.get(key) * steps / 1000, MAX_BETA) for key in ("beta_start", "beta_end"))
-    return ScaledLinear(steps=steps, zero_terminal_snr=zero_terminal_snr, start=start, end=end)
+def between(
+    cls: type[Linear] | type[ScaledLinear], betas: Tensor, steps: int, zero_terminal_snr: bool
+) -> DiscreteSchedule | None:
+    """Betas, or their square roots, on a line with the given ends, which ours counts at 1000 steps; None where it cannot."""
+    start, end = (float(beta) * steps / 1000 for beta in (betas[0], betas[-1]))
+    if not (0 < start < 1 and 0 < end < 1):
+        return None
+    return cls(steps=steps, zero_terminal_snr=zero_terminal_snr, start=start, end=end)
 
 
-def their_alpha(config: Foreign) -> Tensor:
-    """sqrt(alpha-bar) after each step, float64 (T,)."""
+def their_log_alpha_bar(config: Foreign, betas: Tensor) -> Tensor:
+    """log alpha-bar after each step, float64 (T,), where rescaled -inf after the last."""
+    found = torch.log1p(-betas).cumsum(0)
+    if config.get("rescale_betas_zero_snr"):
+        alpha = (found / 2).exp()
+        found = 2 * ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).log()
+    return found
+
+
+def their_betas(config: Foreign) -> Tensor:
+    """float64 (T,) before any rescaling."""
     steps, start, end = (config.get(key) for key in ("num_train_timesteps", "beta_start", "beta_end"))
     if config.get("trained_betas") is not None:
         betas = torch.tensor(config.get("trained_betas"), dtype=torch.float64)
+        if "num_train_timesteps" in config.values and len(betas) != steps:
+            raise UserError(
+                f"{config.source}: trained_betas has {len(betas)} entries but num_train_timesteps is {steps}",
+                "download the folder again, whole",
+            )
     elif config.get("beta_schedule") == "linear":
         betas = torch.linspace(start, end, steps, dtype=torch.float64)
     elif config.get("beta_schedule") == "scaled_linear":
@@ -172,10 +191,7 @@ def their_alpha(config: Foreign) -> Tensor:
         betas = (1 - curve[1:] / curve[:-1]).clamp(max=MAX_BETA)
     else:
         raise config.refuse("beta_schedule", "which diffcli does not have")
-    alpha = (1 - betas).cumprod(0).sqrt()
-    if config.get("rescale_betas_zero_snr"):
-        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-    return alpha
+    return betas
 
 
 def write_scheduler(preset: Preset) -> dict[str, Any]:
@@ -214,11 +230,11 @@ def write_scheduler(preset: Preset) -> dict[str, Any]:
         "clip_sample": task.codec.kind == "pixels" and task.codec.clip,
         **written_walk(preset),
     }
+    clean = getattr(preset.sampler, "ends", "clean") == "clean"
     if isinstance(preset.sampler, Plms) and task.target != "x0" and not task.codec.clip:
-        return {"_class_name": PSEUDO, **written, "skip_prk_steps": True, "set_alpha_to_one": False}
+        return {"_class_name": PSEUDO, **written, "skip_prk_steps": True, "set_alpha_to_one": clean}
     if not isinstance(preset.sampler, Ddpm):
-        ends = getattr(preset.sampler, "ends", "clean")
-        return {"_class_name": "DDIMScheduler", **written, "set_alpha_to_one": ends == "clean"}
+        return {"_class_name": "DDIMScheduler", **written, "set_alpha_to_one": clean}
     chosen = preset.sampler.variance
     variance = ("learned" if task.learn_variance else "small") if chosen == "auto" else chosen
     return {"_class_name": "DDPMScheduler", **written, "variance_type": WRITTEN[variance]}

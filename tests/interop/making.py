@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor, nn
 
 from diffcli import preset as presets
-from diffcli.interop.importing import Imported
+from diffcli.interop.imported import Imported
 from diffcli.networks.conditioning import Conditioning
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask

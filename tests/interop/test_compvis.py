@@ -13,7 +13,7 @@ from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.interop import compvis, first_stages, importing
 from diffcli.interop.foreign import Foreign
-from diffcli.interop.importing import Imported, on_meta
+from diffcli.interop.imported import Imported, on_meta
 from diffcli.interop.stages.autoencoder_rules import COMPVIS, stage_rules
 from diffcli.interop.unets import diffusers_conditional, openai
 from diffcli.interop.unets.places import NETWORK

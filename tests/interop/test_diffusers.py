@@ -15,6 +15,7 @@ from diffcli.config import UserError
 from diffcli.diffusion.samplers import Ddim
 from diffcli.interop import importing
 from diffcli.interop.exporting import export_diffusers
+from diffcli.interop.imported import Imported
 from diffcli.noise import Noise
 from tests.conftest import Cli
 from tests.interop.making import CPU, close, condition, loaded, network, noise, wake
@@ -171,7 +172,7 @@ def test_what_our_unet_has_not_is_refused_by_key(key: str, value: object, tmp_pa
         ({"thresholding": True}, "thresholding"),
         ({"clip_sample_range": 2.0}, "clip_sample_range"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule"),
-        ({"beta_end": 0.03}, "beta_end 0.03"),
+        ({"beta_end": 2}, "beta_end 2"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
     ],
     ids=str,
@@ -303,10 +304,25 @@ def test_a_model_that_was_trained_here_goes_out(trained: Path, tmp_path: Path, c
     scheduler = diffusers.DDIMScheduler.from_pretrained(out / "scheduler")
     assert theirs.config.num_class_embeds == 11
     assert scheduler.config.prediction_type == "v_prediction"
-    task = loaded(importing.Imported(preset, model.task.state_dict(), None, ()))
+    task = loaded(Imported(preset, model.task.state_dict(), None, ()))
     x, labels = noise(4, 1, 8, 8), torch.tensor([0, 9, 4, 10])
     with torch.no_grad():
         close(theirs(x, TIMES, labels).sample, network(task)(x, TIMES, condition(task, labels, x)))
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.1])
+def test_names_of_classes_and_the_row_for_no_class_come_back(dropped: float, tmp_path: Path):
+    unet(num_class_embeds=3).save_pretrained(tmp_path / "model")
+    raw = importing.load(tmp_path / "model", None).preset.model_dump(mode="json")
+    raw["task"]["drop_condition"] = dropped
+    preset, names = presets.build(raw, "named"), ("a cat, sleeping", "dog", "é")
+    task = wake(preset.task.build(preset.specs))
+    back = importing.load(export_diffusers(preset, task.state_dict(), names, tmp_path / "out"), None)
+    assert back.classes == names
+    assert back.preset.task.conditioners[0].num_classes == 3
+    assert back.preset.task.drop_condition == dropped
+    again, x, labels = loaded(back), noise(4, 3, SIZE, SIZE), torch.tensor([0, 1, 2, 3 if dropped else 0])
+    close(network(again)(x, TIMES, condition(again, labels, x)), network(task)(x, TIMES, condition(task, labels, x)))
 
 
 @pytest.mark.parametrize(

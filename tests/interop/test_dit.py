@@ -179,6 +179,35 @@ def test_a_dit_of_diffusers_gives_the_same_outputs(options: dict[str, Any], tmp_
     close(network(task)(x, TIMES, condition(task, LABELS, x)), expected)
 
 
+def former(folder: Path, **changes: Any) -> Path:
+    """A DiT under the class that it was published as, whose defaults are others."""
+    model = diffusers_dit()
+    model.save_pretrained(folder)
+    said = {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_elementwise_affine": False}
+    config = json.loads((folder / "config.json").read_text()) | said
+    config |= {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "cross_attention_dim": None} | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@torch.no_grad()
+def test_a_transformer_with_ada_norm_zero_is_a_dit(tmp_path: Path):
+    folder = former(tmp_path / "model")
+    theirs = diffusers_dit()
+    task, x = loaded(importing.load(folder, None)), noise(4, 3, 8, 8)
+    close(network(task)(x, TIMES, condition(task, LABELS, x)), theirs(x, TIMES, LABELS).sample)
+    assert task.denoiser.learn_variance
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("norm_type", "ada_norm_single"), ("cross_attention_dim", 8), ("caption_channels", 8), ("patch_size", None)],
+)
+def test_another_transformer_of_that_class_is_refused_by_key(key: str, value: object, tmp_path: Path):
+    with pytest.raises(UserError, match=rf"config\.json: {key} is {json.dumps(value)}"):
+        importing.load(former(tmp_path / "model", **{key: value}), None)
+
+
 def test_embedders_that_differ_between_blocks_are_refused(tmp_path: Path):
     theirs = diffusers_dit()
     with torch.no_grad():

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.interop import exporting
-from diffcli.interop.importing import on_meta
+from diffcli.interop.imported import on_meta
 from diffcli.interop.scheduler import write_scheduler
 from diffcli.preset import Preset
 from tests.conftest import ROOT

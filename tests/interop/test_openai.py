@@ -205,7 +205,7 @@ def test_tensors_of_an_unknown_model_are_refused(tmp_path: Path):
     ],
 )
 def test_the_shipped_presets_have_every_tensor_of_the_published_models(name: str, flags: Flags):
-    from diffcli.interop.importing import on_meta
+    from diffcli.interop.imported import on_meta
     from diffcli.interop.unets import openai
     from diffcli.interop.unets.places import class_rules
     from diffcli.interop.weight_files import wanted_shapes

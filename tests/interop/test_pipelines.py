@@ -177,20 +177,21 @@ def test_ddim_as_stable_diffusion_sets_it_up_draws_the_same_images_and_goes_out_
     assert np.array_equal(found, expected)
 
 
-def test_the_scheduler_that_stable_diffusion_ships_with_goes_out_as_it_came_and_what_differs_here_is_noted(
-    pipeline: Path, tmp_path: Path
+def test_the_scheduler_that_stable_diffusion_ships_with_draws_the_same_images_and_goes_out_as_it_came(
+    pipeline: Path, ours: Path, cli: Cli, tmp_path: Path
 ) -> None:
     imported = importing.load(pipeline, None)
-    (note,) = imported.notes
-    assert "PNDMScheduler" in note
-    assert "set_alpha_to_one false" in note
-    assert (imported.preset.sampler.kind, imported.preset.sampler.spacing) == ("plms", "leading_1")
+    assert not imported.notes
+    sampler = imported.preset.sampler
+    assert (sampler.kind, sampler.spacing, sampler.ends) == ("plms", "leading_1", "cleanest")
+    call = {"own": True, "prompt": ["a cat"], "guidance_scale": 7.5}
+    expected = drawn(pipeline, [5], (4, 8, 8), **call)
+    alike(images(cli, ours, tmp_path / "x.npz", "--prompt", "a cat", "--sampler", "plms"), expected)
     out = export_diffusers(imported.preset, imported.tensors, None, tmp_path / "out")
     both = [diffusers.PNDMScheduler.from_pretrained(folder / "scheduler").config for folder in (pipeline, out)]
     for key in ("skip_prk_steps", "set_alpha_to_one", "timestep_spacing", "steps_offset", "prediction_type"):
         assert both[0][key] == both[1][key], key
-    call = {"own": True, "prompt": ["a cat"], "guidance_scale": 7.5}
-    assert np.array_equal(drawn(out, [5], (4, 8, 8), **call), drawn(pipeline, [5], (4, 8, 8), **call))
+    assert np.array_equal(drawn(out, [5], (4, 8, 8), **call), expected)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 uniform, trailing  even in time, from 1; the two are one grid (Lin et al. 2023 call it trailing)
 leading            even in time, from the first trained time upwards, so the walk begins below 1
 leading_1          the same one trained time higher where there is room for it, as published latent models are drawn
-linspace           even in time, from 1 to the first trained time
+linspace           even in time, from 1 to the first trained time; halves round to the even index, as OpenAI and DiT are drawn
 log_snr            even in log SNR between the last and the first trained time
 karras             even in (sigma / alpha)^(1/7) between the two, but for a first move down to EDM's sigma_max where 1 is noisier
 Source: Lin et al. 2023, table 2 (arXiv 2305.08891); Lu et al. 2022 (arXiv 2206.00927); Karras et al. 2022, eq. 5.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Literal, assert_never
 
@@ -49,6 +50,8 @@ def grid(spacing: Spacing, steps: int, schedule: Schedule) -> Tensor:
             times = first + stride * torch.arange(steps, dtype=torch.float64).flip(0)
         case "linspace":
             times = torch.linspace(1, schedule.cleanest, steps, dtype=torch.float64)
+            if isinstance(schedule, DiscreteSchedule) and steps > 1:
+                times = _rounded(steps, schedule.steps)
         case "log_snr":
             times = _even(steps, schedule, lambda y: y, lambda y: y)
         case "karras":
@@ -57,6 +60,16 @@ def grid(spacing: Spacing, steps: int, schedule: Schedule) -> Tensor:
         case _:
             assert_never(spacing)
     return torch.cat([schedule.snap(times), torch.zeros(1, dtype=torch.float64)])
+
+
+def _rounded(steps: int, trained: int) -> Tensor:
+    """(steps,) times at the indices 0, d, 2d, ... in falling order, d = (T - 1) / (steps - 1), rounded as Python does.
+
+    The indices are sums of d, whose rounding errors decide between the neighbours of a half.
+    Source: the code of Nichol & Dhariwal 2021 (arXiv 2102.09672), which that of DiT repeats.
+    """
+    places = itertools.accumulate(itertools.repeat((trained - 1) / (steps - 1), steps - 1), initial=0.0)
+    return torch.tensor([round(place) + 1 for place in places], dtype=torch.float64).flip(0) / trained
 
 
 def _even(

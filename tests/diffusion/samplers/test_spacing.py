@@ -38,12 +38,30 @@ def test_spacings_are_those_of_lin(steps):
     """Table 2, which counts steps from 1 to T; leading keeps the first S where T / S leaves more."""
     theirs = {
         "trailing": np.floor(1000 - np.arange(steps) * (1000 / steps) + 0.5),
-        "linspace": np.floor(np.linspace(1, 1000, steps)[::-1] + 0.5),
         "leading": np.arange(1, 1001, 1000 // steps)[:steps][::-1],
     }
     for spacing, expected in theirs.items():
         index = (grid(spacing, steps, Linear())[:-1] * 1000).numpy()
         assert np.abs(index - expected).max() < 1e-6, spacing
+
+
+@pytest.mark.parametrize(
+    ("trained", "steps"), [(1000, 250), (1000, 25), (1000, 28), (4000, 250), (4000, 32), (1000, 1000)]
+)
+def test_linspace_is_the_grid_of_improved_diffusion_to_the_last_step(trained, steps):
+    """Their loop: places grow by (T - 1) / (steps - 1) and are rounded, halves to even."""
+    place, indices = 0.0, []
+    for _ in range(steps):
+        indices.append(round(place))
+        place += (trained - 1) / (steps - 1)
+    times = grid("linspace", steps, Cosine(steps=trained))
+    assert (times[:-1] * trained).round().tolist() == [index + 1 for index in reversed(indices)]
+
+
+def test_a_half_of_linspace_rounds_to_the_even_index_as_in_diffusers():
+    index = (grid("linspace", 25, Linear())[:-1] * 1000).round() - 1
+    assert 166 in index  # 4 * 41.625 = 166.5
+    assert index.flip(0).tolist() == np.linspace(0, 999, 25).round().tolist()
 
 
 def test_leading_1_is_leading_a_step_later_where_there_is_room_for_it():

@@ -1,0 +1,85 @@
+"""A foreign model as ours, and what every way in asks of a preset."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffcli import preset as presets
+from diffcli.config import UserError
+from diffcli.interop import pipelines
+from diffcli.interop.first_stages import ForeignStage
+from diffcli.interop.weight_files import ForeignTensors
+from diffcli.preset import Preset
+from diffcli.tasks.diffusion import DiffusionTask
+from diffcli.tasks.diffusion_config import DiffusionConfig
+
+STAGE_SIZE = 256  # of the images of a first stage, which takes any size
+STEPS = 100_000  # of a training that nobody asked for yet: a preset must say something
+
+
+class Imported(NamedTuple):
+    """A foreign model as ours."""
+
+    preset: Preset
+    tensors: dict[str, Tensor]  # of the task
+    classes: tuple[str, ...] | None
+    notes: tuple[str, ...]  # what the files do not say, and was taken for granted
+    record: Mapping[str, Any] = {}  # entries of the checkpoint's record: the digests of encoders
+
+
+def stage_alone(stage: ForeignStage, path: Path) -> Imported:
+    """A first stage as the checkpoint of an autoencoder."""
+    task = {"kind": "autoencoder", **stage.config.model_dump(mode="json", include={"network", "bottleneck"})}
+    data = {"kind": "none", "size": STAGE_SIZE, "channels": stage.config.channels}
+    preset = built({"name": slug(path), "data": data, "task": task}, path)
+    return Imported(preset, {f"{pipelines.ALONE}.{name}": tensor for name, tensor in stage.tensors.items()}, None, ())
+
+
+def null_row(preset: Preset, theirs: ForeignTensors, labels: str, path: Path) -> bool:
+    """Whether their table of classes has a row for "no class" after those of the preset's classes."""
+    count = next((c.num_classes for c in diffusion(preset).conditioners if c.kind == "class"), None)
+    if count is None or labels not in theirs:
+        return False
+    null = len(theirs[labels]) == count + 1
+    if not null and diffusion(preset).drop_condition > 0:
+        raise UserError(
+            f"{path}: {labels} has {len(theirs[labels])} rows, but --as {preset.name} has {count} classes and "
+            f"task.drop_condition {diffusion(preset).drop_condition:g}, which needs one more for no class",
+            "set task.drop_condition to 0 in that preset, or task.conditioners.0.num_classes to fit",
+        )
+    return null
+
+
+def on_meta(preset: Preset) -> DiffusionTask:
+    """The preset's task without memory for its weights. Raises UserError where it is no diffusion model."""
+    diffusion(preset)
+    with torch.device("meta"):
+        task = preset.task.build(preset.specs)
+    assert isinstance(task, DiffusionTask)
+    return task
+
+
+def diffusion(preset: Preset) -> DiffusionConfig:
+    if not isinstance(preset.task, DiffusionConfig):
+        raise UserError(
+            f"--as {preset.name}: task.kind is '{preset.task.kind}'", "name the preset of a diffusion model"
+        )
+    return preset.task
+
+
+def network_of(preset: Preset) -> dict[str, Any]:
+    return diffusion(preset).network.model_dump()
+
+
+def built(raw: Mapping[str, Any], source: Path) -> Preset:
+    """The preset that was derived from a foreign configuration."""
+    return presets.build({**raw, "train": {"steps": STEPS}}, str(source))
+
+
+def slug(path: Path) -> str:
+    """A preset's name out of a file's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).lstrip("._-") or "imported"
