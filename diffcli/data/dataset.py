@@ -16,7 +16,7 @@ from diffcli.data.buckets import Framing, aspects, nearest
 from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.derived import AnyDerived, derived_specs
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, read_location, size_of
-from diffcli.data.images import FileImages, ImageData, MemoryImages, Origin, unreadable
+from diffcli.data.images import FileImages, ImageData, ImageOrigin, MemoryImages, unreadable
 from diffcli.data.listing import ClassesFrom, Split, list_images
 from diffcli.data.loader import loaded
 from diffcli.data.pixels import fit_all, read_size
@@ -129,7 +129,7 @@ class DataConfig(Config):
         files = TreeFiles(tree, listing.names)
         images = FileImages(files, self.shape, labels, listing.classes, framing=self._framing(split, files.sides))
         counts = {name: len(each.names) for name, each in found.splits.items()}
-        images.origin = Origin(files, counts, left_out=found.left_out, notes=found.notes)
+        images.origin = ImageOrigin(files, counts, left_out=found.left_out, notes=found.notes)
         return self._with_made(loaded(images, self.in_memory))
 
     def _framing(self, split: Split, sides: Callable[[], Tensor]) -> Framing:

@@ -16,7 +16,7 @@ from pydantic import Field
 from diffcli.config import Config, UserError
 from diffcli.data.columns import Texts
 from diffcli.data.dataset import TreeFiles
-from diffcli.data.images import EncodedFiles, ImageData, Origin
+from diffcli.data.images import EncodedFiles, ImageData, ImageOrigin
 from diffcli.data.latent_data import LatentImages
 from diffcli.data.prepared import Joined
 from diffcli.data.shards import PreparedSet, ShardFiles, open_shards
@@ -135,7 +135,7 @@ class DataDescription(Config):
 
 def describe(data: ImageData, split: str = "train", place: Path | str | None = None) -> DataDescription:
     """What a split of built data holds. place: where the user said it lies; None: the set comes with diffcli."""
-    origin = data.origin or Origin()
+    origin = data.origin or ImageOrigin()
     streamed = isinstance(data, StreamData)
     count = data.count if isinstance(data, StreamData) else len(data)
     labels = None if streamed or data.labels is None else data.labels

@@ -42,7 +42,7 @@ class MaskColumn(Column, Protocol):
         """The same for who knows so many classes, where the set does not say how many it has: others are refused."""
 
 
-class Origin(NamedTuple):
+class ImageOrigin(NamedTuple):
     """Where images come from, for a description of their set.
 
     files: what they are decoded from; None: from memory. splits: how many images each has. skipped: broken ones that prep-data
@@ -65,7 +65,7 @@ class ImageData(ABC):
     """
 
     in_files = False
-    origin: Origin | None = None
+    origin: ImageOrigin | None = None
 
     def __init__(
         self,

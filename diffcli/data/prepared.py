@@ -16,7 +16,7 @@ from diffcli.data.annotators import joined_annotators
 from diffcli.data.buckets import Framing
 from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split
-from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData, Origin
+from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData, ImageOrigin
 from diffcli.data.latent_data import LatentImages, Latents
 from diffcli.data.listing import Split
 from diffcli.data.loader import MEMORY_LIMIT, loaded
@@ -205,12 +205,12 @@ def joined(parts: Sequence[EncodedFiles]) -> EncodedFiles:
     return parts[0] if len(parts) == 1 else Joined(parts)
 
 
-def origin_of(sets: Sequence[Found], parts: Sequence[ShardFiles]) -> Origin:
+def origin_of(sets: Sequence[Found], parts: Sequence[ShardFiles]) -> ImageOrigin:
     """Where the images of joined sets come from; splits: those that all of them have."""
     shared = [split for split in sets[0].prepared.splits if all(split in found.prepared.splits for found in sets)]
     splits = {split: sum(found.prepared.splits[split].count for found in sets) for split in shared}
     left_out = sum((Counter(found.prepared.left_out) for found in sets), Counter())
-    return Origin(joined(parts), splits, sum(found.prepared.skipped for found in sets), left_out)
+    return ImageOrigin(joined(parts), splits, sum(found.prepared.skipped for found in sets), left_out)
 
 
 def notes_of(sets: Sequence[Found]) -> dict[str, FieldNote]:
