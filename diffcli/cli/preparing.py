@@ -11,6 +11,7 @@ import typer
 from diffcli.cli.options import Device
 
 if TYPE_CHECKING:
+    from diffcli.data.modes import Range
     from diffcli.prep.items import LatentOptions
     from diffcli.prep.progress import PrepReport
 
@@ -104,6 +105,15 @@ def prep_data(
         ClassesFrom,
         typer.Option(help="folder: what names classes; prefix: the beginnings of file names, as in cat_001.png."),
     ] = ClassesFrom.folders,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="LOW,HIGH",
+            help="folder, pairs, webdataset, parquet: the values of 16-bit (or float) images that are black and white.",
+            show_default="0,65535",
+        ),
+    ] = None,
     embed: Annotated[
         EmbedChoice | None,
         typer.Option(
@@ -166,6 +176,7 @@ def prep_data(
         url_col=url_col,
         field=field,
         classes=classes.value,
+        range=value_range(levels),
         picked=Picked(min_size=min_size, encode=encode.value, quality=quality, obey_opt_out=obey_opt_out),
         latents=encoding(kind, source, first_stage, size, half, flip_pair, device),
         download=Download(distributor=distributor.value, threads=threads, timeout=timeout, retries=retries),
@@ -175,6 +186,23 @@ def prep_data(
     if kind != "shards":
         reports = prepare(kind, source, out, size=size, workers=workers, limit=limit, strict=strict, options=options)
     print(watch_preparation(then(reports, out)))
+
+
+def value_range(text: str | None) -> "Range | None":
+    """The two numbers of --range. Raises UserError where they are none."""
+    from diffcli.config import UserError
+    from diffcli.data.modes import Range
+
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+        if not low < high < float("inf") or low == float("-inf"):
+            raise ValueError
+    except ValueError:
+        hint = "type two numbers, the lower one first: --range 0,4095"
+        raise UserError(f"--range is '{text}', not LOW,HIGH", hint) from None
+    return Range(low, high)
 
 
 def encoding(

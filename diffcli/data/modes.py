@@ -62,7 +62,7 @@ def _of_deep(image: Image.Image, levels: Range | None) -> Image.Image:
         found = extremes(image)
         if image.mode == "F" or found.low < low or found.high > high:
             what = "floating-point numbers" if image.mode == "F" else "values"
-            told = f"{found.low:g},{found.high:g}"
+            told = f"{found.low:g},{found.low + 1 if found.low == found.high else found.high:g}"
             raise ValueError(
                 f"its pixels are {what} from {found.low:g} to {found.high:g}; --range {told} maps them to grey"
             )

@@ -1,5 +1,6 @@
 """How a picture is stored: images as JPEG or PNG, antialiased where they shrink; masks with the very values they have."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ from PIL import Image
 
 from diffcli.config import ImageShape
 from diffcli.data.files import Location, read_location
-from diffcli.data.modes import class_values, flatten
+from diffcli.data.modes import Range, class_values, flatten
 from diffcli.data.pixels import fit, fit_all, is_plain_jpeg, open_image, to_image, to_png
 from diffcli.data.shards import is_mask
 
@@ -26,8 +27,10 @@ class Picture(NamedTuple):
     values: tuple[int, ...] | None = None
 
 
-def encode(name: str, source: Location | np.ndarray, size: int | None) -> Picture:
+def encode(name: str, source: Location | np.ndarray, size: int | None, levels: Range | None = None) -> Picture:
     """The image as it is stored: a JPEG that needs no change keeps its bytes, anything else becomes a PNG.
+
+    levels: see `modes.flatten`.
 
     Raises BrokenImage where it cannot be decoded; OSError or one of ARCHIVE_ERRORS where it cannot be read.
     """
@@ -36,7 +39,7 @@ def encode(name: str, source: Location | np.ndarray, size: int | None) -> Pictur
         shape = native if size is None else ImageShape(native.channels, size, size)
         return _png(to_image(fit_all(source[None], shape)[0]), native[1:])
     data = read_location(source)
-    image = open_image(data, name)
+    image = open_image(data, name, partial(flatten, levels=levels))
     original = image.height, image.width
     if (size is None or image.size == (size, size)) and is_plain_jpeg(data):
         return Picture("jpg", data, _channels(image), original, original)

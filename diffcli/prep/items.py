@@ -13,6 +13,7 @@ from torch import Tensor
 from diffcli.config import Config
 from diffcli.data.files import FileTree, Location
 from diffcli.data.listing import ClassesFrom, Split
+from diffcli.data.modes import Range
 from diffcli.data.pixels import BrokenImage
 from diffcli.data.shards import FieldNote
 from diffcli.prep.encode import Picture
@@ -99,8 +100,8 @@ class LatentOptions(Config):
 class SourceOptions(Config):
     """What some kinds must be told beside SOURCE. table: a file that says what belongs to each image; *_col: its columns.
 
-    field: what the pictures are that lie over the images. classes: what names the class of an image, its folder or the
-    beginning of its name.
+    field: what the pictures are that lie over the images. range: of deep images, what is black and white. classes: what names
+    the class of an image, its folder or the beginning of its name.
     """
 
     table: Path | None = None
@@ -109,6 +110,7 @@ class SourceOptions(Config):
     url_col: str | None = None
     field: str | None = None
     classes: ClassesFrom = "folders"
+    range: Range | None = None
     picked: Picked = Picked()
     latents: LatentOptions | None = None
     download: Download = Field(default=Download(), exclude=True)  # no part of what is asked for
@@ -150,7 +152,7 @@ class PrepSource(NamedTuple):
     """An opened source. fingerprint: a digest of what is in it, so that a resumed run sees the same; notes: worth saying.
 
     fields: what lies beside the images, where the source knows it. left_out: how many of its files are none of the set, by
-    what they are.
+    what they are. levels: what is black and white in deep images.
     """
 
     splits: dict[Split, Items]
@@ -160,6 +162,7 @@ class PrepSource(NamedTuple):
     remote: Remote | None = None
     fields: Mapping[str, FieldNote] = {}
     left_out: Mapping[str, int] = {}
+    levels: Range | None = None
 
 
 def fingerprint(files: Iterable[tuple[str, int]]) -> str:

@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
         "that of the images; check it before you share them",
         "give a folder of images, with captions in a.txt or a.json beside a.png, or in a table that --table names",
         large=True,
-        takes=("table", "image_col", "caption_col", "classes"),
+        takes=("table", "image_col", "caption_col", "classes", "range"),
     ),
     "imagenet": Kind(
         open_imagenet, "ImageNet terms of access: non-commercial research and education", IMAGENET, large=True
@@ -110,7 +110,7 @@ KINDS: dict[str, Kind] = {
         "that of the images; check it before you share them",
         "give a folder with images/ and masks/ (or sketches/) in it, CVC-ClinicDB, or the zips of an ISIC challenge",
         large=True,
-        takes=("field",),
+        takes=("field", "range"),
     ),
     "imagenet64": Kind(
         open_imagenet64,
@@ -152,7 +152,13 @@ KINDS: dict[str, Kind] = {
         "give a prepared set of images, and what encodes them: prep-data latents SET --first-stage RUN --out DIR",
         takes=("latents",),
     ),
-    "webdataset": Kind(open_webdataset, "that of the images; check it before you share them", WEBDATASET, large=True),
+    "webdataset": Kind(
+        open_webdataset,
+        "that of the images; check it before you share them",
+        WEBDATASET,
+        large=True,
+        takes=("range",),
+    ),
     "webvid": Kind(
         open_webvid,
         "the clips belong to their owners, the list to the University of Oxford; Bain et al. 2021",

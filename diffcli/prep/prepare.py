@@ -38,6 +38,7 @@ from diffcli.digest import sha256
 from diffcli.prep.asking import check_request
 from diffcli.prep.items import SOURCE, PrepSource, SourceOptions, Wanted
 from diffcli.prep.kinds import KINDS
+from diffcli.prep.opened import open_source
 from diffcli.prep.progress import PrepReport
 from diffcli.prep.shard import ShardJob, in_all, record_of, settle, write_shards, write_whole
 
@@ -83,7 +84,7 @@ def prepare(
     with _stopping(out), tidied(out), alone(out), _undone(out):
         work = _claim(out)
         with _reading(source):
-            opened, name = KINDS[kind].open(source, work, options), printable(source.resolve().name)
+            opened, name = open_source(kind, source, work, options), printable(source.resolve().name)
         per_shard = images_per_shard or _per_shard(kind, size, opened)
         size = size or (FETCHED_SIZE if opened.remote else None)
         asked = {"kind": kind, "source": name, "size": size, "limit": limit}
@@ -216,7 +217,7 @@ def _jobs(plans: list[Preparation], source: PrepSource, out: Path, request: Prep
                 chosen = list(islice(items, len(plan.positions)))
             size = None if source.remote else request.size  # fetched in that size already
             spent = source.remote.spent(plan.positions) if source.remote else ()
-            yield ShardJob(out, out / WORK, plan.stem, plan.first, size, chosen, spent, source.fields)
+            yield ShardJob(out, out / WORK, plan.stem, plan.first, size, chosen, spent, source.fields, source.levels)
 
 
 def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: PrepRequest) -> None:

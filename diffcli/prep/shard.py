@@ -19,6 +19,7 @@ from diffcli.config import RunFailed
 from diffcli.data import captions
 from diffcli.data.faults import is_momentary
 from diffcli.data.files import ARCHIVE_ERRORS, printable
+from diffcli.data.modes import Range
 from diffcli.data.pixels import BrokenImage
 from diffcli.data.shards import FieldNote, Index, Members, PreparedSet, Skipped
 from diffcli.digest import sha256
@@ -40,6 +41,7 @@ class ShardJob(NamedTuple):
     """A shard to write: `out/stem.tar` and `.json` from items, whose keys count on from `first`. size: edge in pixels.
 
     spent: files that are deleted then, so that a download does not fill the disk twice. fields: as its source knows them.
+    levels: what is black and white in deep images.
     """
 
     out: Path
@@ -50,6 +52,7 @@ class ShardJob(NamedTuple):
     items: list[Item | Deferred]
     spent: tuple[Path, ...] = ()
     fields: Mapping[str, FieldNote] = {}
+    levels: Range | None = None
 
 
 class WrittenMember(NamedTuple):
@@ -172,7 +175,7 @@ def _write_tar(file: IO[bytes], job: ShardJob) -> tuple[list[WrittenMember], lis
         for number, given in enumerate(job.items, start=job.first):
             try:
                 item = given if isinstance(given, Item) else given()
-                picture, sample, masks = _sample(item, job.size)
+                picture, sample, masks = _sample(item, job.size, job.levels)
             except BrokenImage as error:
                 skipped.append(_skipped(given, error.reason))
                 continue
@@ -209,10 +212,10 @@ def write_sample(tar: TarWriter, key: str, sample: dict[str, bytes], position: i
     return spans, position
 
 
-def _sample(item: Item, size: int | None) -> tuple[Picture, dict[str, bytes], Values]:
+def _sample(item: Item, size: int | None, levels: Range | None) -> tuple[Picture, dict[str, bytes], Values]:
     """The image of an item, all that is stored of it, by extension, and the values of its masks. Raises as `encode` does."""
     masks: Values = {}
-    picture = item.image if isinstance(item.image, Picture) else encode(item.name, item.image, size)
+    picture = item.image if isinstance(item.image, Picture) else encode(item.name, item.image, size, levels)
     sample = {picture.extension: picture.data, **item.stored}
     if item.label is not None:
         sample["cls"] = str(item.label).encode()
