@@ -16,12 +16,20 @@ from diffcli.transfer import moved
 Target = Literal["eps", "x0", "v", "flow"]
 
 
+class Pull(NamedTuple):
+    """What a classifier adds to a prediction, for samplers that shift the mean of a move instead of x0."""
+
+    x0: Tensor  # (B, C, *S) before
+    gradient: Tensor  # (B, C, *S): scale * grad log p(y | x_t)
+
+
 class Prediction(NamedTuple):
     """What a denoiser says about x_t; x_t = alpha x0 + sigma eps holds exactly up to rounding."""
 
     x0: Tensor  # (B, C, *S) float32
     eps: Tensor  # (B, C, *S) float32
     var_frac: Tensor | None = None  # (B, C, *S): 0 is var_small, 1 is var_large, on a log scale
+    pull: Pull | None = None  # of a classifier; x0 and eps are those after it
 
 
 Denoise = Callable[[Tensor, Tensor], Prediction]

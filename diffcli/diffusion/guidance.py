@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoise, Prediction, all_over, over
+from diffcli.diffusion.denoiser import Denoise, Prediction, Pull, all_over, over
 from diffcli.diffusion.schedule import Schedule
 from diffcli.transfer import moved
 
@@ -21,8 +21,10 @@ LogProb = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, C, *S), t () or (B,)) -> log p(y | x_t) (B,), differentiable in x_t."""
 
 
-def classifier_free(pair: Pair, scale: float) -> Denoise:
+def classifier_free(pair: Pair, scale: float, channels: int | None = None) -> Denoise:
     """null + scale * (cond - null), in x0 and in eps alike; the variance stays that of the conditional branch.
+
+    channels: only the first so many are guided, the others are the conditional branch's, as in the code of DiT and SiT.
 
     Two branches of one network are best computed as one batch. Of two models of the same condition, the second one trained
     less or smaller, it is autoguidance.
@@ -31,12 +33,12 @@ def classifier_free(pair: Pair, scale: float) -> Denoise:
 
     def guided(x: Tensor, t: Tensor) -> Prediction:
         cond, null = pair(x, t)
-        return _led(cond, null, scale)
+        return _led(cond, null, scale, channels)
 
     return guided
 
 
-def rescaled(pair: Pair, scale: float, schedule: Schedule, share: float) -> Denoise:
+def rescaled(pair: Pair, scale: float, schedule: Schedule, share: float, channels: int | None = None) -> Denoise:
     """`classifier_free`, with x0's deviation over each image drawn towards the conditional branch's: share 0 not at all, 1 fully.
 
     The published rule takes whatever the network regresses for x0; over-exposure, which it mends, is a matter of x0.
@@ -45,7 +47,7 @@ def rescaled(pair: Pair, scale: float, schedule: Schedule, share: float) -> Deno
 
     def guided(x: Tensor, t: Tensor) -> Prediction:
         cond, null = pair(x, t)
-        p = _led(cond, null, scale)
+        p = _led(cond, null, scale, channels)
         factor = cond.x0.flatten(1).std(1) / p.x0.flatten(1).std(1).clamp(min=torch.finfo(p.x0.dtype).tiny)
         return with_x0(p, p.x0 * over(1 + share * (factor - 1), p.x0), x, t, schedule)
 
@@ -73,8 +75,10 @@ def within(guided: Denoise, plain: Denoise, schedule: Schedule, low: float, high
 def classifier_guided(denoise: Denoise, log_prob: LogProb, schedule: Schedule, scale: float) -> Denoise:
     """eps - sigma * scale * grad log p(y | x_t), and x0 to match: the score of p(x_t) p(y | x_t)^scale, on any path.
 
-    At t = 1 of a path that keeps no signal, where x_t tells nothing of y, the prediction stays as it is.
-    Source: Dhariwal & Nichol 2021, algorithm 2 (arXiv 2105.05233), for any sigma.
+    At t = 1 of a path that keeps no signal, where x_t tells nothing of y, the prediction stays as it is. `pull` is for samplers
+    that draw around a mean: they shift it by its variance times the gradient, algorithm 1. Published code clips x0 before, so
+    `denoise` is the clipped one.
+    Source: Dhariwal & Nichol 2021, algorithms 1 and 2 (arXiv 2105.05233), for any sigma.
     """
 
     def guided(x: Tensor, t: Tensor) -> Prediction:
@@ -85,8 +89,10 @@ def classifier_guided(denoise: Denoise, log_prob: LogProb, schedule: Schedule, s
             (gradient,) = torch.autograd.grad(log_prob(leaf, t).sum(), leaf)
         shift = torch.where(alpha > 0, scale * sigma, 0.0)
         gain = torch.where(alpha > 0, scale * sigma**2 / alpha, 0.0)
-        up, down = all_over((gain, shift), x)
-        return p._replace(x0=p.x0 + up * gradient, eps=p.eps - down * gradient)
+        on = torch.where(alpha > 0, float(scale), 0.0)
+        up, down, whole = all_over((gain, shift, on), x)
+        pull = Pull(p.x0, whole * gradient)
+        return p._replace(x0=p.x0 + up * gradient, eps=p.eps - down * gradient, pull=pull)
 
     return guided
 
@@ -134,15 +140,19 @@ def with_x0(p: Prediction, x0: Tensor, x: Tensor, t: Tensor, schedule: Schedule)
     """The prediction with another x0, and eps recomputed from it so that x_t = alpha x0 + sigma eps still holds."""
     alpha, sigma = schedule.alpha_sigma(t)
     whole, signal = all_over((1 / sigma, alpha / sigma), x)
-    return p._replace(x0=x0, eps=whole * x - signal * x0)
+    return p._replace(x0=x0, eps=whole * x - signal * x0, pull=None)
 
 
-def _led(cond: Prediction, null: Prediction, scale: float) -> Prediction:
-    return Prediction(null.x0.lerp(cond.x0, scale), null.eps.lerp(cond.eps, scale), cond.var_frac)
+def _led(cond: Prediction, null: Prediction, scale: float, channels: int | None) -> Prediction:
+    x0, eps = null.x0.lerp(cond.x0, scale), null.eps.lerp(cond.eps, scale)
+    if channels is not None:
+        x0, eps = (torch.cat([a[:, :channels], b[:, channels:]], 1) for a, b in ((x0, cond.x0), (eps, cond.eps)))
+    return Prediction(x0, eps, cond.var_frac)
 
 
 def _where(inside: Tensor, p: Prediction, q: Prediction) -> Prediction:
     """The rows of p that are inside (B,), those of q elsewhere."""
     rows = moved(inside, p.x0.device).view(-1, *[1] * (p.x0.ndim - 1))
     var_frac = None if p.var_frac is None or q.var_frac is None else torch.where(rows, p.var_frac, q.var_frac)
-    return Prediction(torch.where(rows, p.x0, q.x0), torch.where(rows, p.eps, q.eps), var_frac)
+    pull = None if p.pull is None else Pull(torch.where(rows, p.pull.x0, q.x0), p.pull.gradient * rows)
+    return Prediction(torch.where(rows, p.x0, q.x0), torch.where(rows, p.eps, q.eps), var_frac, pull)

@@ -106,10 +106,11 @@ def tiled(windowed: Windowed, tiles: Tiles, settle: Settle | None = None) -> Den
             cut = torch.stack([piece.window.of(x[piece.row]) for piece in some])
             return windowed(cut, torch.stack([t[piece.row] for piece in some]) if t.ndim else t, some)
 
-        parts: list[Tensor | None] = [None] * len(Prediction._fields)
+        parts: list[Tensor | None] = [None] * 3
         with nullcontext() if settle is None else settle(lambda: (partial(predicted, batch) for batch in batches)):
             for batch in batches:
-                for i, values in enumerate(predicted(batch)):
+                p = predicted(batch)
+                for i, values in enumerate((p.x0, p.eps, p.var_frac)):
                     if values is None:
                         continue
                     whole = parts[i] = (

@@ -27,6 +27,7 @@ LABELS = "y_embedder.embedding_table.weight"
 POSITIONS = "pos_embed"  # fixed, and in their files all the same
 TIME_SCALE = 1e-3  # SiT is told 0..1 where others are told 0..1000
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published widths, S, B, L and XL; shapes do not tell them
+GUIDED = 3  # channels, of the four of their latents
 PERIOD = 10_000
 DIFFUSERS_PERIOD = PERIOD ** (TIME_WIDTH / (TIME_WIDTH - 2))  # their frequencies reach 1 / PERIOD itself
 
@@ -226,6 +227,7 @@ def derived(theirs: ForeignTensors, source: str) -> dict[str, Any]:
             "codec": {"kind": "pixels", "clip": channels in (1, 3)},
         },
         "sampler": {"kind": "ddpm", "steps": 250, "spacing": "linspace"},
+        **({"guidance": 4, "guide": {"channels": GUIDED}} if channels > GUIDED else {}),
     }
 
 

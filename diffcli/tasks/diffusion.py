@@ -29,7 +29,7 @@ from diffcli.networks.unet import image_size
 from diffcli.noise import Domain, Noise, streams
 from diffcli.tasks.codecs.codec import Codec
 from diffcli.tasks.conditioners.conditioner import Conditioner, condition
-from diffcli.tasks.guide import Guiding
+from diffcli.tasks.guide import Guide, Guiding
 from diffcli.tasks.objective import Objective
 from diffcli.tasks.task import Network, Ranks, Task
 from diffcli.transfer import moved
@@ -190,22 +190,28 @@ class DiffusionTask(Task):
         plain = self._under(cond.rows(0, n) if leads else cond, tiles)
         if leads:
             null = self._under(cond.rows(n, 2 * n), tiles)
-            denoise = self._led(self._both(cond, tiles), null, guidance, guide.rescale)
+            denoise = self._led(self._both(cond, tiles), null, guidance, guide)
         elif guidance != 1 and weaker is not None:
             other = weaker.branch(batch, n, tiles=tiles)
-            denoise = self._led(_each(plain, other), other, guidance, guide.rescale)
+            denoise = self._led(_each(plain, other), other, guidance, guide)
         else:
             denoise = plain
-        if guiding.classifier is not None:
-            log_prob = guiding.classifier.log_prob(batch["label"], schedule, self.codec.length)
-            denoise = classifier_guided(denoise, log_prob, schedule, guide.pull)
-        if guide.interval is not None:
+        if guide.interval is not None and denoise is not plain:
             denoise = within(denoise, plain, schedule, *guide.interval)
+        bounded = self._bounded(denoise, guide)
+        if guiding.classifier is None:
+            return bounded
+        log_prob = guiding.classifier.log_prob(batch["label"], schedule, self.codec.length)
+        pulled = classifier_guided(bounded, log_prob, schedule, guide.pull)
+        return pulled if guide.interval is None else within(pulled, bounded, schedule, *guide.interval)
+
+    def _bounded(self, denoise: Denoise, guide: Guide) -> Denoise:
+        """With x0 kept within the bounds of the codec, where it has any."""
         if self.codec.bounds is None:
             return denoise
         if guide.threshold is not None:
-            return threshold_x0(denoise, schedule, guide.threshold, self.codec.bounds[1])
-        return clip_x0(denoise, schedule, *self.codec.bounds)
+            return threshold_x0(denoise, self.denoiser.schedule, guide.threshold, self.codec.bounds[1])
+        return clip_x0(denoise, self.denoiser.schedule, *self.codec.bounds)
 
     def branch(self, batch: Batch, n: int, conditional: bool = True, tiles: Tiles | None = None) -> Denoise:
         """The network alone, with the batch's condition or with none."""
@@ -246,13 +252,13 @@ class DiffusionTask(Task):
 
         return pair
 
-    def _led(self, pair: Pair, other: Denoise, guidance: float, rescale: float) -> Denoise:
+    def _led(self, pair: Pair, other: Denoise, guidance: float, guide: Guide) -> Denoise:
         """Led away from the second of a pair, `other`, which alone is computed where the scale is 0."""
-        if guidance == 0 and rescale == 0:
+        if guidance == 0 and guide.rescale == 0 and guide.channels is None:
             return other
-        if rescale == 0:
-            return classifier_free(pair, guidance)
-        return rescaled(pair, guidance, self.denoiser.schedule, rescale)
+        if guide.rescale == 0:
+            return classifier_free(pair, guidance, guide.channels)
+        return rescaled(pair, guidance, self.denoiser.schedule, guide.rescale, guide.channels)
 
     def start(self, seeds: Sequence[int]) -> tuple[Tensor, Noise]:
         """Pure noise in diffusion space, one stream for each seed, and the streams to draw on from."""

@@ -28,6 +28,9 @@ class Guide(Config):
     threshold: float | None = Field(
         None, gt=0, le=1, description="share of x0's values that is not clipped, but shrunk"
     )
+    channels: int | None = Field(
+        None, ge=1, description="how many channels are guided, the first ones; all where left out", examples=[3]
+    )
     weaker: Path | None = Field(None, description="checkpoint that takes the place of the unconditional branch")
     classifier: Path | None = Field(None, description="checkpoint of a noise-aware classifier")
     classifier_scale: float | None = Field(None, description="factor of the classifier's gradient; 1 where left out")
@@ -59,7 +62,7 @@ class Guide(Config):
     def unscaled(self) -> "Guide":
         """What is left of it where the scale is 1, which switches the second branch off."""
         kept = None if self.classifier is None else self.interval
-        return self.model_copy(update={"weaker": None, "rescale": 0.0, "interval": kept})
+        return self.model_copy(update={"weaker": None, "rescale": 0.0, "interval": kept, "channels": None})
 
 
 class Branching(Protocol):

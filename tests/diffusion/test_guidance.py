@@ -15,9 +15,9 @@ from diffcli.diffusion.guidance import (
     within,
 )
 from diffcli.diffusion.samplers import Ddim, Ddpm, last
-from diffcli.diffusion.schedule import Cosine, Flow, Linear
+from diffcli.diffusion.schedule import Cosine, Flow, Linear, transition
 from diffcli.noise import Noise
-from tests.diffusion.oracle import SCHEDULES, Mixture, kind
+from tests.diffusion.oracle import SCHEDULES, Mixture, kind, recorded
 
 MIXTURE = Mixture((0.5, 0.5), (-0.5, 0.6), (0.2, 0.1))
 T = torch.tensor(0.5, dtype=torch.float64)
@@ -256,3 +256,55 @@ def test_a_threshold_of_all_pixels_clips_nothing_off():
     p = threshold_x0(lambda x, t: wild, Cosine(), 1.0)(start(), T)
     peak = wild.x0.abs().amax((1, 2, 3), keepdim=True)
     torch.testing.assert_close(p.x0, wild.x0 / peak, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_a_classifier_shifts_the_mean_of_ddpm_after_x0_was_clipped(variance):
+    """Dhariwal & Nichol 2021, algorithm 1: mu(clipped x0) + Sigma * scale * gradient, with the variance that is drawn with."""
+    schedule, x, scale = Linear(), start(), 3.0
+    weights = torch.linspace(-1, 1, x[0].numel(), dtype=x.dtype).view_as(x[0])
+    share = torch.full_like(x, 0.3) if variance == "learned" else None
+
+    def denoise(x: Tensor, t: Tensor) -> Prediction:
+        return MIXTURE.denoise(schedule)(2 * x, t)._replace(var_frac=share)
+
+    clipped = clip_x0(denoise, schedule, -0.3, 0.3)
+    guided = classifier_guided(clipped, lambda x, t: (x * weights).flatten(1).sum(1), schedule, scale)
+    first = next(
+        Ddpm(steps=10, variance=variance).trajectory(guided, schedule, x, recorded(torch.Generator().manual_seed(1)))
+    )
+    t, s = torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.9, dtype=torch.float64)
+    q, x0 = transition(schedule, t, s), clipped(x, t).x0
+    log_variance = 0.3 * q.var_large.log() + 0.7 * q.var_small.log()
+    sigma = {"small": q.var_small, "large": q.var_large, "learned": log_variance.exp()}[variance]
+    noise = recorded(torch.Generator().manual_seed(1))(x)
+    expected = q.c_x * x + q.c_x0 * x0 + sigma * scale * weights + sigma.sqrt() * noise
+    assert x0.abs().max() <= 0.3
+    torch.testing.assert_close(first.x, expected)
+
+
+def test_a_change_of_x0_after_the_classifier_counts_for_every_sampler():
+    """Projections and tiles act on x0, so nothing may stay behind that ancestral sampling takes in its place."""
+    guided = classifier_guided(MIXTURE.denoise(Cosine()), lambda x, t: x.flatten(1).sum(1), Cosine(), 5)
+    assert guided(start(), T).pull is not None
+    assert clip_x0(guided, Cosine())(start(), T).pull is None
+
+
+@pytest.mark.parametrize("scale", [0.0, 4.0])
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_channels_that_are_not_guided_are_those_of_the_conditional_branch(scale, share):
+    """As in the code of DiT and SiT, which guide three of four."""
+    x = Noise([1, 2], torch.device("cpu"))(torch.empty(2, 4, 8, 8, dtype=torch.float64))
+
+    def pair(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
+        return branches(Cosine(), x, t)
+
+    some = classifier_free(pair, scale, 3)(x, T)
+    cond, led = pair(x, T)[0], classifier_free(pair, scale)(x, T)
+    for found, guided, kept in ((some.x0, led.x0, cond.x0), (some.eps, led.eps, cond.eps)):
+        assert torch.equal(found[:, :3], guided[:, :3])
+        assert torch.equal(found[:, 3:], kept[:, 3:])
+        assert not torch.allclose(guided[:, 3:], kept[:, 3:], atol=1e-3)
+    both = [rescaled(pair, scale, Cosine(), share, channels)(x, T).x0 for channels in (None, 4, 3)]
+    assert torch.equal(both[0], both[1])
+    assert not torch.allclose(both[0][:, 3:], both[2][:, 3:], atol=1e-3)

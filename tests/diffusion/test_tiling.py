@@ -78,7 +78,7 @@ def test_what_every_window_says_alike_is_what_the_whole_says() -> None:
         return Prediction(value.expand_as(x), -value.expand_as(x), value.expand_as(x).abs())
 
     said = tiled(constant, Tiles((16, 16), 6))(noise(1, 2, 50, 33), HALF)
-    for part, expected in zip(said, (value, -value, value.abs()), strict=True):
+    for part, expected in zip(said[:3], (value, -value, value.abs()), strict=True):
         assert part is not None
         torch.testing.assert_close(part, expected.expand_as(part), rtol=0, atol=1e-6)
 

@@ -107,7 +107,8 @@ def test_prediction_and_bounds_hold_with_all_of_it_at_once(scale):
     p = task.denoise(FIELDS, scale, 3, Guiding(guide, classifier=judge()))(x, T)
     alpha, sigma = (float(c) for c in task.denoiser.schedule.alpha_sigma(T))
     torch.testing.assert_close(alpha * p.x0 + sigma * p.eps, x, rtol=0, atol=1e-5)
-    assert p.x0.abs().max() <= 2
+    assert p.pull.x0.abs().max() <= 2  # before the classifier: published code clips first
+    assert not torch.equal(p.pull.x0, p.x0)
     assert p.x0.dtype == p.eps.dtype == torch.float32
     assert not p.x0.requires_grad
 
@@ -210,9 +211,12 @@ def test_a_sampler_guided_by_everything_draws_in_range():
     task = build()
     x, streams = task.start([1, 2, 3])
     guiding = Guiding(Guide(interval=(0.2, 9), rescale=0.7, threshold=0.95, classifier="c"), classifier=judge())
+    denoise = task.denoise(FIELDS, 3, 3, guiding)
     with torch.no_grad():
-        *_, end = Ddim(steps=4).trajectory(task.denoise(FIELDS, 3, 3, guiding), task.denoiser.schedule, x, streams)
+        *_, end = Ddpm(steps=4).trajectory(denoise, task.denoiser.schedule, x, streams)
+        *_, pulled = Ddim(steps=4).trajectory(denoise, task.denoiser.schedule, x, streams)
     assert end.x.abs().max() <= 1 + 1e-6
+    assert task.decode(pulled.x).abs().max() <= 1  # a classifier may pull x0 out of it, and files are clamped
 
 
 @pytest.mark.parametrize(
@@ -243,3 +247,20 @@ def test_texts_that_are_read_once_condition_as_if_read_each_time() -> None:
     torch.testing.assert_close(once.vector, each.vector)
     torch.testing.assert_close(once.tokens, each.tokens)
     assert torch.equal(once.mask, each.mask)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.0, 4.0])
+def test_a_guide_names_the_channels_that_are_guided(scale: float):
+    """All of one are one: at scale 0, too, where the conditional branch is needed after all for what is left."""
+    task, x = build(), noise(1, 2, 3)
+    calls = Calls(task.denoiser.network)
+    led = task.denoise(FIELDS, scale, 3, Guiding(Guide(channels=1)))(x, T)
+    assert calls.batch_sizes == [6]
+    torch.testing.assert_close(led.x0, task.denoise(FIELDS, scale, 3)(x, T).x0)
+
+
+def test_guided_channels_are_switched_off_with_guidance():
+    assert Guide(channels=3).unscaled() == Guide()
+    with pytest.raises(ValueError, match=r"guide\.channels is 3 but guidance is 1"):
+        Drawing(Ddim(), guide=Guide(channels=3)).check_guide(bounded=False, conditional=True, drop_condition=0.1)

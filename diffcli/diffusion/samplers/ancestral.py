@@ -19,7 +19,8 @@ class Ddpm(Sampler):
     """Ancestral sampling: x_s ~ N(c_x x_t + c_x0 x0, var), no noise in the last step.
 
     variance: small is beta tilde, large is beta, learned comes from the network; auto is learned where there is one, else small.
-    Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, eq. 15.
+    A classifier shifts the mean by variance times its gradient, which leaves the last move as it is.
+    Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021, eq. 15; Dhariwal & Nichol 2021, algorithm 1.
     """
 
     kind: Literal["ddpm"] = "ddpm"
@@ -28,9 +29,13 @@ class Ddpm(Sampler):
     def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
         for t, s in pairwise(self.times(schedule)):
             p, q = denoise(x, t), transition(schedule, t, s)
-            x = over(q.c_x, x) * x + over(q.c_x0, x) * p.x0
+            x0 = p.x0 if p.pull is None else p.pull.x0
+            x = over(q.c_x, x) * x + over(q.c_x0, x) * x0
             if s > 0:
-                x = x + self._deviation(p, q) * noise(x)
+                deviation = self._deviation(p, q)
+                x = x + deviation * noise(x)
+                if p.pull is not None:
+                    x = x + deviation**2 * p.pull.gradient
             yield Step(s, x, p.x0)
 
     def _deviation(self, p: Prediction, q: Transition) -> Tensor:

@@ -1,7 +1,7 @@
 """The verb behind `diffcli fid`: check two sides, pass once over each, compute every metric, say what was compared."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from diffcli.engine.score.onepass import Use, Watch, sweep
 from diffcli.engine.score.report import Counted, Report, Result, size_text
 from diffcli.engine.score.sides import Side
 from diffcli.metrics.extractor import Extractor
+from diffcli.metrics.keepers import MOMENTS
 from diffcli.metrics.metric import ROLES, Metric, Role, empty_summaries
+from diffcli.metrics.statistics import Statistics
 from diffcli.metrics.summary import Summary
 
 FEATURES = "features"
@@ -35,10 +37,39 @@ class Gathering:
         if side.statistics is not None:
             own.update(dict.fromkeys(own, Summary.from_statistics(side.statistics)))
             return Counted(side.name, side.statistics.n)
-        path = self._cache_file(side, own) if role == "reference" else None
-        found = read_cache(path, own[FEATURES].keeps, self.extractors[FEATURES].gives[FEATURES][0]) if path else None
+        whole = self._whole(side, own)
+        if whole is not None and own[FEATURES].keeps == {MOMENTS}:
+            own[FEATURES] = Summary.from_statistics(whole)
+            if len(own) == 1:
+                return Counted(side.name, whole.n, given=True)
+        counted = self._read(role, side, {name: part for name, part in own.items() if part.given is None}, own)
+        if whole is not None:
+            own[FEATURES].given = whole
+        return replace(counted, given=whole is not None)
+
+    def _whole(self, side: Side, own: Mapping[str, Summary]) -> Statistics | None:
+        """The statistics beside a side's images, where a metric asks for such and they are of the extractor at hand."""
+        if side.whole is None or FEATURES not in own or MOMENTS not in own[FEATURES].keeps:
+            return None
+        described, dim = self.extractors[FEATURES].describe(), self.extractors[FEATURES].gives[FEATURES][0]
+        stated = (side.whole.features, side.whole.layer)
+        if len(side.whole.mu) == dim and (stated[0] is None or stated == (described["name"], described["layer"])):
+            if stated[0] is None:
+                self.warnings.append(
+                    f"{side.name} does not say which extractor its statistics are of; {described['name']} is assumed"
+                )
+            return side.whole
+        self.warnings.append(
+            f"{side.name} holds statistics (mu, sigma) of other features than {described['name']}; its images are used"
+        )
+        return None
+
+    def _read(self, role: Role, side: Side, asked: dict[str, Summary], own: dict[str, Summary]) -> Counted:
+        """Fills the summaries that are asked for, in `own`, from the cache or the rows."""
+        path = self._cache_file(side, asked) if role == "reference" else None
+        found = read_cache(path, asked[FEATURES].keeps, self.extractors[FEATURES].gives[FEATURES][0]) if path else None
         cached = self.group.agreed(found is not None)
-        uses = {name: Use(self.extractors[name], own[name]) for name in own if not (cached and name == FEATURES)}
+        uses = {name: Use(self.extractors[name], asked[name]) for name in asked if not (cached and name == FEATURES)}
         shape = sweep(side, uses, self.group, self.batch_size, self.watch) if uses else None
         if found is not None:
             own[FEATURES] = found
@@ -46,8 +77,8 @@ class Gathering:
             self.warnings += write_cache(path, own[FEATURES])
         for name, use in uses.items():
             self._about_limit(name, side, use)
-        looked = [side.size or 0 if name not in uses else uses[name].rows_of(side) for name in own]
-        units = [self.extractors[name].unit for name in own]
+        looked = [side.size or 0 if name not in uses else uses[name].rows_of(side) for name in asked]
+        units = [self.extractors[name].unit for name in asked]
         return Counted(side.name, max(looked, default=side.size), shape, cached, next(iter(units), "images"))
 
     def _cache_file(self, side: Side, own: Mapping[str, Summary]) -> Path | None:

@@ -26,15 +26,17 @@ class Counted:
     shape: ImageShape | None = None  # None for statistics and cached references
     cached: bool = False
     unit: str = "images"
+    given: bool = False  # mean and covariance come from statistics in the file, not from its images
 
     def __str__(self) -> str:
         count = f"an unknown number of {self.unit}" if self.n is None else f"{self.n} {self.unit}"
         size = f" of {size_text(self.shape)}" if self.shape else ""
-        return f"{self.name}, {count}{size}" + (" (cached)" if self.cached else "")
+        given = "; mean and covariance are those that it states" if self.given else ""
+        return f"{self.name}, {count}{size}" + (" (cached)" if self.cached else "") + given
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
-        return {"name": self.name, "n": self.n}
+        return {"name": self.name, "n": self.n, **({"statistics": "given"} if self.given else {})}
 
 
 class Result(NamedTuple):

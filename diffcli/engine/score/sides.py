@@ -63,6 +63,7 @@ class Side:
     statistics: Statistics | None = None
     identify: Callable[[], str] | None = None  # what the reference cache knows the rows by; None is never cached
     data: ImageData | None = None  # where the rows are those of a data set
+    whole: Statistics | None = None  # of all images, where the rows are a part of them: see `npz_side`
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -210,7 +211,11 @@ def folder_side(folder: Path) -> Side:
 
 
 def npz_side(path: Path) -> Side:
-    """`.npz` samples (`arr_0`, maybe `arr_1`) or statistics (`mu`, `sigma`); where it has both, its images count."""
+    """`.npz` samples (`arr_0`, maybe `arr_1`) or statistics (`mu`, `sigma`).
+
+    The reference batches of Dhariwal & Nichol 2021 have both: 10,000 images, and the statistics of the whole data set. What needs
+    mean and covariance takes these, what needs images takes those.
+    """
     names = npz.members(path)
     if "arr_0" not in names:
         if {"mu", "sigma"} & names:
@@ -226,7 +231,8 @@ def npz_side(path: Path) -> Side:
 
     specs = {"image": FieldSpec("image", (shape[3], *shape[1:3]))}
     specs |= {"label": FieldSpec("classes")} if labelled else {}
-    return Side(str(path), shape[0], specs, read, identify=lambda: f"samples {fingerprint(path)}")
+    whole = Statistics.load(path) if {"mu", "sigma"} <= names else None
+    return Side(str(path), shape[0], specs, read, identify=lambda: f"samples {fingerprint(path)}", whole=whole)
 
 
 def fingerprint(path: Path) -> str:

@@ -188,3 +188,43 @@ def test_too_few_images_are_refused(tmp_path):
     error = refused(many, three, ["fid", "recall"], Toy())
     assert "3 images cannot be scored by recall" in error.problem
     assert "at least 4 images" in error.hint
+
+
+def reference_batch(path: Path, images: np.ndarray, whole: np.ndarray, **more: np.ndarray) -> Side:
+    """As Dhariwal & Nichol publish them: some images, and the statistics of the whole set by the same features."""
+    features = Toy()({"image": torch.from_numpy(whole).permute(0, 3, 1, 2)}, range(len(whole)))["features"]
+    mean, sigma = features.mean(0).double().numpy(), np.cov(features.double().numpy(), rowvar=False)
+    np.savez(path, arr_0=images, **({"mu": mean, "sigma": sigma, "mu_s": mean, "sigma_s": sigma} | more))
+    return resolve(str(path))
+
+
+def test_of_a_reference_batch_fid_takes_the_statistics_and_precision_the_images(tmp_path):
+    images, whole = pixels(1, 40), pixels(5, 90)
+    batch = reference_batch(tmp_path / "batch.npz", images, whole)
+    sides = [resolve(str(write_npz(tmp_path / f"{name}.npz", x))) for name, x in (("images", images), ("whole", whole))]
+    fake = resolve(str(write_npz(tmp_path / "fake.npz", pixels(2, 40))))
+    alone, all_of_it = (score(side, fake, ["fid", "precision", "recall"], Toy()).scores for side in sides)
+    report = score(batch, fake, ["fid", "precision", "recall"], Toy())
+    again = score(batch, fake, ["fid", "precision", "recall"], Toy())  # from the cache
+    for found in (report, again):
+        assert found.scores == pytest.approx({**alone, "fid": all_of_it["fid"]}, abs=1e-6)
+        assert found.as_dict()["reference"] == {"name": batch.name, "n": 40, "statistics": "given"}
+    assert alone["fid"] != pytest.approx(all_of_it["fid"], rel=0.05)
+    assert "states" in next(line for line in report.lines() if line.startswith("reference"))
+
+
+def test_the_images_of_a_reference_batch_are_read_only_where_a_metric_needs_them(tmp_path):
+    batch = reference_batch(tmp_path / "batch.npz", pixels(1, 40), pixels(5, 90))
+    fake, toy = resolve(str(write_npz(tmp_path / "fake.npz", pixels(2, 30)))), Toy()
+    score(batch, fake, ["fid"], toy)
+    assert toy.seen == 30
+
+
+def test_statistics_of_other_features_beside_images_are_passed_over_with_a_warning(tmp_path):
+    images = pixels(1, 40)
+    batch = reference_batch(tmp_path / "batch.npz", images, images, mu=np.zeros(7), sigma=np.eye(7))
+    fake = resolve(str(write_npz(tmp_path / "fake.npz", pixels(2, 40))))
+    report = score(batch, fake, ["fid"], Toy())
+    alone = score(resolve(str(write_npz(tmp_path / "images.npz", images))), fake, ["fid"], Toy())
+    assert report.scores == alone.scores
+    assert any("batch.npz" in warning and "images are used" in warning for warning in report.warnings)
