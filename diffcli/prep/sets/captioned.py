@@ -7,28 +7,23 @@ that a table does not name are left out, and what may hold captions but is not r
 """
 
 import posixpath
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from diffcli.config import UserError, quoted
-from diffcli.data.captions import MAX_BYTES, NOT_UTF8, clean, decoded, from_json
-from diffcli.data.faults import is_momentary
-from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree
+from diffcli.data.captions import clean
+from diffcli.data.files import FileTree, open_tree
 from diffcli.data.listing import Split, alike
 from diffcli.data.pixels import BrokenImage
+from diffcli.data.sidecars import Sidecars, read_sidecar
 from diffcli.digest import sha256
 from diffcli.prep.download.tables import CAPTION_COLUMNS, Table, open_table_file
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
 from diffcli.prep.sets.folders import FileItems, images_of
 
-SIDECARS = (".txt", ".caption", ".json")
 TABLES = frozenset({".jsonl", ".csv", ".tsv", ".parquet"})
 METADATA = frozenset({"metadata", "captions", "caption", "results", "prompts", "annotations"})  # tables that are read
-CAPTION_FOLDERS = frozenset({"captions", "caption", "texts", "text", "txt", "prompts", "descriptions"})
-IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "pictures", "photos"})
-NO_CAPTIONS = re.compile(r"(read_?me|licen[cs]e|notice|requirements|classes|labels|wnids|words)\b.*", re.IGNORECASE)
 MOST_NAMED = 3  # files in one note
 IMAGE_COLUMNS = (
     "file_name",
@@ -45,7 +40,6 @@ IMAGE_COLUMNS = (
     "img_name",
     "image_id",
 )
-LINE_END = re.compile(r"\r\n|\r|\n")
 CaptionsOf = Callable[[str], Sequence[str]]
 """The captions of an image by its name in the tree, not yet clean. Raises BrokenImage."""
 
@@ -200,61 +194,13 @@ def _beside(tree: FileTree, images: PrepSource, files: dict[Split, FileItems]) -
         return images._replace(notes=(*images.notes, *notes))
 
     def of(name: str) -> Sequence[str]:
-        return _read(tree, beside[name], name) if name in beside else ()
+        return read_sidecar(tree, beside[name], name) if name in beside else ()
 
     splits: dict[Split, Items] = {s: Captioned(items, range(len(items)), of, ()) for s, items in files.items()}
     without = sum(map(len, files.values())) - len(beside)
     notes += [f"{without} images have no caption"] * bool(without)
     told = fingerprint([(images.fingerprint, 0), *((name, tree.size(name)) for name in beside.values())])
     return images._replace(splits=splits, fingerprint=told, notes=(*images.notes, *notes))
-
-
-class Sidecars:
-    """The files of a tree that may hold the captions of one image each."""
-
-    def __init__(self, tree: FileTree) -> None:
-        self.by_stem: dict[str, dict[str, str]] = {}  # by path without suffix: the files by suffix
-        self.apart: dict[str, dict[str, str]] = {}  # of those in CAPTION_FOLDERS, by path without such folders
-        for name in tree.names:
-            stem, suffix = posixpath.splitext(name)
-            if suffix.lower() in SIDECARS:
-                self.by_stem.setdefault(alike(stem), {})[suffix.lower()] = name
-                if not CAPTION_FOLDERS.isdisjoint(name.lower().split("/")[:-1]):
-                    self.apart.setdefault(_without_folders(stem), {})[suffix.lower()] = name
-
-    def of(self, image: str) -> str | None:
-        """The file with the captions of an image: beside it, or in a folder for captions; None where there is none."""
-        stem = posixpath.splitext(image)[0]
-        places = [self.by_stem.get(alike(stem)), self.by_stem.get(alike(image))]
-        places += [self.apart.get(_without_folders(stem)), self.apart.get(_without_folders(image))]
-        files = next(filter(None, places), {})
-        return next((files[suffix] for suffix in SIDECARS if suffix in files), None)
-
-    def others(self, used: Iterable[str]) -> list[str]:
-        """The texts that are not used, but for those that tell of the set."""
-        taken = set(used)
-        texts = [file for files in self.by_stem.values() for suffix, file in files.items() if suffix != ".json"]
-        return [file for file in texts if file not in taken and not NO_CAPTIONS.fullmatch(posixpath.basename(file))]
-
-
-def _without_folders(path: str) -> str:
-    """A path without the folders that tell images from captions."""
-    *folders, name = alike(path).split("/")
-    return "/".join([*(f for f in folders if f.lower() not in CAPTION_FOLDERS | IMAGE_FOLDERS), name])
-
-
-def _read(tree: FileTree, name: str, image: str) -> Sequence[str]:
-    try:
-        if tree.size(name) > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
-        text = decoded(tree.read(name))
-        return from_json(text) if name.lower().endswith(".json") else LINE_END.split(text)
-    except UnicodeDecodeError as error:
-        raise BrokenImage(image, f"its captions in {name} {NOT_UTF8}") from error
-    except (OSError, ValueError, *ARCHIVE_ERRORS) as error:
-        if is_momentary(error):
-            raise
-        raise BrokenImage(image, f"its captions in {name} cannot be read: {error}") from error
 
 
 def _tells_captions(table: Table) -> bool:
