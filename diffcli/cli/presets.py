@@ -1,9 +1,19 @@
 """`diffcli presets`: list, show, check and describe presets."""
 
 import json
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class NewTask(StrEnum):
+    """What `presets new` writes a preset of."""
+
+    diffusion = "diffusion"
+    classifier = "classifier"
+
 
 presets_app = typer.Typer(help="List, show and check presets; alone it lists.", invoke_without_command=True)
 
@@ -45,6 +55,26 @@ def presets_check(file: Annotated[str, typer.Argument(help="A preset's name or f
     print(presets.dump(chosen), end="")
     for advice in chosen.advice():
         say(f"note:  {advice}")
+
+
+@presets_app.command("new")
+def presets_new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the preset: NAME.yaml is written.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Your pictures: a folder, or what prep-data wrote.")],
+    task: Annotated[NewTask, typer.Option(help="What is trained.")] = NewTask.diffusion,
+) -> None:
+    """Write a commented preset that fits your own pictures."""
+    from diffcli.cli.console import say
+    from diffcli.config import quoted
+    from diffcli.engine.new_preset import write_new
+
+    path, found = write_new(name, data, task.value)
+    for line in found.lines:
+        say(line)
+    for note in found.notes:
+        say(f"note:  {note}")
+    say(f"next:  diffcli train --preset {quoted(path)}")
+    print(path)
 
 
 @presets_app.command("schema")

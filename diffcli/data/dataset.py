@@ -12,16 +12,22 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from diffcli.config import Config, ImageShape, UserError
+from diffcli.data.broken import broken_among
 from diffcli.data.buckets import Framing, aspects, nearest
 from diffcli.data.class_captions import ClassCaptions
+from diffcli.data.columns import Texts
 from diffcli.data.derived import AnyDerived, derived_specs
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, read_location, size_of
 from diffcli.data.images import FileImages, ImageData, ImageOrigin, MemoryImages, unreadable
-from diffcli.data.listing import ClassesFrom, Split, list_images
+from diffcli.data.listing import ClassesFrom, Listing, Split, list_images
 from diffcli.data.loader import loaded
 from diffcli.data.pixels import fit_all, read_size
 from diffcli.data.shards import FieldNote, is_mask
+from diffcli.data.sidecars import SidecarFiles
 from diffcli.fields import FieldSpec
+
+Broken = Literal["refuse", "leave_out"]
+MOST_NAMED = 3  # files in one note
 
 
 class DataConfig(Config):
@@ -120,16 +126,29 @@ class DataConfig(Config):
         pixels = torch.from_numpy(fit_all(images, self.shape).copy())
         return self._with_made(MemoryImages(pixels, torch.from_numpy(labels), classes))
 
-    def _files(self, tree: FileTree, split: Split, classes_from: ClassesFrom = "folders") -> ImageData:
+    def _files(
+        self,
+        tree: FileTree,
+        split: Split,
+        classes_from: ClassesFrom = "folders",
+        broken: Broken = "refuse",
+        captions_beside: bool = False,
+    ) -> ImageData:
         found = list_images(tree, "data.root", classes_from)
         if split not in found.splits:
             raise no_split(split, list(found.splits), f"data.root '{tree.source}'")
-        listing = found.splits[split]
+        listing, notes = found.splits[split], found.notes
+        if broken == "leave_out":
+            listing, named = _whole(tree, listing)
+            notes = (*notes, *named)
         labels = None if listing.labels is None else torch.tensor(listing.labels)
         files = TreeFiles(tree, listing.names)
-        images = FileImages(files, self.shape, labels, listing.classes, framing=self._framing(split, files.sides))
-        counts = {name: len(each.names) for name, each in found.splits.items()}
-        images.origin = ImageOrigin(files, counts, left_out=found.left_out, notes=found.notes)
+        texts = SidecarFiles(tree, listing.names) if captions_beside else None
+        columns = {"text": Texts(texts)} if texts and texts.captioned else None
+        framing = self._framing(split, files.sides)
+        images = FileImages(files, self.shape, labels, listing.classes, columns, framing)
+        counts = {name: len(each.names) for name, each in found.splits.items()} | {split: len(files)}
+        images.origin = ImageOrigin(files, counts, left_out=found.left_out, notes=notes)
         return self._with_made(loaded(images, self.in_memory))
 
     def _framing(self, split: Split, sides: Callable[[], Tensor]) -> Framing:
@@ -143,6 +162,22 @@ class DataConfig(Config):
         """The data with the fields that the preset makes of others: captions of classes, and what follows from the image."""
         captioned = data if self.captions is None else self.captions.added(data)
         return captioned.deriving(self.derived)
+
+
+def _whole(tree: FileTree, listing: Listing) -> tuple[Listing, tuple[str, ...]]:
+    """The images of a listing that can be decoded, and a note on the others. Raises UserError where none can."""
+    files = TreeFiles(tree, listing.names)
+    broken = broken_among(files)
+    if not broken:
+        return listing, ()
+    named = ", ".join(f"{files.name(row)} ({reason})" for row, reason in list(broken.items())[:MOST_NAMED])
+    if len(broken) == len(files):
+        raise UserError(f"data.root '{tree.source}': no image can be decoded: {named}", "set data.root to whole images")
+    kept = [row for row in range(len(files)) if row not in broken]
+    labels = None if listing.labels is None else [listing.labels[row] for row in kept]
+    more = ", ..." * (len(broken) > MOST_NAMED)
+    note = f"left out, since they cannot be decoded: {len(broken):,} of {len(files):,} images: {named}{more}"
+    return Listing([listing.names[row] for row in kept], labels, listing.classes), (note,)
 
 
 class TreeFiles:

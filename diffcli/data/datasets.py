@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 from diffcli.config import UserError, quoted
 from diffcli.data import cifar, mnist
 from diffcli.data.cluttered import DigitsSegmentation
-from diffcli.data.dataset import DataConfig
+from diffcli.data.dataset import Broken, DataConfig
 from diffcli.data.digits_file import read_digits
 from diffcli.data.files import open_tree
 from diffcli.data.images import ImageData
@@ -79,10 +79,15 @@ class Folder(DataConfig):
     """A folder of images: flat, with class folders, or with folders train and test (or val) around either.
 
     classes: what names the class of an image, its folder or the beginning of its file's name (cat_001.png).
+    Captions in files beside the images (a.txt of a.png) are the field text, unless `captions` makes others.
     """
 
     kind: Literal["folder"] = "folder"
     classes: ClassesFrom = Field("folders", description="what names classes: folders, or the prefix of file names")
+    broken: Broken = Field(
+        "refuse",
+        description="files that cannot be decoded: refuse stops the run, leave_out decodes all first and goes on",
+    )
 
     def build(self, split: Split) -> ImageData:
         source = self._source()
@@ -90,7 +95,9 @@ class Folder(DataConfig):
             hint = f"run `diffcli prep-data folder {quoted(source)} --out DIR`, then type --data DIR"
             raise UserError(f"data.root is '{source}', which is a file, not a folder of images", hint)
         check_finished(source, "data.root")
-        return self._files(open_tree(source, "data.root"), split, self.classes)
+        return self._files(
+            open_tree(source, "data.root"), split, self.classes, self.broken, captions_beside=self.captions is None
+        )
 
 
 class NoData(DataConfig):

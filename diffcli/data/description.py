@@ -20,6 +20,7 @@ from diffcli.data.images import EncodedFiles, ImageData, ImageOrigin
 from diffcli.data.latent_data import LatentImages
 from diffcli.data.prepared import Joined
 from diffcli.data.shards import PreparedSet, ShardFiles, open_shards
+from diffcli.data.sidecars import SidecarFiles
 from diffcli.data.stream.stream_data import StreamData
 from diffcli.fields import listed
 
@@ -245,7 +246,17 @@ def _captioned(column: Any, count: int | None) -> int | None:
     if not isinstance(column, Texts):
         return count
     files = column.files.parts if isinstance(column.files, Joined) else (column.files,)
-    return sum(int((part.size > 0).sum()) if isinstance(part, ShardFiles) else len(part) for part in files)
+    return sum(_with_text(part) for part in files)
+
+
+def _with_text(files: EncodedFiles) -> int:
+    match files:
+        case ShardFiles(size=size):
+            return int((size > 0).sum())
+        case SidecarFiles(captioned=captioned):
+            return captioned
+        case _:
+            return len(files)
 
 
 def _identity(files: EncodedFiles | None, data: ImageData) -> str | None:

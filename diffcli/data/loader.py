@@ -100,7 +100,7 @@ def loaded(data: FileImages, in_memory: bool | None) -> ImageData:
         return data
     images = torch.empty(len(data), *data.shape, dtype=torch.uint8)
     plans = (StepRows(chunk, chunk, None) for chunk in torch.arange(len(data)).split(LOAD_CHUNK))
-    workers = _decoders() if len(data) >= WORTH_WORKERS else 0
+    workers = decoders() if len(data) >= WORTH_WORKERS else 0
     for plan, fields in _read_ahead(data.select({"image"}), plans, images.device, workers):
         images[plan.indices] = cast(Tensor, fields["image"])
     held = MemoryImages(images, data.labels, data.classes, data.columns)
@@ -184,7 +184,7 @@ def _leave_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _decoders() -> int:
+def decoders() -> int:
     """Cores for each process that torchrun started on this machine (LOCAL_WORLD_SIZE of them): all load at once."""
     return max(1, _cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 

@@ -58,7 +58,7 @@ def options(command: Any) -> list[Any]:
 def test_the_commands_are_those_of_the_contract() -> None:
     assert {path for path, _ in commands() if " " not in path} == COMMANDS
     assert {path for path, _ in commands() if " " in path} == {
-        f"presets {c}" for c in ("list", "show", "check", "schema")
+        f"presets {c}" for c in ("list", "show", "check", "new", "schema")
     }
 
 

@@ -1,0 +1,50 @@
+"""Which of many files are no images that can be decoded, found by decoding each."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import Dataset
+
+from diffcli.config import UserError
+from diffcli.data.files import ARCHIVE_ERRORS
+from diffcli.data.images import EncodedFiles, unreadable
+from diffcli.data.loader import LOAD_CHUNK, WORTH_WORKERS, decoders, from_workers
+from diffcli.data.pixels import BrokenImage, open_image
+
+Faults = dict[int, str]  # why, by number of the file
+
+
+def broken_among(files: EncodedFiles) -> Faults:
+    """The files that cannot be decoded; many are read by as many processes as this rank has cores.
+
+    Raises UserError where a file cannot be read at the time: that is no fault of the file.
+    """
+    probe = _Probe(files)
+    found: Faults = {}
+    chunks = [chunk.tolist() for chunk in torch.arange(len(files)).split(LOAD_CHUNK)]
+    many = len(files) >= WORTH_WORKERS
+    for each in (
+        from_workers(probe, decoders(), torch.device("cpu"), chunks) if many else map(probe.__getitem__, chunks)
+    ):
+        if isinstance(each, UserError):
+            raise each
+        found |= each
+    return found
+
+
+class _Probe(Dataset):
+    """Decodes the files of a list of numbers. An error travels as a value: a DataLoader would rebuild it wrongly."""
+
+    def __init__(self, files: EncodedFiles) -> None:
+        self.files = files
+
+    def __getitem__(self, rows: Sequence[int]) -> Faults | UserError:
+        found = {}
+        for row in rows:
+            try:
+                open_image(self.files.read(row), "")
+            except BrokenImage as error:
+                found[row] = error.reason
+            except (OSError, *ARCHIVE_ERRORS) as error:
+                return unreadable(self.files.name(row), error)
+        return found

@@ -1,0 +1,266 @@
+"""A commented preset for somebody's own pictures: `diffcli presets new NAME --data DIR`.
+
+Size, channels, classes and captions are those of the data. All else is what a small model on a CPU shows shapes with after
+minutes: v-prediction on the cosine path, a rate of 1e-3, few channels, and condition dropout for guidance.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+
+from diffcli import preset as presets
+from diffcli.config import UserError, quoted
+from diffcli.data.datasets import Folder, at_root
+from diffcli.data.description import describe
+from diffcli.data.images import FileImages
+from diffcli.data.pixels import open_image
+from diffcli.data.prepared import Shards
+from diffcli.networks.unet import UNetConfig
+
+NewTask = Literal["diffusion", "classifier"]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST = 64  # pixels along the longer side of the images that a new model makes
+STEP = 8  # pixels; sides are multiples of this where images are made smaller
+ALIKE = 0.9  # share of the images that must have one shape before the model's images get it
+LIKENESS = 0.05  # of the logarithm of two aspect ratios that count as one
+LOOKED_AT = 64  # images that sizes and colours are taken from
+FEW = 1000  # images; fewer are learned in 600 steps
+PLAIN = 32  # pixels along the longer side; of larger images 2x2 pixels are one position of the network
+LEVELS = ((1, 2, 4), (1, 2), (1,))  # multiples of the width, the first that leaves 4 positions along the shorter side
+LEAST = 4
+COLOUR, MIN_CLASSES, NAMED = 3, 2, 8  # channels; classes that can be told apart; class names in a comment
+GREY = 4  # levels that the channels of a grey pixel may differ by: JPEG
+TOKENS = 16  # the length of captions is a multiple of this
+LETTERS, MOST_LETTERS = 48, 256  # of a caption that a new model reads: at least, and at most
+
+
+class Findings(NamedTuple):
+    """What the pictures are. shape: (C, H, W) that a model of them gets. longest: bytes of a caption; None: there are none."""
+
+    place: str
+    kind: Literal["folder", "shards"]
+    number: int
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...] | None
+    longest: int | None
+    lines: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def write_new(name: str, data: Path, task: NewTask) -> tuple[Path, Findings]:
+    """Writes NAME.yaml, a preset that fits the pictures in `data`; returns its path and what was found.
+
+    Raises UserError where the name is none, the file is there already, or the data do not fit the task.
+    """
+    name = name.removesuffix(".yaml")
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"NAME is '{name}': must be letters, digits and ._-",
+            "type for example `diffcli presets new photos --data DIR`",
+        )
+    target = Path(f"{name}.yaml")
+    if target.exists():
+        raise UserError(f"{target} is there already", "give another NAME, or delete that file")
+    found = look_at(data)
+    text = written(name, found, task)
+    presets.build(yaml.safe_load(text), str(target))
+    target.write_text(text, encoding="utf-8")
+    return target, found
+
+
+def look_at(data: Path) -> Findings:
+    """What the pictures in a folder or prepared set are; it decodes 64 of them. Raises UserError where there are none."""
+    place = at_root(Folder(size=LONGEST, in_memory=False, broken="leave_out"), data)
+    assert isinstance(place, Folder | Shards)
+    images = place.model_copy(update={"in_memory": False}).build("train")
+    if not isinstance(images, FileImages):
+        raise UserError(
+            f"--data {data}: holds latents, not pictures", "see `diffcli presets list` for presets of latents"
+        )
+    rows = sorted({i * len(images) // LOOKED_AT for i in range(LOOKED_AT)})
+    sides, grey = [], True
+    for row in rows:
+        picture = open_image(images.files.read(row), images.files.name(row))
+        sides.append((picture.height, picture.width))
+        grey = grey and (picture.mode == "L" or is_grey(np.asarray(picture)))
+    longest = None
+    if "text" in images.columns:
+        texts = images.columns["text"].read(torch.tensor(rows), None)
+        words = [
+            str(text) for text in texts if any(map(str.isalpha, str(text)))
+        ]  # boxes and labels lie beside images, too
+        longest = max((len(text.encode()) for text in words), default=None) if len(words) > len(rows) / 2 else None
+    description = describe(images, place=data)
+    return Findings(
+        str(data),
+        place.kind,
+        len(images),
+        (1 if grey else 3, *fitting(sides)),
+        images.classes,
+        longest,
+        tuple(description.lines),
+        tuple(description.remarks),
+    )
+
+
+def fitting(sides: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(height, width) for images of these sides: theirs if all are alike and small, else of their shape where most share one.
+
+    The longer side is 64 pixels at most, and both are multiples of 8 where images are made smaller; nothing is enlarged.
+    """
+    if len(set(sides)) == 1 and max(sides[0]) <= LONGEST:
+        return sides[0]
+    ratios = [math.log(width / height) for height, width in sides]
+    middle = median(ratios)
+    shared = sum(abs(ratio - middle) < LIKENESS for ratio in ratios) >= ALIKE * len(ratios)
+    ratio = math.exp(middle) if shared else 1.0
+    shorter = min(median(min(pair) for pair in sides), LONGEST / max(ratio, 1 / ratio))
+    height, width = shorter * max(1, 1 / ratio), shorter * max(1, ratio)
+    return rounded(height), rounded(width)
+
+
+def rounded(side: float) -> int:
+    """A side in whole steps; less than one step stays as it is."""
+    return round(side) if side < STEP else min(LONGEST, STEP * round(side / STEP))
+
+
+def is_grey(pixels: np.ndarray) -> bool:
+    """Whether no pixel of uint8 (H, W, 3) has a colour."""
+    return int(np.ptp(pixels, axis=-1).max()) <= GREY
+
+
+def written(name: str, found: Findings, task: NewTask) -> str:
+    """The preset as commented YAML. Raises UserError where the data do not fit the task."""
+    if task == "classifier":
+        return heading(name, found, f"diffcli fid A B --features runs/{name}") + classifier_task(name, found)
+    return heading(name, found, f"diffcli sample runs/{name}") + diffusion_task(name, found)
+
+
+def heading(name: str, found: Findings, use: str) -> str:
+    """What the preset is, and its data. use: the command that a trained run is for."""
+    height, width = found.shape[1:]
+    size = str(height) if height == width else f"[{height}, {width}]"
+    what = f"{found.number:,} pictures" + (f" of {len(found.classes)} classes" if found.classes else "")
+    root = yaml.safe_dump(found.place, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    flip = found.shape[0] == COLOUR and found.longest is None
+    lines = [
+        f"# {name} - {what} in {commented(found.place)}, as images of {height}x{width}",
+        f"# Train: diffcli train --preset {quoted(name)}.yaml   Then: {use}",
+        f"# After a change, `diffcli presets check {quoted(name)}.yaml` says all that is wrong;"
+        " `diffcli presets schema` explains every key.",
+        f"name: {name}  # the run is written to runs/{name}",
+        "data:",
+        f"  kind: {found.kind}",
+        f"  root: {root}",
+        f"  size: {size}  # pixels; larger pictures are made smaller and cropped. Twice the size takes four times as long",
+        f"  channels: {found.shape[0]}  # 3: colour, 1: grey",
+        f"  flip: {str(flip).lower()}  # true: half of the pictures are mirrored. Not for letters, digits and words like 'left'",
+    ]
+    if found.kind == "folder":
+        lines.append("  broken: leave_out  # files that cannot be decoded are left out; refuse: they stop the run")
+    return "\n".join(lines) + "\n"
+
+
+def diffusion_task(name: str, found: Findings) -> str:
+    """The rest of the preset of a model that draws pictures, of a class or after a text where the data have these."""
+    text = found.longest is not None
+    what = "text" if text else "class"
+    classes = 0 if text or found.classes is None or len(found.classes) < MIN_CLASSES else len(found.classes)
+    fold = 2 if max(found.shape[1:]) > PLAIN and all(side % 2 == 0 for side in found.shape[1:]) else 1
+    grid = [side // fold for side in found.shape[1:]]
+    mult = next(m for m in LEVELS if len(m) == 1 or min(grid) >> (len(m) - 1) >= LEAST)
+    sizes = UNetConfig(mult=mult).sizes(max(grid))
+    steps = steps_for(found.number)
+    middle = (
+        "[res, cross_attention, res]  # cross_attention reads the words of the text"
+        if text
+        else "[res, attention, res]"
+    )
+    lines = [
+        "task:",
+        "  kind: diffusion",
+        "  target: v  # what the network predicts: a mixture of image and noise that is learned quickly at every noise level",
+        "  schedule: {kind: cosine, steps: 1000}  # how the noise grows; cosine keeps the image visible for long",
+        "  network:",
+        "    kind: unet",
+        "    width: 32  # channels; 64 draws finer pictures and takes about four times as long",
+        f"    mult: {list(mult)}  # channels at the sizes {', '.join(map(str, sizes))}, as multiples of width",
+        "    blocks: [res, attention]",
+        f"    middle: {middle}",
+        f"    attend_at: [{sizes[-1]}]  # the size at which distant parts of an image see each other",
+        "    head_dim: 32  # channels of an attention head",
+        f"    fold: {fold}  # {fold}x{fold} pixels are one position: larger is faster and coarser",
+        "    resample: conv",
+    ]
+    if text:
+        wanted = min(MOST_LETTERS, max(LETTERS, -(-int(found.longest * 1.25 + 2) // TOKENS) * TOKENS))  # type: ignore[operator]
+        lines.append(
+            f"  conditioners: [{{kind: text, width: 64, depth: 2, heads: 4, length: {wanted}, neighbours: 7}}]"
+            f"  # reads {wanted} bytes of a caption"
+        )
+    elif classes:
+        lines.append(
+            f"  conditioners: [{{kind: class, num_classes: {classes}, dim: 64}}]  # {shown(found.classes or ())}"
+        )
+    if text or classes:
+        lines.append("  drop_condition: 0.1  # share of the images trained without it, which guidance needs")
+    lines += [
+        "  times: {kind: stratified}  # a batch sees all noise levels evenly",
+        *training(steps, 8, "1e-3", f"images are in runs/{name}/previews", preview=200),
+        "sampler: {kind: dpmpp_2m, steps: 20}",
+    ]
+    if text or classes:
+        lines.append(f"guidance: 2  # how closely images follow the {what}: 1 not more than learned, 4 strongly")
+    return "\n".join(lines) + "\n"
+
+
+def classifier_task(name: str, found: Findings) -> str:
+    """The rest of the preset of a classifier. Raises UserError where the data have no two classes."""
+    if found.classes is None or len(found.classes) < MIN_CLASSES:
+        raise UserError(
+            f"--task classifier: {found.place} has {'one class' if found.classes else 'no classes'}",
+            "put the pictures of each class into a folder of its own, at least two; or leave --task out",
+        )
+    lines = [
+        "task:",
+        "  kind: classifier",
+        f"  num_classes: {len(found.classes)}  # {shown(found.classes)}",
+        "  label_smoothing: 0.1  # share of the label that is spread over all classes: it does not learn to be too sure",
+        *training(steps_for(found.number), 16, "1e-3", f"loss and accuracy are in runs/{name}/log.jsonl", preview=0),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def training(steps: int, batch: int, rate: str, look: str, preview: int) -> list[str]:
+    """The section `train`. look: where one sees how it goes; preview: steps between grids of images."""
+    return [
+        "train:",
+        f"  steps: {steps}  # more make better pictures: `diffcli resume RUN --steps N` goes on",
+        f"  batch_size: {batch}  # images in a step; 64 or more on a GPU",
+        f"  optimizer: {{kind: adamw, lr: {rate}}}  # lr, the learning rate: lower it where the loss jumps",
+        "  curve: {kind: cosine, warmup: 30, floor: 0.02}  # the rate rises for 30 steps, then falls to 2%",
+        "  ema: 0.99  # images are drawn with averaged weights; 0.999 and more for runs of 10,000 steps and more",
+        f"  every: {{log: 50, preview: {preview}, save: 200}}  # steps; {look}",
+    ]
+
+
+def steps_for(count: int) -> int:
+    """How many updates show shapes of so many pictures."""
+    return 600 if count < FEW else 3000
+
+
+def shown(classes: Sequence[str]) -> str:
+    """The first names of classes, for a comment."""
+    return commented(", ".join(classes[:NAMED])) + ", ..." * (len(classes) > NAMED)
+
+
+def commented(text: str) -> str:
+    """A text as a comment may hold it: on one line, without control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
