@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EMBEDDING = "Embeddings of a pretrained encoder, stored beside the images"
 KINDS = (
     "mnist, fashion-mnist, kmnist, cifar10, cifar100, imagenet64, imagenet, celeba, afhq, ffhq, folder, pairs, lidc,"
-    " isic, cvc-clinic, coco, cc3m, cc12m, urls, webdataset, webvid, latents, or shards (a prepared set, to --embed)"
+    " isic, cvc-clinic, coco, cc3m, cc12m, urls, webdataset, parquet, webvid, latents, or shards (a prepared set, to --embed)"
 )
 LATENTS = "Latents of a first stage (latents)"
 DOWNLOADS = "Downloads (cc3m, cc12m, urls, coco)"
@@ -93,7 +93,10 @@ def prep_data(
         ),
     ] = None,
     image_col: Annotated[
-        str | None, typer.Option(help="Column of --table with the image files.", show_default="by usual names")
+        str | None,
+        typer.Option(
+            help="Column of --table with the image files; parquet: with the images.", show_default="by usual names"
+        ),
     ] = None,
     caption_col: Annotated[
         str | None, typer.Option(help="Column of the table with the captions.", show_default="by usual names")

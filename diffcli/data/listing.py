@@ -88,6 +88,8 @@ def _no_images(tree: FileTree, key: str, needs: Sequence[str]) -> UserError:
     hint = f"set {key} to a folder of images ({SHOWN_SUFFIXES})"
     if "dataset.json" in tree.names:
         hint = f"it is a prepared set, which `diffcli train --preset NAME --data {quoted(tree.source)}` takes as it is"
+    if any(name.endswith(".parquet") for name in tree.names):
+        hint = f"images within .parquet are read by `diffcli prep-data parquet {quoted(tree.source)} --out DIR`"
     return UserError(
         f"{key} is '{tree.source}', which holds no images" + (f", but {there}" if there else ""),
         "; ".join(needs) or hint,

@@ -14,6 +14,8 @@ from diffcli.prep.sets.arrays import open_cifar, open_idx
 from diffcli.prep.sets.captioned import open_folder
 from diffcli.prep.sets.coco import WHERE as COCO
 from diffcli.prep.sets.faces import AFHQ, CELEBA, FFHQ, open_afhq, open_celeba, open_ffhq
+from diffcli.prep.sets.hub_parquet import WHERE as PARQUET
+from diffcli.prep.sets.hub_parquet import open_parquet
 from diffcli.prep.sets.imagenet import WHERE as IMAGENET
 from diffcli.prep.sets.imagenet import open_imagenet
 from diffcli.prep.sets.imagenet64 import open_imagenet64
@@ -158,6 +160,13 @@ KINDS: dict[str, Kind] = {
         WEBDATASET,
         large=True,
         takes=("range",),
+    ),
+    "parquet": Kind(
+        open_parquet,
+        "that of the images; check it before you share them",
+        PARQUET,
+        large=True,
+        takes=("image_col", "caption_col", "range"),
     ),
     "webvid": Kind(
         open_webvid,

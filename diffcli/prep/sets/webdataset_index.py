@@ -87,7 +87,7 @@ def open_webdataset(source: Path, work: Path, options: SourceOptions) -> PrepSou
     if not source.exists():
         raise UserError(f"{SOURCE} is '{source}', which does not exist", WHERE)
     files = [source] if source.is_file() else [path for path in Walk(source).files.values() if path.suffix == ".tar"]
-    tars = sorted(files, key=lambda path: _natural(str(path)))
+    tars = sorted(files, key=lambda path: natural(str(path)))
     if not tars:
         raise UserError(f"{SOURCE} is '{source}', which holds no .tar", WHERE)
     around = source.parent if source.is_file() else source  # whose own name says nothing of what lies in it
@@ -150,7 +150,7 @@ def read_contents(tar: Path) -> ShardSamples:
         elif extension:
             groups.setdefault(key, {})[_known(extension, span)] = span
     samples = [IndexedSample(key, group) for key, group in _with_dots(groups).items()]
-    return ShardSamples(sorted(samples, key=lambda sample: _natural(sample.key)), pickles, fault, twice, len(lost))
+    return ShardSamples(sorted(samples, key=lambda sample: natural(sample.key)), pickles, fault, twice, len(lost))
 
 
 def _members(tar: Path) -> Iterator[tuple[str, Span | tarfile.TarInfo | None]]:
@@ -204,7 +204,7 @@ def _with_dots(groups: dict[str, dict[str, Span]]) -> dict[str, dict[str, Span]]
     return samples
 
 
-def _natural(key: str) -> list[tuple[int, str]]:
+def natural(key: str) -> list[tuple[int, str]]:
     """Orders numbers by value, so that 9 comes before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
 
