@@ -100,7 +100,9 @@ def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> Non
         pick_device(device, how.nproc)  # type: ignore[arg-type]
         code = launch(how, sys.argv[1:])
         if code == 130:
-            raise KeyboardInterrupt
+            from diffcli.engine.run.signals import Interrupted
+
+            raise Interrupted  # workers save before they leave
         if code:
             raise typer.Exit(code)
         return
@@ -119,7 +121,8 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     from diffcli.data.leftovers import tidied
     from diffcli.engine.distributed import pick_device, speaks
     from diffcli.engine.draw.guides import check_named
-    from diffcli.engine.run.resume import changes
+    from diffcli.engine.run.resume import changes, edits
+    from diffcli.engine.run.signals import Interrupted
     from diffcli.engine.run.state import build_on_meta
     from diffcli.engine.run.train import begun, check_processes
     from diffcli.engine.stage_reading import completed
@@ -134,7 +137,8 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
             if start is None:
                 check_named(preset.drawing.named)
                 run.claim()
-            for advice in [*preset.advice(), *(changes(preset, start) if start else [])]:
+            told = [*edits(run).notes, *changes(preset, start)] if start else run.notes()
+            for advice in [*preset.advice(), *told]:
                 say(f"note:  {advice}")
 
         def work(group: "Group") -> None:
@@ -145,11 +149,12 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
 
         try:
             in_group(work, device, how)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if speaks():
-                resumable = bool(checkpoints(run.checkpoints))
-                command = f"go on with: diffcli resume {quoted(run.path)}" if resumable else "nothing was saved yet"
-                say(f"interrupted; {command}")
+                kept = checkpoints(run.checkpoints)
+                command = f"go on with: diffcli resume {quoted(run.path)}" if kept else "nothing was saved yet"
+                lost = f" without saving: what came after {kept[-1].name} is lost" if kept else ""
+                say(f"{'interrupted' if isinstance(stop, Interrupted) else f'stopped at once{lost}'}; {command}")
             raise
     if speaks():
         print(run.path)

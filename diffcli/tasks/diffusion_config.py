@@ -105,6 +105,11 @@ class DiffusionConfig(TaskConfig):
 
     def advice(self) -> list[str]:
         found = []
+        if self.guided and self.drop_condition == 0 and "drop_condition" not in self.model_fields_set:
+            found.append(
+                "task.drop_condition is 0, so the model always knows its condition and --guidance will be refused; "
+                "train with --set task.drop_condition=0.1 to have guidance, or with 0 to be rid of this note"
+            )
         if self.coupling != "none" and self.conditioners:
             found.append(
                 f"task.coupling {self.coupling} pairs noise with images whatever their condition, so that one condition is "

@@ -194,6 +194,17 @@ def test_what_is_allowed_trains_and_samples(changes: dict[str, Any]):
     assert end.x.isfinite().all()
 
 
+def test_a_condition_that_is_never_dropped_is_noted_unless_the_preset_says_so():
+    def advice(**keys: Any) -> list[str]:
+        return presets.build(changed(TINY, guidance=1, **keys), "tiny.yaml").advice()
+
+    (note,) = advice(task__drop_condition=None)
+    assert "--guidance" in note
+    assert "task.drop_condition=0.1" in note
+    assert advice(task__drop_condition=0) == advice(task__drop_condition=0.1) == []
+    assert advice(task__drop_condition=None, task__conditioners=None) == []
+
+
 def test_coupling_a_conditional_model_is_allowed_with_advice():
     def advice(**keys: Any) -> str:
         return " ".join(presets.build(changed(TINY, **keys), "tiny.yaml").advice())

@@ -14,8 +14,7 @@ from torch import Tensor
 from diffcli import checkpoint, preset
 from diffcli.config import UserError, quoted
 from diffcli.ema import MAX_STD, Ema, PowerEma, Profile, coefficients, exponential, power
-from diffcli.engine.run.resume import SUPERSEDED
-from diffcli.engine.run.runlog import RunDir
+from diffcli.engine.run.runlog import SUPERSEDED, RunDir
 from diffcli.engine.run.state import below, build_on_meta, saved_averages, unaveraged
 from diffcli.tasks.task import Task
 

@@ -23,7 +23,7 @@ from diffcli.engine.run.measuring import GroupRanks, split
 from diffcli.engine.run.numbers import Numbers, on_their_way
 from diffcli.engine.run.phases import rate
 from diffcli.engine.run.runlog import RunDir, RunLog
-from diffcli.engine.run.signals import stop_signals
+from diffcli.engine.run.signals import Interrupted, stop_signals
 from diffcli.engine.run.state import State
 from diffcli.engine.tuning import autocast, compile_network
 from diffcli.fields import Batch
@@ -149,7 +149,7 @@ class Loop:
                         speed = clocked["images_per_s"]
                         yield Progress(s.step, cfg.steps, s.values, speed, written, waits.waited, waits.share, notes)
                     if stopping and step < cfg.steps:
-                        raise KeyboardInterrupt
+                        raise Interrupted
                     before += time.perf_counter() - now  # writing is not training
         finally:
             if log is not None:

@@ -1,18 +1,37 @@
 """Reopening a run: which checkpoint to go on from, and with what changes to its preset."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from diffcli import checkpoint, preset
 from diffcli.config import UserError, quoted
 from diffcli.engine import encoder_records
 from diffcli.engine.distributed import speaks
 from diffcli.engine.run.phases import phases_of, rate
-from diffcli.engine.run.runlog import RunDir
+from diffcli.engine.run.runlog import SUPERSEDED, RunDir
 from diffcli.engine.run.state import build_on_meta, same_state
 from diffcli.preset import Preset
 
-SUPERSEDED = "superseded"  # where checkpoints go that a run resumed from an older one leaves behind
+MOVABLE = ("data.root", "data.shards", "data.test_shards")  # keys of data that may lie elsewhere by now
+
+
+class Edits(NamedTuple):
+    """What a person has changed in RUN/preset.yaml since the newest checkpoint.
+
+    tree: the values that changed, by section and key; moved: `KEY=VALUE` of encoders that lie elsewhere; notes: each change.
+    """
+
+    tree: dict[str, dict[str, Any]]
+    moved: list[str]
+    notes: list[str]
+
+    def applied(self, raw: Any) -> Any:
+        """A raw preset with these values."""
+        if not isinstance(raw, Mapping):
+            return raw
+        return {**raw, **{section: {**raw.get(section, {}), **values} for section, values in self.tree.items()}}
 
 
 def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple[Preset, RunDir, Path]:
@@ -24,9 +43,7 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
     if not path.is_dir():
         raise UserError(f"{path}: no such run directory", "give the directory that `diffcli train` printed")
     for item in overrides:
-        if not item.startswith(
-            ("train.", "data.root=", "data.shards=", "data.test_shards=")
-        ) and not encoder_records.moves(item):
+        if not _may_change(item):
             raise UserError(
                 f"--set {item}: a resumed run changes train.* keys only, and data.root, data.shards or the model of an encoder "
                 "where they have moved; its data, task and seed stay",
@@ -43,13 +60,60 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
         with run.locked():
             pass
     record = checkpoint.read_record(start)
-    resolved = preset.build(record.get("preset"), f"{start}/{checkpoint.RECORD}", overrides)
+    edited = edits(run)
+    raw = edited.applied(record.get("preset"))
+    resolved = preset.build(raw, f"{start}/{checkpoint.RECORD}", [*edited.moved, *overrides])
     if record["step"] >= resolved.train.steps:
         raise UserError(
             f"{path}: is at step {record['step']} of {resolved.train.steps}: there is nothing left to do",
             f"give more: diffcli resume {quoted(path)} --steps {record['step'] * 2}",
         )
     return resolved, run, start
+
+
+def edits(run: RunDir) -> Edits:
+    """The changes to RUN/preset.yaml, which a run writes anew whenever it begins or goes on.
+
+    Raises UserError where it is no preset any more, or where it changes what a resumed run cannot change.
+    """
+    kept = checkpoint.checkpoints(run.checkpoints)
+    if not kept or not run.preset.is_file():
+        return Edits({}, [], [])
+    record = checkpoint.read_record(kept[-1])
+    was = preset.build(record.get("preset"), f"{kept[-1]}/{checkpoint.RECORD}").model_dump(mode="json")
+    now = preset.build(preset.read(run.preset), str(run.preset)).model_dump(mode="json")
+    before, after = dict(_leaves(was)), dict(_leaves(now))
+    changed = [key for key in {**after, **before} if before.get(key) != after.get(key)]
+    found = Edits({}, [], [])
+    for key in changed:
+        item = f"{key}={json.dumps(after.get(key))}"
+        if not _may_change(item):
+            raise UserError(
+                f"{run.preset}: {key} is {after.get(key)!r}, was {before.get(key)!r}; a resumed run changes train.* only",
+                f"put {key} back, or train another run: diffcli train --preset {quoted(run.preset)} --run-dir ANOTHER",
+            )
+        found.notes.append(f"{run.preset}: {key} is {after.get(key)!r}, was {before.get(key)!r}")
+        section, name, *_ = key.split(".")
+        if encoder_records.moves(item):
+            found.moved.append(item)
+        else:
+            found.tree.setdefault(section, {})[name] = now[section][name]
+    return found
+
+
+def _may_change(item: str) -> bool:
+    """Whether a resumed run may change what `KEY=VALUE` names."""
+    key = item.partition("=")[0]
+    return key.startswith("train.") or key in MOVABLE or encoder_records.moves(item)
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Each single value of a tree with its dotted key."""
+    inner = list(node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ())
+    if not inner:
+        yield key, node
+    for name, value in inner:
+        yield from _leaves(value, f"{key}.{name}" if key else str(name))
 
 
 def choose(run: RunDir, from_step: int | None) -> Path:

@@ -9,6 +9,7 @@ data since the line before) and `time`; a resumed run drops the lines past its s
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,6 +25,8 @@ from diffcli.data.lock import LOCK, only_writer
 from diffcli.engine.draw.pictures import grid
 from diffcli.fields import to_levels
 
+LEFT = ("preset.yaml", "log.jsonl", "tensorboard", "previews", "snapshots")  # what a run writes beside its checkpoints
+SUPERSEDED = "superseded"  # where what a run leaves behind goes
 CLOCKED = ("images_per_s", "data_wait", "time")  # the fields of a log line that differ from run to run
 
 
@@ -36,6 +39,7 @@ class RunDir:
         self.log = path / "log.jsonl"
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
+        self._begun = False
 
     def claim(self) -> None:
         """Makes the directory for a new run. Raises UserError where it holds a run, is in use or cannot be written."""
@@ -46,7 +50,7 @@ class RunDir:
             probe.touch()
             probe.unlink()
             with only_writer(self.path):
-                self.log.unlink(missing_ok=True)
+                pass
         except OSError as error:
             raise UserError(
                 f"--run-dir {self.path}: cannot be written ({error.strerror})", "give a folder of yours with --run-dir"
@@ -60,6 +64,39 @@ class RunDir:
                 f"--run-dir {self.path}: already holds checkpoints up to {found[-1].name}",
                 f"go on with `diffcli resume {quoted(self.path)}`, or give another --run-dir",
             )
+
+    def leftovers(self) -> list[Path]:
+        """What a run that ended before its first checkpoint has left here, or whoever else uses these names."""
+        return [path for name in LEFT if (path := self.path / name).exists()]
+
+    def kept_leftovers(self) -> Path:
+        """Where `begin` moves the leftovers: RUN/superseded/N."""
+        number = 1
+        while (self.path / SUPERSEDED / str(number)).exists():
+            number += 1
+        return self.path / SUPERSEDED / str(number)
+
+    def notes(self) -> list[str]:
+        """What becomes of the leftovers, for the person."""
+        names = ", ".join(path.name for path in self.leftovers())
+        return [f"{self.path} holds {names} without a checkpoint: moved to {self.kept_leftovers()}"] if names else []
+
+    def begin(self) -> None:
+        """Moves leftovers away, so that no curve and no picture of another run stands among those of this one."""
+        left, kept = self.leftovers(), self.kept_leftovers()
+        for path in left:
+            kept.mkdir(parents=True, exist_ok=True)
+            path.rename(kept / path.name)
+        self._begun = True
+
+    def abandon(self) -> None:
+        """Removes what this run has written since `begin`, if that tells of no step at all: a failed start leaves nothing."""
+        told = next(read_log(self.log), None) or (self.path / "previews").exists() or self.snapshots.exists()
+        if not self._begun or told or self.checkpoints.exists():
+            return
+        for path in (self.preset, self.log):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
     @property
     def held(self) -> bool:

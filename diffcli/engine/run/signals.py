@@ -1,10 +1,19 @@
 """How a run is asked to stop: by SIGINT or SIGTERM, which are answered after the step that is under way."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from diffcli.engine.distributed import is_worker
+
+STDERR = 2  # a file descriptor
+STOPPING = "\nstopping after this step, which is saved"
+AGAIN = "; Ctrl-C again stops at once, without saving"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training stopped as it was asked to: its last step is saved. A bare KeyboardInterrupt saves nothing."""
 
 
 class Stop:
@@ -21,6 +30,8 @@ def stop_signals() -> Iterator[Stop]:
     def ask(number: int, frame: object) -> None:
         if stop.wanted and not is_worker():
             raise KeyboardInterrupt
+        if not stop.wanted and os.environ.get("RANK", "0") == "0":  # by a call that may interrupt a print
+            os.write(STDERR, f"{STOPPING}{'' if is_worker() else AGAIN}\n".encode())
         stop.wanted = True
 
     previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -83,7 +83,11 @@ def begun(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
     with run.locked() if group.leads else nullcontext():
         if start is None and group.leads:
             run.check_new()
-        yield prepare(preset, run, group, start)
+        try:
+            yield prepare(preset, run, group, start)
+        except BaseException:
+            run.abandon()
+            raise
 
 
 def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> Beginning:
@@ -130,6 +134,8 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> Be
                 set_aside_snapshots(run, first)
     if group.leads:
         with run.writing():
+            if start is None:
+                run.begin()
             run.preset.write_text(dump(preset))
     changed = [] if found is None else data_records.changes_of(holds, found)
     return Beginning(Loop(preset, run, group, state, data, record, validate), first, holds, (*holds.remarks, *changed))
