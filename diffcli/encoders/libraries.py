@@ -22,6 +22,7 @@ from diffcli.config import UserError
 # of the data that CLIP was trained on. Source: Radford et al. 2021, arXiv 2103.00020
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 EXTRA = "pip install 'diffcli[text]'"
+HALF = "fp16"  # what transformers calls weights of half precision
 PIPELINE, TEXT_ENCODER, TOKENIZER = "model_index.json", "text_encoder", "tokenizer"  # of a pipeline of diffusers
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError, UnpicklingError)
 
@@ -289,12 +290,21 @@ def _from_pretrained(model: Any, origin: Origin, key: str) -> Any:
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         held = f"holds its weights as a pickle ({pickles[0]}), which is never loaded" if pickles else "holds no weights"
         raise UserError(f"{key} is '{folder}', which {held}", "save the model as safetensors (save_pretrained) there")
-    loaded, info = model.from_pretrained(_place(origin, TEXT_ENCODER), use_safetensors=True, output_loading_info=True)
+    variant = _variant(folder)
+    options = {"use_safetensors": True, "output_loading_info": True, **({"variant": variant} if variant else {})}
+    loaded, info = model.from_pretrained(_place(origin, TEXT_ENCODER), **options)
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])[0]
         hint = "give the folder of the whole CLIP" if origin.kind == "clip" else "give the folder of a T5"
         raise UserError(f"{key} is '{origin.model}', which lacks weights of a {origin.kind} ({lacking}, ...)", hint)
     return loaded
+
+
+def _variant(folder: Path | None) -> str | None:
+    """fp16 where a folder holds no weights but those, as pipelines of half precision do."""
+    if folder is None or list(folder.glob("model.safetensors")) or list(folder.glob("model.safetensors.index.json")):
+        return None
+    return HALF if list(folder.glob(f"model*.{HALF}.*")) else None
 
 
 def _tokenizer(transformers: Any, origin: Origin, key: str, vocabulary: int) -> Any:

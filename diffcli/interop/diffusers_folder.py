@@ -12,7 +12,7 @@ from diffcli.interop.first_stages import ForeignStage
 from diffcli.interop.foreign import Foreign, read_json
 from diffcli.interop.imported import Imported, built, null_row, on_meta, slug, stage_alone
 from diffcli.interop.unets import diffusers_conditional, diffusers_config, diffusers_unet
-from diffcli.interop.weight_files import ForeignTensors, read, read_tensors, weights_in
+from diffcli.interop.weight_files import ForeignTensors, half_note, read, read_tensors, weights_in
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
@@ -87,6 +87,7 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
             f"{config.source}: attends to the tokens of a condition, but nothing here says which",
             "give the folder of the whole pipeline, with text_encoder and tokenizer, or --as PRESET",
         )
+    notes += tuple(note for part in (folder, beside.stage_folder) if part is not None for note in half_note(part))
     preset = given or built({"name": slug(path), **raw}, path)
     theirs = diffusers_unet.current(read_tensors(weights_in(folder)))
     tensors = folder_tensors(preset, config, theirs, stage)

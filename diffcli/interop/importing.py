@@ -13,7 +13,7 @@ from diffcli.interop.diffusers_folder import from_folder
 from diffcli.interop.imported import Imported, built, diffusion, network_of, null_row, on_meta, slug, stage_alone
 from diffcli.interop.unets import openai
 from diffcli.interop.unets.places import CLASSES, class_rules
-from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_tensors
+from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_with_arguments
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
@@ -48,15 +48,15 @@ def check_empty(out: Path) -> None:
 
 def from_file(path: Path, given: Preset | None) -> Imported:
     """A state dict: OpenAI's U-Nets, DiT and SiT, known by a name that only theirs has."""
-    theirs = read_tensors(path)
+    theirs, told = read_with_arguments(path)
     notes: tuple[str, ...] = ()
     if compvis.MARK in theirs:
         return from_latent_file(compvis.parts(theirs, str(path)), path, given)
     if first_stages.COMPVIS_MARK in theirs and given is None:
         return stage_alone(first_stages.from_compvis(theirs, str(path)), path)
     if published_dit.MARK in theirs and given is None:
-        given = built({"name": slug(path), **published_dit.derived(theirs, str(path))}, path)
-        notes = (f"{path.name} is taken for a DiT; a SiT, which has the same tensors, needs --as sit-xl-2",)
+        raw, notes = published_dit.derived(theirs, told, str(path))
+        given = built({"name": slug(path), **raw}, path)
     if published_dit.MARK not in theirs and openai.MARK not in theirs:
         raise UserError(
             f"{path}: its tensors ({', '.join(list(theirs)[:3])}, ...) are not those of a model that diffcli knows",

@@ -8,7 +8,7 @@ Source: Peebles & Xie 2022 (arXiv 2212.09748); Ma et al. 2024 (SiT, arXiv 2401.0
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ LABELS = "y_embedder.embedding_table.weight"
 POSITIONS = "pos_embed"  # fixed, and in their files all the same
 TIME_SCALE = 1e-3  # SiT is told 0..1 where others are told 0..1000
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published widths, S, B, L and XL; shapes do not tell them
+ROUND = 10  # what numbers of classes are multiples of, where nothing else tells them from one row more
 GUIDED = 3  # channels, of the four of their latents
 PERIOD = 10_000
 DIFFUSERS_PERIOD = PERIOD ** (TIME_WIDTH / (TIME_WIDTH - 2))  # their frequencies reach 1 / PERIOD itself
@@ -203,8 +204,12 @@ def check_positions(theirs: Tensor, config: DiTConfig, source: str) -> None:
         )
 
 
-def derived(theirs: ForeignTensors, source: str) -> dict[str, Any]:
-    """Raw keys `data`, `task` and `sampler` of the DiT in a state dict: what its shapes say, and what all DiTs have."""
+def derived(theirs: ForeignTensors, told: Mapping[str, Any], source: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Raw keys of a preset of the DiT or SiT in a state dict, and notes of what was taken for granted.
+
+    told: the arguments of its training, where the file has them. Raises UserError where nothing tells its heads, or where a SiT
+    follows another path than ours.
+    """
     width, channels, patch, _ = theirs[MARK].shape
     if width not in HEADS or LABELS not in theirs or POSITIONS not in theirs:
         raise UserError(
@@ -212,23 +217,55 @@ def derived(theirs: ForeignTensors, source: str) -> dict[str, Any]:
             "and shapes do not tell its heads",
             "write a preset that describes it and give --as PRESET",
         )
+    flow, notes = follows_flow(told, source), []
+    if flow is None:
+        notes.append(f"{source} is taken for a DiT; a SiT, which has the same tensors, needs --as sit-xl-2")
+    classes, null = counted_classes(len(theirs[LABELS]), told)
+    if "num_classes" not in told:
+        row = "a row for no class" if null else "none for no class, so it cannot be guided"
+        notes.append(f"{source}: {len(theirs[LABELS])} rows of classes are taken for {classes} classes and {row}")
     depth = len({name.split(".")[1] for name in theirs if name.startswith("blocks.")})
-    outputs = theirs[f"{FINAL}.bias"].numel() // patch**2
-    return {
+    variance = theirs[f"{FINAL}.bias"].numel() // patch**2 == 2 * channels
+    network = {"kind": "dit", "patch": patch, "width": width, "depth": depth, "heads": HEADS[width]}
+    raw = {
         "data": {"kind": "none", "size": patch * math.isqrt(theirs[POSITIONS].shape[1]), "channels": channels},
         "task": {
             "kind": "diffusion",
-            "target": "eps",
-            "learn_variance": outputs == 2 * channels,
-            "schedule": {"kind": "linear", "steps": 1000},
-            "network": {"kind": "dit", "patch": patch, "width": width, "depth": depth, "heads": HEADS[width]},
-            "conditioners": [{"kind": "class", "num_classes": len(theirs[LABELS]) - 1, "dim": width}],
-            "drop_condition": 0.1,
+            "target": "flow" if flow else "eps",
+            "learn_variance": variance and not flow,
+            "schedule": {"kind": "flow"} if flow else {"kind": "linear", "steps": 1000},
+            "network": network | ({"time_scale": TIME_SCALE} if flow else {}),
+            "conditioners": [{"kind": "class", "num_classes": classes, "dim": width}],
+            "drop_condition": 0.1 if null else 0.0,
             "codec": {"kind": "pixels", "clip": channels in (1, 3)},
         },
-        "sampler": {"kind": "ddpm", "steps": 250, "spacing": "linspace"},
-        **({"guidance": 4, "guide": {"channels": GUIDED}} if channels > GUIDED else {}),
+        "sampler": {"kind": "heun", "steps": 125} if flow else {"kind": "ddpm", "steps": 250, "spacing": "linspace"},
+        **({"guidance": 4, "guide": {"channels": GUIDED}} if null and channels > GUIDED else {}),
     }
+    return raw, tuple(notes)
+
+
+def follows_flow(told: Mapping[str, Any], source: str) -> bool | None:
+    """Whether a file is a SiT, which says which path it follows; None where the file does not say what it is."""
+    if not told:
+        return None
+    for key, ours in {"path_type": "Linear", "prediction": "velocity"}.items():
+        if told.get(key, ours) != ours:
+            raise UserError(
+                f"{source}: was trained with {key} {told[key]!r}, which diffcli does not have",
+                f"only a SiT of {key} {ours} can be imported",
+            )
+    return "path_type" in told
+
+
+def counted_classes(rows: int, told: Mapping[str, Any]) -> tuple[int, bool]:
+    """Number of classes in a table of so many rows, and whether it ends in a row for "no class".
+
+    Training without dropped classes makes none. Where a file does not tell, a round number of rows has none.
+    """
+    known = told.get("num_classes")
+    null = rows == known + 1 if isinstance(known, int) else rows % ROUND != 0
+    return rows - null, null
 
 
 def read_config(config: Foreign) -> dict[str, Any]:

@@ -4,7 +4,9 @@ A `Rule` says which tensors of theirs make which of ours (`read`) and back (`wri
 every name is data. `write` also runs on meta tensors, which tells the shapes that their file must have.
 """
 
+import json
 import pickle
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +22,20 @@ from diffcli.digest import stands_in
 from diffcli.interop import inert_pickle
 
 FEW = 4  # names that an error lists of each kind
-WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # in a folder of diffusers
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # what DataParallel, torch.compile and trainers put before every name
+UNWRAPPED = "model.diffusion_model."  # names of CompVis, which begin as a wrapper does
+WEIGHTS = (  # in a folder of diffusers, the most exact first; .json names the shards that hold each tensor
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors.index.fp16.json",
+    "diffusion_pytorch_model.fp16.bin",
+)
+HALF = ".fp16."
 INSIDE = ("ema", "state_dict", "model")  # where training checkpoints keep the weights, the best first
+ARGUMENTS = "args"  # and what their training was told
 
 ForeignTensors = Mapping[str, Tensor]
 Change = Callable[..., Sequence[Tensor]]
@@ -113,17 +126,55 @@ def some(names: Sequence[str]) -> str:
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of the weights of a network of diffusers."""
+    """The file of the weights of a network of diffusers, or the one that names its shards."""
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{folder}: holds none of {', '.join(WEIGHTS)}", "download the folder again, whole")
 
 
+def half_note(folder: Path) -> tuple[str, ...]:
+    """What there is to say of the precision of the weights in a folder."""
+    file = weights_in(folder)
+    return (f"{file}: weights of half precision, the only ones in that folder",) if HALF in file.name else ()
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors, float32, of a .safetensors file, or of a pickle (.pt, .bin) that holds nothing that could run code."""
-    found = load_safetensors(path) if path.suffix == ".safetensors" else unwrap(unpickle(path), path)
-    return {name: tensor.float() for name, tensor in found.items()}
+    """The tensors, float32, of a .safetensors file, of the shards that an index.json names, or of a pickle (.pt, .bin) that holds
+    nothing that could run code.
+    """
+    return read_with_arguments(path)[0]
+
+
+def read_with_arguments(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The tensors, and what a training checkpoint says that its training was told (`args`); nothing where it does not."""
+    if path.suffix == ".json":
+        found: Any = {name: tensor for shard in shards(path) for name, tensor in load(shard).items()}
+    else:
+        found = load(path)
+    told = found.get(ARGUMENTS) if isinstance(found, dict) else None
+    tensors = {name: tensor.float() for name, tensor in unwrap(found, path).items()}
+    return tensors, vars(told) if isinstance(told, Namespace) else {}
+
+
+def load(path: Path) -> Any:
+    """What a file holds."""
+    return load_safetensors(path) if path.suffix == ".safetensors" else unpickle(path)
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, each once. Raises UserError where it names none, or one that is not beside it."""
+    try:
+        names = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: is no index of shards ({first_line(error)})", "download it again") from error
+    missing = [str(name) for name in names if Path(str(name)).name != name or not (index.parent / name).is_file()]
+    if missing or not names:
+        raise UserError(
+            f"{index}: names {some(missing) or 'no file'}, which {'is' if missing else 'are'} not beside it",
+            "download the folder again, whole",
+        )
+    return [index.parent / name for name in names]
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -141,7 +192,8 @@ def unpickle(path: Path) -> Any:
     if found := stands_in(path):
         raise UserError(f"{path}: is not a readable .pt file", found)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # attributes alone, without code
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         state = inert_pickle.state_dict(path)
         if state is not None:
@@ -164,10 +216,17 @@ def unwrap(found: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path}: holds {type(found).__name__}, not a state dict of tensors", "save model.state_dict() alone"
         )
-    for wrapper in WRAPPERS:
-        if all(str(name).startswith(wrapper) for name in found):
-            found = {str(name).removeprefix(wrapper): value for name, value in found.items()}
-    return found
+    names = [str(name) for name in found]
+    while (around := wrapper(names)) is not None:
+        names = [name.removeprefix(around) for name in names]
+    return dict(zip(names, found.values(), strict=True))
+
+
+def wrapper(names: Sequence[str]) -> str | None:
+    """The wrapper that stands before every name."""
+    if all(name.startswith(UNWRAPPED) for name in names):
+        return None
+    return next((around for around in WRAPPERS if all(name.startswith(around) for name in names)), None)
 
 
 def first_line(error: Exception) -> str:

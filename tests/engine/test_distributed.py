@@ -1,9 +1,10 @@
 """The end of a worker: its group leaves nothing behind that could fail after the interpreter has ended."""
 
+import re
 import subprocess
 import sys
 
-from tests.conftest import environment
+from tests.conftest import ROOT, environment
 
 SCRIPT = """
 from pathlib import Path
@@ -32,3 +33,15 @@ def test_no_thread_of_the_group_outlives_it() -> None:
         check=True,
     )
     assert "gloo" not in told.stdout
+
+
+def test_the_command_that_docs_give_for_torchrun_passes_its_own_parser():
+    """Which takes `--n` for an ambiguous beginning of its options, unless `--` ends them."""
+    from torch.distributed.run import parse_args
+
+    text = (ROOT / "docs/using.md").read_text()
+    command = re.search(r"`torchrun ([^`]* -m -- diffcli [^`]*)`", text).group(1).split()
+    assert "--n" in command
+    found = parse_args(command)
+    assert (found.module, found.training_script) == (True, "diffcli")
+    assert found.training_script_args == command[command.index("diffcli") + 1 :]
