@@ -24,19 +24,14 @@ from torch import Tensor
 from diffcli import tensor_file
 from diffcli.config import UserError
 from diffcli.digest import sha256, stands_in
+from diffcli.lookup.checkpoint_files import RECORD, checkpoints, step_dir
+from diffcli.lookup.checkpoint_files import locate as locate
 
 FORMAT = 1
-RECORD = "checkpoint.json"
 HEADER = "diffcli"  # key of the record in the metadata of ema.safetensors
 PARTS = ("ema", "task", "optimizer")
-PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 
 Tensors = Mapping[str, Tensor]
-
-
-def step_dir(root: Path, step: int) -> Path:
-    """Where the checkpoint of `step` stands below the folder `root` of checkpoints."""
-    return root / f"step-{step:08d}"
 
 
 def save(root: Path, step: int, parts: Mapping[str, Tensors], record: Mapping[str, Any]) -> Path:
@@ -103,32 +98,6 @@ def prune(root: Path, keep: int, forever: int = 0) -> None:
     for path in checkpoints(root)[:-keep]:
         if not forever or int(path.name[5:]) % forever:
             _discard(path)
-
-
-def checkpoints(root: Path) -> list[Path]:
-    """The checkpoint folders below `root`, oldest first."""
-    found = [p for p in root.glob("step-*") if p.name[5:].isdecimal() and (p / RECORD).is_file()]
-    return sorted(found, key=lambda p: int(p.name[5:]))
-
-
-def locate(path: Path) -> Path:
-    """The checkpoint that PATH means: a run directory (its newest), one checkpoint folder, or an exported .safetensors file."""
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such checkpoint", "give a run directory, a checkpoint folder or a .safetensors file"
-        )
-    if path.is_file():
-        return _refuse_foreign(path)
-    if (path / RECORD).is_file():
-        return path
-    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = checkpoints(root)
-    if not found:
-        raise UserError(
-            f"{path}: holds no whole checkpoint",
-            "give the run directory that `diffcli train` printed, or wait for its first checkpoint (train.every.save)",
-        )
-    return found[-1]
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -210,17 +179,6 @@ def _another(path: Path) -> str:
     if whole:
         return f"use an older checkpoint that is whole: {whole[-1]} (resume: --from {int(whole[-1].name[5:])})"
     return "no other whole checkpoint stands beside it; copy the folder again from where it was written"
-
-
-def _refuse_foreign(path: Path) -> Path:
-    with path.open("rb") as file:
-        start = file.read(2)
-    if path.suffix in PICKLES or start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise UserError(
-            f"{path}: is a pickle or a zip, not a diffcli checkpoint; pickles can run code and are never loaded",
-            "give a run directory, a checkpoint folder or an ema.safetensors file",
-        )
-    return path
 
 
 def _header(file: Path) -> Any:

@@ -1,7 +1,7 @@
 """Presets: one validated tree of nouns that says everything about a run.
 
-`load` reads a YAML file (a path, ./presets/NAME.yaml, or one shipped in the package), applies `--set KEY=VALUE` overrides and
-validates the whole; every error names the file, the key and the value found. `dump` writes the resolved tree back.
+`load` reads a YAML file, which `preset_files` finds, applies `--set KEY=VALUE` overrides and validates the whole; every error
+names the file, the key and the value found. `dump` writes the resolved tree back.
 """
 
 import warnings
@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from diffcli.config import Config, UserError, did_you_mean
+from diffcli.config import Config, UserError
 from diffcli.config_errors import explain
 from diffcli.config_errors.schema_paths import default_kind, forms, known_keys
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, at_root
-from diffcli.data.plain_yaml import KeyTwice, parsed
 from diffcli.data.stream.stream_data import Stream
 from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
 from diffcli.fields import FieldSpec
+from diffcli.lookup.preset_files import find, key_and_value, read
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.classifier import ClassifierConfig
@@ -30,8 +30,6 @@ from diffcli.tasks.guide import Drawing, Guide
 from diffcli.tasks.prior import PriorConfig
 from diffcli.tasks.segmentation import SegmentationConfig
 from diffcli.tasks.super_resolution import SuperResolutionConfig
-
-NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # PyYAML on 2024-13-45, !!timestamp x, [[[[...
 
 AnyTask = Annotated[
     DiffusionConfig
@@ -160,55 +158,10 @@ class Preset(Config):
         return [*self.train.advice(), *self.task.advice()]
 
 
-def folders() -> list[Path]:
-    """Where presets are looked up by name, in this order."""
-    package = Path(__file__).parent / "presets"
-    shipped = package if package.is_dir() else Path(__file__).parent.parent / "presets"
-    return [Path("presets"), shipped]
-
-
-def available() -> dict[str, Path]:
-    """Preset names and files; a local ./presets/NAME.yaml hides the shipped one."""
-    return {p.stem: p for folder in reversed(folders()) for p in sorted(folder.glob("*.yaml"))}
-
-
-def find(name: str) -> Path:
-    """The file that --preset NAME|FILE means."""
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise UserError(
-                f"--preset {name}: no such file", "give a preset's name, see `diffcli presets list`, or a YAML file"
-            )
-        return path
-    presets = available()
-    if name not in presets:
-        raise UserError(f"--preset {name}: no such preset", did_you_mean(name, sorted(presets)))
-    return presets[name]
-
-
 def load(name: str, overrides: Sequence[str] = (), data: str | None = None) -> Preset:
     """The preset NAME|FILE with `--set KEY=VALUE` overrides and `--data PATH|URL` applied, validated."""
     path = find(name)
     return build(read(path), str(path), overrides, data)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The raw tree of a YAML file."""
-    try:
-        raw = parsed(path.read_text(encoding="utf-8"))
-    except KeyTwice as error:
-        raise UserError(f"{path}: {error}", f"keep one '{error.key}', with all that belongs to it") from None
-    except (OSError, *NOT_YAML) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: is not readable YAML ({reason})", "compare it with `diffcli presets show digits`"
-        ) from error
-    if not isinstance(raw, dict):
-        raise UserError(
-            f"{path}: holds {type(raw).__name__}, not a mapping", "compare it with `diffcli presets show digits`"
-        )
-    return raw
 
 
 def build(raw: object, source: str, overrides: Iterable[str] = (), data: str | None = None) -> Preset:
@@ -253,17 +206,7 @@ def _rooted(config: DataConfig, place: str, source: str) -> DataConfig:
 
 def _override(tree: dict[str, Any], item: str, changed: Sequence[str]) -> str:
     """Applies one `KEY=VALUE` (VALUE in YAML) after those of `changed`; returns KEY."""
-    key, equals, value = item.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {item}: has no KEY=VALUE", "write for example --set train.steps=1000")
-    try:
-        given = parsed(value)
-    except KeyTwice as error:
-        raise UserError(f"--set {key}: {error}", f"keep one '{error.key}'") from None
-    except NOT_YAML:
-        raise UserError(
-            f"--set {key}: {value!r} is not a YAML value", "quote it, or write lists as [1, 2, 2]"
-        ) from None
+    key, given = key_and_value(item)
     node: Any = tree
     path: list[int | str] = []
     *parents, last = key.split(".")

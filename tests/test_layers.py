@@ -24,7 +24,7 @@ ROWS: list[set[str]] = [
     {"preset"},
     {"tasks", "prep"},
     {"diffusion", "networks", "encoders", "data", "metrics", "optim", "ema", "checkpoint"},
-    {"fields", "noise", "digest", "tensor_file", "torchvision_compat", "config_errors"},
+    {"fields", "noise", "digest", "tensor_file", "torchvision_compat", "config_errors", "lookup"},
     {"config", "transfer", "kmeans"},
     {"__init__"},
 ]

@@ -312,7 +312,9 @@ def test_the_wheel_holds_the_presets_and_the_digits(tmp_path: Path) -> None:
         entry = next(name for name in names if name.endswith("entry_points.txt"))
         assert b"diffcli = diffcli.cli.app:main" in file.read(entry)
         file.extractall(tmp_path / "installed")
-    script = "from diffcli import preset; print(preset.load('imagenet64').name, preset.available()['digits'])"
+    script = """from diffcli import preset
+from diffcli.lookup import preset_files
+print(preset.load("imagenet64").name, preset_files.available()["digits"])"""
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "installed")},
         capture_output=True, text=True, check=True,

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from diffcli import __version__
-from diffcli.cli import session
+from diffcli.cli import door, session
 from diffcli.cli.converting import export, import_weights
 from diffcli.cli.drawing import gif, sample
 from diffcli.cli.options import Device, DeviceOption, Nproc, ResumeSet, Set
@@ -50,6 +50,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run/--no-dry-run", help="Print the plan; train nothing.")] = False,
 ) -> None:
     """Train a model from a preset into a run directory."""
+    door.check_preset(preset, overrides or [])
     from diffcli import preset as presets
     from diffcli.engine.distributed import Launch
     from diffcli.engine.run.runlog import RunDir
@@ -78,6 +79,8 @@ def resume(
     nproc: Nproc = 1,
 ) -> None:
     """Go on with a run, exactly as if it had not stopped."""
+    door.check_run(run_dir)
+    door.check_settings(overrides or [])
     from diffcli.engine.distributed import Launch
     from diffcli.engine.run.resume import reopen
 
@@ -101,9 +104,11 @@ def ema(
     ] = "",
 ) -> None:
     """Write averages of a run's weights as checkpoints that sample and fid take."""
+    door.check_run(run_dir)
+    widths, rates = numbers("--std", std), numbers("--rate", rate)
     from diffcli.engine.run.averages import write_averages
 
-    for written in write_averages(run_dir, numbers("--std", std), numbers("--rate", rate), out):
+    for written in write_averages(run_dir, widths, rates, out):
         print(written)
 
 

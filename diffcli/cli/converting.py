@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from diffcli.cli import door
 from diffcli.cli.options import Ckpt, Named, UseEma, the_checkpoint
 
 
@@ -29,6 +30,7 @@ def import_weights(
     ] = None,
 ) -> None:
     """Turn published weights (diffusers, Stable Diffusion, OpenAI U-Nets, DiT, SiT, taming) into a checkpoint."""
+    door.check_import(source, preset)
     from diffcli import preset as presets
     from diffcli.cli.console import say
     from diffcli.interop import importing
@@ -48,13 +50,15 @@ def export(
     ema: UseEma = True,
 ) -> None:
     """Write a checkpoint as a folder that another library loads."""
+    ckpt = the_checkpoint("export", named, ckpt)
+    door.check_checkpoint(ckpt)
     import torch
 
     from diffcli.cli.console import say
     from diffcli.engine.draw.sample import load_model
     from diffcli.interop.exporting import export_diffusers, notes
 
-    model = load_model(the_checkpoint("export", named, ckpt), torch.device("cpu"), ema, precision="fp32")
+    model = load_model(ckpt, torch.device("cpu"), ema, precision="fp32")
     encoders = [c.encoder for c in model.task.named_conditioners.values() if c.encoder is not None]
     written = export_diffusers(model.preset, model.task.state_dict(), model.classes, out, next(iter(encoders), None))
     for note in notes(model.preset):

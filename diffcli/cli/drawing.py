@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffcli.cli import session
+from diffcli.cli import door, session
 from diffcli.cli.masking import segment, segments
 from diffcli.cli.options import (
     Augment,
@@ -136,6 +136,8 @@ def sample(
     nproc: Nproc = 1,
 ) -> None:
     """Draw images, reconstruct or segment them: a grid (.png), one file an image (a folder) or arrays (.npz)."""
+    ckpt = the_checkpoint("sample", named, ckpt)
+    door.check_drawing(ckpt, out, (".png", ".npz"), True, sampler, overrides or [])
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output
@@ -143,7 +145,6 @@ def sample(
     from diffcli.engine.draw.pictured.unfolding import unfolded
     from diffcli.engine.draw.prompts import read_prompts
 
-    ckpt = the_checkpoint("sample", named, ckpt)
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength, "compare": compare}
     edit |= {"restore": restore, "degrade": degrade, "project": project}
     edit |= {"fields": named_files(field)}
@@ -151,7 +152,6 @@ def sample(
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
-    output.check_output(out, (".png", ".npz"), folder_allowed=True)
     output.check_apart(out, options)
     output.check_captions(out, captions)
     if segments(ckpt, options, ensemble, then):
@@ -221,6 +221,8 @@ def gif(
     nproc: Nproc = 1,
 ) -> None:
     """Animate the denoising of images (.gif, .mp4 or .webp)."""
+    ckpt = the_checkpoint("gif", named, ckpt)
+    door.check_drawing(ckpt, out, (".gif", ".mp4", ".webp"), False, sampler, overrides or [])
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output
@@ -229,7 +231,6 @@ def gif(
     from diffcli.engine.draw.pictured.unfolding import unfolded
     from diffcli.engine.draw.prompts import read_prompts
 
-    ckpt = the_checkpoint("gif", named, ckpt)
     texts = read_prompts(prompt or (), prompts)
     shown = 1 if n is None and labels != "all" and not image and not field and not texts else n
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
@@ -238,7 +239,6 @@ def gif(
     edit |= {"tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
-    output.check_output(out, output.ANIMATIONS, folder_allowed=False)
     output.check_apart(out, options)
 
     def work(group: "Group") -> None:

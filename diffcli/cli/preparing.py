@@ -157,10 +157,8 @@ def prep_data(
     ] = Device.auto,
 ) -> None:
     """Turn a data set into WebDataset shards with an index."""
-    from diffcli.cli.console import watch_preparation
     from diffcli.config import UserError
-    from diffcli.prep.items import Download, Picked, SourceOptions
-    from diffcli.prep.prepare import prepare, require_source
+    from diffcli.prep.kinds import require_source
 
     if kind == "shards":
         out, source = require_set(embed, source, out), None
@@ -172,6 +170,10 @@ def prep_data(
         raise UserError(
             f"--no-resume: {out} is not empty", "leave --no-resume out to go on there, or give an empty --out"
         )
+    from diffcli.cli.console import watch_preparation
+    from diffcli.prep.items import Download, Picked, SourceOptions
+    from diffcli.prep.prepare import prepare
+
     options = SourceOptions(
         table=table,
         image_col=image_col,

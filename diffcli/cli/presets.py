@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from diffcli.cli import door
+
 
 class NewTask(StrEnum):
     """What `presets new` writes a preset of."""
@@ -27,7 +29,7 @@ def presets_alone(context: typer.Context) -> None:
 @presets_app.command("list")
 def presets_list() -> None:
     """Names of the presets that --preset finds, and what each is."""
-    from diffcli import preset as presets
+    from diffcli.lookup import preset_files as presets
 
     for name, path in sorted(presets.available().items()):
         first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
@@ -37,7 +39,7 @@ def presets_list() -> None:
 @presets_app.command("show")
 def presets_show(name: Annotated[str, typer.Argument(help="A preset's name or file.")]) -> None:
     """Print the file of a preset."""
-    from diffcli import preset as presets
+    from diffcli.lookup import preset_files as presets
 
     print(presets.find(name).read_text(encoding="utf-8"), end="")
 
@@ -45,6 +47,7 @@ def presets_show(name: Annotated[str, typer.Argument(help="A preset's name or fi
 @presets_app.command("check")
 def presets_check(file: Annotated[str, typer.Argument(help="A preset's name or file.")]) -> None:
     """Validate a preset and print it resolved, with every default."""
+    door.check_preset(file, [])
     from diffcli import preset as presets
     from diffcli.cli.console import say
     from diffcli.engine.run.state import build_on_meta

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffcli.cli import session
+from diffcli.cli import door, session
 from diffcli.cli.drawing import sampling
 from diffcli.cli.options import (
     Augment,
@@ -100,6 +100,15 @@ def fid(
     nproc: Nproc = 1,
 ) -> None:
     """Score images, or samples of a checkpoint, against a reference: FID, KID, IS, precision, recall, accuracy, bits."""
+    from diffcli.engine.score.compared import apart, check_compared
+
+    door.check_metrics(metrics)
+    door.check_sampler(sampler)
+    door.check_settings(overrides or [])
+    compared, model = apart(sides or (), ckpt)
+    check_compared(compared, model, ref)
+    if model is not None:
+        door.check_checkpoint(model)
     from diffcli.cli.console import counting, say
     from diffcli.engine.distributed import Launch
     from diffcli.engine.score import job
@@ -107,7 +116,6 @@ def fid(
     how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled, "project": project}
     how |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
-    compared, model = job.apart(sides or (), ckpt)
     scoring = job.Scoring(
         compared,
         model,

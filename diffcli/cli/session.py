@@ -13,6 +13,7 @@ import typer
 from diffcli.cli.console import complain, say, say_all, showing_notes, watch_training
 
 if TYPE_CHECKING:
+    from diffcli.config import UserError
     from diffcli.engine.distributed import Group, Launch
     from diffcli.engine.draw.sample import SampleOptions
     from diffcli.engine.model import Model
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from diffcli.preset import Preset
 
 TRACEBACKS = "DIFFCLI_TRACEBACK"  # set it to see where a user's error was raised
+WORKER = "LOCAL_RANK"  # set by torchrun for each of its workers
 
 
 def run(app: typer.Typer) -> int:
@@ -44,7 +46,7 @@ def leave(code: int) -> NoReturn:
     A worker skips the interpreter's finalisation: a thread of its process group that then still wants the interpreter would
     abort the process ("terminate called without an active exception"), and a run that is done would count as failed.
     """
-    if "LOCAL_RANK" not in os.environ:
+    if WORKER not in os.environ:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -68,11 +70,18 @@ def _exit_code(error: Exception) -> int:
         raise error
     if TRACEBACKS in os.environ:
         raise error
-    from diffcli.engine.distributed import tell_launcher
-
-    if not tell_launcher(error):
+    if not _told_to_launcher(error):
         complain(error.problem, error.hint, error.also)
     return error.exit_code
+
+
+def _told_to_launcher(error: "UserError") -> bool:
+    """Whether the process that started this one as a worker says it."""
+    if WORKER not in os.environ:
+        return False  # without importing torch
+    from diffcli.engine.distributed import tell_launcher
+
+    return tell_launcher(error)
 
 
 def _lost_a_peer() -> bool:

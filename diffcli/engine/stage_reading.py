@@ -21,6 +21,7 @@ from diffcli.data.shards import FieldNote
 from diffcli.engine.loading import fill, load_weights
 from diffcli.engine.model import specs_of
 from diffcli.interop import first_stages
+from diffcli.lookup import preset_files
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
 from diffcli.preset import Preset
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
@@ -121,7 +122,7 @@ def refuse_other_folder(path: Path, key: str) -> None:
 
 def to_train(path: Path) -> str:
     """What to type where a first stage is not there: the command that trains it, where its folder has the name of a preset."""
-    if path.name in preset.available():
+    if path.name in preset_files.available():
         return f"train it first: diffcli train --preset {path.name} --run-dir {quoted(path)}"
     return "give the run of an autoencoder (diffcli train --preset mnist-vae) or a folder of diffusers"
 

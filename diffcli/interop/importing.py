@@ -14,6 +14,7 @@ from diffcli.interop.imported import Imported, built, diffusion, network_of, nul
 from diffcli.interop.unets import openai
 from diffcli.interop.unets.places import CLASSES, class_rules
 from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_with_arguments
+from diffcli.lookup.checkpoint_files import weights_to_import
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
@@ -21,8 +22,7 @@ from diffcli.preset import Preset
 
 def load(path: Path, given: Preset | None) -> Imported:
     """Reads a file or folder. given: the preset of --as. Raises UserError where anything does not fit."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder", "give a .pt or .safetensors file, or a diffusers folder")
+    weights_to_import(path)
     return from_folder(path, given) if path.is_dir() else from_file(path, given)
 
 

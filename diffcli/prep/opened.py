@@ -10,11 +10,12 @@ from diffcli.data.files import ARCHIVE_ERRORS, read_location
 from diffcli.prep.encode import Picture
 from diffcli.prep.items import Deferred, Item, PrepSource, SourceOptions
 from diffcli.prep.kinds import KINDS
+from diffcli.prep.openers import OPENERS
 
 
 def open_source(kind: str, source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The source, with a note on deep images where nothing says what is black and white in them."""
-    opened = KINDS[kind].open(source, work, options)._replace(levels=options.range)
+    opened = OPENERS[kind](source, work, options)._replace(levels=options.range)
     if options.range is not None or "range" not in KINDS[kind].takes:
         return opened
     items = next(iter(opened.splits.values()))

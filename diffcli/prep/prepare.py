@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from diffcli.config import RunFailed, UserError, did_you_mean
+from diffcli.config import RunFailed, UserError
 from diffcli.data.files import WriteError, printable, unreadable
 from diffcli.data.leftovers import REQUEST, WORK, tidied
 from diffcli.data.listing import Split
@@ -37,7 +37,7 @@ from diffcli.data.shards import (
 from diffcli.digest import sha256
 from diffcli.prep.asking import check_request
 from diffcli.prep.items import SOURCE, PrepSource, SourceOptions, Wanted
-from diffcli.prep.kinds import KINDS
+from diffcli.prep.kinds import KINDS, require_source
 from diffcli.prep.opened import open_source
 from diffcli.prep.progress import PrepReport
 from diffcli.prep.shard import ShardJob, in_all, record_of, settle, write_shards, write_whole
@@ -101,15 +101,6 @@ def prepare(
             yield report
         _finish(plans, opened, out, request)
         shutil.rmtree(work)
-
-
-def require_source(kind: str, source: Path | None) -> Path:
-    """The source, where one was given. Raises UserError where none was, saying what to get, and for an unknown kind."""
-    if kind not in KINDS:
-        raise UserError(f"prep-data KIND is '{kind}'", did_you_mean(kind, [*KINDS, "shards"]))
-    if source is None:
-        raise UserError(f"prep-data {kind} needs a SOURCE", KINDS[kind].where)
-    return source
 
 
 def _check_options(kind: str, options: SourceOptions) -> None:

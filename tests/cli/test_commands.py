@@ -20,8 +20,9 @@ import diffcli
 from diffcli import preset as presets
 from diffcli.cli.app import app
 from diffcli.data.datasets import Digits
-from diffcli.engine.score.job import apart
+from diffcli.engine.score.compared import apart
 from diffcli.engine.tuning import auto_precision
+from diffcli.lookup import preset_files
 from tests.conftest import Cli, environment, in_subprocess
 
 COMMANDS = {"train", "resume", "sample", "gif", "fid", "ema", "prep-data", "presets", "import", "export"}
@@ -204,14 +205,14 @@ def test_presets_list_shows_every_preset_and_what_it_is(cli: Cli) -> None:
     done = cli("presets", "list")
     assert done.code == 0
     names = [line.split()[0] for line in done.out.splitlines()]
-    assert names == sorted(presets.available())
+    assert names == sorted(preset_files.available())
     assert {"digits", "digits-classifier", "mnist", "cifar10", "cifar10-class", "imagenet64"} <= set(names)
     assert all(len(line.split()) > 3 for line in done.out.splitlines())
     assert cli("presets").out == done.out
 
 
 def test_presets_show_prints_the_file(cli: Cli) -> None:
-    assert cli("presets", "show", "digits").out == presets.available()["digits"].read_text()
+    assert cli("presets", "show", "digits").out == preset_files.available()["digits"].read_text()
 
 
 def test_presets_check_prints_the_resolved_preset(cli: Cli, tiny: Callable[..., Path]) -> None:

@@ -14,33 +14,14 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.data.image_formats import SUFFIXES
+from diffcli.engine.draw.out_files import check_output as check_output
+from diffcli.engine.draw.out_files import kind_of
 from diffcli.engine.draw.pictures import MemoryPicture, captioned, grid, write_png
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions
 from diffcli.fields import listed
 
-ANIMATIONS = (".gif", ".mp4", ".webp")
 WIDEST = 20  # columns of a grid that still show anything
 HOLD = 1.0  # seconds that an animation rests on its last frame
-
-
-def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) -> None:
-    """Raises UserError, before any work, where `path` cannot become a file of one of these kinds (or a folder)."""
-    folder = folder_allowed and not path.suffix
-    if not folder and path.suffix not in suffixes:
-        kinds = ", ".join(suffixes) + (" or a folder" if folder_allowed else "")
-        raise UserError(f"--out {path}: cannot write '{path.suffix or 'a folder'}'", f"end it in one of {kinds}")
-    parent = path if folder else path.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        probe = parent / f".{path.name}.{os.getpid()}.probe"  # every worker of --nproc comes by here
-        probe.touch()
-        probe.unlink()
-        if path.is_dir() and not folder:
-            raise IsADirectoryError(21, "is a folder")
-    except OSError as error:
-        raise UserError(
-            f"--out {path}: cannot be written ({error.strerror})", "give a place that you may write to"
-        ) from error
 
 
 def check_apart(path: Path, options: SampleOptions) -> None:
@@ -58,7 +39,7 @@ def check_apart(path: Path, options: SampleOptions) -> None:
         if place == source:
             what = "would lie among the pictures that are read" if source.is_dir() else "would overwrite what is read"
             raise UserError(f"--out {path}: {what}, {flag} {given}", "give another place")
-        if path.suffix.lower() in SUFFIXES and place.parent == source:
+        if kind_of(path) in SUFFIXES and place.parent == source:
             raise UserError(
                 f"--out {path}: lies in {flag} {given}, of which the same command would read it the next time",
                 "give another folder",
@@ -67,7 +48,7 @@ def check_apart(path: Path, options: SampleOptions) -> None:
 
 def check_captions(path: Path, captions: bool) -> None:
     """Raises UserError for --captions where no grid is written."""
-    if captions and path.suffix != ".png":
+    if captions and kind_of(path) != ".png":
         raise UserError(f"--captions with --out {path}: only a grid has captions", "end --out in .png, or leave it out")
 
 
@@ -84,7 +65,7 @@ def check_pictures(path: Path, shape: tuple[int, ...], model: Path) -> None:
 def check_sizes(path: Path, req: ImageRequest) -> None:
     """Raises UserError, before any work, where images of several sizes would be written to one file."""
     shapes = list(dict.fromkeys(part.shape for part, _ in req.parts))
-    if path.suffix and len(shapes) > 1:
+    if kind_of(path) and len(shapes) > 1:
         sizes = " and ".join(listed(shape[1:]) for shape in shapes[:2])
         raise UserError(
             f"--out {path}: the images follow from pictures of several sizes ({sizes} pixels, HxW), and it holds one size",
@@ -95,7 +76,7 @@ def check_sizes(path: Path, req: ImageRequest) -> None:
 def check_kept(path: Path, n: int) -> None:
     """Raises UserError where a folder would keep other images beside the n that are asked for."""
     names = set(numbered(n))
-    stale = [] if path.suffix else sorted({p.name for p in path.glob("*.png")} - names)
+    stale = [] if kind_of(path) else sorted({p.name for p in path.glob("*.png")} - names)
     if stale:
         others = f" and {len(stale) - 1} other images that are" if len(stale) > 1 else ", which is"
         raise UserError(
@@ -111,7 +92,7 @@ def numbered(n: int) -> list[str]:
 
 def stage_path(path: Path, number: int) -> Path:
     """Where the images of an earlier stage of a cascade go: DIR/stage-1, or NAME.stage-1.png beside NAME.png."""
-    return path.with_suffix(f".stage-{number}{path.suffix}") if path.suffix else path / f"stage-{number}"
+    return path.with_suffix(f".stage-{number}{path.suffix}") if kind_of(path) else path / f"stage-{number}"
 
 
 def write(
@@ -122,13 +103,13 @@ def write(
     captions: what to write under the images of a grid.
     """
     names = numbered(description["n"])
-    if not path.suffix:
+    if not kind_of(path):
         path.mkdir(exist_ok=True)
     check_kept(path, len(names))
     try:
-        if path.suffix == ".npz":
+        if kind_of(path) == ".npz":
             write_npz(path, drawn)
-        elif path.suffix == ".png":
+        elif kind_of(path) == ".png":
             images = torch.cat([d.images for d in drawn])
             cells = images if captions is None else captioned(images, captions)
             with whole(path) as partial:
@@ -186,7 +167,7 @@ def write_animation(path: Path, frames: Iterable[Tensor], fps: float, descriptio
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path of the same kind, which becomes `path` once all is written: an earlier file is never half replaced."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{kind_of(path)}")
     try:
         yield partial
         partial.replace(path)
@@ -195,7 +176,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def _write_frames(path: Path, sheets: list[np.ndarray], fps: float) -> None:
-    if path.suffix == ".mp4":
+    if kind_of(path) == ".mp4":
         even = [np.pad(s, ((0, s.shape[0] % 2), (0, s.shape[1] % 2), (0, 0))) for s in sheets]  # H.264 wants it
         held = even + even[-1:] * round(HOLD * fps)
         imageio.imwrite(path, np.stack(held), fps=fps, codec="libx264", plugin="FFMPEG", macro_block_size=2)
@@ -219,4 +200,4 @@ def images_of(drawn: Iterable[Finished]) -> Iterator[Tensor]:
 
 def sidecar(path: Path) -> Path:
     """The .json that stands beside an output."""
-    return path.with_suffix(".json") if path.suffix else path.parent / f"{path.name}.json"
+    return path.with_suffix(".json") if kind_of(path) else path.parent / f"{path.name}.json"

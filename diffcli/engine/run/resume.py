@@ -12,6 +12,7 @@ from diffcli.engine.distributed import speaks
 from diffcli.engine.run.phases import phases_of, rate
 from diffcli.engine.run.runlog import SUPERSEDED, RunDir
 from diffcli.engine.run.state import build_on_meta, same_state
+from diffcli.lookup.checkpoint_files import run_directory
 from diffcli.preset import Preset
 
 MOVABLE = ("data.root", "data.shards", "data.test_shards")  # keys of data that may lie elsewhere by now
@@ -39,9 +40,7 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
 
     Reads the record alone: every process checks the digests of the files when it loads them, before the run is touched.
     """
-    run = RunDir(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such run directory", "give the directory that `diffcli train` printed")
+    run = RunDir(run_directory(path))
     for item in overrides:
         if not _may_change(item):
             raise UserError(

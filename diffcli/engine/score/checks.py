@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from diffcli.config import UserError
-from diffcli.data.plain_yaml import parsed
 from diffcli.engine.score.sides import Side
+from diffcli.lookup.plain_yaml import parsed
 from diffcli.metrics.extractor import Extractor
 from diffcli.metrics.keepers import MOMENTS
 from diffcli.metrics.metric import Metric, Need, Role

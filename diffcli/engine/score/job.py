@@ -16,6 +16,7 @@ from diffcli.engine.draw.sample import Model, SampleOptions, load_model, request
 from diffcli.engine.score import bound, generated
 from diffcli.engine.score.cache import cache_folder
 from diffcli.engine.score.checks import OPTION, metric_options
+from diffcli.engine.score.compared import check_compared
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import extractor_for
 from diffcli.engine.score.onepass import Watch, share
@@ -26,7 +27,7 @@ from diffcli.engine.score.pairs.reconstructed import floors_beside, originals, r
 from diffcli.engine.score.pairs.regressed import Enlargements
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.segmented import annotated_side, counted, mask_scores, told_by
-from diffcli.engine.score.sides import Side, chosen_rows, is_checkpoint, own_side, resolve, spread
+from diffcli.engine.score.sides import Side, chosen_rows, own_side, resolve, spread
 from diffcli.engine.score.translated import Translation, held_out
 from diffcli.engine.stage import StageModel
 from diffcli.metrics.extractor import Extractor
@@ -42,12 +43,6 @@ FRAMING = {
     "--exact-tiles": "exact_tiles",
     "--no-tile": "whole",
 }
-
-
-def apart(given: Sequence[str], ckpt: Path | None) -> tuple[tuple[str, ...], Path | None]:
-    """The sides that are given, and the checkpoint: a single side that is one stands for --ckpt."""
-    alone = Path(given[0]).expanduser() if ckpt is None and len(given) == 1 else None
-    return ((), alone) if alone is not None and is_checkpoint(alone) else (tuple(given), ckpt)
 
 
 @dataclass(frozen=True)
@@ -90,18 +85,7 @@ class Scoring:
         """Raises UserError for options that contradict each other, before anything is loaded."""
         self._check_model()
         self._check_idle()
-        if self.ckpt is None and len(self.sides) != 2:
-            raise UserError(
-                f"fid compares two sides, {len(self.sides)} given"
-                + (f" ({', '.join(self.sides)})" if self.sides else ""),
-                "type diffcli fid A B, or diffcli fid --ckpt RUN --ref B",
-            )
-        if self.ckpt is not None and self.sides:
-            raise UserError(
-                f"fid takes either A B or --ckpt, both given: {' '.join(self.sides)}", "use --ref for the reference"
-            )
-        if self.ckpt is None and self.ref is not None:
-            raise UserError(f"--ref {self.ref} goes with --ckpt", "type diffcli fid A B, the reference second")
+        check_compared(self.sides, self.ckpt, self.ref)
         if self.ckpt is None:
             self._check_unused()
 

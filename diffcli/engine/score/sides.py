@@ -17,7 +17,7 @@ from typing import TypeVar, get_args
 import numpy as np
 import torch
 
-from diffcli import __version__, checkpoint, preset
+from diffcli import __version__, preset
 from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.data.dataset import DataConfig
 from diffcli.data.files import open_location, open_tree
@@ -34,6 +34,7 @@ from diffcli.digest import sha256
 from diffcli.engine.model import Model
 from diffcli.engine.score import npz
 from diffcli.fields import Batch, FieldSpec, Specs, joined
+from diffcli.lookup.checkpoint_files import is_checkpoint
 from diffcli.metrics.statistics import Statistics
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -262,12 +263,6 @@ def read_ahead(read: Callable[[T], R], items: Iterable[T], workers: int = READER
         finally:  # also where the reader stops early or an item fails
             for future in pending:
                 future.cancel()
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a path looks like a run, a checkpoint or an exported file."""
-    exported = path.suffix == ".safetensors" and path.is_file()
-    return exported or (path / "checkpoints").is_dir() or (path / checkpoint.RECORD).is_file()
 
 
 def _folder_like(path: Path, size: int | tuple[int, int] | None, always: bool) -> Side:

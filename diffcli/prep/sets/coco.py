@@ -19,13 +19,13 @@ from diffcli.data.image_formats import images_among
 from diffcli.data.listing import Split
 from diffcli.data.sample_labels import number_in
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, tree_fingerprint
+from diffcli.prep.kinds import COCO as WHERE
 
 CAPTIONS: dict[Split, re.Pattern[str]] = {
     "train": re.compile(r"(?:^|/)captions_train\d*\.json$"),
     "test": re.compile(r"(?:^|/)captions_val\d*\.json$"),
 }
 FOLDERS: dict[Split, re.Pattern[str]] = {"train": re.compile("(?:^|/)train"), "test": re.compile("(?:^|/)val")}
-WHERE = "give the folder with train2017.zip, val2017.zip and annotations_trainval2017.zip of https://cocodataset.org/#download"
 
 
 class CocoImage(NamedTuple):

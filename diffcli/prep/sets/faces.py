@@ -16,11 +16,9 @@ from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree, unfold
 from diffcli.data.listing import SPLIT_NAMES, Split
 from diffcli.data.official import check_published
 from diffcli.prep.items import SOURCE, Items, PrepSource, SourceOptions, tree_fingerprint
+from diffcli.prep.kinds import AFHQ, CELEBA, FFHQ
 from diffcli.prep.sets.folders import FileItems, check_once, matching, not_found
 
-CELEBA = "give img_align_celeba.zip of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or the folder with it"
-AFHQ = "give afhq_v2.zip or afhq.zip of https://github.com/clovaai/stargan-v2, or the folder with its train and test"
-FFHQ = "give the folder images1024x1024 or thumbnails128x128 of https://github.com/NVlabs/ffhq-dataset, or a zip of it"
 CELEBA_ZIP = re.compile(r"(?:^|/)img_align_celeba\w*\.zip$")
 AFHQ_ZIP = re.compile(r"(?:^|/)afhq\w*\.zip$")
 FFHQ_ZIP = re.compile(r"(?:^|/)(?:ffhq|images1024x1024|thumbnails128x128)[^/]*\.zip$")

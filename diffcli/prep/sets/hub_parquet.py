@@ -19,12 +19,12 @@ from diffcli.data.sample_labels import KEYS, label_of_value, set_labels
 from diffcli.data.walk import Walk
 from diffcli.prep.download.tables import CAPTION_COLUMNS, parquet_module
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
+from diffcli.prep.kinds import PARQUET as WHERE
 from diffcli.prep.sets.webdataset_index import natural, split_of
 
 LABELS = (*KEYS, "labels", "fine_label", "coarse_label")  # of columns, in any case
 IMAGES = ("image", "img", "picture", "photo", "jpg", "png", "webp", "pixel_values", "image_bytes", "bytes")
 ROWS = 64  # that are held at a time
-WHERE = "give a .parquet file, or a folder of such, with a column of encoded images, as hubs export them"
 
 
 class HubColumns(NamedTuple):

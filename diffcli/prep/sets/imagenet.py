@@ -19,12 +19,9 @@ from diffcli.config import UserError
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree, unfold
 from diffcli.data.listing import SPLIT_NAMES, Split
 from diffcli.prep.items import SOURCE, Items, PrepSource, SourceOptions, tree_fingerprint
+from diffcli.prep.kinds import IMAGENET as WHERE
 from diffcli.prep.sets.folders import FileItems, check_once, matching, not_found
 
-WHERE = (
-    "give the folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz of"
-    " https://image-net.org/download-images (log in first), or one with train/nXXXXXXXX and val/nXXXXXXXX"
-)
 DEVKIT = re.compile(r"(?:^|/)ILSVRC2012_devkit_t12\.tar\.gz$")
 SPLIT_TARS: dict[Split, re.Pattern[str]] = {
     "train": re.compile(r"(?:^|/)ILSVRC2012_img_train\.tar$"),

@@ -19,16 +19,11 @@ from diffcli.data.modes import class_values
 from diffcli.data.pixels import BrokenImage, open_image
 from diffcli.data.shards import WHITE
 from diffcli.prep.items import SOURCE, Deferred, Item, Items, PrepSource, SourceOptions
+from diffcli.prep.kinds import CVC, ISIC
 from diffcli.prep.sets.pairs import PairItems, open_pairs
 
 MASK = "mask"
 TEST_PART = 10  # of CVC-ClinicDB one part in so many is `test`
-ISIC = (
-    "give the folder with ISIC2018_Task1-2_Training_Input and ISIC2018_Task1_Training_GroundTruth, or their zips, of "
-)
-ISIC += "https://challenge.isic-archive.com/data/#2018"
-CVC = "give the folder CVC-ClinicDB with Original and Ground Truth in it (also in PNG/ or TIF/), of "
-CVC += "https://polyp.grand-challenge.org/CVCClinicDB"
 
 
 class BinaryPair(NamedTuple):

@@ -25,9 +25,9 @@ from diffcli.data.stream.tar import IMAGES, KNOWN, PICKLES
 from diffcli.data.tar_links import target_of, with_links
 from diffcli.data.walk import Walk
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
+from diffcli.prep.kinds import WEBDATASET as WHERE
 
 PEEKED = 100  # samples whose .json is searched for a label; where none has one, the others are not searched
-WHERE = "give a folder with .tar shards, of which those named val or test become the split test, or one .tar"
 
 
 class IndexedSample(NamedTuple):

@@ -18,15 +18,12 @@ from diffcli.data.listing import Split
 from diffcli.digest import sha256
 from diffcli.prep.download.tables import CAPTION_COLUMNS, READERS, Row, Table, open_table_file
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
+from diffcli.prep.kinds import WEBVID as WHERE
 from diffcli.prep.sets.clips import Clip, Manners
 
 ID_COLUMNS = ("videoid", "video_id", "id")
 URL_COLUMNS = ("contenturl", "content_url", "url")
 HELD_OUT = re.compile(r"(?:^|[^a-z])(?:val|validation|test)(?:[^a-z]|$)")
-WHERE = (
-    "give results_2M_train.csv (columns videoid, contentUrl, duration, page_dir, name) of https://github.com/m-bain/webvid, "
-    "whose clips are then fetched, or a folder with that table and the clips as VIDEOID.mp4 in it"
-)
 
 
 class Columns(NamedTuple):

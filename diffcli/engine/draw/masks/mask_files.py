@@ -26,6 +26,7 @@ from diffcli.data.pixels import fit
 from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.masks.segmenting import BINARY, Segmenter, decided, variance
+from diffcli.engine.draw.out_files import kind_of
 from diffcli.engine.draw.output import sidecar, whole
 from diffcli.engine.draw.pictures import grid, write_png
 from diffcli.engine.model import Model
@@ -117,7 +118,7 @@ def unique_names(files: Sequence[Path]) -> list[str]:
 def check_folder(path: Path, names: Sequence[str]) -> None:
     """Raises UserError where a folder holds other pictures than the masks that are to be written."""
     ours = {f"{name}-{part}.png" for name in names for part in PARTS}
-    stale = [] if path.suffix else sorted({p.name for p in path.glob("*.png")} - ours)
+    stale = [] if kind_of(path) else sorted({p.name for p in path.glob("*.png")} - ours)
     if stale:
         others = f" and {len(stale) - 1} other images" if len(stale) > 1 else ""
         raise UserError(
@@ -128,9 +129,9 @@ def check_folder(path: Path, names: Sequence[str]) -> None:
 def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, told: Iterable[Tensor]) -> None:
     """Writes the masks of all images as the path says, then the record. told: probabilities, batch by batch."""
     try:
-        if path.suffix == ".npz":
+        if kind_of(path) == ".npz":
             _write_npz(path, pictures, told)
-        elif path.suffix == ".png":
+        elif kind_of(path) == ".png":
             rows = [row for image, p in _each(pictures, told) for row in _row(image, p)]
             with whole(path) as partial:
                 write_png(partial, grid(torch.stack(rows), 1 + len(PARTS)))

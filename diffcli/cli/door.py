@@ -1,0 +1,80 @@
+"""What flags alone decide. It is asked before torch is imported, so that a mistake of the keyboard is answered at once.
+
+What follows from the content of a preset, of a checkpoint or of data is decided by the engine, which asks here again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffcli.cli.choices import METRICS, SAMPLERS
+
+
+def check_preset(name: str, overrides: Sequence[str]) -> None:
+    """Raises UserError where there is no such preset, its file is no YAML, or a --set has no KEY=VALUE."""
+    from diffcli.lookup import preset_files
+
+    preset_files.read(preset_files.find(name))
+    check_settings(overrides)
+
+
+def check_settings(overrides: Sequence[str]) -> None:
+    """Raises UserError where a --set has no KEY=VALUE."""
+    if not overrides:
+        return
+    from diffcli.lookup.preset_files import key_and_value
+
+    for item in overrides:
+        key_and_value(item)
+
+
+def check_sampler(name: str | None) -> None:
+    """Raises UserError for a --sampler that does not exist."""
+    if name is None or name in SAMPLERS:
+        return
+    from diffcli.config import UserError, did_you_mean
+
+    raise UserError(f"--sampler {name}: no such sampler", did_you_mean(name, SAMPLERS))
+
+
+def check_drawing(
+    ckpt: Path, out: Path, kinds: tuple[str, ...], folder: bool, sampler: str | None, overrides: Sequence[str]
+) -> None:
+    """Raises UserError for a sampler, a setting, an output or a checkpoint that cannot be what it is named."""
+    from diffcli.engine.draw.out_files import check_output
+
+    check_sampler(sampler)
+    check_settings(overrides)
+    check_output(out, kinds, folder_allowed=folder)
+    check_checkpoint(ckpt)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raises UserError where no checkpoint can stand at a path."""
+    from diffcli.lookup.checkpoint_files import locate
+
+    locate(path)
+
+
+def check_run(path: Path) -> None:
+    """Raises UserError where there is no run directory."""
+    from diffcli.lookup.checkpoint_files import run_directory
+
+    run_directory(path)
+
+
+def check_import(source: Path, preset: str | None) -> None:
+    """Raises UserError where there are no weights to import, or no such preset."""
+    from diffcli.lookup.checkpoint_files import weights_to_import
+
+    weights_to_import(source)
+    if preset is not None:
+        check_preset(preset, [])
+
+
+def check_metrics(names: str) -> None:
+    """Raises UserError for a --metrics that names one that does not exist, or none."""
+    from diffcli.config import UserError, did_you_mean
+
+    for name in (word.strip().lower() for word in names.split(",")):
+        if name not in METRICS:
+            raise UserError(f"--metrics: '{name}' is not a metric", did_you_mean(name, METRICS))

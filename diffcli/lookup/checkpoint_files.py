@@ -1,0 +1,70 @@
+"""Where checkpoints stand and which one a path means; reads no weights and imports no torch."""
+
+from pathlib import Path
+
+from diffcli.config import UserError
+
+RECORD = "checkpoint.json"
+PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+
+
+def step_dir(root: Path, step: int) -> Path:
+    """Where the checkpoint of `step` stands below the folder `root` of checkpoints."""
+    return root / f"step-{step:08d}"
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The checkpoint folders below `root`, oldest first."""
+    found = [p for p in root.glob("step-*") if p.name[5:].isdecimal() and (p / RECORD).is_file()]
+    return sorted(found, key=lambda p: int(p.name[5:]))
+
+
+def locate(path: Path) -> Path:
+    """The checkpoint that PATH means: a run directory (its newest), one checkpoint folder, or an exported .safetensors file."""
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such checkpoint", "give a run directory, a checkpoint folder or a .safetensors file"
+        )
+    if path.is_file():
+        return _refuse_foreign(path)
+    if (path / RECORD).is_file():
+        return path
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = checkpoints(root)
+    if not found:
+        raise UserError(
+            f"{path}: holds no whole checkpoint",
+            "give the run directory that `diffcli train` printed, or wait for its first checkpoint (train.every.save)",
+        )
+    return found[-1]
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path looks like a run, a checkpoint or an exported file."""
+    exported = path.suffix == ".safetensors" and path.is_file()
+    return exported or (path / "checkpoints").is_dir() or (path / RECORD).is_file()
+
+
+def weights_to_import(path: Path) -> Path:
+    """A file or folder of other people's weights. Raises UserError where there is none."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder", "give a .pt or .safetensors file, or a diffusers folder")
+    return path
+
+
+def run_directory(path: Path) -> Path:
+    """The directory of a run. Raises UserError where there is none."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run directory", "give the directory that `diffcli train` printed")
+    return path
+
+
+def _refuse_foreign(path: Path) -> Path:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if path.suffix in PICKLES or start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise UserError(
+            f"{path}: is a pickle or a zip, not a diffcli checkpoint; pickles can run code and are never loaded",
+            "give a run directory, a checkpoint folder or an ema.safetensors file",
+        )
+    return path

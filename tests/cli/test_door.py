@@ -1,0 +1,67 @@
+"""Mistakes of the keyboard are answered before anything heavy is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from diffcli.cli.choices import METRICS, SAMPLERS
+from diffcli.diffusion.samplers import AnySampler
+from diffcli.metrics import scores
+from diffcli.prep.kinds import KINDS
+from diffcli.prep.openers import OPENERS
+from tests.conftest import Cli, environment
+
+AT_ONCE = [
+    "--help", "", "smaple", "presets list", "presets show digits", "presets show nope", "presets check nope",
+    "train", "train --preset nope", "train --preset digits --set train.steps", "train --preset digits --lr 3",
+    "resume nowhere", "ema nowhere --out x --std 0.1", "sample", "sample nowhere", "sample . --sampler dimm",
+    "sample . --out a.jpg", "sample . --steps 0", "gif nowhere", "gif . --out a.png", "export nowhere --out x",
+    "import nowhere --out x", "fid", "fid a b --metrics fiid", "prep-data mnist", "prep-data minst", "prep-data mnist .",
+]  # fmt: skip
+HEAVY = {"torch", "numpy", "PIL", "imageio", "scipy", "webdataset", "torchvision"}
+
+
+def test_what_flags_alone_decide_is_answered_without_torch(tmp_path: Path) -> None:
+    """All in one process, which imports what each of them would: a start of Python costs more than the answers."""
+    script = f"""
+import shlex, sys
+from diffcli.cli import session
+from diffcli.cli.app import app
+for line in {AT_ONCE!r}:
+    sys.argv = ["diffcli", *shlex.split(line)]
+    code = session.run(app)
+    heavy = {HEAVY!r} & sys.modules.keys()
+    assert not heavy, f"{{line}} imports {{sorted(heavy)}}"
+    assert code == (0 if line in ("--help", "presets list", "presets show digits") else 2), f"{{line}}: {{code}}"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_door_knows_every_sampler_metric_and_kind_of_data() -> None:
+    assert sorted(SAMPLERS) == sorted(kind.model_fields["kind"].default for kind in get_args(get_args(AnySampler)[0]))
+    assert sorted(METRICS) == sorted(scores.METRICS)
+    assert set(KINDS) == set(OPENERS)
+
+
+@pytest.mark.parametrize("name", ["cfg_2.5", "v1.0", "there.d"])
+def test_a_folder_may_have_a_dot_in_its_name(cli: Cli, trained: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "there.d").mkdir()
+    done = cli("sample", trained, "--n", 2, "--steps", 1, "--out", tmp_path / name)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["000000.png", "000001.png"]
+
+
+@pytest.mark.parametrize("name", ["A.PNG", "A.Npz", "A.GIF"])
+def test_a_suffix_may_be_written_in_capitals(cli: Cli, trained: Path, tmp_path: Path, name: str) -> None:
+    command = "gif" if name == "A.GIF" else "sample"
+    done = cli(command, trained, "--n", 2, "--steps", 1, "--out", tmp_path / name)
+    assert done.code == 0, done.err
+    assert (tmp_path / name).stat().st_size
+    assert {path.suffix for path in tmp_path.iterdir()} == {Path(name).suffix, ".json"}
