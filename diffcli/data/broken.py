@@ -1,6 +1,7 @@
 """Which of many files are no images that can be decoded, found by decoding each."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch.utils.data import Dataset
@@ -9,17 +10,19 @@ from diffcli.config import UserError
 from diffcli.data.files import ARCHIVE_ERRORS
 from diffcli.data.images import EncodedFiles, unreadable
 from diffcli.data.loader import LOAD_CHUNK, WORTH_WORKERS, decoders, from_workers
+from diffcli.data.modes import Range, flatten
 from diffcli.data.pixels import BrokenImage, open_image
 
 Faults = dict[int, str]  # why, by number of the file
 
 
-def broken_among(files: EncodedFiles) -> Faults:
+def broken_among(files: EncodedFiles, levels: Range | None = None) -> Faults:
     """The files that cannot be decoded; many are read by as many processes as this rank has cores.
 
+    levels: what is black and white in deep images, see `modes.flatten`.
     Raises UserError where a file cannot be read at the time: that is no fault of the file.
     """
-    probe = _Probe(files)
+    probe = _Probe(files, levels)
     found: Faults = {}
     chunks = [chunk.tolist() for chunk in torch.arange(len(files)).split(LOAD_CHUNK)]
     many = len(files) >= WORTH_WORKERS
@@ -35,14 +38,14 @@ def broken_among(files: EncodedFiles) -> Faults:
 class _Probe(Dataset):
     """Decodes the files of a list of numbers. An error travels as a value: a DataLoader would rebuild it wrongly."""
 
-    def __init__(self, files: EncodedFiles) -> None:
-        self.files = files
+    def __init__(self, files: EncodedFiles, levels: Range | None) -> None:
+        self.files, self.levels = files, levels
 
     def __getitem__(self, rows: Sequence[int]) -> Faults | UserError:
         found = {}
         for row in rows:
             try:
-                open_image(self.files.read(row), "")
+                open_image(self.files.read(row), "", partial(flatten, levels=self.levels))
             except BrokenImage as error:
                 found[row] = error.reason
             except (OSError, *ARCHIVE_ERRORS) as error:

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +16,13 @@ from diffcli.data.broken import broken_among
 from diffcli.data.buckets import Framing, aspects, nearest
 from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.columns import Texts
+from diffcli.data.deep_images import LOOKED_AT, range_note
 from diffcli.data.derived import AnyDerived, derived_specs
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, read_location, size_of
 from diffcli.data.images import FileImages, ImageData, ImageOrigin, MemoryImages, unreadable
 from diffcli.data.listing import ClassesFrom, Listing, Split, list_images
 from diffcli.data.loader import loaded
+from diffcli.data.modes import Range
 from diffcli.data.pixels import fit_all, read_size
 from diffcli.data.shards import FieldNote, is_mask
 from diffcli.data.sidecars import SidecarFiles
@@ -133,20 +135,23 @@ class DataConfig(Config):
         classes_from: ClassesFrom = "folders",
         broken: Broken = "refuse",
         captions_beside: bool = False,
+        levels: Range | None = None,
     ) -> ImageData:
         found = list_images(tree, "data.root", classes_from)
         if split not in found.splits:
             raise no_split(split, list(found.splits), f"data.root '{tree.source}'")
         listing, notes = found.splits[split], found.notes
         if broken == "leave_out":
-            listing, named = _whole(tree, listing)
+            listing, named = _whole(tree, listing, levels)
             notes = (*notes, *named)
         labels = None if listing.labels is None else torch.tensor(listing.labels)
         files = TreeFiles(tree, listing.names)
         texts = SidecarFiles(tree, listing.names) if captions_beside else None
         columns = {"text": Texts(texts)} if texts and texts.captioned else None
         framing = self._framing(split, files.sides)
-        images = FileImages(files, self.shape, labels, listing.classes, columns, framing)
+        images = FileImages(files, self.shape, labels, listing.classes, columns, framing, levels)
+        if levels is None and (note := range_note(files.first(LOOKED_AT), "data.range=[{}]")):
+            notes = (*notes, note)
         counts = {name: len(each.names) for name, each in found.splits.items()} | {split: len(files)}
         images.origin = ImageOrigin(files, counts, left_out=found.left_out, notes=notes)
         return self._with_made(loaded(images, self.in_memory))
@@ -164,10 +169,10 @@ class DataConfig(Config):
         return captioned.deriving(self.derived)
 
 
-def _whole(tree: FileTree, listing: Listing) -> tuple[Listing, tuple[str, ...]]:
+def _whole(tree: FileTree, listing: Listing, levels: Range | None) -> tuple[Listing, tuple[str, ...]]:
     """The images of a listing that can be decoded, and a note on the others. Raises UserError where none can."""
     files = TreeFiles(tree, listing.names)
-    broken = broken_among(files)
+    broken = broken_among(files, levels)
     if not broken:
         return listing, ()
     named = ", ".join(f"{files.name(row)} ({reason})" for row, reason in list(broken.items())[:MOST_NAMED])
@@ -196,6 +201,14 @@ class TreeFiles:
 
     def read(self, index: int) -> bytes:
         return read_location(self.locations[index])
+
+    def first(self, count: int) -> Iterator[bytes]:
+        """Some files, evenly spread; none from one on that cannot be read."""
+        for index in range(0, len(self), max(1, len(self) // count)):
+            try:
+                yield self.read(index)
+            except (OSError, *ARCHIVE_ERRORS):
+                return
 
     def sides(self) -> Tensor:
         """int64 (N, 2): height and width of each image, from its header."""

@@ -3,10 +3,11 @@
 Whatever is on disk, a set has one shape, uint8 pixels and int64 labels; its order is that of its files, sorted by name.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from diffcli.config import UserError, quoted
 from diffcli.data import cifar, mnist
@@ -17,6 +18,7 @@ from diffcli.data.files import open_tree
 from diffcli.data.images import ImageData
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import ClassesFrom, Split
+from diffcli.data.modes import Range
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
 from diffcli.data.stream.stream_data import Stream, lists_shards
@@ -88,6 +90,16 @@ class Folder(DataConfig):
         "refuse",
         description="files that cannot be decoded: refuse stops the run, leave_out decodes all first and goes on",
     )
+    range: Range | None = Field(
+        None, description="[low, high] of 16-bit or floating-point images: black and white; null is 0 to 65535"
+    )
+
+    @field_validator("range")
+    @classmethod
+    def _rising(cls, range: Range | None) -> Range | None:
+        if range is not None and not -math.inf < range.low < range.high < math.inf:
+            raise ValueError("range is not [low, high] of two numbers; set data.range=[0, 4095] for example")
+        return range
 
     def build(self, split: Split) -> ImageData:
         source = self._source()
@@ -96,7 +108,12 @@ class Folder(DataConfig):
             raise UserError(f"data.root is '{source}', which is a file, not a folder of images", hint)
         check_finished(source, "data.root")
         return self._files(
-            open_tree(source, "data.root"), split, self.classes, self.broken, captions_beside=self.captions is None
+            open_tree(source, "data.root"),
+            split,
+            self.classes,
+            self.broken,
+            captions_beside=self.captions is None,
+            levels=self.range,
         )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError, features
@@ -104,6 +104,20 @@ def images_among(names: Iterable[str], head: Callable[[str], bytes]) -> ImageFil
         elif suffix not in TEXTS:
             others[suffix if re.fullmatch(r"\.\w{1,9}", suffix) else "with another name"] += 1
     return ImageFiles(images, others)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images that lie in a folder itself, by name, those of formats that cannot be decoded here as well."""
+
+    def head(path: Path) -> bytes:
+        with suppress(OSError), path.open("rb") as file:
+            return file.read(HEAD)
+        return b""
+
+    files = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_file())
+    suffixes = [path.suffix.lower() for path in files]
+    known = SUFFIXES | TEXTS | NO_IMAGES
+    return [p for p, s in zip(files, suffixes, strict=True) if s in SUFFIXES or (s not in known and format_of(head(p)))]
 
 
 def is_image(suffix: str, head: Callable[[], bytes]) -> bool:

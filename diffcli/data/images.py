@@ -19,6 +19,7 @@ from diffcli.data.buckets import Framing
 from diffcli.data.derived import Derived, derived_specs
 from diffcli.data.files import ARCHIVE_ERRORS
 from diffcli.data.listing import Split
+from diffcli.data.modes import Range
 from diffcli.data.pixels import BrokenImage, Place, decode
 from diffcli.fields import Batch, FieldSpec, Specs
 
@@ -227,7 +228,10 @@ class EncodedFiles(Protocol):
 
 
 class FileImages(ImageData):
-    """Images decoded, cropped and resized when they are asked for. framing: how they are cut; None: at the centre."""
+    """Images decoded, cropped and resized when they are asked for. framing: how they are cut; None: at the centre.
+
+    levels: what is black and white in deep images, see `modes.flatten`.
+    """
 
     in_files = True
 
@@ -239,9 +243,10 @@ class FileImages(ImageData):
         classes: Sequence[str] | None = None,
         columns: Mapping[str, Column] | None = None,
         framing: Framing | None = None,
+        levels: Range | None = None,
     ) -> None:
         super().__init__(shape, labels, classes, columns)
-        self.files = files
+        self.files, self.levels = files, levels
         self.framing = framing or self.framing
 
     def __len__(self) -> int:
@@ -257,7 +262,7 @@ class FileImages(ImageData):
 
     def _decode(self, index: int, shape: ImageShape, at: Place | None) -> np.ndarray:
         try:
-            return decode(self.files.read(index), "", shape, at=at)
+            return decode(self.files.read(index), "", shape, at=at, levels=self.levels)
         except BrokenImage as error:  # only now: making the names of thousands a second costs as much as reading them
             raise BrokenImage(self.files.name(index), error.reason) from error
         except (OSError, *ARCHIVE_ERRORS) as error:

@@ -64,7 +64,8 @@ def _of_deep(image: Image.Image, levels: Range | None) -> Image.Image:
             what = "floating-point numbers" if image.mode == "F" else "values"
             told = f"{found.low:g},{found.low + 1 if found.low == found.high else found.high:g}"
             raise ValueError(
-                f"its pixels are {what} from {found.low:g} to {found.high:g}; --range {told} maps them to grey"
+                f"its pixels are {what} from {found.low:g} to {found.high:g}; what is black and white says"
+                f" --range {told} of prep-data, or data.range=[{told}]"
             )
     if levels is None:
         wide = values.astype(np.uint32) * np.uint32(WHITE)  # fits, and half the memory of int64

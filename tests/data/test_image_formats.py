@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, features
 
 from diffcli.data import image_formats
-from diffcli.data.image_formats import NEEDS, SUFFIXES, format_of, images_among, is_image, readable
+from diffcli.data.image_formats import NEEDS, SUFFIXES, format_of, images_among, images_in, is_image, readable
 from diffcli.data.pixels import BrokenImage, open_image, read_size
 from tests.data.making import encoded
 from tests.data.png_chunks import chunk, png_of
@@ -65,6 +65,14 @@ def test_the_first_bytes_are_asked_for_only_where_the_suffix_does_not_tell():
     assert images_among(
         [f"a{suffix}" for suffix in SUFFIXES - image_formats.SUFFIXES_OF["HEIF"]] + ["a.txt"], never
     ).images
+
+
+def test_the_images_that_lie_in_a_folder_are_known_by_content_too(tmp_path: Path):
+    data = encoded(COLOUR, "JPEG")
+    for name in ("b.jpg?size=l", "a", "c.heic", "d.txt", "e.mov", ".hidden.jpg", "f.jfif", "g.part"):
+        (tmp_path / name).write_bytes(b"no image" if name == "e.mov" else data)
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in images_in(tmp_path)] == ["a", "b.jpg?size=l", "c.heic", "f.jfif"]
 
 
 @pytest.fixture

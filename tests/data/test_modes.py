@@ -92,6 +92,7 @@ def test_values_without_a_usual_meaning_are_refused_with_the_range_to_type(value
     with pytest.raises(BrokenImage) as error:
         decode(data, "scan.tif", ImageShape(1, 1, values.shape[1]))
     assert f"--range {told} " in error.value.problem
+    assert f"data.range=[{told}]" in error.value.problem
     low, high = map(float, told.split(","))
     assert decode(data, "x", ImageShape(1, 1, values.shape[1]), levels=Range(low, high))[0, 0, :2].tolist() == [0, 255]
 

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pydantic import ValidationError
 
+from diffcli.data.datasets import Folder
 from diffcli.data.modes import Range
 from diffcli.prep.items import SourceOptions
 from tests.conftest import Cli
@@ -40,6 +43,22 @@ def test_values_of_a_scanner_need_their_range(tmp_path: Path, cli: Cli):
     scans(tmp_path / "mixed", np.array([5, -7], np.int32))
     run("folder", tmp_path / "mixed", tmp_path / "some")
     assert "--range -7,-6" in skipped(tmp_path / "some")["1.tif"]
+
+
+def test_a_folder_that_is_trained_on_as_it_is_has_the_same_range_and_note(tmp_path: Path):
+    source = scans(tmp_path / "in", np.array([0, 2048, 4095], np.uint16))
+    dark = Folder(root=source, size=8, channels=1).build("train")
+    assert dark.read(torch.arange(3))["image"][:, 0, 0, 0].tolist() == [0, 8, 16]
+    assert any("data.range=[0,4095]" in note for note in dark.origin.notes)
+    for more in ({}, {"in_memory": False}, {"broken": "leave_out"}):
+        data = Folder(root=source, size=8, channels=1, range=(0, 4095), **more).build("train")
+        assert data.read(torch.arange(3))["image"][:, 0, 0, 0].tolist() == [0, 128, 255]
+        assert not data.origin.notes
+    signed = scans(tmp_path / "signed", np.array([-1024, 3071], np.int32))
+    kept = Folder(root=signed, size=8, channels=1, range=(-1024, 3071), broken="leave_out").build("train")
+    assert kept.read(torch.arange(2))["image"][:, 0, 0, 0].tolist() == [0, 255]
+    with pytest.raises(ValidationError, match=r"data\.range=\[0, 4095\]"):
+        Folder(root=source, size=8, range=(5, 5))
 
 
 @pytest.mark.parametrize("text", ["4095", "4095,0", "a,b", "0,inf", "1,2,3", "nan,3"])

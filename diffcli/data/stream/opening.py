@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from diffcli import __version__
 from diffcli.config import UserError
+from diffcli.data.addresses import encoded
 
 PIPE = "pipe:"  # before a command whose output is the shard
 CHUNK = 1 << 20  # bytes read at once
@@ -199,7 +200,7 @@ def _open_http(url: str, position: int, timeout: float, known: Edition) -> tuple
     if position:
         headers |= {"Range": f"bytes={position}-"} | ({"If-Range": known.proof} if known.proof else {})
     answer: http.client.HTTPResponse = urllib.request.urlopen(
-        urllib.request.Request(url, headers=headers), timeout=timeout
+        urllib.request.Request(encoded(url), headers=headers), timeout=timeout
     )
     start, length = 0, answer.length
     if answer.status == http.HTTPStatus.PARTIAL_CONTENT:

@@ -5,14 +5,13 @@ us read files of this machine.
 """
 
 import re
-import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 from diffcli.config import UserError
 from diffcli.data import captions
+from diffcli.data.addresses import encoded
 from diffcli.data.files import FileTree
 from diffcli.digest import sha256
 from diffcli.prep.download.tables import CAPTION_COLUMNS, Row, Table
@@ -20,7 +19,6 @@ from diffcli.prep.items import SOURCE, SourceOptions
 from diffcli.prep.sets.coco import read_captions
 
 URL = re.compile(r"https?://\S", re.IGNORECASE)
-BREAKS = re.compile(r"[\t\r\n]")  # which the URL Standard (whatwg.org) takes out of an address
 REFUSED = "refused:"  # before what is no http(s) address
 URL_NAMES = ("url", "image_url", "coco_url", "contenturl", "link")  # of columns, in any case
 
@@ -67,11 +65,6 @@ def open_coco_table(path: Path) -> UrlTable:
     return UrlTable(path, len(rows), sha256(path), lambda: iter(rows))
 
 
-def encoded(address: str) -> str:
-    """An address of which spaces and what is not ASCII are percent-encoded; what is encoded already stays as it is."""
-    return quote(address.encode(errors="ignore"), safe=string.punctuation)
-
-
 def _columns(table: Table, options: SourceOptions) -> tuple[str, str, list[UrlRow]]:
     """The columns of URL and caption, and the row that a table without a header has in the header's place."""
     given = options.url_col, options.caption_col
@@ -99,6 +92,6 @@ def _row(row: Row, url: str, caption: str) -> UrlRow:
 
 
 def _checked(url: object, found: object) -> UrlRow:
-    address = encoded(BREAKS.sub("", str(url or "")).strip())
+    address = encoded(str(url or ""))
     safe = address if URL.match(address) else REFUSED + address
     return UrlRow(safe, captions.to_bytes(captions.texts(found)).decode())

@@ -175,7 +175,9 @@ def _listed(images: PrepSource, files: dict[Split, FileItems], listed: Listed, *
     if not listed.captions:
         first = listed.broken[0]
         raise UserError(f"{first.name}: {first.reason}; no row names an image", "see --image-col, and check SOURCE")
-    notes = (f"{left_out} images are not in the table and were left out",) if left_out else ()
+    without = sum(not any(map(clean, captions)) for captions in listed.captions.values())
+    notes = [f"{left_out} images are not in the table and were left out"] * bool(left_out)
+    notes += [f"{without} images have no caption"] * bool(without)
     told = fingerprint([(images.fingerprint, 0), *tables])
     return images._replace(splits=splits, fingerprint=told, notes=(*images.notes, *notes))
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from diffcli.config import UserError
 from diffcli.data.files import Location, open_tree, with_zips
-from diffcli.data.image_formats import SUFFIXES
+from diffcli.data.image_formats import images_among
 from diffcli.data.listing import SPLIT_NAMES, Split
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, tree_fingerprint
 
@@ -78,7 +78,7 @@ class PairItems:
 def open_pairs(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     """The pairs below a folder (also in its zips) or in an archive. Raises UserError where nothing tells them apart."""
     tree = with_zips(open_tree(source, SOURCE, work), SOURCE, work)
-    names = [name for name in tree.names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    names = images_among(tree.names, tree.head).images
     roles = _renamed(_one_format(_roles(names)), options.field)
     groups: dict[Key, dict[str, list[str]]] = {}
     for name, role in roles.items():

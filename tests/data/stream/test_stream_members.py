@@ -12,7 +12,7 @@ from diffcli.config import UserError
 from diffcli.data.stream.stream_data import StreamData
 from diffcli.data.stream.tar import REMARKS
 from tests.data.making import encoded
-from tests.data.stream.streaming import picture, stream, tar
+from tests.data.stream.streaming import picture, serving, stream, tar
 
 
 def seen(data: StreamData, steps: int) -> tuple[dict[str, list], list[str], int]:
@@ -116,3 +116,9 @@ def test_captions_that_are_not_utf8_are_broken_samples_and_not_garbled(tmp_path:
     assert set(found["text"]) == {"café", "猫"}
     assert broken >= 1
     assert "UTF-8" in notes[0]
+
+
+def test_spaces_and_letters_of_any_language_in_an_address_are_encoded(tmp_path: Path) -> None:
+    with serving({"my%20set/%C3%BC.tar": tar({"0.png": picture(7), "1.png": picture(9)})}) as server:
+        data = stream(f"{server.url}/my set/ü.tar", shuffle=0).build("train")
+        assert seen(data, 1)[0]["image"] == [7, 9]

@@ -145,8 +145,9 @@ def test_nothing_in_a_table_is_no_caption(tmp_path: Path):
     root = images(tmp_path / "in", "a.png b.png c.png")
     cells = {"file_name": ["a.png", "b.png", "c.png"], "text": pa.array([float("nan"), None, 3.5])}
     parquet.write_table(pa.table(cells), root / "metadata.parquet")
-    run("folder", root, tmp_path / "out")
+    report = run("folder", root, tmp_path / "out")
     assert texts(tmp_path / "out") == [[""], [""], ["3.5"]]
+    assert "2 images have no caption" in report.notes
 
 
 def test_a_quote_that_never_closes_costs_its_row_alone(tmp_path: Path):

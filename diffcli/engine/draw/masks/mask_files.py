@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.data.image_formats import SUFFIXES
+from diffcli.data.image_formats import images_in
 from diffcli.data.pixels import fit
 from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.given import Value
@@ -102,7 +102,7 @@ def listed_in(path: Path) -> list[Path]:
     """A file itself; of a folder its pictures, by name."""
     if not path.is_dir():
         return [path]
-    return sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != ".")
+    return images_in(path)
 
 
 def unique_names(files: Sequence[Path]) -> list[str]:

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 from diffcli.config import Note, UserError
-from diffcli.data.image_formats import SUFFIXES
+from diffcli.data.image_formats import SHOWN_SUFFIXES, images_in
 from diffcli.data.pixels import BrokenImage, open_image
 from diffcli.engine.draw.pictures import FilePicture, MemoryPicture
 from diffcli.engine.draw.sampling import SampleOptions
@@ -31,10 +31,9 @@ def pictures_of(flag: str, path: Picture, notes: bool) -> list[Picture]:
     if isinstance(path, MemoryPicture) or not path.is_dir():
         return [path]
     shown = f"{flag}{path}" if flag.endswith("=") else f"{flag} {path}"
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != ".")
+    files = images_in(path)
     if not files:
-        kinds = " ".join(sorted(SUFFIXES))
-        raise UserError(f"{shown}: holds no picture", f"give a folder with picture files in it ({kinds})")
+        raise UserError(f"{shown}: holds no picture", f"give a folder with picture files in it ({SHOWN_SUFFIXES})")
     found: list[Picture] = []
     broken: list[str] = []
     for file in files:
