@@ -41,6 +41,7 @@ AnyTask = Annotated[
     Field(discriminator="kind"),
 ]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 with warnings.catch_warnings():
@@ -80,6 +81,10 @@ class TrainConfig(Config):
     compile: bool = False
     workers: int = Field(2, ge=0, description="processes that decode images where the data are not held in memory")
     every: Every = Every()
+    log: tuple[TrackerName, ...] = Field(
+        ("tensorboard",),
+        description="where numbers and previews go beside the run's own files: tensorboard, wandb, trackio",
+    )
     validate_images: int = Field(1024, ge=1, description="held-out images that train.every.validate looks at, at most")
     previews: int = Field(36, ge=1, description="images in a preview grid")
     keep_last: int = Field(2, ge=1, description="newest checkpoints that stay")

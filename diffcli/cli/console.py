@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from diffcli.engine.run.loop import Progress
     from diffcli.prep.progress import PrepReport
 
 T = TypeVar("T")
 QUIET_SECONDS = 10.0  # between plain lines of progress
-MUCH_WAIT = 0.3  # share of the time of training that waiting for data may take before it is worth a word
 
 
 class ShowCount(Protocol):
@@ -58,29 +56,6 @@ def complain(problem: str, hint: str, also: Iterable[str] = ()) -> None:
     """The two lines of a user's mistake, and one for each of further mistakes."""
     for begins, text in [("error:", problem), ("hint: ", hint), *(("also: ", other) for other in also)]:
         say(f"{begins} {' '.join(text.split())}")
-
-
-def watch_training(steps: "Iterator[Progress]", leads: bool) -> None:
-    """Runs a training to its end, showing it where this process leads; notes on the data are said by every one."""
-    steps = _noting(steps)
-    if not leads:
-        for _ in steps:
-            pass
-        return
-    last = _bar(steps) if sys.stderr.isatty() else _lines(steps)
-    if last is not None:
-        say(f"{last.data_wait:.0%} of the time went by waiting for data")
-    if last is not None and last.data_wait > MUCH_WAIT and last.waited > QUIET_SECONDS:
-        say(
-            "hint:  raise train.workers, prepare smaller images (diffcli prep-data --size), or set data.in_memory to true"
-        )
-
-
-def _noting(steps: "Iterator[Progress]") -> "Iterator[Progress]":
-    for p in steps:
-        for note in p.notes:
-            say(f"note:  {note}")
-        yield p
 
 
 def watch_preparation(reports: "Iterator[PrepReport]") -> str:
@@ -149,46 +124,3 @@ def _line_now_and_then() -> ShowCount:
             say(f"{what}: {done}" + (f" of {total}" if total else "") + (f"  {told}" if told else ""))
 
     return show
-
-
-def _bar(steps: "Iterator[Progress]") -> "Progress | None":
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = [
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[told]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = p = None
-        for p in steps:
-            task = bar.add_task("training", total=p.steps, told="") if task is None else task
-            losses = "  ".join(f"{name} {value:.4f}" for name, value in p.losses.items())
-            told = f"{losses}  {p.images_per_s:.0f} images/s  data wait {p.data_wait:.0%}"
-            bar.update(task, completed=p.step, told=told)
-    return p
-
-
-def _lines(steps: "Iterator[Progress]") -> "Progress | None":
-    told, p = time.monotonic(), None
-    for p in steps:
-        if p.event or time.monotonic() - told > QUIET_SECONDS:
-            told = time.monotonic()
-            values = "  ".join(f"{name} {value:.4f}" for name, value in p.values.items())
-            written = [part for part in p.event.split(", ") if part not in ("", "log")]
-            say(
-                f"step {p.step}/{p.steps}  {values}  {p.images_per_s:.0f} images/s  data wait {p.data_wait:.0%}"
-                + "".join(f"  wrote {w}" for w in written)
-            )
-    return p

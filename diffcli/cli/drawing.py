@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffcli.cli import door, session
+from diffcli.cli.looks import Captions, Columns, Hold, Scale
 from diffcli.cli.masking import segment, segments
 from diffcli.cli.options import (
     Augment,
     BatchSize,
-    Captions,
     Ckpt,
     Class,
     Compare,
@@ -128,6 +128,8 @@ def sample(
     compare: Compare = False,
     ensemble: Ensemble = None,
     captions: Captions = False,
+    scale: Scale = None,
+    columns: Columns = None,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
     precision: PrecisionOption = PrecisionChoice.auto,
@@ -144,6 +146,7 @@ def sample(
     from diffcli.engine.draw.pictured.cascade import cascade
     from diffcli.engine.draw.pictured.unfolding import unfolded
     from diffcli.engine.draw.prompts import read_prompts
+    from diffcli.engine.draw.sheets.arrangement import Arrangement, check_arrangement
 
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength, "compare": compare}
     edit |= {"restore": restore, "degrade": degrade, "project": project}
@@ -153,7 +156,7 @@ def sample(
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_apart(out, options)
-    output.check_captions(out, captions)
+    check_arrangement(out, (".png",), {"--captions": captions, "--scale": scale, "--columns": columns})
     if segments(ckpt, options, ensemble, then):
         segment(ckpt, out, options, ensemble, ema, device, nproc)
         return
@@ -167,7 +170,7 @@ def sample(
             if stage.number == 1:  # what would be refused when the last stage is drawn
                 output.check_kept(out, stage.req.n)
             words = stage.captions() if captions else None
-            shown = words if stage.last else None
+            shown = Arrangement(scale, columns, words) if stage.last else Arrangement()
             if group.leads:
                 output.write(place, track(stage.drawn(), stage.req.n, stage.title), stage.req.describe(), shown)
             else:
@@ -217,6 +220,10 @@ def gif(
         int | None, typer.Option(min=1, help="Frames in all, evenly spread.", show_default="the noise, then one a step")
     ] = None,
     show: Annotated[ShowChoice, typer.Option(help="The noisy x, or the x0 predicted from it.")] = ShowChoice.x,
+    captions: Captions = False,
+    scale: Scale = None,
+    columns: Columns = None,
+    hold: Hold = 1,
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:
@@ -230,6 +237,7 @@ def gif(
     from diffcli.engine.draw.pictured.cascade import cascade
     from diffcli.engine.draw.pictured.unfolding import unfolded
     from diffcli.engine.draw.prompts import read_prompts
+    from diffcli.engine.draw.sheets.arrangement import Arrangement
 
     texts = read_prompts(prompt or (), prompts)
     shown = 1 if n is None and labels != "all" and not image and not field and not texts else n
@@ -251,11 +259,12 @@ def gif(
                 continue
             req = stage.req
             assert isinstance(req, engine.Request)
+            layout = Arrangement(scale, columns, stage.captions() if captions else None)
             total = engine.frame_count(req, show.value)
             drawn = engine.frames(req, show.value, group)
             if group.leads:
                 shown = output.pick(track(drawn, total, "frames"), total, frames)
-                output.write_animation(out, shown, fps, req.describe() | {"show": show.value})
+                output.write_animation(out, shown, fps, req.describe() | {"show": show.value}, layout, hold)
                 print(out)
             else:
                 list(drawn)

@@ -171,12 +171,6 @@ PriorOption = Annotated[
 PromptsFile = Annotated[
     Path | None, typer.Option(help="File of further prompts, UTF-8, one a line.", show_default="none")
 ]
-Captions = Annotated[
-    bool,
-    typer.Option(
-        "--captions/--no-captions", help="Write prompt or class name (in ASCII) under each image of a .png grid."
-    ),
-]
 Class = Annotated[str | None, typer.Option("--class", help="ID, NAME, all (in turn) or random.", show_default="all")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; image i has seed + i.")]
 SamplerOption = Annotated[

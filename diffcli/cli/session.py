@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from diffcli.cli.console import complain, say, say_all, showing_notes, watch_training
+from diffcli.cli.console import complain, counting, say, say_all, showing_notes
+from diffcli.cli.watching import say_facts, watch_training
 
 if TYPE_CHECKING:
     from diffcli.config import UserError
@@ -58,7 +59,8 @@ def _exit_code(error: Exception) -> int:
     if hasattr(error, "format_message"):  # the command-line parser's own errors, whichever click typer carries
         context = getattr(error, "ctx", None)
         if context is not None and type(error).__name__ == "NoArgsIsHelpError":
-            print(context.get_help())
+            if text := error.format_message():  # that of rich is on the screen already
+                print(text)
             return 2
         complain(_with_value(error), f"see `{context.command_path if context else 'diffcli'} --help`")
         return 2
@@ -131,6 +133,8 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     from diffcli.engine.distributed import pick_device, speaks
     from diffcli.engine.draw.guides import check_named
     from diffcli.engine.run.resume import changes, edits
+    from diffcli.engine.run.showing import run_facts
+    from diffcli.engine.run.showing.trackers import check_trackers
     from diffcli.engine.run.signals import Interrupted
     from diffcli.engine.run.state import build_on_meta
     from diffcli.engine.run.train import begun, check_processes
@@ -139,6 +143,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     how.check()
     pick_device(device, how.nproc)  # type: ignore[arg-type]
     check_processes(preset, how.world)
+    check_trackers(preset.train.log)
     preset = completed(preset)
     with tidied(run.path) if speaks() else nullcontext():
         if speaks():
@@ -151,10 +156,13 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
                 say(f"note:  {advice}")
 
         def work(group: "Group") -> None:
-            with begun(preset, run, group, start) as beginning:
+            with begun(preset, run, group, start, counting if group.leads else None) as ready:
                 if group.leads:
-                    say_all(beginning.holds.lines, beginning.notes)
-                watch_training(beginning.loop.steps(beginning.first), group.leads)
+                    say_facts(run_facts.beginning(ready.loop, ready.first, ready.holds.facts))
+                    say_all((), ready.notes)
+                last = watch_training(ready.loop.steps(ready.first), group.leads)
+                if last is not None:
+                    say_facts(run_facts.ending(ready.loop, last, ready.first))
 
         try:
             in_group(work, device, how)

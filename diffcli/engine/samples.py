@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from diffcli.engine.arguments import SAVE, path_of, readable, whole
+from diffcli.config import UserError
+from diffcli.engine.arguments import SAVE, path_of, readable, several, whole
 from diffcli.engine.draw import output
-from diffcli.engine.draw.pictures import grid
 from diffcli.engine.draw.sample import Finished
+from diffcli.engine.draw.sheets.arrangement import Arrangement
 
 
 class Samples:
@@ -50,11 +51,23 @@ class Samples:
         """One Pillow image each, grey or RGB."""
         return list(self)
 
-    def grid(self, columns: int | None = None) -> Image.Image:
-        """All of them in one picture, row by row; by default as `diffcli sample` lays them out."""
+    def grid(
+        self, columns: int | None = None, scale: int | None = None, captions: Sequence[str] | None = None
+    ) -> Image.Image:
+        """All of them in one picture, row by row; by default as `diffcli sample` lays them out.
+
+        scale: each pixel becomes a square of so many. captions: words under each image, one an image.
+        """
         if columns is not None:
             columns = whole("columns", columns, 1)
-        return _picture(grid(self.tensor, columns or output.columns_for(self.record)))
+        if scale is not None:
+            scale = whole("scale", scale, 1)
+        if captions is not None:
+            captions = [str(each) for each in several("captions", captions)]
+            if len(captions) != len(self):
+                problem = f"captions are {len(captions)}, the images {len(self)}"
+                raise UserError(problem, "give one caption an image")
+        return _picture(Arrangement(scale, columns, captions).sheet(self.tensor, self.record))
 
     def save(self, path: str | Path) -> Path:
         """Writes them as `diffcli sample --out` does, with the record beside: a grid (.png), arrays (.npz), or a folder."""

@@ -41,6 +41,8 @@ class DiffusionTask(Task):
     stored: the field `latent` of data that hold what the codec stores of it, which training then reads in its place.
     """
 
+    measured = "measuring the spread of the latents"
+
     def __init__(
         self,
         denoiser: Denoiser,

@@ -73,6 +73,7 @@ class Task(nn.Module, ABC):
     still: frozenset[str] = frozenset()  # the names of the networks that `freeze` was given
     wide: ClassVar[bool] = False  # its activations leave the range of fp16: asked for that, it computes in float32
     measures: int | None = 0  # samples of the training data that `measure` wants to see at least; None: all
+    measured: ClassVar[str] = "measuring the data"  # what `measure` does, for progress displays
 
     @property
     @abstractmethod

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from diffcli.config import UserError
 from diffcli.data.image_formats import SUFFIXES
 from diffcli.engine.draw.out_files import check_output as check_output
 from diffcli.engine.draw.out_files import kind_of
-from diffcli.engine.draw.pictures import MemoryPicture, captioned, grid, write_png
+from diffcli.engine.draw.pictures import MemoryPicture, write_png
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions
+from diffcli.engine.draw.sheets.arrangement import Arrangement
 from diffcli.fields import listed
 
-WIDEST = 20  # columns of a grid that still show anything
-HOLD = 1.0  # seconds that an animation rests on its last frame
+HOLD = 1.0  # seconds that an animation rests on its last frame, unless --hold says otherwise
 
 
 def check_apart(path: Path, options: SampleOptions) -> None:
@@ -44,12 +44,6 @@ def check_apart(path: Path, options: SampleOptions) -> None:
                 f"--out {path}: lies in {flag} {given}, of which the same command would read it the next time",
                 "give another folder",
             )
-
-
-def check_captions(path: Path, captions: bool) -> None:
-    """Raises UserError for --captions where no grid is written."""
-    if captions and kind_of(path) != ".png":
-        raise UserError(f"--captions with --out {path}: only a grid has captions", "end --out in .png, or leave it out")
 
 
 def check_pictures(path: Path, shape: tuple[int, ...], model: Path) -> None:
@@ -96,11 +90,11 @@ def stage_path(path: Path, number: int) -> Path:
 
 
 def write(
-    path: Path, drawn: Iterable[Finished], description: Mapping[str, Any], captions: Sequence[str] | None = None
+    path: Path, drawn: Iterable[Finished], description: Mapping[str, Any], layout: Arrangement = Arrangement()
 ) -> None:
     """Writes all images to `path` as its name says, then the sidecar. Refuses a folder that would keep other images.
 
-    captions: what to write under the images of a grid.
+    layout: of a grid.
     """
     names = numbered(description["n"])
     if not kind_of(path):
@@ -111,30 +105,16 @@ def write(
             write_npz(path, drawn)
         elif kind_of(path) == ".png":
             images = torch.cat([d.images for d in drawn])
-            cells = images if captions is None else captioned(images, captions)
             with whole(path) as partial:
-                write_png(partial, grid(cells, columns_for(description)))
+                write_png(partial, layout.sheet(images, description))
         else:
             for name, image in zip(names, images_of(drawn), strict=True):
                 write_png(path / name, image.permute(1, 2, 0).numpy())
-        sidecar(path).write_text(json.dumps(description, indent=1, default=int) + "\n")
+        sidecar(path).write_text(json.dumps({**description, **layout.describe()}, indent=1, default=int) + "\n")
     except OSError as error:
         raise UserError(
             f"--out {path}: cannot be written ({error.strerror})", "free some space, or give another place"
         ) from error
-
-
-def columns_for(description: Mapping[str, Any]) -> int | None:
-    """How many columns say most: a way between two images is one row; classes or prompts that cycle have a column each."""
-    way, classes = description.get("interpolate") or 0, len(description.get("class_names") or ())
-    if 1 < way <= WIDEST:
-        return int(way)
-    labels = description.get("labels") or []
-    if 1 < classes <= WIDEST and len(labels) >= classes and labels[:classes] == list(range(classes)):
-        return classes
-    prompts = description.get("prompts") or []
-    different = len(set(prompts))
-    return different if 1 < different <= WIDEST and len(prompts) > different else None
 
 
 def write_npz(path: Path, drawn: Iterable[Finished]) -> None:
@@ -148,13 +128,21 @@ def write_npz(path: Path, drawn: Iterable[Finished]) -> None:
         np.savez(partial, **arrays)
 
 
-def write_animation(path: Path, frames: Iterable[Tensor], fps: float, description: Mapping[str, Any]) -> None:
-    """Writes grids of uint8 (n, C, H, W) as .gif, .webp or .mp4, the last of them held for a second, then the sidecar."""
-    sheets = [np.repeat(sheet, 3, axis=2) if sheet.shape[-1] == 1 else sheet for sheet in map(grid, frames)]
+def write_animation(
+    path: Path,
+    frames: Iterable[Tensor],
+    fps: float,
+    description: Mapping[str, Any],
+    layout: Arrangement = Arrangement(),
+    hold: float = HOLD,
+) -> None:
+    """Writes grids of uint8 (n, C, H, W) as .gif, .webp or .mp4, then the sidecar. hold: seconds that the last one stays."""
+    drawn = (layout.sheet(images) for images in frames)
+    sheets = [np.repeat(sheet, 3, axis=2) if sheet.shape[-1] == 1 else sheet for sheet in drawn]
     try:
         with whole(path) as partial:
-            _write_frames(partial, sheets, fps)
-        described = {**description, "frames": len(sheets), "fps": fps}
+            _write_frames(partial, sheets, fps, hold)
+        described = {**description, **layout.describe(), "frames": len(sheets), "fps": fps, "hold": hold}
         sidecar(path).write_text(json.dumps(described, indent=1, default=int) + "\n")
     except ImportError as error:
         raise UserError(
@@ -175,13 +163,13 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _write_frames(path: Path, sheets: list[np.ndarray], fps: float) -> None:
+def _write_frames(path: Path, sheets: list[np.ndarray], fps: float, hold: float) -> None:
     if kind_of(path) == ".mp4":
         even = [np.pad(s, ((0, s.shape[0] % 2), (0, s.shape[1] % 2), (0, 0))) for s in sheets]  # H.264 wants it
-        held = even + even[-1:] * round(HOLD * fps)
+        held = even + even[-1:] * round(hold * fps)
         imageio.imwrite(path, np.stack(held), fps=fps, codec="libx264", plugin="FFMPEG", macro_block_size=2)
     else:
-        durations = [1000 / fps] * (len(sheets) - 1) + [1000 * HOLD]
+        durations = [1000 / fps] * (len(sheets) - 1) + [max(1000 * hold, 1000 / fps)]
         imageio.imwrite(path, np.stack(sheets), duration=durations, loop=0, plugin="pillow")
 
 

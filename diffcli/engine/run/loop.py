@@ -23,6 +23,7 @@ from diffcli.engine.run.measuring import GroupRanks, split
 from diffcli.engine.run.numbers import Numbers, on_their_way
 from diffcli.engine.run.phases import rate
 from diffcli.engine.run.runlog import RunDir, RunLog
+from diffcli.engine.run.showing.preview_words import captions
 from diffcli.engine.run.signals import Interrupted, stop_signals
 from diffcli.engine.run.state import State
 from diffcli.engine.tuning import autocast, compile_network
@@ -42,6 +43,7 @@ class Progress(NamedTuple):
     waited: float = 0.0  # seconds of this session that training waited for data,
     data_wait: float = 0.0  # and their share of all of its training
     notes: tuple[str, ...] = ()  # of the data, and of the numbers what was not true a step before
+    trained: float = 0.0  # seconds that the steps of this session took
 
     @property
     def losses(self) -> dict[str, float]:
@@ -111,7 +113,7 @@ class Loop:
 
     def steps(self, first: int) -> Iterator[Progress]:
         """Updates first + 1 to the last."""
-        cfg, log = self.cfg, RunLog(self.run, first) if self.group.leads else None
+        cfg, log = self.cfg, RunLog(self.run, first, self.preset) if self.group.leads else None
         waits = Waits(self.feed.batches(first))
         self.state.task.train()
         pending: deque[Numbers] = deque()
@@ -147,7 +149,8 @@ class Loop:
                         said, advice = remarks, []
                         written = event if s.step == step else ""
                         speed = clocked["images_per_s"]
-                        yield Progress(s.step, cfg.steps, s.values, speed, written, waits.waited, waits.share, notes)
+                        spent = waits.waited, waits.share, notes, waits.trained
+                        yield Progress(s.step, cfg.steps, s.values, speed, written, *spent)
                     if stopping and step < cfg.steps:
                         raise Interrupted
                     before += time.perf_counter() - now  # writing is not training
@@ -259,18 +262,22 @@ class Loop:
         if "snapshot" in due:
             assert isinstance(self.cfg.ema, PowerEma)
             written.append(str(store(self.run, step, self.state.emas, self.cfg.ema, self.record)))
-        images = self.preview() if "preview" in due else None
-        if images is not None:
-            written.append(str(log.preview(step, images)))
+        if "preview" in due:
+            written += [str(log.preview(step, *shown_now)) for shown_now in self.preview()]
         return ", ".join(written)
 
     @torch.no_grad()
-    def preview(self) -> Tensor | None:
-        """Images of the averaged model, always of the same seeds and conditions: those of some images of the data."""
+    def preview(self) -> Iterator[tuple[Tensor, list[str] | None]]:
+        """Images of the averaged model, always of the same seeds and conditions: those of some images of the data; and captions.
+
+        Nothing where the task has none to show.
+        """
         fields, rows = self.data.shown(self.cfg.previews)
         batch = on_device(fields, self.data.specs, self.group.device) | {"index": rows}
         with at_rest(self.state.averaged), autocast(self.group.device, self.cfg.precision):
-            return self.state.averaged.preview(batch, self.preset.sampler, self.preset.drawing.preview_guidance)
+            images = self.state.averaged.preview(batch, self.preset.sampler, self.preset.drawing.preview_guidance)
+        if images is not None:
+            yield images, captions(self.state.task, fields, self.data.classes, len(images))
 
 
 def wrap(task: Task, phases: Sequence[Phase], group: Group, compiled: bool) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """What a task learns of its data before the first step, and how its processes ask each other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,21 +35,53 @@ class GroupRanks:
         return self.group.sum(values)
 
 
+class ShowDone(Protocol):
+    """Shows how far something is."""
+
+    def __call__(self, what: str, done: int, total: int | None) -> None: ...
+
+
+Counting = Callable[[], AbstractContextManager[ShowDone]]
+
+
 @torch.no_grad()
-def measure(preset: Preset, group: Group, data: ImageData, task: Task) -> None:
-    """Shows a new task as much of its training data as it wants to see, each process its part of every batch."""
-    if task.measures != 0:
-        task.measure(shown(preset, group, data, task.measures), GroupRanks(group))
+def measure(preset: Preset, group: Group, data: ImageData, task: Task, counting: Counting | None = None) -> None:
+    """Shows a new task as much of its training data as it wants to see, each process its part of every batch.
+
+    counting: shows how far that is, in images.
+    """
+    if task.measures == 0:
+        return
+    batches = shown(preset, group, data, task.measures)
+    with (counting or _unseen)() as show:
+        total = pass_of(preset, data, task.measures) * preset.train.batch_size
+        task.measure(_counted(batches, lambda done: show(task.measured, done, total), group.world), GroupRanks(group))
+
+
+@contextmanager
+def _unseen() -> Iterator[ShowDone]:
+    yield lambda what, done, total: None
+
+
+def _counted(batches: Iterator[Batch], show: Callable[[int], None], world: int) -> Iterator[Batch]:
+    done = 0
+    show(done)
+    for batch in batches:
+        yield batch
+        done += len(batch["position"]) * world
+        show(done)
+
+
+def pass_of(preset: Preset, data: ImageData, wanted: int | None) -> int:
+    """How many batches of training hold `wanted` samples at least; None: all of them."""
+    cfg = preset.train
+    whole = (data.count or OF_A_STREAM) if isinstance(data, StreamData) else epoch_size(data, cfg.batch_size)
+    return ceil(min(wanted or whole, whole) / cfg.batch_size)
 
 
 def shown(preset: Preset, group: Group, data: ImageData, wanted: int | None) -> Iterator[Batch]:
     """Micro-batches of training as it begins, not mirrored: `wanted` samples at least, one pass and a batch at most."""
-    cfg = preset.train
-    if isinstance(data, StreamData):
-        whole = data.count or OF_A_STREAM
-    else:
-        whole = epoch_size(data, cfg.batch_size)
-    steps = ceil(min(wanted or whole, whole) / cfg.batch_size)
+    cfg, steps = preset.train, pass_of(preset, data, wanted)
     train, source = cfg.model_copy(update={"steps": steps}), preset.data.model_copy(update={"flip": False})
     feed = open_feed(preset.model_copy(update={"train": train, "data": source}), group, data, None)
     for _, batch in feed.batches(0):

@@ -1,6 +1,7 @@
-"""A run directory and what is written into it: preset, log lines, TensorBoard, preview grids, checkpoints.
+"""A run directory and what is written into it: preset, log lines, curves, trackers, preview grids, checkpoints.
 
     RUN/ preset.yaml  log.jsonl  tensorboard/  previews/step-00001000.png  checkpoints/step-00001000/
+         loss.png, the curves of the log  preview.png, the newest of previews/
          snapshots/step-00001000-std-0.050.safetensors ... where train.ema is of the kind power
 
 A log line is a function of the step alone, but for `images_per_s`, `data_wait` (the share of time that went by waiting for
@@ -16,17 +17,30 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as imageio
 from torch import Tensor
 
 from diffcli.checkpoint import checkpoints
 from diffcli.config import UserError, quoted
 from diffcli.data.lock import LOCK, only_writer
-from diffcli.engine.draw.pictures import grid
+from diffcli.engine.draw.output import whole
+from diffcli.engine.draw.pictures import write_png
+from diffcli.engine.draw.sheets.arrangement import Arrangement
+from diffcli.engine.run.showing import curves, trackers
 from diffcli.fields import to_levels
+from diffcli.preset import Preset
 
-LEFT = ("preset.yaml", "log.jsonl", "tensorboard", "previews", "snapshots")  # what a run writes beside its checkpoints
+TRACKED = ("tensorboard", "trackio", "wandb")  # where trackers write
+PICTURES = ("loss.png", "preview.png")
+LEFT = (
+    "preset.yaml",
+    "log.jsonl",
+    *PICTURES,
+    "previews",
+    "snapshots",
+    *TRACKED,
+)  # what a run writes beside its checkpoints
 SUPERSEDED = "superseded"  # where what a run leaves behind goes
+REDRAWN = 20.0  # seconds between two drawings of the curves
 CLOCKED = ("images_per_s", "data_wait", "time")  # the fields of a log line that differ from run to run
 
 
@@ -96,7 +110,8 @@ class RunDir:
             return
         for path in (self.preset, self.log):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        for name in TRACKED:
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     @property
     def held(self) -> bool:
@@ -130,13 +145,14 @@ class RunDir:
 class RunLog:
     """Writes the log, TensorBoard and the previews of a run from step `start` on."""
 
-    def __init__(self, run: RunDir, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, run: RunDir, start: int, preset: Preset) -> None:
         self.run = run
         with run.writing():
-            self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start + 1 if start else None)
-            self._started = time.time() - _rewind(run.log, start)
+            self._trackers = trackers.opened(preset.train.log, run.path, preset, start)
+            self._lines = _rewind(run.log, start)
+            taken = self._lines[-1].get("time") if self._lines else None
+            self._started = time.time() - (float(taken) if isinstance(taken, int | float) else 0.0)
+            self._drawn = time.monotonic()  # when the curves were
             self._file = run.log.open("a", encoding="utf-8")
 
     def line(self, step: int, values: Mapping[str, float], remarks: Sequence[str] = ()) -> dict[str, Any]:
@@ -147,25 +163,41 @@ class RunLog:
         with self.run.writing():
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            for tracker in self._trackers:
+                tracker.line(step, values)
+        self._lines.append(record)
+        if time.monotonic() - self._drawn > REDRAWN:
+            self.curves()
         return record
 
-    def preview(self, step: int, images: Tensor) -> Path:
-        """Writes a grid of images (B, C, H, W) in [-1, 1]."""
+    def preview(self, step: int, images: Tensor, captions: Sequence[str] | None = None) -> Path:
+        """Writes a grid of images (B, C, H, W) in [-1, 1], and the same as preview.png. captions: one an image."""
         path = self.run.path / "previews" / f"step-{step:08d}.png"
-        picture = grid(to_levels(images).cpu())
+        picture = Arrangement(captions=captions).sheet(to_levels(images).cpu())
+        newest = self.run.path / "preview.png"
         with self.run.writing():
             path.parent.mkdir(exist_ok=True)
-            imageio.imwrite(path, picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
-            self._board.add_image("preview", picture, step, dataformats="HWC")
+            write_png(path, picture)
+            with whole(newest) as partial:
+                write_png(partial, picture)
+            for tracker in self._trackers:
+                tracker.preview(step, picture)
         return path
 
+    def curves(self) -> None:
+        """Draws the losses so far."""
+        with self.run.writing():
+            curves.write(self._lines, self.run.path / "loss.png", self.run.path.name)
+        self._drawn = time.monotonic()
+
     def close(self) -> None:
-        """Flushes and closes what is open; a disk that is full has been told of by whoever wrote."""
-        for file in (self._file, self._board):
-            with suppress(OSError):
-                file.close()
+        """Draws the curves, flushes and closes what is open; a disk that is full has been told of by whoever wrote."""
+        with suppress(OSError, UserError):
+            self.curves()
+        with suppress(OSError):
+            self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
@@ -180,11 +212,10 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
                 yield line
 
 
-def _rewind(path: Path, start: int) -> float:
-    """Drops the lines past step `start`; returns the seconds that the run had taken by then."""
+def _rewind(path: Path, start: int) -> list[dict[str, Any]]:
+    """Drops the lines past step `start`; returns those that stay."""
     kept = [line for line in read_log(path) if line["step"] <= start]
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     partial.replace(path)
-    taken = kept[-1].get("time") if kept else None
-    return float(taken) if isinstance(taken, int | float) else 0.0
+    return kept

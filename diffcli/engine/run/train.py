@@ -19,7 +19,7 @@ from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.averages import set_aside_snapshots
 from diffcli.engine.run.loop import Loop, Progress
-from diffcli.engine.run.measuring import measure
+from diffcli.engine.run.measuring import Counting, measure
 from diffcli.engine.run.resume import set_aside
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state, resolved
@@ -73,8 +73,10 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
 
 
 @contextmanager
-def begun(preset: Preset, run: RunDir, group: Group, start: Path | None = None) -> Iterator[Beginning]:
-    """A run that is held for this process and ready for its first step; see `train`."""
+def begun(
+    preset: Preset, run: RunDir, group: Group, start: Path | None = None, counting: Counting | None = None
+) -> Iterator[Beginning]:
+    """A run that is held for this process and ready for its first step; see `train`. counting: shows what is measured before."""
     tune(group.device)
     preset = resolved(stage_reading.completed(preset), group.device)
     check_processes(preset, group.world)
@@ -84,13 +86,15 @@ def begun(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
         if start is None and group.leads:
             run.check_new()
         try:
-            yield prepare(preset, run, group, start)
+            yield prepare(preset, run, group, start, counting)
         except BaseException:
             run.abandon()
             raise
 
 
-def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> Beginning:
+def prepare(
+    preset: Preset, run: RunDir, group: Group, start: Path | None, counting: Counting | None = None
+) -> Beginning:
     """A run of a resolved preset, ready for its first step; the first to touch the run's files."""
     source = preset.data
     if isinstance(preset.task, PriorConfig):
@@ -115,7 +119,7 @@ def prepare(preset: Preset, run: RunDir, group: Group, start: Path | None) -> Be
             stage_reading.install(task, stage)
         if start is None:
             task.begin()
-            measure(preset, group, data.select(task.reads).knowing(task.reads), task)
+            measure(preset, group, data.select(task.reads).knowing(task.reads), task, counting)
 
     state = build_state(preset, group.device, data.specs, begin)
     data = data.select(state.task.reads).knowing(state.task.reads)

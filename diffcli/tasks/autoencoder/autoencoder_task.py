@@ -59,6 +59,7 @@ class AutoencoderTask(Task):
     """See the module. stage: how to build the autoencoder again. spec: one image (C, H, W)."""
 
     wide: ClassVar[bool] = True
+    measured = "looking for the first codes"
 
     def __init__(
         self,

@@ -11,8 +11,8 @@ import torch
 import diffcli
 from diffcli import preset as presets
 from diffcli.engine.distributed import Group, join
-from diffcli.engine.draw.pictures import GAP
 from diffcli.engine.draw.sample import SampleOptions, draw, request
+from diffcli.engine.draw.sheets.arrangement import GAP
 from diffcli.engine.model import Model, load_model, resized
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.train import train

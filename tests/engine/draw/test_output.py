@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcli.engine.draw.output import columns_for, pick
-from diffcli.engine.draw.pictures import GAP, grid, squarest
+from diffcli.engine.draw.output import pick
+from diffcli.engine.draw.sheets.arrangement import GAP, columns_for, grid, squarest
 from diffcli.fields import to_levels
 from diffcli.noise import Noise
 from tests.conftest import Cli, in_subprocess
@@ -98,7 +98,7 @@ def test_a_gif_of_x0_ends_in_the_sample_too(
 
 
 def test_a_gif_shows_one_image_and_of_all_classes_one_each(animate: Callable[..., Image.Image]) -> None:
-    assert animate().size == (8 + 2 * GAP, 8 + 2 * GAP)
+    assert animate().size == (8, 8)  # without a frame
     columns, rows = 5, 2  # ten without a gap
     assert animate("--class", "all").size == (columns * (8 + GAP) + GAP, rows * (8 + GAP) + GAP)
 

@@ -15,9 +15,9 @@ from diffcli.diffusion.samplers import Ddim
 from diffcli.digest import sha256
 from diffcli.engine.distributed import Group, join
 from diffcli.engine.draw.output import sidecar
-from diffcli.engine.draw.pictures import GAP
 from diffcli.engine.draw.sample import SampleOptions, class_id, load_model, request
 from diffcli.engine.draw.sample import draw as finished
+from diffcli.engine.draw.sheets.arrangement import GAP
 from diffcli.noise import Noise
 from tests.conftest import Cli, in_subprocess
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -48,11 +49,11 @@ def test_a_run_directory_holds_what_the_contract_names(tiny: Callable[..., Path]
     done = cli("train", "--preset", tiny(train__every={"log": 2, "preview": 3, "save": 4}), "--run-dir", run)
     assert (done.code, done.out) == (0, f"{run}\n")
     names = sorted(p.name for p in run.iterdir())
-    assert names == ["checkpoints", "log.jsonl", "preset.yaml", "previews", "tensorboard"]
+    assert names == ["checkpoints", "log.jsonl", "loss.png", "preset.yaml", "preview.png", "previews", "tensorboard"]
     files = ["checkpoint.json", "ema.safetensors", "optimizer.safetensors", "task.safetensors"]
     assert sorted(p.name for p in (run / "checkpoints" / "step-00000004").iterdir()) == files
     assert [p.name for p in (run / "previews").iterdir()] == ["step-00000003.png"]
-    assert imageio.imread(run / "previews" / "step-00000003.png").shape == (22, 22)  # four 8x8 images, gaps of 2
+    assert imageio.imread(run / "previews" / "step-00000003.png").shape == (2 * 113 + 2, 2 * 98 + 2)  # labelled
     assert next(p.name for p in (run / "tensorboard").iterdir()).startswith("events.out.tfevents")
     assert logged(run) == [2, 4]
     line = next(read_log(run / "log.jsonl"))
@@ -72,6 +73,8 @@ def test_progress_is_plain_lines_on_stderr_where_nobody_watches(
     told = [line for line in done.err.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in told] == ["1/4", "2/4", "3/4", "4/4"]
     assert all("loss" in line and "images/s" in line for line in told)
+    assert all("mse" not in line for line in told)  # which is the loss, under another name
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d", line.split()[2]) for line in told)
     assert "\x1b" not in done.err
 
 
@@ -135,7 +138,7 @@ def test_a_full_disk_under_the_log_is_told_once_and_names_the_checkpoint(tmp_pat
     run.claim()
     state = build_state(presets.build(TINY, "tiny.yaml"), torch.device("cpu"))
     checkpoint.save(run.checkpoints, 3, state.parts(), {})
-    log = RunLog(run, 0)
+    log = RunLog(run, 0, presets.build(TINY, "tiny"))
     log._file.close()
     log._file = open("/dev/full", "a")  # noqa: SIM115  the log closes it
     with pytest.raises(UserError, match=r"No space left on device.*step-00000003 stays usable"):

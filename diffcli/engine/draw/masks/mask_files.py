@@ -28,7 +28,8 @@ from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.masks.segmenting import BINARY, Segmenter, decided, variance
 from diffcli.engine.draw.out_files import kind_of
 from diffcli.engine.draw.output import sidecar, whole
-from diffcli.engine.draw.pictures import grid, write_png
+from diffcli.engine.draw.pictures import write_png
+from diffcli.engine.draw.sheets.arrangement import grid
 from diffcli.engine.model import Model
 
 WHITE = 65535

@@ -1,0 +1,107 @@
+"""How images become one picture to look at: a grid, enlarged, with words under each.
+
+Enlarging repeats pixels (nearest neighbour), so that what one sees is what the model drew. One image alone has no frame.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcli.config import UserError
+from diffcli.engine.draw.out_files import kind_of
+from diffcli.engine.draw.sheets.lettering import strips
+
+GAP = 2  # pixels between the images of a grid
+READABLE = 96  # pixels that an image is wide, or more, where a caption stands under it
+WIDEST = 20  # columns of a grid that still show anything
+
+
+class Arrangement(NamedTuple):
+    """How a grid or a frame of an animation is laid out.
+
+    scale: each pixel is a square of so many; None: 1, or what captions need. columns: None chooses those that say most. captions:
+    one an image.
+    """
+
+    scale: int | None = None
+    columns: int | None = None
+    captions: Sequence[str] | None = None
+
+    def sheet(self, images: Tensor, description: Mapping[str, Any] | None = None) -> np.ndarray:
+        """uint8 (B, C, H, W) -> one uint8 picture (H', W', C).
+
+        description: the record of the images, which says how many columns say most; None: about a square.
+        """
+        columns = self.columns or columns_for(description or {})
+        if self.captions is not None:
+            return grid(captioned(images, self.captions, self.scale), columns)
+        return grid(enlarged(images, self.scale or 1), columns)
+
+    def describe(self) -> dict[str, Any]:
+        """For sidecars, what differs from the usual."""
+        chosen = {"scale": self.scale, "columns": self.columns, "captions": self.captions is not None or None}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+def check_arrangement(path: Path, kinds: Sequence[str], layout: Mapping[str, Any]) -> None:
+    """Raises UserError, before any work, for options of a layout where no file of these kinds is written.
+
+    layout: the options by their flags; None and False were not given.
+    """
+    for flag, value in layout.items():
+        if value is not None and value is not False and kind_of(path) not in kinds:
+            shown = flag if value is True else f"{flag} {value}"
+            raise UserError(
+                f"{shown} with --out {path}: only {' and '.join(kinds)} are laid out; elsewhere images stay as they are",
+                f"end --out in {kinds[0]}, or leave {flag} out",
+            )
+
+
+def grid(images: Tensor, columns: int | None = None) -> np.ndarray:
+    """uint8 (B, C, H, W) -> one uint8 picture (H', W', C), row by row in order, on black; of one image that image alone."""
+    n, channels, height, width = images.shape
+    if n == 1:
+        return images[0].permute(1, 2, 0).numpy()
+    columns = min(columns or squarest(n), n)
+    rows = math.ceil(n / columns)
+    sheet = np.zeros((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), np.uint8)
+    for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        top, left = GAP + (i // columns) * (height + GAP), GAP + (i % columns) * (width + GAP)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def squarest(n: int) -> int:
+    """Columns for n images: nearly a square, without a gap in the last row where that stays within two to one."""
+    root = math.ceil(math.sqrt(n))
+    return next((c for c in range(root, math.ceil(math.sqrt(2 * n)) + 1) if n % c == 0), root)
+
+
+def columns_for(description: Mapping[str, Any]) -> int | None:
+    """How many columns say most: a way between two images is one row; classes or prompts that cycle have a column each."""
+    way, classes = description.get("interpolate") or 0, len(description.get("class_names") or ())
+    if 1 < way <= WIDEST:
+        return int(way)
+    labels = description.get("labels") or []
+    if 1 < classes <= WIDEST and len(labels) >= classes and labels[:classes] == list(range(classes)):
+        return classes
+    prompts = description.get("prompts") or []
+    different = len(set(prompts))
+    return different if 1 < different <= WIDEST and len(prompts) > different else None
+
+
+def enlarged(images: Tensor, scale: int) -> Tensor:
+    """uint8 (B, C, H, W) -> (B, C, scale H, scale W), each pixel repeated."""
+    return images if scale == 1 else images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+
+
+def captioned(images: Tensor, captions: Sequence[str], scale: int | None = None) -> Tensor:
+    """uint8 (B, C, H, W), C 1 or 3 -> the same enlarged, each above its caption. scale: None makes room for words."""
+    large = enlarged(images, scale or math.ceil(READABLE / images.shape[3]))
+    under = strips(captions, large.shape[3])[:, None]  # white on black in every channel
+    return torch.cat([large, under.expand(-1, images.shape[1], -1, -1)], dim=2)

@@ -1,0 +1,30 @@
+"""The words under the images of a preview: what each was drawn of."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from diffcli.fields import Batch
+from diffcli.tasks.task import Task
+
+WORDS = ("text", "label")  # the fields of data that people can read
+
+
+def captions(task: Task, fields: Batch, classes: Sequence[str] | None, n: int) -> list[str] | None:
+    """One caption for each of n images of a preview: its text, its class, or both; None where the task is told neither.
+
+    fields: of the data, one row an image; classes: their names, or None. A task whose conditions have no words, or that shows its
+    images in another order than that of the data, has none.
+    """
+    told = {name for each in task.named_conditioners.values() for name in each.reads}
+    found = [_words(fields[name], classes) for name in WORDS if name in told and name in fields]
+    if not found or any(len(words) != n for words in found):
+        return None
+    return [" / ".join(parts) for parts in zip(*found, strict=True)]
+
+
+def _words(values: Tensor | list[str], classes: Sequence[str] | None) -> list[str]:
+    if not isinstance(values, Tensor):
+        return list(values)
+    numbers = values.tolist()
+    return [classes[i] if classes is not None and 0 <= i < len(classes) else str(i) for i in numbers]

@@ -1,0 +1,95 @@
+"""What a run says before its first step and after its last: what it will do, what it did, and what to type next."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from diffcli.config import quoted
+from diffcli.data.images import ImageData
+from diffcli.data.order import epoch_size
+from diffcli.data.stream.stream_data import StreamData
+from diffcli.engine.distributed import Group
+from diffcli.engine.run.loop import Loop, Progress
+from diffcli.engine.run.plan import roles
+from diffcli.engine.run.runlog import read_log
+from diffcli.preset import Preset
+from diffcli.tasks.conditioners.classes import ClassConditionerConfig
+from diffcli.tasks.conditioners.spatial import SpatialConditionerConfig
+from diffcli.tasks.diffusion_config import DiffusionConfig
+
+
+def machine(preset: Preset, group: Group) -> str:
+    """Where a run computes, and in what: `cuda (NVIDIA H200), bf16, 2 processes`."""
+    device = group.device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    processes = f", {group.world} processes" if group.world > 1 else ""
+    compiled = ", compiled" if preset.train.compile else ""
+    return f"{device.type}{name}, {preset.train.precision}{threads}{processes}{compiled}"
+
+
+def beginning(loop: Loop, first: int, holds: Mapping[str, str]) -> dict[str, str]:
+    """What a run will do, by what it is about. first: the step that it starts after. holds: what its data hold, the same way."""
+    preset, cfg, state = loop.preset, loop.cfg, loop.state
+    parameters = sum(p.numel() for p in state.task.parameters())
+    networks = list(roles(state.task, state.phases))
+    facts = {
+        "device": machine(preset, loop.group),
+        "model": f"{preset.task.noun}, {parameters:,} parameters" + (f": {'; '.join(networks)}" if networks else ""),
+        **holds,
+        "steps": f"{first + 1:,} to {cfg.steps:,} of batches of {cfg.batch_size:,}{_epochs(loop.data, cfg.batch_size, cfg.steps)}"
+        + (f", from the checkpoint of step {first:,}" if first else ""),
+    }
+    every = {"log": cfg.every.log, "preview": cfg.every.preview, "checkpoint": cfg.every.save}
+    often = ", ".join(f"a {name} every {steps:,} steps" for name, steps in every.items() if 0 < steps <= cfg.steps)
+    return facts | {"run": f"{loop.run.path}{f': {often}' if often else ''}"}
+
+
+def ending(loop: Loop, last: Progress, first: int) -> dict[str, str]:
+    """What a run did and what to type next, by what it is about. last: its last step. first: the step that it started after."""
+    preset, run, steps = loop.preset, loop.run, last.step - first
+    rate = steps * preset.train.batch_size / max(last.trained, 1e-9)
+    facts = {
+        "done": f"{steps:,} steps in {_spoken(last.trained)}, {rate:.3g} images/s, "
+        f"{last.data_wait:.0%} of the time went by waiting for data"
+    }
+    logged = [line["loss"] for line in read_log(run.log) if isinstance(line.get("loss"), float)]
+    if logged and "loss" in last.losses:
+        facts["loss"] = f"{last.losses['loss']:.4f} at step {last.step:,}; the first in the log is {logged[0]:.4f}"
+    shown = [str(run.path / name) for name in ("loss.png", "preview.png") if (run.path / name).is_file()]
+    if shown:
+        facts["look at"] = ", ".join(shown)
+    facts["next"] = f"diffcli {next_command(preset, run.path)}"
+    return facts | {"go on": f"diffcli resume {quoted(run.path)} --steps {2 * last.steps}"}
+
+
+def next_command(preset: Preset, run: Path) -> str:
+    """What one does first with a model that has been trained, as arguments of `diffcli`."""
+    place, task = quoted(run), preset.task
+    match task.kind:
+        case "classifier":
+            return f"fid A B --features {place}"
+        case "prior":
+            return f"sample DECODER --prior {place} --prompt TEXT"
+        case "diffusion":
+            assert isinstance(task, DiffusionConfig)
+            if any(isinstance(each, SpatialConditionerConfig) for each in task.conditioners):
+                return f"sample {place} --image FILE"
+            worded = any(not isinstance(each, ClassConditionerConfig) for each in task.conditioners)
+            return f"sample {place}" + (" --prompt TEXT" if worded else "")
+        case _:
+            return f"sample {place} --image FILE"
+
+
+def _epochs(data: ImageData, batch_size: int, steps: int) -> str:
+    images = data.count if isinstance(data, StreamData) else epoch_size(data, batch_size)
+    return f", {steps * batch_size / images:.3g} epochs in all" if images else ""
+
+
+def _spoken(seconds: float) -> str:
+    """A length of time: 12.3 s, 5 min 3 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
