@@ -12,6 +12,7 @@ from diffcli import __version__
 from diffcli.cli import door, session
 from diffcli.cli.converting import export, import_weights
 from diffcli.cli.drawing import gif, sample
+from diffcli.cli.informing import info
 from diffcli.cli.options import Device, DeviceOption, Nproc, ResumeSet, Set
 from diffcli.cli.preparing import prep_data
 from diffcli.cli.presets import presets_app
@@ -112,7 +113,7 @@ def ema(
         print(written)
 
 
-for command in (sample, gif, fid):
+for command in (sample, gif, fid, info):
     app.command(command.__name__)(command)
 app.command("import")(import_weights)
 app.command("export")(export)

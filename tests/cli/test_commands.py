@@ -24,18 +24,21 @@ from diffcli.engine.tuning import auto_precision
 from diffcli.lookup import preset_files
 from tests.conftest import Cli, environment, in_subprocess
 
-COMMANDS = {"train", "resume", "sample", "gif", "fid", "ema", "prep-data", "presets", "import", "export"}
+COMMANDS = {"train", "resume", "sample", "gif", "fid", "ema", "prep-data", "presets", "import", "export", "info"}
 
 OPTIONS = {
     "train": "--preset --set --data --run-dir --steps --seed --device --nproc --nnodes --node-rank --rdzv-endpoint --dry-run",
     "resume": "--from --steps --set --device --nproc",
     "sample": "--ckpt --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --out --device --nproc "
-    "--image --mask --strength --interpolate --field --then --augment --tile --overlap --exact-tiles --no-tile",
+    "--image --mask --strength --interpolate --field --then --augment --tile --overlap --exact-tiles --no-tile "
+    "--scale --columns --captions",
     "gif": "--ckpt --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --out --device --nproc "
-    "--fps --frames --show --image --mask --strength --field --then --augment --tile --overlap --exact-tiles --no-tile",
+    "--fps --frames --show --image --mask --strength --field --then --augment --tile --overlap --exact-tiles --no-tile "
+    "--scale --columns --captions --hold",
     "fid": "--ckpt --ref --n --class --seed --sampler --steps --ddim-eta --guidance --batch-size --no-ema --device --nproc "
     "--metrics --features --weights --json --augment --tile --overlap --exact-tiles --no-tile",
     "ema": "--std --rate --out",
+    "info": "--json",
     "import": "--out --as",
     "export": "--ckpt --to --out --no-ema",
     "prep-data": "--out --size --workers --limit --resume --strict",

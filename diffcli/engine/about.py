@@ -1,0 +1,201 @@
+"""What stands at a path: a run, a checkpoint, an export or a prepared set, as one record of JSON values and as lines for people.
+
+    {"schema": 1, "kind": "run" | "checkpoint" | "export" | "prepared set", "path": ..., and what that kind has}
+
+Weights and images are not read: everything comes from records, indexes and the headers of files.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffcli import checkpoint
+from diffcli.config import UserError, quoted
+from diffcli.data.description import DataDescription, describe_set
+from diffcli.data.shards import is_prepared
+from diffcli.engine.data_records import recorded
+from diffcli.engine.model import Model, without_weights
+from diffcli.fields import listed
+
+SCHEMA = 1
+INDEX = "model_index.json"  # of a folder of diffusers
+CONFIG = "config.json"  # of one of its parts alone
+CLASS = "_class_name"
+SHOWN_CLASSES = 10
+SHOWN_CHECKPOINTS = 8
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What stands at `path`. Raises UserError where it is none of what diffcli writes."""
+    if not path.exists():
+        raise UserError(f"{path}: does not exist", "give a run, a checkpoint, an export or a prepared set")
+    if path.is_dir() and is_prepared(path):
+        return _headed("prepared set", path) | _described(describe_set(path, "the prepared set")) | _sizes(path)
+    if path.is_dir() and ((path / INDEX).is_file() or _class_of(path / CONFIG)):
+        return _headed("export", path) | _exported(path)
+    kept = checkpoint.checkpoints(path / "checkpoints") if path.is_dir() else []
+    if kept:
+        return _headed("run", path) | _of_run(path, kept)
+    if path.is_file() or (path / checkpoint.RECORD).is_file() or checkpoint.checkpoints(path):
+        return _headed("checkpoint", path) | _of_model(path)
+    if (path / "preset.yaml").is_file():
+        raise UserError(
+            f"{path}: is a run that has saved no checkpoint yet",
+            f"wait for its first one (train.every.save), or see {path / 'log.jsonl'}",
+        )
+    raise UserError(
+        f"{path}: is no run, checkpoint, export or prepared set",
+        f"give one that diffcli wrote; images become a set by `diffcli prep-data folder {quoted(path)} --out DIR`",
+    )
+
+
+def lines(found: Mapping[str, Any]) -> dict[str, str]:
+    """The same for people, by what it is about."""
+    facts = {str(found["kind"]): str(found["path"])}
+    match found["kind"]:
+        case "prepared set":
+            holds = DataDescription.model_validate(found["data"])
+            next_command = f"diffcli train --preset NAME --data {quoted(found['path'])}"
+            return facts | _of_data(holds) | {"size": _bytes(found["bytes"]), "next": next_command}
+        case "export":
+            parts = {name: f"{part['class']}, {_bytes(part['bytes'])}" for name, part in found["parts"].items()}
+            pipeline = {"pipeline": found["pipeline"]} if found["pipeline"] else {}
+            return facts | pipeline | parts | {"next": f"diffcli import {quoted(found['path'])} --out DIR"}
+        case _:
+            return facts | dict(_lines_of_model(found))
+
+
+def _lines_of_model(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if found["kind"] == "run":
+        saved = [f"{step:,}" for step in found["checkpoints"]]
+        shown = [*["..."] * (len(saved) > SHOWN_CHECKPOINTS), *saved[-SHOWN_CHECKPOINTS:]]
+        yield "steps", f"{found['step']:,} of {found['steps']:,}; checkpoints {', '.join(shown)}"
+        if best := found["best"]:
+            yield "best", f"step {best['step']:,}, {best['score']:.4g} ({best['scored']}): {best['path']}"
+        if logged := found["logged"]:
+            values = {k: v for k, v in logged.items() if k.rpartition("/")[2] in ("loss", "val_loss", "score")}
+            yield "log", f"step {logged['step']:,}: {', '.join(f'{k} {v:.4g}' for k, v in values.items())}"
+    else:
+        yield "step", f"{found['step']:,}"
+    yield "model", f"{found['task']} of the preset {found['name']}, {found['parameters']:,} parameters"
+    yield from ((f"  {name}", f"{count:,}") for name, count in found["networks"].items() if len(found["networks"]) > 1)
+    if found["image"]:
+        channels, *sides = found["image"]
+        yield "draws", f"images of {listed(tuple(sides))} (HxW), {channels} channels"
+    if names := found["classes"]:
+        more = ", ..." * (len(names) > SHOWN_CLASSES)
+        yield "classes", f"{len(names)}: {', '.join(names[:SHOWN_CLASSES])}{more}"
+    if found["sampler"]:
+        yield (
+            "sampler",
+            f"{found['sampler']['kind']}, {found['sampler']['steps']} steps, guidance {found['guidance']:g}",
+        )
+    if found["data"]:
+        yield from _of_data(DataDescription.model_validate(found["data"])).items()
+    yield "written", f"by diffcli {found['version']}, {_bytes(found['bytes'])}"
+    if found["next"]:
+        yield "next", f"diffcli {found['next']}"
+
+
+def _of_data(holds: DataDescription) -> dict[str, str]:
+    return {name: value for name, value in holds.facts.items() if (name, value) != ("classes", "none")}
+
+
+def _headed(kind: str, path: Path) -> dict[str, Any]:
+    return {"schema": SCHEMA, "kind": kind, "path": str(path)}
+
+
+def _described(holds: DataDescription) -> dict[str, Any]:
+    return {"data": holds.model_dump(mode="json")}
+
+
+def _of_run(path: Path, kept: list[Path]) -> dict[str, Any]:
+    found, record = _of_model(path), checkpoint.read_record(kept[-1])
+    best = kept[-1].parent / "best"
+    return found | {
+        "checkpoints": [int(each.name[5:]) for each in kept],
+        "steps": record["preset"]["train"]["steps"],
+        "best": _best(best) if (best / checkpoint.RECORD).is_file() else None,
+        "logged": _last_line(path / "log.jsonl"),
+    }
+
+
+def _best(path: Path) -> dict[str, Any]:
+    record = checkpoint.read_record(path)
+    return {"path": str(path), "step": record["step"], "score": record["score"], "scored": record["scored"]}
+
+
+def _of_model(path: Path) -> dict[str, Any]:
+    model = without_weights(path)
+    record = checkpoint.read_record(model.path)
+    networks = {n.name: count for n in model.task.networks if (count := sum(p.numel() for p in n.module.parameters()))}
+    drawn = model.trained_on.get(model.preset.task.models or "image")
+    holds = recorded(record)
+    return {
+        "checkpoint": str(model.path),
+        "step": model.step,
+        "name": model.preset.name,
+        "task": model.preset.task.noun,
+        "parameters": sum(p.numel() for p in model.task.parameters()),
+        "networks": networks,
+        "image": None if drawn is None or None in drawn.sides else list(drawn.sides),
+        "classes": None if model.classes is None else list(model.classes),
+        "sampler": model.preset.sampler.model_dump(mode="json") if model.preset.task.kind == "diffusion" else None,
+        "guidance": model.preset.guidance,
+        "data": None if holds is None else holds.model_dump(mode="json"),
+        "version": record.get("version"),
+        "next": _next(model, path),
+    } | _sizes(model.path)
+
+
+def _next(model: Model, path: Path) -> str:
+    from diffcli.engine.run.showing.run_facts import next_command
+
+    return next_command(model.preset, path)
+
+
+def _exported(path: Path) -> dict[str, Any]:
+    index = _json(path / INDEX)
+    folders = [each for each in sorted(path.iterdir()) if each.is_dir()] if index else []
+    classes = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    parts = {each.name: classes.get(each.name) or _class_of(each / CONFIG) or "files" for each in folders}
+    named = {name: {"class": kind, **_sizes(path / name)} for name, kind in parts.items()}
+    if not index:
+        named = {path.name: {"class": _class_of(path / CONFIG), **_sizes(path)}}
+    return {"library": "diffusers", "pipeline": index.get(CLASS), "parts": named} | _sizes(path)
+
+
+def _class_of(file: Path) -> str | None:
+    found = _json(file).get(CLASS)
+    return found if isinstance(found, str) else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is none."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _last_line(log: Path) -> dict[str, Any] | None:
+    from diffcli.engine.run.runlog import read_log
+
+    return next(iter(deque(read_log(log), maxlen=1)), None)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return {"bytes": sum(each.stat().st_size for each in files)}
+
+
+def _bytes(n: int) -> str:
+    """A number of bytes as people say it: 1.2 MiB."""
+    size, units = float(n), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.0f} {units[0]}" if units[0] == "bytes" else f"{size:.1f} {units[0]}"
