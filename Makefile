@@ -1,23 +1,32 @@
-# Every target sets up what it needs: a virtual environment in .venv, installed under constraints.txt, made once and reused.
+# Every target sets up what it needs: a virtual environment in .venv, installed under constraints.txt, made once and reused. What
+# only draws has the package alone; what tests or checks adds the extras.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEV := .venv/.with-extras
 DIFFCLI := $(BIN)/diffcli
+PIP := --disable-pip-version-check --progress-bar on -c constraints.txt
 QUICK := not slow and not gpu
 GIVEN := $(filter command environment,$(origin PYTHON))
 
-.PHONY: help install demo test test-slow check format bench gpu-check judge clean
+.PHONY: help install dev demo test test-fast test-slow check format bench gpu-check judge clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
 
-install: $(STAMP) ## set up .venv with diffcli and its development tools
+install: $(STAMP) ## set up .venv with diffcli alone, which is all that the demo needs
+
+dev: $(DEV) ## set up .venv with every extra and the development tools
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11"; echo "hint:  make $@ PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP) -e .
+	touch $@
+
+$(DEV): $(STAMP)
+	$(BIN)/python -m pip install $(PIP) -e '.[dev]'
 	touch $@
 
 demo: $(STAMP) ## train the digits, draw them, animate one, score them: 4 to 11 minutes on 2 cores
@@ -28,23 +37,26 @@ demo: $(STAMP) ## train the digits, draw them, animate one, score them: 4 to 11 
 	$(DIFFCLI) gif --ckpt runs/demo --class all --n 10 --out runs/demo/denoise.gif
 	$(DIFFCLI) fid --ckpt runs/demo --n 1000 --seed 1000 --features runs/demo-classifier --metrics fid,accuracy
 
-test: $(STAMP) ## the quick tests: less than 10 minutes on 2 cores
+test: $(DEV) ## the quick tests: less than 10 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '$(QUICK)' -n auto --dist loadgroup
 
-test-slow: $(STAMP) ## every test that this machine can run
+test-fast: $(DEV) ## the tests of what changed since main
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '$(QUICK)' -n auto --dist loadgroup $$($(BIN)/python -m tests.changed)
+
+test-slow: $(DEV) ## every test that this machine can run
 	$(BIN)/python -m pytest -m ''
 
-check: $(STAMP) ## lint, formatting, types
+check: $(DEV) ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP) ## rewrite the code as `make check` wants it
+format: $(DEV) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## training and sampling beside other projects, the samplers, readers beside other readers: about 20 minutes
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+bench: $(DEV) ## training and sampling beside other projects, the samplers, readers beside other readers: about 20 minutes
+	$(BIN)/python -m pip install $(PIP) -e '.[bench]'
 	$(BIN)/python benchmarks/train_speed.py
 	$(BIN)/python benchmarks/sample_speed.py
 	$(BIN)/python benchmarks/samplers.py
@@ -54,7 +66,7 @@ bench: $(STAMP) ## training and sampling beside other projects, the samplers, re
 	$(BIN)/python benchmarks/upscaler_training.py
 	$(BIN)/python benchmarks/tiled_upscaling.py
 
-gpu-check: $(if $(GIVEN),,$(STAMP)) ## ten minutes on a GPU: the `gpu` tests, speed and memory beside diffusers (PYTHON=one with torch)
+gpu-check: $(if $(GIVEN),,$(DEV)) ## ten minutes on a GPU: the `gpu` tests, speed and memory beside diffusers (PYTHON=one with torch)
 	$(if $(GIVEN),$(PYTHON),$(BIN)/python) benchmarks/gpu_check.py $(OPTIONS)
 
 judge: $(STAMP) ## how often an independent classifier reads the demo's digits as asked (DATA=folder of MNIST's IDX files)

@@ -16,7 +16,6 @@ from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.data.prepared import Shards
 from diffcli.data.stream.stream_data import Stream
-from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine.run.plan import plan
 from diffcli.engine.run.state import build_on_meta
 from diffcli.engine.stage_reading import codec_of
@@ -49,8 +48,6 @@ OVERRIDES = [
     "sampler.kind=ddpm", "sampler.kind=ddim", "sampler.kind=heun", "sampler.kind=dpmpp_2m", "sampler.steps=25",
     "sampler.eta=0.5", "guidance=3",
 ]  # fmt: skip
-
-OF_STEPS = ("task.target=eps", "task.learn_variance=true", "task.schedule.steps=100")
 
 
 def value_at(tree: object, key: str) -> object:
@@ -164,28 +161,38 @@ WITH = {  # what a setting needs beside it
 }
 
 
-def settings_of(name: str) -> list[str]:
-    """Those of OVERRIDES that a shipped preset has keys for."""
-    task = presets.load(name).task
-    left = OVERRIDES
-    if task.kind != "diffusion":  # its network is made for one size
-        left = [s for s in left if not s.startswith(("task.", "sampler.", "guidance", "data.size"))]
-    elif not isinstance(task.schedule, DiscreteSchedule):
-        left = [s for s in left if s not in OF_STEPS]
-    if task.kind == "diffusion" and task.network.kind != "unet":  # a transformer has one width
-        left = [s for s in left if not s.startswith("task.network.mult")]
-    return left
+def takes(preset: presets.Preset, setting: str) -> bool:
+    key, _, value = setting.partition("=")
+    found, wanted = value_at(preset.model_dump(mode="json"), key), yaml.safe_load(value)
+    return found == wanted or float(found) == pytest.approx(float(wanted))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("setting", OVERRIDES)
+def test_a_key_that_scripts_override_takes_the_value(setting: str) -> None:
+    """On the smallest preset, whose file leaves most sections out."""
+    assert takes(presets.build(TINY, "tiny", [*WITH.get(setting, []), setting]), setting)
+
+
+TOGETHER = (  # one value for each key that every kind of preset has
+    *("seed=7", "train.steps=9", "train.batch_size=32", "train.accumulate=2", "train.precision=fp16", "train.clip=0.5"),
+    *("train.ema=0.99", "train.optimizer.kind=adam", "train.optimizer.lr=1e-4", "train.curve.kind=linear"),
+    *("train.every.log=3", "train.every.preview=0", "train.every.save=5", "train.keep_last=4", "train.keep_every=50"),
+)
+BESIDE = {  # those of a kind of task or network
+    "diffusion": ("sampler.kind=heun", "sampler.steps=5"),
+    "unet": ("task.network.dropout=0.1",),
+}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_key_that_scripts_override_can_be_overridden(name: str) -> None:
-    """On every shipped preset, whatever sections its file leaves out, and the key takes the value."""
+def test_every_shipped_preset_takes_the_keys_that_scripts_override(name: str) -> None:
+    """All of them at once: what each key means alone is a matter of the key, not of the file."""
     raw = presets.read(SHIPPED[name])
-    for setting in settings_of(name):
-        key, _, value = setting.partition("=")
-        preset = presets.build(raw, name, [*WITH.get(setting, []), setting])
-        found, wanted = value_at(preset.model_dump(mode="json"), key), yaml.safe_load(value)
-        assert found == wanted or float(found) == pytest.approx(float(wanted)), setting  # type: ignore[arg-type]
+    task = presets.load(name).task
+    kinds = {task.kind, getattr(getattr(task, "network", None), "kind", "")}
+    settings = [*TOGETHER, *(each for kind in kinds for each in BESIDE.get(kind, ()))]
+    preset = presets.build(raw, name, settings)
+    assert [setting for setting in settings if not takes(preset, setting)] == []
 
 
 def test_another_kind_keeps_what_both_kinds_know() -> None:

@@ -26,6 +26,18 @@ from tests.conftest import Cli, environment, in_subprocess
 
 COMMANDS = {"train", "resume", "sample", "gif", "fid", "ema", "prep-data", "presets", "import", "export", "info"}
 
+EXTRAS = (
+    "transformers",
+    "open_clip",
+    "img2dataset",
+    "pyarrow",
+    "fsspec",
+    "s3fs",
+    "pydicom",
+    "pillow_heif",
+    "diffusers",
+)
+
 OPTIONS = {
     "train": "--preset --set --data --run-dir --steps --seed --device --nproc --nnodes --node-rank --rdzv-endpoint --dry-run",
     "resume": "--from --steps --set --device --nproc",
@@ -252,8 +264,10 @@ def test_an_installed_diffcli_finds_its_presets_in_any_folder(tmp_path: Path) ->
 def test_a_newcomer_trains_samples_animates_and_scores(
     cli: Cli, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the defaults for every output, in the current folder."""
+    """With the defaults for every output, in the current folder, and with the package alone: no extra is imported."""
     monkeypatch.chdir(tmp_path)
+    for extra in EXTRAS:
+        monkeypatch.setitem(sys.modules, extra, None)
     preset = tiny()
     judge = tiny("judge", task={"kind": "classifier", "num_classes": 10, "network": {"width": 4}}, guidance=1)
     assert cli("train", "--preset", preset).out == "runs/tiny\n"

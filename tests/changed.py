@@ -1,0 +1,62 @@
+"""Which tests to run for what changed: `python -m tests.changed` prints them, and `make test-fast` runs them.
+
+Changed is what differs from the branch `main`, or from the last commit where that is main. The test file that mirrors a changed
+one stands for it; where there is none, the files of the deepest folder that mirrors its folder.
+"""
+
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).parent.parent
+ALWAYS = ("tests/test_layers.py",)  # takes a second and knows every file
+ELSEWHERE = {  # what no test mirrors, by the first part of its path
+    "presets": "tests/test_presets.py",
+    "README.md": "tests/test_readme.py",
+    "docs": "tests/test_readme.py",
+    "Makefile": "tests/test_readme.py",
+    "CONTRIBUTING.md": "tests/test_contributing.py",
+    "benchmarks": "tests/test_gpu_check.py",
+}
+
+
+def changed(root: Path = ROOT) -> list[str]:
+    """Paths that differ from main and those that git does not know yet, below `root`."""
+    base = _git(root, "merge-base", "HEAD", "main") or ["HEAD"]
+    return sorted({*_git(root, "diff", "--name-only", base[0]), *_git(root, "ls-files", "-o", "--exclude-standard")})
+
+
+def mirrors_of(paths: Iterable[str], root: Path = ROOT) -> list[str]:
+    """The test files for changed paths, each once, in alphabetical order."""
+    return sorted({*ALWAYS, *(test for path in paths for test in _mirrors_of(PurePosixPath(path), root))})
+
+
+def _mirrors_of(path: PurePosixPath, root: Path) -> list[str]:
+    first = path.parts[0]
+    if first in ELSEWHERE:
+        return [ELSEWHERE[first]]
+    if first not in ("tests", "diffcli") or path.suffix != ".py":
+        return []
+    if path.name.startswith("test_"):
+        return [str(path)] if (root / path).is_file() else []
+    mirrored = PurePosixPath("tests", *path.parts[1:])
+    own = mirrored.with_name(f"test_{path.name}")
+    if (root / own).is_file():
+        return [str(own)]
+    folder = mirrored.parent
+    while not any((root / folder).glob("test_*.py")) and folder.name != "tests":
+        folder = folder.parent
+    return (
+        []
+        if folder.name == "tests"
+        else sorted(str(folder / found.name) for found in (root / folder).glob("test_*.py"))
+    )
+
+
+def _git(root: Path, *arguments: str) -> list[str]:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+if __name__ == "__main__":
+    print(*mirrors_of(changed()))

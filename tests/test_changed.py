@@ -1,0 +1,49 @@
+"""`make test-fast` runs the tests of what changed."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.changed import changed, mirrors_of
+
+
+@pytest.mark.parametrize(
+    ("path", "test"),
+    [
+        ("diffcli/ema.py", "tests/test_ema.py"),
+        ("tests/test_ema.py", "tests/test_ema.py"),
+        ("diffcli/engine/draw/output.py", "tests/engine/draw/test_output.py"),
+        ("presets/digits.yaml", "tests/test_presets.py"),
+        ("docs/using.md", "tests/test_readme.py"),
+    ],
+)
+def test_a_changed_file_has_the_test_that_mirrors_it(path: str, test: str) -> None:
+    assert set(mirrors_of([path])) == {test, "tests/test_layers.py"}
+
+
+def test_a_file_that_no_test_mirrors_has_those_of_its_folder() -> None:
+    found = mirrors_of(["diffcli/cli/console.py"])
+    assert {"tests/cli/test_commands.py", "tests/cli/test_bad_input.py"} <= set(found)
+    assert all(path.startswith("tests/cli/") for path in found if path != "tests/test_layers.py")
+
+
+def test_what_is_committed_since_main_and_what_is_not_are_both_changed(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    def write(name: str) -> None:
+        (tmp_path / name).write_text(name)
+
+    git("init", "-q", "-b", "main")
+    write("old.py")
+    git("add", "-A")
+    git("commit", "-qm", "a")
+    assert changed(tmp_path) == []
+    git("checkout", "-qb", "work")
+    write("committed.py")
+    git("add", "-A")
+    git("commit", "-qm", "b")
+    write("new.py")
+    write("old.py.txt")
+    assert changed(tmp_path) == ["committed.py", "new.py", "old.py.txt"]
