@@ -34,15 +34,17 @@ PARTS = ("ema", "task", "optimizer")
 Tensors = Mapping[str, Tensor]
 
 
-def save(root: Path, step: int, parts: Mapping[str, Tensors], record: Mapping[str, Any]) -> Path:
-    """Writes root/step-NNNNNNNN under a temporary name, flushes it to disk and renames it. Returns its path.
+def save(
+    root: Path, step: int, parts: Mapping[str, Tensors], record: Mapping[str, Any], name: str | None = None
+) -> Path:
+    """Writes root/step-NNNNNNNN, or root/NAME, under a temporary name, flushes it to disk and renames it. Returns its path.
 
     parts: tensors of each of PARTS; record: JSON values. Where the disk fails, nothing of it stays and UserError names the
     newest checkpoint that does.
     """
-    final = step_dir(root, step)
+    final = step_dir(root, step) if name is None else root / name
     try:
-        _replace(final, {name: parts[name] for name in PARTS}, {"format": FORMAT, "step": step, **record})
+        _replace(final, {part: parts[part] for part in PARTS}, {"format": FORMAT, "step": step, **record})
     except (OSError, SafetensorError) as error:
         kept = checkpoints(root)
         usable = f"{kept[-1]} stays usable" if kept else "no earlier checkpoint exists"

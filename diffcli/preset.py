@@ -48,12 +48,27 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", 'Field name "validate"')  # a deprecated method of pydantic's has that name, too
 
     class Every(Config):
-        """How often, in steps; 0 is never. validate: the loss of the averaged model on held-out images."""
+        """How often, in steps; 0 is never.
+
+        validate: the loss of the averaged model on held-out images. score: a small score of samples, see train.score.
+        """
 
         log: int = Field(50, ge=0)
         preview: int = Field(1000, ge=0)
         save: int = Field(1000, ge=0)
         validate: int = Field(0, ge=0)  # type: ignore[assignment]
+        score: int = Field(0, ge=0, description="a small score of samples every so many steps; 0: none")
+
+
+class SmallScoreConfig(Config):
+    """The score during training. KID has no bias where images are few; FID falls with their number."""
+
+    metric: Literal["kid", "fid"] = Field("kid", description="what is measured; lower is better")
+    n: int = Field(1000, ge=2, description="samples that are drawn for it each time")
+    features: str = Field("inception", description="inception, or the run of a classifier that diffcli trained")
+    reference: str | None = Field(
+        None, description="folder, .npz, prepared set or NAME:SPLIT; null: images of the training data"
+    )
 
 
 class PhaseConfig(Config):
@@ -86,6 +101,7 @@ class TrainConfig(Config):
         description="where numbers and previews go beside the run's own files: tensorboard, wandb, trackio",
     )
     validate_images: int = Field(1024, ge=1, description="held-out images that train.every.validate looks at, at most")
+    score: SmallScoreConfig = Field(SmallScoreConfig(), description="what train.every.score measures")
     previews: int = Field(36, ge=1, description="images in a preview grid")
     keep_last: int = Field(2, ge=1, description="newest checkpoints that stay")
     keep_every: int = Field(0, ge=0, description="every how many steps a checkpoint is kept for good; 0: none is")

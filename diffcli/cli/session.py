@@ -137,7 +137,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     from diffcli.engine.run.showing.trackers import check_trackers
     from diffcli.engine.run.signals import Interrupted
     from diffcli.engine.run.state import build_on_meta
-    from diffcli.engine.run.train import begun, check_processes
+    from diffcli.engine.run.train import Scoring, begun, check_processes
     from diffcli.engine.stage_reading import completed
 
     how.check()
@@ -155,8 +155,14 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
             for advice in [*preset.advice(), *told]:
                 say(f"note:  {advice}")
 
+        scoring: Scoring | None = None
+        if preset.train.every.score:
+            from diffcli.engine.small_score import SmallScore
+
+            scoring = SmallScore
+
         def work(group: "Group") -> None:
-            with begun(preset, run, group, start, counting if group.leads else None) as ready:
+            with begun(preset, run, group, start, counting if group.leads else None, scoring) as ready:
                 if group.leads:
                     say_facts(run_facts.beginning(ready.loop, ready.first, ready.holds.facts))
                     say_all((), ready.notes)

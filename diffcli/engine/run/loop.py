@@ -3,9 +3,9 @@
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from diffcli.engine.run.measuring import GroupRanks, split
 from diffcli.engine.run.numbers import Numbers, on_their_way
 from diffcli.engine.run.phases import rate
 from diffcli.engine.run.runlog import RunDir, RunLog
+from diffcli.engine.run.showing.best import Best
 from diffcli.engine.run.showing.preview_words import captions
 from diffcli.engine.run.signals import Interrupted, stop_signals
 from diffcli.engine.run.state import State
@@ -49,6 +50,14 @@ class Progress(NamedTuple):
     def losses(self) -> dict[str, float]:
         """The loss of each phase that took part in the step: `loss`, or NAME/loss where there are several."""
         return {name: value for name, value in self.values.items() if name.rpartition("/")[2] == "loss"}
+
+
+class Score(Protocol):
+    """The score of a task's samples at a step, lower for better ones; name: what it is."""
+
+    name: str
+
+    def __call__(self, task: Task, step: int) -> float: ...
 
 
 class Settled(NamedTuple):
@@ -87,7 +96,10 @@ class Waits:
 
 
 class Loop:
-    """The steps of one run and what is due after each. validate: the loss of a task at a step on held-out images, if wanted."""
+    """The steps of one run and what is due after each.
+
+    validate: the loss of a task at a step on held-out images, if wanted. score: of its samples, the same way.
+    """
 
     def __init__(
         self,
@@ -98,9 +110,10 @@ class Loop:
         data: ImageData,
         record: dict[str, Any],
         validate: Callable[[Task, int], float] | None = None,
+        score: Score | None = None,
     ) -> None:
         self.preset, self.cfg, self.run, self.group = preset, preset.train, run, group
-        self.state, self.data, self.record, self.validate = state, data, record, validate
+        self.state, self.data, self.record, self.validate, self.score = state, data, record, validate, score
         self.feed = open_feed(preset, group, data, record.pop("feed", None))
         self.trained = {phase.name: state.task.parameters_of(phase.networks) for phase in state.phases}
         self.others = {
@@ -114,6 +127,7 @@ class Loop:
     def steps(self, first: int) -> Iterator[Progress]:
         """Updates first + 1 to the last."""
         cfg, log = self.cfg, RunLog(self.run, first, self.preset) if self.group.leads else None
+        self.best = Best(self.run.checkpoints, first) if self.score is not None and log is not None else None
         waits = Waits(self.feed.batches(first))
         self.state.task.train()
         pending: deque[Numbers] = deque()
@@ -134,10 +148,12 @@ class Loop:
                     now = time.perf_counter()
                     waits.trained += now - before
                     clocked, before = {"images_per_s": round(cfg.batch_size / (now - before), 2)}, now
-                    if "log" in due or "validate" in due or stopping:
+                    if due & {"log", "validate", "score"} or stopping:
                         clocked["data_wait"] = round(waits.recent_share(), 4)
                     if "validate" in due and self.validate is not None:
                         settled[-1].values["val_loss"] = self.validate(self.state.averaged, step)
+                    if "score" in due and self.score is not None:
+                        settled[-1].values["score"] = self.score(self.state.averaged, step)
                     if due or stopping:
                         self.feed.gather()
                     found = [self.state.task.remarks(s.step, s.values) if log is not None else [] for s in settled]
@@ -233,7 +249,7 @@ class Loop:
         if self.cfg.keep_every and step % self.cfg.keep_every == 0:
             due |= {"save"}
         if step == self.cfg.steps:
-            due |= {"log", "save"} | {name for name in ("snapshot", "validate") if often[name]}
+            due |= {"log", "save"} | {name for name in ("snapshot", "validate", "score") if often[name]}
         return due
 
     def after(
@@ -253,18 +269,27 @@ class Loop:
         if "data_wait" in clocked:
             due_phases = [phase for phase in self.state.phases if phase.due(step)]
             rates = {f"{self.prefix(phase)}lr": rate(phase, step, self.cfg.steps) for phase in due_phases}
-            log.line(step, {**shown, **rates, **self.feed.numbers(step), **clocked}, remarks)
+            log.line(step, {**shown, **rates, **self.feed.numbers(step), **clocked}, remarks, self.scored(shown))
             written.append("log")
         if "save" in due or stopping:
             parts, record = self.state.parts(), self.record | self.feed.kept
             written.append(str(checkpoint.save(self.run.checkpoints, step, parts, record)))
             checkpoint.prune(self.run.checkpoints, self.cfg.keep_last, self.cfg.keep_every)
+        if self.best is not None and "score" in shown:
+            kept = self.best.keep(
+                step, shown["score"], self.scored(shown)["scored"], self.state.parts, self.record | self.feed.kept
+            )
+            written += [str(kept)] if kept else []
         if "snapshot" in due:
             assert isinstance(self.cfg.ema, PowerEma)
             written.append(str(store(self.run, step, self.state.emas, self.cfg.ema, self.record)))
         if "preview" in due:
             written += [str(log.preview(step, *shown_now)) for shown_now in self.preview()]
         return ", ".join(written)
+
+    def scored(self, shown: Mapping[str, float]) -> dict[str, str]:
+        """What the score among these values is, for the log: its metric, features and numbers of images."""
+        return {"scored": self.score.name} if self.score is not None and "score" in shown else {}
 
     @torch.no_grad()
     def preview(self) -> Iterator[tuple[Tensor, list[str] | None]]:

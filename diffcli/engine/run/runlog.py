@@ -155,9 +155,23 @@ class RunLog:
             self._drawn = time.monotonic()  # when the curves were
             self._file = run.log.open("a", encoding="utf-8")
 
-    def line(self, step: int, values: Mapping[str, float], remarks: Sequence[str] = ()) -> dict[str, Any]:
-        """Appends one JSON object; returns it. remarks: what is to be said of the values, as its `remarks`, if anything."""
-        record: dict[str, Any] = {"step": step, **values, "time": round(time.time() - self._started, 3)}
+    def line(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        remarks: Sequence[str] = (),
+        words: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Appends one JSON object; returns it.
+
+        remarks: what is to be said of the values, as its `remarks`, if anything. words: further fields, which are no numbers.
+        """
+        record: dict[str, Any] = {
+            "step": step,
+            **values,
+            **(words or {}),
+            "time": round(time.time() - self._started, 3),
+        }
         if remarks:
             record["remarks"] = list(remarks)
         with self.run.writing():

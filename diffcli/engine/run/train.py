@@ -4,7 +4,7 @@ Training state is a pure function of the step: data order, augmentation, times, 
 position in the global batch), so a checkpoint holds weights, averages and optimizer moments and nothing else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from diffcli.engine import data_records, encoder_records, stage_reading
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.averages import set_aside_snapshots
-from diffcli.engine.run.loop import Loop, Progress
+from diffcli.engine.run.loop import Loop, Progress, Score
 from diffcli.engine.run.measuring import Counting, measure
 from diffcli.engine.run.resume import set_aside
 from diffcli.engine.run.runlog import RunDir
@@ -29,6 +29,8 @@ from diffcli.fields import to_record
 from diffcli.preset import Preset, dump
 from diffcli.tasks.prior import PriorConfig
 from diffcli.tasks.task import Task
+
+Scoring = Callable[[Preset, Path, Group, Task, ImageData], Score]
 
 
 class Beginning(NamedTuple):
@@ -74,9 +76,17 @@ def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) 
 
 @contextmanager
 def begun(
-    preset: Preset, run: RunDir, group: Group, start: Path | None = None, counting: Counting | None = None
+    preset: Preset,
+    run: RunDir,
+    group: Group,
+    start: Path | None = None,
+    counting: Counting | None = None,
+    scoring: Scoring | None = None,
 ) -> Iterator[Beginning]:
-    """A run that is held for this process and ready for its first step; see `train`. counting: shows what is measured before."""
+    """A run that is held for this process and ready for its first step; see `train`.
+
+    counting: shows what is measured before. scoring: makes what measures the score of its samples, where the preset wants one.
+    """
     tune(group.device)
     preset = resolved(stage_reading.completed(preset), group.device)
     check_processes(preset, group.world)
@@ -86,14 +96,19 @@ def begun(
         if start is None and group.leads:
             run.check_new()
         try:
-            yield prepare(preset, run, group, start, counting)
+            yield prepare(preset, run, group, start, counting, scoring)
         except BaseException:
             run.abandon()
             raise
 
 
 def prepare(
-    preset: Preset, run: RunDir, group: Group, start: Path | None, counting: Counting | None = None
+    preset: Preset,
+    run: RunDir,
+    group: Group,
+    start: Path | None,
+    counting: Counting | None = None,
+    scoring: Scoring | None = None,
 ) -> Beginning:
     """A run of a resolved preset, ready for its first step; the first to touch the run's files."""
     source = preset.data
@@ -124,6 +139,7 @@ def prepare(
     state = build_state(preset, group.device, data.specs, begin)
     data = data.select(state.task.reads).knowing(state.task.reads)
     validate = Validation(preset, group, state.task).loss if preset.train.every.validate else None
+    score = scoring(preset, run.path, group, state.task, data) if scoring and preset.train.every.score else None
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
     record |= {"fields": to_record(state.task.reads), **encoded_by, "feed": (found or {}).get("feed")}
     record[data_records.RECORD] = holds.model_dump(mode="json")
@@ -142,4 +158,6 @@ def prepare(
                 run.begin()
             run.preset.write_text(dump(preset))
     changed = [] if found is None else data_records.changes_of(holds, found)
-    return Beginning(Loop(preset, run, group, state, data, record, validate), first, holds, (*holds.remarks, *changed))
+    return Beginning(
+        Loop(preset, run, group, state, data, record, validate, score), first, holds, (*holds.remarks, *changed)
+    )

@@ -1,0 +1,36 @@
+"""The best checkpoint of a run by its score: `RUN/checkpoints/best`, a checkpoint like any other, which is never pruned."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffcli import checkpoint
+from diffcli.config import UserError
+from diffcli.engine.run.runlog import SUPERSEDED
+
+NAME = "best"
+
+
+class Best:
+    """What stands there, of a run that goes on after step `start`; one of a later step is moved away, as later ones are."""
+
+    def __init__(self, root: Path, start: int) -> None:
+        self.root, self.score = root, float("inf")
+        try:
+            record = checkpoint.read_record(root / NAME)
+        except UserError:  # there is none, or it is damaged: the next score begins anew
+            return
+        if record["step"] <= start:
+            self.score = float(record["score"])
+            return
+        kept = root / SUPERSEDED / f"{NAME}-{record['step']:08d}"
+        kept.parent.mkdir(exist_ok=True)
+        if not kept.exists():
+            (root / NAME).rename(kept)
+
+    def keep(self, step: int, score: float, scored: str, parts: Any, record: Mapping[str, Any]) -> Path | None:
+        """Writes the checkpoint of a step where its score is the lowest so far. scored: what the score is."""
+        if not score < self.score:
+            return None
+        self.score = score
+        return checkpoint.save(self.root, step, parts(), {**record, "score": score, "scored": scored}, NAME)
