@@ -46,7 +46,11 @@ class UNetConfig(NetworkConfig):
 
     kind: Literal["unet"] = "unet"
     width: int = Field(128, ge=1)
-    mult: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1)
+    mult: tuple[int | float, ...] = Field(
+        (1, 2, 2, 2),
+        min_length=1,
+        description="channels of each level in multiples of width, 0.5 for example at the first",
+    )
     blocks: tuple[BlockName, ...] = Field(("res", "attention", "res", "attention"), min_length=1)
     middle: tuple[BlockName, ...] = ("res", "attention", "res")
     attend_at: tuple[int, ...] = (16,)  # feature-map sizes (longer side) at the training size where positions attend
@@ -88,8 +92,11 @@ class UNetConfig(NetworkConfig):
 
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "UNet":
         channels, height, width = shape
-        if any(m < 1 for m in self.mult):
-            raise UserError(f"task.network.mult is {list(self.mult)}", "each level's multiple of width is at least 1")
+        if any(m <= 0 or self.width * m % 1 for m in self.mult):
+            raise UserError(
+                f"task.network.mult is {list(self.mult)} at task.network.width {self.width}",
+                "each level's multiple of width is above 0 and gives a whole number of channels",
+            )
         self.check_fold((height, width))
         sizes = self.sizes(max(height, width) // self.fold)
         self.check_attention(sizes)
@@ -98,6 +105,11 @@ class UNetConfig(NetworkConfig):
         self.check_tokens(sizes, cond.tokens)
         self.check_time(sizes)
         return UNet(self, channels, out_channels, cond, sizes)
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level."""
+        return [int(self.width * m) for m in self.mult]
 
     def sizes(self, size: int) -> list[int]:
         """The feature-map size at each level, for images whose longer side is `size`."""
@@ -113,9 +125,9 @@ class UNetConfig(NetworkConfig):
 
     def placed(self, sizes: list[int]) -> Iterator[tuple[BlockName, int, int]]:
         """(name, channels, size) of every block that acts, each level's and the middle's."""
-        for m, size in zip(self.mult, sizes, strict=True):
-            yield from ((name, self.width * m, size) for names in self.blocks_at(size) for name in names)
-        yield from ((name, self.width * self.mult[-1], sizes[-1]) for name in self.middle)
+        for width, size in zip(self.widths, sizes, strict=True):
+            yield from ((name, width, size) for names in self.blocks_at(size) for name in names)
+        yield from ((name, self.widths[-1], sizes[-1]) for name in self.middle)
 
     def check_fold(self, size: Size) -> None:
         if fault := misfit(size, self.fold, f"task.network.fold {self.fold}"):
@@ -203,7 +215,7 @@ class UNetConfig(NetworkConfig):
                 f"task.network.blocks is {list(self.blocks)} and middle {list(self.middle)}: no block hears the time",
                 f"put one of {', '.join(name for name, kind in BLOCKS.items() if kind.hears)} into task.network.middle",
             )
-        if self.embed == "add" and all(self.groups % (self.width * m) == 0 for m in self.mult):
+        if self.embed == "add" and all(self.groups % width == 0 for width in self.widths):
             raise UserError(
                 f"task.network.embed is 'add', but at widths of at most {self.groups} channels each group of a norm holds "
                 "one channel and takes away what is added to it: no block would hear the time",
@@ -263,13 +275,16 @@ class UNet(nn.Module):
             activation=config.activation,
             embed=config.embed,
         )
-        widths = [config.width * m for m in config.mult]
+        widths = config.widths
+        first = min(
+            config.width, widths[0]
+        )  # of ADM at 512x512, whose first level is half as wide as the rest is counted in
         self.embedding = Embedding(
             config.width, self.options.emb, cond.vector, config.activation, config.max_period, config.time_scale
         )
         pixels = config.fold**2  # that become one position
-        self.stem = nn.Conv2d((channels + cond.spatial) * pixels, config.width, 3, padding=1)
-        kept = [config.width]  # the widths of what the encoder keeps
+        self.stem = nn.Conv2d((channels + cond.spatial) * pixels, first, 3, padding=1)
+        kept = [first]  # the widths of what the encoder keeps
         self.down = nn.ModuleList(self.encoder(widths, sizes, kept))
         self.middle = Stage(config.middle, widths[-1], widths[-1], self.options_at(widths[-1]))
         self.up = nn.ModuleList(self.decoder(widths, sizes, kept))

@@ -17,7 +17,7 @@ class Flags(NamedTuple):
 
     image_size: int = 16
     num_channels: int = 32
-    channel_mult: tuple[int, ...] = (1, 2)
+    channel_mult: tuple[float, ...] = (1, 2)
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (8,)
     num_heads: int = 4
@@ -105,9 +105,9 @@ class OpenAIUNet(nn.Module):
         if flags.classes:
             self.label_emb = nn.Embedding(flags.classes, emb)
         sizes = [flags.image_size // 2**i for i in range(len(flags.channel_mult))]
-        widths = [self.width * m for m in flags.channel_mult]
-        channels, kept = self.width, [self.width]
-        first = nn.ModuleList([nn.Conv2d(3, self.width, 3, padding=1)])
+        widths = [int(self.width * m) for m in flags.channel_mult]
+        channels, kept = widths[0], [widths[0]]
+        first = nn.ModuleList([nn.Conv2d(3, widths[0], 3, padding=1)])
         self.input_blocks, self.output_blocks = nn.ModuleList([first]), nn.ModuleList()
         for i, (size, out) in enumerate(zip(sizes, widths, strict=True)):
             for _ in range(flags.num_res_blocks):

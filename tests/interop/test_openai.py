@@ -22,6 +22,9 @@ VARIANTS = {
     "guided": Flags(num_head_channels=16, resblock_updown=True, use_new_attention_order=True, classes=CLASSES),
     "guided, old order": Flags(num_head_channels=16, resblock_updown=True),
     "guided, heads in the new order": Flags(num_heads=2, use_new_attention_order=True, attention_resolutions=(16, 8)),
+    "guided at 512, whose first level is half as wide": Flags(
+        num_channels=64, channel_mult=(0.5, 1), num_head_channels=16, resblock_updown=True, classes=CLASSES
+    ),
     "three levels, one block, no attention": Flags(
         channel_mult=(1, 1, 2), num_res_blocks=1, attention_resolutions=(), num_channels=32
     ),

@@ -62,7 +62,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "resnet_time_scale_shift": tuple(EMBEDS),
     "class_embed_type": (None,),
 }
-UNLIKE = {"mult": "at this data.size", "groups": "at these widths"}
+UNLIKE = {"mult": "at this data.size", "width": "beside another first level", "groups": "at these widths"}
 OWN = {
     "blocks": "task.network.blocks of res alone, or of res and attention by turns",
     "middle": "task.network.middle [res, attention, res], [res, res] or []",
@@ -73,6 +73,7 @@ LIKE = {  # what to train with, for keys that both classes see alike
     "fold": "task.network.fold 1",
     "max_period": f"task.network.max_period {PERIOD}",
     "mult": "a data.size that can be halved at every level",
+    "width": "task.network.mult that begins with 1",
     "groups": "widths that task.network.groups divides at every norm",
 }
 
@@ -240,7 +241,7 @@ def write_common(network: UNet) -> dict[str, Any]:
     """The keys of theirs that both classes say alike."""
     config = network.config
     return {
-        "block_out_channels": [config.width * m for m in config.mult],
+        "block_out_channels": config.widths,
         "layers_per_block": len(stages(config.blocks)),
         "downsample_padding": 0 if config.down_padding == "end" else 1,
         "freq_shift": 0 if config.max_period == PERIOD else 1,
@@ -282,6 +283,7 @@ def refuse_inexpressible(
         "activation": config.activation in ACTIVATIONS,
         "max_period": any(math.isclose(config.max_period, period, rel_tol=1e-9) for period in periods),
         "mult": shape.height % factor == 0 and shape.width % factor == 0,  # they cannot halve an odd size
+        "width": config.widths[0] == config.width,  # theirs embed time as wide as the first level
         "groups": len(norm_groups(network)) == 1,  # they have one number for all norms
     }
     errors = []
