@@ -15,6 +15,7 @@ from diffcli.engine.tuning import HALVES
 from diffcli.networks.convnet import ConvNet
 from diffcli.networks.dit import TimeEmbedder
 from diffcli.networks.layers import Embedding, Pointwise
+from diffcli.networks.trunk import Trunk
 from diffcli.tasks.conditioners.conditioner import Conditioner
 from diffcli.tasks.task import Task
 
@@ -59,7 +60,7 @@ def float32_parts(module: nn.Module) -> list[nn.Module]:
             return [module.time]
         case TimeEmbedder():
             return [module.mlp]
-        case ConvNet():
+        case ConvNet() | Trunk():
             return [module.head]
     return []
 

@@ -11,7 +11,7 @@ from diffcli.config import UserError
 from diffcli.interop import compvis, first_stages, pipelines, published_dit
 from diffcli.interop.diffusers_folder import from_folder
 from diffcli.interop.imported import Imported, built, diffusion, network_of, null_row, on_meta, slug, stage_alone
-from diffcli.interop.unets import openai
+from diffcli.interop.unets import openai, openai_classifier
 from diffcli.interop.unets.places import CLASSES, class_rules
 from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_with_arguments
 from diffcli.lookup.checkpoint_files import weights_to_import
@@ -50,6 +50,8 @@ def from_file(path: Path, given: Preset | None) -> Imported:
     """A state dict: OpenAI's U-Nets, DiT and SiT, known by a name that only theirs has."""
     theirs, told = read_with_arguments(path)
     notes: tuple[str, ...] = ()
+    if openai_classifier.MARK in theirs:
+        return openai_classifier.classifier(theirs, path, given)
     if compvis.MARK in theirs:
         return from_latent_file(compvis.parts(theirs, str(path)), path, given)
     if first_stages.COMPVIS_MARK in theirs and given is None:

@@ -46,11 +46,7 @@ class UNetConfig(NetworkConfig):
 
     kind: Literal["unet"] = "unet"
     width: int = Field(128, ge=1)
-    mult: tuple[int | float, ...] = Field(
-        (1, 2, 2, 2),
-        min_length=1,
-        description="channels of each level in multiples of width, 0.5 for example at the first",
-    )
+    mult: tuple[int | float, ...] = Field((1, 2, 2, 2), min_length=1, description="channels of each level / width")
     blocks: tuple[BlockName, ...] = Field(("res", "attention", "res", "attention"), min_length=1)
     middle: tuple[BlockName, ...] = ("res", "attention", "res")
     attend_at: tuple[int, ...] = (16,)  # feature-map sizes (longer side) at the training size where positions attend
@@ -93,10 +89,8 @@ class UNetConfig(NetworkConfig):
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "UNet":
         channels, height, width = shape
         if any(m <= 0 or self.width * m % 1 for m in self.mult):
-            raise UserError(
-                f"task.network.mult is {list(self.mult)} at task.network.width {self.width}",
-                "each level's multiple of width is above 0 and gives a whole number of channels",
-            )
+            hint = f"each level's multiple of task.network.width {self.width} gives a whole number of channels above 0"
+            raise UserError(f"task.network.mult is {list(self.mult)}", hint)
         self.check_fold((height, width))
         sizes = self.sizes(max(height, width) // self.fold)
         self.check_attention(sizes)
@@ -275,10 +269,7 @@ class UNet(nn.Module):
             activation=config.activation,
             embed=config.embed,
         )
-        widths = config.widths
-        first = min(
-            config.width, widths[0]
-        )  # of ADM at 512x512, whose first level is half as wide as the rest is counted in
+        widths, first = config.widths, min(config.width, config.widths[0])  # the stem of ADM at 512x512 is narrower
         self.embedding = Embedding(
             config.width, self.options.emb, cond.vector, config.activation, config.max_period, config.time_scale
         )

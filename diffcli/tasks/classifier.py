@@ -1,10 +1,10 @@
 """Image classification as a task: its features and labels judge samples offline, and, trained on noisy images, it guides them."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from diffcli.config import ImageShape
@@ -15,6 +15,7 @@ from diffcli.diffusion.samplers import Sampler
 from diffcli.diffusion.schedule import AnySchedule, Schedule
 from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields
 from diffcli.networks.convnet import ConvNet, ConvNetConfig
+from diffcli.networks.trunk import Trunk, TrunkConfig
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.task import Network, Task
 from diffcli.tasks.task_config import TaskConfig, modelled
@@ -25,6 +26,9 @@ LABELLED = Remedies(
 )
 
 
+AnyJudge = Annotated[ConvNetConfig | TrunkConfig, Field(discriminator="kind")]
+
+
 class ClassifierTask(Task):
     """Cross-entropy on labels, of noisy images where there is a schedule.
 
@@ -33,7 +37,7 @@ class ClassifierTask(Task):
 
     def __init__(
         self,
-        network: ConvNet,
+        network: ConvNet | Trunk,
         num_classes: int,
         label_smoothing: float,
         schedule: Schedule | None,
@@ -106,9 +110,15 @@ class ClassifierConfig(TaskConfig):
     kind: Literal["classifier"] = "classifier"
     field: str = Field("image", description="what is classified: a field of the data that is an image")
     num_classes: int = Field(ge=2)
-    network: ConvNetConfig = ConvNetConfig()
+    network: AnyJudge = Field(ConvNetConfig(), description="convnet for small images, or trunk, the encoder of a U-Net")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     schedule: AnySchedule | None = None
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _convnet(cls, value: Any) -> Any:
+        """Keys without a kind are those of a convnet, once the only kind."""
+        return {"kind": "convnet", **value} if isinstance(value, dict) else value
 
     @property
     def models(self) -> str:

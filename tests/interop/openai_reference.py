@@ -152,3 +152,49 @@ class OpenAIUNet(nn.Module):
             for block in blocks:
                 h = block(h, emb)
         return self.out(h)
+
+
+class Pool(nn.Module):
+    """The mean of all positions attends to itself and them, in the new order of attention."""
+
+    def __init__(self, channels: int, head_dim: int, length: int, outputs: int) -> None:
+        super().__init__()
+        self.heads = channels // head_dim
+        self.positional_embedding = nn.Parameter(torch.randn(channels, length + 1) / channels**0.5)
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        flat = torch.cat([flat.mean(2, keepdim=True), flat], dim=2) + self.positional_embedding
+        n, channels, length = flat.shape
+        dim = channels // self.heads
+        q, k, v = (part.reshape(n * self.heads, dim, length) for part in self.qkv_proj(flat).chunk(3, dim=1))
+        weight = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(dim), dim=-1)
+        return self.c_proj((v @ weight.transpose(1, 2)).reshape(n, channels, length))[:, :, 0]
+
+
+class OpenAIClassifier(nn.Module):
+    """forward(x (B, 3, H, W), index (B,)) -> logits (B, classes): the first half of their U-Net, and the pool."""
+
+    def __init__(self, flags: Flags, classes: int) -> None:
+        super().__init__()
+        whole = OpenAIUNet(flags)
+        self.width, self.time_embed = whole.width, whole.time_embed
+        self.input_blocks, self.middle_block = whole.input_blocks, whole.middle_block
+        channels = int(flags.num_channels * flags.channel_mult[-1])
+        side = flags.image_size // 2 ** (len(flags.channel_mult) - 1)
+        head_dim = flags.num_head_channels or channels
+        self.out = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), Pool(channels, head_dim, side**2, classes))
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        half = self.width // 2
+        angle = index[:, None].double() * 10_000 ** (-torch.arange(half, dtype=torch.float64) / half)
+        emb = self.time_embed(torch.cat([angle.cos(), angle.sin()], dim=1).to(x))
+        h = x
+        for n, blocks in enumerate(self.input_blocks):
+            for block in blocks:
+                h = block(h) if n == 0 else block(h, emb)
+        for block in self.middle_block:
+            h = block(h, emb)
+        return self.out(h)

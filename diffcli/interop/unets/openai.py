@@ -4,7 +4,7 @@ Their state dict tells no flags (image size, heads, schedule): a preset does, an
 Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), Dhariwal & Nichol 2021 (arXiv 2105.05233); the layout of their code.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
 from diffcli.interop.unets.places import NETWORK, BlockNames, Side, WeightPlace, block_rules, places
@@ -34,9 +34,15 @@ ATTENTION = {"norm": "norm", "qkv": "qkv", "out": "proj_out"}
 RESAMPLE: dict[Side, str] = {"down": "op", "up": "conv"}
 
 
-def openai_rules(network: UNet, ours: ForeignTensors, classes: Sequence[Rule] = (), linear: bool = False) -> list[Rule]:
+def openai_rules(
+    network: UNet,
+    ours: ForeignTensors,
+    classes: Sequence[Rule] = (),
+    linear: bool = False,
+    ends: Mapping[str, str] = ENDS,
+) -> list[Rule]:
     """ours: the tensors of the task. classes: how its table of classes is read. linear: see `transformer_rules`."""
-    rules = [*layers(NETWORK, "", ENDS), *classes]
+    rules = [*layers(NETWORK, "", ends), *classes]
     for place, theirs in named(network):
         rules += block_rules(place, theirs, ours, BlockNames(RES, attention_rules, RESAMPLE), linear)
     return rules

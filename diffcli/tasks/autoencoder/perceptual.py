@@ -18,6 +18,7 @@ from diffcli.config import Config, ImageShape, UserError
 from diffcli.fields import from_record
 from diffcli.networks.convnet import ConvNet
 from diffcli.networks.lpips import SMALLEST, Lpips, directions, find_files
+from diffcli.networks.trunk import Trunk
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.task_config import with_article
 
@@ -56,7 +57,7 @@ class FeatureDistance(Perceptual):
     def __init__(self, config: "FeatureLoss", judge: "Judge") -> None:
         super().__init__()
         self.config, self.judge = config, judge
-        self.network: ConvNet = judge.classifier.network.build(judge.image, judge.classifier.num_classes)
+        self.network: ConvNet | Trunk = judge.classifier.network.build(judge.image, judge.classifier.num_classes)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         stages = zip(self.network.stages(self.fit(x)), self.network.stages(self.fit(y)), strict=True)
