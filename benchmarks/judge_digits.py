@@ -197,7 +197,7 @@ def read_samples(path: Path) -> tuple[Tensor, Tensor]:
         if "arr_0" not in file.files:
             raise SystemExit(f"error: {path}: needs arr_0 (images), has {', '.join(file.files)}")
         images = torch.from_numpy(file["arr_0"])
-        labels = torch.from_numpy(file["arr_1"]) if "arr_1" in file.files else prompted(path.with_suffix(".json"))
+        labels = torch.from_numpy(file["arr_1"]) if "arr_1" in file.files else prompted(Path(f"{path}.json"))
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 1 or labels.shape != images.shape[:1]:
         raise SystemExit(
             f"error: {path}: arr_0 is {images.dtype} {tuple(images.shape)}, arr_1 {tuple(labels.shape)}, "

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffcli.cli import door, session
+from diffcli.cli.instead import Like, repeat, segment, segments
 from diffcli.cli.looks import Captions, Columns, Hold, Scale
-from diffcli.cli.masking import segment, segments
 from diffcli.cli.options import (
     Augment,
     BatchSize,
@@ -95,8 +95,10 @@ def sampling(
 
 
 def sample(
+    context: typer.Context,
     named: Named = None,
     ckpt: Ckpt = None,
+    like: Like = None,
     out: Out = Path("samples.png"),
     n: N = None,
     labels: Class = None,
@@ -138,6 +140,9 @@ def sample(
     nproc: Nproc = 1,
 ) -> None:
     """Draw images, reconstruct or segment them: a grid (.png), one file an image (a folder) or arrays (.npz)."""
+    if like is not None:
+        repeat(context, like)
+        return
     ckpt = the_checkpoint("sample", named, ckpt)
     door.check_drawing(ckpt, out, (".png", ".npz"), True, sampler, overrides or [])
     from diffcli.cli.console import track

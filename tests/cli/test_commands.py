@@ -282,7 +282,7 @@ def test_a_newcomer_trains_samples_animates_and_scores(
     as_json = json.loads(cli("fid", *scoring, "--json").out)
     assert json.dumps(as_json).count("fid")
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".yaml") == [
-        "denoise.gif", "denoise.json", "runs", "samples.json", "samples.png",
+        "denoise.gif", "denoise.gif.json", "runs", "samples.png", "samples.png.json",
     ]  # fmt: skip
 
 

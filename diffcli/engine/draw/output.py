@@ -1,6 +1,5 @@
 """Where samples go: one grid, a folder of files or an .npz, each with a .json sidecar beside it; and animations."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from diffcli.engine.draw.out_files import kind_of
 from diffcli.engine.draw.pictures import MemoryPicture, write_png
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions
 from diffcli.engine.draw.sheets.arrangement import Arrangement
+from diffcli.engine.output_records import check_record, write_record
 from diffcli.fields import listed
 
 HOLD = 1.0  # seconds that an animation rests on its last frame, unless --hold says otherwise
@@ -26,8 +26,9 @@ HOLD = 1.0  # seconds that an animation rests on its last frame, unless --hold s
 
 def check_apart(path: Path, options: SampleOptions) -> None:
     """Raises UserError, before any work, where the output would take the place of a picture that is read, or join those of a
-    folder that is read.
+    folder that is read, or where its record would take that of another file.
     """
+    check_record(path)
     place = path.expanduser().absolute().resolve()
     read = [("--image", each) for each in options.images]
     read += [(f"--field {name}", each) for name, paths in options.fields for each in paths]
@@ -110,7 +111,7 @@ def write(
         else:
             for name, image in zip(names, images_of(drawn), strict=True):
                 write_png(path / name, image.permute(1, 2, 0).numpy())
-        sidecar(path).write_text(json.dumps({**description, **layout.describe()}, indent=1, default=int) + "\n")
+        write_record(path, {**description, **layout.describe()})
     except OSError as error:
         raise UserError(
             f"--out {path}: cannot be written ({error.strerror})", "free some space, or give another place"
@@ -142,8 +143,8 @@ def write_animation(
     try:
         with whole(path) as partial:
             _write_frames(partial, sheets, fps, hold)
-        described = {**description, **layout.describe(), "frames": len(sheets), "fps": fps, "hold": hold}
-        sidecar(path).write_text(json.dumps(described, indent=1, default=int) + "\n")
+        told = {"frames": len(sheets), "fps": fps, "hold": hold}
+        write_record(path, {**description, **layout.describe(), **told})
     except ImportError as error:
         raise UserError(
             f"--out {path}: writing it needs a package ({error})", "pip install 'imageio[ffmpeg]', or use .gif"
@@ -184,8 +185,3 @@ def images_of(drawn: Iterable[Finished]) -> Iterator[Tensor]:
     """One image (C, H, W) after the other."""
     for batch in drawn:
         yield from batch.images
-
-
-def sidecar(path: Path) -> Path:
-    """The .json that stands beside an output."""
-    return path.with_suffix(".json") if kind_of(path) else path.parent / f"{path.name}.json"

@@ -30,14 +30,14 @@ def test_the_sidecar_tells_the_most_evaluations_of_any_image(
         *_, last = req.task.trajectory(req.batch(range(3)), req.seeds(range(3)), req.sampler, req.guidance)
     counted = int(last.evaluations.max())
     assert counted > req.sampler.steps
-    assert json.loads(out.with_suffix(".json").read_text())["nfe"] == counted
+    assert json.loads(Path(f"{out}.json").read_text())["nfe"] == counted
 
 
 def test_an_animation_tells_them_too(cli: Cli, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "walk.gif"
     done = cli("gif", "--ckpt", trained, "--n", 2, *SAMPLER, "--out", out)
     assert done.code == 0, done.err
-    assert json.loads(out.with_suffix(".json").read_text())["nfe"] > 6
+    assert json.loads(Path(f"{out}.json").read_text())["nfe"] > 6
 
 
 def test_a_sampler_of_known_cost_leaves_the_tally_alone(trained: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_latent_model_draws_images_of_any_size_that_its_first_stage_divides(
     assert done.code == 0, done.err
     height, _, width = size.partition("x")
     assert np.load(tmp_path / "x.npz")["arr_0"].shape == (2, int(height), int(width or height), 1)
-    assert json.loads((tmp_path / "x.json").read_text())["size"] == [int(height), int(width or height)]
+    assert json.loads((tmp_path / "x.npz.json").read_text())["size"] == [int(height), int(width or height)]
 
 
 def test_a_model_of_pixels_draws_other_sizes_and_its_own_as_before(trained: Path) -> None:

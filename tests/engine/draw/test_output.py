@@ -146,7 +146,7 @@ def test_other_animations_hold_the_same_frames(cli: Cli, trained: Path, tmp_path
 def test_an_animation_has_a_sidecar(cli: Cli, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.gif"
     assert cli("gif", "--ckpt", trained, "--out", out, "--fps", 2.5, "--show", "x0", "--class", 3).code == 0
-    told = json.loads((tmp_path / "a.json").read_text())
+    told = json.loads((tmp_path / "a.gif.json").read_text())
     expected = {"frames": 3, "fps": 2.5, "show": "x0", "labels": [3], "seeds": [0], "steps": 3, "guidance": 2}
     assert expected.items() <= told.items()
     assert told["checkpoint"].endswith("step-00000004")

@@ -66,7 +66,7 @@ def drawn(cli: Cli, house: Path, out: Path, *flags: object) -> tuple[np.ndarray,
     """All pixels, and the sidecar."""
     done = cli("sample", "--ckpt", house / "model", "--out", out, "--device", "cpu", *flags)
     assert done.code == 0, done.err
-    return np.asarray(Image.open(out)).astype(int), json.loads(out.with_suffix(".json").read_text())
+    return np.asarray(Image.open(out)).astype(int), json.loads(Path(f"{out}.json").read_text())
 
 
 PROMPTS = ("--prompt", "a red cat", "--prompt", "a fish", "--n", 4)
@@ -106,7 +106,7 @@ def test_a_preset_may_name_the_prior(house: Path, tmp_path: Path, cli: Cli, monk
     monkeypatch.chdir(tmp_path)
     done = cli("sample", "--ckpt", run, *PROMPTS, "--out", tmp_path / "a.png", "--device", "cpu")
     assert done.code == 0, done.err
-    told = json.loads((tmp_path / "a.json").read_text())
+    told = json.loads((tmp_path / "a.png.json").read_text())
     assert told["prior"]["checkpoint"].startswith(str(house / "mlp"))
     (house / "mlp").rename(house / "moved")
     done = cli("sample", "--ckpt", run, *PROMPTS, "--out", tmp_path / "a.png", "--device", "cpu")
@@ -186,7 +186,7 @@ def test_the_shipped_presets_scaled_down_train_and_draw_what_a_prompt_says(
         out = tmp_path / f"{run.name}.png"
         done = cli("sample", "--ckpt", run, "--prompt", "a red cat", *more, "--out", out, "--device", "cpu")
         assert done.code == 0, done.err
-        assert json.loads(out.with_suffix(".json").read_text())["prompts"] == ["a red cat"]
+        assert json.loads(Path(f"{out}.json").read_text())["prompts"] == ["a red cat"]
 
 
 def test_a_model_that_reads_no_image_embeddings_takes_no_prior(house: Path, trained: Path, cli: Cli) -> None:

@@ -71,7 +71,7 @@ def draw(cli: Cli, spoken: Path, tmp_path: Path) -> Callable[..., np.ndarray]:
 
 
 def sidecar(tmp_path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((tmp_path / "s.json").read_text())
+    found: dict[str, Any] = json.loads((tmp_path / "s.npz.json").read_text())
     return found
 
 

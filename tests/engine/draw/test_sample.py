@@ -14,10 +14,10 @@ from diffcli import __version__
 from diffcli.diffusion.samplers import Ddim
 from diffcli.digest import sha256
 from diffcli.engine.distributed import Group, join
-from diffcli.engine.draw.output import sidecar
 from diffcli.engine.draw.sample import SampleOptions, class_id, load_model, request
 from diffcli.engine.draw.sample import draw as finished
 from diffcli.engine.draw.sheets.arrangement import GAP
+from diffcli.engine.output_records import sidecar
 from diffcli.noise import Noise
 from tests.conftest import Cli, in_subprocess
 
@@ -137,7 +137,7 @@ def test_classes_come_in_the_order_asked(
     out = tmp_path / "a.npz"
     assert cli("sample", "--ckpt", trained, "--out", out, *options).code == 0
     assert np.load(out)["arr_1"].tolist() == labels
-    assert json.loads((tmp_path / "a.json").read_text())["labels"] == labels
+    assert json.loads((tmp_path / "a.npz.json").read_text())["labels"] == labels
 
 
 def test_random_classes_follow_from_the_seed(cli: Cli, trained: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_folder_never_mixes_two_requests(cli: Cli, trained: Path, tmp_path: Pa
 def test_the_sidecar_says_all_that_draws_the_images_again(cli: Cli, trained: Path, tmp_path: Path) -> None:
     options = ["--n", 3, "--seed", 9, "--ddim-eta", 0.5, "--steps", 2, "--guidance", 1.5, "--class", 4]
     assert cli("sample", "--ckpt", trained, "--out", tmp_path / "s.png", *options).code == 0
-    told = json.loads((tmp_path / "s.json").read_text())
+    told = json.loads((tmp_path / "s.png.json").read_text())
     weights = trained / LAST / "ema.safetensors"
     expected = {
         "checkpoint": str(trained / LAST),
@@ -215,7 +215,7 @@ def test_the_sidecar_says_all_that_draws_the_images_again(cli: Cli, trained: Pat
 
 def test_without_options_the_run_decides_sampler_steps_and_guidance(cli: Cli, trained: Path, tmp_path: Path) -> None:
     assert cli("sample", "--ckpt", trained, "--out", tmp_path / "s.png").code == 0
-    told = json.loads((tmp_path / "s.json").read_text())
+    told = json.loads((tmp_path / "s.png.json").read_text())
     assert (told["sampler"]["kind"], told["steps"], told["guidance"], told["n"]) == ("ddim", 3, 2, 16)
 
 
@@ -264,7 +264,7 @@ def test_an_unconditional_model_draws_without_labels(tiny: Callable[..., Path], 
     assert cli("train", "--preset", preset, "--run-dir", tmp_path / "run", "--steps", 1).code == 0
     assert cli("sample", "--ckpt", tmp_path / "run", "--out", tmp_path / "s.npz", "--n", 3).code == 0
     assert sorted(np.load(tmp_path / "s.npz")) == ["arr_0"]
-    assert json.loads((tmp_path / "s.json").read_text())["labels"] is None
+    assert json.loads((tmp_path / "s.npz.json").read_text())["labels"] is None
     cli("sample", "--ckpt", tmp_path / "run", "--class", 3).refused("--class 3", "not class-conditional")
     cli("sample", "--ckpt", tmp_path / "run", "--guidance", 2).refused("--guidance", "2.0", "unconditional")
 
@@ -293,7 +293,7 @@ def test_set_changes_any_key_of_the_sampler(cli: Cli, trained: Path, tmp_path: P
         out = tmp_path / f"{variance}.npz"
         options = "--sampler", "ddpm", "--steps", 5, "--set", f"sampler.variance={variance}"
         assert cli("sample", "--ckpt", trained, "--n", 2, "--out", out, *options).code == 0
-        assert json.loads(out.with_suffix(".json").read_text())["sampler"]["variance"] == variance
+        assert json.loads(Path(f"{out}.json").read_text())["sampler"]["variance"] == variance
         images[variance] = np.load(out)["arr_0"]
     assert not np.array_equal(images["small"], images["large"])
 

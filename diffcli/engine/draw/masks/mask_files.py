@@ -9,7 +9,6 @@ An .npz holds `arr_0` uint8 (N, H, W, 1), the class numbers, `probability` (N, C
 is one picture with a row an image: image, mask, probability, variance and overlay.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,10 +26,11 @@ from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.masks.segmenting import BINARY, Segmenter, decided, variance
 from diffcli.engine.draw.out_files import kind_of
-from diffcli.engine.draw.output import sidecar, whole
+from diffcli.engine.draw.output import whole
 from diffcli.engine.draw.pictures import write_png
 from diffcli.engine.draw.sheets.arrangement import grid
 from diffcli.engine.model import Model
+from diffcli.engine.output_records import write_record
 
 WHITE = 65535
 TINT = 0.5  # share of the colour in an overlay
@@ -141,7 +141,7 @@ def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, told: Iterab
             for name, (image, p) in zip(pictures.names, _each(pictures, told), strict=True):
                 _write_one(path / name, image, p)
         record = seg.describe() | stated(seg.classes) | {"images": _listed(pictures), "skipped": pictures.skipped}
-        sidecar(path).write_text(json.dumps(record, indent=1, default=int) + "\n")
+        write_record(path, record)
     except OSError as error:
         problem = f"--out {path}: cannot be written ({error.strerror})"
         raise UserError(problem, "free some space, or give another place") from error

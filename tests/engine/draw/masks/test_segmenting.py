@@ -148,7 +148,7 @@ def test_one_picture_shows_all_images_in_rows(runs: dict[str, Path], tmp_path: P
     done = cli("sample", "--ckpt", runs["several"], *files, "--out", tmp_path / "all.png", "--ensemble", 3)
     assert done.code == 0, done.err
     assert read(tmp_path / "all.png").shape == (2 * (SIZE + 2) + 2, 5 * (SIZE + 2) + 2, 3)
-    record = json.loads((tmp_path / "all.json").read_text())
+    record = json.loads((tmp_path / "all.png.json").read_text())
     assert (record["mask"], record["ensemble"]) == ("the likeliest class", 3)
     assert record["seeds"] == list(range(6))
 

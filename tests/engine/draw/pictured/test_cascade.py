@@ -33,7 +33,7 @@ def run(cli: Cli, stages: list[Path], out: Path, *options: object) -> dict[str, 
     then = [each for path in stages[1:] for each in ("--then", path)]
     done = cli("sample", "--ckpt", stages[0], *then, "--out", out, *options)
     assert done.code == 0, done.err
-    return json.loads((out.with_suffix(".json") if out.suffix else out.parent / f"{out.name}.json").read_text())
+    return json.loads(Path(f"{out}.json").read_text())
 
 
 def files(folder: Path) -> list[np.ndarray]:

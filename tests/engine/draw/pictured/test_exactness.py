@@ -119,5 +119,5 @@ def test_exact_tiles_are_asked_for_on_the_command_line(cli: Cli, tmp_path: Path)
     ckpt, file, out = saved(tmp_path / "m", upscaler(**FLAT)), picture(tmp_path / "a.png", 40, 24), tmp_path / "x.png"
     flags = ("sample", "--ckpt", ckpt, "--image", file, "--steps", 1, "--out", out)
     assert cli(*flags, "--exact-tiles").code == 0
-    assert json.loads(out.with_suffix(".json").read_text())["tiles"]["exact"] is True
+    assert json.loads(Path(f"{out}.json").read_text())["tiles"]["exact"] is True
     cli(*flags, "--exact-tiles", "--compile").refused("--compile")

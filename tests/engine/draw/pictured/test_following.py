@@ -38,7 +38,7 @@ def images(model: Model, **options: Any) -> list[np.ndarray]:
 def arrays(cli: Cli, out: Path, *arguments: object) -> tuple[np.ndarray, dict[str, Any]]:
     done = cli("sample", "--out", out, *arguments)
     assert done.code == 0, done.err
-    return np.load(out)["arr_0"], json.loads(out.with_suffix(".json").read_text())
+    return np.load(out)["arr_0"], json.loads(Path(f"{out}.json").read_text())
 
 
 def test_the_one_picture_that_a_model_reads_is_image_and_the_same_as_its_field(
@@ -101,7 +101,7 @@ def test_a_folder_is_its_pictures_in_order_of_name_without_those_that_are_broken
     done = cli("sample", "--ckpt", up, "--image", folder, "--out", tmp_path / "x.npz")
     assert done.code == 0
     assert [line for line in done.err.splitlines() if "1 of its 4 pictures" in line and "b1.png" in line]
-    record = json.loads((tmp_path / "x.json").read_text())
+    record = json.loads((tmp_path / "x.npz.json").read_text())
     assert [Path(each["file"]).name for each in record["given"]["low_res"]] == ["a.png", "b.PNG", "c.png"]
     done = cli("sample", "--ckpt", up, "--image", folder / "b1.png", "--out", tmp_path / "x.npz")
     done.refused("--image", "b1.png")

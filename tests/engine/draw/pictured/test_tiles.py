@@ -94,5 +94,5 @@ def test_sides_that_the_tiles_cannot_share_are_drawn_larger_and_cut(cli: Cli, tm
     file, out = picture(tmp_path / "a.png", 11, 13), tmp_path / "x.npz"
     assert cli("sample", "--ckpt", deep, "--image", file, "--out", out).code == 0
     assert np.load(out)["arr_0"].shape == (1, 22, 26, 1)
-    assert json.loads(out.with_suffix(".json").read_text())["tiles"]["size"] == [16, 16]
+    assert json.loads(Path(f"{out}.json").read_text())["tiles"]["size"] == [16, 16]
     cli("sample", "--ckpt", deep, "--overlap", 4, "--no-tile", "--image", file, "--out", out).refused("--overlap 4")

@@ -71,7 +71,7 @@ def test_what_is_known_stays_to_the_byte_and_each_seed_paints_something_else(
     levels = np.asarray(Image.open(image))
     assert all(np.array_equal(each[:, :8], levels[:, :8]) for each in drawn)
     assert len({each.tobytes() for each in drawn}) == 3
-    record = json.loads(out.with_suffix(".json").read_text())
+    record = json.loads(Path(f"{out}.json").read_text())
     assert record["given"]["hole"]["file"] == str(mask)
     assert record["given"]["masked"][0]["file"] == str(image)
     assert record["kept"] == "pixels outside of 'hole'"

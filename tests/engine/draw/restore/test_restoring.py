@@ -150,7 +150,7 @@ def test_the_command_line_writes_the_record(cli: Cli, trained: Path, tmp_path: P
         "sample", "--ckpt", trained, "--restore", "sr2:lanczos", "--image", low, "--class", 3, "--compare", "--out", out
     )
     assert done.code == 0, done.err
-    told = json.loads(out.with_suffix(".json").read_text())
+    told = json.loads(Path(f"{out}.json").read_text())
     assert told["restore"] == {
         "operator": "sr2", "factor": 2, "kernel": "lanczos, antialiased as Pillow's", "degraded_here": False,
     }  # fmt: skip

@@ -1,0 +1,136 @@
+"""What `sample` does in place of drawing by the options that are typed.
+
+With --image and a model that tells masks it segments the images; with --like it draws again what the record of an output says, by
+the command that the record holds, with its paths where they were.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffcli.cli import session
+from diffcli.cli.options import Device
+
+if TYPE_CHECKING:
+    from diffcli.engine.distributed import Group
+    from diffcli.engine.draw.sample import SampleOptions
+
+FREE = {"like", "out", "device", "nproc", "batch_size"}  # what does not change the images, and may be given anew
+PATHS = ("prompts", "mask")  # options that are a path,
+LISTS = ("image", "then")  # several,
+NAMED = ("field",)  # or NAME=PATH
+
+Like = Annotated[
+    Path | None,
+    typer.Option(
+        "--like",
+        metavar="FILE",
+        help="Draw again what the record of an output says, to the bit; with --out, --device, --nproc and --batch-size alone.",
+        show_default="none",
+    ),
+]
+
+
+def segments(ckpt: Path, options: "SampleOptions", ensemble: int | None, then: Sequence[Path] | None = None) -> bool:
+    """Whether the model at `ckpt` is to segment the images of the options.
+
+    Raises UserError for --ensemble where it is not, and for a next stage where it is.
+    """
+    from diffcli.config import UserError
+    from diffcli.engine.draw.masks.segmenting import tells_masks
+
+    told = bool(options.images or ensemble is not None) and tells_masks(ckpt)
+    if told and then:
+        raise UserError(f"--then {then[0]}: masks of {ckpt} are no images for a next stage", "leave --then out")
+    if ensemble is not None and not (told and options.images):
+        if told:
+            raise UserError(
+                f"--ensemble {ensemble}: there is no image to segment", "give one with --image FILE or a folder"
+            )
+        raise UserError(f"--ensemble {ensemble}: {ckpt} tells no masks of images", "leave --ensemble out")
+    return told
+
+
+def segment(
+    ckpt: Path, out: Path, options: "SampleOptions", ensemble: int | None, ema: bool, device: Device, nproc: int
+) -> None:
+    """Writes mask, probability, variance and overlay of each image."""
+    from diffcli.cli.console import say, track
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.draw.masks import mask_files
+    from diffcli.engine.draw.masks.segmenting import check_options, probabilities, segmenter
+
+    check_options(options)
+
+    def work(group: "Group") -> None:
+        model = session.open_model(ckpt, options, group, ema)
+        pictures = mask_files.read_pictures(model, [Path(str(path)) for path in options.images])
+        mask_files.check_folder(out, pictures.names)
+        plain = options.model_copy(update={"images": ()})
+        seg = segmenter(model, plain, pictures.value, len(pictures.names), ensemble)
+        told = probabilities(seg, options.batch_size, group)
+        if not group.leads:
+            list(told)
+            return
+        for note in pictures.notes:
+            say(f"note:  {note}")
+        mask_files.write_masks(
+            out, seg, pictures, track(told, -(-seg.n // seg.at_once(options.batch_size)), "segmenting")
+        )
+        print(out)
+
+    session.in_group(work, device, Launch(nproc))
+
+
+def repeat(context: typer.Context, like: Path) -> None:
+    """Runs `sample` with the options of a record, but for those of FREE that are given. Raises UserError."""
+    import warnings
+
+    from diffcli.config import UserError
+    from diffcli.engine import output_records as records
+
+    given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
+    other = sorted(given - FREE)
+    if other:
+        flag = "--" + other[0].replace("_", "-")
+        raise UserError(f"--like {like} with {flag}: the record says all that makes the images", f"leave out {flag}")
+    record = records.read_record(like)
+    words = records.repeated(like, record)
+    for note in records.differences(record):
+        warnings.warn(note, stacklevel=1)
+    if not any(word.partition("=")[0] == "--like" for word in words):
+        words += ["--precision", str(record.get("precision", "auto")).split()[0]]
+    again = context.command.make_context("sample", words, parent=context.parent)
+    folder, params = Path(record.get("folder", ".")), again.params
+    if params.get("like") is not None:  # a repetition of a repetition
+        params["like"] = folder / str(params["like"])
+    else:
+        _placed(params, folder)
+        first, *later = [records.same_weights(like, stage, folder) for stage in records.stages(record)]
+        params["ckpt"], params["named"], params["then"] = first, None, later or None
+    params |= {name: context.params[name] for name in {*given, "out"} - {"like"}}
+    if Path(params["out"]).resolve() == _made(like).resolve():
+        raise UserError(f"--out {params['out']}: would overwrite what {like} tells of", "give another --out")
+    with again:
+        again.command.invoke(again)
+
+
+def _placed(params: dict[str, Any], folder: Path) -> None:
+    """Makes the paths among options those of the folder in which they were typed."""
+    for name in PATHS:
+        if params[name] is not None:
+            params[name] = folder / str(params[name])
+    for name in LISTS:
+        params[name] = [folder / str(path) for path in params[name] or ()] or None
+    if params["prior"] not in (None, "none"):
+        params["prior"] = str(folder / params["prior"])
+    for name in NAMED:
+        pairs = [item.partition("=") for item in params[name] or ()]
+        params[name] = [f"{key}={folder / path}" for key, _, path in pairs] or None
+
+
+def _made(like: Path) -> Path:
+    """The output that a record tells of."""
+    return like.with_suffix("") if like.suffix == ".json" else like

@@ -1,0 +1,113 @@
+"""What stands beside an output: a record of how it was made, from which `sample --like` makes it again.
+
+The record of `samples.png` is `samples.png.json`, that of the folder `faces` is `faces.json`. It holds the command line and the
+folder in which it was typed, and all that was chosen: checkpoint, digest of the weights, seeds, sampler. Before, that of
+`samples.png` was `samples.json`; such records are still read.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffcli import __version__, checkpoint
+from diffcli.config import Note, UserError, quoted
+
+OURS = {"checkpoint", "version"}  # keys that every record has
+
+
+def sidecar(path: Path) -> Path:
+    """The record of an output."""
+    return path.with_name(f"{path.name}.json")
+
+
+def check_record(path: Path) -> None:
+    """Raises UserError, before any work, where the record of an output would take the place of another file."""
+    place = sidecar(path)
+    if place.exists() and not _read(place).keys() >= OURS:
+        raise UserError(
+            f"--out {path}: its record {place} would overwrite a file that is no record of diffcli",
+            f"move that file away, or give another --out, for example {quoted(path.with_name(f'drawn-{path.name}'))}",
+        )
+
+
+def write_record(path: Path, description: Mapping[str, Any]) -> None:
+    """Writes the record of an output. Raises OSError, and UserError as `check_record`."""
+    check_record(path)
+    typed = {"command": shlex.join(["diffcli", *sys.argv[1:]]), "folder": os.getcwd()}
+    sidecar(path).write_text(json.dumps({**description, **typed}, indent=1, default=int) + "\n")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record that a path names: itself, or that of an output. Raises UserError."""
+    places = [path] if path.suffix == ".json" else [sidecar(path), path.with_suffix(".json")]
+    found = next((record for place in places if (record := _read(place)).keys() >= OURS), None)
+    if found is None:
+        hint = (
+            "give an output of `diffcli sample` beside its record, or the record itself, for example samples.png.json"
+        )
+        raise UserError(f"--like {path}: {'is no record' if path.exists() else 'there is no such record'}", hint)
+    return found
+
+
+def repeated(path: Path, record: Mapping[str, Any]) -> list[str]:
+    """The words after `diffcli sample` that made an output. Raises UserError where the record does not hold them."""
+    words = shlex.split(str(record.get("command", "")))[1:]
+    if not words:
+        seeds, steps = record.get("seeds") or [0], record.get("steps")
+        typed = f"diffcli sample {quoted(record['checkpoint'])} --n {record.get('n', 1)} --seed {seeds[0]}"
+        problem = f"--like {path}: was written by diffcli {record['version']}, which did not note the command"
+        raise UserError(problem, f"type it, as {typed}" + (f" --steps {steps}" if steps else ""))
+    if words[0] != "sample":
+        raise UserError(
+            f"--like {path}: was made by `diffcli {words[0]}`, not by `diffcli sample`",
+            f"repeat it as it was typed: {record['command']}",
+        )
+    return words[1:]
+
+
+def stages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of the stages of a cascade, that of the first one first; of a single model its own."""
+    earlier = _earlier(record)
+    return [*([] if earlier is None else stages(earlier)), dict(record)]
+
+
+def _earlier(node: Any) -> dict[str, Any] | None:
+    """The record of the stage before, which stands where a condition tells that its pictures are those of a stage."""
+    if isinstance(node, Mapping):
+        stage = node.get("stage")
+        inner = node.values()
+        return stage if isinstance(stage, dict) else next(filter(None, map(_earlier, inner)), None)
+    return next(filter(None, map(_earlier, node)), None) if isinstance(node, list) else None
+
+
+def same_weights(path: Path, record: Mapping[str, Any], folder: Path) -> Path:
+    """The checkpoint of a record, found from `folder`, its weights those that the record names. Raises UserError."""
+    place = folder / str(record["checkpoint"])
+    if place.is_dir():
+        part = "ema" if record.get("ema", True) else "task"
+        now = checkpoint.read_record(checkpoint.locate(place)).get("sha256", {}).get(f"{part}.safetensors")
+        if now != record.get("weights_sha256", now):
+            raise UserError(
+                f"--like {path}: {place} has other weights by now than those that it was drawn from",
+                "give the same options to `diffcli sample` for images of the present weights",
+            )
+    return place
+
+
+def differences(record: Mapping[str, Any]) -> list[Note]:
+    """What may make an image differ although the options are the same."""
+    if record["version"] == __version__:
+        return []
+    return [Note(f"the record was written by diffcli {record['version']}, this is {__version__}: images may differ")]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
