@@ -13,7 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 LONGEST_LIST = 64  # values that a person writes in one key
 
@@ -25,7 +26,22 @@ class Record(BaseModel):
 
 
 class Config(Record):
-    """Base of every configurable thing, which a person may have written."""
+    """Base of every configurable thing, which a person may have written.
+
+    Its JSON schema describes each key as the field says, or as that of a class which it inherits from; `kind` says what the
+    class is.
+    """
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name in [name for name, node in properties.items() if "description" not in node]:
+            fields = (getattr(base, "model_fields", {}).get(name) for base in cls.__mro__)
+            told = (field.description for field in fields if field is not None)
+            if words := next(filter(None, told), _first_sentence(cls) if name == "kind" else None):
+                properties[name]["description"] = words
+        return schema
 
     @model_validator(mode="before")
     @classmethod
@@ -43,6 +59,11 @@ class Config(Record):
         kinds = _kinds_in(cls.model_fields[name].annotation) if name in cls.model_fields else []
         numbers = any(kind in (int, float) or type(kind) is int for kind in kinds)  # 1 and 3 of Literal[1, 3]
         return numbers and not any(kind in (bool, Any, object) for kind in kinds)
+
+
+def _first_sentence(thing: type) -> str:
+    text = " ".join((thing.__doc__ or "").partition("\n\n")[0].split())
+    return text.partition(". Source:")[0].rstrip(".:")
 
 
 class _Switch:

@@ -152,7 +152,10 @@ class PowerEma(Config):
         tuple[Std, ...],
         Field(min_length=1),
         AfterValidator(partial(distinct, average=power)),
-    ] = (0.05, 0.1)
+    ] = Field(
+        (0.05, 0.1),
+        description="widths of the averages as shares of the run, each in (0, 0.29); images are drawn with the first",
+    )
     every: int = Field(1000, ge=1, description="steps between snapshots")
 
 

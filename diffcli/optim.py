@@ -24,8 +24,10 @@ class OptimizerConfig(Config):
 
     remembers: ClassVar[str]  # what its state is; an optimizer can go on from the state of one with the same word
 
-    lr: float = Field(2e-4, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(2e-4, gt=0, description="learning rate at the peak of the curve")
+    weight_decay: float = Field(
+        0.0, ge=0, description="pull of the weights towards 0 a step, times the learning rate where it is decoupled"
+    )
 
     @abstractmethod
     def build(
@@ -39,8 +41,10 @@ class Moments(OptimizerConfig):
 
     remembers: ClassVar[str] = "moments"
 
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    betas: tuple[Beta, Beta] = Field(
+        (0.9, 0.999), description="decays of the averages of the gradient and of its square, each in [0, 1)"
+    )
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second average")
 
 
 class Adam(Moments):
@@ -78,8 +82,8 @@ class Sgd(OptimizerConfig):
     remembers: ClassVar[str] = "momentum"
 
     kind: Literal["sgd"] = "sgd"
-    momentum: Beta = 0.9
-    nesterov: bool = False
+    momentum: Beta = Field(0.9, description="decay of the velocity, in [0, 1); 0: none")
+    nesterov: bool = Field(False, description="look ahead by the velocity before the gradient counts")
 
     @model_validator(mode="after")
     def _agree(self) -> "Sgd":
@@ -111,7 +115,7 @@ class Muon(Moments):
     remembers: ClassVar[str] = "momentum and moments"
 
     kind: Literal["muon"] = "muon"
-    momentum: Beta = 0.95
+    momentum: Beta = Field(0.95, description="decay of the momentum that is orthogonalised, in [0, 1)")
 
     def build(
         self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
@@ -170,6 +174,8 @@ class Curve(Config):
 
 
 class Constant(Curve):
+    """The full learning rate in every step."""
+
     kind: Literal["constant"] = "constant"
 
     def shape(self, step: int, steps: int) -> float:
@@ -180,7 +186,7 @@ class LinearDecay(Curve):
     """Falls linearly to `floor` at the last step."""
 
     kind: Literal["linear"] = "linear"
-    floor: float = Field(0.0, ge=0, le=1)
+    floor: float = Field(0.0, ge=0, le=1, description="factor of the learning rate at the last step, in [0, 1]")
 
     def shape(self, step: int, steps: int) -> float:
         return 1 + (self.floor - 1) * self.progress(step, steps)
@@ -190,7 +196,7 @@ class CosineDecay(Curve):
     """Falls along half a cosine to `floor` at the last step. Source: Loshchilov & Hutter 2017, arXiv 1608.03983."""
 
     kind: Literal["cosine"] = "cosine"
-    floor: float = Field(0.0, ge=0, le=1)
+    floor: float = Field(0.0, ge=0, le=1, description="factor of the learning rate at the last step, in [0, 1]")
 
     def shape(self, step: int, steps: int) -> float:
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * self.progress(step, steps))) / 2

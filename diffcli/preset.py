@@ -53,10 +53,12 @@ with warnings.catch_warnings():
         validate: the loss of the averaged model on held-out images. score: a small score of samples, see train.score.
         """
 
-        log: int = Field(50, ge=0)
-        preview: int = Field(1000, ge=0)
-        save: int = Field(1000, ge=0)
-        validate: int = Field(0, ge=0)  # type: ignore[assignment]
+        log: int = Field(50, ge=0, description="steps between lines of the log; 0: never")
+        preview: int = Field(1000, ge=0, description="steps between preview grids; 0: never")
+        save: int = Field(1000, ge=0, description="steps between checkpoints; 0: at the end alone")
+        validate: int = Field(
+            0, ge=0, description="steps between losses of the averaged model on held-out images; 0: never"
+        )  # type: ignore[assignment]
         score: int = Field(0, ge=0, description="a small score of samples every so many steps; 0: none")
 
 
@@ -75,7 +77,9 @@ class PhaseConfig(Config):
     """What a run changes of one phase of its task; null leaves it as the task has it."""
 
     networks: tuple[str, ...] | None = Field(None, description="names of those that it trains; the others stay frozen")
-    optimizer: AnyOptimizer | None = None
+    optimizer: AnyOptimizer | None = Field(
+        None, description="of this phase; null: train.optimizer, or what the task says"
+    )
     curve: AnyCurve | None = Field(None, description="counts the updates of the phase")
     first: int | None = Field(None, ge=1, description="the step of its first update")
     every: int | None = Field(None, ge=1, description="steps from one update to the next")
@@ -84,18 +88,25 @@ class PhaseConfig(Config):
 class TrainConfig(Config):
     """How a task is trained; batch_size is global, over all processes and accumulated micro-batches."""
 
-    steps: int = Field(ge=1)
-    batch_size: int = Field(128, ge=1)
+    steps: int = Field(ge=1, description="updates of the whole run")
+    batch_size: int = Field(128, ge=1, description="images in one update, over all processes and micro-batches")
     accumulate: int = Field(1, ge=1, description="micro-batches that one update is split into")
-    optimizer: AnyOptimizer = AdamW()
-    curve: AnyCurve = Constant()
+    optimizer: AnyOptimizer = Field(
+        AdamW(), description="how gradients become updates; its lr is the rate that the curve scales"
+    )
+    curve: AnyCurve = Field(Constant(), description="factor of the learning rate over the steps")
     phases: dict[str, PhaseConfig] = Field({}, description="changes to the phases of the task, by name")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null clips nothing")
-    ema: AnyEma = 0.9999
-    precision: PrecisionName = "auto"
-    compile: bool = False
+    ema: AnyEma = Field(
+        0.9999,
+        description="decay of the average of the weights a step, in [0, 1); a list keeps several; or a record of a kind",
+    )
+    precision: PrecisionName = Field(
+        "auto", description="of the networks in training; auto: bf16 on GPUs that have it, else fp32"
+    )
+    compile: bool = Field(False, description="compile the networks with torch.compile: slower to begin, faster steps")
     workers: int = Field(2, ge=0, description="processes that decode images where the data are not held in memory")
-    every: Every = Every()
+    every: Every = Field(Every(), description="steps between log lines, previews, checkpoints and validations")
     log: tuple[TrackerName, ...] = Field(
         ("tensorboard",),
         description="where numbers and previews go beside the run's own files: tensorboard, wandb, trackio",
@@ -147,14 +158,21 @@ def _completed(phase: Any, whole: Any) -> Any:
 class Preset(Config):
     """Everything about a run: the same preset and seed are the same run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(0, ge=0, lt=2**63)
-    data: AnyData
-    task: AnyTask
-    train: TrainConfig
-    sampler: AnySampler = Ddim()
-    guidance: float = 1.0
-    guide: Guide = Guide()
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="letters, digits and ._-; a run is written to runs/NAME unless --run-dir says otherwise",
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="of weights, order of images, noise and crops: the same seed is the same run"
+    )
+    data: AnyData = Field(description="the images: where they lie and how they are read")
+    task: AnyTask = Field(description="what is trained, and of which parts")
+    train: TrainConfig = Field(description="how it is trained, and what is written when")
+    sampler: AnySampler = Field(Ddim(), description="how images are drawn unless a command says otherwise")
+    guidance: float = Field(
+        1.0, description="scale of classifier-free guidance, null + scale * (cond - null): 1 is off, 0 unconditional"
+    )
+    guide: Guide = Field(Guide(), description="what surrounds guidance: where it acts and how large values are tamed")
     prior: Path | None = Field(None, description="checkpoint that makes embeddings of images out of those of prompts")
 
     @model_validator(mode="after")

@@ -22,8 +22,12 @@ class ClassCaptions(Config):
     names: a list for each class, in order; None takes the one name that the set gives it.
     """
 
-    templates: tuple[str, ...] = Field(min_length=1)
-    names: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...] | None = None
+    templates: tuple[str, ...] = Field(
+        min_length=1, description="texts with {name} in them, of which an epoch draws one; [a|the] holds alternatives"
+    )
+    names: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...] | None = Field(
+        None, description="a list of names for each class, in order; null: the name that the set gives it"
+    )
 
     @field_validator("templates")
     @classmethod

@@ -42,13 +42,23 @@ class DataConfig(Config):
     aspect ratio, in batches of their own; whatever is sampled, previewed or scored has `size`.
     """
 
-    root: Path | None = None
-    size: PositiveInt | tuple[PositiveInt, PositiveInt]
-    channels: Literal[1, 3] = 3
-    flip: bool = False
-    in_memory: bool | None = None
-    crop: Literal["centre", "random"] = "centre"
-    buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    root: Path | None = Field(None, description="folder or archive on disk; --data sets it")
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        description="edge of the images in pixels, or [height, width]; others are resized, antialiased, and cropped"
+    )
+    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB")
+    flip: bool = Field(False, description="mirror half of the training images left to right")
+    in_memory: bool | None = Field(
+        None, description="hold decoded pixels in memory; null: where they take at most 2 GiB"
+    )
+    crop: Literal["centre", "random"] = Field(
+        "centre",
+        description="where training images are cropped once the shorter side fits: centre, or random in each epoch",
+    )
+    buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        (),
+        description="sizes [height, width]; each training image goes to that of the nearest aspect ratio; sampled is data.size",
+    )
     captions: ClassCaptions | None = Field(None, description="makes the field text of a set that has classes")
     derived: tuple[AnyDerived, ...] = Field((), description="fields that are made of the image where it is read")
 

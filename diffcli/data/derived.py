@@ -38,9 +38,9 @@ class LowRes(Derived):
     """The image `factor` times smaller along each edge, by an antialiased kernel of Pillow."""
 
     kind: Literal["low_res"] = "low_res"
-    field: Name = "low_res"
-    factor: int = Field(2, ge=2, le=64)
-    kernel: Kernel = "bicubic"
+    field: Name = Field("low_res", description="name of the field that is made")
+    factor: int = Field(2, ge=2, le=64, description="how many times smaller each edge becomes")
+    kernel: Kernel = Field("bicubic", description="of the antialiased resize, as Pillow calls it")
 
     def specs(self, image: FieldSpec) -> Specs:
         channels, *size = image.sides
@@ -67,10 +67,14 @@ class Edges(Derived):
     """
 
     kind: Literal["edges"] = "edges"
-    field: Name = "edges"
-    sigma: float = Field(1.0, gt=0, le=16)
-    low: float = Field(0.05, ge=0, lt=1)
-    high: float = Field(0.12, gt=0, lt=1)
+    field: Name = Field("edges", description="name of the field that is made")
+    sigma: float = Field(1.0, gt=0, le=16, description="standard deviation of the blur before, in pixels")
+    low: float = Field(
+        0.05, ge=0, lt=1, description="gradient of an edge that continues another, as a share of the largest"
+    )
+    high: float = Field(
+        0.12, gt=0, lt=1, description="gradient of an edge that counts alone, as a share of the largest"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Edges":
@@ -92,11 +96,13 @@ class Sketch(Derived):
     """
 
     kind: Literal["sketch"] = "sketch"
-    field: Name = "sketch"
-    sigma: float = Field(0.8, gt=0, le=16)
-    sharpness: float = Field(20.0, ge=0)
-    threshold: float = Field(0.5, ge=0, le=1)
-    slope: float = Field(10.0, gt=0)
+    field: Name = Field("sketch", description="name of the field that is made")
+    sigma: float = Field(0.8, gt=0, le=16, description="standard deviation of the finer blur, in pixels")
+    sharpness: float = Field(20.0, ge=0, description="weight of the difference of both blurs: p of the paper")
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="brightness, in [0, 1], below which lines are drawn: epsilon of the paper"
+    )
+    slope: float = Field(10.0, gt=0, description="how sharply lines end: phi of the paper")
 
     def specs(self, image: FieldSpec) -> Specs:
         return {self.field: FieldSpec("image", (1, *image.shape[1:]))}
@@ -110,8 +116,8 @@ class Colour(Derived):
     """The image without its detail. blur: standard deviation in pixels."""
 
     kind: Literal["colour"] = "colour"
-    field: Name = "colour"
-    blur: float = Field(4.0, gt=0, le=64)
+    field: Name = Field("colour", description="name of the field that is made")
+    blur: float = Field(4.0, gt=0, le=64, description="standard deviation of the blur, in pixels")
 
     def specs(self, image: FieldSpec) -> Specs:
         return {self.field: image}
@@ -124,7 +130,7 @@ class Grey(Derived):
     """The luminance of the image, by the weights of ITU-R BT.601, as Pillow has them."""
 
     kind: Literal["grey"] = "grey"
-    field: Name = "grey"
+    field: Name = Field("grey", description="name of the field that is made")
 
     def specs(self, image: FieldSpec) -> Specs:
         return {self.field: FieldSpec("image", (1, *image.shape[1:]))}
@@ -140,10 +146,10 @@ class Hole(Derived):
     """
 
     kind: Literal["hole"] = "hole"
-    field: Name = "hole"
-    image: Name = "masked"
-    least: float = Field(0.2, gt=0, le=1)
-    most: float = Field(0.7, gt=0, le=1)
+    field: Name = Field("hole", description="name of the mask that is made; 1 within the hole")
+    image: Name = Field("masked", description="name of the image that is made, grey within the hole")
+    least: float = Field(0.2, gt=0, le=1, description="shortest edge of the hole, as a share of that of the image")
+    most: float = Field(0.7, gt=0, le=1, description="longest edge of the hole, as a share of that of the image")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Hole":

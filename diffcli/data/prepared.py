@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError, quoted
@@ -32,9 +33,11 @@ class Shards(DataConfig):
     """
 
     kind: Literal["shards"] = "shards"
-    verify: bool = False
-    more: tuple[Path, ...] = ()
-    validation: Path | None = None
+    verify: bool = Field(False, description="check the digest of every shard before the first step")
+    more: tuple[Path, ...] = Field(
+        (), description="further prepared sets, read as one with root; they must have the same fields"
+    )
+    validation: Path | None = Field(None, description="prepared set that serves as split test")
 
     def absolute(self) -> Self:
         paths = {"root": self.root, "validation": self.validation}

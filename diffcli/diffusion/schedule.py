@@ -216,9 +216,9 @@ class Sigmoid(CurveSchedule):
     """alpha-bar falls along a sigmoid cut to [start, end]. Source: Jabri et al. 2022, algorithm 1, arXiv 2212.11972."""
 
     kind: Literal["sigmoid"] = "sigmoid"
-    start: float = -3.0
-    end: float = 3.0
-    tau: float = Field(1.0, gt=0)
+    start: float = Field(-3.0, description="of the sigmoid at t = 0")
+    end: float = Field(3.0, description="of the sigmoid at t = 1")
+    tau: float = Field(1.0, gt=0, description="temperature: larger is nearer to a straight line")
 
     def alpha_bar(self, t: Tensor) -> Tensor:
         low, high = math.exp(-self.end / self.tau), (t * (self.end - self.start) + self.start) / self.tau
@@ -272,7 +272,7 @@ class Edm(Schedule):
 
     kind: Literal["edm"] = "edm"
     sigma_max: float = Field(160.0, gt=EDM_CLEANEST, description="sigma / alpha at t = 1, in deviations of the data")
-    rho: float = Field(7.0, gt=0)
+    rho: float = Field(7.0, gt=0, description="how steeply sigma / alpha grows with time")
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         ratio = self.sigma_max * t.double() ** self.rho

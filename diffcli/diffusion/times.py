@@ -96,7 +96,7 @@ class StratifiedTimes(Times):
 class MappedTimes(Times):
     """Times of a distribution on (0, 1], each sample's own or (stratified) spread evenly over it by neighbouring samples."""
 
-    stratified: bool = False
+    stratified: bool = Field(False, description="spread the times of a batch evenly instead of at random")
 
     @abstractmethod
     def time(self, u: Tensor, schedule: Schedule) -> Tensor:
@@ -117,8 +117,8 @@ class LogNormalSigma(MappedTimes):
     """
 
     kind: Literal["log_normal_sigma"] = "log_normal_sigma"
-    mean: float = -1.2
-    std: float = Field(1.2, gt=0)
+    mean: float = Field(-1.2, description="of ln(sigma / alpha)")
+    std: float = Field(1.2, gt=0, description="of ln(sigma / alpha)")
 
     def time(self, u: Tensor, schedule: Schedule) -> Tensor:
         return schedule.time(-2 * (self.mean + self.std * torch.special.ndtri(u)))
@@ -128,8 +128,8 @@ class LogitNormal(MappedTimes):
     """ln(t / (1 - t)) ~ N(mean, std^2). Source: Esser et al. 2024, eq. 19 (arXiv 2403.03206)."""
 
     kind: Literal["logit_normal"] = "logit_normal"
-    mean: float = 0.0
-    std: float = Field(1.0, gt=0)
+    mean: float = Field(0.0, description="of ln(t / (1 - t))")
+    std: float = Field(1.0, gt=0, description="of ln(t / (1 - t))")
 
     def time(self, u: Tensor, schedule: Schedule) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
@@ -154,7 +154,7 @@ class LossAware(Times):
 
     kind: Literal["loss_aware"] = "loss_aware"
     window: int = Field(10, ge=1, description="losses remembered for each time")
-    uniform: float = Field(0.001, gt=0, le=1)
+    uniform: float = Field(0.001, gt=0, le=1, description="share of the times that are drawn evenly")
 
     def remember(self, schedule: Schedule) -> LossHistory:
         assert isinstance(schedule, DiscreteSchedule), "the task refuses it on a continuous schedule"

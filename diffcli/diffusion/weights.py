@@ -41,7 +41,7 @@ class MinSnr(Weight):
     """
 
     kind: Literal["min_snr"] = "min_snr"
-    gamma: float = Field(5.0, gt=0)
+    gamma: float = Field(5.0, gt=0, description="largest weight of the squared error of x0")
 
     def factor(self, target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (alpha / sigma).square().clamp(max=self.gamma) / excess(target, alpha, sigma)

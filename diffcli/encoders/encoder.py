@@ -30,8 +30,10 @@ class EncoderConfig(Config):
     """
 
     kind: Literal["clip", "t5"] = "clip"
-    model: str = Field(min_length=1)
-    library: Literal["transformers", "open_clip"] = "transformers"
+    model: str = Field(
+        min_length=1, description="local folder, name on the hub, or open_clip's name with the tag of its weights"
+    )
+    library: Literal["transformers", "open_clip"] = Field("transformers", description="which library reads it")
     pretrained: str | None = Field(None, description="tag or file of weights, for names that open_clip knows")
     length: int | None = Field(None, ge=2, description="tokens of a text at most; null: the model's limit, for t5 128")
     layer: Literal[-1, -2] = Field(-1, description="whose tokens: of the last layer, or of the one before it")

@@ -33,9 +33,15 @@ class AutoencoderConfig(Config):
     """
 
     kind: Literal["conv"] = "conv"
-    patch: int = Field(1, ge=1)
-    width: int = Field(128, ge=1)
-    mult: tuple[PositiveInt, ...] = Field((1, 2, 4, 4), min_length=1)
+    patch: int = Field(
+        1, ge=1, description="pixels along the edge of a square that becomes one position of the first level"
+    )
+    width: int = Field(128, ge=1, description="channels of the first level")
+    mult: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4, 4),
+        min_length=1,
+        description="channels of each level as multiples of width; each level halves the size",
+    )
     depth: int = Field(2, ge=1, description="residual blocks at each level of the encoder; the decoder has one more")
     attend: tuple[int, ...] = Field((), description="downscales (1, 2, 4, ...) at which positions attend to each other")
     middle_blocks: Literal[0, 2] = Field(
@@ -46,9 +52,9 @@ class AutoencoderConfig(Config):
     features: int | None = Field(
         None, ge=1, description="channels between encoder or decoder and the latent, if they are not the latent's"
     )
-    groups: int = Field(32, ge=1)
-    norm_eps: float = Field(1e-6, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    groups: int = Field(32, ge=1, description="a group norm of C channels has gcd(groups, C) groups")
+    norm_eps: float = Field(1e-6, gt=0, description="added to the variance in group norms")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
     save_memory: bool = Field(False, description="gradient checkpointing: blocks are computed again on the way back")
 
     @model_validator(mode="after")
@@ -155,8 +161,8 @@ class Autoencoder(nn.Module):
 class FirstStageConfig(Config):
     """What a latent model must know to rebuild its first stage."""
 
-    network: AutoencoderConfig
-    bottleneck: AnyBottleneck
+    network: AutoencoderConfig = Field(description="encoder and decoder of the first stage")
+    bottleneck: AnyBottleneck = Field(description="what its latent is")
     channels: Annotated[int, Field(ge=1, description="of the images")]
     vector: Annotated[int, Field(ge=0, description="width of what encoder and decoder are told of an image")] = 0
 

@@ -21,7 +21,9 @@ class ConvNetConfig(Config):
     """
 
     kind: Literal["convnet"] = "convnet"
-    width: int = Field(32, ge=1)
+    width: int = Field(
+        32, ge=1, description="channels of the first of three sizes; the others have 2 and 4 times as many"
+    )
 
     def build(self, shape: ImageShape, num_classes: int, timed: bool = False) -> "ConvNet":
         return ConvNet(shape.channels, self.width, num_classes, timed)

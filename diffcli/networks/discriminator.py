@@ -23,8 +23,10 @@ class PatchDiscriminatorConfig(Config):
     """`depth` layers halve the size: a logit sees 16, 34, 70, 142 pixels of each side for depth 1, 2, 3, 4."""
 
     kind: Literal["patch"] = "patch"
-    width: int = Field(64, ge=1)
-    depth: int = Field(3, ge=1)
+    width: int = Field(64, ge=1, description="channels of the first layer")
+    depth: int = Field(
+        3, ge=1, description="layers that halve the size: a logit sees 16, 34, 70 or 142 pixels for 1 to 4"
+    )
 
     @property
     def least(self) -> int:

@@ -41,13 +41,17 @@ class DiTConfig(NetworkConfig):
 
     kind: Literal["dit"] = "dit"
     patch: int = Field(2, ge=1, description="pixels along the edge of a token")
-    size: Literal["S", "B", "L", "XL"] | None = None
-    width: int = Field(768, ge=1)
-    depth: int = Field(12, ge=1)
-    heads: int = Field(12, ge=1)
-    positions: Literal["sincos", "rotary"] = "sincos"  # rotary also runs well at sizes that were not trained
-    qk_norm: bool = False  # RMS norm of queries and keys (Dehghani et al. 2023, arXiv 2302.05442): stable at high rates
-    dropout: float = Field(0.0, ge=0, lt=1)
+    size: Literal["S", "B", "L", "XL"] | None = Field(
+        None, description="a published size, for what of width, depth and heads is not given"
+    )
+    width: int = Field(768, ge=1, description="of the tokens")
+    depth: int = Field(12, ge=1, description="blocks")
+    heads: int = Field(12, ge=1, description="of each attention; a divisor of width")
+    positions: Literal["sincos", "rotary"] = Field(
+        "sincos", description="how tokens know their place; rotary also runs at sizes that were not trained"
+    )
+    qk_norm: bool = Field(False, description="RMS norm of queries and keys (arXiv 2302.05442): stable at high rates")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
     max_period: float = Field(10_000, gt=1, description="of the time's sinusoid; foreign weights may need another")
     time_scale: float = Field(1.0, gt=0, description="times 0..1000 become 0..1000 * this; foreign weights may need it")
     mlp_eps: float = Field(EPS, gt=0, description="of the norm before the MLP; foreign weights may need another")

@@ -15,8 +15,8 @@ from diffcli.networks.layers import zero
 class EnlargerConfig(Config):
     """width: channels of the blocks. depth: how many blocks of two convolutions there are."""
 
-    width: int = Field(64, ge=1)
-    depth: int = Field(8, ge=1)
+    width: int = Field(64, ge=1, description="channels of the blocks")
+    depth: int = Field(8, ge=1, description="blocks of two convolutions")
 
     def build(self, channels: int, factor: int) -> "Enlarger":
         return Enlarger(self, channels, factor)

@@ -45,31 +45,35 @@ class UNetConfig(NetworkConfig):
     """width x mult[i] channels at level i, each level half the size of the one before."""
 
     kind: Literal["unet"] = "unet"
-    width: int = Field(128, ge=1)
+    width: int = Field(128, ge=1, description="channels of the first level")
     mult: tuple[int | float, ...] = Field((1, 2, 2, 2), min_length=1, description="channels of each level / width")
-    blocks: tuple[BlockName, ...] = Field(("res", "attention", "res", "attention"), min_length=1)
-    middle: tuple[BlockName, ...] = ("res", "attention", "res")
-    attend_at: tuple[int, ...] = (16,)  # feature-map sizes (longer side) at the training size where positions attend
-    head_dim: int = Field(64, ge=1)
+    blocks: tuple[BlockName, ...] = Field(
+        ("res", "attention", "res", "attention"), min_length=1, description="of each level, in their order"
+    )
+    middle: tuple[BlockName, ...] = Field(("res", "attention", "res"), description="blocks at the smallest size")
+    attend_at: tuple[int, ...] = Field(
+        (16,), description="longer sides of feature maps, in training, that have attention"
+    )
+    head_dim: int = Field(64, ge=1, description="channels of an attention head")
     heads: int | None = Field(None, ge=1, description="heads of every attention, whatever its width; null: by head_dim")
     fold: int = Field(
         1, ge=1, description="pixels along an edge that become the channels of one position before the first layer"
     )
-    patch: int = Field(2, ge=1)  # side of patch_attention's patches, in positions of the feature map
-    dropout: float = Field(0.0, ge=0, lt=1)
-    resample: Resampling = "residual"
-    activation: Activation = "silu"  # of the blocks; the head's and that inside the time embedding stay SiLU
-    embed: Embed = "scale_shift"  # how time and condition enter: scale and shift after a norm, or added before it
+    patch: int = Field(2, ge=1, description="side of the squares of patch_attention, in positions of the feature map")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
+    resample: Resampling = Field("residual", description="how the size is halved and doubled")
+    activation: Activation = Field("silu", description="of the blocks; the head and the time embedding have SiLU")
+    embed: Embed = Field("scale_shift", description="how time and condition enter: after a norm, or added before it")
     # what only weights from elsewhere need
-    qkv: HeadOrder = "by_head"  # order of `attention`'s rows; by_part: OpenAI's use_new_attention_order
-    groups: int = Field(32, ge=1)  # a norm of C channels has gcd(groups, C)
-    norm_eps: float = Field(1e-5, gt=0)
+    qkv: HeadOrder = Field("by_head", description="rows of attention; by_part: OpenAI's use_new_attention_order")
+    groups: int = Field(32, ge=1, description="a norm of C channels has gcd(groups, C) groups")
+    norm_eps: float = Field(1e-5, gt=0, description="added to the variance in group norms")
     transformer_eps: float | None = Field(
         None, gt=0, description="of the norm before a spatial_transformer; null: norm_eps"
     )
-    max_period: float = Field(10_000, gt=1)  # of the time's sinusoid
-    time_scale: float = Field(1.0, gt=0)  # the network is told times 0..1000; it may have learned 0..1000 * this
-    down_padding: Padding = "both"  # of `resample: conv`, where zeros stand on the way down
+    max_period: float = Field(10_000, gt=1, description="longest period of the time's sinusoids")
+    time_scale: float = Field(1.0, gt=0, description="times 0..1000 become 0..1000 * this, for foreign weights")
+    down_padding: Padding = Field("both", description="where zeros stand on the way down, for resample conv")
 
     @property
     def multiple(self) -> int:

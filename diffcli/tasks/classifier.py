@@ -109,10 +109,14 @@ class ClassifierConfig(TaskConfig):
 
     kind: Literal["classifier"] = "classifier"
     field: str = Field("image", description="what is classified: a field of the data that is an image")
-    num_classes: int = Field(ge=2)
+    num_classes: int = Field(ge=2, description="how many classes there are; labels are 0 to this - 1")
     network: AnyJudge = Field(ConvNetConfig(), description="convnet for small images, or trunk, the encoder of a U-Net")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    schedule: AnySchedule | None = None
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that is spread evenly over all classes"
+    )
+    schedule: AnySchedule | None = Field(
+        None, description="noise that is put on the images, for classifiers that guide; null: clean images"
+    )
 
     @field_validator("network", mode="before")
     @classmethod

@@ -34,17 +34,25 @@ class DiffusionConfig(TaskConfig):
 
     kind: Literal["diffusion"] = "diffusion"
     field: str = Field("image", description="what is modelled: a field of the data that is an image, a mask or a clip")
-    target: Target = "eps"
-    learn_variance: bool = False
-    schedule: AnySchedule = Cosine()
-    network: AnyNetwork
-    conditioners: tuple[AnyConditioner, ...] = ()
+    target: Target = Field(
+        "eps",
+        description="what the network predicts: noise (eps), image (x0), a mixture (v), or the flow from one to the other",
+    )
+    learn_variance: bool = Field(False, description="predict the variance of a step, too, in as many further channels")
+    schedule: AnySchedule = Field(Cosine(), description="how image fades and noise grows with time")
+    network: AnyNetwork = Field(description="the denoising network")
+    conditioners: tuple[AnyConditioner, ...] = Field(
+        (), description="what the network is told beside the noisy image: class, text, another picture"
+    )
     drop_condition: float = Field(0.0, ge=0, lt=1, description="share of samples trained without their condition")
-    codec: AnyCodec = PixelCodecConfig()
-    times: AnyTimes = UniformTimes()
-    weight: AnyWeight = NoWeight()
-    distance: AnyDistance = L2()
-    coupling: Coupling = "none"
+    codec: AnyCodec = Field(
+        PixelCodecConfig(),
+        description="the space in which noise is added: pixels, latents of a first stage, classes of a mask",
+    )
+    times: AnyTimes = Field(UniformTimes(), description="at which times training looks, and how often")
+    weight: AnyWeight = Field(NoWeight(), description="of the loss at each time")
+    distance: AnyDistance = Field(L2(), description="between prediction and target")
+    coupling: Coupling = Field("none", description="which noise goes with which image: none is at random")
 
     @model_validator(mode="after")
     def _agree(self) -> "DiffusionConfig":

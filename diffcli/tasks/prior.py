@@ -145,7 +145,7 @@ class MLPPriorConfig(Config):
     """A residual MLP trained on the squared error."""
 
     kind: Literal["mlp"] = "mlp"
-    width: int = Field(1024, ge=1)
+    width: int = Field(1024, ge=1, description="of the hidden layers")
     depth: int = Field(4, ge=1, description="residual blocks, each with a hidden layer of 4 times the width")
 
     def build(self, dim: int) -> MLPPrior:
@@ -156,9 +156,9 @@ class DiffusionPriorConfig(Config):
     """A denoiser of image embeddings told the text's; it regresses x0, as unCLIP's prior does."""
 
     kind: Literal["diffusion"] = "diffusion"
-    width: int = Field(1024, ge=1)
+    width: int = Field(1024, ge=1, description="of the hidden layers")
     depth: int = Field(8, ge=1, description="residual blocks, each with a hidden layer of 4 times the width")
-    schedule: AnySchedule = Cosine()
+    schedule: AnySchedule = Field(Cosine(), description="how noise grows with time")
     drop_condition: float = Field(0.1, ge=0, lt=1, description="share of samples trained without their text")
 
     def build(self, dim: int) -> DiffusionPrior:
@@ -174,7 +174,9 @@ class PriorConfig(TaskConfig):
 
     kind: Literal["prior"] = "prior"
     dim: int = Field(768, ge=1, description="values of an embedding: 512 for CLIP ViT-B, 768 for ViT-L/14")
-    network: Annotated[MLPPriorConfig | DiffusionPriorConfig, Field(discriminator="kind")] = MLPPriorConfig()
+    network: Annotated[MLPPriorConfig | DiffusionPriorConfig, Field(discriminator="kind")] = Field(
+        MLPPriorConfig(), description="from text embeddings to image embeddings"
+    )
 
     @property
     def guided(self) -> bool:

@@ -92,8 +92,8 @@ class SegmentationConfig(TaskConfig):
     field: str = Field("mask", description="what is told: a field of the data that is a mask")
     source: str = Field("image", description="what it is told from: a field of the data that is an image")
     classes: int = Field(2, ge=2, description="how many classes the mask has")
-    network: AnyNetwork
-    dice: float = Field(1.0, ge=0)
+    network: AnyNetwork = Field(description="from images to class scores")
+    dice: float = Field(1.0, ge=0, description="weight of the Dice loss beside the cross-entropy")
 
     @property
     def noun(self) -> str:

@@ -58,8 +58,8 @@ class SuperResolutionConfig(TaskConfig):
     field: str = Field("image", description="what is made: a field of the data that is an image")
     low: str = Field("low_res", description="what it is made of: the field of the smaller picture")
     factor: int = Field(2, ge=2, le=16, description="how many times smaller it is along each edge")
-    network: EnlargerConfig = EnlargerConfig()
-    distance: Literal["l1", "l2"] = "l1"
+    network: EnlargerConfig = Field(EnlargerConfig(), description="from small pictures to large ones")
+    distance: Literal["l1", "l2"] = Field("l1", description="between what it makes and the image, pixel by pixel")
 
     @property
     def noun(self) -> str:

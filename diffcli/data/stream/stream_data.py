@@ -55,12 +55,20 @@ class Stream(DataConfig):
     """
 
     kind: Literal["stream"] = "stream"
-    shards: str | tuple[str, ...]
-    test_shards: str | tuple[str, ...] | None = None
-    classes: tuple[str, ...] | None = None
-    shuffle: NonNegativeInt = 2000
-    lanes: PositiveInt = 32
-    retries: NonNegativeInt = 5
+    shards: str | tuple[str, ...] = Field(
+        description="tar shards: URLs, pipe:COMMAND or paths, with braces {000..331}; or a list of these"
+    )
+    test_shards: str | tuple[str, ...] | None = Field(
+        None, description="tar shards of the split test, written as shards are"
+    )
+    classes: tuple[str, ...] | None = Field(
+        None, description="names of the labels, in order; null: those of a dataset.json beside the shards"
+    )
+    shuffle: NonNegativeInt = Field(
+        2000, description="encoded samples held for shuffling, over all lanes; 0 keeps the order of the shards"
+    )
+    lanes: PositiveInt = Field(32, description="shards read at a time, at most one for each image of a batch")
+    retries: NonNegativeInt = Field(5, description="times that a shard is tried again after a fault")
     pause: PositiveFloat = Field(0.5, description="seconds before the first retry, doubled for each further one")
     timeout: PositiveFloat = Field(60.0, description="seconds that a server may be silent")
 

@@ -24,7 +24,10 @@ class Ddpm(Sampler):
     """
 
     kind: Literal["ddpm"] = "ddpm"
-    variance: Literal["auto", "small", "large", "learned"] = "auto"
+    variance: Literal["auto", "small", "large", "learned"] = Field(
+        "auto",
+        description="of a move: beta tilde (small), beta (large), or the network's; auto: the network's where there is one",
+    )
 
     def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
         for t, s in pairwise(self.times(schedule)):
@@ -61,8 +64,8 @@ class Ddim(Sampler):
     """
 
     kind: Literal["ddim"] = "ddim"
-    eta: float = Field(0.0, ge=0, le=1)
-    ends: Ends = "clean"
+    eta: float = Field(0.0, ge=0, le=1, description="noise added in each move: 0 none, 1 as much as DDPM")
+    ends: Ends = Field("clean", description="clean goes down to t = 0, cleanest to the first trained time")
 
     def times(self, schedule: Schedule) -> Tensor:
         return ending(super().times(schedule), self.ends, schedule)
@@ -87,7 +90,7 @@ class EulerAncestral(Sampler):
     """
 
     kind: Literal["euler_ancestral"] = "euler_ancestral"
-    eta: float = Field(1.0, ge=0, le=1)
+    eta: float = Field(1.0, ge=0, le=1, description="noise added in each move: 0 none, 1 as much as DDPM")
 
     def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
         return _ddim(self.times(schedule), denoise, schedule, x, noise, self.eta)

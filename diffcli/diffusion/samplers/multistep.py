@@ -36,7 +36,7 @@ class Plms(Sampler):
     """
 
     kind: Literal["plms"] = "plms"
-    ends: Ends = "clean"
+    ends: Ends = Field("clean", description="clean goes down to t = 0, cleanest to the first trained time")
 
     @property
     def nfe(self) -> int:
@@ -103,7 +103,7 @@ class DpmPlusPlus2MSde(Sampler):
     """
 
     kind: Literal["dpmpp_2m_sde"] = "dpmpp_2m_sde"
-    eta: float = Field(1.0, ge=0, le=1)
+    eta: float = Field(1.0, ge=0, le=1, description="noise added in each move: 0 none, 1 the reverse SDE")
 
     def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
         return _second_order(self.times(schedule), denoise, schedule, x, noise, self.eta)

@@ -39,7 +39,7 @@ class Sampler(Config):
     evaluations: ClassVar[int] = 1  # of the network, for each step but the last
 
     steps: int = Field(50, ge=1, description="moves from t = 1 to t = 0")
-    spacing: Spacing = "uniform"
+    spacing: Spacing = Field("uniform", description="where the times of the moves lie between t = 1 and t = 0")
     _times: tuple[float, ...] | None = None  # see `starting_at`
 
     @abstractmethod

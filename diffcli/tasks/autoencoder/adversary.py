@@ -41,14 +41,19 @@ class Adversarial(Config):
     last layer, at most `cap`. lecam: of the regularisation of Tseng et al. 2021, eq. 5 (arXiv 2104.03310), for few data.
     """
 
-    discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
-    loss: Literal["hinge"] = "hinge"
+    discriminator: PatchDiscriminatorConfig = Field(
+        PatchDiscriminatorConfig(), description="the network that tells reconstructions from images"
+    )
+    loss: Literal["hinge"] = Field("hinge", description="of the discriminator")
     start: int = Field(10_000, ge=1, description="the step of the discriminator's first update")
     warm: int = Field(1000, ge=0, description="steps that it learns before its gradient counts")
-    weight: float = Field(0.8, gt=0)
-    balance: Literal["adaptive", "constant"] = "adaptive"
+    weight: float = Field(0.8, gt=0, description="of the mean logit of reconstructions in the loss of the first stage")
+    balance: Literal["adaptive", "constant"] = Field(
+        "adaptive",
+        description="adaptive: scaled to the gradient of the other terms at the last layer; fixed: weight alone",
+    )
     cap: float = Field(10_000, gt=0, description="largest factor that `adaptive` gives")
-    lecam: float = Field(0.0, ge=0)
+    lecam: float = Field(0.0, ge=0, description="weight of the LeCam regularisation, for few images; 0: none")
 
     def fault(self, size: Sequence[int]) -> tuple[str, str] | None:
         """What is wrong with the discriminator for images of this height and width, and what to type; None: nothing."""

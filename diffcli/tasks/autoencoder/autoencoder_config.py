@@ -20,17 +20,17 @@ class AutoencoderTaskConfig(TaskConfig):
 
     kind: Literal["autoencoder"] = "autoencoder"
     field: str = Field("image", description="what is encoded: a field of the data that is an image")
-    network: AutoencoderConfig
-    bottleneck: AnyBottleneck = Kl()
+    network: AutoencoderConfig = Field(description="encoder and decoder")
+    bottleneck: AnyBottleneck = Field(Kl(), description="what the latent is: a Gaussian, or codes")
     embedding: StoredVector | None = Field(None, description="what encoder and decoder are told of an image")
-    distance: Literal["l1", "l2"] = "l2"
+    distance: Literal["l1", "l2"] = Field("l2", description="between image and reconstruction, pixel by pixel")
     sigma: float | None = Field(
         None,
         gt=0,
         description="of a normal distribution about the reconstruction, in [-1, 1]: l2 counts 1 / (2 sigma^2)",
     )
-    perceptual: AnyPerceptual | None = None
-    adversarial: Adversarial | None = None
+    perceptual: AnyPerceptual | None = Field(None, description="distance in features beside it; null: none")
+    adversarial: Adversarial | None = Field(None, description="a discriminator beside it; null: none")
 
     @model_validator(mode="after")
     def _agree(self) -> "AutoencoderTaskConfig":

@@ -50,7 +50,9 @@ class StoredVector(Config):
     drop: the share of samples that train without it, so that the first stage also works where there is none.
     """
 
-    field: str = Field("clip_image", pattern=r"^[a-z][a-z0-9_]*$")
+    field: str = Field(
+        "clip_image", pattern=r"^[a-z][a-z0-9_]*$", description="the embedding that prep-data --embed stored"
+    )
     width: int = Field(768, ge=1, description="of the stored vectors")
     drop: float = Field(0.1, ge=0, lt=1, description="share of samples trained without it")
 

@@ -91,14 +91,14 @@ RUN = "name the run of a classifier, such as one of the preset digits-classifier
 class Judge(Config):
     """What must be known of a classifier to build its network: filled in from its run when training begins."""
 
-    classifier: ClassifierConfig
+    classifier: ClassifierConfig = Field(description="the classifier whose features count, filled in from its run")
     image: Annotated[ImageShape, Field(description="channels, height and width of its images")]
 
 
 class PerceptualConfig(Config):
     """What builds the perceptual part. weight: its factor beside the reconstruction."""
 
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, description="of this distance, beside the reconstruction")
 
     def resolved(self) -> Self:
         """The same, with paths that are found from anywhere, and with what `build` must know of them."""

@@ -47,9 +47,11 @@ class OneHotCodecConfig(CodecConfig):
     """
 
     kind: Literal["one_hot"] = "one_hot"
-    clip: Literal[True] = True
+    clip: Literal[True] = Field(True, description="keep predicted channels in their range while sampling")
     classes: int = Field(ge=2, description="how many classes the mask has")
-    scale: float = Field(1.0, gt=0, le=1)
+    scale: float = Field(
+        1.0, gt=0, le=1, description="of the channels; below 1 more of the path is noise, for masks of large areas"
+    )
 
     def build(self, spec: FieldSpec) -> OneHotCodec:
         """The codec of a field. Raises UserError where it is no mask, or one of more classes."""

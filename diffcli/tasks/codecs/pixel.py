@@ -36,7 +36,7 @@ class PixelCodecConfig(CodecConfig):
     """
 
     kind: Literal["pixels"] = "pixels"
-    clip: bool = True
+    clip: bool = Field(True, description="keep predicted images in [-1, 1] while sampling")
     scale: float = Field(1.0, gt=0, description="diffusion space = pixels in [-1, 1] times this")
 
     def build(self, spec: FieldSpec) -> PixelCodec:

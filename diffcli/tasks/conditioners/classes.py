@@ -46,8 +46,8 @@ class ClassConditionerConfig(ConditionerConfig):
     """Class labels, joined to the time embedding or told in tokens; rows dropped in training teach the null class."""
 
     kind: Literal["class"] = "class"
-    num_classes: int = Field(1000, ge=1)
-    dim: int = Field(256, ge=1)
+    num_classes: int = Field(1000, ge=1, description="how many classes there are; labels are 0 to this - 1")
+    dim: int = Field(256, ge=1, description="width of the vector or tokens that stand for a class")
     tokens: int | None = Field(None, ge=1, description="tokens a class, for blocks that attend to them; null: a vector")
 
     def build(self) -> ClassConditioner:

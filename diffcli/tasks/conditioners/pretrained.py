@@ -84,12 +84,14 @@ class PretrainedConditionerConfig(ConditionerConfig):
     """
 
     kind: Literal["pretrained"] = "pretrained"
-    encoder: EncoderConfig
+    encoder: EncoderConfig = Field(description="the frozen encoder that reads captions")
     gives: Gives = Field("tokens", description="tokens to attend to, a vector that joins the time, or both")
-    width: int = Field(768, ge=1)
+    width: int = Field(768, ge=1, description="of the encoder's tokens")
     pooled_width: int | None = Field(None, ge=1, description="null: as wide as the tokens")
     dim: int | None = Field(None, ge=1, description="width after a learned projection; null: none")
-    unconditional: Literal["learned", "empty"] = "learned"
+    unconditional: Literal["learned", "empty"] = Field(
+        "learned", description="what stands for no caption: learned vectors, or the features of an empty text"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> "PretrainedConditionerConfig":

@@ -110,14 +110,23 @@ class SpatialConditionerConfig(ConditionerConfig):
     """
 
     kind: Literal["spatial"] = "spatial"
-    field: str = Field("low_res", pattern=r"^[a-z][a-z0-9_]*$")
-    of: Literal["image", "mask"] = "image"
+    field: str = Field(
+        "low_res", pattern=r"^[a-z][a-z0-9_]*$", description="the field that is laid beside the noisy image"
+    )
+    of: Literal["image", "mask"] = Field("image", description="what kind of field it is")
     channels: int = Field(3, ge=1, description="of an image")
     classes: int | None = Field(None, ge=2, description="of a mask")
     patch: int = Field(1, ge=1, description="pixels along an edge that become one position: the downscale of latents")
-    augment: float = Field(0.0, ge=0, lt=1)
+    augment: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="largest level of noise put on it in training, in [0, 1); the network is told the level",
+    )
     dim: int = Field(64, ge=2, description="width in which the level of noise is told")
-    drop: bool = False
+    drop: bool = Field(
+        False, description="leave it out in task.drop_condition of the samples, so that it can be guided"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> "SpatialConditionerConfig":

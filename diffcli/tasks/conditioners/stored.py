@@ -104,15 +104,17 @@ class EmbeddingConditionerConfig(ConditionerConfig):
     """
 
     kind: Literal["embedding"] = "embedding"
-    field: str = Field("clip_image", pattern=r"^[a-z][a-z0-9_]*$")
-    stored: Literal["vector", "sequence"] = "vector"
+    field: str = Field(
+        "clip_image", pattern=r"^[a-z][a-z0-9_]*$", description="the embedding that prep-data --embed stored"
+    )
+    stored: Literal["vector", "sequence"] = Field("vector", description="one vector a sample, or a sequence of tokens")
     width: int = Field(768, ge=1, description="of the stored vectors")
     gives: Gives = Field("vector", description="a vector that joins the time, tokens to attend to, or both")
     tokens: int = Field(4, ge=1, description="tokens made of a stored vector")
     dim: int | None = Field(
         None, ge=1, description="width after a learned projection; null: that of the stored vectors"
     )
-    normalize: bool = True
+    normalize: bool = Field(True, description="scale vectors to unit variance of each number")
     encoder: EncoderConfig | None = Field(None, description="the encoder that made them, for prompts")
 
     @model_validator(mode="after")

@@ -135,10 +135,10 @@ class TextConditionerConfig(ConditionerConfig):
     """
 
     kind: Literal["text"] = "text"
-    width: int = Field(256, ge=1)
-    depth: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    length: int = Field(128, ge=8)
+    width: int = Field(256, ge=1, description="of the vector and of the tokens")
+    depth: int = Field(4, ge=1, description="layers of the transformer")
+    heads: int = Field(4, ge=1, description="of each attention; a divisor of width")
+    length: int = Field(128, ge=8, description="bytes of a caption that are read, and two marks; what is longer is cut")
     neighbours: int = Field(1, ge=1, description="bytes that a convolution sees around each, itself counted; 1: none")
     gives: Gives = Field("both", description="tokens to attend to, a vector that joins the time, or both")
 
