@@ -31,6 +31,7 @@ KINDS_OF_FAILURE = [
         (r"UTF-8", "captions not in UTF-8"),
         (r"(HEIC|AVIF) pictures", r"\1, which is not installed"),
         (r"--range", "values without --range"),
+        (r"never closes|fields, not|not JSON|not a JSON", "rows that cannot be read"),
     )
 ]
 
