@@ -89,7 +89,7 @@ def repeat(context: typer.Context, like: Path) -> None:
     import warnings
 
     from diffcli.config import UserError
-    from diffcli.engine import output_records as records
+    from diffcli.engine.records import output_records as records
 
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
     other = sorted(given - FREE)

@@ -10,9 +10,9 @@ import torch
 
 from diffcli import checkpoint, preset
 from diffcli.config import UserError
-from diffcli.engine import encoder_records
 from diffcli.engine.casting import run_in, suited
 from diffcli.engine.loading import load_to_sample, place
+from diffcli.engine.records import encoder_records
 from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
 from diffcli.fields import OVER_PIXELS, Specs, from_record
 from diffcli.preset import Preset

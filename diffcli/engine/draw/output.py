@@ -18,7 +18,7 @@ from diffcli.engine.draw.out_files import kind_of
 from diffcli.engine.draw.pictures import MemoryPicture, write_png
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions
 from diffcli.engine.draw.sheets.arrangement import Arrangement
-from diffcli.engine.output_records import check_record, write_record
+from diffcli.engine.records.output_records import check_record, write_record
 from diffcli.fields import listed
 
 HOLD = 1.0  # seconds that an animation rests on its last frame, unless --hold says otherwise

@@ -8,11 +8,11 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 from diffcli import preset
 from diffcli.config import UserError, did_you_mean
 from diffcli.diffusion.samplers import AnySampler, Sampler
-from diffcli.engine import encoder_records
 from diffcli.engine.draw.edits import EditOptions
 from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.draw.restore.wishes import check_flags
 from diffcli.engine.model import Model
+from diffcli.engine.records import encoder_records
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Drawing, Guide

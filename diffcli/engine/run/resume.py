@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from diffcli import checkpoint, preset
 from diffcli.config import UserError, quoted
-from diffcli.engine import encoder_records
 from diffcli.engine.distributed import speaks
+from diffcli.engine.records import encoder_records
 from diffcli.engine.run.phases import phases_of, rate
 from diffcli.engine.run.runlog import SUPERSEDED, RunDir
 from diffcli.engine.run.state import build_on_meta, same_state

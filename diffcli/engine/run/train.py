@@ -14,9 +14,10 @@ from diffcli.config import UserError
 from diffcli.data.description import DataDescription
 from diffcli.data.images import ImageData
 from diffcli.data.stream.stream_data import StreamData
-from diffcli.engine import data_records, encoder_records, stage_reading
+from diffcli.engine import data_records, stage_reading
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
+from diffcli.engine.records import encoder_records
 from diffcli.engine.run.averages import set_aside_snapshots
 from diffcli.engine.run.loop import Loop, Progress, Score
 from diffcli.engine.run.measuring import Counting, measure

@@ -13,8 +13,8 @@ from diffcli.config import UserError
 from diffcli.diffusion.likelihood import Term, Variance, bits_per_dim
 from diffcli.diffusion.samplers import Ddpm
 from diffcli.diffusion.schedule import DiscreteSchedule
-from diffcli.engine import encoder_records
 from diffcli.engine.draw.request import Request, SampleOptions
+from diffcli.engine.records import encoder_records
 from diffcli.engine.score.onepass import Watch
 from diffcli.fields import Remedies, Specs, check_classes, check_fields, converted
 from diffcli.metrics.extractor import Extracted

@@ -30,7 +30,7 @@ from diffcli.engine.draw.output import whole
 from diffcli.engine.draw.pictures import write_png
 from diffcli.engine.draw.sheets.arrangement import grid
 from diffcli.engine.model import Model
-from diffcli.engine.output_records import write_record
+from diffcli.engine.records.output_records import write_record
 
 WHITE = 65535
 TINT = 0.5  # share of the colour in an overlay

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffcli.config import UserError
-from diffcli.engine import output_records as records
+from diffcli.engine.records import output_records as records
 from tests.conftest import Cli
 
 TOLD = {"checkpoint": "c", "version": "0", "n": 1, "seeds": [3]}
