@@ -69,7 +69,7 @@ def presets_new(
     """Write a commented preset that fits your own pictures."""
     from diffcli.cli.console import say
     from diffcli.config import quoted
-    from diffcli.engine.new_preset import write_new
+    from diffcli.engine.run.new_preset import write_new
 
     path, found = write_new(name, data, task.value)
     for line in found.lines:

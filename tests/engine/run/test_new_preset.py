@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.engine.new_preset import NewTask, fitting, write_new
+from diffcli.engine.run.new_preset import NewTask, fitting, write_new
 from diffcli.engine.run.state import build_on_meta
 from diffcli.prep.prepare import prepare
 
