@@ -109,6 +109,15 @@ def test_a_transformer_of_other_than_1000_classes_is_noted():
     assert "sampler.spacing is karras" in exporting.notes(preset)[0]
 
 
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10", "cifar10-class", "cifar10-64", "imagenet64-adm"])
+def test_a_shipped_model_of_pixels_goes_out(name: str):
+    preset = presets.load(name)
+    exporting.check(preset)
+    network = exporting.network(preset, on_meta(preset).state_dict())
+    assert network.config["_class_name"] == "UNet2DModel"
+    assert network.config["norm_num_groups"] == preset.task.network.groups
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_first_stage_that_cannot_go_out_is_told_what_can(name: str):
     with pytest.raises(UserError) as error:
