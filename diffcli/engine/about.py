@@ -83,7 +83,8 @@ def _lines_of_model(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from ((f"  {name}", f"{count:,}") for name, count in found["networks"].items() if len(found["networks"]) > 1)
     if found["image"]:
         channels, *sides = found["image"]
-        yield "draws", f"images of {listed(tuple(sides))} (HxW), {channels} channels"
+        colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+        yield "draws", f"images of {listed(tuple(sides))} (HxW), {colour}"
     if names := found["classes"]:
         more = ", ..." * (len(names) > SHOWN_CLASSES)
         yield "classes", f"{len(names)}: {', '.join(names[:SHOWN_CLASSES])}{more}"

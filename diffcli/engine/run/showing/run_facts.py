@@ -23,7 +23,8 @@ def machine(preset: Preset, group: Group) -> str:
     """Where a run computes, and in what: `cuda (NVIDIA H200), bf16, 2 processes`."""
     device = group.device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' * (count > 1)}" if device.type == "cpu" else ""
     processes = f", {group.world} processes" if group.world > 1 else ""
     compiled = ", compiled" if preset.train.compile else ""
     return f"{device.type}{name}, {preset.train.precision}{threads}{processes}{compiled}"
