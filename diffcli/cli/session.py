@@ -157,7 +157,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
 
         scoring: Scoring | None = None
         if preset.train.every.score:
-            from diffcli.engine.small_score import SmallScore
+            from diffcli.engine.score.training.small_score import SmallScore
 
             scoring = SmallScore
 
