@@ -1,5 +1,6 @@
 """What a person sees: error and hint lines, progress bars on a terminal, plain lines elsewhere. All of it on stderr."""
 
+import codecs
 import sys
 import time
 import warnings
@@ -20,6 +21,20 @@ class ShowCount(Protocol):
     """Shows how far something is. told: what else is worth telling."""
 
     def __call__(self, what: str, done: int, total: int | None, told: str = "") -> None: ...
+
+
+def show_anything(stream: Any) -> None:
+    """Lets a stream print every name: of a path that is no UTF-8 its very bytes, of a letter that it does not have its number."""
+    codecs.register_error("shown", _shown)
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="shown")
+
+
+def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def say(text: str) -> None:

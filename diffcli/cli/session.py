@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from diffcli.cli.console import complain, counting, say, say_all, showing_notes
+from diffcli.cli.console import complain, counting, say, say_all, show_anything, showing_notes
 from diffcli.cli.watching import say_facts, watch_training
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ WORKER = "LOCAL_RANK"  # set by torchrun for each of its workers
 
 def run(app: typer.Typer) -> int:
     """Runs the command line; returns 0, 2 for the user's mistakes, 130 for interruption. Other exceptions pass: exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        show_anything(stream)
     try:
         with showing_notes():
             code = typer.main.get_command(app)(prog_name="diffcli", standalone_mode=False)
