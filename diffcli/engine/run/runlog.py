@@ -59,6 +59,11 @@ class RunDir:
         """Makes the directory for a new run. Raises UserError where it holds a run, is in use or cannot be written."""
         self.check_new()
         try:
+            str(self.path).encode()
+        except UnicodeEncodeError:
+            problem = f"--run-dir {self.path}: is no UTF-8, and weights cannot be written under such a name"
+            raise UserError(problem, "give another, for example --run-dir runs/mine") from None
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".writable-{os.getpid()}"
             probe.touch()

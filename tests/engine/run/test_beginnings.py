@@ -1,5 +1,6 @@
 """What is left of a run that was stopped at once, or that ended before its first checkpoint."""
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -66,3 +67,11 @@ def test_what_a_run_without_a_checkpoint_left_is_moved_away_whole(
     assert (run / "superseded/1/previews/step-00000009.png").read_text().startswith("old")
     assert not (run / "previews").exists()
     assert "old" not in [path.read_text(errors="replace")[:3] for path in (run / "tensorboard").iterdir()]
+
+
+def test_a_run_directory_that_is_no_utf8_is_refused_before_it_is_made(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    folder = os.fsdecode(b"r\xff")
+    cli("train", "--preset", tiny(), "--run-dir", tmp_path / folder).refused("--run-dir", "UTF-8", "runs/mine")
+    assert not (tmp_path / folder).exists()
