@@ -232,7 +232,9 @@ def _of_kind(given: Any, place: str) -> Any:
         at_place = at_root(config, place)
     except (ValidationError, UserError):  # raised again below where --set does not mend it
         return given
-    return given if isinstance(config, type(at_place) | Stream) else _copy(at_place.model_dump())
+    if isinstance(config, type(at_place) | Stream):
+        return given
+    return _copy(at_place.model_dump(include={"kind"}) | at_place.model_dump(exclude_unset=True))
 
 
 def _rooted(config: DataConfig, place: str, source: str) -> DataConfig:

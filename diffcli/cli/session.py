@@ -134,6 +134,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     from diffcli.data.leftovers import tidied
     from diffcli.engine.distributed import pick_device, speaks
     from diffcli.engine.draw.guides import check_named
+    from diffcli.engine.fitting_presets import fitted_to_data
     from diffcli.engine.run.resume import changes, edits
     from diffcli.engine.run.showing import run_facts
     from diffcli.engine.run.showing.trackers import check_trackers
@@ -146,7 +147,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     pick_device(device, how.nproc)  # type: ignore[arg-type]
     check_processes(preset, how.world)
     check_trackers(preset.train.log)
-    preset = completed(preset)
+    preset = completed(fitted_to_data(preset))
     with tidied(run.path) if speaks() else nullcontext():
         if speaks():
             build_on_meta(preset)  # a network that cannot be built is told before data are read and folders made
@@ -196,6 +197,7 @@ def open_model(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool) 
 def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None:
     """The resolved preset as YAML, then facts as comments of it."""
     from diffcli.engine.distributed import pick_device
+    from diffcli.engine.fitting_presets import fitted_to_data
     from diffcli.engine.run.plan import plan
     from diffcli.engine.run.state import resolved
     from diffcli.engine.run.train import check_processes
@@ -204,7 +206,7 @@ def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None
 
     how.check()
     check_processes(preset, how.world)
-    preset = resolved(completed(preset), pick_device(device))  # type: ignore[arg-type]
+    preset = resolved(completed(fitted_to_data(preset)), pick_device(device))  # type: ignore[arg-type]
     facts = plan(preset, path, how.world)
     print(dump(preset), end="")
     for name, value in facts.items():

@@ -19,10 +19,11 @@ from diffcli.data.columns import Texts
 from diffcli.data.deep_images import LOOKED_AT, range_note
 from diffcli.data.derived import AnyDerived, derived_specs
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, read_location, size_of
+from diffcli.data.image_formats import open_encoded
 from diffcli.data.images import FileImages, ImageData, ImageOrigin, MemoryImages, unreadable
 from diffcli.data.listing import ClassesFrom, Listing, Split, list_images
 from diffcli.data.loader import loaded
-from diffcli.data.modes import Range
+from diffcli.data.modes import GREY, Range
 from diffcli.data.pixels import fit_all, read_size
 from diffcli.data.shards import FieldNote, is_mask
 from diffcli.data.sidecars import SidecarFiles
@@ -35,18 +36,23 @@ MOST_NAMED = 3  # files in one note
 class DataConfig(Config):
     """What every data set has.
 
-    root: folder or archive on disk. size: edge in pixels, or (height, width); other images are resized, antialiased.
-    channels: 1 grey, 3 RGB. flip: mirror half of the training images left to right. in_memory: hold decoded pixels in memory;
-    None does where they take at most 2 GiB. crop: where training images are cropped once their shorter side is resized, at the
-    centre or at random, each time elsewhere. buckets: sizes (height, width), to each of which go the training images of nearest
-    aspect ratio, in batches of their own; whatever is sampled, previewed or scored has `size`.
+    root: folder or archive on disk. size: edge in pixels, or (height, width); other images are resized, antialiased; null:
+    that of the images, where they have one. channels: 1 grey, 3 RGB; left out: those of the images. flip: mirror half of the
+    training images left to right. in_memory: hold decoded pixels in memory; None does where they take at most 2 GiB. crop:
+    where training images are cropped once their shorter side is resized, at the centre or at random, each time elsewhere.
+    buckets: sizes (height, width), to each of which go the training images of nearest aspect ratio, in batches of their own;
+    whatever is sampled, previewed or scored has `size`.
     """
 
     root: Path | None = Field(None, description="folder or archive on disk; --data sets it")
-    size: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
-        description="edge of the images in pixels, or [height, width]; others are resized, antialiased, and cropped"
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="edge in pixels, or [height, width]; others are resized, antialiased, and cropped; null: that of the images",
     )
-    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB")
+    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; left out: those of the images of a folder or a set")
+    grey: bool = Field(
+        False, description="whether images in colour may be trained on as grey ones, where channels is 1"
+    )
     flip: bool = Field(False, description="mirror half of the training images left to right")
     in_memory: bool | None = Field(
         None, description="hold decoded pixels in memory; null: where they take at most 2 GiB"
@@ -64,6 +70,10 @@ class DataConfig(Config):
 
     @property
     def shape(self) -> ImageShape:
+        if self.size is None:
+            raise UserError(
+                "data.size is left out, and no data are read that tell it", "use --set data.size=64 (pixels)"
+            )
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         return ImageShape(self.channels, height, width)
 
@@ -98,6 +108,8 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _derives(self) -> "DataConfig":
+        if self.size is None:  # that of the data, which are read later
+            return self
         try:
             for size in (self.shape[1:], *self.buckets):
                 derived_specs(self.derived, FieldSpec("image", (self.channels, *size)))
@@ -230,6 +242,14 @@ class TreeFiles:
         for name, location in zip(self.names, self.locations, strict=True):
             total.update(f"{name}\0{size_of(location) if sizes else ''}\n".encode())
         return total.hexdigest()
+
+    def is_grey(self, index: int) -> bool:
+        """Whether an image is stored without colours, as its header says; not one that cannot be read."""
+        try:
+            with open_location(self.locations[index]) as file, open_encoded(file) as image:
+                return image.mode in GREY or image.mode.startswith("I")
+        except Exception:  # Pillow's parsers raise nearly anything on garbled files
+            return False
 
     def size_of(self, index: int) -> tuple[int, int]:
         """(height, width) of an image, from its header."""

@@ -138,7 +138,8 @@ AnyData = Annotated[
 def at_root(config: DataConfig, place: str | Path) -> DataConfig:
     """`config` reading from `place`: as shards of the same shape where `diffcli prep-data` prepared it, URLs as a stream."""
     same = config.model_dump(
-        include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions", "derived"}
+        include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions", "derived", "grey"},
+        exclude_unset=True,
     )
     listed = lists_shards(str(place))
     if not listed and not isinstance(config, Shards):
@@ -146,7 +147,7 @@ def at_root(config: DataConfig, place: str | Path) -> DataConfig:
             return Shards(root=Path(place), **same)
         check_finished(Path(place).expanduser(), "--data")
     if isinstance(config, Stream):
-        return Stream.model_validate(config.model_dump() | {"shards": str(place)})
+        return Stream.model_validate(config.model_dump(exclude_unset=True) | {"shards": str(place)})
     if listed:
         return Stream(shards=str(place), **same)
-    return type(config).model_validate(config.model_dump() | {"root": place})
+    return type(config).model_validate(config.model_dump(exclude_unset=True) | {"root": place})

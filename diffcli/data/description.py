@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 
 from diffcli.config import Config, UserError
 from diffcli.data.columns import Texts
 from diffcli.data.dataset import TreeFiles
+from diffcli.data.files import ARCHIVE_ERRORS
 from diffcli.data.images import EncodedFiles, ImageData, ImageOrigin
 from diffcli.data.latent_data import LatentImages
+from diffcli.data.pixels import open_image
 from diffcli.data.prepared import Joined
 from diffcli.data.shards import PreparedSet, ShardFiles, open_shards
 from diffcli.data.sidecars import SidecarFiles
@@ -26,6 +29,7 @@ from diffcli.fields import listed
 
 LOOKED_AT = 16  # files whose headers are read where no index tells sizes
 SIZED = 100_000  # files whose sizes are asked of the disk for a digest
+COLOUR = 8  # levels between the channels of a pixel that are no noise of a grey JPEG
 SHOWN_CLASSES = 10
 SHOWN_KINDS = 6  # of what was left out
 
@@ -197,14 +201,30 @@ def stored_sizes(files: EncodedFiles | None) -> StoredSizes | None:
         case ShardFiles(sides=sides):
             return _extremes([(int(h), int(w)) for h, w in sides.unique(dim=0)], None) if bool(sides.all()) else None
         case TreeFiles():
-            rows = sorted({i * len(files) // LOOKED_AT for i in range(LOOKED_AT)})
             try:
-                found = [files.size_of(row) for row in rows]
+                found = [files.size_of(row) for row in spread(len(files))]
             except UserError:  # a broken one, which reading it says
                 return None
             return _extremes(found, len(found) if len(found) < len(files) else None)
         case _:
             return None
+
+
+def spread(count: int) -> list[int]:
+    """The rows of at most LOOKED_AT files, spread evenly."""
+    return sorted({i * count // LOOKED_AT for i in range(LOOKED_AT)} if count else ())
+
+
+def first_in_colour(files: EncodedFiles) -> str | None:
+    """The name of an image whose colours are more than noise, of LOOKED_AT / 4 that are decoded; None where all are grey."""
+    for row in spread(len(files))[:: LOOKED_AT // 4]:
+        try:
+            image = open_image(files.read(row), files.name(row))
+        except (OSError, UserError, *ARCHIVE_ERRORS):  # reading it in its turn says so
+            continue
+        if image.mode == "RGB" and int(np.ptp(np.asarray(image), axis=-1).max()) > COLOUR:
+            return files.name(row)
+    return None
 
 
 def differences(before: DataDescription, now: DataDescription) -> list[str]:

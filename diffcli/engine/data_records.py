@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from diffcli.config import UserError
 from diffcli.data.dataset import DataConfig
-from diffcli.data.description import DataDescription, describe, differences
+from diffcli.data.description import DataDescription, describe, differences, first_in_colour
 from diffcli.data.images import ImageData
+from diffcli.data.latent_data import LatentImages
 from diffcli.data.listing import alike
 from diffcli.data.stream.stream_data import StreamData
 from diffcli.tasks.task import Task
@@ -31,6 +32,24 @@ def recorded(record: Mapping[str, Any] | None) -> DataDescription | None:
         return DataDescription.model_validate((record or {}).get(RECORD))
     except ValidationError:
         return None
+
+
+def untrained(record: Mapping[str, Any]) -> frozenset[int]:
+    """The classes of which the data of a run had no image, as far as its record tells."""
+    holds = recorded(record)
+    return frozenset(holds.empty_classes) if holds else frozenset()
+
+
+def check_colours(config: DataConfig, task: Task, data: ImageData) -> None:
+    """Raises UserError where a new run would turn images in colour grey without having been told to."""
+    files = data.origin.files if data.origin else None
+    if config.channels != 1 or config.grey or "image" not in task.reads or isinstance(data, LatentImages):
+        return
+    if files is not None and (name := first_in_colour(files)):
+        raise UserError(
+            f"data.channels is 1, but images are in colour: {name}",
+            "use --set data.channels=3, or --set data.grey=true to train on their grey values",
+        )
 
 
 def check_classes(task: Task, now: DataDescription, before: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from diffcli import checkpoint, preset
 from diffcli.config import UserError
+from diffcli.engine import data_records
 from diffcli.engine.casting import run_in, suited
 from diffcli.engine.loading import load_to_sample, place
 from diffcli.engine.records import encoder_records
@@ -36,6 +37,7 @@ class Model:
     compiled: bool = False
     size: tuple[int, int] | None = None  # (height, width) of its images, where they are not those of training
     fields: Specs | None = None  # of the data that it was trained on; None: what its preset says of them
+    untrained: frozenset[int] = frozenset()  # classes of which its data had no image
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +96,20 @@ def load_model(
         for network in task.networks_in_use:
             compile_network(network)
     classes = tuple(record["classes"]) if record.get("classes") else None
-    return Model(found, record["step"], resolved, task, classes, use_ema, digest, chosen, compile, fields=fields)
+    return Model(
+        found,
+        record["step"],
+        resolved,
+        task,
+        classes,
+        use_ema,
+        digest,
+        chosen,
+        compile,
+        None,
+        fields,
+        data_records.untrained(record),
+    )
 
 
 def without_weights(path: Path) -> Model:
@@ -106,7 +121,17 @@ def without_weights(path: Path) -> Model:
     with torch.device("meta"):
         task = resolved.task.build(fields).eval()
     classes = tuple(record["classes"]) if record.get("classes") else None
-    return Model(found, record["step"], resolved, task, classes, True, "", fields=fields)
+    return Model(
+        found,
+        record["step"],
+        resolved,
+        task,
+        classes,
+        True,
+        "",
+        fields=fields,
+        untrained=data_records.untrained(record),
+    )
 
 
 def resized(model: Model, size: tuple[int, int] | None) -> Model:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from diffcli.config import ImageShape
+from diffcli.config import ImageShape, UserError
 from diffcli.diffusion.denoiser import network_time
 from diffcli.diffusion.editing import noised
 from diffcli.diffusion.guidance import LogProb, on_path
@@ -109,7 +109,9 @@ class ClassifierConfig(TaskConfig):
 
     kind: Literal["classifier"] = "classifier"
     field: str = Field("image", description="what is classified: a field of the data that is an image")
-    num_classes: int = Field(ge=2, description="how many classes there are; labels are 0 to this - 1")
+    num_classes: int | None = Field(
+        None, ge=2, description="how many classes there are, labels 0 to this - 1; null: as many as the data have"
+    )
     network: AnyJudge = Field(ConvNetConfig(), description="convnet for small images, or trunk, the encoder of a U-Net")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each label that is spread evenly over all classes"
@@ -128,9 +130,26 @@ class ClassifierConfig(TaskConfig):
     def models(self) -> str:
         return self.field
 
+    @property
+    def known_classes(self) -> int:
+        """How many there are. Raises UserError where neither the preset nor data have told it."""
+        if self.num_classes is None:
+            raise UserError(
+                "task.num_classes is left out, and there are no data with classes that tell it",
+                "use --set task.num_classes=10, or data with a folder for each class",
+            )
+        return self.num_classes
+
+    @property
+    def leaves_classes_out(self) -> bool:
+        return self.num_classes is None
+
+    def of_classes(self, count: int) -> "ClassifierConfig":
+        return self if self.num_classes else self.model_copy(update={"num_classes": count})
+
     def build(self, specs: Specs) -> ClassifierTask:
         """The task for the field that it classifies, its weights drawn from torch's current generator."""
         spec = modelled(specs, self.field, ("image",))
         shape = ImageShape(*spec.sides)
-        network = self.network.build(shape, self.num_classes, timed=self.schedule is not None)
-        return ClassifierTask(network, self.num_classes, self.label_smoothing, self.schedule, self.field, spec)
+        network = self.network.build(shape, self.known_classes, timed=self.schedule is not None)
+        return ClassifierTask(network, self.known_classes, self.label_smoothing, self.schedule, self.field, spec)

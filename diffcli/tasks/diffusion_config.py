@@ -133,6 +133,14 @@ class DiffusionConfig(TaskConfig):
     def resolved(self) -> "DiffusionConfig":
         return self.model_copy(update={"conditioners": tuple(c.resolved() for c in self.conditioners)})
 
+    @property
+    def leaves_classes_out(self) -> bool:
+        return any(c.kind == "class" and c.num_classes is None for c in self.conditioners)
+
+    def of_classes(self, count: int) -> "DiffusionConfig":
+        known = tuple(c.of_classes(count) if c.kind == "class" else c for c in self.conditioners)
+        return self.model_copy(update={"conditioners": known})
+
     def valueless(self) -> "DiffusionConfig":
         return self.model_copy(update={"times": UniformTimes(), "coupling": "none"})
 

@@ -54,6 +54,15 @@ class TaskConfig(Config):
         """The same task with what follows from the length of its training set, when a run begins."""
         return self
 
+    @property
+    def leaves_classes_out(self) -> bool:
+        """Whether the number of its classes is that of its data."""
+        return False
+
+    def of_classes(self, count: int) -> Self:
+        """The same task, where it leaves out how many classes there are, for so many."""
+        return self
+
     def valueless(self) -> Self:
         """The same arithmetic without a look at losses or images: tensors of a plan are on the meta device and have no values."""
         return self

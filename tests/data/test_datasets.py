@@ -217,7 +217,7 @@ def test_a_split_that_is_not_there_is_said(tmp_path: Path, kind: str):
 def test_a_prepared_set_takes_the_place_of_any_kind(tmp_path: Path):
     root = prepared(tmp_path)
     found = at_root(Digits(size=16, flip=True), root)
-    assert found == Shards(root=root, size=16, channels=1, flip=True)
+    assert found == Shards(root=root, size=16, flip=True), "its channels are those of the set"
     assert at_root(Shards(size=8, verify=True), root) == Shards(root=root, size=8, verify=True)
 
 

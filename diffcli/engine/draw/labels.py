@@ -1,5 +1,6 @@
 """`--class ID|NAME|all|random`: class labels as conditions."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -8,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffcli.config import UserError, did_you_mean
+from diffcli.config import Note, UserError, did_you_mean
 from diffcli.data.listing import alike
 from diffcli.engine.draw.conditions import Conditions
 from diffcli.engine.draw.guides import class_count
@@ -27,6 +28,7 @@ class Labels(Conditions):
     count: int  # of all classes
     names: tuple[str, ...] | None = None
     each: bool = False
+    among: tuple[int, ...] = ()  # those that a random one is drawn from; none: all
 
     @property
     def specs(self) -> Specs:
@@ -38,7 +40,8 @@ class Labels(Conditions):
 
     def labels(self, rows: range, seeds: Sequence[int]) -> Tensor:
         if self.which == "random":
-            return (Noise(seeds, torch.device("cpu"), Domain.LABEL).uniform() * self.count).long()
+            among = torch.tensor(self.among or range(self.count))
+            return among[(Noise(seeds, torch.device("cpu"), Domain.LABEL).uniform() * len(among)).long()]
         return torch.tensor([self.which[i % len(self.which)] for i in rows], dtype=torch.int64)
 
     def fields(self, rows: range, seeds: Sequence[int]) -> Batch:
@@ -70,11 +73,12 @@ def choose_labels(
             f"--interpolate {interpolate} with --class {which or 'all'}: the class must not change on the way",
             "name one, for example --class 0",
         )
-    trained = min(count, len(names or range(count)))  # of a model with room for more classes than its data had
+    named = min(count, len(names or range(count)))  # of a model with room for more classes than its data had
+    trained = tuple(number for number in range(named) if number not in knowing.untrained)
     if which is None or which == "all":
-        return Labels(tuple(range(trained)), trained, names, each=which == "all")
+        return Labels(trained, named, names, each=which == "all")
     if which == "random":
-        return Labels("random", trained, names)
+        return Labels("random", named, names, among=trained)
     if isinstance(which, tuple):
         known = [name.lower() for name in names or ()]
         for each in which:
@@ -82,8 +86,17 @@ def choose_labels(
                 raise UserError(
                     f"--class {each} among several: it stands for itself", f"give {each} alone, not in a list"
                 )
-        return Labels(tuple(class_id(each, names, count) for each in which), count, names, each=True)
-    return Labels((class_id(which, names, count),), count, names)
+        return Labels(_chosen(which, names, count, knowing), count, names, each=True)
+    return Labels(_chosen((which,), names, count, knowing), count, names)
+
+
+def _chosen(which: Sequence[int | str], names: tuple[str, ...] | None, count: int, model: Model) -> tuple[int, ...]:
+    """The numbers of classes; says which of them the model cannot know."""
+    found = tuple(class_id(each, names, count) for each in which)
+    for each, number in zip(which, found, strict=True):
+        if number in model.untrained:
+            warnings.warn(f"--class {each}: {model.path} was trained on no image of that class", Note, stacklevel=2)
+    return found
 
 
 def class_id(which: str | int, classes: tuple[str, ...] | None, count: int) -> int:

@@ -12,7 +12,7 @@ from diffcli.data.images import ImageData
 from diffcli.data.order import epoch_size
 from diffcli.data.stream.stream_data import StreamData
 from diffcli.ema import averages
-from diffcli.engine.data_records import described
+from diffcli.engine.data_records import check_colours, described
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.state import build_on_meta, unaveraged
@@ -36,6 +36,7 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     task = build_on_meta(preset.model_copy(update={"task": preset.task.valueless()}), specs).train()
     if data is not None:
         task.check(data.specs)
+        check_colours(preset.data, task, data)
         check_planned(preset, task, data)
     frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())

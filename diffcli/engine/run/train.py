@@ -17,6 +17,7 @@ from diffcli.data.stream.stream_data import StreamData
 from diffcli.engine import data_records, stage_reading
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
+from diffcli.engine.fitting_presets import fitted_to_data
 from diffcli.engine.records import encoder_records
 from diffcli.engine.run.averages import set_aside_snapshots
 from diffcli.engine.run.loop import Loop, Progress, Score
@@ -89,7 +90,7 @@ def begun(
     counting: shows what is measured before. scoring: makes what measures the score of its samples, where the preset wants one.
     """
     tune(group.device)
-    preset = resolved(stage_reading.completed(preset), group.device)
+    preset = resolved(stage_reading.completed(fitted_to_data(preset)), group.device)
     check_processes(preset, group.world)
     if start is None:
         check_named(preset.drawing.named)
@@ -128,6 +129,8 @@ def prepare(
         """What is refused is refused before the data are read."""
         if found is not None:
             data_records.check_classes(task, holds, found)
+        else:
+            data_records.check_colours(source, task, data)
         check_data(preset, task, data)
         encoded_by.update(stage_reading.agreed(task, data, stage, found))
         encoded_by.update(encoder_records.agreed(task, data, found))

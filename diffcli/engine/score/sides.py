@@ -21,6 +21,7 @@ from diffcli import __version__, preset
 from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.data.dataset import DataConfig
 from diffcli.data.files import open_location, open_tree
+from diffcli.data.fitting import fitted
 from diffcli.data.image_formats import images_among
 from diffcli.data.images import ChosenImages, ImageData
 from diffcli.data.leftovers import check_finished
@@ -101,10 +102,11 @@ def resolve(text: str, size: int | tuple[int, int] | None = None, always: bool =
 
 def data_side(name: str, config: DataConfig, split: Split) -> Side:
     """A split of a preset's data; files are decoded as they are read, whatever `in_memory` says of training."""
+    config = fitted(config)
     data = config.model_copy(update={"in_memory": False}).build(split)
 
     def identify() -> str:
-        settings = config.model_dump_json(exclude={"in_memory", "flip", "crop", "buckets", "derived"})
+        settings = config.model_dump_json(exclude={"in_memory", "flip", "crop", "buckets", "derived", "grey"})
         content = " ".join(map(fingerprint, config.paths)) or f"diffcli {__version__}"
         return f"data {settings} {split} {content}"
 

@@ -57,7 +57,7 @@ class FeatureDistance(Perceptual):
     def __init__(self, config: "FeatureLoss", judge: "Judge") -> None:
         super().__init__()
         self.config, self.judge = config, judge
-        self.network: ConvNet | Trunk = judge.classifier.network.build(judge.image, judge.classifier.num_classes)
+        self.network: ConvNet | Trunk = judge.classifier.network.build(judge.image, judge.classifier.known_classes)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         stages = zip(self.network.stages(self.fit(x)), self.network.stages(self.fit(y)), strict=True)

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from diffcli.config import UserError
 from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
@@ -46,9 +47,20 @@ class ClassConditionerConfig(ConditionerConfig):
     """Class labels, joined to the time embedding or told in tokens; rows dropped in training teach the null class."""
 
     kind: Literal["class"] = "class"
-    num_classes: int = Field(1000, ge=1, description="how many classes there are; labels are 0 to this - 1")
+    num_classes: int | None = Field(
+        None, ge=1, description="how many classes there are, labels 0 to this - 1; null: as many as the data have"
+    )
     dim: int = Field(256, ge=1, description="width of the vector or tokens that stand for a class")
     tokens: int | None = Field(None, ge=1, description="tokens a class, for blocks that attend to them; null: a vector")
 
+    def of_classes(self, count: int) -> "ClassConditionerConfig":
+        """The same for so many classes, where it leaves out how many there are."""
+        return self if self.num_classes else self.model_copy(update={"num_classes": count})
+
     def build(self) -> ClassConditioner:
+        if self.num_classes is None:
+            raise UserError(
+                "num_classes of the conditioner class is left out, and there are no data with classes that tell it",
+                "use --set task.conditioners.0.num_classes=10, or data with a folder for each class",
+            )
         return ClassConditioner(self.num_classes, self.dim, self.tokens)
