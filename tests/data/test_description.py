@@ -83,9 +83,9 @@ def test_of_many_files_a_few_are_looked_at(tmp_path: Path, monkeypatch: pytest.M
     opened = []
     look = TreeFiles.size_of
     monkeypatch.setattr(TreeFiles, "size_of", lambda files, index: opened.append(index) or look(files, index))
+    data = Folder(root=tmp_path, size=8, in_memory=False).build("train")
     monkeypatch.setattr(TreeFiles, "read", lambda *_: pytest.fail("an image was read"))
-    found = describe(Folder(root=tmp_path, size=8, in_memory=False).build("train"))
-    assert found.stored.looked_at == len(opened) == LOOKED_AT
+    assert describe(data).stored.looked_at == len(opened) == LOOKED_AT
 
 
 def test_a_class_without_images_is_named():
