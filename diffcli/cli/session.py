@@ -132,9 +132,9 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     from diffcli.checkpoint import checkpoints
     from diffcli.config import quoted
     from diffcli.data.leftovers import tidied
+    from diffcli.engine.data_records import fitted_to_data
     from diffcli.engine.distributed import pick_device, speaks
     from diffcli.engine.draw.guides import check_named
-    from diffcli.engine.fitting_presets import fitted_to_data
     from diffcli.engine.run.resume import changes, edits
     from diffcli.engine.run.showing import run_facts
     from diffcli.engine.run.showing.trackers import check_trackers
@@ -196,8 +196,8 @@ def open_model(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool) 
 
 def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None:
     """The resolved preset as YAML, then facts as comments of it."""
+    from diffcli.engine.data_records import fitted_to_data
     from diffcli.engine.distributed import pick_device
-    from diffcli.engine.fitting_presets import fitted_to_data
     from diffcli.engine.run.plan import plan
     from diffcli.engine.run.state import resolved
     from diffcli.engine.run.train import check_processes

@@ -1,4 +1,4 @@
-"""The data of a run: described when it begins, recorded in its checkpoints, compared when it goes on.
+"""The data of a run: they complete its preset, are described when it begins, recorded in its checkpoints, and compared later.
 
 A checkpoint's record says `data`: a DataDescription. What a class number means must not change while a run goes on.
 """
@@ -11,14 +11,32 @@ from pydantic import ValidationError
 from diffcli.config import UserError
 from diffcli.data.dataset import DataConfig
 from diffcli.data.description import DataDescription, describe, differences, first_in_colour
+from diffcli.data.fitting import fitted
 from diffcli.data.images import ImageData
 from diffcli.data.latent_data import LatentImages
 from diffcli.data.listing import alike
 from diffcli.data.stream.stream_data import StreamData
+from diffcli.preset import Preset
 from diffcli.tasks.task import Task
 
 RECORD = "data"
 SHOWN = 5  # classes that a message lists
+
+
+def fitted_to_data(preset: Preset) -> Preset:
+    """The preset with what it leaves to its data. Reads nothing where it leaves nothing out.
+
+    Raises UserError where the data do not tell it: where sizes differ, or there are no classes to count.
+    """
+    data = fitted(preset.data)
+    if data is not preset.data:
+        preset = preset.model_copy(update={"data": data})
+    if preset.task.leaves_classes_out:
+        specs = data.model_copy(update={"in_memory": False}).build("train").specs
+        count = specs["label"].class_count if "label" in specs else None
+        if count is not None:
+            preset = preset.model_copy(update={"task": preset.task.of_classes(count)})
+    return preset
 
 
 def described(config: DataConfig, data: ImageData) -> DataDescription:

@@ -15,9 +15,9 @@ from diffcli.data.description import DataDescription
 from diffcli.data.images import ImageData
 from diffcli.data.stream.stream_data import StreamData
 from diffcli.engine import data_records, stage_reading
+from diffcli.engine.data_records import fitted_to_data
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
-from diffcli.engine.fitting_presets import fitted_to_data
 from diffcli.engine.records import encoder_records
 from diffcli.engine.run.averages import set_aside_snapshots
 from diffcli.engine.run.loop import Loop, Progress, Score

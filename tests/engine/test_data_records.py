@@ -11,8 +11,8 @@ from PIL import Image
 from diffcli import preset
 from diffcli.config import Note, UserError
 from diffcli.digest import sha256
+from diffcli.engine.data_records import fitted_to_data
 from diffcli.engine.draw.labels import choose_labels
-from diffcli.engine.fitting_presets import fitted_to_data
 from diffcli.engine.model import without_weights
 from tests.conftest import Cli
 from tests.data import making
