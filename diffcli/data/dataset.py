@@ -49,7 +49,9 @@ class DataConfig(Config):
         None,
         description="edge in pixels, or [height, width]; others are resized, antialiased, and cropped; null: that of the images",
     )
-    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; left out: those of the images of a folder or a set")
+    channels: Literal[1, 3] = Field(
+        3, description="1: grey, 3: RGB; left out: those of the images of a folder or a set"
+    )
     grey: bool = Field(
         False, description="whether images in colour may be trained on as grey ones, where channels is 1"
     )
