@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from diffcli.cli.app import app
+from diffcli.cli.parsing.helping import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -17,7 +18,8 @@ BLOCKS = [block for language, block in FENCES if language in ("", "bash", "sh")]
 LINES = [re.split(r" [#>]", line)[0].strip() for block in BLOCKS for line in block.replace("\\\n", "").splitlines()]
 INLINE = re.findall(r"`(diffcli [^`]*)`", ALL)
 LINKS = [(path, link) for path, text in PAGES.items() for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text)]
-COMMANDS = sorted({line for line in LINES + INLINE if line.startswith("diffcli ")})
+HELP = [line.partition(" >")[0] for lines in EXAMPLES.values() for line in lines]
+COMMANDS = sorted({line for line in LINES + INLINE + HELP if line.startswith("diffcli ")})
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -14,6 +14,8 @@ from diffcli.cli.converting import export, import_weights
 from diffcli.cli.drawing import gif, sample
 from diffcli.cli.informing import info
 from diffcli.cli.options import Device, DeviceOption, Nproc, ResumeSet, Set
+from diffcli.cli.parsing import choices
+from diffcli.cli.parsing.helping import WIDEST, HelpfulCommand, HelpfulGroup
 from diffcli.cli.preparing import prep_data
 from diffcli.cli.presets import presets_app
 from diffcli.cli.scoring import fid
@@ -23,14 +25,17 @@ app = typer.Typer(
     help="Train, resume, sample, animate and score diffusion models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
+    cls=HelpfulGroup,
 )
 app.add_typer(presets_app, name="presets")
 
 
-@app.command()
+@app.command(cls=HelpfulCommand)
 def train(
-    preset: Annotated[str, typer.Option(help="A preset's name (see `presets list`) or a YAML file.")],
+    preset: Annotated[
+        str, typer.Option(help="A preset's name (see `presets list`) or a YAML file.", autocompletion=choices.presets)
+    ],
     overrides: Set = None,
     data: Annotated[
         str | None,
@@ -66,7 +71,7 @@ def train(
         session.run_training(chosen, run, None, device, how)
 
 
-@app.command()
+@app.command(cls=HelpfulCommand)
 def resume(
     run_dir: Annotated[Path, typer.Argument(help="The directory of the run.")],
     from_step: Annotated[
@@ -90,7 +95,7 @@ def resume(
     session.run_training(chosen, run, start, device, Launch(nproc))
 
 
-@app.command()
+@app.command(cls=HelpfulCommand)
 def ema(
     run_dir: Annotated[Path, typer.Argument(help="The directory of the run.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoints, one an average.")],
@@ -114,10 +119,10 @@ def ema(
 
 
 for command in (sample, gif, fid, info):
-    app.command(command.__name__)(command)
-app.command("import")(import_weights)
-app.command("export")(export)
-app.command("prep-data")(prep_data)
+    app.command(command.__name__, cls=HelpfulCommand)(command)
+app.command("import", cls=HelpfulCommand)(import_weights)
+app.command("export", cls=HelpfulCommand)(export)
+app.command("prep-data", cls=HelpfulCommand)(prep_data)
 
 
 def numbers(flag: str, text: str) -> list[float]:

@@ -8,6 +8,7 @@ import typer
 
 from diffcli.cli import door
 from diffcli.cli.options import Ckpt, Named, UseEma, the_checkpoint
+from diffcli.cli.parsing import choices
 
 
 class ExportLibrary(StrEnum):
@@ -24,6 +25,7 @@ def import_weights(
         typer.Option(
             "--as",
             metavar="PRESET",
+            autocompletion=choices.presets,
             help="The preset that describes the model (name or file); a diffusers folder needs none.",
             show_default="what the files say",
         ),

@@ -6,7 +6,7 @@ What follows from the content of a preset, of a checkpoint or of data is decided
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffcli.cli.choices import METRICS, SAMPLERS
+from diffcli.cli.parsing.choices import METRICS, SAMPLERS
 
 
 def check_preset(name: str, overrides: Sequence[str]) -> None:

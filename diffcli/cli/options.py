@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from diffcli.cli.parsing.choices import classes, samplers
+
 
 class Device(StrEnum):
     auto = "auto"
@@ -171,12 +173,16 @@ PriorOption = Annotated[
 PromptsFile = Annotated[
     Path | None, typer.Option(help="File of further prompts, UTF-8, one a line.", show_default="none")
 ]
-Class = Annotated[str | None, typer.Option("--class", help="ID, NAME, all (in turn) or random.", show_default="all")]
+Class = Annotated[
+    str | None,
+    typer.Option("--class", help="ID, NAME, all (in turn) or random.", show_default="all", autocompletion=classes),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; image i has seed + i.")]
 SamplerOption = Annotated[
     str | None,
     typer.Option(
         "--sampler",
+        autocompletion=samplers,
         help="ddpm, ddim, plms, ab4, euler, euler_ancestral, heun, edm_heun, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, unipc or ode.",
         show_default="the run's",
     ),

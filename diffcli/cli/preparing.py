@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffcli.cli.options import Device
+from diffcli.cli.parsing import choices
 
 if TYPE_CHECKING:
     from diffcli.data.modes import Range
@@ -53,7 +54,12 @@ class EncoderLibrary(StrEnum):
 
 def prep_data(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", help=f"What SOURCE is: {KINDS}; alone, it says where to get it.")
+        str,
+        typer.Argument(
+            metavar="KIND",
+            autocompletion=choices.kinds,
+            help=f"What SOURCE is: {KINDS}; alone, it says where to get it.",
+        ),
     ],
     source: Annotated[Path | None, typer.Argument(help="Folder, archive or files.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the shards.", show_default="none: it is needed")] = None,

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from diffcli.cli import door
+from diffcli.cli.parsing import choices
+from diffcli.cli.parsing.helping import HelpfulCommand, HelpfulGroup
 
 
 class NewTask(StrEnum):
@@ -17,7 +19,9 @@ class NewTask(StrEnum):
     classifier = "classifier"
 
 
-presets_app = typer.Typer(help="List, show and check presets; alone it lists.", invoke_without_command=True)
+presets_app = typer.Typer(
+    help="List, show and check presets; alone it lists.", invoke_without_command=True, cls=HelpfulGroup
+)
 
 
 @presets_app.callback()
@@ -26,7 +30,7 @@ def presets_alone(context: typer.Context) -> None:
         presets_list()
 
 
-@presets_app.command("list")
+@presets_app.command("list", cls=HelpfulCommand)
 def presets_list() -> None:
     """Names of the presets that --preset finds, and what each is."""
     from diffcli.lookup import preset_files as presets
@@ -36,16 +40,20 @@ def presets_list() -> None:
         print(f"{name:<20} {first.partition(' - ')[2] or first}")
 
 
-@presets_app.command("show")
-def presets_show(name: Annotated[str, typer.Argument(help="A preset's name or file.")]) -> None:
+@presets_app.command("show", cls=HelpfulCommand)
+def presets_show(
+    name: Annotated[str, typer.Argument(help="A preset's name or file.", autocompletion=choices.presets)],
+) -> None:
     """Print the file of a preset."""
     from diffcli.lookup import preset_files as presets
 
     print(presets.find(name).read_text(encoding="utf-8"), end="")
 
 
-@presets_app.command("check")
-def presets_check(file: Annotated[str, typer.Argument(help="A preset's name or file.")]) -> None:
+@presets_app.command("check", cls=HelpfulCommand)
+def presets_check(
+    file: Annotated[str, typer.Argument(help="A preset's name or file.", autocompletion=choices.presets)],
+) -> None:
     """Validate a preset and print it resolved, with every default."""
     door.check_preset(file, [])
     from diffcli import preset as presets
@@ -60,7 +68,7 @@ def presets_check(file: Annotated[str, typer.Argument(help="A preset's name or f
         say(f"note:  {advice}")
 
 
-@presets_app.command("new")
+@presets_app.command("new", cls=HelpfulCommand)
 def presets_new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the preset: NAME.yaml is written.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Your pictures: a folder, or what prep-data wrote.")],
@@ -80,7 +88,7 @@ def presets_new(
     print(path)
 
 
-@presets_app.command("schema")
+@presets_app.command("schema", cls=HelpfulCommand)
 def presets_schema() -> None:
     """Print the JSON schema of presets."""
     from diffcli.preset import Preset

@@ -33,6 +33,7 @@ from diffcli.cli.options import (
     Tile,
     UseEma,
 )
+from diffcli.cli.parsing import choices
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group
@@ -54,9 +55,10 @@ def fid(
     metrics: Annotated[
         str,
         typer.Option(
+            autocompletion=choices.metrics,
             help="Comma list of fid, kid, is, precision, recall, accuracy, bpd; of a first stage or a model that pictures "
             "condition also psnr, ssim, lpips; of the latter consistency, follows; of a prior cosine, mse, retrieval; "
-            "of a model that tells masks dice, iou, ged, hm_iou, ece."
+            "of a model that tells masks dice, iou, ged, hm_iou, ece.",
         ),
     ] = "fid",
     features: Annotated[

@@ -4,13 +4,13 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from diffcli.cli.console import complain, counting, say, say_all, show_anything, showing_notes
+from diffcli.cli.parsing.mistakes import in_our_words
 from diffcli.cli.watching import say_facts, watch_training
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _exit_code(error: Exception) -> int:
             if text := error.format_message():  # that of rich is on the screen already
                 print(text)
             return 2
-        complain(_with_value(error), f"see `{context.command_path if context else 'diffcli'} --help`")
+        complain(*in_our_words(error))
         return 2
     from diffcli.config import UserError
 
@@ -93,15 +93,6 @@ def _lost_a_peer() -> bool:
     from diffcli.engine.distributed import is_worker, told_errors
 
     return is_worker() and bool(told_errors())
-
-
-def _with_value(error: Any) -> str:
-    """The parser's message, and the value that it was given where the message does not tell it."""
-    message: str = error.format_message().replace("Value error, ", "")  # a word of the validator behind newer typers
-    options = getattr(getattr(error, "param", None), "opts", [])
-    given = [value for option, value in pairwise(sys.argv) if option in options]
-    given += [item.partition("=")[2] for item in sys.argv if item.partition("=")[0] in options and "=" in item]
-    return message if not given or given[-1] in message else f"{message} (found {given[-1]!r})"
 
 
 def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> None:

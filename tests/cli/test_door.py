@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from diffcli.cli.choices import METRICS, SAMPLERS
+from diffcli.cli.parsing.choices import METRICS, SAMPLERS
 from diffcli.diffusion.samplers import AnySampler
 from diffcli.metrics import scores
 from diffcli.prep.kinds import KINDS

@@ -1,0 +1,1 @@
+"""Around the parser: names that options take, help, and what is said of its mistakes."""
