@@ -1,7 +1,7 @@
 """A commented preset for somebody's own pictures: `diffcli presets new NAME --data DIR`.
 
-Size, channels, classes and captions are those of the data. All else is what a small model on a CPU shows shapes with after
-minutes: v-prediction on the cosine path, a rate of 1e-3, few channels, and condition dropout for guidance.
+Size, channels, classes and captions are those of the data. All else is meant for a first look on a CPU: v-prediction on the
+cosine path, a rate of 1e-3, few channels, and condition dropout for guidance.
 """
 
 import math
@@ -31,7 +31,7 @@ STEP = 8  # pixels; sides are multiples of this where images are made smaller
 ALIKE = 0.9  # share of the images that must have one shape before the model's images get it
 LIKENESS = 0.05  # of the logarithm of two aspect ratios that count as one
 LOOKED_AT = 64  # images that sizes and colours are taken from
-FEW = 1000  # images; fewer are learned in 600 steps
+FEW = 1000  # images; fewer get 600 steps, more get 3000
 PLAIN = 32  # pixels along the longer side; of larger images 2x2 pixels are one position of the network
 LEVELS = ((1, 2, 4), (1, 2), (1,))  # multiples of the width, the first that leaves 4 positions along the shorter side
 LEAST = 4
@@ -252,7 +252,7 @@ def training(steps: int, batch: int, rate: str, look: str, preview: int) -> list
 
 
 def steps_for(count: int) -> int:
-    """How many updates show shapes of so many pictures."""
+    """Updates of a first run on so many pictures."""
     return 600 if count < FEW else 3000
 
 
