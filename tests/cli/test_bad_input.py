@@ -136,7 +136,7 @@ def test_a_wrong_setting_is_refused_with_key_value_and_remedy(
         (["task.conditioners=[]", "guidance=1"], ["drop_condition is 0.1", "conditioners"]),
         (["task.conditioners=[]", "task.drop_condition=0"], ["guidance is 2.0", "unconditional"]),
         (["sampler.eta=0.5", "sampler.kind=heun"], ["sampler.eta"]),
-        (["task.kind=classifier", "guidance=1"], ["task.num_classes", "missing"]),
+        (["task.kind=classifier", "guidance=1", "task.num_classes=1"], ["task.num_classes", "2"]),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
