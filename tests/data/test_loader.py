@@ -18,6 +18,7 @@ from diffcli import noise
 from diffcli.config import ImageShape, UserError
 from diffcli.data import loader
 from diffcli.data.datasets import Cifar
+from diffcli.data.faults import zip_faults
 from diffcli.data.images import FileImages, MemoryImages
 from diffcli.data.loader import batches, evaluation_batches, loaded
 from diffcli.data.order import epoch_draws
@@ -309,7 +310,8 @@ def test_what_an_archive_refuses_names_the_image(monkeypatch: pytest.MonkeyPatch
     data = files(3)
 
     def refuse(index: int) -> bytes:
-        raise error
+        with zip_faults():
+            raise error
 
     monkeypatch.setattr(data.files, "read", refuse)
     with pytest.raises(UserError, match=r"image file-1\.png cannot be read: .") as caught:

@@ -40,7 +40,7 @@ def refused(call: Any, *words: str) -> UserError:
         ({"strength": 2, "image": GREY}, ["strength is 2: must be at most 1"]),
         ({"interpolate": 1, "label": 1}, ["interpolate is 1: must be at least 2"]),
         ({"n": 0}, ["n is 0: must be at least 1"]),
-        ({"n": True}, ["n is True: must not be True or False"]),
+        ({"n": True}, ["n is True: must be a whole number"]),
         ({"n": 2.5}, ["n is 2.5: must be a whole number"]),
         ({"n": "many"}, ["n is 'many': must be a whole number"]),
         ({"seed": -1}, ["seed is -1: must be at least 0"]),

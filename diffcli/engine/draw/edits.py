@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from diffcli.config import Config, ImageShape, UserError
@@ -39,16 +39,6 @@ class EditOptions(Config):
     mask: Path | MemoryPicture | None = None
     strength: float | None = Field(None, gt=0, le=1)
     interpolate: int | None = Field(None, ge=2)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        """True is no number: it would be taken for 1."""
-        within = value if isinstance(value, tuple) else (value,)
-        switch = info.field_name is not None and cls.model_fields[info.field_name].annotation is bool
-        if not switch and any(isinstance(each, bool) for each in within):
-            raise ValueError("must not be True or False")
-        return value
 
     def check(self) -> None:
         """Raises UserError for flags that contradict each other, before anything is read."""

@@ -70,8 +70,8 @@ def draw(cli: Cli, spoken: Path, tmp_path: Path) -> Callable[..., np.ndarray]:
     return run
 
 
-def sidecar(tmp_path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((tmp_path / "s.npz.json").read_text())
+def sidecar(tmp_path: Path, name: str = "s.npz") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((tmp_path / f"{name}.json").read_text())
     return found
 
 
@@ -156,7 +156,7 @@ def test_one_prompt_holds_all_the_way_between_two_seeds(draw: Callable[..., np.n
 def test_an_animation_shows_the_prompts(cli: Cli, spoken: Path, tmp_path: Path) -> None:
     done = cli("gif", "--ckpt", spoken, "--out", tmp_path / "s.gif", "--prompt", "one", "--prompt", "two")
     assert done.code == 0, done.err
-    assert sidecar(tmp_path)["prompts"] == ["one", "two"]
+    assert sidecar(tmp_path, "s.gif")["prompts"] == ["one", "two"]
 
 
 def test_a_grid_with_captions_is_larger_and_shows_the_same_images(cli: Cli, both: Path, tmp_path: Path) -> None:
