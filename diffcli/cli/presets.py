@@ -32,12 +32,11 @@ def presets_alone(context: typer.Context) -> None:
 
 @presets_app.command("list", cls=HelpfulCommand)
 def presets_list() -> None:
-    """Names of the presets that --preset finds, and what each is."""
-    from diffcli.lookup import preset_files as presets
+    """Presets that --preset finds, by their data: name, size of the images, steps x batch, what each is and needs."""
+    from diffcli.cli.catalogue import catalogue, lines
+    from diffcli.lookup.preset_files import available
 
-    for name, path in sorted(presets.available().items()):
-        first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        print(f"{name:<20} {first.partition(' - ')[2] or first}")
+    print("\n".join(lines(catalogue(available()))))
 
 
 @presets_app.command("show", cls=HelpfulCommand)

@@ -211,14 +211,32 @@ def test_a_dry_run_for_more_processes_counts_one_share(planned: Any) -> None:
 # presets
 
 
-def test_presets_list_shows_every_preset_and_what_it_is(cli: Cli) -> None:
+def test_presets_list_shows_every_preset_by_its_data(cli: Cli) -> None:
     done = cli("presets", "list")
     assert done.code == 0
-    names = [line.split()[0] for line in done.out.splitlines()]
-    assert names == sorted(preset_files.available())
-    assert {"digits", "digits-classifier", "mnist", "cifar10", "cifar10-class", "imagenet64"} <= set(names)
-    assert all(len(line.split()) > 3 for line in done.out.splitlines())
+    rows = [line for line in done.out.splitlines() if line.startswith("  ")]
+    names = [line.split()[0] for line in rows]
+    assert sorted(names) == sorted(preset_files.available())
+    assert all(len(line.split()) > 6 for line in rows)
     assert cli("presets").out == done.out
+    groups = [group.splitlines() for group in done.out.split("\n\n")]
+    found = {name: group[0].partition(":")[0] for group in groups for name in (row.split()[0] for row in group[1:])}
+    assert found["digits"] == found["digits-14"] == "digits, which ship with diffcli"
+    assert {name: found[name] for name in ("mnist", "cifar10", "imagenet64", "kl-f8-256", "cc3m-64")} == {
+        "mnist": "mnist", "cifar10": "cifar10", "imagenet64": "imagenet", "kl-f8-256": "imagenet", "cc3m-64": "cc3m"
+    }  # fmt: skip
+
+
+def test_presets_list_says_size_work_and_needs(cli: Cli) -> None:
+    rows = {line.split()[0]: line for line in cli("presets", "list").out.splitlines() if line.startswith("  ")}
+    for name in ("digits", "digits-14", "cifar10", "imagenet64-adm", "mnist-latent"):
+        preset = presets.load(name)
+        steps, batch = preset.train.steps, preset.train.batch_size
+        assert f" {preset.data.size}x{preset.data.size} " in rows[name]
+        assert f" {f'{steps / 1000:g}k' if steps >= 1000 else steps} x {batch} " in rows[name]
+    assert "needs mnist-vae trained before" in rows["mnist-latent"]
+    assert "minutes" in rows["captions-mnist"]
+    assert "needs" not in rows["digits"]
 
 
 def test_presets_show_prints_the_file(cli: Cli) -> None:
