@@ -23,7 +23,7 @@ def test_a_changed_file_has_the_test_that_mirrors_it(path: str, test: str) -> No
 
 
 def test_a_file_that_no_test_mirrors_has_those_of_its_folder() -> None:
-    found = mirrors_of(["diffcli/cli/console.py"])
+    found = mirrors_of(["diffcli/cli/options.py"])
     assert {"tests/cli/test_commands.py", "tests/cli/test_bad_input.py"} <= set(found)
     assert all(path.startswith("tests/cli/") for path in found if path != "tests/test_layers.py")
 

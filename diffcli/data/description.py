@@ -78,7 +78,7 @@ class DataDescription(Config):
         """The few lines, by what they are about."""
         found = {"data": f"{self.place}: {self._amounts()}", "pixels": self._pixels(), "classes": self._classes()}
         if self.captioned is not None:
-            every = self.captioned == self.count
+            every = self.count is None or self.captioned == self.count
             found["captions"] = "of every image" if every else f"of {self.captioned:,} of {self.count:,} images"
         if self.fields:
             found["fields"] = ", ".join(self.fields)

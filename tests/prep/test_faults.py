@@ -11,7 +11,6 @@ from types import ModuleType
 import pytest
 
 from diffcli.config import RunFailed, UserError
-from diffcli.data import pixels
 from diffcli.data.files import FileTree, WriteError, ZipEntry, copy, open_tree, read_location
 from diffcli.data.shards import open_shards
 from diffcli.prep import encode
@@ -121,7 +120,7 @@ def test_what_the_system_says_of_a_file_itself_skips_it(
     assert (report.written, report.skipped, report.broken.path) == (5, 1, "dog/001.png")
 
 
-@pytest.mark.parametrize(("module", "place"), [(encode, "read_location"), (pixels, "flatten")])
+@pytest.mark.parametrize(("module", "place"), [(encode, "read_location"), (encode, "flatten")])
 def test_a_mistake_of_ours_is_no_broken_image(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, place: str
 ):
@@ -172,7 +171,7 @@ def test_items_that_cannot_be_read_name_the_source(source: Path, tmp_path: Path,
         yield
 
     monkeypatch.setattr(folders.FileItems, "items", items)
-    with pytest.raises(UserError, match=r"SOURCE is 'source', which cannot be read: .*Stale file handle"):
+    with pytest.raises(UserError, match=r"SOURCE is '.*source', which cannot be read: .*Stale file handle"):
         run("folder", source, tmp_path / "out")
 
 

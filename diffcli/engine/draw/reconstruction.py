@@ -257,7 +257,8 @@ def encoded(stage: StageModel, originals: Originals, batch_size: int) -> Tensor:
 
 def check_idle(model: Model, options: SampleOptions) -> None:
     """Raises UserError for sampling options that a first stage cannot heed: it encodes and decodes, each in one step."""
-    check_one_step(options, f"{model.path} is a first stage, which encodes and decodes in one step each")
+    drawn = options.model_copy(update={"interpolate": None, "compare": False})  # which it can
+    check_one_step(drawn, f"{model.path} is a first stage, which encodes and decodes in one step each")
     if options.fields:
         name = options.fields[0][0]
         raise UserError(

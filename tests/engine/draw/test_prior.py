@@ -134,7 +134,7 @@ def test_on_the_way_between_two_seeds_the_embedding_stays(house: Path, tmp_path:
     flags = ("--prompt", "a fish", "--prior", house / "diffusion")
     way, _ = drawn(cli, house, tmp_path / "a.png", *flags, "--interpolate", 3)
     first, _ = drawn(cli, house, tmp_path / "b.png", *flags)
-    assert np.abs(way[2:10, 2:10] - first[2:10, 2:10]).max() <= 1
+    assert np.abs(way[2:10, 2:10] - first).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -108,16 +108,16 @@ def test_options_that_no_metric_has_are_refused(cli: Cli, metrics: str, item: st
     [
         (("digits:train", "digits:test", "--metrics", "fid,bpd"), ("--metrics fid,bpd needs a model", "--ckpt RUN")),
         (("digits:train", "digits:test", "--metrics", "cosine"), ("--metrics cosine needs a prior", "--ckpt RUN")),
-        (("--ckpt", "x", "--metrics", "cosine,bpd"), ("bpd looks at images", "choose among cosine, mse, retrieval")),
+        (("--ckpt", "RUN", "--metrics", "cosine,bpd"), ("bpd looks at images", "choose among cosine, mse, retrieval")),
         (
-            ("--ckpt", "x", "--metrics", "bpd", "--features", "inception"),
+            ("--ckpt", "RUN", "--metrics", "bpd", "--features", "inception"),
             ("--features inception", "leave --features out"),
         ),
-        (("--ckpt", "x", "--metrics", "mse", "--prior", "y"), ("--prior y", "leave --prior out")),
+        (("--ckpt", "RUN", "--metrics", "mse", "--prior", "y"), ("--prior y", "leave --prior out")),
         (("digits:train", "--metrics", "fid"), ("1 given",)),
     ],
 )
 def test_metrics_whose_extractors_nothing_can_give_are_refused(
-    cli: Cli, arguments: tuple, words: tuple[str, ...]
+    cli: Cli, trained: Path, arguments: tuple, words: tuple[str, ...]
 ) -> None:
-    cli("fid", *arguments).refused(*words)
+    cli("fid", *(trained if word == "RUN" else word for word in arguments)).refused(*words)

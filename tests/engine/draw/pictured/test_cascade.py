@@ -108,7 +108,7 @@ def test_a_cascade_begins_from_a_picture_and_ends_in_an_animation(cli: Cli, stag
     out = tmp_path / "x.gif"
     assert cli("gif", "--ckpt", upscale, "--then", stages[2], "--image", small, "--out", out).code == 0
     with Image.open(out) as animation:
-        assert animation.size == (36, 36)
+        assert animation.size == (32, 32)
         assert getattr(animation, "n_frames", 0) == 2
 
 

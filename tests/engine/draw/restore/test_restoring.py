@@ -156,7 +156,7 @@ def test_the_command_line_writes_the_record(cli: Cli, trained: Path, tmp_path: P
     }  # fmt: skip
     assert told["images"][0]["file"] == str(low)
     assert told["labels"] == [3]
-    assert Image.open(out).width == 16 + 4
+    assert Image.open(out).width == 16
     animated = tmp_path / "a.gif"
     assert cli("gif", "--ckpt", trained, "--restore", "sr2", "--image", low, "--class", 3, "--out", animated).code == 0
 
