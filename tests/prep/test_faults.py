@@ -124,7 +124,7 @@ def test_what_the_system_says_of_a_file_itself_skips_it(
 def test_a_mistake_of_ours_is_no_broken_image(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, place: str
 ):
-    def mistaken(*given: object) -> bytes:
+    def mistaken(*given: object, **named: object) -> bytes:
         raise KeyError("ours")
 
     monkeypatch.setattr(module, place, mistaken)

@@ -152,16 +152,14 @@ def prepare(
         first = found["step"]
         state.restore(start, found)
         group.barrier()
-        if group.leads:
-            with run.writing():
-                set_aside(run.checkpoints, start)
-                set_aside_snapshots(run, first)
+    loop = Loop(preset, run, group, state, data, record, validate, score)  # refuses a feed that cannot go on
     if group.leads:
         with run.writing():
             if start is None:
                 run.begin()
+            else:
+                set_aside(run.checkpoints, start)
+                set_aside_snapshots(run, first)
             run.preset.write_text(dump(preset))
     changed = [] if found is None else data_records.changes_of(holds, found)
-    return Beginning(
-        Loop(preset, run, group, state, data, record, validate, score), first, holds, (*holds.remarks, *changed)
-    )
+    return Beginning(loop, first, holds, (*holds.remarks, *changed))
