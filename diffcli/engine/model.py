@@ -95,21 +95,7 @@ def load_model(
     if compile:
         for network in task.networks_in_use:
             compile_network(network)
-    classes = tuple(record["classes"]) if record.get("classes") else None
-    return Model(
-        found,
-        record["step"],
-        resolved,
-        task,
-        classes,
-        use_ema,
-        digest,
-        chosen,
-        compile,
-        None,
-        fields,
-        data_records.untrained(record),
-    )
+    return _recorded(found, record, resolved, task, fields, use_ema, digest, chosen, compile)
 
 
 def without_weights(path: Path) -> Model:
@@ -120,17 +106,25 @@ def without_weights(path: Path) -> Model:
     fields = specs_of(record, resolved, found)
     with torch.device("meta"):
         task = resolved.task.build(fields).eval()
+    return _recorded(found, record, resolved, task, fields, ema=True, digest="")
+
+
+def _recorded(
+    path: Path,
+    record: Mapping[str, Any],
+    resolved: Preset,
+    task: Task,
+    fields: Specs | None,
+    ema: bool,
+    digest: str,
+    precision: str = "fp32",
+    compiled: bool = False,
+) -> Model:
+    """The model of a checkpoint, whose record tells its step, its classes and which of them were trained."""
     classes = tuple(record["classes"]) if record.get("classes") else None
+    step, untrained = record["step"], data_records.untrained(record)
     return Model(
-        found,
-        record["step"],
-        resolved,
-        task,
-        classes,
-        True,
-        "",
-        fields=fields,
-        untrained=data_records.untrained(record),
+        path, step, resolved, task, classes, ema, digest, precision, compiled, fields=fields, untrained=untrained
     )
 
 
