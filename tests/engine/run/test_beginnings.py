@@ -1,7 +1,6 @@
 """What is left of a run that was stopped at once, or that ended before its first checkpoint."""
 
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,21 +9,13 @@ import pytest
 from diffcli.config import UserError
 from diffcli.engine.run.loop import Loop
 from tests.conftest import Cli
-from tests.engine.run.test_train import logged, steps_saved
+from tests.engine.run.test_train import interrupt, logged, steps_saved
 
 
 def test_a_second_signal_stops_at_once_and_says_what_is_lost(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update = Loop.update
-
-    def interrupted(self, step, batch, stopping):
-        if step == 3:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-        return update(self, step, batch, stopping)
-
-    monkeypatch.setattr(Loop, "update", interrupted)
+    update = interrupt(monkeypatch, step=3, times=2)
     done = cli("train", "--preset", tiny(), "--run-dir", tmp_path / "run")
     assert done.code == 130
     assert steps_saved(tmp_path / "run") == [2]

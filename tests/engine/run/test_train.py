@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as imageio
 import pytest
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from diffcli import checkpoint
 from diffcli import preset as presets
 from diffcli.config import UserError
+from diffcli.engine.run.loop import Loop
 from diffcli.engine.run.measuring import split
 from diffcli.engine.run.runlog import RunDir, RunLog, read_log
 from diffcli.engine.run.state import build_state
@@ -173,21 +175,25 @@ def test_a_signal_saves_says_how_to_resume_and_the_run_goes_on(
     assert stopped + 2 in steps_saved(run)
 
 
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, times: int = 1) -> Any:
+    """Ctrl-C, so many times, when a step begins. Returns the method of before, for the run that goes on."""
+    update = Loop.update
+
+    def interrupted(self: Loop, now: int, batch: Any, stopping: Any) -> Any:
+        for _ in range(times if now == step else 0):
+            signal.raise_signal(signal.SIGINT)
+        return update(self, now, batch, stopping)
+
+    monkeypatch.setattr(Loop, "update", interrupted)
+    return update
+
+
 def test_an_interrupted_run_ends_where_the_straight_one_does_to_the_byte(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffcli.engine.run.loop import Loop
-
-    update = Loop.update
-
-    def interrupted(self, step, batch, stopping):
-        if step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return update(self, step, batch, stopping)
-
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     preset = tiny(train__steps=6, train__every={"log": 1, "preview": 0, "save": 0})
-    monkeypatch.setattr(Loop, "update", interrupted)
+    update = interrupt(monkeypatch, step=3)
     done = cli("train", "--preset", preset, "--run-dir", broken)
     assert done.code == 130
     monkeypatch.setattr(Loop, "update", update)
