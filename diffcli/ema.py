@@ -97,16 +97,14 @@ def coefficients(stored: Sequence[Profile], wanted: Profile) -> np.ndarray:
 class Ema:
     """An average of a module's weights, in a copy of the module that is ready to sample from. Buffers are copied.
 
-    shared: parts of the module that are not averaged; the copy has these very parts, in whatever mode they are (`at_rest`).
+    shared: parameters and buffers of the module that are not averaged; the copy has these very tensors, in modules of its own.
     """
 
-    def __init__(self, module: nn.Module, average: Average, shared: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, module: nn.Module, average: Average, shared: Iterable[Tensor] = ()) -> None:
         self.average = average
-        kept = {id(part): part for part in shared}
-        both = {id(module) for part in kept.values() for module in part.modules()}
-        self.module = copy.deepcopy(module, dict(kept))
+        self.module = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
         for part in self.module.modules():
-            part.training = part.training and id(part) in both
+            part.training = False
         parameters = zip(self.module.parameters(), module.parameters(), strict=True)
         own = [(averaged, source) for averaged, source in parameters if averaged is not source]
         self._averaged: list[Tensor] = [averaged.requires_grad_(False) for averaged, _ in own]

@@ -35,6 +35,10 @@ class OptimizerConfig(Config):
     ) -> torch.optim.Optimizer:
         """The optimizer of `parameters`; hidden: the matrices (see `Task.hidden`) among them that some treat apart."""
 
+    @abstractmethod
+    def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
+        """How many numbers the optimizer that `build` makes of the same keeps after its first step."""
+
 
 class Moments(OptimizerConfig):
     """Adam's hyper-parameters; betas are the decays of the two moments."""
@@ -45,6 +49,9 @@ class Moments(OptimizerConfig):
         (0.9, 0.999), description="decays of the averages of the gradient and of its square, each in [0, 1)"
     )
     eps: float = Field(1e-8, gt=0, description="added to the root of the second average")
+
+    def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
+        return 2 * sum(p.numel() for p in parameters)
 
 
 class Adam(Moments):
@@ -85,6 +92,9 @@ class Sgd(OptimizerConfig):
     momentum: Beta = Field(0.9, description="decay of the velocity, in [0, 1); 0: none")
     nesterov: bool = Field(False, description="look ahead by the velocity before the gradient counts")
 
+    def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
+        return sum(p.numel() for p in parameters) if self.momentum else 0
+
     @model_validator(mode="after")
     def _agree(self) -> "Sgd":
         if self.nesterov and not self.momentum:
@@ -117,6 +127,9 @@ class Muon(Moments):
     kind: Literal["muon"] = "muon"
     momentum: Beta = Field(0.95, description="decay of the momentum that is orthogonalised, in [0, 1)")
 
+    def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
+        return sum(p.numel() * (1 if p in hidden else 2) for p in parameters)
+
     def build(
         self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
     ) -> torch.optim.Optimizer:
@@ -148,6 +161,23 @@ class Together(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nothing here re-evaluates the loss
         for part in self.parts:
             part.step()
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]) -> None:
+    """Splits the groups of an optimizer that has made no step, so that each has one factor on its rate, as `scale`.
+
+    Who sets rates gives each group that of all times its `scale`, which is 1 where `factors` name no other.
+    """
+    parts = optimizer.parts if isinstance(optimizer, Together) else [optimizer]
+    for part in parts:
+        groups = []
+        for group in part.param_groups:
+            apart: dict[float, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                apart.setdefault(factors.get(p, 1.0), []).append(p)
+            groups += [{**group, "params": params, "scale": factor} for factor, params in apart.items()]
+        part.param_groups = groups
+    optimizer.param_groups = [group for part in parts for group in part.param_groups]
 
 
 def fused_kernel_fits(parameters: list[nn.Parameter]) -> bool:

@@ -96,6 +96,13 @@ class TrainConfig(Config):
     )
     curve: AnyCurve = Field(Constant(), description="factor of the learning rate over the steps")
     phases: dict[str, PhaseConfig] = Field({}, description="changes to the phases of the task, by name")
+    freeze: tuple[str, ...] = Field(
+        (), description="parameters that stay as they are: names as --dry-run lists them, * for any part of a name"
+    )
+    lr_scale: dict[str, float] = Field(
+        {},
+        description="factor on the learning rate of the parameters of a name, * for any part; the last that fits counts",
+    )
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null clips nothing")
     ema: AnyEma = Field(
         0.9999,
@@ -128,6 +135,12 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _agree(self) -> "TrainConfig":
+        for pattern, factor in self.lr_scale.items():
+            if factor <= 0:
+                raise ValueError(
+                    f"lr_scale is {factor:g} for '{pattern}', but a factor is above 0; "
+                    f"leave it out and freeze it: --set 'train.freeze=[{pattern}]'"
+                )
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"accumulate is {self.accumulate}, more than the batch_size {self.batch_size}; set train.accumulate lower"

@@ -26,6 +26,7 @@ from diffcli.optim import (
     Together,
     optimizer_tensors,
     restore_optimizer,
+    scale_rates,
 )
 from diffcli.tasks.classifier import ClassifierConfig
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -321,3 +322,30 @@ def test_state_that_fits_no_parameter_is_refused(tensors):
 def test_a_moment_that_never_forgets_or_grows_is_refused_before_training(betas):
     with pytest.raises(ValueError, match=r"betas\.[01]"):
         AdamW(betas=betas)
+
+
+@pytest.mark.parametrize("choice", OPTIMIZERS, ids=kind)
+def test_groups_with_factors_step_as_if_each_were_alone_at_its_own_rate(choice: type[OptimizerConfig]) -> None:
+    """And the optimizer keeps, beside counters, as many numbers as its config says."""
+    config = choice()
+
+    def stepped(factor: float, scaled: bool) -> tuple[nn.Module, int]:
+        module = network()
+        parameters, hidden = list(module.parameters()), {p for p in module.parameters() if p.ndim == 2}
+        optimizer = config.build(parameters, hidden)
+        if scaled:
+            scale_rates(optimizer, dict.fromkeys(parameters[::2], factor))
+        for _ in range(3):
+            for p in parameters:
+                p.grad = torch.sin(torch.arange(p.numel(), dtype=torch.float32)).view_as(p) + 0.1 * p.detach()
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * (group["scale"] if scaled else factor)
+            optimizer.step()
+        kept = sum(v.numel() for state in optimizer.state.values() for v in state.values() if v is not None and v.ndim)
+        assert kept == config.remembered(parameters, hidden)
+        return module, kept
+
+    mixed, slow, fast = stepped(0.5, True)[0], stepped(0.5, False)[0], stepped(1.0, False)[0]
+    for i, (p, one, other) in enumerate(zip(mixed.parameters(), slow.parameters(), fast.parameters(), strict=True)):
+        assert torch.equal(p, other if i % 2 else one)
+        assert not torch.equal(one, other)

@@ -70,7 +70,8 @@ class Ranks(Protocol):
 class Task(nn.Module, ABC):
     """What is trained."""
 
-    still: frozenset[str] = frozenset()  # the names of the networks that `freeze` was given
+    still: frozenset[str] = frozenset()  # the names of the networks that `freeze` was given,
+    fixed: frozenset[str] = frozenset()  # and those of single parameters
     wide: ClassVar[bool] = False  # its activations leave the range of fp16: asked for that, it computes in float32
     measures: int | None = 0  # samples of the training data that `measure` wants to see at least; None: all
     measured: ClassVar[str] = "measuring the data"  # what `measure` does, for progress displays
@@ -95,6 +96,11 @@ class Task(nn.Module, ABC):
         mine = {id(p) for n in self.networks if n.name in names for p in n.module.parameters()}
         return [p for p in self.parameters() if id(p) in mine]
 
+    def trained_in(self, networks: Iterable[str]) -> list[nn.Parameter]:
+        """`parameters_of` without those that are constants one by one."""
+        constants = {id(self.get_parameter(name)) for name in self.fixed}
+        return [p for p in self.parameters_of(networks) if id(p) not in constants]
+
     def keys_of(self, networks: Iterable[str]) -> set[str]:
         """The keys in its state dict of all that lies in the networks with these names."""
         names = set(networks)
@@ -115,10 +121,13 @@ class Task(nn.Module, ABC):
             parent, _, name = place.rpartition(".")
             setattr(self.get_submodule(parent), name, nn.Module())
 
-    def freeze(self, networks: Iterable[str]) -> None:
-        """The networks with these names are constants from now on: without gradients, and in evaluation mode for good."""
-        self.still = frozenset(networks)
-        for parameter in self.parameters_of(self.still):
+    def freeze(self, networks: Iterable[str], parameters: Iterable[str] = ()) -> None:
+        """The networks with these names are constants from now on: without gradients, and in evaluation mode for good.
+
+        parameters: names of single ones that are constants, too; what they are a part of stays as it is in all else.
+        """
+        self.still, self.fixed = frozenset(networks), frozenset(parameters)
+        for parameter in [*self.parameters_of(self.still), *map(self.get_parameter, self.fixed)]:
             parameter.requires_grad_(False)
         self.train(self.training)
 

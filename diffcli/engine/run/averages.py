@@ -15,7 +15,7 @@ from diffcli import checkpoint, preset
 from diffcli.config import UserError, quoted
 from diffcli.ema import MAX_STD, Ema, PowerEma, Profile, coefficients, exponential, power
 from diffcli.engine.run.runlog import SUPERSEDED, RunDir
-from diffcli.engine.run.state import below, build_on_meta, saved_averages, unaveraged
+from diffcli.engine.run.state import below, build_on_meta, saved_averages, unaveraged_keys
 from diffcli.tasks.task import Task
 
 Record = dict[str, Any]
@@ -126,7 +126,7 @@ def reconstruct(kept: Sequence[Snapshot], stds: Sequence[float]) -> list[dict[st
     profiles = [s.profile for s in kept]
     weights = [coefficients(profiles, Profile(last.profile.step, std)) for std in stds]
     task = build_on_meta(preset.build(last.record["preset"], str(last.path)))
-    left_out = task.keys_of(unaveraged(task))
+    left_out = unaveraged_keys(task)
     averaged = [name for name, _ in task.named_parameters() if name not in left_out]
     tensors = checkpoint.read_part(last.path, "ema", last.record)
     sums = [{name: torch.zeros_like(tensors[name], dtype=torch.float64) for name in averaged} for _ in stds]

@@ -115,7 +115,7 @@ class Loop:
         self.preset, self.cfg, self.run, self.group = preset, preset.train, run, group
         self.state, self.data, self.record, self.validate, self.score = state, data, record, validate, score
         self.feed = open_feed(preset, group, data, record.pop("feed", None))
-        self.trained = {phase.name: state.task.parameters_of(phase.networks) for phase in state.phases}
+        self.trained = {phase.name: state.task.trained_in(phase.networks) for phase in state.phases}
         self.others = {
             phase: [p for other, parameters in self.trained.items() if other != phase for p in parameters]
             for phase in self.trained
@@ -197,7 +197,7 @@ class Loop:
         state.scaler.unscale_(optimizer)
         norm = clip_gradients(self.trained[phase.name], cfg.clip)
         for group in optimizer.param_groups:
-            group["lr"] = rate(phase, step, cfg.steps)
+            group["lr"] = rate(phase, step, cfg.steps) * group.get("scale", 1.0)
         state.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
         return terms | {"grad_norm": norm}

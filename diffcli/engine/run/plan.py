@@ -1,6 +1,6 @@
 """What a run would do, without doing it: parameters, memory, arithmetic, epochs and paths, for `train --dry-run`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,16 +15,17 @@ from diffcli.ema import averages
 from diffcli.engine.data_records import check_colours, described
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.phases import phases_of
+from diffcli.engine.run.roles.parameter_roles import parts
 from diffcli.engine.run.state import build_on_meta, unaveraged
 from diffcli.engine.stage_reading import check_planned
 from diffcli.engine.tuning import autocast
 from diffcli.fields import stub, whole
 from diffcli.noise import Domain, derive
-from diffcli.preset import Preset
+from diffcli.preset import Preset, TrainConfig
 from diffcli.tasks.conditioners.pretrained import PretrainedConditioner
 from diffcli.tasks.task import Phase, Task
 
-COPIES = 4  # float32 values a trained parameter, beside its averages: itself, its gradient, two moments of Adam
+GIB = 2**30 / 4  # float32 values in one
 
 
 def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
@@ -41,18 +42,14 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())
     phases = phases_of(task, cfg)
-    trained = sum(p.numel() for phase in phases for p in task.parameters_of(phase.networks))
-    averaged = trained - sum(p.numel() for p in task.parameters_of(unaveraged(task)) if p.requires_grad)
     local = max(1, cfg.batch_size // (world * cfg.accumulate))
     flops, kept = measure(task, preset, phases)
-    values = parameters + (COPIES - 1) * trained + len(averages(cfg.ema)) * averaged
-    state, activations = values * 4, kept * local
     facts = {
         "parameters": f"{parameters:,}",
         "networks": "; ".join(roles(task, phases)),
         "flops": f"{flops / 1e9:.3g} GFLOP forward and backward an image, {flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
-        "memory": f"about {(state + activations) / 2**30:.2g} GiB a process: weights, gradients, moments and averages "
-        f"{state / 2**30:.2g}, activations of {local} images {activations / 2**30:.2g}",
+        "parts": "; ".join(part_sizes(task)),
+        "memory": memory(values_kept(task, phases, cfg) | {f"activations of {local} images": kept * local / 4}),
     }
     if frozen:
         facts["encoder"] = f"{', '.join(frozen)}: runs in every step, is not counted above"
@@ -68,6 +65,41 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
         "previews": f"{run}/previews/step-{cfg.every.preview:08d}.png ..." if cfg.every.preview else "never",
         "checkpoints": f"{run}/checkpoints/step-{cfg.every.save or cfg.steps:08d} ..., the last {cfg.keep_last} kept",
     }
+
+
+def values_kept(task: Task, phases: tuple[Phase, ...], cfg: TrainConfig) -> dict[str, float]:
+    """Numbers of float32 that a training keeps from step to step, by what they are for."""
+    trained = [p for phase in phases for p in task.trained_in(phase.networks)]
+    apart = {id(p) for p in task.parameters_of(unaveraged(task))}
+    hidden, moments = task.hidden(), 0
+    for phase in phases:
+        assert phase.optimizer is not None
+        moments += phase.optimizer.remembered(task.trained_in(phase.networks), hidden)
+    learned = sum(p.numel() for p in trained)
+    return {
+        "trained weights": learned,
+        "frozen weights": sum(p.numel() for p in task.parameters()) - learned,
+        "gradients": learned,
+        "optimizer": moments,
+        "averages": len(averages(cfg.ema)) * sum(p.numel() for p in trained if id(p) not in apart),
+    }
+
+
+def memory(values: Mapping[str, float]) -> str:
+    """Numbers of float32 in GiB, all of them and each that is not 0: `about 1.5 GiB a process: gradients 0.5, ...`."""
+    each = ", ".join(f"{name} {count / GIB:.2g}" for name, count in values.items() if count)
+    return f"about {sum(values.values()) / GIB:.2g} GiB a process: {each}"
+
+
+def part_sizes(task: Task) -> Iterator[str]:
+    """The modules that `train.freeze` and `train.lr_scale` may name, with their parameters and those that are frozen."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, p in task.named_parameters():
+        (part,) = parts([name])
+        whole, frozen = sizes.get(part, (0, 0))
+        sizes[part] = whole + p.numel(), frozen + (0 if p.requires_grad else p.numel())
+    for part, (whole, frozen) in sizes.items():
+        yield f"{part} {whole:,}" + (" (frozen)" if frozen == whole else f" ({frozen:,} frozen)" if frozen else "")
 
 
 def amounts(data: ImageData, batch_size: int, steps: int) -> dict[str, str]:
@@ -96,7 +128,9 @@ def roles(task: Task, phases: tuple[Phase, ...]) -> Iterator[str]:
     for network in task.networks:
         count = sum(p.numel() for p in network.module.parameters())
         if count:
+            fixed = sum(p.numel() for p in network.module.parameters() if not p.requires_grad)
             by = f"trained by {trained[network.name]}" if network.name in trained else "frozen"
+            by += f" but for {fixed:,}" if fixed and network.name in trained else ""
             averaged = ", not averaged" if network.name in trained and network.samples and not network.averaged else ""
             yield f"{network.name} {count:,} ({by}{averaged}{'' if network.samples else ', not sampled from'})"
 
@@ -104,14 +138,23 @@ def roles(task: Task, phases: tuple[Phase, ...]) -> Iterator[str]:
 def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> tuple[int, int]:
     """(FLOP forward and backward, bytes kept for the backward pass) of one image, counted on meta tensors.
 
-    FLOP of all phases, each by how often it is due; bytes of the phase that keeps most.
+    FLOP of all phases, each by how often it is due; bytes of the phase that keeps most. What of frozen weights is kept in half
+    precision is none of an image: where there are any, the bytes are those that a second image adds.
     """
+    flops, most = _kept(task, preset, phases, 1)
+    if all(p.requires_grad for p in task.parameters()):
+        return flops, most
+    return flops, _kept(task, preset, phases, 2)[1] - most
+
+
+def _kept(task: Task, preset: Preset, phases: tuple[Phase, ...], images: int) -> tuple[int, int]:
+    """What `measure` tells of a batch of so many images."""
     told = preset.specs  # what reads pictures of any size is trained with those that the data have
     read = {name: spec if spec.fixed else told.get(name, spec) for name, spec in task.reads.items()}
     batch = {
-        **{name: stub(whole(spec, preset.data.shape[1:]), 1, "meta") for name, spec in read.items()},
-        "position": torch.zeros(1, dtype=torch.int64),
-        "stream": derive(0, Domain.TRAIN, torch.zeros(1, dtype=torch.int64)),
+        **{name: stub(whole(spec, preset.data.shape[1:]), images, "meta") for name, spec in read.items()},
+        "position": torch.arange(images),
+        "stream": derive(0, Domain.TRAIN, torch.arange(images)),
     }
     flops, most = 0.0, 0
     for phase in phases:

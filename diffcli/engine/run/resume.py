@@ -175,6 +175,11 @@ def changes(changed: Preset, start: Path) -> list[str]:
                 f"train.steps is {now.steps}, was {was.steps}: the {new.curve.kind} learning-rate curve{of_phase} is stretched: "
                 f"the rate jumps from {rate(old, step, was.steps):.4g} to {rate(new, step + 1, now.steps):.4g}"
             )
+    if was.freeze != now.freeze:
+        notes.append(
+            f"train.freeze is {list(now.freeze)}, was {list(was.freeze)}: what is frozen stays as it is, without an average of "
+            "its own; what is trained anew begins there, with fresh moments"
+        )
     if was.batch_size != now.batch_size and changed.data.kind != "stream":  # which goes on where it stands
         notes.append(
             f"train.batch_size is {now.batch_size}, was {was.batch_size}: the order of the data shifts: after "

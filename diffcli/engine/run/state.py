@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from diffcli.config import UserError
 from diffcli.ema import AnyEma, Ema, averages
 from diffcli.engine.loading import completed, load_weights, place
 from diffcli.engine.run.phases import phases_of
+from diffcli.engine.run.roles.parameter_roles import check_parameters, frozen_names, rate_factors
 from diffcli.engine.tuning import auto_precision
 from diffcli.fields import Specs
-from diffcli.optim import optimizer_tensors, restore_optimizer
+from diffcli.optim import optimizer_tensors, restore_optimizer, scale_rates
 from diffcli.preset import Preset, TrainConfig
 from diffcli.tasks.task import Phase, Task
 
@@ -45,7 +47,7 @@ class State:
         """The tensors of a checkpoint.
 
         ema: all that sampling needs, averaged where that is wanted. task: what is trained, the state, and the frozen networks
-        that sampling does not need.
+        that sampling does not need. Parameters of trained networks that are constants one by one stand in both.
         """
         moments = {
             f"{phase}/{name}": value
@@ -54,7 +56,7 @@ class State:
         }
         for key, value in self.scaler.state_dict().items():
             moments[f"scaler/{key}"] = torch.tensor(float(value))
-        shared = self.task.keys_of(unaveraged(self.task))
+        shared = unaveraged_keys(self.task)
         for ema in self.emas[1:]:
             tensors = ema.module.state_dict()
             moments |= {f"{ema.average.name}/{name}": tensors[name] for name in tensors if name not in shared}
@@ -70,17 +72,18 @@ class State:
         return task
 
     def restore(self, path: Path, record: dict[str, Any]) -> None:
-        """Puts a checkpoint's tensors back. A network whose role has changed since goes on with the weights that it had."""
+        """Puts a checkpoint's tensors back. What has changed its role since goes on with the weights that it had."""
         check_averages([ema.average.name for ema in self.emas], path, record)
         to_sample = checkpoint.read_part(path, "ema", record)
         load_weights(self.task, completed(self.task, checkpoint.read_part(path, "task", record), to_sample), path)
-        shared = self.task.keys_of(unaveraged(self.task))
+        earlier, shared = TrainConfig.model_validate(record["preset"]["train"]), unaveraged_keys(self.task)
+        now = self.task.state_dict()
+        constants = {name: now[name] for name in self.task.fixed | frozen_names(self.task, earlier)}
         saved = checkpoint.read_part(path, "optimizer", record)
         kept = [to_sample, *(below(ema.average.name, saved) for ema in self.emas[1:])]
         for ema, tensors in zip(self.emas, kept, strict=True):
             own = {name: value for name, value in tensors.items() if name not in shared}
-            load_weights(ema.module, completed(self.task, own, self.task.state_dict()), path)
-        earlier = TrainConfig.model_validate(record["preset"]["train"])
+            load_weights(ema.module, completed(self.task, constants | own, now), path)
         going_on = {
             new.name
             for old, new in zip(phases_of(self.task, earlier), self.phases, strict=True)
@@ -110,6 +113,11 @@ def same_state(old: Phase, new: Phase) -> bool:
 def unaveraged(task: Task) -> list[str]:
     """The networks of a task of which an average holds no copy: frozen ones, those that want none, and unsampled ones."""
     return [n.name for n in task.networks if n.name in task.still or not n.averaged or not n.samples]
+
+
+def unaveraged_keys(task: Task) -> set[str]:
+    """The keys of a task's state of which an average holds no copy: those of whole networks, and single constants."""
+    return task.keys_of(unaveraged(task)) | task.fixed
 
 
 def below(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -154,14 +162,19 @@ def build_on_meta(preset: Preset, specs: Specs | None = None) -> Task:
     """
     with torch.device("meta"):
         task = preset.task.build(preset.specs if specs is None else specs)
-    freeze_rest(task, phases_of(task, preset.train))
+    freeze_rest(task, phases_of(task, preset.train), preset.train)
     return task
 
 
-def freeze_rest(task: Task, phases: tuple[Phase, ...]) -> None:
-    """Makes constants of the networks that no phase trains."""
+def freeze_rest(task: Task, phases: tuple[Phase, ...], cfg: TrainConfig) -> None:
+    """Makes constants of the networks that no phase trains, and of what `train.freeze` names.
+
+    Raises UserError where `train.freeze` or `train.lr_scale` names nothing, or leaves a phase nothing to train.
+    """
     trained = {name for phase in phases for name in phase.networks}
-    task.freeze(network.name for network in task.networks if network.name not in trained)
+    still = [network.name for network in task.networks if network.name not in trained]
+    task.freeze(still, frozen_names(task, cfg))
+    check_parameters(task, phases, cfg)
 
 
 def build_state(
@@ -176,14 +189,19 @@ def build_state(
         built = preset.task.build(preset.specs if specs is None else specs)
     phases = phases_of(built, preset.train)
     task = place(built, device, preset.train.precision, training=True)
-    freeze_rest(task, phases)
+    freeze_rest(task, phases, preset.train)
     if begin is not None:
         begin(task)
-    shared = [network.module for network in task.networks if network.name in unaveraged(task)]
+    names = set(unaveraged(task))
+    kept = [network.module for network in task.networks if network.name in names]
+    shared = [tensor for module in kept for tensor in chain(module.parameters(), module.buffers())]
+    shared += [task.get_parameter(name) for name in task.fixed]
     emas = [Ema(task, average, shared) for average in averages(preset.train.ema)]
-    hidden, optimizers = task.hidden(), {}
+    hidden, factors, optimizers = task.hidden(), rate_factors(task, preset.train), {}
     for phase in phases:
         assert phase.optimizer is not None
-        optimizers[phase.name] = phase.optimizer.build(task.parameters_of(phase.networks), hidden)
+        optimizers[phase.name] = phase.optimizer.build(task.trained_in(phase.networks), hidden)
+        if factors:
+            scale_rates(optimizers[phase.name], factors)
     scaler = torch.amp.GradScaler(device.type, enabled=preset.train.precision == "fp16")
     return State(task, phases, emas, optimizers, scaler, {p: name for name, p in task.named_parameters()})
