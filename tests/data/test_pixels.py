@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffcli.config import ImageShape
-from diffcli.data.pixels import BrokenImage, decode, fit, fit_all, is_plain_jpeg, open_image, to_png
+from diffcli.data.pixels import BrokenImage, decode, fit, fit_all, is_plain_jpeg, open_image, to_image, to_png
 from tests.data.making import encoded, pixels, png
 
 RGB = ImageShape(3, 4, 4)
@@ -85,6 +85,27 @@ def test_shrinking_is_antialiased():
     board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[None]
     small = fit_all(board[None], ImageShape(1, 16, 16))[0]
     assert abs(small.astype(int) - 127.5).max() < 8
+
+
+SIDE = st.integers(1, 30)
+CHANNELS = st.sampled_from([1, 3])
+
+
+@given(CHANNELS, SIDE, SIDE, CHANNELS, SIDE, SIDE)
+@settings(max_examples=30, deadline=None)
+def test_images_of_an_array_become_to_the_bit_what_each_alone_becomes(
+    channels: int, height: int, width: int, ours: int, target_height: int, target_width: int
+):
+    images, shape = pixels(99, channels, height, width), ImageShape(ours, target_height, target_width)
+    assert np.array_equal(fit_all(images, shape), np.stack([fit(to_image(image), shape) for image in images]))
+
+
+def test_an_array_of_any_length_is_resized_in_parts_of_limited_size(monkeypatch: pytest.MonkeyPatch):
+    images, shape = pixels(99, 3, 8, 8), ImageShape(3, 5, 5)
+    whole = fit_all(images, shape)
+    for limit in (1, 4000):
+        monkeypatch.setattr("diffcli.data.pixels.AT_ONCE", limit)
+        assert np.array_equal(fit_all(images, shape), whole)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20))
