@@ -3,6 +3,7 @@
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,8 +44,14 @@ class Import(NamedTuple):
     at_top: bool  # not inside a function or `if TYPE_CHECKING`
 
 
+@cache
 def sources() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if "presets" not in path.parts)
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def part_of(path: Path) -> str:
@@ -52,9 +59,10 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> Iterator[Import]:
+@cache
+def imports(path: Path) -> list[Import]:
     """Every import in a file, wherever it stands."""
-    yield from imports_below(ast.parse(path.read_text()), top=True)
+    return list(imports_below(parsed(path), top=True))
 
 
 def imports_below(node: ast.AST, top: bool) -> Iterator[Import]:
@@ -96,15 +104,16 @@ def test_every_part_has_a_row():
     assert {part_of(path) for path in sources()} == set(ROW)
 
 
-@pytest.mark.parametrize("path", sources(), ids=name)
-def test_a_file_imports_from_its_own_folder_or_from_rows_below(path):
-    part = part_of(path)
-    for found in imports(path):
-        other = imported_part(found.module)
-        lazy = (part, other) in LAZY and not found.at_top
-        assert other is None or lazy or allowed(part, other), (
-            f"{name(path)}:{found.line}: {part} imports {found.module}"
-        )
+def test_a_file_imports_from_its_own_folder_or_from_rows_below():
+    wrong = []
+    for path in sources():
+        part = part_of(path)
+        for found in imports(path):
+            other = imported_part(found.module)
+            lazy = (part, other) in LAZY and not found.at_top
+            if not (other is None or lazy or allowed(part, other)):
+                wrong.append(f"{name(path)}:{found.line}: {part} imports {found.module}")
+    assert wrong == []
 
 
 ENGINE = ["draw", "run", "score"]  # folders of the engine; only the first may be imported by the others
@@ -113,7 +122,7 @@ ENGINE = ["draw", "run", "score"]  # folders of the engine; only the first may b
 def modules_of(path: Path) -> set[str]:
     """The modules of diffcli that a file imports, wherever the import stands, `if TYPE_CHECKING` included."""
     found = {each.module for each in imports(path)}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return {name for name in found if name in MODULES and MODULES[name] != path}
@@ -143,13 +152,13 @@ def test_no_files_import_each_other_in_a_circle_not_even_for_types():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
 
 
-@pytest.mark.parametrize("path", [path for path in sources() if path.parent.parent.name == "engine"], ids=name)
-def test_folders_of_the_engine_know_drawing_alone(path):
-    for module in modules_of(path):
-        folder = module.removeprefix("diffcli.engine.").split(".")[0]
-        assert not module.startswith("diffcli.engine.") or folder not in ENGINE[1:] or folder == path.parent.name, (
-            module
-        )
+def test_folders_of_the_engine_know_drawing_alone():
+    inside = [path for path in sources() if path.parent.parent.name == "engine"]
+    known = {(path, module) for path in inside for module in modules_of(path) if module.startswith("diffcli.engine.")}
+    folders = {(path, module): module.removeprefix("diffcli.engine.").split(".")[0] for path, module in known}
+    wrong = [each for each in known if folders[each] in ENGINE[1:] and folders[each] != each[0].parent.name]
+    assert inside
+    assert wrong == []
 
 
 def test_the_rule_itself_tells_right_from_wrong():
@@ -167,19 +176,24 @@ def test_the_rule_itself_tells_right_from_wrong():
     ]
 
 
-@pytest.mark.parametrize("path", sources(), ids=name)
-def test_no_file_is_longer_than_it_may_be(path):
-    assert len(path.read_text().splitlines()) <= MAX_LINES
+def test_no_file_is_longer_than_it_may_be():
+    lines = {name(path): len(path.read_text().splitlines()) for path in sources()}
+    assert {file: n for file, n in lines.items() if n > MAX_LINES} == {}
 
 
-@pytest.mark.parametrize("path", sources(), ids=name)
-def test_torchvision_is_imported_only_after_its_compatibility_module(path):
+def test_torchvision_is_imported_only_after_its_compatibility_module():
     """Its compiled operators cannot be loaded beside a CPU-only torch; see diffcli/torchvision_compat.py."""
-    ready = [found.line for found in imports(path) if found.module == "diffcli.torchvision_compat" and found.at_top]
-    for found in imports(path):
-        if found.module.partition(".")[0] == "torchvision":
-            assert ready, f"{name(path)}:{found.line}: import diffcli.torchvision_compat before {found.module}"
-            assert min(ready) < found.line
+    wrong = []
+    for path in sources():
+        found = imports(path)
+        ready = [each.line for each in found if each.module == "diffcli.torchvision_compat" and each.at_top]
+        theirs = [each.line for each in found if each.module.partition(".")[0] == "torchvision"]
+        wrong += [
+            f"{name(path)}:{line}: first import diffcli.torchvision_compat"
+            for line in theirs
+            if line < min(ready, default=line + 1)
+        ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("part", LIGHT)
@@ -211,7 +225,7 @@ def test_randomness_is_derived_and_never_seeded_globally():
     seeding = [
         f"{name(path)}:{node.lineno}"
         for path in sources()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and node.attr in ("manual_seed", "manual_seed_all", "seed_all")
     ]
     assert len(seeding) <= 1, seeding
@@ -225,7 +239,7 @@ def test_no_name_stands_for_two_classes_or_two_modules():
     for path in sources():
         if path.stem not in COMMON:
             modules.setdefault(path.stem, []).append(name(path))
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 classes.setdefault(node.name, []).append(name(path))
     for found in (classes, modules):
