@@ -11,6 +11,7 @@ from diffcli.networks.bottlenecks import AnyBottleneck, Fsq, Kl, Vq
 from tests.networks.test_bottlenecks import BOTTLENECKS
 from tests.networks.test_compile import Graphs
 from tests.networks.waking import normal, wake
+from tests.pairing import paired
 
 
 def small(mult: tuple[int, ...] = (1, 2), **options: object) -> AutoencoderConfig:
@@ -23,8 +24,9 @@ def built(
     return wake(config.build(channels, bottleneck, vector))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("bottleneck", BOTTLENECKS, ids=lambda b: b.kind)
-@pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("bottleneck", "levels"), paired(BOTTLENECKS, [1, 2, 3, 4, 5]), ids=lambda v: getattr(v, "kind", None)
+)
 def test_any_size_that_the_downscale_divides_goes_through(bottleneck: AnyBottleneck, levels: int) -> None:
     config = small((1,) * levels)
     ours = built(config, bottleneck, channels=(1, 3, 4)[levels % 3])
