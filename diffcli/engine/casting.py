@@ -13,8 +13,8 @@ from torch import nn
 
 from diffcli.engine.tuning import HALVES
 from diffcli.networks.convnet import ConvNet
-from diffcli.networks.dit import TimeEmbedder
-from diffcli.networks.layers import Embedding, Pointwise
+from diffcli.networks.dit import PatchConv, TimeEmbedder
+from diffcli.networks.layers import Embedding, EnlargingConv, Pointwise, PositionLinear
 from diffcli.networks.trunk import Trunk
 from diffcli.tasks.conditioners.conditioner import Conditioner
 from diffcli.tasks.task import Task
@@ -25,6 +25,9 @@ PRODUCTS = (
     nn.Conv2d,
     nn.Conv3d,
     Pointwise,
+    PositionLinear,
+    EnlargingConv,
+    PatchConv,
 )  # these alone: others compute with their weights first
 
 

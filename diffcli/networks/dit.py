@@ -166,16 +166,26 @@ class DiT(nn.Module):
         return unpatchify(self.final_layer(h, emb), patch, size)
 
 
+class PatchConv(nn.Conv2d):
+    """A linear layer on patches, (B, C, H, W) -> (B, L, D), its weight kept as the convolution of stride `patch` that it is."""
+
+    def __init__(self, channels: int, width: int, patch: int, bias: bool = True) -> None:
+        super().__init__(channels, width, patch, stride=patch, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (D, p * p * C)
+        return F.linear(patchify(x, self.kernel_size[0]), weight, self.bias)
+
+
 class PatchEmbedder(nn.Module):
-    """A linear layer on patches, its weight kept as the convolution of stride `patch` that it is."""
+    """The first layer, under its published name."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+        self.proj = PatchConv(channels, width, patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, p * p * C)
-        return F.linear(patchify(x, self.proj.kernel_size[0]), weight, self.proj.bias)
+        return self.proj(x)
 
 
 class TimeEmbedder(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diffcli.networks.dropout import Dropout, MaskBits
-from diffcli.networks.layers import Attention, GroupNorm, Pointwise, enlarged_conv, zero
+from diffcli.networks.layers import Attention, EnlargingConv, GroupNorm, Pointwise, zero
 
 
 class CoderOptions(NamedTuple):
@@ -75,10 +75,10 @@ class Doubling(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = EnlargingConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return enlarged_conv(x, self.conv, (2 * x.shape[2], 2 * x.shape[3]))
+        return self.conv(x, (2 * x.shape[2], 2 * x.shape[3]))
 
 
 class CoderLevel(nn.Module):

@@ -175,8 +175,8 @@ class Pointwise(nn.Conv2d):
     In whichever layout x lies, it is read as it is and the result lies in the same.
     """
 
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, 1)
+    def __init__(self, channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
@@ -184,8 +184,19 @@ class Pointwise(nn.Conv2d):
         if memory_format(x) is torch.channels_last:
             return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
         weight = self.weight.flatten(1).expand(len(x), -1, -1)  # (B, C', C)
-        assert self.bias is not None
+        if self.bias is None:
+            return torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+class PositionLinear(nn.Conv1d):
+    """A linear layer on items (B, L, C) -> (B, L, C'), its weight kept as the 1x1 convolution (C', C, 1) that it is."""
+
+    def __init__(self, channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight[:, :, 0], self.bias)
 
 
 def halve(x: Tensor) -> Tensor:
@@ -204,11 +215,21 @@ def enlarged_conv(x: Tensor, conv: nn.Conv2d, size: Size) -> Tensor:
     Twice the size is one transposed convolution: each output sees 2x2 different inputs only, so 4 of 9 multiplications do.
     """
     if size != (2 * x.shape[2], 2 * x.shape[3]):
-        return conv(enlarge(x, size))
+        return F.conv2d(enlarge(x, size), conv.weight, conv.bias, padding=1)
     w = F.pad(conv.weight.flip(2, 3).transpose(0, 1), (1, 1, 1, 1))  # (C, C', 5, 5)
     w = w[..., 1:, :] + w[..., :-1, :]
     w = w[..., 1:] + w[..., :-1]  # (C, C', 4, 4): the kernel on a grid of 2x2 equal values
     return F.conv_transpose2d(x, w, conv.bias, stride=2, padding=1)
+
+
+class EnlargingConv(nn.Conv2d):
+    """`enlarged_conv` as a layer: (B, C, h, w) -> (B, C', *size), size twice that of x or one less."""
+
+    def __init__(self, channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(channels, out_channels, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:  # type: ignore[override]  # what calls it knows where it goes
+        return enlarged_conv(x, self, size)
 
 
 class ResBlock(nn.Module):
@@ -221,7 +242,8 @@ class ResBlock(nn.Module):
         self.resample = resample
         self.act = ACTIVATIONS[options.activation]
         self.norm1 = GroupNorm(channels)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        plain = resample != "up"
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1) if plain else EnlargingConv(channels, out_channels)
         self.modulate = modulation(options, out_channels)
         self.norm2 = GroupNorm(out_channels)
         self.dropout = Dropout(options.dropout)
@@ -233,7 +255,7 @@ class ResBlock(nn.Module):
         h = self.act(self.norm1(x))
         if self.resample == "up":
             assert size is not None
-            h, x = enlarged_conv(h, self.conv1, size), enlarge(x, size)
+            h, x = self.conv1(h, size), enlarge(x, size)
         elif self.resample == "down":
             h, x = self.conv1(halve(h)), halve(x)
         else:
@@ -254,12 +276,15 @@ class ConvResample(nn.Module):
         self.resample = resample
         self.pad_end = resample == "down" and padding == "end"
         around = 0 if self.pad_end else 1
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2 if resample == "down" else 1, padding=around)
+        down = resample == "down"
+        self.conv = (
+            nn.Conv2d(channels, channels, 3, stride=2, padding=around) if down else EnlargingConv(channels, channels)
+        )
 
     def forward(self, x: Tensor, signal: Signal, size: Size | None = None) -> Tensor:
         if self.resample == "up":
             assert size is not None
-            return enlarged_conv(x, self.conv, size)
+            return self.conv(x, size)
         return self.conv(F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1 + x.shape[2] % 2)) if self.pad_end else x)
 
 
@@ -290,15 +315,15 @@ class Attention(nn.Module):
         self.heads = channels // head_dim
         self.norm = GroupNorm(channels)
         self.by_part = order == "by_part"
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.out = zero(nn.Conv1d(channels, channels, 1))
+        self.qkv = PositionLinear(channels, 3 * channels)
+        self.out = zero(PositionLinear(channels, channels))
 
     def forward(self, x: Tensor, signal: Signal | None = None) -> Tensor:
         h = self.norm(x).flatten(2).mT  # (B, L, C)
-        qkv = F.linear(h, self.qkv.weight[:, :, 0], self.qkv.bias)
+        qkv = self.qkv(h)
         if self.by_part:
             q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L, D) each
         else:
             q, k, v = qkv.unflatten(2, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
-        h = F.linear(attend(q, k, v).transpose(1, 2).flatten(2), self.out.weight[:, :, 0], self.out.bias)  # (B, L, C)
+        h = self.out(attend(q, k, v).transpose(1, 2).flatten(2))  # (B, L, C)
         return x + h.mT.unflatten(2, x.shape[2:])

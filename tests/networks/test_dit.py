@@ -43,7 +43,8 @@ def test_unpatchify_is_the_exact_inverse_of_patchify(patch: int, size: tuple[int
 def test_the_patch_embedding_is_the_convolution_whose_weight_it_keeps() -> None:
     network = wake(small(patch=4).build(SHAPE, 3, CondShape()))
     x = normal(2, 3, 8, 12)
-    convolved = network.x_embedder.proj(x).flatten(2).mT
+    layer = network.x_embedder.proj
+    convolved = torch.nn.functional.conv2d(x, layer.weight, layer.bias, stride=4).flatten(2).mT
     torch.testing.assert_close(network.x_embedder(x), convolved, atol=1e-6, rtol=1e-5)
 
 
