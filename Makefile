@@ -1,5 +1,5 @@
-# Every target sets up what it needs: a virtual environment in .venv, installed under constraints.txt, made once and reused. What
-# only draws has the package alone; what tests or checks adds the extras.
+# Every target sets up what it needs: a virtual environment in .venv, installed under constraints.txt, made once and reused. The demo
+# needs the package alone; tests and checks add the extras.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -29,7 +29,7 @@ $(DEV): $(STAMP)
 	$(BIN)/python -m pip install $(PIP) -e '.[dev]'
 	touch $@
 
-demo: $(STAMP) ## train the digits, draw them, animate one, score them: 4 to 11 minutes on 2 cores
+demo: $(STAMP) ## train on digits, draw, animate and score some: about 4 minutes on 2 cores with bf16, longer on others
 	rm -rf runs/demo runs/demo-classifier
 	$(DIFFCLI) train --preset digits-classifier --run-dir runs/demo-classifier
 	$(DIFFCLI) train --preset digits --run-dir runs/demo
@@ -69,7 +69,7 @@ bench: $(DEV) ## training and sampling beside other projects, the samplers, read
 gpu-check: $(if $(GIVEN),,$(DEV)) ## ten minutes on a GPU: the `gpu` tests, speed and memory beside diffusers (PYTHON=one with torch)
 	$(if $(GIVEN),$(PYTHON),$(BIN)/python) benchmarks/gpu_check.py $(OPTIONS)
 
-judge: $(STAMP) ## how often an independent classifier reads the demo's digits as asked (DATA=folder of MNIST's IDX files)
+judge: $(STAMP) ## how often an independent classifier agrees with the class of the demo's digits (DATA=folder of MNIST's IDX files)
 	test -f runs/judge.safetensors || $(BIN)/python benchmarks/judge_digits.py train $(DATA) --weights runs/judge.safetensors
 	$(DIFFCLI) sample --ckpt runs/demo --class all --n 1000 --out runs/demo/judged.npz
 	$(BIN)/python benchmarks/judge_digits.py judge runs/demo/judged.npz --weights runs/judge.safetensors
