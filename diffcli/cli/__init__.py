@@ -1,1 +1,1 @@
-"""The command line: parse, call the engine, print what came of it."""
+"""The command line: parse, call the engine, print the outcome."""

@@ -1,6 +1,6 @@
 """The commands: parse, call the engine, print a UserError as two lines. Nothing heavy is imported before a command runs.
 
-Exit codes: 0 done; 2 the user's mistake; 130 interrupted after saving; 1 anything else. Data to stdout, talk to stderr.
+Exit codes: 0 done; 2 the user's mistake; 130 interrupted after saving; 1 anything else. Results go to stdout, all else to stderr.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def train(
         str | None,
         typer.Option(
             metavar="PATH|URL",
-            help="data.root: files, or what prep-data wrote; URLs are data.shards.",
+            help="Sets data.root: files, or a set of prep-data; sets data.shards if it is a URL.",
             show_default="the preset's",
         ),
     ] = None,
@@ -84,7 +84,7 @@ def resume(
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:
-    """Go on with a run, exactly as if it had not stopped."""
+    """Continue a run from its newest checkpoint, to the same result as without the interruption."""
     door.check_run(run_dir)
     door.check_settings(overrides or [])
     from diffcli.engine.distributed import Launch
@@ -98,7 +98,7 @@ def resume(
 @app.command(cls=HelpfulCommand)
 def ema(
     run_dir: Annotated[Path, typer.Argument(help="The directory of the run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoints, one an average.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoints, one for each average.")],
     std: Annotated[
         str,
         typer.Option(
@@ -126,7 +126,7 @@ app.command("prep-data", cls=HelpfulCommand)(prep_data)
 
 
 def numbers(flag: str, text: str) -> list[float]:
-    """A comma list of numbers, each once."""
+    """The numbers of a comma list, without repetitions."""
     from diffcli.config import UserError
 
     try:
@@ -151,5 +151,5 @@ def options(
 
 
 def main() -> NoReturn:
-    """Runs a command and exits with the code that the contract gives to its outcome."""
+    """Runs a command and exits with the exit code of its outcome."""
     session.leave(session.run(app))

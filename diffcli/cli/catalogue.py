@@ -1,6 +1,6 @@
 """What `presets list` prints: the presets by the data that they are trained on, with size, time and needs.
 
-Read from the files alone, so no preset is validated: the list answers at once, and one broken file hides no other.
+Presets are read but not validated, so the list is fast and a broken file hides no other.
 """
 
 import re
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SHIPPED = ("digits, which ship with diffcli", "")
-NONE = ("no data: for weights of others", "diffcli import FILE --as NAME --out DIR")
+NONE = ("no data: presets for published weights", "diffcli import FILE --as NAME --out DIR")
 IDX = ("mnist", "the four IDX files, --data FOLDER; without SOURCE `diffcli prep-data mnist` says where to get them")
 CIFAR = ("cifar10", "--data FOLDER; without SOURCE `diffcli prep-data cifar10` says where to get it")
 TIME = re.compile(r"\b((?:about )?(?:two|ten|\d+) (?:minutes|hours|days) (?:of|on) [\w ]+?)(?=[.,;:)]|$)", re.MULTILINE)
 
 
 class Entry(NamedTuple):
-    """A line of the list. size: of the images; work: steps x batch, with the time where the file says it was measured."""
+    """A line of the list. size: of the images; work: steps x batch, with the training time if the file states it."""
 
     name: str
     size: str
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
 
 def catalogue(files: Mapping[str, Path]) -> dict[tuple[str, str], list[Entry]]:
-    """The presets by (data, how to get them), those that need least first."""
+    """The presets by (data, how to get them), cheapest first."""
     groups: dict[tuple[str, str], list[Entry]] = {SHIPPED: [], IDX: [], CIFAR: []}
     for name, path in sorted(files.items()):
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -61,7 +61,7 @@ def _tree(text: str) -> Mapping[str, Any]:
 
 
 def _part(tree: Any, *keys: str) -> Any:
-    """What stands at a path of a raw tree; an empty mapping where nothing does."""
+    """The value at a path of a raw tree; an empty mapping if there is none."""
     for key in keys:
         tree = tree.get(key, {}) if isinstance(tree, Mapping) else {}
     return tree
@@ -80,7 +80,11 @@ def _data(data: Any) -> tuple[str, str]:
     name = Path(root).name
     prepared = max((each for each in KINDS if name.startswith(each)), key=len, default="")
     prepared = "imagenet" if prepared == "imagenet64" else prepared
-    return (prepared, "prepare it first; the file begins with the command") if prepared else ("your own data", "--data")
+    return (
+        (prepared, "prepare it first; the comments of the file show the command")
+        if prepared
+        else ("your own data", "--data")
+    )
 
 
 def _entry(name: str, text: str, tree: Mapping[str, Any]) -> Entry:
@@ -97,7 +101,7 @@ def _entry(name: str, text: str, tree: Mapping[str, Any]) -> Entry:
 
 
 def _needs(tree: Mapping[str, Any]) -> Iterator[str]:
-    """What else a preset wants: a first stage, an encoder, embeddings of the data."""
+    """What else a preset needs: a first stage, an encoder, embeddings of the data."""
     source = _part(tree, "task", "codec", "from")
     if source:
         yield f"{Path(str(source)).name} trained before"

@@ -1,4 +1,4 @@
-"""What a person sees: error and hint lines, progress bars on a terminal, plain lines elsewhere. All of it on stderr."""
+"""Output for people, on stderr: error and hint lines, progress bars on a terminal, plain lines elsewhere."""
 
 import codecs
 import sys
@@ -18,13 +18,13 @@ QUIET_SECONDS = 10.0  # between plain lines of progress
 
 
 class ShowCount(Protocol):
-    """Shows how far something is. told: what else is worth telling."""
+    """Shows progress. told: further text for the line."""
 
     def __call__(self, what: str, done: int, total: int | None, told: str = "") -> None: ...
 
 
 def show_anything(stream: Any) -> None:
-    """Lets a stream print every name: of a path that is no UTF-8 its very bytes, of a letter that it does not have its number."""
+    """Lets a stream print every name: bytes of a path that are not UTF-8 as they are, characters that it lacks as escapes."""
     codecs.register_error("shown", _shown)
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="shown")
@@ -38,12 +38,12 @@ def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def say(text: str) -> None:
-    """A line of talk."""
+    """Prints one line."""
     print(text, file=sys.stderr, flush=True)
 
 
 def say_all(lines: Iterable[str], notes: Iterable[str] = ()) -> None:
-    """Lines of talk, then notes."""
+    """Prints lines, then notes."""
     for line in lines:
         say(line)
     for note in notes:
@@ -52,7 +52,7 @@ def say_all(lines: Iterable[str], notes: Iterable[str] = ()) -> None:
 
 @contextmanager
 def showing_notes() -> Iterator[None]:
-    """Within it, a warning that is a `Note` is a line of talk; others look as ever."""
+    """Context in which a warning of class `Note` is printed as a `note:` line; other warnings keep their usual form."""
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         from diffcli.config import Note  # pydantic: too heavy for --help
@@ -68,13 +68,13 @@ def showing_notes() -> Iterator[None]:
 
 
 def complain(problem: str, hint: str, also: Iterable[str] = ()) -> None:
-    """The two lines of a user's mistake, and one for each of further mistakes."""
+    """Prints the two lines of a user's mistake, and one line for each further mistake."""
     for begins, text in [("error:", problem), ("hint: ", hint), *(("also: ", other) for other in also)]:
         say(f"{begins} {' '.join(text.split())}")
 
 
 def watch_preparation(reports: "Iterator[PrepReport]") -> str:
-    """Runs prep-data to its end, and tells what was skipped for which reason; returns the line that tells its outcome."""
+    """Runs prep-data to its end and prints what was skipped for which reason; returns a line about the outcome."""
     started, before = time.monotonic(), None
     with counting() as show:
         for last in reports:
@@ -109,7 +109,7 @@ def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
 
 @contextmanager
 def counting() -> Iterator[ShowCount]:
-    """Gives a function that shows (what, done, total, told): bars on a terminal, a line now and then elsewhere."""
+    """Context with a function that shows (what, done, total, told): bars on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
         yield _line_now_and_then()
         return

@@ -48,7 +48,7 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder for the model.")],
     named: Named = None,
     ckpt: Ckpt = None,
-    to: Annotated[ExportLibrary, typer.Option(help="The library that shall load it.")] = ExportLibrary.diffusers,
+    to: Annotated[ExportLibrary, typer.Option(help="The library that is to load it.")] = ExportLibrary.diffusers,
     ema: UseEma = True,
 ) -> None:
     """Write a checkpoint as a folder that another library loads."""

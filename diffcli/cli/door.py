@@ -1,6 +1,6 @@
-"""What flags alone decide. It is asked before torch is imported, so that a mistake of the keyboard is answered at once.
+"""Checks of flags that run before torch is imported, so that a typing mistake is reported at once.
 
-What follows from the content of a preset, of a checkpoint or of data is decided by the engine, which asks here again.
+Whatever depends on the content of a preset, checkpoint or data set is checked by the engine.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from diffcli.cli.parsing.choices import METRICS, SAMPLERS
 
 
 def check_preset(name: str, overrides: Sequence[str]) -> None:
-    """Raises UserError where there is no such preset, its file is no YAML, or a --set has no KEY=VALUE."""
+    """Raises UserError for an unknown preset, a file that is not YAML, and a --set without KEY=VALUE."""
     from diffcli.lookup import preset_files
 
     preset_files.read(preset_files.find(name))
@@ -18,7 +18,7 @@ def check_preset(name: str, overrides: Sequence[str]) -> None:
 
 
 def check_settings(overrides: Sequence[str]) -> None:
-    """Raises UserError where a --set has no KEY=VALUE."""
+    """Raises UserError for a --set without KEY=VALUE."""
     if not overrides:
         return
     from diffcli.lookup.preset_files import key_and_value
@@ -39,7 +39,7 @@ def check_sampler(name: str | None) -> None:
 def check_drawing(
     ckpt: Path, out: Path, kinds: tuple[str, ...], folder: bool, sampler: str | None, overrides: Sequence[str]
 ) -> None:
-    """Raises UserError for a sampler, a setting, an output or a checkpoint that cannot be what it is named."""
+    """Raises UserError for an unknown sampler, a malformed setting, an impossible output, and a missing checkpoint."""
     from diffcli.engine.draw.out_files import check_output
 
     check_sampler(sampler)
@@ -49,21 +49,21 @@ def check_drawing(
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raises UserError where no checkpoint can stand at a path."""
+    """Raises UserError if a path cannot be a checkpoint."""
     from diffcli.lookup.checkpoint_files import locate
 
     locate(path)
 
 
 def check_run(path: Path) -> None:
-    """Raises UserError where there is no run directory."""
+    """Raises UserError if there is no run directory."""
     from diffcli.lookup.checkpoint_files import run_directory
 
     run_directory(path)
 
 
 def check_import(source: Path, preset: str | None) -> None:
-    """Raises UserError where there are no weights to import, or no such preset."""
+    """Raises UserError if there are no weights to import, and for an unknown preset."""
     from diffcli.lookup.checkpoint_files import weights_to_import
 
     weights_to_import(source)
@@ -72,7 +72,7 @@ def check_import(source: Path, preset: str | None) -> None:
 
 
 def check_metrics(names: str) -> None:
-    """Raises UserError for a --metrics that names one that does not exist, or none."""
+    """Raises UserError for a --metrics with an unknown name or without any."""
     from diffcli.config import UserError, did_you_mean
 
     for name in (word.strip().lower() for word in names.split(",")):

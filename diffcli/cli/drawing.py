@@ -75,7 +75,7 @@ def sampling(
     batch_size: int,
     **edit: Any,
 ) -> "SampleOptions":
-    """The sampling options, in the order in which every command has them."""
+    """The sampling options, in the same order for all commands."""
     from diffcli.engine.draw.sample import SampleOptions
 
     options = SampleOptions(

@@ -11,7 +11,7 @@ def info(
     path: Annotated[Path, typer.Argument(help="A run, a checkpoint, an export or a set that prep-data wrote.")],
     as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what stands at a path: steps, size, classes, data and what to type next; reads no weights."""
+    """Describe what is at a path: steps, size, classes, data and what to type next; reads no weights."""
     from diffcli.engine.about import about, lines
 
     found = about(path)

@@ -1,7 +1,7 @@
-"""What `sample` does in place of drawing by the options that are typed.
+"""The two cases in which `sample` does more than draw by the given options.
 
-With --image and a model that tells masks it segments the images; with --like it draws again what the record of an output says, by
-the command that the record holds, with its paths where they were.
+With --image and a model that generates masks it segments the images. With --like it repeats the command in the record of an
+output, with paths relative to the folder of that command.
 """
 
 from collections.abc import Sequence
@@ -27,16 +27,17 @@ Like = Annotated[
     typer.Option(
         "--like",
         metavar="FILE",
-        help="Draw again what the record of an output says, to the bit; with --out, --device, --nproc and --batch-size alone.",
+        help="Draw the images of an output again from its record, to the bit; only --out, --device, --nproc and "
+        "--batch-size may differ.",
         show_default="none",
     ),
 ]
 
 
 def segments(ckpt: Path, options: "SampleOptions", ensemble: int | None, then: Sequence[Path] | None = None) -> bool:
-    """Whether the model at `ckpt` is to segment the images of the options.
+    """Whether `sample` segments the given images with the model at `ckpt`.
 
-    Raises UserError for --ensemble where it is not, and for a next stage where it is.
+    Raises UserError for --ensemble if it does not, and for --then if it does.
     """
     from diffcli.config import UserError
     from diffcli.engine.draw.masks.segmenting import tells_masks
@@ -49,7 +50,7 @@ def segments(ckpt: Path, options: "SampleOptions", ensemble: int | None, then: S
             raise UserError(
                 f"--ensemble {ensemble}: there is no image to segment", "give one with --image FILE or a folder"
             )
-        raise UserError(f"--ensemble {ensemble}: {ckpt} tells no masks of images", "leave --ensemble out")
+        raise UserError(f"--ensemble {ensemble}: {ckpt} generates no masks of images", "leave --ensemble out")
     return told
 
 
@@ -112,13 +113,13 @@ def repeat(context: typer.Context, like: Path) -> None:
         params["ckpt"], params["named"], params["then"] = first, None, later or None
     params |= {name: context.params[name] for name in {*given, "out"} - {"like"}}
     if Path(params["out"]).resolve() == _made(like).resolve():
-        raise UserError(f"--out {params['out']}: would overwrite what {like} tells of", "give another --out")
+        raise UserError(f"--out {params['out']}: would overwrite the output of {like}", "give another --out")
     with again:
         again.command.invoke(again)
 
 
 def _placed(params: dict[str, Any], folder: Path) -> None:
-    """Makes the paths among options those of the folder in which they were typed."""
+    """Resolves the paths among options against the folder in which they were typed."""
     for name in PATHS:
         if params[name] is not None:
             params[name] = folder / str(params[name])
@@ -132,5 +133,5 @@ def _placed(params: dict[str, Any], folder: Path) -> None:
 
 
 def _made(like: Path) -> Path:
-    """The output that a record tells of."""
+    """The output that a record describes."""
     return like.with_suffix("") if like.suffix == ".json" else like

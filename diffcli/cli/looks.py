@@ -1,4 +1,4 @@
-"""The options of how a grid or an animation looks; imports no torch."""
+"""The options for the layout of a grid or an animation; imports no torch."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ Captions = Annotated[
     bool,
     typer.Option(
         "--captions/--no-captions",
-        help="Write prompt or class name under each image of a .png grid or an animation.",
+        help="Write the prompt or class name under each image of a .png grid or an animation.",
         rich_help_panel=LOOKS,
     ),
 ]
@@ -21,8 +21,8 @@ Scale = Annotated[
     typer.Option(
         "--scale",
         min=1,
-        help="Show each pixel of a .png grid or an animation as a square of so many pixels.",
-        show_default="1; with --captions what they need",
+        help="Pixels of the square that each pixel of a .png grid or an animation becomes.",
+        show_default="1; with --captions large enough for them",
         rich_help_panel=LOOKS,
     ),
 ]
@@ -32,11 +32,11 @@ Columns = Annotated[
         "--columns",
         min=1,
         help="Images side by side in a .png grid or an animation.",
-        show_default="classes or prompts that take turns, else about a square",
+        show_default="the number of classes or prompts used in turn, else about a square",
         rich_help_panel=LOOKS,
     ),
 ]
 Hold = Annotated[
     float,
-    typer.Option("--hold", min=0, help="Seconds that the last frame stays.", callback=finite, rich_help_panel=LOOKS),
+    typer.Option("--hold", min=0, help="Seconds to show the last frame.", callback=finite, rich_help_panel=LOOKS),
 ]

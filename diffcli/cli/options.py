@@ -37,7 +37,7 @@ def finite(value: float | None) -> float | None:
 
 
 def share(value: float | None) -> float | None:
-    """Refuses what is not in (0, 1]; the parser's own ranges cannot leave 0 out without leaving 1 out."""
+    """Refuses numbers outside of (0, 1]; the parser's own ranges cannot exclude 0 and include 1."""
     if value is not None and not 0 < value <= 1:
         raise typer.BadParameter(f"{value} is not above 0 and at most 1")
     return value
@@ -65,7 +65,7 @@ def named_files(items: list[str] | None) -> tuple[tuple[str, tuple[Path, ...]], 
 
 
 def the_checkpoint(command: str, named: Path | None, ckpt: Path | None) -> Path:
-    """What is given without a flag or with --ckpt. Raises UserError where neither is, or both."""
+    """The checkpoint, given without a flag or with --ckpt. Raises UserError if both or neither are given."""
     from diffcli.config import UserError
 
     if named is not None and ckpt is not None:
@@ -90,7 +90,7 @@ ResumeSet = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one train.* key, or where data or encoder have moved: data.root, data.shards, "
+        help="Override one train.* key, or the place of moved data or of a moved encoder: data.root, data.shards, "
         "task.conditioners.0.encoder.model; repeatable.",
         show_default="nothing",
     ),
@@ -100,7 +100,7 @@ SamplerSet = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one sampler.* or guide.* key, or where an encoder has moved: task.conditioners.0.encoder.model; "
+        help="Override one sampler.* or guide.* key, or the place of a moved encoder: task.conditioners.0.encoder.model; "
         "repeatable.",
         show_default="nothing",
     ),
@@ -110,17 +110,17 @@ ScoreSet = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override an option of a metric, as metrics.kid.subset_size=500, one sampler.* or guide.* key, or where an encoder "
-        "has moved; repeatable.",
+        help="Override an option of a metric, as metrics.kid.subset_size=500, one sampler.* or guide.* key, or the place "
+        "of a moved encoder; repeatable.",
         show_default="nothing",
     ),
 ]
-DeviceOption = Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU where there is one.")]
+DeviceOption = Annotated[Device, typer.Option(help="Device to compute on; auto uses a GPU if there is one.")]
 PrecisionOption = Annotated[
     PrecisionChoice,
-    typer.Option("--precision", help="What the networks compute in; auto takes bf16 where that is fast."),
+    typer.Option("--precision", help="Precision of the networks; auto is bf16 where that is fast, else fp32."),
 ]
-Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the network first: for many images.")]
+Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the network first, for many images.")]
 Nproc = Annotated[int, typer.Option(min=1, help="Worker processes on this machine, started through torchrun.")]
 Named = Annotated[
     Path | None, typer.Argument(metavar="[CKPT]", help="The same as --ckpt, without the flag.", show_default=False)
@@ -136,7 +136,7 @@ N = Annotated[
     typer.Option(
         min=1,
         help="Number of images in all.",
-        show_default="16; one a class with --class all, one a --prompt or picture",
+        show_default="16; one for each class with --class all, or one for each --prompt or picture",
     ),
 ]
 FewN = Annotated[
@@ -145,7 +145,7 @@ FewN = Annotated[
         "--n",
         min=1,
         help="Images side by side.",
-        show_default="1; one a class with --class all, one a --prompt or picture",
+        show_default="1; one for each class with --class all, or one for each --prompt or picture",
     ),
 ]
 Prompt = Annotated[
@@ -157,7 +157,7 @@ NegativePrompt = Annotated[
     typer.Option(
         "--negative-prompt",
         metavar="TEXT",
-        help="What guidance shall lead away from, in words; for every image.",
+        help="Text that guidance leads away from, for all images.",
         show_default="nothing",
     ),
 ]
@@ -166,12 +166,12 @@ PriorOption = Annotated[
     typer.Option(
         "--prior",
         metavar="RUN|none",
-        help="For models of image embeddings: what makes them out of texts; none takes the texts' own.",
+        help="For models of image embeddings: the prior that makes them from texts; none uses the embeddings of the texts.",
         show_default="the run's",
     ),
 ]
 PromptsFile = Annotated[
-    Path | None, typer.Option(help="File of further prompts, UTF-8, one a line.", show_default="none")
+    Path | None, typer.Option(help="File with further prompts, UTF-8, one on each line.", show_default="none")
 ]
 Class = Annotated[
     str | None,
@@ -192,7 +192,7 @@ Size = Annotated[
     typer.Option(
         "--size",
         metavar="HxW|N",
-        help="Height and width in pixels, or the edge of a square; multiples of what network and first stage need.",
+        help="Height and width in pixels, or the edge of a square; network and first stage need certain multiples.",
         show_default="the run's",
     ),
 ]
@@ -217,8 +217,8 @@ ImageFiles = Annotated[
     typer.Option(
         "--image",
         metavar="FILE|DIR",
-        help="What a model of one picture draws of: it upscales or paints this. With others, begin from it instead of noise, "
-        "restore it, or reconstruct it by a first stage. Of a folder all pictures; repeatable.",
+        help="The condition of a model that reads one picture, such as an upscaler. For others: start from it instead of "
+        "noise, restore it, or reconstruct it with a first stage. A folder stands for all of its pictures; repeatable.",
         show_default="noise",
     ),
 ]
@@ -227,7 +227,7 @@ FieldFiles = Annotated[
     typer.Option(
         "--field",
         metavar="NAME=FILE|DIR",
-        help="Picture for the condition of this name, for models of several; repeatable.",
+        help="Picture for the condition of this name, for models with several; repeatable.",
         show_default="none",
         rich_help_panel=PICTURES,
     ),
@@ -237,7 +237,7 @@ Then = Annotated[
     typer.Option(
         "--then",
         metavar="CKPT",
-        help="Next stage: draws of each image, its one picture, by its own sampler and guidance; repeatable.",
+        help="Next stage of a cascade: each image becomes the picture that conditions this model; repeatable.",
         show_default="none",
         rich_help_panel=PICTURES,
     ),
@@ -247,7 +247,7 @@ Augment = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Level of the noise on the picture that an upscaler is told, where it was trained under such.",
+        help="Level of the noise on the picture that an upscaler reads, if it was trained with such noise.",
         show_default="0",
         callback=finite,
         rich_help_panel=PICTURES,
@@ -258,8 +258,8 @@ Tile = Annotated[
     typer.Option(
         "--tile",
         min=1,
-        help="Edge in pixels of the tiles that a large image is predicted in.",
-        show_default="the trained size, for larger images that are drawn of a picture",
+        help="Edge in pixels of the tiles in which a large image is predicted.",
+        show_default="the trained size, for larger images that are drawn from a picture",
         rich_help_panel=PICTURES,
     ),
 ]
@@ -268,7 +268,7 @@ Overlap = Annotated[
     typer.Option(
         "--overlap",
         min=0,
-        help="Of two tiles, in pixels, at least.",
+        help="Overlap of neighbouring tiles in pixels, at least.",
         show_default="a quarter of a tile",
         rich_help_panel=PICTURES,
     ),
@@ -277,8 +277,8 @@ ExactTiles = Annotated[
     bool,
     typer.Option(
         "--exact-tiles/--no-exact-tiles",
-        help="Tiles that predict what the whole image would, by one more pass over it for each norm of the network: many times "
-        "slower. Not for networks whose positions attend to each other.",
+        help="Tiles with the result of the whole image, by one more pass over it for each norm of the network: many times "
+        "slower. Not for networks with attention between positions.",
         rich_help_panel=PICTURES,
     ),
 ]
@@ -292,12 +292,12 @@ NoTile = Annotated[
 ]
 Mask = Annotated[
     Path | None,
-    typer.Option(help="Image, white where --image is to be painted anew; the rest is kept.", show_default="none"),
+    typer.Option(help="Image that is white where --image is to be regenerated; the rest is kept.", show_default="none"),
 ]
 Strength = Annotated[
     float | None,
     typer.Option(
-        help="Time in (0, 1] that --image is noised to: near 0 keeps it, 1 is pure noise.",
+        help="Time in (0, 1] to which --image is noised: near 0 keeps it, 1 is pure noise.",
         show_default="0.6; with --mask 1",
         callback=share,
     ),
@@ -306,7 +306,7 @@ Compare = Annotated[
     bool,
     typer.Option(
         "--compare/--no-compare",
-        help="Of a first stage or --restore: each --image left of what was made of it, with --degrade the original right.",
+        help="For a first stage or --restore: show each --image left of its result, with --degrade the original on the right.",
     ),
 ]
 Restore = Annotated[
@@ -314,8 +314,8 @@ Restore = Annotated[
     typer.Option(
         "--restore",
         metavar="NAME[:OPTION]",
-        help="Restore --image, which has lost: sr2, sr4 (its resolution; :bicubic, :lanczos, :bilinear or :box), colour, blur "
-        "(:SIGMA in pixels, 1.5) or mask (where --mask is white).",
+        help="Restore what --image has lost: sr2, sr4 (resolution; :bicubic, :lanczos, :bilinear or :box), colour, blur "
+        "(:SIGMA in pixels, 1.5) or mask (the pixels where --mask is white).",
         show_default="none",
     ),
 ]
@@ -323,12 +323,12 @@ Project = Annotated[
     bool,
     typer.Option(
         "--project/--no-project",
-        help="Of an upscaler: images that are exactly the given picture when they are made smaller again.",
+        help="For an upscaler: images that give exactly the input picture when they are made smaller again.",
     ),
 ]
 Degrade = Annotated[
     bool,
-    typer.Option("--degrade/--no-degrade", help="First take from --image what --restore gives back, to try it."),
+    typer.Option("--degrade/--no-degrade", help="First degrade --image by the operator of --restore, for a try."),
 ]
 Interpolate = Annotated[
     int | None,
@@ -341,10 +341,10 @@ Ensemble = Annotated[
     typer.Option(
         "--ensemble",
         min=1,
-        help="Masks drawn of each image, an odd number: their mean is the probability.",
-        show_default="5; of a segmentation model its one",
+        help="Masks drawn for each image, an odd number: their mean is the probability.",
+        show_default="5; 1 for a segmentation model",
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change them.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images computed at once; does not change the result.")]
 UseEma = Annotated[bool, typer.Option("--ema/--no-ema", help="Use the averaged weights.")]
 Out = Annotated[Path, typer.Option(help="Where to write.")]

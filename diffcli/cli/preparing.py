@@ -64,17 +64,20 @@ def prep_data(
     source: Annotated[Path | None, typer.Argument(help="Folder, archive or files.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the shards.", show_default="none: it is needed")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Edge in pixels.", show_default="as it is")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that decode and encode.")] = os.cpu_count() or 1,
-    limit: Annotated[int | None, typer.Option(min=1, help="Images of each split at most.", show_default="all")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes that decode and encode.")] = os.cpu_count() or 1,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of images in each split.", show_default="all")
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Keep the shards that a killed run finished.")
+        bool,
+        typer.Option("--resume/--no-resume", help="Continue after the shards that an earlier, killed call finished."),
     ] = True,
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Stop at the first broken image.")] = False,
     url_col: Annotated[
         str | None, typer.Option(help="Column of the URLs.", show_default="by usual names", rich_help_panel=DOWNLOADS)
     ] = None,
     min_size: Annotated[
-        int, typer.Option(min=1, help="Shorter edge at least, in pixels.", rich_help_panel=DOWNLOADS)
+        int, typer.Option(min=1, help="Smallest length of the shorter edge, in pixels.", rich_help_panel=DOWNLOADS)
     ] = 256,
     encode: Annotated[Encoding, typer.Option(help="How images are stored.", rich_help_panel=DOWNLOADS)] = Encoding.jpg,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG.", rich_help_panel=DOWNLOADS)] = 95,
@@ -82,7 +85,7 @@ def prep_data(
         bool,
         typer.Option(
             "--obey-opt-out/--no-obey-opt-out",
-            help="Leave out what its owner refuses by X-Robots-Tag (noai, noindex, ...).",
+            help="Leave out images whose owner refuses use by X-Robots-Tag (noai, noindex, ...).",
             rich_help_panel=DOWNLOADS,
         ),
     ] = True,
@@ -90,8 +93,12 @@ def prep_data(
         Distributor, typer.Option(help="What img2dataset runs on.", rich_help_panel=DOWNLOADS)
     ] = Distributor.multiprocessing,
     threads: Annotated[int, typer.Option(min=1, help="Connections of a worker.", rich_help_panel=DOWNLOADS)] = 64,
-    timeout: Annotated[int, typer.Option(min=1, help="Seconds a host may be silent.", rich_help_panel=DOWNLOADS)] = 10,
-    retries: Annotated[int, typer.Option(min=0, help="More tries of a URL that fails.", rich_help_panel=DOWNLOADS)] = 1,
+    timeout: Annotated[
+        int, typer.Option(min=1, help="Seconds to wait for a silent host.", rich_help_panel=DOWNLOADS)
+    ] = 10,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Further attempts for a URL that fails.", rich_help_panel=DOWNLOADS)
+    ] = 1,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -112,14 +119,14 @@ def prep_data(
     ] = None,
     classes: Annotated[
         ClassesFrom,
-        typer.Option(help="folder: what names classes; prefix: the beginnings of file names, as in cat_001.png."),
+        typer.Option(help="folder: what names the classes; prefix: the beginning of the file name, as in cat_001.png."),
     ] = ClassesFrom.folders,
     levels: Annotated[
         str | None,
         typer.Option(
             "--range",
             metavar="LOW,HIGH",
-            help="folder, pairs, webdataset, parquet: the values of 16-bit (or float) images that are black and white.",
+            help="folder, pairs, webdataset, parquet: the values of 16-bit or float images that become black and white.",
             show_default="0,65535",
         ),
     ] = None,
@@ -152,14 +159,14 @@ def prep_data(
     flip_pair: Annotated[
         bool,
         typer.Option(
-            "--flip-pair/--no-flip-pair", help="Keep that of the mirrored image, too.", rich_help_panel=LATENTS
+            "--flip-pair/--no-flip-pair", help="Also store the latent of the mirrored image.", rich_help_panel=LATENTS
         ),
     ] = False,
     half: Annotated[
-        bool, typer.Option("--half/--no-half", help="Store float16, or else float32.", rich_help_panel=LATENTS)
+        bool, typer.Option("--half/--no-half", help="Store float16 instead of float32.", rich_help_panel=LATENTS)
     ] = True,
     device: Annotated[
-        Device, typer.Option(help="Where encoder or first stage runs.", rich_help_panel=EMBEDDING)
+        Device, typer.Option(help="Device of the encoder or first stage.", rich_help_panel=EMBEDDING)
     ] = Device.auto,
 ) -> None:
     """Turn a data set into WebDataset shards with an index."""
@@ -225,14 +232,14 @@ def encoding(
     flip_pair: bool,
     device: Device,
 ) -> "LatentOptions | None":
-    """What --first-stage and the options beside it ask for; None where the kind has no use for them and they were not given."""
+    """The options of --first-stage and its group; None if they were not given and the kind does not need them."""
     from diffcli.config import UserError
 
     if kind != "latents":
         told = {"--first-stage": first_stage, "--flip-pair": flip_pair or None, "--no-half": None if half else True}
         for flag, value in told.items():
             if value is not None:
-                raise UserError(f"{flag} says nothing to prep-data {kind}", "leave it out; it is for latents")
+                raise UserError(f"{flag} has no effect in prep-data {kind}", "leave it out; it is for latents")
         return None
     if first_stage is None:
         return None
@@ -250,7 +257,7 @@ def embedder(
     device: Device,
     workers: int,
 ) -> Callable[["Iterator[PrepReport]", Path], "Iterator[PrepReport]"]:
-    """What --embed asks for, done to a set once it is prepared; nothing where it was not given."""
+    """A function that embeds a prepared set as --embed says; it does nothing without --embed."""
     from diffcli.config import UserError
 
     if embed is None:
@@ -268,11 +275,13 @@ def embedder(
 
 
 def require_set(embed: EmbedChoice | None, source: Path | None, out: Path | None) -> Path:
-    """The prepared set that `prep-data shards` embeds, which either argument may name."""
+    """The prepared set that `prep-data shards` embeds, named by SOURCE or --out."""
     from diffcli.config import UserError
 
     if embed is None:
-        raise UserError("prep-data shards: a prepared set is there already", "add --embed clip --encoder MODEL")
+        raise UserError(
+            "prep-data shards: the set is prepared already, and no --embed is given", "add --embed clip --encoder MODEL"
+        )
     found = out or source
     if found is None or (out is not None and source is not None and out.resolve() != source.resolve()):
         raise UserError(

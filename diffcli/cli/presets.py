@@ -13,14 +13,16 @@ from diffcli.cli.parsing.helping import HelpfulCommand, HelpfulGroup
 
 
 class NewTask(StrEnum):
-    """What `presets new` writes a preset of."""
+    """The task of the preset that `presets new` writes."""
 
     diffusion = "diffusion"
     classifier = "classifier"
 
 
 presets_app = typer.Typer(
-    help="List, show and check presets; alone it lists.", invoke_without_command=True, cls=HelpfulGroup
+    help="List, show, check and write presets; without a command it lists.",
+    invoke_without_command=True,
+    cls=HelpfulGroup,
 )
 
 
@@ -32,7 +34,7 @@ def presets_alone(context: typer.Context) -> None:
 
 @presets_app.command("list", cls=HelpfulCommand)
 def presets_list() -> None:
-    """Presets that --preset finds, by their data: name, size of the images, steps x batch, what each is and needs."""
+    """List the presets that --preset finds, by data: name, size of the images, steps x batch, purpose and needs."""
     from diffcli.cli.catalogue import catalogue, lines
     from diffcli.lookup.preset_files import available
 
@@ -43,7 +45,7 @@ def presets_list() -> None:
 def presets_show(
     name: Annotated[str, typer.Argument(help="A preset's name or file.", autocompletion=choices.presets)],
 ) -> None:
-    """Print the file of a preset."""
+    """Print the YAML file of a preset."""
     from diffcli.lookup import preset_files as presets
 
     print(presets.find(name).read_text(encoding="utf-8"), end="")
@@ -53,7 +55,7 @@ def presets_show(
 def presets_check(
     file: Annotated[str, typer.Argument(help="A preset's name or file.", autocompletion=choices.presets)],
 ) -> None:
-    """Validate a preset and print it resolved, with every default."""
+    """Validate a preset and print it with every default."""
     door.check_preset(file, [])
     from diffcli import preset as presets
     from diffcli.cli.console import say
@@ -69,8 +71,8 @@ def presets_check(
 
 @presets_app.command("new", cls=HelpfulCommand)
 def presets_new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the preset: NAME.yaml is written.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Your pictures: a folder, or what prep-data wrote.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the preset; the file is NAME.yaml.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Your pictures: a folder, or a set of prep-data.")],
     task: Annotated[NewTask, typer.Option(help="What is trained.")] = NewTask.diffusion,
 ) -> None:
     """Write a commented preset that fits your own pictures."""

@@ -42,23 +42,23 @@ if TYPE_CHECKING:
 def fid(
     sides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[A B|CKPT]", help="Folder, .npz, prepared data or NAME:SPLIT; or what --ckpt is."),
+        typer.Argument(metavar="[A B|CKPT]", help="Folder, .npz, prepared set or NAME:SPLIT; or the same as --ckpt."),
     ] = None,
     ckpt: Annotated[
         Path | None, typer.Option("--ckpt", help="Score samples of this checkpoint instead of A.", show_default="none")
     ] = None,
     ref: Annotated[
         str | None,
-        typer.Option(help="The reference.", show_default="the run's own training data; of pairs its test data"),
+        typer.Option(help="The reference.", show_default="the run's own training data; for pairs its test data"),
     ] = None,
     n: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 50000,
     metrics: Annotated[
         str,
         typer.Option(
             autocompletion=choices.metrics,
-            help="Comma list of fid, kid, is, precision, recall, accuracy, bpd; of a first stage or a model that pictures "
-            "condition also psnr, ssim, lpips; of the latter consistency, follows; of a prior cosine, mse, retrieval; "
-            "of a model that tells masks dice, iou, ged, hm_iou, ece.",
+            help="Comma list of fid, kid, is, precision, recall, accuracy, bpd; for a first stage or a model conditioned on "
+            "pictures also psnr, ssim, lpips, for the latter consistency, follows; for a prior cosine, mse, retrieval; "
+            "for a model of masks dice, iou, ged, hm_iou, ece.",
         ),
     ] = "fid",
     features: Annotated[
@@ -72,11 +72,11 @@ def fid(
         bool,
         typer.Option(
             "--floors/--no-floors",
-            help="Beside psnr that of the simplest codes as small as the latent; of an upscaler of bicubic enlargement.",
+            help="Also print the psnr of simple codes as small as the latent, or of bicubic enlargement for an upscaler.",
         ),
     ] = True,
     mean_of: Annotated[
-        int, typer.Option("--mean-of", min=1, help="Of drawn pairs: samples of each row whose mean is scored.")
+        int, typer.Option("--mean-of", min=1, help="For pairs: number of samples of each row whose mean is scored.")
     ] = 1,
     ensemble: Ensemble = None,
     as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,

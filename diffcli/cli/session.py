@@ -1,4 +1,4 @@
-"""How a command runs: alone or as workers of a group, in front of a person, with every outcome turned into an exit code."""
+"""How a command runs: in one process or as workers of a group, with an exit code for every outcome."""
 
 import os
 import sys
@@ -37,7 +37,7 @@ def run(app: typer.Typer) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the output has closed the pipe
         return 0
     except Exception as error:
         return _exit_code(error)
@@ -46,8 +46,8 @@ def run(app: typer.Typer) -> int:
 def leave(code: int) -> NoReturn:
     """Ends the process with an exit code.
 
-    A worker skips the interpreter's finalisation: a thread of its process group that then still wants the interpreter would
-    abort the process ("terminate called without an active exception"), and a run that is done would count as failed.
+    A worker skips the interpreter's finalisation. Otherwise a thread of its process group could still need the interpreter and
+    abort the process ("terminate called without an active exception"), so that a finished run would count as failed.
     """
     if WORKER not in os.environ:
         sys.exit(code)
@@ -57,7 +57,7 @@ def leave(code: int) -> NoReturn:
 
 
 def _exit_code(error: Exception) -> int:
-    """Tells a mistake of the user and returns its exit code; raises everything else again."""
+    """Prints a mistake of the user and returns its exit code; raises everything else again."""
     if hasattr(error, "format_message"):  # the command-line parser's own errors, whichever click typer carries
         context = getattr(error, "ctx", None)
         if context is not None and type(error).__name__ == "NoArgsIsHelpError":
@@ -80,7 +80,7 @@ def _exit_code(error: Exception) -> int:
 
 
 def _told_to_launcher(error: "UserError") -> bool:
-    """Whether the process that started this one as a worker says it."""
+    """Passes an error to the launcher of this worker, which prints it; False if no launcher of diffcli started this process."""
     if WORKER not in os.environ:
         return False  # without importing torch
     from diffcli.engine.distributed import tell_launcher
@@ -89,7 +89,7 @@ def _told_to_launcher(error: "UserError") -> bool:
 
 
 def _lost_a_peer() -> bool:
-    """Whether a worker of the same launch has told an error: then this one's broken connection is no news."""
+    """Whether another worker of the same launch has reported an error, which explains this one's broken connection."""
     from diffcli.engine.distributed import is_worker, told_errors
 
     return is_worker() and bool(told_errors())
@@ -119,7 +119,7 @@ def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> Non
 
 
 def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: str, how: "Launch") -> None:
-    """Trains or resumes, shows progress, and says how to go on where it was interrupted."""
+    """Trains or resumes, shows progress, and prints the resume command after an interruption."""
     from diffcli.checkpoint import checkpoints
     from diffcli.config import quoted
     from diffcli.data.leftovers import tidied
@@ -141,7 +141,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     preset = completed(fitted_to_data(preset))
     with tidied(run.path) if speaks() else nullcontext():
         if speaks():
-            build_on_meta(preset)  # a network that cannot be built is told before data are read and folders made
+            build_on_meta(preset)  # an impossible network is refused before data are read and folders made
             if start is None:
                 check_named(preset.drawing.named)
                 run.claim()
@@ -178,7 +178,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
 
 
 def open_model(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool) -> "Model":
-    """The checkpoint loaded as the options say."""
+    """The checkpoint, loaded with the options."""
     from diffcli.engine.model import load_model
 
     how: dict[str, Any] = {"precision": options.precision, "compile": options.compile}

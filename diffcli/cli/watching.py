@@ -1,4 +1,4 @@
-"""A training in front of a person: a bar on a terminal, plain lines elsewhere, all of it on stderr."""
+"""Progress of a training on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -10,24 +10,24 @@ from diffcli.cli.console import say
 if TYPE_CHECKING:
     from diffcli.engine.run.loop import Progress
 
-QUIET_SECONDS = 60.0  # without a line of the log, after which a step says that the training goes on
-MUCH_WAIT = 0.3  # share of the time of training that waiting for data may take before it is worth a word
+QUIET_SECONDS = 60.0  # seconds without a line of the log, after which a step prints a sign of life
+MUCH_WAIT = 0.3  # share of the training time that waiting for data may take before a hint is printed
 WORTH_TELLING = 10.0  # seconds of it
 NARROW, WIDE = 10, 30  # columns of a bar on terminals of less than ROOMY columns, and on others
 ROOMY = 100
 
 
 class LinePart(NamedTuple):
-    """A part of a line. rank: 0 is needed most; the last ones are left out first where the line is too long."""
+    """A part of a line. rank: 0 is the most important; the highest ranks are left out first if the line is too long."""
 
     rank: int
     text: str
 
 
 def watch_training(steps: "Iterator[Progress]", leads: bool) -> "Progress | None":
-    """Runs a training to its end, showing it where this process leads; notes on the data are said by every one.
+    """Runs a training to its end and shows it if this process leads; every process prints notes on its data.
 
-    Returns the last step, None where there was none or this process does not lead.
+    Returns the last step; None if there was none or this process does not lead.
     """
     steps = _noting(steps)
     if not leads:
@@ -43,7 +43,7 @@ def watch_training(steps: "Iterator[Progress]", leads: bool) -> "Progress | None
 
 
 def say_facts(facts: Mapping[str, str]) -> None:
-    """Named lines of talk, their values under each other."""
+    """Prints named lines with aligned values."""
     width = max(map(len, facts), default=0) + 1
     for name, value in facts.items():
         say(f"{name + ':':<{width}} {value}")
@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 
 
 def fitting(parts: Sequence[LinePart], width: int) -> str:
-    """The parts in their order, two spaces between them, without those of the highest ranks that do not fit into `width`."""
+    """The parts in their order, separated by two spaces, without those of the highest ranks that do not fit into `width`."""
     kept = list(parts)
     while len(kept) > 1 and len("  ".join(part.text for part in kept)) > width:
         kept.remove(max(kept, key=lambda part: part.rank))
@@ -71,12 +71,12 @@ def _noting(steps: "Iterator[Progress]") -> "Iterator[Progress]":
 
 
 def _left(p: "Progress", begun_at: int) -> float:
-    """Seconds that the rest of the steps will take, as those of this session did."""
+    """Seconds that the remaining steps will take at the speed of this session."""
     return p.trained / max(1, p.step - begun_at) * (p.steps - p.step)
 
 
 def _told(p: "Progress", begun_at: int) -> list[LinePart]:
-    """What a bar says of a step."""
+    """The text of a progress bar after a step."""
     losses = [LinePart(1, f"{name} {value:.4f}") for name, value in p.losses.items()]
     more = [
         LinePart(3, f"{p.images_per_s:.0f} images/s"),
@@ -87,7 +87,7 @@ def _told(p: "Progress", begun_at: int) -> list[LinePart]:
 
 
 def _bar(steps: "Iterator[Progress]") -> "Progress | None":
-    """A bar that is gone when the training is over or interrupted, and the lines that say what was written above it."""
+    """A bar that disappears at the end of the training, with lines above it for written files."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -106,7 +106,7 @@ def _bar(steps: "Iterator[Progress]") -> "Progress | None":
 
 
 def _lines(steps: "Iterator[Progress]") -> "Progress | None":
-    """One line for each line of the log, with the time of the day; and one where nothing was said for long."""
+    """One line for each line of the log, with the time of day, and one after a long silence."""
     said, p, begun_at = time.monotonic(), None, None
     for p in steps:
         begun_at = p.step - 1 if begun_at is None else begun_at
@@ -125,7 +125,7 @@ def _line(p: "Progress", begun_at: int) -> str:
 
 
 def distinct(values: Mapping[str, float]) -> dict[str, float]:
-    """The values without a term that is the whole loss of its phase, under another name."""
+    """The values without terms that repeat the whole loss of their phase under another name."""
 
     def is_loss(name: str) -> bool:
         return name.rpartition("/")[2] == "loss"

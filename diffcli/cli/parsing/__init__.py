@@ -1,1 +1,1 @@
-"""Around the parser: names that options take, help, and what is said of its mistakes."""
+"""Additions to the parser: the names that options take, help, and messages for mistakes."""

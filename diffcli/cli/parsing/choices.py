@@ -1,4 +1,4 @@
-"""The names that options take, for help, completion and answers at once; the tests hold them against the registries."""
+"""The names that options take, for help, completion and fast errors; tests compare them with the registries."""
 
 import json
 from pathlib import Path

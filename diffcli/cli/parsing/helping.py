@@ -1,6 +1,6 @@
-"""Help that loses nothing on a narrow terminal: what a command does, examples, and its options in groups.
+"""Help that is complete on a narrow terminal: what a command does, examples, and its options in groups.
 
-Boxes cut names and words that do not fit; here a long name takes a line of its own and texts are wrapped.
+Boxes would cut names and words that do not fit. Here a long name gets a line of its own, and texts are wrapped.
 """
 
 from typing import Any
@@ -83,7 +83,7 @@ def _text(text: str | None, formatter: Any) -> None:
 
 
 def _parameters(command: Any, ctx: Any, formatter: Any) -> None:
-    """Arguments, then the options of each group, in the order in which the groups are first needed."""
+    """Arguments, then the options of each group, in the order in which the groups first occur."""
     groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], OPTIONS: []}
     for param in command.get_params(ctx):
         record = param.get_help_record(ctx)

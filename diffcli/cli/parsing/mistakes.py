@@ -1,6 +1,7 @@
-"""Mistakes that the command-line parser finds, in our own words: what is wrong with which flag, and what to type.
+"""Mistakes that the command-line parser finds, in diffcli's own words: what is wrong with which flag, and what to type.
 
-The parser's words differ between its versions and are those of programmers; flags, values and limits are taken from them.
+The parser's messages are written for programmers and differ between its versions; only flags, values and limits are taken
+from them.
 """
 
 import re
@@ -89,7 +90,7 @@ def in_our_words(error: Any) -> tuple[str, str]:
     if message.startswith("Got unexpected extra argument"):
         extra = message[message.index("(") + 1 :].rstrip(")") if "(" in message else ""
         extra = extra.removeprefix("s) (")
-        return f"{path}: '{extra}' is more than it takes", f"leave it out, or give it by a flag; {see}"
+        return f"{path}: '{extra}' is one argument too many", f"leave it out, or give it by a flag; {see}"
     if message.startswith("No such command"):
         return _no_command(error, path, message)
     if kind == "BadParameter":
@@ -125,7 +126,7 @@ def _command(error: Any) -> str:
 
 
 def _instead(error: Any, path: str) -> str:
-    """What to type instead of an option that does not exist: a key, our flag of this meaning, or one that is spelled like it."""
+    """What to type instead of an unknown option: a key, a flag of the same meaning, or one with a similar spelling."""
     from difflib import get_close_matches
 
     name = error.option_name.replace("_", "-")
@@ -161,7 +162,7 @@ def _no_command(error: Any, path: str, message: str) -> tuple[str, str]:
 
 
 def _given(param: Any) -> str | None:
-    """The value that was typed for a parameter by a flag; None where none was."""
+    """The value that was typed for a parameter; None if none was."""
     return next(iter(_values(getattr(param, "opts", []))), None)
 
 
