@@ -1,1 +1,1 @@
-"""Drawing: what is asked for, under which conditions, from where, and how it is written."""
+"""Sampling: the request, its conditions, the sampler's walk, and output files."""

@@ -1,6 +1,6 @@
-"""The port of drawing: what images are drawn under, whoever provides it.
+"""The interface of conditions: the fields under which images are drawn.
 
-A request holds conditions and does not know which: labels, prompts, rows of a data set, files, images of an earlier stage.
+Labels, prompts, rows of a data set, files and images of an earlier stage implement it; a request treats them alike.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ class Conditions(ABC):
 
     @property
     def images(self) -> int | None:
-        """How many images show each row that the user asked for once; None where nothing was asked for by the piece."""
+        """The number of images that show each requested row once; None if no single rows were requested."""
         return None
 
     @abstractmethod
@@ -41,7 +41,7 @@ class Conditions(ABC):
         return None
 
     def captions(self, rows: range, seeds: Sequence[int]) -> list[str] | None:
-        """What people call `rows`; None where there are no words for them."""
+        """Captions of `rows`; None if there are no words for them."""
         return None
 
     def describe(self, rows: range, seeds: Sequence[int]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Conditions(ABC):
 
 @dataclass(frozen=True)
 class Blank(Conditions):
-    """Rows without content, for networks that run their unconditional branch alone."""
+    """Rows without content, for networks that evaluate only their unconditional branch."""
 
     blank: Specs
 
@@ -68,9 +68,9 @@ class Blank(Conditions):
 
 
 def blanks(model: Model, found: Sequence[Conditions], null_alone: bool) -> list[Conditions]:
-    """What stands for the fields that the model reads and `found` does not provide: nobody may look at them.
+    """Blank rows for the fields that the model reads and `found` lacks, which only the unconditional branch may read.
 
-    null_alone: whether only the unconditional branch runs. Raises UserError where a field is missed.
+    null_alone: whether only the unconditional branch runs. Raises UserError if another branch needs a field.
     """
     provided = {name for condition in found for name in condition.specs}
     missing = {name: spec for name, spec in condition_specs(model).items() if name not in provided}
@@ -87,7 +87,7 @@ def blanks(model: Model, found: Sequence[Conditions], null_alone: bool) -> list[
 
 
 def how_to_give(model: Model, name: str) -> str:
-    """What to type for a condition, for hints."""
+    """What to type to give a condition, for hints."""
     specs = condition_specs(model)
     if specs[name].kind not in OVER_PIXELS:
         return f"give '{name}'"
@@ -102,14 +102,17 @@ def condition_specs(model: Model) -> Specs:
 
 
 def enlargement(model: Model, name: str) -> int:
-    """How many times larger than the picture of a field the images are that a model makes of it, as in its training.
+    """The factor by which a model enlarges the picture of a field, from the sizes in training.
 
-    1 where they lie over each other, where no whole factor leads from one to the other, or where the field has one size alone.
+    1 if both have the same size, if the factor is not whole, or if the field has one fixed size.
     """
     wanted, made = model.task.reads.get(name), model.preset.task.models
     if wanted is None or wanted.kind != "image" or wanted.fixed or made is None:
         return 1
-    for specs in (model.trained_on, model.preset.specs):  # what a set of several sizes does not say, its preset may
+    for specs in (
+        model.trained_on,
+        model.preset.specs,
+    ):  # a set of several sizes has no size, but its preset may have one
         if made in specs and name in specs and specs[made].fixed and specs[name].fixed:
             pairs = list(zip(specs[made].sides[-2:], specs[name].sides[-2:], strict=True))
             factors = {large // small for large, small in pairs if large % small == 0}
@@ -119,7 +122,7 @@ def enlargement(model: Model, name: str) -> int:
 
 
 def always_told(model: Model) -> frozenset[str]:
-    """The fields that a model is told in both branches of guidance, such as the picture that an upscaler enlarges."""
+    """The fields that both branches of guidance read, such as the picture that an upscaler enlarges."""
     conditioners = [each for each in model.task.modules() if isinstance(each, Conditioner) and not each.droppable]
     return frozenset(name for each in conditioners for name in each.reads)
 

@@ -1,4 +1,4 @@
-"""`--image`, `--mask`, `--strength` and `--interpolate`: what a request begins from instead of one fresh noise an image."""
+"""`--image`, `--mask`, `--strength` and `--interpolate`: starting points other than one new noise for each image."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ from diffcli.fields import to_float
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
 
-STRENGTH = 0.6  # the noise level of an image that is to be varied; of one that is painted in part it is 1
+STRENGTH = 0.6  # the noise level of an image to be varied; with a mask it is 1
 REFINEMENTS = 3  # of each move of an inversion
-WHITE = 128  # grey level from which a mask says: paint here
+WHITE = 128  # grey level from which a mask marks a pixel
 
 
 class EditOptions(Config):
@@ -74,14 +74,14 @@ class Edit(NamedTuple):
     painted: Tensor | None = None  # bool (H, W)
 
     def sampler(self, sampler: Sampler, task: DiffusionTask) -> Sampler:
-        """The sampler for the part of its walk that is left."""
+        """The sampler for the remaining part of its walk."""
         level = self.options.level
         return sampler if level == 1 else sampler.starting_at(level, task.denoiser.schedule)
 
     def begin(
         self, task: DiffusionTask, sampler: Sampler, denoise: Denoise, pure: Tensor, rows: range
     ) -> tuple[Tensor, Denoise]:
-        """Where images `rows`, whose noise is `pure`, begin to walk, and the denoiser that knows what must not change."""
+        """The starting points of images `rows`, whose noise is `pure`, and the denoiser that keeps known pixels."""
         if self.images is None:
             return pure, denoise
         schedule = task.denoiser.schedule
@@ -96,9 +96,9 @@ class Edit(NamedTuple):
         return start, denoise
 
     def kept(self, task: DiffusionTask, made: Tensor, rows: range) -> Tensor:
-        """Finished images `rows`, (B, C, H, W) in [-1, 1], with the given pixels where the mask says that they stay.
+        """Finished images `rows`, (B, C, H, W) in [-1, 1], with the given pixels outside of the mask.
 
-        Those that went through a first stage come back changed.
+        A first stage changes these pixels too, so they are restored here.
         """
         if self.images is None or self.painted is None or task.codec.exact:
             return made
@@ -106,7 +106,7 @@ class Edit(NamedTuple):
         return torch.where(self.painted.to(made.device), made, given)
 
     def ends(self, task: DiffusionTask, sampler: Sampler, denoise: Denoise, seed: int) -> Tensor:
-        """The two noises to interpolate between (2, C, H, W): those of two seeds, or those that the two images come from."""
+        """The two noises to interpolate between (2, C, H, W): those of two seeds, or those that lead to the two images."""
         if self.images is None:
             return task.start([seed, seed + 1])[0]
         schedule = task.denoiser.schedule
@@ -120,7 +120,7 @@ class Edit(NamedTuple):
         return slerp(ends[:1], ends[1:], share)
 
     def describe(self) -> dict[str, Any]:
-        """For the sidecar; nothing where nothing is edited."""
+        """The entries of the sidecar; none if nothing is edited."""
         o = self.options
         if o.interpolate is None and not o.images:
             return {}
@@ -131,7 +131,7 @@ class Edit(NamedTuple):
 
 
 class NoNoise(Noise):
-    """The stream of a point between two seeds: there is none, so a sampler that wants to draw from it is refused."""
+    """Takes the place of the noise of a point between two seeds, which does not exist, and refuses samplers that need noise."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
@@ -168,7 +168,7 @@ def read_mask(
     grey = fit(mask, shape._replace(channels=1), Image.Resampling.NEAREST)[0]
     painted = torch.from_numpy(grey >= WHITE)
     if not painted.any():
-        raise UserError(f"--mask {path}: has no white pixel", "make those white that are to be drawn anew")
+        raise UserError(f"--mask {path}: has no white pixel", "make those pixels white that are to be drawn anew")
     return painted
 
 
@@ -194,5 +194,5 @@ def open_picture(
 
 
 def described(path: Path | MemoryPicture) -> dict[str, str]:
-    """For sidecars: which file it was, or which pixels."""
+    """The entry of a sidecar for a file or for pixels in memory."""
     return path.describe() if isinstance(path, MemoryPicture) else {"file": str(path), "sha256": sha256(path)}

@@ -26,20 +26,20 @@ PICTURED = ("image", "mask")  # the kinds of fields that are read from files
 
 
 class Value:
-    """Rows of one field. rows: K of them on the CPU, pictures as uint8. origin: for the sidecar, where they come from."""
+    """Rows of one field. rows: K of them on the CPU, pictures as uint8. origin: their source, for the sidecar."""
 
     def __init__(self, rows: Tensor | Sequence[Tensor], origin: Any) -> None:
         self.rows, self.origin = rows, origin
 
     def chosen(self, rows: range) -> Tensor:
-        """Those of images `rows`, which are of one shape: image i has the one numbered i mod K."""
+        """The rows for images `rows`, which have one shape: image i takes row i mod K."""
         if isinstance(self.rows, Tensor):
             return self.rows[torch.arange(rows.start, rows.stop) % len(self.rows)]
         return torch.stack([self.rows[i % len(self.rows)] for i in rows])
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of each row; one where all are alike."""
+        """The shape of each row; a single one if all are alike."""
         if isinstance(self.rows, Tensor):
             return [tuple(self.rows.shape[1:])]
         return [tuple(row.shape) for row in self.rows]
@@ -47,7 +47,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Given(Conditions):
-    """Values of fields; image i is drawn under the row numbered i mod K of each.
+    """Values of fields; image i takes row i mod K of each.
 
     sides: (height, width) to which the edges of pictures are repeated, on the right and below, by field.
     """
@@ -108,7 +108,7 @@ def extended(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def spec_of(model: Model, name: str) -> FieldSpec:
-    """What the model reads under this name. Raises UserError where it reads nothing, or what has an option of its own."""
+    """The field of this name. Raises UserError if the model does not read it, or if another option gives it."""
     wanted, read = condition_specs(model), model.task.reads.get(name)
     if read is not None and read.kind in OPTIONS:
         raise UserError(f"'{name}' is given, which is of kind {read.kind}", f"say it with {OPTIONS[read.kind]}")
@@ -125,10 +125,10 @@ def from_files(
     size: tuple[int, int] | None = None,
     flag: str | None = None,
 ) -> Value:
-    """Pictures for a field, cut and resized to what the model reads; those that a model enlarges keep their size.
+    """Pictures for a field, cropped and resized to its shape; pictures that a model enlarges keep their size.
 
-    size: (height, width) of the images that shall be drawn, None: the model's own, or what follows from the pictures. flag: what
-    names the pictures in errors. Raises UserError where one cannot be read, or is larger than what shall be drawn of it.
+    size: (height, width) of the images to draw; None: the model's own, or the size that follows from the pictures. flag: names
+    the pictures in errors. Raises UserError if one cannot be read, or is larger than its image.
     """
     spec = spec_of(model, name)
     if spec.kind not in PICTURED:
@@ -150,8 +150,8 @@ def from_files(
 def from_stage(model: Model, images: Tensor, record: Mapping[str, Any], field: str | None = None) -> dict[str, Value]:
     """The finished images of an earlier model, uint8 (K, C, H, W), as the condition of the next; record: how they were drawn.
 
-    field: which condition they are; None where the next model has one alone that pictures can be.
-    Raises UserError where it has none or several.
+    field: the name of the condition; None if the next model has exactly one condition that is a picture.
+    Raises UserError if it has none or several.
     """
     if field is None:
         there = [name for name, spec in condition_specs(model).items() if spec.kind == "image"]
@@ -181,7 +181,7 @@ def check_enlarged(what: str, image: Image.Image, size: tuple[int, int], factor:
 
 
 def _sides(model: Model, image: Image.Image, size: tuple[int, int] | None, factor: int) -> ImageShape:
-    """What a picture of an open size becomes; its channels are those of the model's images, where those are open, too."""
+    """The shape for a picture of unspecified size; unspecified channels are those of the model's images."""
     shape = model.preset.data.shape
     if size is not None:
         return ImageShape(shape.channels, size[0] // factor, size[1] // factor)
@@ -189,7 +189,7 @@ def _sides(model: Model, image: Image.Image, size: tuple[int, int] | None, facto
 
 
 def _picture(spec: FieldSpec, image: Image.Image, own: ImageShape) -> np.ndarray:
-    """uint8 (C, H, W); own: the shape where the model leaves it open."""
+    """uint8 (C, H, W); own: the shape if the model does not fix it."""
     channels, height, width = (side or other for side, other in zip(spec.shape, own, strict=True))
     resampling = Image.Resampling.NEAREST if spec.kind == "mask" else Image.Resampling.BICUBIC
     levels = fit(image, ImageShape(channels, height, width), resampling)

@@ -1,4 +1,4 @@
-"""The models that `guide` names beside the one that draws: loaded, and held to fit it."""
+"""The models that `guide` names: loading them, and checking that they fit the model that draws."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from diffcli.tasks.guide import Guide, Guiding
 
 
 def check_named(named: Mapping[str, Path]) -> None:
-    """Raises UserError where a checkpoint, named under a key of a preset, is not there or cannot be read; loads no weights."""
+    """Raises UserError if a checkpoint that a key of a preset names is missing or damaged; loads no weights."""
     for key, path in named.items():
         try:
             checkpoint.read_record(checkpoint.locate(path.expanduser()))
@@ -47,7 +47,7 @@ def load_guides(guide: Guide, model: Model, overrides: Sequence[str] = ()) -> di
 
 
 def guiding(guide: Guide, models: Mapping[str, Model]) -> Guiding:
-    """What the task is given: the settings and the modules."""
+    """The guide of the task: the settings and the modules."""
     weaker, classifier = (models[key].task if key in models else None for key in ("weaker", "classifier"))
     assert weaker is None or isinstance(weaker, DiffusionTask)
     assert classifier is None or isinstance(classifier, ClassifierTask)
@@ -55,12 +55,12 @@ def guiding(guide: Guide, models: Mapping[str, Model]) -> Guiding:
 
 
 def describe(guide: Guide, models: Mapping[str, Model]) -> dict[str, Any]:
-    """For the sidecar: settings, and of each model which one it was."""
+    """The entry of the sidecar: settings, and the record of each model."""
     return guide.model_dump(mode="json", exclude_none=True) | {key: m.describe() for key, m in models.items()}
 
 
 def check_weaker(weaker: Model, model: Model) -> None:
-    """Raises UserError where two models differ in more than network and training."""
+    """Raises UserError if two models differ in more than network and training."""
     hint = "name a weaker model of the same data and schedule, for example an early checkpoint of the same run"
     if not isinstance(weaker.preset.task, DiffusionConfig):
         raise UserError(f"guide.weaker {weaker.path}: was trained as {weaker.preset.task.noun}", hint)
@@ -80,15 +80,13 @@ def check_weaker(weaker: Model, model: Model) -> None:
 
 
 def check_classifier(classifier: Model, model: Model) -> None:
-    """Raises UserError where a classifier does not know noise, or other images or classes than those of the model."""
+    """Raises UserError if a classifier was trained on clean images, or on other images or classes than the model."""
     task = classifier.preset.task
     hint = "train one: diffcli train --preset digits-noisy-classifier, with the data of the model"
     if not isinstance(task, ClassifierConfig):
         raise UserError(f"guide.classifier {classifier.path}: was trained as {task.noun}", hint)
     if task.schedule is None:
-        raise UserError(
-            f"guide.classifier {classifier.path}: was trained on clean images, it does not know noise", hint
-        )
+        raise UserError(f"guide.classifier {classifier.path}: was trained on clean images, not on noisy ones", hint)
     if isinstance(_task(model).codec, LatentCodecConfig):
         raise UserError(
             f"guide.classifier {classifier.path}: judges noisy images, but {model.path} diffuses latents",
@@ -107,7 +105,7 @@ def check_classifier(classifier: Model, model: Model) -> None:
 
 
 def class_count(task: AnyTask) -> int | None:
-    """The number of classes that a model is told or tells, None where it knows none."""
+    """The number of classes that a model is conditioned on or predicts; None if it has none."""
     if isinstance(task, ClassifierConfig):
         return task.num_classes
     conditioners = task.conditioners if isinstance(task, DiffusionConfig) else ()

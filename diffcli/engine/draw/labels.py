@@ -22,13 +22,13 @@ FEW_CLASSES = 20  # that a hint can still list
 
 @dataclass(frozen=True)
 class Labels(Conditions):
-    """Some classes in turn, or a random one for each image, from its seed. each: an image of each was asked for."""
+    """Some classes in turn, or a random one for each image, from its seed. each: one image of each class was requested."""
 
     which: tuple[int, ...] | Literal["random"]
     count: int  # of all classes
     names: tuple[str, ...] | None = None
     each: bool = False
-    among: tuple[int, ...] = ()  # those that a random one is drawn from; none: all
+    among: tuple[int, ...] = ()  # classes to draw random ones from; none: all
 
     @property
     def specs(self) -> Specs:
@@ -91,7 +91,7 @@ def choose_labels(
 
 
 def _chosen(which: Sequence[int | str], names: tuple[str, ...] | None, count: int, model: Model) -> tuple[int, ...]:
-    """The numbers of classes; says which of them the model cannot know."""
+    """The numbers of classes; notes those without an image in the training data."""
     found = tuple(class_id(each, names, count) for each in which)
     for each, number in zip(which, found, strict=True):
         if number in model.untrained:
@@ -100,7 +100,7 @@ def _chosen(which: Sequence[int | str], names: tuple[str, ...] | None, count: in
 
 
 def class_id(which: str | int, classes: tuple[str, ...] | None, count: int) -> int:
-    """A class given by name (exact, then without case) or by number; an int is a number whatever the names are."""
+    """The number of a class given by name (exact, then without case) or by number; an int is always a number."""
     names = [alike(name) for name in classes or ()] if isinstance(which, str) else []
     which = alike(str(which))
     for known in (names, [name.lower() for name in names]):

@@ -1,4 +1,4 @@
-"""What --out names: a file of some kind, or a folder. Imports nothing heavy, so that a mistake is answered at once."""
+"""What --out names: a file of some kind, or a folder. Imports nothing heavy, so that a mistake is reported at once."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) ->
     parent = path if folder else path.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        probe = parent / f".{path.name}.{os.getpid()}.probe"  # every worker of --nproc comes by here
+        probe = parent / f".{path.name}.{os.getpid()}.probe"  # every worker of --nproc runs this
         probe.touch()
         probe.unlink()
         if path.is_dir() and not folder:

@@ -21,7 +21,7 @@ from diffcli.engine.draw.sheets.arrangement import Arrangement
 from diffcli.engine.records.output_records import check_record, write_record
 from diffcli.fields import listed
 
-HOLD = 1.0  # seconds that an animation rests on its last frame, unless --hold says otherwise
+HOLD = 1.0  # seconds that an animation shows its last frame, unless --hold is given
 
 
 def check_apart(path: Path, options: SampleOptions) -> None:
@@ -42,7 +42,7 @@ def check_apart(path: Path, options: SampleOptions) -> None:
             raise UserError(f"--out {path}: {what}, {flag} {given}", "give another place")
         if kind_of(path) in SUFFIXES and place.parent == source:
             raise UserError(
-                f"--out {path}: lies in {flag} {given}, of which the same command would read it the next time",
+                f"--out {path}: lies in {flag} {given}, where the same command would read it the next time",
                 "give another folder",
             )
 
@@ -75,8 +75,8 @@ def check_kept(path: Path, n: int) -> None:
     if stale:
         others = f" and {len(stale) - 1} other images that are" if len(stale) > 1 else ", which is"
         raise UserError(
-            f"--out {path}: holds {stale[0]}{others} none of the {n} asked",
-            "give an empty folder, so that whoever reads it finds these images alone",
+            f"--out {path}: holds {stale[0]}{others} not among the {n} requested",
+            "give an empty folder, so that it holds these images alone",
         )
 
 
@@ -93,7 +93,7 @@ def stage_path(path: Path, number: int) -> Path:
 def write(
     path: Path, drawn: Iterable[Finished], description: Mapping[str, Any], layout: Arrangement = Arrangement()
 ) -> None:
-    """Writes all images to `path` as its name says, then the sidecar. Refuses a folder that would keep other images.
+    """Writes all images to `path` in the format of its name, then the sidecar. Refuses a folder that would keep other images.
 
     layout: of a grid.
     """
@@ -155,7 +155,7 @@ def write_animation(
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path of the same kind, which becomes `path` once all is written: an earlier file is never half replaced."""
+    """A temporary path of the same kind, which is renamed to `path` at the end, so an earlier file is never half replaced."""
     partial = path.with_name(f".{path.stem}.{os.getpid()}{kind_of(path)}")
     try:
         yield partial

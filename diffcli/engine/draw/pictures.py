@@ -11,7 +11,7 @@ from diffcli.digest import sha256
 
 
 class MemoryPicture:
-    """A picture in memory, where the name of a file may stand. image: of mode L or RGB."""
+    """A picture in memory, in place of a file name. image: of mode L or RGB."""
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image

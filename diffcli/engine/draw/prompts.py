@@ -37,9 +37,9 @@ def read_prompts(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Prompts(Conditions):
-    """Texts, image i drawn under the one numbered i mod K, through the encoders of the model's conditioners.
+    """Texts; image i takes text i mod K, encoded by the model's conditioners.
 
-    prior: makes embeddings of images out of those of the texts, where the model reads such.
+    prior: makes embeddings of images from those of the texts, for models that read such.
     """
 
     model: Model
@@ -83,9 +83,9 @@ def prompted(model: Model) -> Specs:
 def choose_prompts(
     model: Model, options: SampleOptions, guidance: float, guide: Guide, values: Collection[str] = ()
 ) -> Prompts | None:
-    """The prompts of a request; None where the model reads none, or is guided by its null branch alone.
+    """The prompts of a request; None if the model reads none, or if only its unconditional branch is evaluated.
 
-    values: the fields that are given otherwise.
+    values: the fields that are given in other ways.
     """
     given = options.prompts
     if not prompted(model):
@@ -101,8 +101,8 @@ def choose_prompts(
             choose_prior(model, options.prior, needed=False)
             return None
         raise UserError(
-            f"{model.path}: draws what a text says, and there is none",
-            'say what, for example --prompt "...", or draw without any text: --guidance 0',
+            f"{model.path}: needs a text, and there is none",
+            'give one, for example --prompt "...", or draw without any text: --guidance 0',
         )
     if options.interpolate is not None and len(given) > 1:
         raise UserError(
@@ -115,9 +115,9 @@ def choose_prompts(
 def choose_negative(
     model: Model, options: SampleOptions, guidance: float, guide: Guide, prompts: Prompts | None
 ) -> Prompts | None:
-    """--negative-prompt, for every image of a request: what the unconditional branch is told instead of nothing.
+    """--negative-prompt, for every image of a request: a text for the unconditional branch.
 
-    Raises UserError where the model reads no texts, or no such branch is asked.
+    Raises UserError if the model reads no texts, or if that branch is not evaluated.
     """
     text = options.negative_prompt
     if text is None:
@@ -127,12 +127,12 @@ def choose_negative(
         raise UserError(f"{flag}: {model.path} was not trained on texts", "leave --negative-prompt out")
     if guidance == 1:
         raise UserError(
-            f"{flag} with --guidance 1, which asks for the prompt alone",
+            f"{flag} with --guidance 1, which evaluates the prompt alone",
             "give --guidance above 1, which leads away from what the negative prompt says",
         )
     if guide.weaker is not None:
         raise UserError(
-            f"{flag}: guide.weaker {guide.weaker} takes the place of what it would be told to",
+            f"{flag}: guide.weaker {guide.weaker} takes the place of the branch that would read it",
             "leave out --negative-prompt, or --set guide.weaker=null",
         )
     prior = prompts.prior if prompts is not None else choose_prior(model, options.prior, needed=True)
@@ -140,5 +140,5 @@ def choose_negative(
 
 
 def unconditional(guidance: float, guide: Guide) -> bool:
-    """Whether only the null branch is asked: at scale 0, where nothing of the guide looks at the condition either."""
+    """Whether only the unconditional branch is evaluated: at scale 0, if the guide does not read the condition either."""
     return guidance == 0 and guide.weaker is None and guide.rescale == 0 and guide.interval is None

@@ -1,6 +1,6 @@
-"""What is asked of a first stage: its images of images, of the way between two of them, or of latents from its prior.
+"""Requests for a first stage: reconstructions of images, interpolations between two, or images from its prior.
 
-Images keep their size where the downscale divides it. Image i of a prior follows from seed + i, as everywhere.
+Images keep their size if the downscale divides it. Image i of a prior follows from seed + i, as everywhere.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ DEFAULT_N = 16
 
 
 class Source(Protocol):
-    """Where the latents of images come from. beside: how many pictures of that size stand side by side in one."""
+    """The source of latents. beside: the number of pictures of that size side by side in one image."""
 
     beside: ClassVar[int]
 
@@ -69,7 +69,7 @@ class Originals:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Each original, and on its right what is left of it."""
+    """Each original, with its reconstruction on the right."""
 
     beside: ClassVar[int] = 2
     originals: Originals
@@ -199,7 +199,7 @@ class Reconstruction:
 
 
 def reconstruction(model: Model, options: SampleOptions) -> Reconstruction:
-    """The options completed from the checkpoint of a first stage. Raises UserError where they contradict it or each other."""
+    """The options completed from the checkpoint of a first stage. Raises UserError if they contradict it or each other."""
     stage = StageModel(model, "--ckpt ")
     check_idle(model, options)
     check_count(options)
@@ -256,7 +256,7 @@ def encoded(stage: StageModel, originals: Originals, batch_size: int) -> Tensor:
 
 
 def check_idle(model: Model, options: SampleOptions) -> None:
-    """Raises UserError for sampling options that a first stage cannot heed: it encodes and decodes, each in one step."""
+    """Raises UserError for sampling options without effect on a first stage, which encodes and decodes in one step each."""
     drawn = options.model_copy(update={"interpolate": None, "compare": False})  # which it can
     check_one_step(drawn, f"{model.path} is a first stage, which encodes and decodes in one step each")
     if options.fields:
@@ -267,7 +267,7 @@ def check_idle(model: Model, options: SampleOptions) -> None:
 
 
 def check_count(options: SampleOptions) -> None:
-    """Raises UserError for --n where something else says how many images there are, and --compare without a pair."""
+    """Raises UserError for --n if another option determines the number of images, and for --compare without a pair."""
     if options.n is not None and options.interpolate is not None:
         raise UserError(
             f"--n {options.n} with --interpolate {options.interpolate}: both say how many images", "leave --n out"
@@ -281,12 +281,12 @@ def check_count(options: SampleOptions) -> None:
 
 
 def check_prior(stage: StageModel) -> None:
-    """Raises UserError where there is no law of latents to draw from."""
+    """Raises UserError if the distribution of latents is unknown."""
     if stage.bottleneck.variational:
         return
     kind = stage.task.first_stage.bottleneck.kind
     raise UserError(
-        f"{stage.model.path}: there is no --image, and the latents of a bottleneck of kind '{kind}' have no law to draw from",
+        f"{stage.model.path}: there is no --image, and latents of a bottleneck of kind '{kind}' cannot be drawn at random",
         "reconstruct images with --image FILE; to draw new ones, train a diffusion model on its latents",
     )
 

@@ -1,4 +1,4 @@
-"""What is to be drawn: the sampling options completed from the checkpoint, every choice made and every contradiction refused.
+"""A request: the sampling options, completed from the checkpoint and checked for contradictions.
 
 Image i of a request starts from seed + i, and everything random about it (its noise, its random label) follows from that.
 """
@@ -45,7 +45,7 @@ DEFAULT_N = 16
 
 @dataclass
 class Tally:
-    """The most evaluations that any image has taken so far; a number to whoever writes it down once all are finished."""
+    """The largest number of evaluations of any image so far; read it when all images are finished."""
 
     most: int = 0
 
@@ -53,21 +53,21 @@ class Tally:
         return self.most
 
     def watch(self, steps: Iterator[Step], count: int) -> Iterator[Step]:
-        """The same steps, those of their first `count` images counted where they say what they have cost."""
+        """The same steps; counts the evaluations of their first `count` images if the sampler reports them."""
         for step in steps:
             if step.evaluations is not None:
                 self.most = max(self.most, int(step.evaluations[:count].max()))
             yield step
 
     def agree(self, group: Group) -> None:
-        """Takes in what the other ranks have counted; complete on rank 0."""
+        """Adds the counts of the other ranks; complete on rank 0."""
         if group.world > 1:
             self.most = max([self.most, *map(int, group.gather(torch.tensor([self.most], device=group.device)))])
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be drawn, every choice made."""
+    """A complete request for images of one size."""
 
     model: Model
     n: int
@@ -77,13 +77,13 @@ class Request:
     guidance: float
     batch_size: int
     guide: Guide
-    models: dict[str, Model]  # those that the guide names
+    models: dict[str, Model]  # models that the guide names
     edit: Edit
-    negative: Prompts | None = None  # what the unconditional branch is told
-    restoration: Restoring | None = None  # pictures that the images are consistent with
+    negative: Prompts | None = None  # the text of the unconditional branch
+    restoration: Restoring | None = None  # pictures that the images must agree with
     frame: Frame = WHOLE  # how the networks see the images
     augment: float | None = None  # level of the noise on pictures that are conditions
-    tally: Tally = field(default_factory=Tally)  # for samplers whose evaluations are counted only as they go
+    tally: Tally = field(default_factory=Tally)  # for samplers with an unknown number of evaluations
 
     @property
     def task(self) -> DiffusionTask:
@@ -92,7 +92,7 @@ class Request:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image: channels, height and width, where it is restored with what stands beside."""
+        """The shape of one image: channels, height and width, with the pictures beside it."""
         channels, *size = self.task.shape
         height, width = size if self.frame.cut is None else self.frame.cut
         return channels, height, width * (1 if self.restoration is None else self.restoration.pictures)
@@ -104,7 +104,7 @@ class Request:
 
     @cached_property
     def walked(self) -> Sampler:
-        """The sampler for as much of its walk as is made."""
+        """The sampler for the part of its walk that is used."""
         return self.edit.sampler(self.sampler, self.task)
 
     def seeds(self, rows: range) -> list[int]:
@@ -112,7 +112,7 @@ class Request:
         return [self.seed + i for i in rows]
 
     def streams(self, rows: range) -> list[int]:
-        """The seeds from which the conditions of images `rows` follow: on a way between two images they stay."""
+        """The seeds of the conditions of images `rows`; an interpolation has one for all."""
         return self.seeds(rows) if self.edit.options.interpolate is None else [self.seed] * len(rows)
 
     def batch(self, rows: range) -> Batch:
@@ -134,7 +134,7 @@ class Request:
         return next((labels for labels in found if labels is not None), None)
 
     def captions(self) -> list[str]:
-        """What stands under each image: its prompt, the name of its class, or both. Raises UserError where it has neither."""
+        """The caption of each image: its prompt, the name of its class, or both. Raises UserError if it has neither."""
         rows = range(self.n)
         found = [condition.captions(rows, self.streams(rows)) for condition in self.conditions]
         texts = [each for each in found if each is not None]
@@ -143,7 +143,7 @@ class Request:
         return [" / ".join(parts) for parts in zip(*texts, strict=True)]
 
     def scored_under(self) -> dict[str, Any]:
-        """Of a report: conditions that are rows of a reference, and the prior, where there are any."""
+        """For a report: conditions that are rows of a reference, and the prior, if there are any."""
         described = {key: value for each in self.conditions for key, value in each.describe(range(0), []).items()}
         return {key: described[key] for key in ("conditions", "prior") if described.get(key) is not None}
 
@@ -160,7 +160,7 @@ class Request:
             return self.task.denoise(self.batch(rows), self.guidance, len(rows), guiding, self.frame.tiles)
 
     def walk(self, rows: range) -> tuple[Tensor, Iterator[Step]]:
-        """Where images `rows` begin (B, C, *S) in diffusion space, and the Steps from there to the end."""
+        """The starting points of images `rows`, (B, C, *S) in diffusion space, and the Steps from there to the end."""
         task, sampler, denoise = self.task, self.walked, self.denoise(rows)
         known = None if self.restoration is None else self.restoration.known(task, rows, self.batch)
         denoise = denoise if known is None else known.bound(task, denoise, sampler)
@@ -178,13 +178,13 @@ class Request:
         return self.finished(last(self.walk(rows)[1]).x, rows)
 
     def finished(self, x: Tensor, rows: range) -> Tensor:
-        """Images `rows` in diffusion space -> uint8 on the same device, with given pixels where the mask says that they stay."""
+        """Images `rows` in diffusion space -> uint8 on the same device, with the given pixels outside of a mask."""
         made = to_levels(self.edit.kept(self.task, self.task.decode(x), rows))
         made = self.frame.kept(made)
         return made if self.restoration is None else self.restoration.shown(made, rows)
 
     def agree(self, group: Group) -> None:
-        """Takes in, on rank 0, the evaluations that the ranks have counted."""
+        """Adds the evaluations that the ranks have counted, on rank 0."""
         self.tally.agree(group)
 
     @cached_property
@@ -192,7 +192,7 @@ class Request:
         return self.edit.ends(self.task, self.walked, self.denoise(range(2)), self.seed)
 
     def describe(self) -> dict[str, Any]:
-        """The sidecar of what is drawn: everything that is needed to draw it again."""
+        """The sidecar: everything that is needed to draw the images again."""
         model, nfe, rows = self.model, self.walked.nfe, range(self.n)
         description = {
             **model.describe(),
@@ -220,7 +220,7 @@ class Request:
 def request(
     model: Model, options: SampleOptions, reference: Reference | None = None, given: Mapping[str, Value] | None = None
 ) -> Request:
-    """The options completed from the checkpoint. Raises UserError where they contradict it or each other.
+    """The options completed from the checkpoint. Raises UserError if they contradict it or each other.
 
     reference: its rows are the conditions of a model of texts or embeddings, in place of prompts. given: values of conditions
     by field, such as pictures from files or the images of an earlier stage.
@@ -228,19 +228,19 @@ def request(
     task = model.preset.task
     if task.kind == "autoencoder":
         raise UserError(
-            f"{model.path}: is a first stage, which makes an image in one step, under no condition",
+            f"{model.path}: is a first stage, which encodes and decodes in one step, without conditions",
             f"use it by `diffcli sample --ckpt {quoted(model.path)} --image FILE`, or as the codec of a latent model",
         )
     if task.kind == "segmentation":
         drawn = f"segment images by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR --out masks`"
         hint = f"{drawn}, score them by fid with --metrics dice,iou"
-        raise UserError(f"{model.path}: was trained as {task.noun}, which tells masks of images and draws none", hint)
+        raise UserError(
+            f"{model.path}: was trained as {task.noun}, which predicts masks of images and draws none", hint
+        )
     if task.kind == "super_resolution":
         drawn = f"enlarge pictures by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR`"
         hint = f"{drawn}, score them by fid with --metrics psnr,ssim"
-        raise UserError(
-            f"{model.path}: was trained as {task.noun} in one step, of which there is nothing to show", hint
-        )
+        raise UserError(f"{model.path}: was trained as {task.noun} in one step, so there are no steps to show", hint)
     if not isinstance(task, DiffusionConfig):
         raise UserError(
             f"{model.path}: was trained as {task.noun}, which draws no images",
@@ -296,14 +296,14 @@ def composed(model: Model, gathered: Gathered, size: Size | None, reference: Ref
 
 
 def choose_restoration(model: Model, options: SampleOptions) -> Restoring | None:
-    """What --restore asks for, its pictures read, or --project, or what a model keeps that paints holes. Raises UserError."""
+    """The constraint of --restore, with its pictures read, of --project, or of a model that fills holes. Raises UserError."""
     if options.restore is None:
         return choose_projection(model) if options.project else choose_surroundings(model)
     return read_restoration(model, options, options.restore, options.degrade, options.compare)
 
 
 def choose_edit(model: Model, options: SampleOptions) -> Edit:
-    """--image and what goes with it. Raises UserError where the model draws something else than images."""
+    """--image and its options. Raises UserError if the model draws something else than images."""
     field, shape = model.preset.task.models, model.preset.data.shape
     if field is not None and options.images:
         spec = model.task.reads[field]
@@ -323,7 +323,7 @@ def choose_conditions(
     reference: Reference | None,
     values: Given | None,
 ) -> tuple[Conditions, ...]:
-    """What the images are drawn under: all that the model reads beside what it models. Raises UserError where it is not given."""
+    """The conditions of the images: all fields that the model reads. Raises UserError if one is not given."""
     null_alone = unconditional(guidance, guide)
     labels = choose_labels(model, options.labels, options.interpolate, models)
     words: Conditions | None
@@ -339,7 +339,7 @@ def choose_conditions(
 
 
 def choose_n(options: SampleOptions, conditions: Sequence[Conditions]) -> int:
-    """--n, or as many images as --interpolate stands for, or the most that --class all, --prompt and --image ask for."""
+    """--n, or else the number of --interpolate, or the largest number that --class all, --prompt and --image imply."""
     if options.interpolate is not None:
         if options.n is not None:
             raise UserError(

@@ -1,7 +1,7 @@
-"""Conditions that are rows of a data set: `diffcli fid` draws of a text model what the captions of its reference say.
+"""Conditions that are rows of a data set: `diffcli fid` gives a text model the captions of its reference.
 
-Image i is drawn under row i, from the first row again where the rows run out, and of several captions under the first: the
-protocol of zero-shot scores of text-to-image models.
+Image i takes row i, starting again after the last row, and the first of several captions: the protocol of zero-shot
+scores of text-to-image models.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from diffcli.tasks.conditioners.stored import IMAGE, TEXT
 
 
 class Reference(Protocol):
-    """What a score compares samples with. data: its rows, where they have more than images."""
+    """The reference of a score. data: its rows, if they have more than images."""
 
     @property
     def name(self) -> str: ...
@@ -32,7 +32,7 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class Rows(Conditions):
-    """The rows of a data set. given: the fields that they provide. prior: makes embeddings of images out of those of texts."""
+    """The rows of a data set. given: the fields that they provide. prior: makes embeddings of images from those of texts."""
 
     name: str
     data: ImageData
@@ -61,7 +61,7 @@ class Rows(Conditions):
         }
 
     def notes(self, n: int) -> list[str]:
-        few = f"{self.name} has {len(self.data)} rows, so that {n} images are drawn of each of them more than once"
+        few = f"{self.name} has {len(self.data)} rows, so {n} images use each of them more than once"
         return [few] if n > len(self.data) else []
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ def choose_rows(model: Model, reference: Reference, prior: Prior | None, labelle
             has = f"has only: {', '.join(there)}" if there else "is images alone"
             through = ", or --prior RUN to make it out of its clip_text" if name == IMAGE else ""
             raise UserError(
-                f"--ref {reference.name}: {model.path} draws what '{name}' of each row says, but the reference {has}",
+                f"--ref {reference.name}: {model.path} is conditioned on '{name}' of each row, but the reference {has}",
                 f"give a prepared set that holds it, or NAME:SPLIT{through}, or --guidance 0 to draw without",
             )
     data = reference.data

@@ -1,7 +1,7 @@
 """Drawing images from a checkpoint: the same seed gives the same image, whatever the batch size or number of processes.
 
-Images become bytes on the device that draws them, are gathered on rank 0 where there are several processes, and only there are
-copied to the CPU.
+Images become bytes on the device that draws them. Rank 0 gathers those of all processes, and only it copies them
+to the CPU.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,7 +43,7 @@ __all__ = [
 
 
 class ImageRequest(Protocol):
-    """What images are asked for, whatever makes them."""
+    """A request for images of any kind of model."""
 
     @property
     def model(self) -> Model: ...
@@ -64,19 +64,19 @@ class ImageRequest(Protocol):
 
     @property
     def parts(self) -> Iterable[tuple["ImageRequest", range]]:
-        """Stretches of images of one size, in order, and what draws each."""
+        """Ranges of images of one size, in order, each with its request."""
 
     def images(self, rows: range) -> Tensor:
         """The finished images `rows`, computed as one batch: uint8 (B, C, H, W) on the model's device. Rows may end after n."""
 
     def agree(self, group: Group) -> None:
-        """Takes in, on rank 0, what the ranks have counted while they computed."""
+        """Adds the counts of all ranks, on rank 0."""
 
     def captions(self) -> list[str]:
-        """What stands under each image. Raises UserError where they have no names."""
+        """The caption of each image. Raises UserError if there are none."""
 
     def describe(self) -> dict[str, Any]:
-        """The sidecar: all that is needed to make the images again."""
+        """The sidecar: everything that is needed to make the images again."""
 
 
 class Finished(NamedTuple):
@@ -87,7 +87,7 @@ class Finished(NamedTuple):
 
 
 def request_of(model: Model, options: SampleOptions, given: Mapping[str, Value] | None = None) -> ImageRequest:
-    """The options completed from a checkpoint, whatever it was trained as. Raises UserError; given: see `request`."""
+    """The options completed from a checkpoint of any task that draws. Raises UserError; given: see `request`."""
     if isinstance(model.task, AutoencoderTask) and not given:
         return reconstruction(model, options)
     if isinstance(model.task, SuperResolutionTask):
@@ -139,10 +139,10 @@ def sampled(req: ImageRequest, rows: range) -> Tensor:
 
 
 def computed(req: ImageRequest, rows: range) -> range:
-    """The rows that are computed to have `rows`, the first of them.
+    """The rows to compute for `rows`, which are the first of them.
 
-    A compiled network would be compiled once more for a batch of one, so a last image that is alone has company: rows past the
-    end of a request have seeds and conditions like any other.
+    A compiled network would be compiled once more for a batch of one, so a single last image is computed together with a further
+    row: rows past the end of a request have seeds and conditions as well.
     """
     alone = req.model.compiled and len(rows) == 1 < min(req.batch_size, req.n)
     return range(rows.start, rows.start + 2) if alone else rows

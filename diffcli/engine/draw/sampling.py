@@ -39,13 +39,13 @@ class SampleOptions(EditOptions):
     compile: bool = False  # the network
     compare: bool = False  # each reconstruction beside its original, each restored picture beside the given one
     restore: str | None = None  # NAME[:OPTION] of the operator that left the images as they are
-    degrade: bool = False  # the images by that operator first
+    degrade: bool = False  # degrade the images by that operator first
     project: bool = False  # on the picture that an upscaler enlarges
-    fields: tuple[tuple[str, tuple[Path | MemoryPicture, ...]], ...] = ()  # pictures by the condition that they are
+    fields: tuple[tuple[str, tuple[Path | MemoryPicture, ...]], ...] = ()  # pictures by the name of their condition
     augment: float | None = Field(None, ge=0, le=1)  # level of the noise on pictures that the model enlarges
     tile: int | None = Field(None, ge=1)  # edge in pixels
     overlap: int | None = Field(None, ge=0)  # of tiles, in pixels
-    exact_tiles: bool = False  # that predict what the whole image would
+    exact_tiles: bool = False  # tiles with the result of the whole image
     whole: bool = False  # large images are not cut into tiles
 
     def check(self) -> None:
@@ -70,13 +70,13 @@ class SampleOptions(EditOptions):
 
     @property
     def images_are_conditions(self) -> bool:
-        """Whether --image is what a model that reads one picture is told, rather than what images begin from."""
+        """Whether --image is the condition of a model that reads one picture, instead of the start of the images."""
         beside = self.mask, self.strength, self.interpolate, self.restore
         return all(value is None for value in beside)
 
 
 def check_one_step(options: SampleOptions, what: str) -> None:
-    """Raises UserError for sampling options that a model cannot heed which answers in one step. what: it, as a clause."""
+    """Raises UserError for sampling options without effect on a one-step model. what: the model, as a clause."""
     flags = {
         "--class": options.labels,
         "--prompt": next(iter(options.prompts), None),
@@ -105,7 +105,7 @@ def check_one_step(options: SampleOptions, what: str) -> None:
 
 
 def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig) -> tuple[float, Guide]:
-    """The checkpoint's scale and guide with --guidance applied; --guidance 1 also switches off what acts on a scale only."""
+    """The checkpoint's scale and guide with --guidance applied; --guidance 1 also switches off settings that need a scale."""
     scale, guide = model.preset.guidance, model.preset.guide
     if options.guidance is None:
         return scale, guide
@@ -141,7 +141,7 @@ def choose_sampler(model: Model, options: SampleOptions) -> Sampler:
 
 
 def overridden(model: Model, sampler: Sampler, guidance: float, guide: Guide, options: SampleOptions) -> Preset:
-    """`--set sampler.KEY=VALUE` and `--set guide.KEY=VALUE`, validated as in a preset; what was trained stays as it is."""
+    """`--set sampler.KEY=VALUE` and `--set guide.KEY=VALUE`, validated as in a preset; settings of training stay."""
     for item in options.overrides:
         if not item.startswith(("sampler.", "guide.")) and not encoder_records.moves(item):
             raise UserError(
@@ -153,7 +153,7 @@ def overridden(model: Model, sampler: Sampler, guidance: float, guide: Guide, op
 
 
 def check_steps(sampler: Sampler, options: SampleOptions, task: DiffusionConfig | DiffusionPriorConfig) -> None:
-    """Raises UserError where the schedule has fewer steps than the sampler wants."""
+    """Raises UserError if the schedule has fewer steps than the sampler."""
     try:
         sampler.times(task.schedule)
     except UserError as error:

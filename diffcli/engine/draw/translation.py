@@ -1,4 +1,4 @@
-"""What stands for an image's embedding where a prompt gives only a text's: `--prior RUN`, `--prior none`, or the preset's key."""
+"""The embedding of an image that a prompt stands for: by `--prior RUN`, `--prior none`, or the key of the preset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Prior:
     model: Model | None
 
     def __call__(self, text: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Draws by the sampler and guidance that the prior was trained with; row i depends on seed i and its text alone."""
+        """Draws with the sampler and guidance of the prior's preset; row i depends on seed i and its text alone."""
         if self.model is None:
             return text
         task, preset = self.model.task, self.model.preset
@@ -45,9 +45,9 @@ def image_conditioners(task: Task) -> list[EmbeddingConditioner]:
 
 
 def choose_prior(model: Model, asked: str | None, needed: bool) -> Prior | None:
-    """The prior of a request: --prior, else the preset's. Raises UserError where the model needs one or cannot use it.
+    """The prior of a request: --prior, else that of the preset. Raises UserError if the model needs one or cannot use it.
 
-    needed: whether there are texts and nothing else to be told of.
+    needed: whether texts are the only condition that is given.
     """
     conditioners = image_conditioners(model.task)
     if asked is not None and not conditioners:
@@ -78,7 +78,7 @@ def _load(wish: str, key: str, model: Model) -> Model:
 
 
 def check_prior(prior: Model, model: Model, conditioner: EmbeddingConditioner) -> None:
-    """Raises UserError where it is no prior, or its embeddings are not those that the model was trained on."""
+    """Raises UserError if it is no prior, or if its embeddings are not those that the model was trained on."""
     named, hint = f"--prior {prior.path}", "give a prior that was trained on embeddings of the model's own encoder"
     if not isinstance(prior.task, PriorTask):
         raise UserError(f"{named}: was trained as {prior.preset.task.noun}", "give a run of the preset clip-prior")

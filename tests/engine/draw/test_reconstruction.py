@@ -198,7 +198,7 @@ def test_comparing_wants_images_and_a_first_stage(tmp_path: Path) -> None:
 
 
 def test_a_first_stage_is_no_diffusion_model_and_the_reverse() -> None:
-    with pytest.raises(UserError, match="is a first stage, which makes an image in one step"):
+    with pytest.raises(UserError, match="is a first stage"):
         request(encoding(), options())
     with pytest.raises(UserError, match="was trained as a diffusion model, not as an autoencoder"):
         StageModel(made())

@@ -1,1 +1,1 @@
-"""Masks of images: ensembles of a diffusion model of masks, or the one answer of a segmentation model, and their files."""
+"""Masks of images: ensembles drawn by a diffusion model, or the prediction of a segmentation model, and their files."""

@@ -1,4 +1,4 @@
-"""Files of masks: of each image its mask, probability, variance and an overlay to look at, and a record of all beside them.
+"""Files of masks: mask, probability, variance and an overlay of each image, and one record of all.
 
     NAME-mask.png          class numbers as grey levels; of two classes black and white
     NAME-probability.png   16 bits: white is probability 1, of the second of two classes, else of the class that the mask has
@@ -41,7 +41,7 @@ PARTS = ("mask", "probability", "variance", "overlay")
 
 
 class SourceImages(NamedTuple):
-    """Images to be segmented: their names, their pixels uint8 (N, C, H, W), where they come from, and what was left out."""
+    """Images to segment: names, pixels uint8 (N, C, H, W), sources, and what was left out."""
 
     names: list[str]
     levels: Tensor
@@ -58,7 +58,7 @@ class SourceImages(NamedTuple):
 def read_pictures(model: Model, paths: Sequence[Path]) -> SourceImages:
     """The files, and those of folders, cut and resized to the images that the model was trained on.
 
-    Raises UserError for a file that cannot be read, and for folders of which none can; of others those are left out.
+    Raises UserError for a file that cannot be read, and for folders in which no file can; other unreadable files are left out.
     """
     shape = model.preset.data.shape
     files = [(file, path.is_dir()) for path in paths for file in listed_in(path)]
@@ -123,12 +123,12 @@ def check_folder(path: Path, names: Sequence[str]) -> None:
     if stale:
         others = f" and {len(stale) - 1} other images" if len(stale) > 1 else ""
         raise UserError(
-            f"--out {path}: holds {stale[0]}{others} that are no masks of these images", "give an empty folder"
+            f"--out {path}: holds {stale[0]}{others} that are not masks of these images", "give an empty folder"
         )
 
 
 def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, told: Iterable[Tensor]) -> None:
-    """Writes the masks of all images as the path says, then the record. told: probabilities, batch by batch."""
+    """Writes the masks of all images in the format of the path, then the record. told: probabilities, batch by batch."""
     try:
         if kind_of(path) == ".npz":
             _write_npz(path, pictures, told)
@@ -148,7 +148,7 @@ def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, told: Iterab
 
 
 def stated(classes: int) -> dict[str, Any]:
-    """What the levels of the files stand for."""
+    """The meaning of the grey levels of the files."""
     shown = {"bits": 16, "white": 1.0, "of": "class 1" if classes == BINARY else "the class of the mask"}
     return {"classes": classes, "probability": shown, "variance": {"bits": 16, "white": most_variance(classes)}}
 

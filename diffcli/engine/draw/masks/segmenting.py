@@ -1,7 +1,7 @@
-"""Segmentation of images: how likely each class is at each pixel, and the single masks that this is the mean of.
+"""Segmentation of images: the probability of each class at each pixel, which is the mean of single masks.
 
 A diffusion model draws an ensemble of masks for each image, all of a batch at once: mask k of image i follows from seed
-+ i x K + k. A segmentation model gives one answer, its own probability.
++ i x K + k. A segmentation model predicts the probability itself.
 """
 
 from abc import ABC, abstractmethod
@@ -44,7 +44,7 @@ class Segments(NamedTuple):
 
 
 class Segmenter(ABC):
-    """Images with a number, and what tells their masks. n: how many there are."""
+    """Predicts the masks of numbered images. n: the number of images."""
 
     model: Model
     classes: int
@@ -128,7 +128,7 @@ class Ensembles(Segmenter):
 
 @dataclass(frozen=True)
 class Direct(Segmenter):
-    """The answer of a segmentation model."""
+    """The prediction of a segmentation model."""
 
     model: Model
     conditions: Conditions
@@ -173,7 +173,7 @@ def variance(probability: Tensor) -> Tensor:
 
 
 def source_of(chosen: Preset) -> str | None:
-    """The image that a model is conditioned on which tells masks; None where it tells none, or of no image or of several."""
+    """The image that conditions a model of masks; None if the model generates no masks or reads no single image."""
     task = chosen.task
     if isinstance(task, SegmentationConfig):
         return task.source
@@ -184,7 +184,7 @@ def source_of(chosen: Preset) -> str | None:
 
 
 def tells_masks(path: Path) -> bool:
-    """Whether the checkpoint at a path is of a model that tells masks of images; reads its record alone. Raises UserError."""
+    """Whether the checkpoint at a path holds a model of masks of images; reads only its record. Raises UserError."""
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
     return source_of(preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")) is not None
@@ -193,21 +193,21 @@ def tells_masks(path: Path) -> bool:
 def segmenter(
     model: Model, options: SampleOptions, images: Value | Reference, n: int, ensemble: int | None = None
 ) -> Segmenter:
-    """What tells the masks of n images: those of a value, or the rows of a reference. Raises UserError.
+    """The segmenter of n images: those of a value, or the rows of a reference. Raises UserError.
 
     ensemble: masks of an image, an odd number; None: ENSEMBLE, or the one that a segmentation model has.
     """
     source = source_of(model.preset)
     if source is None:
         raise UserError(
-            f"{model.path} is {model.preset.task.noun} that tells no masks of an image",
-            "give the run of one that does, such as that of the preset digits-segmentation",
+            f"{model.path} is {model.preset.task.noun}, which predicts no masks of images",
+            "give the run of a model of masks, such as that of the preset digits-segmentation",
         )
     check_ensemble(model, ensemble)
     given = {source: images} if isinstance(images, Value) else {}
     reference = None if isinstance(images, Value) else images
     if isinstance(model.task, SegmentationTask):
-        check_one_step(options, f"{model.path} is a segmentation model, which answers in one step")
+        check_one_step(options, f"{model.path} is a segmentation model, which predicts in one step")
         conditions = (
             choose_given(model, given, None) if reference is None else choose_rows(model, reference, None, False)
         )
@@ -226,7 +226,7 @@ def check_ensemble(model: Model, ensemble: int | None) -> None:
         return
     if ensemble % 2 == 0:
         problem = (
-            f"--ensemble {ensemble}: of an even number of masks as many may mark a pixel as do not, and it ties at 0.5"
+            f"--ensemble {ensemble}: with an even number of masks, half of them may mark a pixel, which ties at 0.5"
         )
         raise UserError(problem, f"use an odd number: --ensemble {ensemble + 1}")
     if isinstance(model.task, SegmentationTask) and ensemble != 1:
@@ -235,7 +235,7 @@ def check_ensemble(model: Model, ensemble: int | None) -> None:
 
 
 def check_options(options: SampleOptions) -> None:
-    """Raises UserError for options of drawing that have no place where images are segmented."""
+    """Raises UserError for sampling options without a meaning in segmentation."""
     fresh = SampleOptions()
     flags = {
         name: f"--{name}" for name in ("mask", "strength", "compare", "interpolate", "restore", "degrade", "n", "size")
@@ -252,7 +252,7 @@ def check_options(options: SampleOptions) -> None:
         value = getattr(options, name, None)
         if value != getattr(fresh, name, None):
             shown = "" if value is True else f" {value}"
-            raise UserError(f"{flag}{shown}: the model tells one mask of each --image", f"leave {flag} out")
+            raise UserError(f"{flag}{shown}: the model predicts one mask of each --image", f"leave {flag} out")
 
 
 def probabilities(seg: Segmenter, batch_size: int, group: Group) -> Iterator[Tensor]:

@@ -1,1 +1,1 @@
-"""Drawing under pictures: which conditions files become, how large the images are that follow, and cascades of stages."""
+"""Sampling under pictures: files as conditions, the size of the images that follow, and cascades of stages."""

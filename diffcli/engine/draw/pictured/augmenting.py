@@ -1,4 +1,4 @@
-"""`--augment LEVEL`: noise on the pictures that a model is told of, whose level it was told in training."""
+"""`--augment LEVEL`: noise on the pictures that condition a model, at a level that the network reads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,25 +15,25 @@ def augmenting(task: Task) -> list[SpatialConditioner]:
 
 
 def check_augment(model: Model, level: float | None) -> None:
-    """Raises UserError where no condition of the model was trained under noise, or none under as much."""
+    """Raises UserError if no condition of the model was trained with noise, or only with less."""
     if level is None:
         return
     most = min((each.config.augment for each in augmenting(model.task)), default=None)
     if most is None:
         raise UserError(
-            f"--augment {level}: no condition of {model.path} was trained under noise",
-            "leave --augment out; a model learns of it by task.conditioners.0.augment",
+            f"--augment {level}: no condition of {model.path} was trained with noise",
+            "leave --augment out; train with task.conditioners.0.augment to use it",
         )
     if level > most:
         raise UserError(
-            f"--augment {level}: {model.path} was trained under noise up to a level of {most}",
+            f"--augment {level}: {model.path} was trained with noise up to a level of {most}",
             f"use --augment {most} or less",
         )
 
 
 @contextmanager
 def at_level(task: Task, level: float | None) -> Iterator[None]:
-    """Within it, conditioners put noise of this level on their pictures; None: none."""
+    """Context in which conditioners add noise of this level to their pictures; None: no noise."""
     found = augmenting(task)
     before = [each.level for each in found]
     for each in found:

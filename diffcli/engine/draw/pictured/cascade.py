@@ -1,7 +1,7 @@
-"""Cascades: the images of one model are the one picture that the next is told, which makes larger ones of them, and so on.
+"""Cascades: the images of one model condition the next, which enlarges them, and so on.
 
-Each stage draws by its own sampler and guidance, image i from seed + i, and leaves the device before the next one comes. Classes
-and prompts of the first are those of every stage that reads them.
+Each stage draws with its own sampler and guidance, image i from seed + i, and is removed from the device before the next one is
+loaded. All stages use the classes and prompts of the first.
 """
 
 import gc
@@ -29,10 +29,10 @@ Opening = Callable[[Path], Model]
 
 
 class CascadeStage:
-    """One stage of a cascade, while it is its turn. number: from 1; of: how many there are.
+    """One stage of a cascade. number: from 1; of: the number of stages.
 
-    labels: the classes of its images, int64 (n,): its own, or those of the stage before where it is told none. words: what the
-    first stage calls them.
+    labels: the classes of its images, int64 (n,): its own, or those of the stage before if it has no classes. words: the captions
+    of the first stage.
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class CascadeStage:
 
     @property
     def req(self) -> ImageRequest:
-        """What it draws; gone when the next stage has begun."""
+        """Its request; freed when the next stage begins."""
         assert self._req is not None
         return self._req
 
     def captions(self) -> list[str]:
-        """What stands under its images: what the first stage was told. Raises UserError where that has no words."""
+        """The captions of its images: those of the first stage. Raises UserError if there are none."""
         return self.req.captions() if self.words is None else self.words
 
     def drawn(self) -> Iterator[Finished]:
-        """Its images, on rank 0, as `draw` gives them; kept for the next stage where there is one."""
+        """Its images, on rank 0, as from `draw`; kept for the next stage, if any."""
         kept: list[Finished] = []
         start = 0
         for batch in draw(self.req, self.group):
@@ -82,7 +82,7 @@ class CascadeStage:
         self._batches = kept
 
     def handed_on(self) -> Tensor:
-        """Its images, uint8 (n, C, H, W) on the CPU of every rank; drawn now, where nobody has asked for them."""
+        """Its images, uint8 (n, C, H, W) on the CPU of every rank; draws them now if they have not been drawn."""
         if self._batches is None:
             for _ in self.drawn():
                 pass
@@ -95,7 +95,7 @@ class CascadeStage:
         return self.group.spread(images).cpu()
 
     def leave(self) -> None:
-        """Gives the memory of its model back."""
+        """Frees the memory of its model."""
         self._req = self._batches = None
         gc.collect()
         if self.group.device.type == "cuda":
@@ -146,7 +146,7 @@ def words_of(stage: CascadeStage) -> list[str] | None:
 
 
 def of_first(model: Model, options: SampleOptions) -> SampleOptions:
-    """What the first of several stages heeds; of tiles, projection and noise not where it reads no picture or has one step."""
+    """The options of the first of several stages; without tiles, projection and noise if it reads no picture or has one step."""
     without: dict[str, Any] = {} if augmenting(model.task) else {"augment": None}
     if not pictured(model) or not isinstance(model.task, DiffusionTask):
         without |= {"tile": None, "overlap": None, "exact_tiles": False, "whole": False, "project": False}
@@ -156,7 +156,7 @@ def of_first(model: Model, options: SampleOptions) -> SampleOptions:
 
 
 def of_next(model: Model, options: SampleOptions, n: int, labels: Tensor | None) -> SampleOptions:
-    """What a later stage is asked for: n images under the classes and prompts of the first; the rest is its own."""
+    """The options of a later stage: n images with the classes and prompts of the first; the rest is its own."""
     return SampleOptions(
         n=n,
         labels=tuple(labels.tolist()) if labels is not None and reads_classes(model) else None,

@@ -1,4 +1,4 @@
-"""What a network of one step makes of smaller pictures, each as large as follows from its own."""
+"""Enlarged pictures of a one-step network, each in the size that follows from its picture."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ def enlargements(
     conditions = choose_given(model, gathered.values, None)
     if conditions is None:
         raise UserError(
-            f"{model.path}: enlarges pictures, and there is none",
+            f"{model.path}: enlarges pictures, and none is given",
             f"give one: diffcli sample --ckpt {quoted(model.path)} --image FILE",
         )
     count = conditions.images if options.n is None else options.n

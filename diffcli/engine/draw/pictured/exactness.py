@@ -1,4 +1,4 @@
-"""`--exact-tiles`: whether tiles of a model can predict what the whole picture would, and how far they must overlap for that."""
+"""`--exact-tiles`: whether tiles of a model can equal the prediction for the whole picture, and the overlap that this needs."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ LEAVE = "leave --exact-tiles out, or compute the images whole: --no-tile"
 def exact_overlap(model: Model, flag: str = "--exact-tiles") -> int:
     """Pixels by which exact tiles overlap at least: a multiple of those at which tiles begin.
 
-    Raises UserError where no overlap is enough, or where the network is compiled.
+    Raises UserError if no overlap is enough, or if the network is compiled.
     """
     if model.compiled:
         raise UserError(f"{flag} with --compile: a compiled network cannot stop at each norm", "leave --compile out")

@@ -1,7 +1,7 @@
-"""Pictures that become conditions, and how large the images are that follow from them.
+"""Pictures as conditions, and the sizes of the images that follow from them.
 
-The pictures of a model that enlarges (its condition was smaller than its images by a whole factor in training) keep their size,
-and what is drawn of them is larger by that factor; all others are cut and resized to the images that are drawn.
+A model enlarges if its condition was smaller than its images by a whole factor in training. Its pictures keep their size, and
+its images are larger by that factor. All other pictures are cropped and resized to the size of the images.
 """
 
 import math
@@ -25,11 +25,11 @@ Size = tuple[int, int]  # (height, width) in pixels
 
 
 class Gathered(NamedTuple):
-    """What is drawn under, by field; the options without the pictures that it was made of."""
+    """The conditions by field; the options without the pictures that became conditions."""
 
     values: dict[str, Value]
     options: SampleOptions
-    sizes: tuple[Size, ...]  # of the images: that of image i is number i mod K; none where no picture decides
+    sizes: tuple[Size, ...]  # sizes of the images: image i has size i mod K; none if no picture decides
 
 
 class Frame(NamedTuple):
@@ -44,7 +44,7 @@ class Frame(NamedTuple):
     told: dict[str, Any] | None = None
 
     def kept(self, images: Tensor) -> Tensor:
-        """What is kept of finished images (B, C, H, W)."""
+        """Finished images (B, C, H, W), cut to size."""
         return images if self.cut is None else images[..., : self.cut[0], : self.cut[1]]
 
     def describe(self) -> dict[str, Any]:
@@ -56,15 +56,15 @@ WHOLE = Frame()
 
 
 def pictured(model: Model) -> list[str]:
-    """The conditions of a model that picture files can be, in order."""
+    """The conditions of a model that can be picture files, in order."""
     return [name for name, spec in condition_specs(model).items() if spec.kind in PICTURED]
 
 
 def picture_conditions(model: Model, options: SampleOptions, given: Mapping[str, Value]) -> Gathered:
     """The values of conditions that are given, and those of --field and --image.
 
-    --image is the one picture that a model reads, unless --strength, --mask, --interpolate or --restore say what it is instead.
-    Raises UserError where it may be several, where a field is given twice, or where a file does not fit the model.
+    --image is the one picture that a model reads, unless --strength, --mask, --interpolate or --restore give it another role.
+    Raises UserError if several conditions are possible, if a field is given twice, or if a file does not fit the model.
     """
     values, there = dict(given), pictured(model)
     files = {name: (f"--field {name}", paths) for name, paths in options.fields}
@@ -154,7 +154,7 @@ def framed(
 
 
 def cut_frame(model: Model, options: SampleOptions, tile: Size, cut: Size | None) -> Frame:
-    """How a model sees its images in tiles; whole where they are no larger than one. Raises UserError for --overlap."""
+    """The tiles in which a model sees its images, or the whole image if it is no larger. Raises UserError for --overlap."""
     step, task = steps(model).shift, model.task
     assert isinstance(task, DiffusionTask)
     least = exact_overlap(model) if options.exact_tiles else 0
@@ -198,9 +198,9 @@ def steps(model: Model) -> Steps:
 
 
 def choose_tile(model: Model, options: SampleOptions, reads_pictures: bool) -> Size | None:
-    """--tile; where nothing is said, the trained size, for images that are drawn of pictures. None: they are computed whole.
+    """The size of tiles: --tile, or else the trained size for images that follow from pictures. None: no tiles.
 
-    Exact tiles are twice as large as they overlap at least, where that is more. Raises UserError.
+    Exact tiles are at least twice as large as their overlap. Raises UserError.
     """
     if options.whole or (options.tile is None and not reads_pictures):
         for flag, given in (("--overlap", options.overlap), ("--exact-tiles", options.exact_tiles or None)):

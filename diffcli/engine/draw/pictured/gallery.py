@@ -1,4 +1,4 @@
-"""Images of several sizes in one request: each as large as follows from its own picture."""
+"""Images of several sizes in one request: the size of each follows from its picture."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from diffcli.fields import listed
 class Gallery:
     """Requests that differ in the size of their images alone. sizes: that of image i is number i mod K.
 
-    Their evaluations are counted by one tally.
+    One tally counts the evaluations of all.
     """
 
     requests: Mapping[Size, Request]
@@ -67,7 +67,7 @@ class Gallery:
         return self.requests[self.sizes[rows.start % len(self.sizes)]].images(rows)
 
     def agree(self, group: Group) -> None:
-        """Takes in, on rank 0, what the ranks have counted; all requests count together."""
+        """Adds the counts of all ranks on rank 0; all requests count together."""
         self.first.agree(group)
 
     def captions(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether the stages of a cascade follow each other: known from their checkpoints' records, before anything is drawn."""
+"""Checks from the records of checkpoints that the stages of a cascade fit together, before anything is drawn."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ Shape = tuple[int, ...]  # of an image: channels, height and width
 
 
 def check_cascade(req: ImageRequest, then: Sequence[Path], options: SampleOptions) -> None:
-    """Raises UserError where a checkpoint of --then does not follow the one before, the first of which is that of the request."""
+    """Raises UserError if a checkpoint of --then does not fit the one before; the first one is that of the request."""
     if not then:
         return
     check_first(req, then[0], options)
@@ -46,7 +46,7 @@ def check_cascade(req: ImageRequest, then: Sequence[Path], options: SampleOption
 
 
 def check_first(req: ImageRequest, then: Path, options: SampleOptions) -> None:
-    """Raises UserError where the images of the first stage are not what a next one could be told."""
+    """Raises UserError if the images of the first stage cannot condition a next one."""
     if options.compare:
         raise UserError(f"--compare with --then {then}: the next stage would draw both pictures", "leave --compare out")
     if options.interpolate is not None:
@@ -60,7 +60,7 @@ def check_first(req: ImageRequest, then: Path, options: SampleOptions) -> None:
 
 
 def check_kind(path: Path, model: Model, following: Model) -> str:
-    """The one picture that the next stage is told. Raises UserError where it is none, or draws no images."""
+    """The picture that conditions the next stage. Raises UserError if there is none, or if the stage draws no images."""
     if isinstance(following.task, SuperResolutionTask):
         raise UserError(
             f"--then {path}: was trained as {following.preset.task.noun} in one step, which is no stage",
@@ -113,7 +113,7 @@ def reads_classes(model: Model) -> bool:
 
 
 def check_words(path: Path, req: ImageRequest, following: Model, options: SampleOptions) -> None:
-    """Raises UserError where the next stage is told classes or prompts that there are not."""
+    """Raises UserError if the next stage needs classes or prompts that are missing."""
     if unconditional(following.preset.guidance, following.preset.guide):
         return
     if reads_classes(following):
@@ -121,9 +121,7 @@ def check_words(path: Path, req: ImageRequest, following: Model, options: Sample
     if not prompted(following):
         return
     if not options.prompts:
-        raise UserError(
-            f"--then {path}: draws what a text says, and there is none", 'say what, for example --prompt "..."'
-        )
+        raise UserError(f"--then {path}: needs a text, and there is none", 'give one, for example --prompt "..."')
     if image_conditioners(following.task) and options.prior is None and following.preset.prior is None:
         raise UserError(
             f"--then {path}: was trained on embeddings of images, but a prompt has that of a text",
@@ -132,7 +130,7 @@ def check_words(path: Path, req: ImageRequest, following: Model, options: Sample
 
 
 def check_named_alike(path: Path, req: ImageRequest, following: Model) -> None:
-    """Raises UserError where the classes of the images are not those of the next stage."""
+    """Raises UserError if the classes of the images are not those of the next stage."""
     labels, count, model = req.labels, class_count(following.preset.task), req.model
     if labels is None:
         problem = f"--then {path}: draws classes, but the images of {model.path} have none"

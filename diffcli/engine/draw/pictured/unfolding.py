@@ -1,4 +1,4 @@
-"""A folder where a picture file may be named: its pictures in order of name, without those that cannot be read."""
+"""Folders in place of picture files: their pictures in order of name, without those that cannot be read."""
 
 import warnings
 from pathlib import Path
@@ -14,7 +14,7 @@ Picture = Path | MemoryPicture
 
 
 def unfolded(options: SampleOptions, notes: bool = True) -> SampleOptions:
-    """The options with the pictures of a folder in its place. notes: whether to tell of those that cannot be read.
+    """The options with the pictures of a folder in its place. notes: whether to name those that cannot be read.
 
     Raises UserError for a folder without a picture that can.
     """

@@ -1,1 +1,1 @@
-"""Restoration without training: pictures of which a linear operator has left something."""
+"""Restoration without training: pictures that a known linear operator has degraded."""

@@ -1,4 +1,4 @@
-"""Models that were trained to paint holes: `--image` and `--mask` are their conditions, and what is known stays as it was given.
+"""Models that were trained to fill holes: `--image` and `--mask` are their conditions, and known pixels stay unchanged.
 
 Such a model reads both fields of an entry `hole` of data.derived: the mask, and the image around it.
 """
@@ -25,7 +25,7 @@ from diffcli.tasks.diffusion import DiffusionTask
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What lies around the hole of each image, from its own conditions."""
+    """The pixels around the hole of each image, from its conditions."""
 
     pictures: ClassVar[int] = 1
     hole: Hole
@@ -47,14 +47,14 @@ class Surroundings:
 
 
 def hole_of(model: Model) -> Hole | None:
-    """The entry of data.derived whose two fields a model is told; None where there is none."""
+    """The entry of data.derived whose two fields condition a model; None if there is none."""
     wanted = condition_specs(model)
     derived = (each for each in model.preset.data.derived if isinstance(each, Hole))
     return next((each for each in derived if {each.field, each.image} <= wanted.keys()), None)
 
 
 def choose_surroundings(model: Model) -> Surroundings | None:
-    """What a model that paints holes keeps; None for others, and for latents, of which a pixel is no part."""
+    """The known pixels of a model that fills holes; None for others, and for models of latents."""
     hole = hole_of(model)
     task = model.task
     pixels = isinstance(task, DiffusionTask) and isinstance(task.codec, PixelCodec)
@@ -62,17 +62,17 @@ def choose_surroundings(model: Model) -> Surroundings | None:
 
 
 def check_hole(model: Model, options: EditOptions, given: Collection[str]) -> None:
-    """Raises UserError where a model that paints holes is told of none. given: names of fields."""
+    """Raises UserError if a model that fills holes gets none. given: names of fields."""
     hole = hole_of(model)
     if hole is not None and options.mask is None and not {hole.field, hole.image} <= set(given):
         raise UserError(
-            f"{model.path}: paints the holes of pictures, and nothing says where they are",
-            "give both: --image FILE --mask FILE, white where it is to be painted",
+            f"{model.path}: fills holes of pictures, and no hole is given",
+            "give both: --image FILE --mask FILE, white where it is to be filled",
         )
 
 
 def check_over(model: Model, values: Mapping[str, Value]) -> None:
-    """Raises UserError where masks and pictures that are given do not lie over the images."""
+    """Raises UserError if given masks and pictures do not have the size of the images."""
     size = tuple(model.preset.data.shape[1:])
     for name, value in values.items():
         for shape in value.shapes:
@@ -82,7 +82,7 @@ def check_over(model: Model, values: Mapping[str, Value]) -> None:
 
 
 def with_hole(model: Model, options: EditOptions, given: Mapping[str, Value]) -> dict[str, Value]:
-    """`given`, and of a model that paints holes the two conditions that --image and --mask make.
+    """`given`, and for a model that fills holes the two conditions from --image and --mask.
 
     Image i has the picture numbered i mod K, all have the one mask.
     """

@@ -1,4 +1,4 @@
-"""What images of a batch must measure, in diffusion space, and how a walk comes to it."""
+"""Linear measurements that images of a batch must match, in diffusion space, and the walk that matches them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -15,31 +15,31 @@ from diffcli.fields import Batch
 from diffcli.tasks.codecs.pixel import PixelCodec
 from diffcli.tasks.diffusion import DiffusionTask
 
-ROUNDS = 32  # in which a finished image is brought within the levels that files have
+ROUNDS = 32  # rounds to bring a finished image within the range of file levels
 
 Batches = Callable[[range], Batch]
 """The conditions of images on the model's device."""
 
 
 class Measured(NamedTuple):
-    """values: (B, C', H', W') on the scale of the codec. told: whether the network is conditioned on them."""
+    """values: (B, C', H', W') on the scale of the codec. told: whether they also condition the network."""
 
     operator: Operator
     values: Tensor
     told: bool
 
     def bound(self, task: DiffusionTask, denoise: Denoise, sampler: Sampler) -> Denoise:
-        """A denoiser for one walk whose x0 measures so.
+        """A denoiser for one walk, whose x0 matches the measurements.
 
-        A sampler that tries steps and takes them back evaluates at times that are no walk, and the images of a batch would then
-        depend on each other.
+        A sampler that rejects and repeats steps does not evaluate along one walk; a sum over its evaluations would make the
+        images of a batch depend on each other.
         """
         retries = sampler.nfe is None
         project = projected if self.told or retries else pursued
         return project(denoise, task.denoiser.schedule, self.operator, self.values)
 
     def finished(self, task: DiffusionTask, steps: Iterator[Step]) -> Iterator[Step]:
-        """The same steps, the last image of which needs hardly any clamping, though it measures as before."""
+        """The same steps; the last image is brought into the range of levels and still matches the measurements."""
         for step in steps:
             if step.t > 0:
                 yield step
@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 
 
 class Restoring(Protocol):
-    """Where it comes from what images must measure."""
+    """The source of the measurements."""
 
     @property
     def told(self) -> dict[str, Any]:
@@ -57,22 +57,22 @@ class Restoring(Protocol):
 
     @property
     def pictures(self) -> int:
-        """How many stand side by side in one."""
+        """The number of pictures side by side in one image."""
 
     def known(self, task: DiffusionTask, rows: range, batch: Batches) -> Measured:
-        """What images `rows` must measure. batch: gives their conditions."""
+        """The measurements of images `rows`. batch: gives their conditions."""
 
     def shown(self, made: Tensor, rows: range) -> Tensor:
-        """Finished images `rows`, uint8 (B, C, H, W), between what stands beside them."""
+        """Finished images `rows`, uint8 (B, C, H, W), with the pictures to show beside them."""
 
 
 def pixels(model: Model, flag: str, hint: str) -> DiffusionTask:
-    """The task of a model that draws pixels of images. Raises UserError for latents and what is no image."""
+    """The task of a model that draws pixels of images. Raises UserError for latents and for fields that are no images."""
     task = model.task
     assert isinstance(task, DiffusionTask)
     if task.spec.kind != "image":
         problem = f"{flag}: {model.path} draws the field '{task.field}' of kind {task.spec.kind}, no images"
         raise UserError(problem, hint)
     if not isinstance(task.codec, PixelCodec):
-        raise UserError(f"{flag}: {model.path} draws latents, and what was measured are pixels", hint)
+        raise UserError(f"{flag}: {model.path} draws latents, and the given picture consists of pixels", hint)
     return task

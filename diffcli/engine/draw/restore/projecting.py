@@ -1,4 +1,4 @@
-"""`--project`: what an upscaler draws is consistent with the picture that it enlarges, by the kernel that it was trained with."""
+"""`--project`: images of an upscaler that agree with its picture, by the kernel of its training."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,13 +17,13 @@ from diffcli.tasks.diffusion import DiffusionTask
 
 @dataclass(frozen=True)
 class Projection:
-    """The condition that says how images measure, and what made it in training."""
+    """The condition that the images must match, and the transform that made it in training."""
 
     pictures: ClassVar[int] = 1
     derived: LowRes
 
     def known(self, task: DiffusionTask, rows: range, batch: Batches) -> Measured:
-        """What images `rows` are consistent with: the pictures that they are drawn under."""
+        """The measurements of images `rows`: the pictures that condition them."""
         low: Tensor = batch(rows)[self.derived.field]
         height, width = (side * self.derived.factor for side in low.shape[2:])
         operator = smaller((height, width), self.derived.factor, self.derived.kernel, task.device)
@@ -42,23 +42,23 @@ class Projection:
 
 @lru_cache(maxsize=8)
 def smaller(size: tuple[int, int], factor: int, kernel: Kernel, device: torch.device) -> Separable:
-    """The operator of a size, kept: its factors take longer than a step for large images."""
+    """The cached operator of a size; for large images its factors take longer than a step."""
     return lowered(size, factor, kernel).to(device)
 
 
 def enlarged_from(model: Model) -> LowRes | None:
-    """What made the picture in training that a model enlarges; None where it enlarges none, or nothing says how it was made."""
+    """The transform that made the smaller picture in training; None if the model enlarges none, or if it is unknown."""
     derived = (each for each in model.preset.data.derived if isinstance(each, LowRes))
     return next((each for each in derived if each.field in model.task.reads), None)
 
 
 def choose_projection(model: Model) -> Projection:
-    """What --project asks for. Raises UserError where the model enlarges no picture, or nothing says by which kernel."""
+    """The projection of --project. Raises UserError if the model enlarges no picture, or if its kernel is unknown."""
     pixels(model, "--project", "leave --project out, or give an upscaler of pixels")
     found = enlarged_from(model)
     if found is None:
         raise UserError(
-            f"--project: {model.path} is conditioned on no low_res that data.derived makes, so that no kernel is known",
+            f"--project: {model.path} has no low_res of data.derived as a condition, so its kernel is unknown",
             "leave --project out, or restore a picture by a kernel that you name: --restore sr2 --image FILE",
         )
     return Projection(found)

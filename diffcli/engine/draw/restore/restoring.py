@@ -1,4 +1,4 @@
-"""Pictures restored by a model that was never trained for it: its predictions are projected on what was measured.
+"""Restoration by a model that was not trained for it: its predictions are projected onto the degraded picture.
 
 For models of pixels alone: an operator of pixels says nothing of a latent.
 """
@@ -25,7 +25,7 @@ from diffcli.tasks.diffusion import DiffusionTask
 
 @dataclass(frozen=True)
 class Restoration:
-    """Pictures that were measured, and by what. measured: (K, C', H', W') in [-1, 1]; image i is made of number i mod K.
+    """Degraded pictures and their operator. measured: (K, C', H', W') in [-1, 1]; image i is made of number i mod K.
 
     left, right: pictures uint8 (K, C, H, W) to show beside each image; told: for the sidecar.
     """
@@ -52,9 +52,9 @@ class Restoration:
 
 
 def read_restoration(model: Model, options: EditOptions, restore: str, degrade: bool, compare: bool) -> Restoration:
-    """The pictures of --image as what --restore names has left them, or, to try it, as --degrade makes it leave them.
+    """The pictures of --image, which the operator of --restore has degraded or, with --degrade, degrades now.
 
-    compare: whether they stand beside. Raises UserError where the model is not one of pixels, or a picture has the wrong size.
+    compare: whether to show them beside the results. Raises UserError for a model of latents, or a picture of the wrong size.
     """
     wish, shape = wished(restore), restorable(model, restore)
     size = shape.height, shape.width
@@ -84,14 +84,14 @@ def read_restoration(model: Model, options: EditOptions, restore: str, degrade: 
 
 
 def seen(levels: Tensor, shape: ImageShape) -> Tensor:
-    """What was measured, uint8 (K, C', H', W'), as a picture of this shape: every pixel a block, grey in all channels."""
+    """The degraded picture, uint8 (K, C', H', W'), in this shape: every pixel becomes a block, grey fills all channels."""
     factor = shape.height // levels.shape[2]
     return levels.expand(-1, shape.channels, -1, -1).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
 def restorable(model: Model, restore: str) -> ImageShape:
-    """The shape of the images of a model that can restore. Raises UserError for latents and what is no image."""
-    hint = "give a model of pixels; a part of an image is painted anew by --image FILE --mask FILE without --restore"
+    """The shape of the images of a model that can restore. Raises UserError for latents and for fields that are no images."""
+    hint = "give a model of pixels; to regenerate a part of an image, type --image FILE --mask FILE without --restore"
     return ImageShape(*pixels(model, f"--restore {restore}", hint).spec.sides)
 
 
@@ -114,7 +114,7 @@ def check_factor(model: Model, wish: Wish, size: tuple[int, int]) -> None:
 def check_sizes(
     options: EditOptions, opened: Sequence[Image.Image], restore: str, size: tuple[int, int], factor: int
 ) -> None:
-    """Raises UserError for a picture that is not of the (height, width) that the operator leaves."""
+    """Raises UserError for a picture that does not have the (height, width) of the operator's output."""
     for path, image in zip(options.images, opened, strict=True):
         if (image.height, image.width) != size:
             found, whole = (
@@ -123,7 +123,7 @@ def check_sizes(
             )
             raise UserError(
                 f"--image {path}: is {found} pixels (HxW), but --restore {restore} makes these images out of {size[0]}x{size[1]}",
-                f"draw images of its size, --size {whole}; or, where it is a picture that has lost nothing yet, add --degrade",
+                f"draw images of its size, --size {whole}; or add --degrade if the picture is not degraded yet",
             )
 
 

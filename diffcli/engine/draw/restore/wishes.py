@@ -1,4 +1,4 @@
-"""`--restore NAME[:OPTION]`: which operator took what away, as it is typed, and the flags that go with it."""
+"""`--restore NAME[:OPTION]`: the operator that degraded the pictures, and the flags that belong to it."""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -11,11 +11,11 @@ from diffcli.diffusion.operators import KERNELS, Kernel, Known, Luma, Operator, 
 Loss = Literal["sr2", "sr4", "colour", "blur", "mask"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 FACTORS = {"sr2": 2, "sr4": 4}
-SIGMA = 1.5  # pixels, of a blur that nothing is said of
+SIGMA = 1.5  # pixels, the default of blur
 
 
 class Wish(NamedTuple):
-    """What a picture has lost. kernel: of sr2 and sr4; sigma: of blur, in pixels."""
+    """The degradation of a picture. kernel: of sr2 and sr4; sigma: of blur, in pixels."""
 
     loss: Loss
     kernel: Kernel = "bicubic"
@@ -23,16 +23,16 @@ class Wish(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """How many times smaller a side has become."""
+        """The factor by which a side was made smaller."""
         return FACTORS.get(self.loss, 1)
 
     @property
     def exact(self) -> bool:
-        """Whether pictures must come in the very size that the operator gives: resizing them would be another operator."""
+        """Whether pictures must have exactly the size of the operator's output, since resizing would change the operator."""
         return self.loss in ("sr2", "sr4", "blur")
 
     def operator(self, size: tuple[int, int], painted: Tensor | None = None) -> Operator:
-        """Of images of (height, width). painted: bool (H, W), where the mask says that nothing is known."""
+        """The operator on images of (height, width). painted: bool (H, W), the unknown pixels of the mask."""
         if self.factor > 1:
             return lowered(size, self.factor, self.kernel)
         if self.loss == "blur":
@@ -41,17 +41,17 @@ class Wish(NamedTuple):
 
 
 def wished(text: str) -> Wish:
-    """What `sr2`, `sr4:box`, `colour`, `blur:2` or `mask` ask for. Raises UserError."""
+    """The degradation that `sr2`, `sr4:box`, `colour`, `blur:2` or `mask` names. Raises UserError."""
     name, colon, option = text.partition(":")
     loss = next((each for each in LOSSES if each == name), None)
     if loss is None:
-        raise UserError(f"--restore {text}: '{name}' is no operator", did_you_mean(name, LOSSES))
+        raise UserError(f"--restore {text}: '{name}' is not an operator", did_you_mean(name, LOSSES))
     if not colon:
         return Wish(loss)
     if loss in FACTORS:
         kernel = next((each for each in KERNELS if each == option), None)
         if kernel is None:
-            raise UserError(f"--restore {text}: '{option}' is no kernel", did_you_mean(option, KERNELS))
+            raise UserError(f"--restore {text}: '{option}' is not a kernel", did_you_mean(option, KERNELS))
         return Wish(loss, kernel=kernel)
     if loss == "blur":
         try:
@@ -60,7 +60,7 @@ def wished(text: str) -> Wish:
             sigma = 0
         if not 0.1 <= sigma <= 100:
             raise UserError(
-                f"--restore {text}: '{option}' is no deviation of a blur in pixels, from 0.1 to 100",
+                f"--restore {text}: '{option}' is not a standard deviation in pixels, from 0.1 to 100",
                 f"write --restore blur:{SIGMA:g}, for example",
             )
         return Wish(loss, sigma=sigma)
@@ -71,17 +71,17 @@ def check_flags(restore: str | None, degrade: bool, given: dict[str, object]) ->
     """Raises UserError for flags that contradict --restore and --degrade. given: --image, --mask and others; None: not given."""
     if restore is None:
         if degrade:
-            raise UserError("--degrade: nothing says what shall be taken away", "add --restore sr2, for example")
+            raise UserError("--degrade: no operator is given", "add --restore sr2, for example")
         return
     wish = wished(restore)
     for flag in ("--strength", "--interpolate"):
         if given[flag] is not None:
-            problem = f"{flag} {given[flag]} with --restore {restore}: a picture is restored from pure noise"
+            problem = f"{flag} {given[flag]} with --restore {restore}: restoration starts from pure noise"
             raise UserError(problem, f"leave out {flag} or --restore")
     if given["--image"] is None:
         raise UserError(f"--restore {restore}: there is no picture to restore", "give one with --image FILE")
     if wish.loss == "mask" and given["--mask"] is None:
-        raise UserError("--restore mask: nothing says which pixels are lost", "add --mask FILE, white where they are")
+        raise UserError("--restore mask: no mask says which pixels are lost", "add --mask FILE, white where they are")
     if wish.loss != "mask" and given["--mask"] is not None:
-        problem = f"--mask {given['--mask']} with --restore {restore}: no pixel of the picture is lost"
+        problem = f"--mask {given['--mask']} with --restore {restore}: this operator has no mask"
         raise UserError(problem, "leave --mask out, or use --restore mask")

@@ -1,1 +1,1 @@
-"""Pictures made of several: how images are laid out, and the words under them."""
+"""Grids of images, and the captions under them."""

@@ -1,6 +1,6 @@
-"""How images become one picture to look at: a grid, enlarged, with words under each.
+"""Lays images out as one picture: a grid, enlarged, with captions.
 
-Enlarging repeats pixels (nearest neighbour), so that what one sees is what the model drew. One image alone has no frame.
+Enlarging repeats pixels (nearest neighbour), so the picture shows exactly what the model drew. A single image has no frame.
 """
 
 import math
@@ -17,15 +17,16 @@ from diffcli.engine.draw.out_files import kind_of
 from diffcli.engine.draw.sheets.lettering import strips
 
 GAP = 2  # pixels between the images of a grid
-READABLE = 96  # pixels that an image is wide, or more, where a caption stands under it
-WIDEST = 20  # columns of a grid that still show anything
+READABLE = 96  # least width in pixels of an image with a caption
+WIDEST = 20  # largest number of columns that can still be seen
 
 
 class Arrangement(NamedTuple):
-    """How a grid or a frame of an animation is laid out.
+    """The layout of a grid or a frame of an animation.
 
-    scale: each pixel is a square of so many; None: 1, or what captions need. columns: None chooses those that say most. captions:
-    one an image.
+    scale: each pixel becomes a square of scale x scale; None: 1, or enough for captions. columns: None chooses them as
+    `columns_for`.
+    captions: one for each image.
     """
 
     scale: int | None = None
@@ -35,7 +36,7 @@ class Arrangement(NamedTuple):
     def sheet(self, images: Tensor, description: Mapping[str, Any] | None = None) -> np.ndarray:
         """uint8 (B, C, H, W) -> one uint8 picture (H', W', C).
 
-        description: the record of the images, which says how many columns say most; None: about a square.
+        description: the record of the images, from which the columns follow; None: about a square.
         """
         columns = self.columns or columns_for(description or {})
         if self.captions is not None:
@@ -43,13 +44,13 @@ class Arrangement(NamedTuple):
         return grid(enlarged(images, self.scale or 1), columns)
 
     def describe(self) -> dict[str, Any]:
-        """For sidecars, what differs from the usual."""
+        """The settings that differ from the defaults, for sidecars."""
         chosen = {"scale": self.scale, "columns": self.columns, "captions": self.captions is not None or None}
         return {name: value for name, value in chosen.items() if value is not None}
 
 
 def check_arrangement(path: Path, kinds: Sequence[str], layout: Mapping[str, Any]) -> None:
-    """Raises UserError, before any work, for options of a layout where no file of these kinds is written.
+    """Raises UserError, before any work, for layout options if the output is no file of these kinds.
 
     layout: the options by their flags; None and False were not given.
     """
@@ -83,7 +84,7 @@ def squarest(n: int) -> int:
 
 
 def columns_for(description: Mapping[str, Any]) -> int | None:
-    """How many columns say most: a way between two images is one row; classes or prompts that cycle have a column each."""
+    """The number of columns: one row for an interpolation, one column for each of the classes or prompts used in turn."""
     way, classes = description.get("interpolate") or 0, len(description.get("class_names") or ())
     if 1 < way <= WIDEST:
         return int(way)

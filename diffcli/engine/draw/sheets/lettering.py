@@ -1,8 +1,7 @@
-"""Words under pictures, in any script that a font of this machine has.
+"""Captions under pictures, in every script for which this machine has a font.
 
-Pillow's own font, the same on every machine, has the letters of ASCII. A text with other letters is set in the first font of the
-machine that has them all, or else each of its parts in one that has it. A letter that no font has shows as `?`, and a `Note`
-names it: a box would tell nobody what is missing.
+Pillow's own font is the same on every machine and has the letters of ASCII. A text with other letters uses the first font of the
+machine that has them all, or else a font for each part. A letter without a font is shown as `?`, and a `Note` names it.
 """
 
 import sys
@@ -53,13 +52,13 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Ruler(Protocol):
-    """What knows how wide a text is, in pixels."""
+    """Measures the width of a text in pixels."""
 
     def getlength(self, text: str) -> float: ...
 
 
 class Lettering:
-    """Fonts of one size, of which those of the machine are opened as soon as a letter needs them."""
+    """Fonts of one size; those of the machine are opened when a letter needs them."""
 
     def __init__(self, size: int = LETTERS, files: Sequence[Path] | None = None) -> None:
         self.size = size
@@ -110,13 +109,13 @@ class Lettering:
 
 @lru_cache
 def lettering() -> Lettering:
-    """That of captions, with what it has learnt of this machine."""
+    """The lettering of captions, with cached fonts of this machine."""
     return Lettering()
 
 
 @lru_cache(maxsize=100_000)
 def has(font: Font, letter: str) -> bool:
-    """Whether a font draws a letter otherwise than one that no font has. Spaces and marks of format need no drawing."""
+    """Whether a font draws a letter differently from a letter that no font has. Spaces and format characters need no drawing."""
     if letter.isspace() or unicodedata.category(letter) == "Cf":
         return True
     return bytes(font.getmask(letter)) != bytes(font.getmask(NO_LETTER))
@@ -153,7 +152,7 @@ def strips(captions: Sequence[str], width: int) -> Tensor:
 
 
 def note_missing(letters: set[str]) -> None:
-    """Says which letters show as `?`."""
+    """Notes which letters are shown as `?`."""
     if letters:
         named = [f"{letter} ({unicodedata.name(letter, f'U+{ord(letter):04X}')})" for letter in sorted(letters)]
         others = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""

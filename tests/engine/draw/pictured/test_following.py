@@ -216,7 +216,7 @@ def test_a_model_of_several_pictures_is_told_which_is_which(cli: Cli, tmp_path: 
         (["--image", "a.png", "--tile", 7], ["--tile 7", "multiples of 2", "try --tile"]),
         (["--image", "a.png", "--tile", 8, "--overlap", 8], ["--overlap 8", "at most"]),
         (["--image", "a.png", "--tile", 8, "--no-tile"], ["--tile 8 with --no-tile"]),
-        (["--image", "a.png", "--augment", 0.2], ["--augment 0.2", "no condition", "under noise"]),
+        (["--image", "a.png", "--augment", 0.2], ["--augment 0.2", "task.conditioners.0.augment"]),
     ],
 )
 def test_what_does_not_fit_is_one_error(

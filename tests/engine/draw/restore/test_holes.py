@@ -102,10 +102,10 @@ def test_pairs_of_such_a_model_keep_what_is_known(cli: Cli, tmp_path: Path) -> N
 
 
 def test_a_model_that_paints_holes_is_told_of_one(files: tuple[Path, Path]) -> None:
-    with pytest.raises(UserError, match="nothing says where they are") as caught:
+    with pytest.raises(UserError, match="no hole is given") as caught:
         request(model_of(PAINTER), SampleOptions())
     assert "--image FILE --mask FILE" in caught.value.hint
-    with pytest.raises(UserError, match="nothing says where they are"):
+    with pytest.raises(UserError, match="no hole is given"):
         request(model_of(PAINTER), SampleOptions(images=(files[0],)))
 
 

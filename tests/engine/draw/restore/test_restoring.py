@@ -195,8 +195,8 @@ def test_options_of_operators_are_read() -> None:
         (["--restore", "sr2", "--image", "GOOD"], ["8x8 pixels", "out of 4x4", "--size 16x16", "--degrade"]),
         (["--restore", "sr4", "--image", "LOW"], ["4x4 pixels", "out of 2x2"]),
         (["--restore", "blur", "--image", "LOW"], ["4x4 pixels", "out of 8x8"]),
-        (["--restore", "mask", "--image", "GOOD"], ["nothing says which pixels", "--mask FILE"]),
-        (["--restore", "sr2", "--image", "LOW", "--mask", "GOOD"], ["--mask", "no pixel of the picture is lost"]),
+        (["--restore", "mask", "--image", "GOOD"], ["--restore mask", "--mask FILE"]),
+        (["--restore", "sr2", "--image", "LOW", "--mask", "GOOD"], ["--mask", "--restore sr2", "leave --mask out"]),
         (["--restore", "sr2", "--image", "LOW", "--strength", 0.5], ["--strength 0.5", "pure noise"]),
         (["--restore", "sr2", "--image", "LOW", "--image", "LOW", "--interpolate", 3], ["--interpolate 3", "pure noise"]),
         (["--restore", "colour", "--image", "GOOD"], ["1 channel", "no colours"]),
@@ -221,7 +221,7 @@ def test_a_model_of_latents_is_refused(tmp_path: Path) -> None:
     stage = stage_checkpoint(tmp_path / "stage")
     tree = latent_tree(task__codec={"kind": "latent", "from": str(stage)})
     model = random_model(completed(presets.build(tree, "a.yaml")), "a")
-    with pytest.raises(UserError, match="draws latents, and what was measured are pixels"):
+    with pytest.raises(UserError, match="draws latents"):
         asked(model, "sr2", picture(tmp_path / "low.png", (4, 4), 1), tmp_path)
 
 
