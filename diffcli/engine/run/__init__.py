@@ -1,1 +1,1 @@
-"""Training: one loop that any task runs in, what is due after each step, and how a run goes on."""
+"""Training: one loop for all tasks, the work after each step, and resuming."""

@@ -1,4 +1,4 @@
-"""Averages of a run's weights beside the one in ema.safetensors: snapshots of them, and the checkpoints made of either.
+"""Further averages of a run's weights: their snapshots, and checkpoints made from them.
 
 RUN/snapshots/step-00001000-std-0.050.safetensors ...    each by itself a checkpoint to sample from
 OUT/std-0.070/  ema.safetensors  checkpoint.json         an average reconstructed from them, or taken from a checkpoint
@@ -49,7 +49,7 @@ def snapshots(run: RunDir) -> list[Snapshot]:
 
 
 def set_aside_snapshots(run: RunDir, step: int) -> None:
-    """Moves the snapshots after `step`, from which a run goes on, away: it writes its own."""
+    """Moves snapshots after `step` away, because a run resumed there writes its own."""
     for path in run.snapshots.glob("step-*.safetensors"):
         if int(path.name.split("-")[1]) > step:
             kept = run.snapshots / SUPERSEDED / path.name
@@ -60,7 +60,7 @@ def set_aside_snapshots(run: RunDir, step: int) -> None:
 def write_averages(path: Path, stds: Sequence[float], rates: Sequence[float], out: Path) -> Iterator[Path]:
     """Checkpoints below `out` with the power averages of these widths and the exponential ones of these rates."""
     if not stds and not rates:
-        raise UserError("--std: missing", "say which average to make, for example --std 0.05,0.1 or --rate 0.999")
+        raise UserError("--std: missing", "name the averages to make, for example --std 0.05,0.1 or --rate 0.999")
     for std in stds:
         if not 0 < std < MAX_STD:
             raise UserError(

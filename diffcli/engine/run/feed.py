@@ -1,6 +1,6 @@
-"""Where a run takes its batches from: data by index, whose order follows from the step, or a stream, which says where it is.
+"""The source of a run's batches: data by index, whose order follows from the step, or a stream, which records its position.
 
-What a feed adds to the log, and what of it a checkpoint's record keeps, comes from all ranks, so one call gathers both.
+The log and the record of a checkpoint hold values of a feed from all ranks; one call gathers both.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from diffcli.preset import Preset
 
 
 class Feed(ABC):
-    """The batches of one rank. kept: what a checkpoint's record has to hold of it, as of the last `gather`."""
+    """The batches of one rank. kept: its values for the record of a checkpoint, as of the last `gather`."""
 
     def __init__(self, preset: Preset, group: Group) -> None:
         self.preset, self.cfg, self.group = preset, preset.train, group
@@ -33,14 +33,14 @@ class Feed(ABC):
 
     @abstractmethod
     def gather(self) -> None:
-        """Learns of all ranks what `kept` and `numbers` are to say of the batch that was used last; called on every rank."""
+        """Gathers `kept` and `numbers` for the last batch from all ranks; every rank calls it."""
 
     @abstractmethod
     def numbers(self, step: int) -> dict[str, float]:
-        """What a line of the log says of the data that the steps so far have used."""
+        """The values for a line of the log about the data used so far."""
 
     def notes(self) -> list[str]:
-        """What there is to say to the person since the call before."""
+        """Messages for the user since the last call."""
         return []
 
 
@@ -66,7 +66,7 @@ class IndexedFeed(Feed):
         )
 
     def gather(self) -> None:
-        """Nothing: every rank knows it from the step."""
+        """Does nothing: the step determines the position."""
 
     def numbers(self, step: int) -> dict[str, float]:
         return {"epoch": round(step * self.cfg.batch_size / self.epoch, 4)}
@@ -117,7 +117,7 @@ class StreamedFeed(Feed):
 
 
 def crowding(lanes: int, preset: Preset, world: int, shards: int) -> list[str]:
-    """Of a stream with fewer lanes than `world` processes could use: what it costs, and what to type, if anything helps."""
+    """For a stream with fewer lanes than `world` processes could use: the consequence, and what to type if anything helps."""
     workers, batch = max(1, preset.train.workers), preset.train.batch_size
     wanted = min(world * workers, shards, batch)
     if lanes // world >= workers or lanes >= max(wanted, world):
@@ -135,7 +135,7 @@ def crowding(lanes: int, preset: Preset, world: int, shards: int) -> list[str]:
 
 
 def open_feed(preset: Preset, group: Group, data: ImageData, record: dict[str, Any] | None) -> Feed:
-    """The feed of a run; record: what a checkpoint kept of the one before it."""
+    """The feed of a run; record: `kept` of the feed before, from a checkpoint."""
     if isinstance(data, StreamData):
         return StreamedFeed(preset, group, data, record)
     return IndexedFeed(preset, group, data)

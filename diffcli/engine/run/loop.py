@@ -1,4 +1,4 @@
-"""The steps of a run and what is due after each."""
+"""The steps of a run and the work after each of them."""
 
 import time
 import warnings
@@ -34,16 +34,16 @@ from diffcli.tasks.task import Phase, Task, constant
 
 
 class Progress(NamedTuple):
-    """What a step did, for whoever watches."""
+    """Values of one training step, for progress displays."""
 
     step: int
     steps: int
     values: dict[str, float]  # loss terms and grad_norm; of several phases with the name of each before them
     images_per_s: float
-    event: str = ""  # what was written, if anything
+    event: str = ""  # the file that was written, if any
     waited: float = 0.0  # seconds of this session that training waited for data,
     data_wait: float = 0.0  # and their share of all of its training
-    notes: tuple[str, ...] = ()  # of the data, and of the numbers what was not true a step before
+    notes: tuple[str, ...] = ()  # notes on the data, and new remarks on the numbers
     trained: float = 0.0  # seconds that the steps of this session took
 
     @property
@@ -53,7 +53,7 @@ class Progress(NamedTuple):
 
 
 class Score(Protocol):
-    """The score of a task's samples at a step, lower for better ones; name: what it is."""
+    """The score of a task's samples at a step, lower is better; name: metric, features and numbers of images."""
 
     name: str
 
@@ -69,7 +69,7 @@ class Settled(NamedTuple):
 
 
 class Waits:
-    """Passes batches on, and knows what share of the time of training went by waiting for them."""
+    """Passes batches on and measures the share of the training time spent waiting for them."""
 
     def __init__(self, feed: Iterator[tuple[int, Batch]]) -> None:
         self.feed = feed
@@ -89,16 +89,16 @@ class Waits:
         return self.waited / max(self.trained, 1e-9)
 
     def recent_share(self) -> float:
-        """The share since this was called before."""
+        """The share since the last call."""
         waited, trained = self.waited - self._before[0], self.trained - self._before[1]
         self._before = self.waited, self.trained
         return waited / max(trained, 1e-9)
 
 
 class Loop:
-    """The steps of one run and what is due after each.
+    """The steps of one run and the work after each of them.
 
-    validate: the loss of a task at a step on held-out images, if wanted. score: of its samples, the same way.
+    validate: returns the loss of a task at a step on held-out images, if wanted. score: returns the score of its samples.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Loop:
                 for step, batch in waits:
                     pending.append(self.update(step, batch, stop.wanted))
                     due = self.due(step)
-                    # a GPU is asked for a step's numbers only once the next step is under way, so that it never waits
+                    # the numbers of a step are read from the GPU while the next step runs, so that it never waits
                     lag = 0 if due or self.group.device.type == "cpu" else 1
                     settled = [self.settle(pending.popleft()) for _ in range(len(pending) - lag)]
                     stopping = any(s.stopping for s in settled)
@@ -221,7 +221,7 @@ class Loop:
         return total
 
     def prefix(self, phase: Phase) -> str:
-        """What stands before the names of a phase's numbers: nothing where it is the only one."""
+        """The prefix of the names of a phase's numbers: empty if it is the only phase."""
         return "" if len(self.state.phases) == 1 else f"{phase.name}/"
 
     def settle(self, numbers: Numbers) -> Settled:
@@ -243,7 +243,7 @@ class Loop:
         return Settled(step, shown, stopping)
 
     def due(self, step: int) -> set[str]:
-        """What is to be written after this step."""
+        """The files to write after this step."""
         often = {**self.cfg.every.model_dump(), "snapshot": snapshot_every(self.cfg.ema)}
         due = {name for name, steps in often.items() if steps and step % steps == 0}
         if self.cfg.keep_every and step % self.cfg.keep_every == 0:
@@ -262,7 +262,7 @@ class Loop:
         stopping: bool,
         log: RunLog | None,
     ) -> str:
-        """Writes what is due; on rank 0. Returns what was written, for the one who watches."""
+        """Writes the files that are due, on rank 0. Returns their description, for progress displays."""
         if log is None:
             return ""
         written = []
@@ -288,14 +288,14 @@ class Loop:
         return ", ".join(written)
 
     def scored(self, shown: Mapping[str, float]) -> dict[str, str]:
-        """What the score among these values is, for the log: its metric, features and numbers of images."""
+        """The description of the score among these values, for the log: metric, features and numbers of images."""
         return {"scored": self.score.name} if self.score is not None and "score" in shown else {}
 
     @torch.no_grad()
     def preview(self) -> Iterator[tuple[Tensor, list[str] | None]]:
-        """Images of the averaged model, always of the same seeds and conditions: those of some images of the data; and captions.
+        """Images of the averaged model with captions, always with the same seeds and the conditions of the same rows of data.
 
-        Nothing where the task has none to show.
+        None if the task has no images to show.
         """
         fields, rows = self.data.shown(self.cfg.previews)
         batch = on_device(fields, self.data.specs, self.group.device) | {"index": rows}
@@ -306,9 +306,10 @@ class Loop:
 
 
 def wrap(task: Task, phases: Sequence[Phase], group: Group, compiled: bool) -> dict[str, Any]:
-    """The task as the loop calls it for each phase, by its name: compiled in place, so that no prefix reaches a checkpoint.
+    """The callable task of each phase, by name; compiled in place, so that no prefix reaches a checkpoint.
 
-    On several processes each phase has its own DDP, which knows that phase's parameters alone: it awaits a gradient of each.
+    With several processes each phase has its own DDP with only the parameters of this phase, because DDP waits for a gradient
+    of each.
     """
     if compiled:
         compile_network(task.network_to_compile)

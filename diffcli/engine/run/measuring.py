@@ -1,4 +1,4 @@
-"""What a task learns of its data before the first step, and how its processes ask each other."""
+"""Measurements that a task makes on its data before the first step, on all processes together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +18,7 @@ from diffcli.fields import Batch
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task
 
-OF_A_STREAM = 50_000  # samples that stand for all of a stream where no dataset.json tells their number
+OF_A_STREAM = 50_000  # samples to measure of a stream of unknown length
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class GroupRanks:
 
 
 class ShowDone(Protocol):
-    """Shows how far something is."""
+    """Shows progress."""
 
     def __call__(self, what: str, done: int, total: int | None) -> None: ...
 
@@ -46,9 +46,9 @@ Counting = Callable[[], AbstractContextManager[ShowDone]]
 
 @torch.no_grad()
 def measure(preset: Preset, group: Group, data: ImageData, task: Task, counting: Counting | None = None) -> None:
-    """Shows a new task as much of its training data as it wants to see, each process its part of every batch.
+    """Gives a new task as much of its training data as it needs, to each process its part of every batch.
 
-    counting: shows how far that is, in images.
+    counting: shows the progress in images.
     """
     if task.measures == 0:
         return

@@ -1,6 +1,6 @@
-"""A commented preset for somebody's own pictures: `diffcli presets new NAME --data DIR`.
+"""A commented preset for a user's own pictures: `diffcli presets new NAME --data DIR`.
 
-Size, channels, classes and captions are those of the data. All else is meant for a first look on a CPU: v-prediction on the
+Size, channels, classes and captions are those of the data. The other values suit a first try on a CPU: v-prediction on the
 cosine path, a rate of 1e-3, few channels, and condition dropout for guidance.
 """
 
@@ -42,7 +42,7 @@ LETTERS, MOST_LETTERS = 48, 256  # of a caption that a new model reads: at least
 
 
 class Findings(NamedTuple):
-    """What the pictures are. shape: (C, H, W) that a model of them gets. longest: bytes of a caption; None: there are none."""
+    """Properties of the pictures. shape: (C, H, W) for a model of them. longest: bytes of a caption; None: no captions."""
 
     place: str
     kind: Literal["folder", "shards"]
@@ -76,7 +76,7 @@ def write_new(name: str, data: Path, task: NewTask) -> tuple[Path, Findings]:
 
 
 def look_at(data: Path) -> Findings:
-    """What the pictures in a folder or prepared set are; it decodes 64 of them. Raises UserError where there are none."""
+    """Inspects the pictures in a folder or prepared set and decodes 64 of them. Raises UserError if there are none."""
     place = at_root(Folder(size=LONGEST, in_memory=False, broken="leave_out"), data)
     assert isinstance(place, Folder | Shards)
     images = place.model_copy(update={"in_memory": False}).build("train")
@@ -95,7 +95,7 @@ def look_at(data: Path) -> Findings:
         texts = images.columns["text"].read(torch.tensor(rows), None)
         words = [
             str(text) for text in texts if any(map(str.isalpha, str(text)))
-        ]  # boxes and labels lie beside images, too
+        ]  # text files beside images may also be boxes or labels
         longest = max((len(text.encode()) for text in words), default=None) if len(words) > len(rows) / 2 else None
     description = describe(images, place=data)
     return Findings(
@@ -111,7 +111,7 @@ def look_at(data: Path) -> Findings:
 
 
 def fitting(sides: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """(height, width) for images of these sides: theirs if all are alike and small, else of their shape where most share one.
+    """(height, width) for images of these sides: their own if all are equal and small, else that of the most common aspect ratio.
 
     The longer side is 64 pixels at most, and both are multiples of 8 where images are made smaller; nothing is enlarged.
     """
@@ -144,7 +144,7 @@ def written(name: str, found: Findings, task: NewTask) -> str:
 
 
 def heading(name: str, found: Findings, use: str) -> str:
-    """What the preset is, and its data. use: the command that a trained run is for."""
+    """The first comments of the preset. use: the command for a trained run."""
     height, width = found.shape[1:]
     size = str(height) if height == width else f"[{height}, {width}]"
     what = f"{found.number:,} pictures" + (f" of {len(found.classes)} classes" if found.classes else "")
@@ -169,7 +169,7 @@ def heading(name: str, found: Findings, use: str) -> str:
 
 
 def diffusion_task(name: str, found: Findings) -> str:
-    """The rest of the preset of a model that draws pictures, of a class or after a text where the data have these."""
+    """The rest of the preset of a model that draws pictures, conditioned on classes or captions if the data have them."""
     text = found.longest is not None
     what = "text" if text else "class"
     classes = 0 if text or found.classes is None or len(found.classes) < MIN_CLASSES else len(found.classes)
@@ -222,7 +222,7 @@ def diffusion_task(name: str, found: Findings) -> str:
 
 
 def classifier_task(name: str, found: Findings) -> str:
-    """The rest of the preset of a classifier. Raises UserError where the data have no two classes."""
+    """The rest of the preset of a classifier. Raises UserError if the data have fewer than two classes."""
     if found.classes is None or len(found.classes) < MIN_CLASSES:
         raise UserError(
             f"--task classifier: {found.place} has {'one class' if found.classes else 'no classes'}",

@@ -1,4 +1,4 @@
-"""The numbers of a step on their way from the device to the host, which reads them when they are there."""
+"""The numbers of a step, copied from the device to the host in the background."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Numbers:
-    """Named numbers of one step, from the moment that their computation is under way."""
+    """Named numbers of one step, available as soon as their computation has been started."""
 
     step: int
     names: tuple[str, ...]
@@ -17,14 +17,14 @@ class Numbers:
     there: torch.cuda.Event | None  # when CUDA has copied them
 
     def read(self) -> dict[str, float]:
-        """The numbers by name; waits for this step, not for what has been started since."""
+        """The numbers by name; waits for this step, not for work that was started later."""
         if self.there is not None:
             self.there.synchronize()
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
 def on_their_way(step: int, names: Iterable[str], together: Tensor) -> Numbers:
-    """The numbers `together` (n,), copied in the background where the device can do that."""
+    """The numbers `together` (n,), copied in the background if the device supports it."""
     if together.device.type != "cuda":
         return Numbers(step, tuple(names), together, None)
     host = together.to("cpu", non_blocking=True)  # which torch puts into pinned memory

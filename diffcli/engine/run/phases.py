@@ -8,7 +8,7 @@ from diffcli.tasks.task import Phase, Task
 
 
 def phases_of(task: Task, cfg: TrainConfig) -> tuple[Phase, ...]:
-    """The phases of a run, each with its own networks, optimizer and curve. Raises UserError where they contradict each other."""
+    """The phases of a run, each with its own networks, optimizer and curve. Raises UserError if they contradict each other."""
     check_networks(task)
     phases = task.phases
     for name in cfg.phases:
@@ -66,7 +66,7 @@ def _check_trains(phase: Phase, task: Task) -> None:
         if there[name].frozen:
             free = [other for other, network in there.items() if not network.frozen]
             raise UserError(
-                f"{key} names '{name}', but that network is frozen: it stays as it was made",
+                f"{key} names '{name}', but that network is frozen",
                 f"leave it out, or choose of {', '.join(free)}",
             )
     if not task.parameters_of(phase.networks):
@@ -78,7 +78,7 @@ def _check_trains(phase: Phase, task: Task) -> None:
 
 
 def _check_apart(phases: tuple[Phase, ...]) -> None:
-    """No two phases train one network: each of two optimizers would undo what the other remembers of it."""
+    """Refuses two phases that train one network, because each optimizer's state assumes that no other one changes it."""
     trained: dict[str, str] = {}
     for phase in phases:
         for name in dict.fromkeys(phase.networks):

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: parameters, memory, arithmetic, epochs and paths, for `train --dry-run`."""
+"""The plan of a run for `train --dry-run`: parameters, memory, arithmetic, epochs and paths."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -103,7 +103,7 @@ def part_sizes(task: Task) -> Iterator[str]:
 
 
 def amounts(data: ImageData, batch_size: int, steps: int) -> dict[str, str]:
-    """What there is to train on, and how often the run sees it."""
+    """The amount of training data, and how often the run sees it."""
     facts = {"shards": f"{len(data.urls):,}"} if isinstance(data, StreamData) else {}
     try:
         images = data.count if isinstance(data, StreamData) and data.count else len(data)
@@ -115,7 +115,7 @@ def amounts(data: ImageData, batch_size: int, steps: int) -> dict[str, str]:
 
 
 def _data(preset: Preset) -> tuple[ImageData | None, str]:
-    """The training data, to be counted and not decoded, and where there are none, why not."""
+    """The training data, without decoding; if there are none, the reason."""
     try:
         return preset.data.model_copy(update={"in_memory": False}).build("train"), ""
     except UserError as error:
@@ -123,7 +123,7 @@ def _data(preset: Preset) -> tuple[ImageData | None, str]:
 
 
 def roles(task: Task, phases: tuple[Phase, ...]) -> Iterator[str]:
-    """Each network that has weights: its name, their number, and what a run does with it."""
+    """Each network that has weights: name, number of parameters, and role in the run."""
     trained = {name: phase.name for phase in phases for name in phase.networks}
     for network in task.networks:
         count = sum(p.numel() for p in network.module.parameters())
@@ -191,7 +191,7 @@ def kept_bytes() -> Iterator[list[int]]:
 
 
 def of_parameter(tensor: torch.Tensor) -> bool:
-    """Whether it is a parameter or made of one alone, as a copy in half precision: kept once, and not for each image."""
+    """Whether it is a parameter or a copy of one, for example in half precision, which is kept once and not for each image."""
     function = tensor.grad_fn
     while function is not None and len(function.next_functions) == 1:
         function = function.next_functions[0][0]

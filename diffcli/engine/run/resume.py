@@ -1,4 +1,4 @@
-"""Reopening a run: which checkpoint to go on from, and with what changes to its preset."""
+"""Resuming a run: the checkpoint to continue from, and the changes to its preset."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ MOVABLE = ("data.root", "data.shards", "data.test_shards")  # keys of data that 
 
 
 class Edits(NamedTuple):
-    """What a person has changed in RUN/preset.yaml since the newest checkpoint.
+    """The user's changes to RUN/preset.yaml since the newest checkpoint.
 
     tree: the values that changed, by section and key; moved: `KEY=VALUE` of encoders that lie elsewhere; notes: each change.
     """
@@ -36,9 +36,9 @@ class Edits(NamedTuple):
 
 
 def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple[Preset, RunDir, Path]:
-    """The preset, the run and the checkpoint to go on from. Raises UserError where the run cannot go on as asked.
+    """The preset, the run and the checkpoint to continue from. Raises UserError if the run cannot continue with these options.
 
-    Reads the record alone: every process checks the digests of the files when it loads them, before the run is touched.
+    Only the record is read here; every process checks the digests of the files when it loads them, before the run is changed.
     """
     run = RunDir(run_directory(path))
     for item in overrides:
@@ -71,9 +71,9 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
 
 
 def edits(run: RunDir) -> Edits:
-    """The changes to RUN/preset.yaml, which a run writes anew whenever it begins or goes on.
+    """The changes to RUN/preset.yaml, which a run writes at every start.
 
-    Raises UserError where it is no preset any more, or where it changes what a resumed run cannot change.
+    Raises UserError if the file is not a preset any more, or if a resumed run cannot apply a change.
     """
     kept = checkpoint.checkpoints(run.checkpoints)
     if not kept or not run.preset.is_file():
@@ -130,7 +130,7 @@ def choose(run: RunDir, from_step: int | None) -> Path:
 
 
 def _not_a_run(path: Path) -> UserError:
-    """What `path`, which holds no checkpoints/ with a checkpoint, is instead, and what to type."""
+    """The error for a `path` without checkpoints: what it is instead, and what to type."""
     place = path.absolute()
     if (path / checkpoint.RECORD).is_file():
         step = f" --from {int(place.name[5:])}" if place.name[5:].isdecimal() else ""
@@ -148,7 +148,7 @@ def _not_a_run(path: Path) -> UserError:
 
 
 def changes(changed: Preset, start: Path) -> list[str]:
-    """What goes on otherwise from the checkpoint `start` because the changed preset says so: notes for the person."""
+    """Notes for the user on the effects of a changed preset from the checkpoint `start` on."""
     record = checkpoint.read_record(start)
     earlier, step = preset.build(record.get("preset"), f"{start}/{checkpoint.RECORD}"), record["step"]
     was, now = earlier.train, changed.train
@@ -158,15 +158,15 @@ def changes(changed: Preset, start: Path) -> list[str]:
         if old.networks != new.networks:
             notes.append(
                 f"train.phases.{new.name}.networks is {', '.join(new.networks)}, was {', '.join(old.networks)}: "
-                "a network that is no longer trained goes on as it is, one that is trained anew from there"
+                "networks that are no longer trained keep their weights, newly trained ones start from theirs"
             )
         assert new.curve is not None
         assert old.optimizer is not None
         assert new.optimizer is not None
         if not same_state(old, new):
             notes.append(
-                f"the optimizer of the phase {new.name} is {new.optimizer.kind}, was {old.optimizer.kind}: what it remembers of "
-                "earlier gradients begins anew"
+                f"the optimizer of the phase {new.name} is {new.optimizer.kind}, was {old.optimizer.kind}: its state from "
+                "earlier gradients is discarded"
             )
         stretched = was.steps != now.steps and new.curve.kind not in ("constant", "inverse_sqrt")
         if stretched and step >= max(old.first, new.first):
@@ -180,7 +180,7 @@ def changes(changed: Preset, start: Path) -> list[str]:
             f"train.freeze is {list(now.freeze)}, was {list(was.freeze)}: what is frozen stays as it is, without an average of "
             "its own; what is trained anew begins there, with fresh moments"
         )
-    if was.batch_size != now.batch_size and changed.data.kind != "stream":  # which goes on where it stands
+    if was.batch_size != now.batch_size and changed.data.kind != "stream":  # whose order continues at its position
         notes.append(
             f"train.batch_size is {now.batch_size}, was {was.batch_size}: the order of the data shifts: after "
             f"{step * was.batch_size} images it goes on at image {step * now.batch_size}, and epochs count from there"
@@ -189,7 +189,7 @@ def changes(changed: Preset, start: Path) -> list[str]:
 
 
 def set_aside(root: Path, start: Path) -> None:
-    """Moves the checkpoints below `root` that are newer than `start` away, so that the newest is always the run's own."""
+    """Moves checkpoints below `root` that are newer than `start` away, so that the newest one always belongs to this run."""
     for path in checkpoint.checkpoints(root):
         if path.name > start.name:
             kept = root / SUPERSEDED / path.name

@@ -1,11 +1,12 @@
-"""A run directory and what is written into it: preset, log lines, curves, trackers, preview grids, checkpoints.
+"""A run directory and its files: preset, log lines, curves, trackers, preview grids, checkpoints.
 
     RUN/ preset.yaml  log.jsonl  tensorboard/  previews/step-00001000.png  checkpoints/step-00001000/
          loss.png, the curves of the log  preview.png, the newest of previews/
          snapshots/step-00001000-std-0.050.safetensors ... where train.ema is of the kind power
 
 A log line is a function of the step alone, but for `images_per_s`, `data_wait` (the share of time that went by waiting for
-data since the line before) and `time`; a resumed run drops the lines past its start, so its log reads as if nothing had happened.
+data since the line before) and `time`; a resumed run drops the lines past its start, so its log equals that of an uninterrupted
+run.
 """
 
 import json
@@ -39,7 +40,7 @@ LEFT = (
     "snapshots",
     *TRACKED,
 )  # what a run writes beside its checkpoints
-SUPERSEDED = "superseded"  # where what a run leaves behind goes
+SUPERSEDED = "superseded"  # folder for the leftovers of earlier runs
 REDRAWN = 20.0  # seconds between two drawings of the curves
 CLOCKED = ("images_per_s", "data_wait", "time")  # the fields of a log line that differ from run to run
 
@@ -56,7 +57,7 @@ class RunDir:
         self._begun = False
 
     def claim(self) -> None:
-        """Makes the directory for a new run. Raises UserError where it holds a run, is in use or cannot be written."""
+        """Makes the directory for a new run. Raises UserError if it holds a run, is in use or cannot be written."""
         self.check_new()
         try:
             str(self.path).encode()
@@ -85,23 +86,23 @@ class RunDir:
             )
 
     def leftovers(self) -> list[Path]:
-        """What a run that ended before its first checkpoint has left here, or whoever else uses these names."""
+        """Files of a run that ended before its first checkpoint, or files of other programs with the same names."""
         return [path for name in LEFT if (path := self.path / name).exists()]
 
     def kept_leftovers(self) -> Path:
-        """Where `begin` moves the leftovers: RUN/superseded/N."""
+        """The folder to which `begin` moves the leftovers: RUN/superseded/N."""
         number = 1
         while (self.path / SUPERSEDED / str(number)).exists():
             number += 1
         return self.path / SUPERSEDED / str(number)
 
     def notes(self) -> list[str]:
-        """What becomes of the leftovers, for the person."""
+        """Notes for the user about the leftovers."""
         names = ", ".join(path.name for path in self.leftovers())
         return [f"{self.path} holds {names} without a checkpoint: moved to {self.kept_leftovers()}"] if names else []
 
     def begin(self) -> None:
-        """Moves leftovers away, so that no curve and no picture of another run stands among those of this one."""
+        """Moves leftovers away, so that curves and pictures of another run do not mix with those of this one."""
         left, kept = self.leftovers(), self.kept_leftovers()
         for path in left:
             kept.mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,7 @@ class RunDir:
         self._begun = True
 
     def abandon(self) -> None:
-        """Removes what this run has written since `begin`, if that tells of no step at all: a failed start leaves nothing."""
+        """Removes the files written since `begin` if no step has been logged, so that a failed start leaves no files."""
         told = next(read_log(self.log), None) or (self.path / "previews").exists() or self.snapshots.exists()
         if not self._begun or told or self.checkpoints.exists():
             return
@@ -120,12 +121,12 @@ class RunDir:
 
     @property
     def held(self) -> bool:
-        """Whether a writer has been in it and has not left it in order."""
+        """Whether a writer has locked it and not released it properly."""
         return (self.path / LOCK).is_file()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other writers out. Raises UserError where one is in, or the directory cannot be written."""
+        """Locks the run for this writer. Raises UserError if another process has it, or if the directory cannot be written."""
         with ExitStack() as stack:
             with self.writing():
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ class RunDir:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """What the file system refuses within it becomes a UserError that names what and the checkpoint that is left."""
+        """Context that turns errors of the file system into a UserError with the file and the last usable checkpoint."""
         try:
             yield
         except OSError as error:
@@ -143,7 +144,7 @@ class RunDir:
             again = f", then `diffcli resume {quoted(self.path)}`" if kept else ""
             raise UserError(
                 f"{error.filename or self.path}: cannot be written ({error.strerror or error}){usable}",
-                f"free some disk space, or mend what stands there and its permissions{again}",
+                f"free some disk space, or check that path and its permissions{again}",
             ) from error
 
 
@@ -169,7 +170,7 @@ class RunLog:
     ) -> dict[str, Any]:
         """Appends one JSON object; returns it.
 
-        remarks: what is to be said of the values, as its `remarks`, if anything. words: further fields, which are no numbers.
+        remarks: sentences about the values, for its field `remarks`. words: further fields that are not numbers.
         """
         record: dict[str, Any] = {
             "step": step,
@@ -210,7 +211,7 @@ class RunLog:
         self._drawn = time.monotonic()
 
     def close(self) -> None:
-        """Draws the curves, flushes and closes what is open; a disk that is full has been told of by whoever wrote."""
+        """Draws the curves, flushes and closes open files; the writers have already reported a full disk."""
         with suppress(OSError, UserError):
             self.curves()
         with suppress(OSError):
@@ -220,7 +221,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log that are whole; one cut short by a crash, or that tells no step, is left out."""
+    """The complete lines of a log; lines that a crash cut short and lines without a step are left out."""
     if path.is_file():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:

@@ -1,4 +1,4 @@
-"""How a run is asked to stop: by SIGINT or SIGTERM, which are answered after the step that is under way."""
+"""Stopping a run by SIGINT or SIGTERM, after the current step."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ AGAIN = "; Ctrl-C again stops at once, without saving"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training stopped as it was asked to: its last step is saved. A bare KeyboardInterrupt saves nothing."""
+    """Training was stopped by a signal and its last step is saved. A plain KeyboardInterrupt saves nothing."""
 
 
 class Stop:

@@ -1,4 +1,4 @@
-"""Everything that a training step changes, how it starts, and how it becomes the tensors of a checkpoint and back."""
+"""Everything that a training step changes: its start, and its conversion to the tensors of a checkpoint and back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,14 +104,14 @@ class State:
 
 
 def same_state(old: Phase, new: Phase) -> bool:
-    """Whether the optimizer of a phase of `phases_of` can go on from the state of the other's."""
+    """Whether the optimizer of a phase of `phases_of` can continue from the state of the other's."""
     assert old.optimizer is not None
     assert new.optimizer is not None
     return old.optimizer.remembers == new.optimizer.remembers
 
 
 def unaveraged(task: Task) -> list[str]:
-    """The networks of a task of which an average holds no copy: frozen ones, those that want none, and unsampled ones."""
+    """The networks of a task without a copy in an average: frozen ones, those with averaged=False, and unsampled ones."""
     return [n.name for n in task.networks if n.name in task.still or not n.averaged or not n.samples]
 
 
@@ -132,7 +132,7 @@ def saved_averages(record: dict[str, Any]) -> list[str]:
 
 
 def check_averages(wanted: list[str], path: Path, record: dict[str, Any]) -> None:
-    """Raises UserError where a run shall go on with an average that it has not kept so far. A sole rate may change."""
+    """Raises UserError if a resumed run needs an average that its checkpoint lacks. A single rate may change."""
     saved = saved_averages(record)
     one_rate = len(wanted) == len(saved) == 1 and all(name.startswith("rate-") for name in wanted + saved)
     if not one_rate and (wanted[0] != saved[0] or not set(wanted) <= set(saved)):
@@ -143,7 +143,7 @@ def check_averages(wanted: list[str], path: Path, record: dict[str, Any]) -> Non
 
 
 def resolved(preset: Preset, device: torch.device) -> Preset:
-    """The preset with what depends on machine and folder decided, so that a run resumed from anywhere decides the same."""
+    """The preset with all values that depend on machine and folder resolved, so that they are the same when the run is resumed."""
     train = preset.train
     if train.precision == "auto":
         train = train.model_copy(update={"precision": auto_precision(device)})
@@ -182,7 +182,7 @@ def build_state(
 ) -> State:
     """Fresh weights drawn from the preset's seed, their average and the optimizers. specs: see `build_on_meta`.
 
-    begin: called with the task on its device before it is averaged, to change what it begins from.
+    begin: called with the task on its device before it is averaged, to change its initial weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(preset.seed)  # the same weights on every device and rank

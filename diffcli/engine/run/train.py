@@ -1,4 +1,4 @@
-"""The one way to train: any task, on any number of processes, resumed exactly.
+"""Training of any task, on any number of processes, with exact resuming.
 
 Training state is a pure function of the step: data order, augmentation, times, noise and dropout follow from (seed, step,
 position in the global batch), so a checkpoint holds weights, averages and optimizer moments and nothing else.
@@ -36,7 +36,7 @@ Scoring = Callable[[Preset, Path, Group, Task, ImageData], Score]
 
 
 class Beginning(NamedTuple):
-    """A run before its first step. first: the step that it starts after. holds: what its data hold; notes: on them."""
+    """A run before its first step. first: the step that it starts after. holds: the description of its data; notes: on them."""
 
     loop: Loop
     first: int
@@ -45,7 +45,7 @@ class Beginning(NamedTuple):
 
 
 def check_processes(preset: Preset, world: int) -> None:
-    """Raises UserError where a process would have nothing to do."""
+    """Raises UserError if a process would have nothing to do."""
     cfg = preset.train
     if world > cfg.batch_size // cfg.accumulate:
         raise UserError(
@@ -56,7 +56,7 @@ def check_processes(preset: Preset, world: int) -> None:
 
 
 def check_data(preset: Preset, task: Task, data: ImageData) -> None:
-    """Raises UserError where the data do not give what the task takes, before any step."""
+    """Raises UserError, before any step, if the data do not fit the task."""
     if data.shape != preset.data.shape:
         raise UserError(
             f"data: images are {tuple(data.shape)} (channels, height, width), the preset expects {tuple(preset.data.shape)}",
@@ -85,9 +85,9 @@ def begun(
     counting: Counting | None = None,
     scoring: Scoring | None = None,
 ) -> Iterator[Beginning]:
-    """A run that is held for this process and ready for its first step; see `train`.
+    """A run that is locked for this process and ready for its first step; see `train`.
 
-    counting: shows what is measured before. scoring: makes what measures the score of its samples, where the preset wants one.
+    counting: shows the progress of measurements. scoring: builds the score of its samples, if the preset has one.
     """
     tune(group.device)
     preset = resolved(stage_reading.completed(fitted_to_data(preset)), group.device)
@@ -115,7 +115,7 @@ def prepare(
     """A run of a resolved preset, ready for its first step; the first to touch the run's files."""
     source = preset.data
     if isinstance(preset.task, PriorConfig):
-        source = source.model_copy(update={"in_memory": False})  # images that nobody looks at are not decoded
+        source = source.model_copy(update={"in_memory": False})  # images that are not needed are not decoded
     data = source.build("train")
     images = data.count if isinstance(data, StreamData) else len(data)
     if start is None and images:
@@ -126,7 +126,7 @@ def prepare(
     holds = data_records.described(source, data)
 
     def begin(task: Task) -> None:
-        """What is refused is refused before the data are read."""
+        """Checks everything that can be refused before the data are read."""
         if found is not None:
             data_records.check_classes(task, holds, found)
         else:

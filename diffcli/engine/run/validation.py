@@ -1,7 +1,7 @@
-"""The loss of the averaged model on images that no step trains on: a curve that turns up tells of memorising.
+"""The loss of the averaged model on held-out images: a rising curve is a sign of memorising.
 
-Every time it is asked of the same images, at the same times and with the same noise, which follow from the place of an image
-among them alone: so its curve is smooth, and no matter of batches or of the number of processes.
+Images, times and noise are the same every time; they follow from the position of an image in the split alone. So the curve is
+smooth and does not depend on batches or on the number of processes.
 """
 
 import torch
@@ -18,7 +18,7 @@ from diffcli.noise import Domain
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task
 
-SEED = -1  # that no preset has: no noise of training is met again here
+SEED = -1  # a seed that no preset has, so the noise differs from that of training
 
 
 class Validation:
@@ -34,7 +34,7 @@ class Validation:
     def loss(self, task: Task, step: int = 1) -> float:
         """The mean loss of a task's first phase over these images, of which every rank takes its share; the same on every rank.
 
-        step: what the task is told. Nothing waits for the device before all of them are through.
+        step: the step passed to the task. Nothing waits for the device before the end.
         """
         mine = self.group.shares(len(self.rows))[self.group.rank]
         places = torch.arange(mine.start, mine.stop)

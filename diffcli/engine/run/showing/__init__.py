@@ -1,1 +1,1 @@
-"""What a run shows of itself: its first and last words, curves, labelled previews, and the trackers that it writes to."""
+"""What a run shows: its first and last lines, curves, labelled previews, and trackers."""

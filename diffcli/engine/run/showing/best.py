@@ -12,13 +12,13 @@ NAME = "best"
 
 
 class Best:
-    """What stands there, of a run that goes on after step `start`; one of a later step is moved away, as later ones are."""
+    """The best checkpoint of a run that continues after step `start`; one of a later step is moved away."""
 
     def __init__(self, root: Path, start: int) -> None:
         self.root, self.score = root, float("inf")
         try:
             record = checkpoint.read_record(root / NAME)
-        except UserError:  # there is none, or it is damaged: the next score begins anew
+        except UserError:  # there is none, or it is damaged: the next score is taken as the best
             return
         if record["step"] <= start:
             self.score = float(record["score"])
@@ -29,7 +29,7 @@ class Best:
             (root / NAME).rename(kept)
 
     def keep(self, step: int, score: float, scored: str, parts: Any, record: Mapping[str, Any]) -> Path | None:
-        """Writes the checkpoint of a step where its score is the lowest so far. scored: what the score is."""
+        """Writes the checkpoint of a step if its score is the lowest so far. scored: the description of the score."""
         if not score < self.score:
             return None
         self.score = score

@@ -51,7 +51,7 @@ class Axis(NamedTuple):
 
 
 def axis_of(values: Iterable[float], logarithmic: bool = True) -> Axis:
-    """The axis of finite values; a little around one value that is alone."""
+    """The axis of finite values; around a single value it has a small range."""
     values = list(values)
     low, high = min(values), max(values)
     if logarithmic and low > 0 and high > LOG_FROM * low:

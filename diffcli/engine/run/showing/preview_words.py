@@ -1,4 +1,4 @@
-"""The words under the images of a preview: what each was drawn of."""
+"""The captions of the images of a preview: class or text of each."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ WORDS = ("text", "label")  # the fields of data that people can read
 
 
 def captions(task: Task, fields: Batch, classes: Sequence[str] | None, n: int) -> list[str] | None:
-    """One caption for each of n images of a preview: its text, its class, or both; None where the task is told neither.
+    """One caption for each of n images of a preview: its text, its class, or both; None if the task reads neither.
 
-    fields: of the data, one row an image; classes: their names, or None. A task whose conditions have no words, or that shows its
-    images in another order than that of the data, has none.
+    fields: of the data, one row for each image; classes: their names, or None. Tasks whose conditions have no words, or whose
+    previews are not in the order of the data, have no captions.
     """
     told = {name for each in task.named_conditioners.values() for name in each.reads}
     found = [_words(fields[name], classes) for name in WORDS if name in told and name in fields]

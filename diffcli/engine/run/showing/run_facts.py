@@ -1,4 +1,4 @@
-"""What a run says before its first step and after its last: what it will do, what it did, and what to type next."""
+"""The lines of a run before its first step and after its last one: its plan, its outcome, and what to type next."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from diffcli.tasks.diffusion_config import DiffusionConfig
 
 
 def machine(preset: Preset, group: Group) -> str:
-    """Where a run computes, and in what: `cuda (NVIDIA H200), bf16, 2 processes`."""
+    """Device, precision and processes of a run: `cuda (NVIDIA H200), bf16, 2 processes`."""
     device = group.device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     count = torch.get_num_threads()
@@ -31,7 +31,7 @@ def machine(preset: Preset, group: Group) -> str:
 
 
 def beginning(loop: Loop, first: int, holds: Mapping[str, str]) -> dict[str, str]:
-    """What a run will do, by what it is about. first: the step that it starts after. holds: what its data hold, the same way."""
+    """The plan of a run, by topic. first: the step that it starts after. holds: the description of its data, by topic."""
     preset, cfg, state = loop.preset, loop.cfg, loop.state
     parameters = sum(p.numel() for p in state.task.parameters())
     networks = list(roles(state.task, state.phases))
@@ -48,12 +48,12 @@ def beginning(loop: Loop, first: int, holds: Mapping[str, str]) -> dict[str, str
 
 
 def ending(loop: Loop, last: Progress, first: int) -> dict[str, str]:
-    """What a run did and what to type next, by what it is about. last: its last step. first: the step that it started after."""
+    """The outcome of a run and what to type next, by topic. last: its last step. first: the step that it started after."""
     preset, run, steps = loop.preset, loop.run, last.step - first
     rate = steps * preset.train.batch_size / max(last.trained, 1e-9)
     facts = {
         "done": f"{steps:,} steps in {_spoken(last.trained)}, {rate:.3g} images/s, "
-        f"{last.data_wait:.0%} of the time went by waiting for data"
+        f"{last.data_wait:.0%} of the time spent waiting for data"
     }
     logged = [line["loss"] for line in read_log(run.log) if isinstance(line.get("loss"), float)]
     if logged and "loss" in last.losses:
@@ -66,7 +66,7 @@ def ending(loop: Loop, last: Progress, first: int) -> dict[str, str]:
 
 
 def next_command(preset: Preset, run: Path) -> str:
-    """What one does first with a model that has been trained, as arguments of `diffcli`."""
+    """The next command for a trained model, as arguments of `diffcli`."""
     place, task = quoted(run), preset.task
     match task.kind:
         case "classifier":

@@ -1,7 +1,7 @@
-"""Where the numbers and previews of a run go beside its own files: TensorBoard, Weights & Biases, trackio (`train.log`).
+"""Trackers for the numbers and previews of a run: TensorBoard, Weights & Biases, trackio (`train.log`).
 
-Nothing leaves the machine unless the user says so: W&B is offline unless WANDB_MODE says otherwise, and trackio keeps what it is
-given on this machine unless TRACKIO_SPACE_ID does. Both go on with their run of the same name when a run is resumed.
+Nothing is sent anywhere unless the user asks for it: W&B is offline unless WANDB_MODE is set, and trackio stores its data on this
+machine unless TRACKIO_SPACE_ID is set. A resumed run continues its run of the same name in both.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ PACKAGES = {"wandb": "wandb", "trackio": "trackio"}  # beside that of diffcli it
 
 
 class Tracker(Protocol):
-    """One place that is told what a run logs."""
+    """One destination of a run's log."""
 
     def line(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of a step, by name."""
@@ -35,7 +35,7 @@ class Tracker(Protocol):
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises UserError where a tracker needs a package that is not there."""
+    """Raises UserError if the package of a tracker is not installed."""
     for name in names:
         if name in PACKAGES and importlib.util.find_spec(name) is None:
             raise UserError(
