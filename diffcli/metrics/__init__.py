@@ -1,1 +1,1 @@
-"""Scores of generated images: extractors, what is kept of a stream of features, and the metrics computed from it."""
+"""Scores of generated images: extractors, summaries of their features, and the metrics computed from these."""

@@ -1,6 +1,6 @@
-"""How well images follow the pictures that they were drawn under: their own low resolution, edges or colours beside those given.
+"""How well images follow the pictures that condition them: their own low resolution, edges or colours against the given ones.
 
-The extractor `condition` makes of each image what its condition was made of the original, and gives how alike the two are.
+The extractor `condition` computes the condition from each image and returns its similarity to the given one.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ class Consistency(OfPairs):
 
 
 class Follows(OfPairs):
-    """How alike the image's edges, sketch, colours or grey are to those that it was drawn under, and to those of another image.
+    """The similarity of the image's edges, sketch, colours or grey to the given ones, and to those of another image.
 
-    Of edges it is F1 with a tolerance of a pixel, of the others PSNR in dB. The score under the condition of another image,
-    `follows_shuffled`, is what a model reaches that ignores its condition.
+    F1 with a tolerance of one pixel for edges, PSNR in dB for the others. A model that ignores its condition reaches
+    `follows_shuffled`, the score against the condition of another image.
     """
 
     kind: Literal["follows"] = "follows"

@@ -1,4 +1,4 @@
-"""The contract of an extractor: what it reads of a side of a comparison, and the named values that it gives of each row.
+"""The contract of an extractor: the fields that it reads of a side, and the named values that it computes for each row.
 
 A metric names its extractors: `features` is a network that --features chose, `bound` and `translation` ask the model under test.
 """
@@ -15,23 +15,23 @@ Extracted = Mapping[str, Tensor]  # values of a batch by name, each (B, ...)
 
 
 class Extractor(Protocol):
-    """A map from rows of a side to values of these rows, each row's apart from the others'."""
+    """A map from rows of a side to values, each from its own row alone."""
 
     reads: Specs  # fields of a row
     gives: Mapping[str, tuple[int, ...]]  # values by name, each with its shape for one row; all are float
     limit: int | None  # rows of a side that it looks at, at most; None is all
     unit: str  # what a row is, in the plural, for reports
     classes: tuple[str, ...] | None  # what its logits stand for, where it gives any and that is known
-    notes: list[str]  # what it did to the rows or found amiss, for the report
+    notes: list[str]  # notes on conversions and problems, for the report
 
     def check(self, name: str, fields: Specs) -> None:
-        """Raises UserError where it cannot read a side of this name with these fields."""
+        """Raises UserError if it cannot read a side of this name with these fields."""
 
     def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
         """The values of rows of a side. fields: of these rows, images uint8 (B, C, H, W); rows: their numbers in the side."""
 
     def describe(self) -> dict[str, Any]:
-        """What its values depend on, as JSON values, for the report. For `features`: name and layer.
+        """Everything that its values depend on, as JSON values, for the report. For `features`: name and layer.
 
         The name of `features` holds what identifies the weights: scores of two names do not compare.
         """

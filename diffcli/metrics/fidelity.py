@@ -1,7 +1,7 @@
-"""How near features of samples come to those of a reference: Frechet and kernel distances, inception score, precision, recall.
+"""The similarity of features of samples and of a reference: Frechet and kernel distances, inception score, precision, recall.
 
-All of them look through the extractor `features`: a network that --features chooses. Warnings call the samples fake, and the
-reference real.
+All of them use the extractor `features`, a network that --features chooses. Warnings call the samples fake and the reference
+real.
 """
 
 from typing import ClassVar, Literal
@@ -146,7 +146,7 @@ class Recall(Metric):
 
 
 class Accuracy(Metric):
-    """Share of fake images that the extractor's classifier gives the label they were asked to have; 1 is best."""
+    """Share of fake images to which the extractor's classifier gives their requested label; 1 is best."""
 
     kind: Literal["accuracy"] = "accuracy"
     needs: ClassVar[tuple[Need, ...]] = (Need("samples", FEATURES, HITS),)

@@ -1,7 +1,7 @@
-"""What a first stage must beat: the best linear code of as many numbers, and the best table of patches of as many bits.
+"""Floors for a first stage: the best linear code with as many numbers, and the best table of patches with as many bits.
 
-Images are rows of squares: cut into cells of one size, the whole image being one cell at most. A floor is a map from rows in
-[0, 1] to what such a code keeps of them. Source: principal components, Eckart & Young 1936; k-means, Lloyd 1982.
+Images are rows of squares: cut into cells of one size, the whole image being one cell at most. A floor maps rows in
+[0, 1] to their reconstructions by such a code. Source: principal components, Eckart & Young 1936; k-means, Lloyd 1982.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The parts that a metric may ask for: what is kept of the values of one side of a comparison while they stream by.
+"""The parts of a summary that a metric may need, computed while the values of a side stream by.
 
 Every part has a bounded size, whatever the number of rows, but for `rows_of`. No part depends on the split into batches.
 """
@@ -18,7 +18,7 @@ SPLITS = 10  # of the inception score, as Salimans et al. 2016 have it
 
 
 class Keep(NamedTuple):
-    """A part of a summary: what is kept of which values of an extractor (or fields of the side)."""
+    """A part of a summary, with the values of an extractor (or fields of the side) that it uses."""
 
     how: Literal["moments", "sample", "splits", "hits", "mean", "rows"]
     of: tuple[str, ...] = ("features",)
@@ -127,7 +127,7 @@ class Splits:
 
 
 class Hits:
-    """How many images the classifier gives the label they were asked to have."""
+    """The number of images to which the classifier gives their requested label."""
 
     def __init__(self) -> None:
         self.n = 0

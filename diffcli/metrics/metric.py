@@ -1,4 +1,4 @@
-"""The contract of a metric: a config that says what it needs of which side, and computes scores from what was kept of them.
+"""The contract of a metric: a config that declares its needs of each side, and computes scores from the summaries.
 
 The sides are named `samples`, which are scored, and `reference`, which they are scored against.
 """
@@ -15,11 +15,11 @@ Role = Literal["samples", "reference"]
 ROLES: tuple[Role, ...] = ("samples", "reference")
 
 Summaries = Mapping[tuple[Role, str], Summary]
-"""What was kept of each side, by the side and the name of the extractor."""
+"""The summaries, by side and name of the extractor."""
 
 
 class Need(NamedTuple):
-    """One thing that a metric needs: a part of what an extractor gives of a side."""
+    """One need of a metric: a part of the summary of a side by an extractor."""
 
     side: Role
     extractor: str
@@ -39,15 +39,15 @@ class Metric(Config):
         """The scores by name; NAME_std is the spread of NAME."""
 
     def warnings(self, of: Summaries) -> list[str]:
-        """What a reader of the scores must know about these summaries."""
+        """Warnings about these summaries for readers of the scores."""
         return []
 
     def more(self, of: Summaries) -> dict[str, Any]:
-        """What else the report shows beside the scores, as JSON values."""
+        """Further values of the report, as JSON values."""
         return {}
 
     def lines(self, scores: Mapping[str, float], more: Mapping[str, Any]) -> dict[str, str]:
-        """For people: scores of `compute` with their spread, and whatever of `more` is worth a line."""
+        """For people: scores of `compute` with their spread, and selected values of `more`."""
         spread = {name: f" +- {scores[f'{name}_std']:.3g}" if f"{name}_std" in scores else "" for name in scores}
         return {name: f"{value:.6g}{spread[name]}" for name, value in scores.items() if not name.endswith("_std")}
 

@@ -1,7 +1,7 @@
-"""How near images are to their originals, pair by pair: PSNR, SSIM and LPIPS of images as files would hold them.
+"""The similarity of images and their originals, pair by pair: PSNR, SSIM and LPIPS of uint8 images.
 
-The extractor `reconstruction` gives of each pair, whose images are bytes, `psnr` in dB, `ssim` and `lpips`. A score is the mean
-over the images of the score of each, beside which stands the spread over the images.
+The extractor `reconstruction` computes `psnr` in dB, `ssim` and `lpips` for each pair. A score is the mean over the images; the
+report also has the standard deviation over the images.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class OfPairs(Metric):
         return {self.kind: found.mean.item(), f"{self.kind}_std": found.std().item()}
 
     def lines(self, scores: Mapping[str, float], more: Mapping[str, Any]) -> dict[str, str]:
-        """The score with its unit and its spread, and what simpler means reach, where that is known."""
+        """The score with its unit and its spread, and its floor, if known."""
         name = self.kind
         found = {name: f"{scores[name]:.6g}{self.unit} +- {scores[f'{name}_std']:.3g} over the images"}
         for floor in more.get("floors", ()):

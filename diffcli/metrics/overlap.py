@@ -1,4 +1,4 @@
-"""How well masks that a model draws agree with those that people drew: overlap, spread of opinions, calibration.
+"""The agreement of a model's masks with those of annotators: overlap, spread, calibration.
 
 The extractor `segmentation` gives of each image `dice` and `iou` of the ensemble's mask, `ged` and `hm_iou` of its single samples
 against all annotators, and `calibration`, (BINS + 1, 3). A mask holds class numbers; the first class is the background and counts
@@ -23,7 +23,7 @@ BINS = 15  # of probability, of one width
 
 
 class OfMasks(Metric):
-    """The mean over the images of a value that the extractor gives of each."""
+    """The mean over the images of a value of the extractor."""
 
     least: ClassVar[int] = 1
 

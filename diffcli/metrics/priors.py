@@ -1,4 +1,4 @@
-"""How near the embeddings that a prior makes of texts are to those of the images, beside what the identity would give.
+"""The distance of a prior's embeddings to those of the images, compared with the identity.
 
 The extractor `translation` gives of each pair `text`, `image` and `predicted`, each (D,) of length sqrt(D), and of the prediction
 and of the text (`identity_...`) how near it is to the image: `cosine` and `mse`.
@@ -28,7 +28,7 @@ class BesideIdentity(Metric):
 
 
 class Closeness(BesideIdentity):
-    """The mean over the pairs of a value that the extractor gives of each."""
+    """The mean over the pairs of a value of the extractor."""
 
     def compute(self, of: Summaries) -> dict[str, float]:
         """The mean for the prior and, as identity_NAME, for the identity."""

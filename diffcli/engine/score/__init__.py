@@ -1,1 +1,1 @@
-"""Scoring: two sides, what is extracted of them, and what is reported."""
+"""Scoring: two sides, the features extracted from them, and the report."""

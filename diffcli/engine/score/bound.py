@@ -25,7 +25,7 @@ class VariationalBound:
     """Every term of the bound of each image: unguided, and clipped as sampling clips, as published bounds are.
 
     guidance: None or 1 conditions on the images' own labels, 0 on nothing. watch: shows how many of `expected` images' terms are
-    done. Raises UserError where the model has no bound.
+    done. Raises UserError if the model has no bound.
     """
 
     unit = "images"
@@ -95,7 +95,7 @@ class VariationalBound:
         }
 
     def _check_shape(self, image: Tensor) -> None:
-        """For sides that do not say beforehand how many channels their images have."""
+        """For sides whose number of channels is unknown before they are read."""
         shape = self.req.shape
         if tuple(image.shape[1:]) != shape:
             raise UserError(
@@ -105,7 +105,7 @@ class VariationalBound:
 
 
 def check_options(options: SampleOptions) -> None:
-    """Raises UserError for sampling options that a bound, where nothing is sampled, cannot heed: labels, guidance, the walk."""
+    """Raises UserError for sampling options without effect on a bound: labels, guidance, sampler and steps."""
     if options.labels is not None:
         raise UserError(
             f"--class {options.labels} with --metrics bpd: the images have their own labels", "leave --class out"
@@ -135,7 +135,7 @@ def check_walk(options: SampleOptions) -> None:
 
 
 def walks(item: str) -> bool:
-    """Whether a `--set` item says how to walk, and not what variance the steps have or where an encoder lies."""
+    """Whether a `--set` item changes the steps of sampling; variance and the place of an encoder do not."""
     return not (item.startswith("sampler.variance=") or encoder_records.moves(item))
 
 

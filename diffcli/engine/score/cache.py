@@ -1,4 +1,4 @@
-"""The cache of references: what was kept of one, under the extractor's name. A file that cannot be read is made again."""
+"""The cache of references: summaries of their features, by the name of the extractor. An unreadable file is made again."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 
 def cache_file(side: Side, name: str, layer: str, folder: Path) -> Path | None:
-    """Where the features of a side are kept, of an extractor of this name and layer; None where nothing identifies the side."""
+    """The file for the features of a side by an extractor of this name and layer; None if the side cannot be identified."""
     if side.fingerprint is None:
         return None
     key = f"{CACHE_FORMAT}\0{CAP}\0{name}\0{layer}\0{side.fingerprint}"
@@ -34,7 +34,7 @@ def cache_file(side: Side, name: str, layer: str, folder: Path) -> Path | None:
 
 
 def read_cache(path: Path, keeps: Collection[Keep], dim: int) -> Summary | None:
-    """What a file keeps of features (n, dim), where it has all these parts; None where it has not, or is damaged."""
+    """The summary of features (n, dim) in a file; None if it lacks one of these parts or is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             summary = Summary.from_arrays({name: file[name] for name in file.files})
@@ -45,13 +45,13 @@ def read_cache(path: Path, keeps: Collection[Keep], dim: int) -> Summary | None:
 
 
 def write_cache(path: Path, summary: Summary) -> list[str]:
-    """Writes a file whole or not at all; returns a warning where the folder does not take it."""
+    """Writes a file whole or not at all; returns a warning if the folder cannot be written."""
     arrays: dict[str, Any] = dict(summary.arrays())
     return write_whole(path, lambda file: np.savez(file, **arrays), "the reference")
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], what: str) -> list[str]:
-    """Writes a file whole or not at all, and leaves no part of it; returns a warning about `what` where that fails."""
+    """Writes a file whole or not at all, and leaves no part of it; returns a warning about `what` if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:

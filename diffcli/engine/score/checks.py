@@ -1,4 +1,4 @@
-"""What is refused before any row is read: metrics that need what no side, extractor or statistics has."""
+"""Checks before any row is read: metrics whose needs no side, extractor or statistics can meet are refused."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ Sides = Mapping[Role, Side]
 
 
 def check_needs(metrics: Sequence[Metric], sides: Sides, extractors: Mapping[str, Extractor]) -> list[str]:
-    """What is worth a warning about statistics. Raises UserError for the first need that cannot be met."""
+    """Warnings about statistics. Raises UserError for the first need that cannot be met."""
     warnings = []
     for side in sides.values():
         if side.statistics is not None:

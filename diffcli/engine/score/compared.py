@@ -1,4 +1,4 @@
-"""What `fid` is given to compare: two sides, or a checkpoint and perhaps a reference. Imports nothing heavy."""
+"""The arguments of `fid`: two sides, or a checkpoint and perhaps a reference. Imports nothing heavy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ def apart(given: Sequence[str], ckpt: Path | None) -> tuple[tuple[str, ...], Pat
 
 
 def check_compared(sides: Sequence[str], ckpt: Path | None, ref: str | None) -> None:
-    """Raises UserError where they are neither two sides nor a checkpoint alone."""
+    """Raises UserError unless they are two sides or a checkpoint alone."""
     if ckpt is None and len(sides) != 2:
         raise UserError(
             f"fid compares two sides, {len(sides)} given" + (f" ({', '.join(sides)})" if sides else ""),

@@ -1,4 +1,4 @@
-"""The verb behind `diffcli fid`: check two sides, pass once over each, compute every metric, say what was compared."""
+"""The evaluation of `diffcli fid`: check two sides, pass once over each, compute every metric, and describe what was compared."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ FEATURES = "features"
 
 @dataclass
 class Gathering:
-    """How sides are read, and what is worth a warning about it."""
+    """Reading of sides, with the warnings about it."""
 
     extractors: Mapping[str, Extractor]
     group: Group
@@ -48,7 +48,7 @@ class Gathering:
         return replace(counted, given=whole is not None)
 
     def _whole(self, side: Side, own: Mapping[str, Summary]) -> Statistics | None:
-        """The statistics beside a side's images, where a metric asks for such and they are of the extractor at hand."""
+        """The statistics beside a side's images, if a metric needs them and they belong to the same extractor."""
         if side.whole is None or FEATURES not in own or MOMENTS not in own[FEATURES].keeps:
             return None
         described, dim = self.extractors[FEATURES].describe(), self.extractors[FEATURES].gives[FEATURES][0]
@@ -65,7 +65,7 @@ class Gathering:
         return None
 
     def _read(self, role: Role, side: Side, asked: dict[str, Summary], own: dict[str, Summary]) -> Counted:
-        """Fills the summaries that are asked for, in `own`, from the cache or the rows."""
+        """Fills the requested summaries in `own`, from the cache or the rows."""
         path = self._cache_file(side, asked) if role == "reference" else None
         found = read_cache(path, asked[FEATURES].keeps, self.extractors[FEATURES].gives[FEATURES][0]) if path else None
         cached = self.group.agreed(found is not None)
@@ -143,7 +143,7 @@ def _about_sizes(counted: Mapping[Role, Counted]) -> list[str]:
 
 
 def _described(sides: Sides, extractors: Mapping[str, Extractor]) -> dict[str, dict[str, Any]]:
-    """What each extractor depends on; of statistics alone, what they say of theirs."""
+    """The description of each extractor; for statistics alone, the description that they hold."""
     found = {name: extractor.describe() for name, extractor in extractors.items()}
     if found:
         return found

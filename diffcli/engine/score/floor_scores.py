@@ -1,7 +1,7 @@
-"""The PSNR that the simplest codes of the same size reach on the same images, beside which that of a first stage stands.
+"""The floor of a first stage: the PSNR that simple codes of the same size reach on the same images.
 
-Beside a latent of numbers the best linear code of as many, beside codes of a table the table of patches that k-means finds. Both
-are fitted to the training split, of a huge one to images spread evenly over it, and cached as references are.
+For a latent of numbers it is the best linear code of as many numbers, for codes the table of patches that k-means finds. Both
+are fitted to the training split, or to images spread evenly over a huge one, and cached like references.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from diffcli.metrics.statistics import FeatureMoments
 
 FORMAT = 1
 WHOLE = 4096  # numbers of an image whose principal components are found as a whole; of a larger one those of its cells
-IMAGES, READ = 65_536, 2**28  # that a linear code is fitted to, at most, and numbers in them
+IMAGES, READ = 65_536, 2**28  # images to fit a linear code to, at most, and numbers in them
 ROWS, NUMBERS, DISTANCES = 2**18, 2**26, 2**30  # of k-means, at most: cells, numbers in them, distances in a round
 FEWEST = 4  # cells for each code, else the table would hold its own training data
 BATCH = 2**22  # numbers of images that are read at once, about
@@ -34,7 +34,7 @@ Floor = dict[str, Any]
 
 
 class Size(NamedTuple):
-    """How small a first stage makes an image. channels: of its latent. bits: of a position of it; None: it is of numbers."""
+    """The size of a latent. channels: of the latent. bits: of a position of it; None: it consists of numbers."""
 
     image: ImageShape
     downscale: int
@@ -48,13 +48,13 @@ class Size(NamedTuple):
 
 
 class Code(Protocol):
-    """A floor: rows (N, D) in [0, 1] -> what a code keeps of them."""
+    """A floor: rows (N, D) in [0, 1] -> their reconstructions by a code."""
 
     def __call__(self, rows: Tensor) -> Tensor: ...
 
 
 class Plan(NamedTuple):
-    """A floor that is to be measured. k: numbers of a cell, or rows of the table. images: that it is fitted to."""
+    """A floor to compute. k: numbers of a cell, or rows of the table. images: their number in the fit."""
 
     kind: str
     cell: Cell
@@ -86,14 +86,14 @@ class Plan(NamedTuple):
 def floors(
     size: Size, training: Side, reference: Side, device: torch.device, cache: Path, watch: Watch | None = None
 ) -> tuple[list[Floor], list[str]]:
-    """The floors of a first stage, and notes on those that there are not.
+    """The floors of a first stage, and notes on missing ones.
 
     training, reference: of images of the size's shape; the scores are means over all rows of the reference.
     """
     place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     found = planned(size, training)
     if isinstance(found, str):
-        return [], [f"no floor stands beside psnr: {found}"]
+        return [], [f"psnr has no floor: {found}"]
     path = cache_path(found, size, training, reference, cache)
     psnr = None if path is None else read(path)
     notes: list[str] = []
@@ -104,7 +104,7 @@ def floors(
 
 
 def planned(size: Size, training: Side) -> Plan | str:
-    """Which floor a first stage has, or why it has none."""
+    """The floor of a first stage, or the reason why it has none."""
     image, f, n = size.image, size.downscale, training.size or 0
     numbers = math.prod(image)
     if size.bits is not None:
@@ -153,7 +153,7 @@ def at_once(side: Side, field: str) -> int:
 
 @torch.no_grad()
 def measured(code: Code, cell: Cell, reference: Side, field: str, device: torch.device) -> float:
-    """The mean PSNR over the reference of what a code keeps of its images, as bytes."""
+    """The mean PSNR over the reference of the reconstructions of a code, as bytes."""
     assert reference.read is not None
     assert reference.size is not None
     most = at_once(reference, field)
@@ -167,7 +167,7 @@ def measured(code: Code, cell: Cell, reference: Side, field: str, device: torch.
 
 
 def cache_path(plan: Plan, size: Size, training: Side, reference: Side, folder: Path) -> Path | None:
-    """Where a floor is kept; None where nothing identifies one of the sides."""
+    """The file of a floor; None if one of the sides cannot be identified."""
     if training.fingerprint is None or reference.fingerprint is None:
         return None
     key = f"{FORMAT}\0{plan}\0{size}\0{training.fingerprint}\0{reference.fingerprint}"
@@ -175,7 +175,7 @@ def cache_path(plan: Plan, size: Size, training: Side, reference: Side, folder: 
 
 
 def read(path: Path) -> float | None:
-    """What a file keeps; None where there is none or it is damaged."""
+    """The content of a file; None if it is missing or damaged."""
     try:
         psnr = json.loads(path.read_text())["psnr"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Samples of a checkpoint as a side: every process draws the rows that it extracts, so no image travels and none is held."""
+"""Samples of a checkpoint as a side: every process draws the rows that it extracts, so images are neither sent nor kept."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def samples(req: Request) -> Side:
 
 
 def describe(req: Request) -> dict[str, Any]:
-    """Of a report: how a model's samples were drawn."""
+    """For a report: how the samples of a model were drawn."""
     return {
         "sampler": req.sampler.name,
         "steps": req.sampler.steps,

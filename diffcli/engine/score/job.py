@@ -1,4 +1,4 @@
-"""`diffcli fid` put together: which metrics and sides, which extractors, and samples of a checkpoint as one of the sides."""
+"""The work of `diffcli fid`: its metrics, sides and extractors, with samples of a checkpoint as one of the sides."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ FRAMING = {
 
 @dataclass(frozen=True)
 class Scoring:
-    """What the command line asks for. sides: A B, or none where `ckpt` is sampled and compared with `ref`."""
+    """The options of the command. sides: A B, or none if samples of `ckpt` are compared with `ref`."""
 
     sides: Sequence[str]
     ckpt: Path | None
@@ -57,7 +57,7 @@ class Scoring:
     features: str | None  # None is inception
     weights: Path | None
     ema: bool
-    floors: bool = True  # whether those of a first stage or of enlarging are measured
+    floors: bool = True  # whether to compute the floors of a first stage or of enlarging
     mean_of: int = 1  # samples whose mean is scored
     ensemble: int | None = None  # masks of an image; None is what the model needs
 
@@ -90,7 +90,7 @@ class Scoring:
             self._check_unused()
 
     def _check_unused(self) -> None:
-        """Refuses options of drawing where nothing is drawn."""
+        """Refuses sampling options if nothing is drawn."""
         options, fresh = self.options, SampleOptions()
         flags = {
             "--class": "labels",
@@ -104,21 +104,21 @@ class Scoring:
         for flag, name in flags.items():
             if getattr(options, name) != getattr(fresh, name):
                 value = "" if getattr(options, name) is True else f" {getattr(options, name)}"
-                problem = f"{flag}{value} with two sides ({' '.join(self.sides)}): no model draws anything"
+                problem = f"{flag}{value} with two sides ({' '.join(self.sides)}): no model is sampled"
                 raise UserError(problem, f"leave {flag} out, or score a model with --ckpt RUN --ref B")
 
     def _check_framing(self, what: str) -> None:
-        """Refuses options of large and of noised pictures where the images of a model are not drawn."""
+        """Refuses options of large and of noised pictures if no images of a model are drawn."""
         for flag, name in FRAMING.items():
             value = getattr(self.options, name)
             if value is not None and value is not False:
                 raise UserError(f"{flag if value is True else f'{flag} {value}'}: {what}", f"leave {flag} out")
 
     def _check_model(self) -> None:
-        """Metrics that ask the model under test need one, and one that can answer all of them."""
+        """Checks that metrics which evaluate a model have one, of the right kind for all of them."""
         names = ",".join(metric.kind for metric in self.metrics)
         for alone, who, lacks in (
-            ("translation", "a prior", "looks at images, of which a prior draws none"),
+            ("translation", "a prior", "compares images, and a prior draws none"),
             ("segmentation", "a model that tells masks", "does not look at masks"),
         ):
             kinds = self.extractors.get(alone)
@@ -139,12 +139,12 @@ class Scoring:
                 raise UserError(problem, f"leave out {kind} or {of_pairs[0]}")
 
     def _check_idle(self) -> None:
-        """Refuses options that none of these metrics heeds."""
+        """Refuses options without effect on any of these metrics."""
         if self.ensemble is not None and "segmentation" not in self.extractors:
-            problem = f"--ensemble {self.ensemble} with --metrics {','.join(self.names)}: they look at no masks"
+            problem = f"--ensemble {self.ensemble} with --metrics {','.join(self.names)}: they do not compare masks"
             raise UserError(problem, "leave --ensemble out, or ask for dice, iou, ged, hm_iou or ece")
         if self.mean_of > 1 and not {"reconstruction", "condition"} & self.extractors.keys() - {"features"}:
-            problem = f"--mean-of {self.mean_of} with --metrics {','.join(self.names)}: they look at no pairs"
+            problem = f"--mean-of {self.mean_of} with --metrics {','.join(self.names)}: they do not compare pairs"
             raise UserError(problem, "leave --mean-of out, or ask for psnr, ssim or lpips")
         if self.mean_of > 1 and (others := self.extractors.get("features")):
             problem = f"--mean-of {self.mean_of} with --metrics {others[0]}: a mean is smoother than any sample"
@@ -195,8 +195,8 @@ class Scoring:
         return self._of_pairs(model, group, watch, about) if in_pairs else self._of_images(model, group, watch, about)
 
     def _of_masks(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
-        """Scores of the masks that a model tells of images."""
-        self._check_framing(f"{model.path} tells masks of whole images")
+        """Scores of the masks that a model predicts for images."""
+        self._check_framing(f"{model.path} predicts masks of whole images")
         whole = annotated_side(model, self.ref)
         reference = spread(whole, self.options.n)
         scores = mask_scores(model, self.options, self.metrics, reference, self.ensemble)
@@ -231,14 +231,14 @@ class Scoring:
     def _with_floors(
         self, report: Report, stage: StageModel, reference: Side, shape: ImageShape, watch: Watch | None
     ) -> Report:
-        """The same report, beside its psnr that of the simplest codes; on the leading process."""
+        """The same report with the floors of its psnr; on the leading process."""
         if all(result.metric.kind != "psnr" for result in report.results):
             return report
         found, notes = floors_beside(stage, self.ref, reference, shape, cache_folder(), watch)
         return report.with_floors({"psnr"}, found, notes)
 
     def _of_pairs(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
-        """Scores of images that are drawn under pictures, against the originals of these pictures."""
+        """Scores of images conditioned on pictures, against the originals of these pictures."""
         whole = paired(model, self.ref)
         reference = spread(whole, self.options.n)
         about |= chosen_rows(whole, reference)
@@ -293,11 +293,11 @@ class Scoring:
         return dataclasses.replace(report, details={**report.details, "nfe": nfe})
 
     def _check_pictures(self, model: Model, reference: Side) -> None:
-        """Features look at images: pictures of another field of the data must not be compared with those."""
+        """Refuses to compare pictures of another field with images, since features are made for images."""
         field = model.preset.task.models
         if "features" in self.extractors and field is not None and field != "image" and field in reference.fields:
             raise UserError(
-                f"{model.path} draws the field '{field}', but features look at the images of {reference.name}",
+                f"{model.path} draws the field '{field}', but features compare them with the images of {reference.name}",
                 f"draw some, `diffcli sample --ckpt {quoted(model.path)} --out drawn`, "
                 "and score them: `diffcli fid drawn FOLDER`",
             )
@@ -311,7 +311,7 @@ class Scoring:
         details: Mapping[str, Any],
         size: int | None = None,
     ) -> Report | None:
-        """Every extractor describes itself in the details, but `features`, which have a place of their own."""
+        """The descriptions of all extractors for the details, without `features`, which have keys of their own."""
         details = {**details, **{k: v for extractor in extractors.values() for k, v in extractor.describe().items()}}
         if "features" in self.extractors and any(side.statistics is None for side in sides.values()):
             extractors = {
@@ -321,7 +321,7 @@ class Scoring:
         return evaluate(self.metrics, sides, extractors, group, batch_size=size, watch=watch, details=details)
 
     def _reference(self, model: Model) -> Side:
-        """--ref, else what the model was trained on; a bound is of images that are resized as in training."""
+        """--ref, or else the training data of the model; for a bound, images are resized as in training."""
         if not self.ref:
             return own_side(model, "train")
         return (

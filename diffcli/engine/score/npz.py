@@ -1,7 +1,7 @@
 """`.npz` samples as a side: `arr_0` uint8 (N, H, W, C) and maybe `arr_1`, N integer labels, read batch by batch.
 
-Nothing is held whole, and no pickle is ever read. Where several processes share a file, each reads its own rows, by their offset
-where the file is not compressed; the one with the first row also checks the file's checksum.
+The arrays are never held whole, and no pickle is ever read. Where several processes share a file, each reads its own rows, by
+their offset where the file is not compressed; the one with the first row also checks the file's checksum.
 """
 
 import struct
@@ -26,7 +26,7 @@ SUM_CHUNK = 1 << 20  # bytes
 
 
 class Header(NamedTuple):
-    """What an array of an .npz says of itself; size: of the header in bytes."""
+    """The header of an array in an .npz; size: of the header in bytes."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

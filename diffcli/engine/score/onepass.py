@@ -1,4 +1,4 @@
-"""One pass over a side feeds every extractor that looks at it; every process extracts its own share of the batches.
+"""One pass over a side for all of its extractors; every process extracts its own share of the batches.
 
 Batches are dealt in rounds, one for each process. Only the values that some metric needs travel to the leading process, which
 adds them up in the order of the rows: so the scores are those of a single process.
@@ -20,18 +20,18 @@ Watch = Callable[[str, int, int | None], None]  # what is read, rows done, rows 
 
 
 class Use(NamedTuple):
-    """An extractor in use, and what it fills."""
+    """An extractor in use, and the summaries that it fills."""
 
     extractor: Extractor
     summary: Summary
 
     @property
     def fields(self) -> set[str]:
-        """The fields that are read for it: those that the extractor reads, and those that are summarised themselves."""
+        """The fields to read: those of the extractor, and those that are summarised themselves."""
         return {*self.extractor.reads, *(value for value in self.summary.values if value not in self.extractor.gives)}
 
     def rows_of(self, side: Side) -> int:
-        """How many rows of a side it looks at."""
+        """The number of rows of a side that it reads."""
         assert side.size is not None
         return side.size if self.extractor.limit is None else min(side.size, self.extractor.limit)
 
@@ -57,7 +57,7 @@ def dealt(counts: Collection[int], batch_size: int, world: int) -> list[list[ran
 
 
 def share(n: int, batch_size: int, group: Group) -> int:
-    """How many of the first n rows this process looks at, where an extractor stops there."""
+    """The number of rows of this process among the first n, at which an extractor stops."""
     return sum(map(len, spans(n, batch_size, group.world)[group.rank :: group.world]))
 
 
@@ -67,7 +67,7 @@ def sweep(
 ) -> ImageShape | None:
     """Fills the summaries of `uses` from the rows of a side, on the leading process; the others extract and fill nothing.
 
-    Returns the shape of the side's first image, None where nobody reads images. Raises UserError where a row cannot be read.
+    Returns the shape of the side's first image, None if no extractor reads images. Raises UserError if a row cannot be read.
     """
     assert side.read is not None
     counts = {name: use.rows_of(side) for name, use in uses.items()}

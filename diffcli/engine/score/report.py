@@ -1,4 +1,4 @@
-"""What a score means nothing without: one report of whatever was measured, as lines for people and as JSON for programs.
+"""The report of scores with everything needed to interpret them, as lines for people and as JSON for programs.
 
     {"schema": 1, "scores": {NAME: number}, "metrics": {KIND: options that differ from the defaults},
      "extractors": {NAME: what its values depend on}, "images": {"name", "n"} or null, "reference": {"name", "n"},
@@ -19,7 +19,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Counted:
-    """A side as it was scored."""
+    """A side with the number of its scored images."""
 
     name: str
     n: int | None  # None where statistics do not say
@@ -31,7 +31,7 @@ class Counted:
     def __str__(self) -> str:
         count = f"an unknown number of {self.unit}" if self.n is None else f"{self.n} {self.unit}"
         size = f" of {size_text(self.shape)}" if self.shape else ""
-        given = "; mean and covariance are those that it states" if self.given else ""
+        given = "; mean and covariance are those in the file" if self.given else ""
         return f"{self.name}, {count}{size}" + (" (cached)" if self.cached else "") + given
 
     def as_dict(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Counted:
 
 
 class Result(NamedTuple):
-    """What one metric found."""
+    """The result of one metric."""
 
     metric: Metric
     scores: dict[str, float]
@@ -57,7 +57,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """Scores and everything that they mean nothing without; `details` come from the caller (sampler, NFE, EMA, ...)."""
+    """Scores and everything needed to interpret them; `details` come from the caller (sampler, NFE, EMA, ...)."""
 
     results: Sequence[Result]
     extractors: dict[str, dict[str, Any]]  # what each describes of itself
@@ -68,17 +68,17 @@ class Report:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Every metric's scores, in the order asked for."""
+        """The scores of all metrics, in the requested order."""
         return {name: value for result in self.results for name, value in result.scores.items()}
 
     def with_floors(self, kinds: Collection[str], floors: Sequence[Any], notes: Sequence[str] = ()) -> "Report":
-        """The same report, beside the scores of the metrics of these kinds what simpler means reach, as JSON values."""
+        """The same report with floors, JSON values, beside the scores of the metrics of these kinds."""
         beside = {"floors": list(floors)}
         results = [r._replace(more=r.more | beside) if r.metric.kind in kinds else r for r in self.results]
         return replace(self, results=results, warnings=[*self.warnings, *notes])
 
     def lines(self) -> list[str]:
-        """For people: a line a score, then what was compared. Warnings are left to the caller."""
+        """For people: one line for each score, then what was compared. The caller prints warnings."""
         facts = {name: line for result in self.results for name, line in result.lines().items()}
         if features := self.extractors.get("features"):
             facts["features"] = f"{features['name']}, layer {features['layer']}"
@@ -107,5 +107,5 @@ class Report:
 
 
 def size_text(shape: ImageShape) -> str:
-    """Width x height x channels, as people say it."""
+    """Width x height x channels, for messages."""
     return f"{shape.width}x{shape.height}x{shape.channels}"

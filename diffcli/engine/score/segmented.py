@@ -1,7 +1,7 @@
-"""The extractor `segmentation`: how well the masks that a model tells agree with those of a reference, image by image.
+"""The extractor `segmentation`: the agreement of a model's masks with those of a reference, image by image.
 
-The model tells the masks of the images of each row; `mask` of the row is what the ensemble's mask is compared with, and `masks`,
-where there are several annotators, are what the single masks are. Each process segments the rows that it extracts.
+The model predicts masks for the image of each row. The ensemble's mask is compared with `mask` of the row, and the single masks
+with `masks` if there are several annotators. Each process segments the rows that it extracts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ GIVES: Mapping[str, tuple[int, ...]] = {
 
 
 class MaskScores:
-    """Of each image those of GIVES that the metrics want. field: the one that the model tells."""
+    """The values of GIVES for each image, as the metrics need. field: the field that the model predicts."""
 
     unit = "images"
     classes: tuple[str, ...] | None = None
@@ -89,7 +89,7 @@ def annotated_side(model: Model, ref: str | None) -> Side:
 
 
 def _knowing(model: Model, side: Side) -> Side:
-    """The same, of which masks with a class that the model does not know are refused."""
+    """The same side; masks with a class that the model does not know are refused."""
     field = str(model.preset.task.models)
     spec = model.task.reads.get(field)
     return side if side.data is None or spec is None else over(side, side.data.knowing({field: spec, ALL: spec}))
@@ -98,13 +98,13 @@ def _knowing(model: Model, side: Side) -> Side:
 def mask_scores(
     model: Model, options: SampleOptions, metrics: Sequence[Metric], reference: Side, ensemble: int | None
 ) -> MaskScores:
-    """What the model tells of the rows of a reference. Raises UserError where it tells no masks, or of other images."""
+    """The extractor for the rows of a reference. Raises UserError if the model predicts no masks, or reads other images."""
     assert reference.size is not None
     return MaskScores(segmenter(model, options, reference, reference.size, ensemble), metrics, reference)
 
 
 def told_by(scores: MaskScores) -> dict[str, Any]:
-    """Of a report: how the masks were drawn, where they were."""
+    """For a report: how the masks were drawn, if they were."""
     if not isinstance(scores.seg, Ensembles):
         return {}
     req = scores.seg.req
@@ -113,6 +113,6 @@ def told_by(scores: MaskScores) -> dict[str, Any]:
 
 
 def counted(scores: MaskScores) -> dict[str, Any]:
-    """Of a report: the evaluations, for samplers that count them only as they go."""
+    """For a report: the evaluations of samplers with an unknown number of them."""
     seg = scores.seg
     return {"nfe": int(seg.req.tally)} if isinstance(seg, Ensembles) and seg.req.sampler.nfe is None else {}

@@ -1,7 +1,7 @@
 """The two sides of a comparison: everything that `diffcli fid` takes, as rows that any process can read for itself.
 
-Nothing is held whole: folders are decoded and `.npz` samples are unpacked batch by batch, and of a set only the fields that
-somebody reads.
+Sides are never held whole: folders are decoded and `.npz` samples unpacked batch by batch, and of a set only the fields that
+an extractor reads.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ with C = 1 or 3, label int64 (B,), and whatever else a data set has. No row outs
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: rows, or statistics of rows that are gone."""
+    """One side of a comparison: rows, or only statistics of rows."""
 
     name: str
     size: int | None  # number of rows; None where statistics do not say
@@ -63,20 +63,20 @@ class Side:
     read: Read | None = None  # None for statistics
     classes: tuple[str, ...] | None = None  # names of the labels, where they are known
     statistics: Statistics | None = None
-    identify: Callable[[], str] | None = None  # what the reference cache knows the rows by; None is never cached
+    identify: Callable[[], str] | None = None  # identity of the rows in the cache of references; None is never cached
     data: ImageData | None = None  # where the rows are those of a data set
     whole: Statistics | None = None  # of all images, where the rows are a part of them: see `npz_side`
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """What the reference cache knows the rows by; reads files to tell."""
+        """The identity of the rows in the cache of references; computing it reads files."""
         return None if self.identify is None else self.identify()
 
 
 def resolve(text: str, size: int | tuple[int, int] | None = None, always: bool = False) -> Side:
-    """The side that the user means by `text`. size: that of images of a prepared set where theirs differ; always: and where not.
+    """The side that `text` names. size: for images of a prepared set with several sizes; always: also if all are equal.
 
-    Raises UserError where it is missing, empty or of no kind that can be scored.
+    Raises UserError if it is missing, empty or of a kind that cannot be scored.
     """
     path = Path(text).expanduser()
     if path.is_dir():
@@ -101,7 +101,7 @@ def resolve(text: str, size: int | tuple[int, int] | None = None, always: bool =
 
 
 def data_side(name: str, config: DataConfig, split: Split) -> Side:
-    """A split of a preset's data; files are decoded as they are read, whatever `in_memory` says of training."""
+    """A split of a preset's data; files are decoded when they are read, also with `in_memory`."""
     config = fitted(config)
     data = config.model_copy(update={"in_memory": False}).build(split)
 
@@ -110,7 +110,7 @@ def data_side(name: str, config: DataConfig, split: Split) -> Side:
         content = " ".join(map(fingerprint, config.paths)) or f"diffcli {__version__}"
         return f"data {settings} {split} {content}"
 
-    remote = isinstance(config, Stream)  # what lies elsewhere may change unseen
+    remote = isinstance(config, Stream)  # remote data may change without notice
     side = Side(name, len(data), data.specs, classes=data.classes, identify=None if remote else identify)
     return over(side, data)
 
@@ -126,7 +126,7 @@ def over(side: Side, data: ImageData) -> Side:
 
 
 def spread(side: Side, n: int | None) -> Side:
-    """n rows of a side, spread evenly as a sorted one begins with a class: row i is number i x size // n.
+    """n rows of a side, spread evenly because sets are often sorted by class: row i is number i x size // n.
 
     The side itself where it has no more, or no rows; None: all.
     """
@@ -144,7 +144,7 @@ def spread(side: Side, n: int | None) -> Side:
 
 
 def chosen_rows(whole: Side, scored: Side) -> dict[str, str]:
-    """Of a report: which rows of a side are scored, where `spread` has not kept it."""
+    """For a report: which rows of a side are scored, if `spread` has left some out."""
     if scored is whole:
         return {}
     return {"rows": f"{scored.size} spread evenly over {whole.size}: row i is number i x {whole.size} // {scored.size}"}
@@ -159,11 +159,11 @@ def together(rows: Sequence[Batch]) -> Batch:
 
 
 def own_side(model: Model, split: Split) -> Side:
-    """A split of what a checkpoint was trained on. Raises UserError where a command makes it: a checkpoint may be anybody's."""
+    """A split of the training data of a checkpoint. Raises UserError if a command produces them: it may be a stranger's."""
     config = model.preset.data
     if config.commands:
         raise UserError(
-            f"{model.path}: its data are what the command `{config.commands[0]}` prints, which is not run for a checkpoint",
+            f"{model.path}: its data come from the command `{config.commands[0]}`, which is not run for a checkpoint",
             "name the reference with --ref",
         )
     return data_side(f"{model.preset.name}:{split}", config, split)
@@ -185,7 +185,7 @@ def prepared_side(
 
 
 def folder_side(folder: Path) -> Side:
-    """All image files below a folder, by name, but for earlier stages of a cascade; one size throughout."""
+    """All image files below a folder, by name, without earlier stages of a cascade; all of one size."""
     tree = open_tree(folder, "the folder")
     stages = tuple(f"{m[1]}/" for name in tree.names if (m := STAGE.fullmatch(name)))
     names = [name for name in images_among(tree.names, tree.head).images if not name.startswith(stages)]
@@ -216,8 +216,8 @@ def folder_side(folder: Path) -> Side:
 def npz_side(path: Path) -> Side:
     """`.npz` samples (`arr_0`, maybe `arr_1`) or statistics (`mu`, `sigma`).
 
-    The reference batches of Dhariwal & Nichol 2021 have both: 10,000 images, and the statistics of the whole data set. What needs
-    mean and covariance takes these, what needs images takes those.
+    The reference batches of Dhariwal & Nichol 2021 have both: 10,000 images, and the statistics of the whole data set. Metrics
+    of mean and covariance use the statistics, other metrics the images.
     """
     names = npz.members(path)
     if "arr_0" not in names:

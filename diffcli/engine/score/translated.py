@@ -1,4 +1,4 @@
-"""The extractor `translation`: what a prior makes of the texts of a reference, beside what the identity would.
+"""The extractor `translation`: the embeddings that a prior makes of the texts of a reference, compared with the identity.
 
 Row i is translated by the stream of seed + i, so nothing depends on batch size or number of processes.
 """
@@ -23,9 +23,9 @@ HINT = "give a set with stored embeddings: --ref SET:SPLIT, prepared with prep-d
 
 
 class Translation:
-    """Embeddings of texts and images, what a prior makes of the former, and how near text and prediction are to the image.
+    """Embeddings of texts and images, the prior's predictions, and the distance of text and prediction to the image.
 
-    Raises UserError where the model is no prior, or the sampling options do not fit it.
+    Raises UserError if the model is no prior, or if the sampling options do not fit it.
     """
 
     unit = "pairs"
@@ -89,7 +89,7 @@ def held_out(model: Model, ref: str | None) -> Side:
 
 
 def drawn_by(model: Model, options: SampleOptions) -> tuple[Sampler, float]:
-    """Sampler and scale of a prior: those of its own preset, with the sampling options applied. Raises UserError."""
+    """Sampler and guidance of a prior: those of its own preset, with the sampling options applied. Raises UserError."""
     config = model.preset.task
     assert isinstance(config, PriorConfig)
     if not isinstance(config.network, DiffusionPriorConfig):

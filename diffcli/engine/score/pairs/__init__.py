@@ -1,1 +1,1 @@
-"""Scores of images beside what they should be, or beside what they were drawn under."""
+"""Scores of images against their originals, or against their conditions."""

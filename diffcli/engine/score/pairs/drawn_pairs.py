@@ -1,4 +1,4 @@
-"""Samples of a model that pictures condition, row by row under those of a reference, beside the originals of these rows."""
+"""Samples of a model conditioned on pictures, row by row with those of a reference, and the originals of these rows."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
@@ -24,7 +24,7 @@ from diffcli.tasks.super_resolution import SuperResolutionConfig
 
 
 def pictured(model: Model) -> list[str]:
-    """The conditions of a model that lie over its images, where it draws images."""
+    """The conditions of a model that are pictures of the same scene as its images."""
     task, field = model.preset.task, model.preset.task.models
     if isinstance(task, SuperResolutionConfig):
         return [task.low]
@@ -36,14 +36,14 @@ def pictured(model: Model) -> list[str]:
 def paired(model: Model, ref: str | None) -> Side:
     """The reference of pairs: --ref, else the split `test` of the model's own data, with the conditions derived of its images.
 
-    Raises UserError where its rows hold no images of the model's size.
+    Raises UserError if its rows hold no images of the model's size.
     """
     reference = deriving(model, fitted(model, originals(model, ref), ref))
     field = model.preset.task.models
     spec = reference.fields.get(field or "")
     wanted = model.task.reads[field or ""]
     if spec is None or reference.data is None:
-        problem = f"--ref {reference.name}: has no rows that {model.path} can be told of beside the originals"
+        problem = f"--ref {reference.name}: has no rows with the conditions of {model.path} and their originals"
         place = Path(reference.name).expanduser()
         prepared = f"diffcli prep-data folder {quoted(place)} --out DIR --size {min(wanted.sides[-2:])}, then --ref DIR"
         raise UserError(problem, prepared if place.is_dir() else "give a prepared set or NAME:SPLIT of a preset's data")
@@ -55,7 +55,7 @@ def paired(model: Model, ref: str | None) -> Side:
 
 
 def fitted(model: Model, reference: Side, ref: str | None) -> Side:
-    """The same reference, but a plain folder of pictures as training reads one, where all that a model is told is made of them.
+    """The same reference; a plain folder of pictures is read as in training if all conditions are computed from the pictures.
 
     They get the size and the channels of the model's own data.
     """
@@ -66,7 +66,7 @@ def fitted(model: Model, reference: Side, ref: str | None) -> Side:
 
 
 def deriving(model: Model, reference: Side) -> Side:
-    """The same reference, with what the model's own data derive of images, where it lacks that."""
+    """The same reference, with the fields that the model's own data derive from images, if it lacks them."""
     data = reference.data
     if data is None or "image" not in reference.fields:
         return reference
@@ -76,7 +76,7 @@ def deriving(model: Model, reference: Side) -> Side:
 
 
 class Maker(Protocol):
-    """What makes images of the rows of a reference."""
+    """Makes images from the rows of a reference."""
 
     @property
     def reads(self) -> frozenset[str]:

@@ -1,6 +1,6 @@
-"""The extractor `condition`: what was derived of an original, derived of the image drawn under it, and how alike they are.
+"""The extractor `condition`: computes the condition from each drawn image and compares it with the given condition.
 
-And the floor of super-resolution: the same scores of pictures that are enlarged by a bicubic kernel.
+It also has the floor of super-resolution: the same scores of bicubic enlargement.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,9 +32,9 @@ READ = 256  # images that are enlarged at once
 
 
 class Following:
-    """Of each image `consistency`, or `follows` and `shuffled`, as the metrics want.
+    """`consistency` of each image, or `follows` and `shuffled`, as the metrics need.
 
-    Raises UserError where the model is told nothing that was derived.
+    Raises UserError if no condition of the model was derived from images.
     """
 
     unit = "images"
@@ -80,7 +80,7 @@ def named(role: str, field: str) -> str:
 
 
 def derived_for(model: Model, kind: str) -> Picture:
-    """What data.derived makes of the condition that a metric looks at. Raises UserError where the model reads none."""
+    """The transform of data.derived that made the condition of a metric. Raises UserError if the model does not read it."""
     wanted = KINDS[kind]
     for each in model.preset.data.derived:
         if isinstance(each, wanted) and isinstance(each, Picture) and each.field in model.task.reads:
@@ -88,29 +88,27 @@ def derived_for(model: Model, kind: str) -> Picture:
     names = ", ".join(cls.model_fields["kind"].default for cls in wanted)
     other = next(other for other in KINDS if other != kind)
     raise UserError(
-        f"--metrics {kind}: {model.path} is conditioned on none of {names} that data.derived makes",
+        f"--metrics {kind}: {model.path} has none of {names} of data.derived as a condition",
         f"leave {kind} out, or score {other} of a model that is conditioned on something else",
     )
 
 
 def alike(derived: Picture, own: Tensor, given: Tensor) -> Tensor:
-    """How alike two conditions are, uint8 (B, C, H, W) each: float32 (B,)."""
+    """The similarity of two conditions, uint8 (B, C, H, W) each: float32 (B,)."""
     if isinstance(derived, Edges):
         return edges_f1(own >= WHITE, given >= WHITE)
     return psnr_of_bytes(own, given)
 
 
 def protocol(kind: str, derived: Picture) -> str:
-    """A score in words."""
+    """The description of a score."""
     options = ", ".join(f"{key} {value}" for key, value in derived.model_dump(exclude={"kind", "field"}).items())
     made = f"{derived.kind} of the image ({options})" if options else f"{derived.kind} of the image"
     if kind == "consistency":
-        return (
-            f"PSNR of bytes: {made}, by Pillow's antialiased kernel, against '{derived.field}' that it was drawn under"
-        )
+        return f"PSNR of bytes: {made}, by Pillow's antialiased kernel, against the given '{derived.field}'"
     if isinstance(derived, Edges):
-        return f"F1 of edges within {TOLERANCE} pixel: {made}, against those that it was drawn under; mean over images"
-    return f"PSNR of bytes in dB: {made}, against '{derived.field}' that it was drawn under; mean over images"
+        return f"F1 of edges within {TOLERANCE} pixel: {made}, against the given ones; mean over images"
+    return f"PSNR of bytes in dB: {made}, against the given '{derived.field}'; mean over images"
 
 
 def enlarged_floor(derived: LowRes, reference: Side, wanted: Sequence[str], watch: Watch | None = None) -> Floor:
@@ -141,7 +139,7 @@ def enlarged_score(name: str, derived: LowRes, large: Tensor, image: Tensor, low
 
 
 def with_enlarged(report: Report, model: Model, reference: Side, watch: Watch | None = None) -> Report:
-    """The same report, beside its scores those of bicubic enlargement, where the model enlarges pictures."""
+    """The same report with the scores of bicubic enlargement, if the model enlarges pictures."""
     scored = [result.metric.kind for result in report.results if result.metric.kind in ENLARGED]
     makes = (each for each in model.preset.data.derived if isinstance(each, LowRes) and each.field in model.task.reads)
     derived = next(makes, None)

@@ -1,4 +1,4 @@
-"""The extractor `reconstruction`: how near each image is to its original, uint8 both, fields `image` and `original` of a side."""
+"""The extractor `reconstruction`: the similarity of each image to its original, the uint8 fields `image` and `original`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ PAIR: Specs = {name: FieldSpec("image", (None, None, None)) for name in ("image"
 
 
 class PairScores:
-    """Of each pair of images those of `psnr`, `ssim` and `lpips` that the metrics want. Raises UserError without the weights."""
+    """`psnr`, `ssim` and `lpips` of each pair of images, as the metrics need. Raises UserError without the weights."""
 
     unit = "images"
     reads = PAIR
@@ -60,7 +60,7 @@ class PairScores:
     def describe(self) -> dict[str, Any]:
         """The protocol of each score."""
         protocols = {
-            "psnr": "of bytes as files hold them, pixels in [0, 1], no border left out, mean over images",
+            "psnr": "of bytes as files hold them, pixels in [0, 1], without cropping a border, mean over images",
             "ssim": f"Gaussian windows {WINDOW}x{WINDOW}, sigma {SIGMA}, inside the image; pixels in [0, 1]",
             "lpips": "VGG-16, version 0.1",
         }
@@ -68,7 +68,7 @@ class PairScores:
 
 
 def judge(metric: PerceptualDistance, device: torch.device) -> Lpips:
-    """The network of LPIPS with its weights. Raises UserError where they are not on this machine."""
+    """The network of LPIPS with its weights. Raises UserError if they are not on this machine."""
     instead = "name the file by --set metrics.lpips.weights=FILE, or leave lpips out of --metrics"
     files = find_files(metric.weights, "--metrics holds lpips", instead)
     network = Lpips().requires_grad_(False)

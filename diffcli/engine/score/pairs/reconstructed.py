@@ -1,6 +1,6 @@
-"""Reconstructions of a first stage as a side, and the floors beside their scores.
+"""Reconstructions of a first stage as a side, and the floors of their scores.
 
-Rows of the side are those of the reference: `image` is the reconstruction, `original` what it was made of, both uint8. Each
+Rows of the side are those of the reference: `image` is the reconstruction, `original` its original, both uint8. Each
 process reconstructs the rows that it extracts, once for all extractors.
 """
 
@@ -21,7 +21,7 @@ from diffcli.fields import Batch, FieldSpec, Remedies, check_fields, to_float, t
 
 
 def reconstructions(stage: StageModel, reference: Side) -> Side:
-    """What a first stage makes of the rows of a reference. Raises UserError where it cannot encode them."""
+    """Reconstructions of the rows of a reference. Raises UserError if the first stage cannot encode them."""
     task, device = stage.task, stage.model.device
     check_reference(stage, reference)
     told = set(task.reads) - {task.field}
@@ -43,7 +43,7 @@ def reconstructions(stage: StageModel, reference: Side) -> Side:
 
 
 def check_reference(stage: StageModel, reference: Side) -> None:
-    """Raises UserError for a reference whose rows are no images that the first stage takes, as far as its fields tell."""
+    """Raises UserError for a reference whose fields show that the first stage cannot encode its rows."""
     task, hint = stage.task, "give images that its encoder takes, such as the split test of its own data"
     if reference.read is None or reference.size is None:
         problem = f"--ref {reference.name} is statistics, which cannot be reconstructed"
@@ -99,7 +99,7 @@ def trained_on(model: Model) -> str:
 
 
 def too_few(side: Side, n: int | None) -> list[str]:
-    """A note where a side has fewer rows than were asked for."""
+    """A note if a side has fewer rows than requested."""
     if n is None or side.size is None or side.size >= n:
         return []
     return [f"--n {n}: {side.name} has {side.size} image{'s' * (side.size != 1)}; all of them are scored"]
@@ -112,16 +112,16 @@ def floors_beside(
     try:
         training = training_split(stage.model, ref)
     except UserError as error:
-        return [], [f"no floor stands beside psnr: it would be fitted to training images, but {error.problem}"]
+        return [], [f"psnr has no floor: it would be fitted to training images, but {error.problem}"]
     found = training.fields.get(stage.task.field)
     if found is None or tuple(found.shape) != tuple(shape):
-        return [], [f"no floor stands beside psnr: images of {training.name} are not of the shape of {reference.name}"]
+        return [], [f"psnr has no floor: images of {training.name} do not have the shape of {reference.name}"]
     size = Size(shape, stage.downscale, stage.latent, stage.bottleneck.bits, stage.task.field)
     return floors(size, training, reference, stage.model.device, cache, watch)
 
 
 def training_split(model: Model, ref: str | None) -> Side:
-    """What floors are fitted to: the training split of the set that --ref names, else of the first stage's own data.
+    """The data for floors: the training split of the set that --ref names, else of the first stage's own data.
 
     A folder of images or a file has no splits, a prepared set perhaps no training one. Raises UserError for one that is damaged.
     """

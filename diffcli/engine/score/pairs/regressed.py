@@ -1,4 +1,4 @@
-"""What a network that enlarges pictures in one step makes of the rows of a reference: the baseline of super-resolution."""
+"""Enlargements of the rows of a reference by a one-step network: the baseline of super-resolution."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from diffcli.tasks.super_resolution import SuperResolutionTask
 
 
 class Enlargements:
-    """Its images of the smaller pictures of the rows. Raises UserError for options of drawing: nothing is drawn."""
+    """The enlarged pictures of the rows. Raises UserError for sampling options, which have no effect."""
 
     def __init__(self, model: Model, task: SuperResolutionTask, options: SampleOptions, mean_of: int) -> None:
         what = f"{model.path} is {model.preset.task.noun}, in one step and always to the same image"

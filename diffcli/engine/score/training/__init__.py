@@ -1,1 +1,1 @@
-"""What is measured while a run trains."""
+"""Scores during training."""

@@ -1,7 +1,7 @@
 """A small score while a run trains (`train.every.score`): samples of the averaged model against some of the data.
 
-It is the same measurement every time: the same seeds, the same rows of the reference, spread evenly, and the same features. So
-its curve tells progress, and its best step the checkpoint to keep. `diffcli fid` measures with more images what is reported.
+Seeds, rows of the reference (spread evenly) and features are the same every time. So its curve shows progress, and its best step
+is the checkpoint to keep. For scores to report, use `diffcli fid` with more images.
 """
 
 from pathlib import Path
@@ -34,13 +34,13 @@ BATCH = 64
 
 
 class SmallScore:
-    """The score of a run. name: what it is, with features and numbers of images. Raises UserError where it cannot be measured."""
+    """The score of a run. name: metric, features and numbers of images. Raises UserError if it cannot be computed."""
 
     def __init__(self, preset: Preset, run: Path, group: Group, task: Task, data: ImageData) -> None:
         cfg, key = preset.train.score, "train.every.score"
         if not isinstance(task, DiffusionTask) or task.spec.kind != "image":
             raise UserError(
-                f"{key} is {preset.train.every.score}, but {preset.task.noun} draws no images that could be scored",
+                f"{key} is {preset.train.every.score}, but {preset.task.noun} draws no images to score",
                 f"use --set {key}=0, and train.every.validate for the loss on held-out images",
             )
         self.preset, self.run, self.group, self.data = preset, run, group, data

@@ -276,7 +276,7 @@ def test_what_cannot_be_scored_in_pairs_is_refused(cli: Cli, tmp_path: Path, tra
         (["--ckpt", follower, "--metrics", "consistency"], ["none of low_res", "score follows"]),
         (["--ckpt", trained, "--metrics", "consistency"], ["draws under no picture"]),
         (["--ckpt", run, "--metrics", "psnr,fid", "--mean-of", 2], ["--mean-of 2", "smoother"]),
-        (["--ckpt", trained, "--metrics", "fid", "--mean-of", 2], ["--mean-of 2", "no pairs"]),
+        (["--ckpt", trained, "--metrics", "fid", "--mean-of", 2], ["--mean-of 2", "psnr, ssim or lpips"]),
         (["a.npz", "b.npz", "--metrics", "consistency"], ["needs a model"]),
         (["--ckpt", run, "--metrics", "psnr", "--ref", tmp_path / "a.npz"], ["beside the originals", "NAME:SPLIT"]),
     ):

@@ -257,7 +257,7 @@ def test_a_cache_that_cannot_be_written_is_a_note_and_other_images_have_no_floor
     assert "could not be cached" in " ".join(notes)
     none, notes = floors_beside(stage, None, images(tmp_path), ImageShape(1, 12, 12), tmp_path, None)
     assert not none
-    assert "not of the shape" in " ".join(notes)
+    assert "no floor" in " ".join(notes)
 
 
 def test_the_command_prints_scores_beside_their_floor(
