@@ -1,1 +1,1 @@
-"""The verbs: train, sample, evaluate; one loop each, for any task."""
+"""Training, sampling and scoring: one loop each, for all tasks."""

@@ -1,4 +1,4 @@
-"""What stands at a path: a run, a checkpoint, an export or a prepared set, as one record of JSON values and as lines for people.
+"""Describes a run, a checkpoint, an export or a prepared set, as one record of JSON values and as lines for people.
 
     {"schema": 1, "kind": "run" | "checkpoint" | "export" | "prepared set", "path": ..., and what that kind has}
 
@@ -28,7 +28,7 @@ SHOWN_CHECKPOINTS = 8
 
 
 def about(path: Path) -> dict[str, Any]:
-    """What stands at `path`. Raises UserError where it is none of what diffcli writes."""
+    """Describes what is at `path`. Raises UserError if diffcli did not write it."""
     if not path.exists():
         raise UserError(f"{path}: does not exist", "give a run, a checkpoint, an export or a prepared set")
     if path.is_dir() and is_prepared(path):
@@ -52,7 +52,7 @@ def about(path: Path) -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Any]) -> dict[str, str]:
-    """The same for people, by what it is about."""
+    """The description for people, by topic."""
     facts = {str(found["kind"]): str(found["path"])}
     match found["kind"]:
         case "prepared set":
@@ -194,7 +194,7 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 def _bytes(n: int) -> str:
-    """A number of bytes as people say it: 1.2 MiB."""
+    """A number of bytes with its unit: 1.2 MiB."""
     size, units = float(n), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size /= 1024

@@ -1,4 +1,4 @@
-"""Arguments of the Python face: whatever fits is taken, and what does not is a mistake in the words of Python."""
+"""Arguments of the Python interface: conversion of all accepted forms, and errors in terms of Python."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.draw.sampling import SampleOptions
 
 SIDES = r"\d+x\d+|HxW"  # of images: height and width
-WORD = rf"{SIDES}\b|-?\d[\d.]*\b|\"[^\"]*\"|[A-Z]+\b|ddim\b|cpu\b|none\b"  # a value that a hint gives a flag
+WORD = rf"{SIDES}\b|-?\d[\d.]*\b|\"[^\"]*\"|[A-Z]+\b|ddim\b|cpu\b|none\b"  # the value of a flag in a hint
 FLAG = re.compile(rf"--([a-z][a-z-]*)(?: ({WORD}))?")
 SETTING = re.compile(r"--set ('[^']*'|\S+=[^\s,;]*)")
 Parameters = Mapping[str, str]
@@ -70,7 +70,7 @@ OPTIONS = {"labels": "label", "prompts": "prompt", "images": "image", "overrides
 
 
 def checked(options: dict[str, Any]) -> SampleOptions:
-    """The options of a call, by their own names. Raises UserError that names the parameter and its value."""
+    """The options of a call, by the names of SampleOptions. Raises UserError with the parameter and its value."""
     try:
         chosen = SampleOptions(**options)
     except ValidationError as error:
@@ -98,7 +98,7 @@ def label_of(value: Any) -> Any:
 
 
 def readable(work: Callable[[], T], parameters: Parameters) -> T:
-    """work(), its mistakes in terms of parameters instead of flags."""
+    """Calls work(); its errors name parameters instead of flags."""
     try:
         return work()
     except UserError as error:
@@ -109,7 +109,7 @@ def readable(work: Callable[[], T], parameters: Parameters) -> T:
 def in_python(text: str, parameters: Parameters, hint: bool = False) -> str:
     """A message with parameters in place of flags; commands in backquotes and flags of other commands stay as they are.
 
-    hint: what is to be typed is written as Python, `guidance=1`.
+    hint: write what to type as Python, `guidance=1`.
     """
 
     def parameter(match: "re.Match[str]") -> str:

@@ -32,9 +32,9 @@ PRODUCTS = (
 
 
 def run_in(task: Task, device: torch.device, precision: str) -> None:
-    """From now on the networks of a task without gradients, its conditioners among them, compute in bf16 or fp16; fp32 is as is.
+    """Makes the networks of a task without gradients, and its conditioners, compute in bf16 or fp16; fp32 changes nothing.
 
-    What they give may be in half precision, too: the task turns it into float32. Their state is no longer that of the file.
+    Their outputs may be in half precision; the task converts them to float32. Their weights differ from those of the file.
     """
     if precision not in HALVES:
         return
@@ -52,12 +52,12 @@ def run_in(task: Task, device: torch.device, precision: str) -> None:
 
 
 def suited(task: Task, precision: str) -> str:
-    """The precision that the networks of a task compute in: fp32 in place of fp16 where its range is too narrow."""
+    """The precision of the networks of a task: fp32 in place of fp16 if the range of fp16 is too narrow."""
     return "fp32" if precision == "fp16" and task.wide else precision
 
 
 def float32_parts(module: nn.Module) -> list[nn.Module]:
-    """The children of a module that stay in float32: embeddings of the time, and what gives a classifier's logits."""
+    """The children of a module that stay in float32: embeddings of the time, and the output layer of a classifier."""
     match module:
         case Embedding():
             return [module.time]
@@ -69,7 +69,7 @@ def float32_parts(module: nn.Module) -> list[nn.Module]:
 
 
 def under(forward: Callable[..., Any], device: torch.device, dtype: torch.dtype | None) -> Callable[..., Any]:
-    """`forward` under autocast to a dtype, or (None) under none whatever surrounds it."""
+    """`forward` under autocast to a dtype; with None without autocast, also inside of another autocast."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):

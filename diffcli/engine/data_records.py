@@ -1,4 +1,4 @@
-"""The data of a run: they complete its preset, are described when it begins, recorded in its checkpoints, and compared later.
+"""The data of a run: completing its preset, their description, the record in checkpoints, and the comparison on resuming.
 
 A checkpoint's record says `data`: a DataDescription. What a class number means must not change while a run goes on.
 """
@@ -24,9 +24,9 @@ SHOWN = 5  # classes that a message lists
 
 
 def fitted_to_data(preset: Preset) -> Preset:
-    """The preset with what it leaves to its data. Reads nothing where it leaves nothing out.
+    """The preset, completed from its data; a complete preset is returned without reading data.
 
-    Raises UserError where the data do not tell it: where sizes differ, or there are no classes to count.
+    Raises UserError if the data do not determine a key: sizes differ, or there are no classes to count.
     """
     data = fitted(preset.data)
     if data is not preset.data:
@@ -40,7 +40,7 @@ def fitted_to_data(preset: Preset) -> Preset:
 
 
 def described(config: DataConfig, data: ImageData) -> DataDescription:
-    """What the training data of a preset hold. data: as `config` builds them."""
+    """The description of the training data of a preset. data: as `config` builds them."""
     return describe(data, place=data.urls[0] if isinstance(data, StreamData) else config.root)
 
 
@@ -53,13 +53,13 @@ def recorded(record: Mapping[str, Any] | None) -> DataDescription | None:
 
 
 def untrained(record: Mapping[str, Any]) -> frozenset[int]:
-    """The classes of which the data of a run had no image, as far as its record tells."""
+    """The classes without an image in the data of a run, according to its record."""
     holds = recorded(record)
     return frozenset(holds.empty_classes) if holds else frozenset()
 
 
 def check_colours(config: DataConfig, task: Task, data: ImageData) -> None:
-    """Raises UserError where a new run would turn images in colour grey without having been told to."""
+    """Raises UserError if a new run would turn colour images grey although the preset does not ask for it."""
     files = data.origin.files if data.origin else None
     if config.channels != 1 or config.grey or "image" not in task.reads or isinstance(data, LatentImages):
         return
@@ -71,7 +71,7 @@ def check_colours(config: DataConfig, task: Task, data: ImageData) -> None:
 
 
 def check_classes(task: Task, now: DataDescription, before: Mapping[str, Any]) -> None:
-    """Raises UserError where the numbers of a task's classes would mean others than in the record that it goes on from."""
+    """Raises UserError if class numbers would mean other classes than in the record of the checkpoint."""
     was, names = before.get("classes"), now.classes
     if "label" not in task.reads or was is None or names is None:
         return
@@ -83,7 +83,7 @@ def check_classes(task: Task, now: DataDescription, before: Mapping[str, Any]) -
 
 
 def changes_of(now: DataDescription, before: Mapping[str, Any]) -> list[str]:
-    """What a person should know who goes on with other data than before, one sentence each."""
+    """Changes of the data since the checkpoint that the user should know, one sentence each."""
     then = recorded(before)
     if then is None:
         return []
@@ -96,6 +96,6 @@ def changes_of(now: DataDescription, before: Mapping[str, Any]) -> list[str]:
 
 
 def _listed(names: tuple[str, ...] | list[str], others: tuple[str, ...] | list[str]) -> str:
-    """A few names, those first that the other list has not."""
+    """A few names; those that the other list lacks come first."""
     own = sorted(names, key=lambda name: name in others) if others else list(names)
     return ", ".join(own[:SHOWN]) + ", ..." * (len(own) > SHOWN)

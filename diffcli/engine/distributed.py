@@ -1,7 +1,7 @@
 """Several processes as one: starting workers through torchrun's launcher, joining its group, and collectives of one line.
 
-A worker that `launch` started leaves its UserError in a file, so that it is told once, by the parent; a worker that fails because
-such a peer has left says nothing.
+A worker that `launch` started writes its UserError to a file, so that the parent prints it once. A worker that fails because
+such a peer has exited prints nothing.
 """
 
 import json
@@ -29,7 +29,7 @@ LAUNCHED = "DIFFCLI_LAUNCHED"  # for workers that `launch` started: the folder w
 SAVING = 600  # seconds for interrupted workers to end their step and save before they are killed; older torch has 30
 
 
-COLLECTIVES = timedelta(hours=2)  # that ranks wait for one that saves, reads a large reference or decodes its data
+COLLECTIVES = timedelta(hours=2)  # limit for waiting on a rank that saves, reads a large reference or decodes its data
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Group:
         return parts or []
 
     def agreed(self, flag: bool) -> bool:
-        """What rank 0 says, on every rank."""
+        """The value of rank 0, on every rank."""
         if self.world == 1:
             return flag
         value = torch.tensor([int(flag)], device=self.device)
@@ -88,7 +88,7 @@ class Group:
         return bool(value)
 
     def spread(self, tensor: Tensor) -> Tensor:
-        """The tensor of rank 0 on every rank; elsewhere one of the same shape and type is given, and overwritten."""
+        """The tensor of rank 0 on every rank; other ranks pass one of the same shape and type, which is overwritten."""
         if self.world > 1:
             dist.broadcast(tensor, src=0)
         return tensor
@@ -145,9 +145,9 @@ class Launch:
 
 
 def pick_device(name: DeviceName, nproc: int = 1) -> torch.device:
-    """The device that --device means on this machine, for this one of nproc processes.
+    """The device of --device for this one of nproc processes.
 
-    Raises UserError where it is absent, or where there are fewer CUDA devices than processes.
+    Raises UserError if it does not exist, or if there are fewer CUDA devices than processes.
     """
     if name not in get_args(DeviceName):
         hint = did_you_mean(name, get_args(DeviceName)) + "; one GPU of several is chosen by CUDA_VISIBLE_DEVICES"
@@ -178,7 +178,7 @@ def is_worker() -> bool:
 
 
 def speaks() -> bool:
-    """Whether this process answers to the person: the one that was typed, or rank 0 where the person typed torchrun."""
+    """Whether this process prints for the user: the process of the command, or rank 0 if the user typed torchrun."""
     return not is_worker() or (LAUNCHED not in os.environ and os.environ["RANK"] == "0")
 
 
@@ -253,7 +253,7 @@ def launch(how: Launch, arguments: Sequence[str]) -> int:
 
 
 def tell_launcher(error: UserError) -> bool:
-    """Leaves the error for the parent; False where no `launch` of ours started this process."""
+    """Writes the error for the parent; False if `launch` did not start this process."""
     if LAUNCHED not in os.environ or not is_worker():
         return False
     path = Path(os.environ[LAUNCHED]) / f"rank-{int(os.environ['RANK']):06d}.json"
@@ -265,7 +265,7 @@ def tell_launcher(error: UserError) -> bool:
 
 
 def told_errors() -> list[UserError]:
-    """What workers of this launch have told so far, in the order of their ranks."""
+    """The errors that workers of this launch have reported so far, in the order of their ranks."""
     errors = []
     for path in sorted(Path(os.environ[LAUNCHED]).glob("rank-*.json")) if LAUNCHED in os.environ else []:
         told = json.loads(path.read_text())

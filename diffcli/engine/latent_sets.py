@@ -1,4 +1,4 @@
-"""What `prep-data latents` needs of a first stage: read once, on a device, as a function of images."""
+"""The first stage of `prep-data latents`: read once, on a device, as a function of images."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def latent_options(
 
     first_stage: see `stage_reading.read`; size, half, flip_pair: see LatentOptions.
     """
-    open_shards(source, SOURCE)  # told before weights are read
+    open_shards(source, SOURCE)  # checked before weights are read
     place, stage = pick_device(device), read(first_stage, "--first-stage")
     tune(place)
     autoencoder = stage.build(place)

@@ -17,10 +17,10 @@ LoadedTensors = Mapping[str, Tensor]
 
 
 def load_to_sample(task: Task, path: Path, record: dict[str, Any], use_ema: bool) -> str:
-    """Gives a task on the meta device what sampling needs of a checkpoint, averaged or as trained last.
+    """Loads the weights that sampling needs into a task on the meta device, averaged or as trained last.
 
-    Empties the networks that sampling does not need. Returns the SHA-256 of the file of these weights, which is read once.
-    Raises UserError where the checkpoint is damaged or does not fit.
+    Networks that sampling does not need are emptied. Returns the SHA-256 of the file with these weights, which is read once.
+    Raises UserError if the checkpoint is damaged or does not fit.
     """
     unsampled = task.keys_of(network.name for network in task.networks if not network.samples)
     contents = checkpoint.read_contents(path, "ema" if use_ema else "task", record)
@@ -33,13 +33,13 @@ def load_to_sample(task: Task, path: Path, record: dict[str, Any], use_ema: bool
 
 
 def completed(task: Task, tensors: dict[str, Tensor], others: LoadedTensors) -> dict[str, Tensor]:
-    """A file's tensors, and those of `others` for every network of which the file holds nothing."""
+    """A file's tensors, and those of `others` for every network that the file lacks."""
     absent = [keys for n in task.networks if (keys := task.keys_of([n.name])).isdisjoint(tensors)]
     return tensors | {name: others[name] for keys in absent for name in keys if name in others}
 
 
 def fill(module: nn.Module, tensors: LoadedTensors, path: Path) -> None:
-    """Gives a module on the meta device these tensors for its own. Raises UserError as `load_weights` does."""
+    """Assigns these tensors to a module on the meta device. Raises UserError as `load_weights` does."""
     dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
     own = {name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in tensors.items()}
     load_weights(module, own, path, assign=True)
@@ -60,7 +60,7 @@ def load_weights(module: nn.Module, tensors: LoadedTensors, path: Path, assign: 
 
 
 def place(task: Task, device: torch.device, precision: str, training: bool) -> Task:
-    """The task on a device, its convolutions in the layout that is fastest there."""
+    """The task on a device, with the fastest memory layout for its convolutions."""
     task = task.to(device)
     if memory_format(device, precision, training) is torch.channels_last:
         for module in task.modules():

@@ -35,9 +35,9 @@ class Model:
     digest: str  # SHA-256 of the file of the weights in use
     precision: str = "fp32"  # of its networks: fp32, bf16 or fp16
     compiled: bool = False
-    size: tuple[int, int] | None = None  # (height, width) of its images, where they are not those of training
-    fields: Specs | None = None  # of the data that it was trained on; None: what its preset says of them
-    untrained: frozenset[int] = frozenset()  # classes of which its data had no image
+    size: tuple[int, int] | None = None  # (height, width) of its images, if other than in training
+    fields: Specs | None = None  # fields of the training data; None: those of its preset
+    untrained: frozenset[int] = frozenset()  # classes without an image in its data
 
     @property
     def device(self) -> torch.device:
@@ -45,11 +45,11 @@ class Model:
 
     @property
     def trained_on(self) -> Specs:
-        """The fields of the data that it was trained on, in the shapes that they had there."""
+        """The fields of its training data, in their shapes."""
         return self.preset.specs if self.fields is None else self.fields
 
     def describe(self) -> dict[str, Any]:
-        """What a sidecar or report says of the model: JSON values."""
+        """The description of the model for a sidecar or report: JSON values."""
         tf32 = self.precision == "fp32" and has_tf32(self.device)
         return {
             "checkpoint": str(self.path),
@@ -71,9 +71,8 @@ def load_model(
 ) -> Model:
     """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged.
 
-    overrides: KEY=VALUE, of which those that say where a pretrained encoder lies now are heeded. precision: auto, fp32, bf16 or
-    fp16, see `run_in` and `suited`. The weights are read once and no random weight is made: the task is built without memory for
-    its weights.
+    overrides: KEY=VALUE; only new places of pretrained encoders are applied. precision: auto, fp32, bf16 or fp16, see `run_in`
+    and `suited`. The weights are read once; the task is built on the meta device, so no random weights are made.
     """
     tune(device)
     chosen = choose_precision(precision, device)
@@ -99,7 +98,7 @@ def load_model(
 
 
 def without_weights(path: Path) -> Model:
-    """The newest whole checkpoint at PATH on the meta device: what is known before any weight is read. Raises UserError."""
+    """The newest whole checkpoint at PATH on the meta device, without reading weights. Raises UserError."""
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
     resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
@@ -120,7 +119,7 @@ def _recorded(
     precision: str = "fp32",
     compiled: bool = False,
 ) -> Model:
-    """The model of a checkpoint, whose record tells its step, its classes and which of them were trained."""
+    """The model of a checkpoint, with step, classes and trained classes from its record."""
     classes = tuple(record["classes"]) if record.get("classes") else None
     step, untrained = record["step"], data_records.untrained(record)
     return Model(
@@ -129,9 +128,9 @@ def _recorded(
 
 
 def resized(model: Model, size: tuple[int, int] | None) -> Model:
-    """The same model, drawing images of another (height, width). Raises UserError where it cannot.
+    """The same model for images of another (height, width). Raises UserError if it does not support them.
 
-    The weights are shared. None: as it was trained.
+    The weights are shared. None: the size of training.
     """
     if size is None:
         return model
@@ -150,7 +149,7 @@ def resized(model: Model, size: tuple[int, int] | None) -> Model:
     if size[0] % step or size[1] % step:
         near = "x".join(str(max(1, round(side / step)) * step) for side in size)
         raise UserError(f"{flag}: {model.path} draws sides that are multiples of {step}", f"try --size {near}")
-    changed = copy(task)  # modules and weights are those of the other
+    changed = copy(task)  # shares modules and weights with the original
     changed.spec = task.spec._replace(shape=(task.spec.sides[0], *size))
     data = model.preset.data.model_copy(update={"size": size})
     preset = model.preset.model_copy(update={"data": data})
@@ -158,9 +157,9 @@ def resized(model: Model, size: tuple[int, int] | None) -> Model:
 
 
 def specs_of(record: Mapping[str, Any], preset: Preset, path: Path) -> Specs:
-    """The fields that a checkpoint's task was built for; those of its preset where its record does not tell, as of before.
+    """The fields that a checkpoint's task was built for; those of its preset if the record, of an earlier version, has none.
 
-    Latents that it was trained on are left out: what is drawn, scored or changed are images.
+    Latents of the training data are left out, since sampling, scoring and editing work on images.
     """
     if "fields" not in record:
         return preset.specs

@@ -17,9 +17,9 @@ from diffcli.engine.draw.sheets.arrangement import Arrangement
 
 
 class Samples:
-    """Finished images, in order. labels: int64 (n,), None where the model has no classes. record: all that draws them again.
+    """Finished images, in order. labels: int64 (n,), None without classes. record: all that is needed to draw them again.
 
-    stages: of a cascade, what its earlier stages drew, the first first.
+    stages: the images of the earlier stages of a cascade, in order.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class Samples:
     def grid(
         self, columns: int | None = None, scale: int | None = None, captions: Sequence[str] | None = None
     ) -> Image.Image:
-        """All of them in one picture, row by row; by default as `diffcli sample` lays them out.
+        """All images in one picture, row by row; the default layout is that of `diffcli sample`.
 
-        scale: each pixel becomes a square of so many. captions: words under each image, one an image.
+        scale: each pixel becomes a square of scale x scale. captions: a text under each image.
         """
         if columns is not None:
             columns = whole("columns", columns, 1)
@@ -80,7 +80,7 @@ class Samples:
         return path
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """The picture that a notebook shows."""
         file = io.BytesIO()
         self.grid().save(file, "PNG")
         return file.getvalue()

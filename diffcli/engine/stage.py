@@ -1,7 +1,7 @@
 """A first stage in use: a checkpoint of an autoencoder that turns images into latents and latents into images.
 
-Latents are those that a diffusion model sees: means of a variational bottleneck, and what a quantiser is given, which quantises
-when the image is made. All in the precision that the checkpoint was loaded in, and float32 outside; in batches, see `coding`.
+Latents are those that a diffusion model sees: means of a variational bottleneck, or the input of a quantiser, which quantises
+when the image is decoded. Networks run in the precision of the loaded checkpoint, all else in float32; for batches see `coding`.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class StageModel:
         return self.bottleneck.bits is not None
 
     def fault(self, size: Sequence[int]) -> tuple[str, tuple[int, int]] | None:
-        """What is wrong with images of this height and width, and the nearest (height, width) that it takes; None: nothing."""
+        """The problem with images of this height and width, and the nearest (height, width) that fits; None: there is none."""
         return misfit(size, self.downscale, f"its downscale {self.downscale}")
 
     def latent_shape(self, size: Sequence[int]) -> tuple[int, int, int]:
@@ -63,11 +63,11 @@ class StageModel:
             return decoded(self.task.autoencoder, self.bottleneck.snapped(z), vector).clamp(-1, 1)
 
     def reconstruct(self, x: Tensor, vector: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] on the model's device -> what is left of them, in [-1, 1]."""
+        """Images (B, C, H, W) in [-1, 1] on the model's device -> their reconstructions, in [-1, 1]."""
         return self.decode(self.encode(x, vector), vector)
 
     def describe(self, size: Sequence[int]) -> dict[str, Any]:
-        """Of a sidecar or report: the shape of a latent of images of this height and width, and its codes where it has any."""
+        """For a sidecar or report: the shape of a latent of images of this height and width, and its number of codes, if any."""
         shape = self.latent_shape(size)
         bits = self.bottleneck.bits
         return {"latent": list(shape)} | ({} if bits is None else {"codes": round(2**bits)})

@@ -1,7 +1,7 @@
 """The first stage that a latent model begins with: read from the run of an autoencoder or a folder of diffusers.
 
-A run reads it once, before its first step: what it is made of goes into the resolved preset, its weights into the task, its
-digest into the record of every checkpoint, under `first_stage: {from, sha256}`. Latents on disk carry the same digest.
+A run reads it once, before its first step: its configuration becomes part of the resolved preset, its weights part of the task,
+its digest part of the record of every checkpoint, under `first_stage: {from, sha256}`. Latents on disk carry the same digest.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ RECORD = "first_stage"  # key of a checkpoint's record
 
 
 class FirstStage(NamedTuple):
-    """A first stage as it was found. digest: SHA-256 of what it computes, keys and weights, wherever they lie."""
+    """A first stage. digest: SHA-256 of its configuration and weights, independent of their place."""
 
     config: FirstStageConfig
     tensors: dict[str, Tensor]
@@ -66,7 +66,7 @@ def read(path: Path, key: str = KEY) -> FirstStage:
 
 
 def describe(path: Path, key: str = KEY) -> FirstStageConfig:
-    """What the first stage at a path is made of, without its weights where that is possible. Raises UserError as `read` does."""
+    """The configuration of the first stage at a path, read without weights if possible. Raises UserError as `read` does."""
     path = path.expanduser()
     return foreign(path, key)[0] if is_foreign(path) else located(path, key)[2]
 
@@ -121,14 +121,14 @@ def refuse_other_folder(path: Path, key: str) -> None:
 
 
 def to_train(path: Path) -> str:
-    """What to type where a first stage is not there: the command that trains it, where its folder has the name of a preset."""
+    """What to type if a first stage is missing: the command that trains it, if its folder has the name of a preset."""
     if path.name in preset_files.available():
         return f"train it first: diffcli train --preset {path.name} --run-dir {quoted(path)}"
     return "give the run of an autoencoder (diffcli train --preset mnist-vae) or a folder of diffusers"
 
 
 def digest_of(config: FirstStageConfig, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over what decides beside the tensors what is computed, and every tensor, by name."""
+    """SHA-256 over the settings that affect the result and every tensor, by name."""
     digest = hashlib.sha256(json.dumps(config.deciding, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name].detach().to("cpu").contiguous()
@@ -144,7 +144,7 @@ def codec_of(chosen: Preset) -> LatentCodecConfig | None:
 
 
 def completed(chosen: Preset) -> Preset:
-    """The preset with what its first stage is made of filled in, where it names a first stage and does not say so itself."""
+    """The preset with the configuration of its first stage filled in, if it names one and does not describe it."""
     codec = codec_of(chosen)
     if codec is None or codec.source is None:
         return chosen

@@ -1,6 +1,6 @@
-"""What the machine decides about speed: allocator, precision, memory format and TF32, each chosen by measurement.
+"""Settings for speed that depend on the machine: allocator, precision, memory format and TF32.
 
-What changes numbers is written down: the precision in a run's resolved preset and in the record of what is sampled.
+Settings that change results are recorded: the precision, in a run's resolved preset and in the record of samples.
 """
 
 import ctypes
@@ -23,10 +23,10 @@ FAST_BF16 = {"avx512_bf16", "amx_bf16"}  # CPU flags that say so: elsewhere bf16
 
 @cache
 def tune_allocator() -> bool:
-    """Lets glibc keep freed memory instead of returning it to the kernel; True where that could be asked.
+    """Lets glibc keep freed memory instead of returning it to the kernel; True if glibc accepted this.
 
-    A step of training or sampling takes the same large activations as the one before; each return costs page faults, zeroing.
-    Memory of the process then stays at its peak. Elsewhere (musl, macOS, Windows) there is nothing to do.
+    Every step needs the same large activations as the one before; returning memory costs page faults and zeroing. The memory of
+    the process then stays at its peak. On other systems (musl, macOS, Windows) this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -38,7 +38,7 @@ def tune_allocator() -> bool:
 
 
 def tune(device: torch.device) -> None:
-    """What training and sampling set before they begin, for this whole process: the allocator and TF32."""
+    """Sets the allocator and TF32 for this process, before training or sampling."""
     tune_allocator()
     if has_tf32(device):
         torch.set_float32_matmul_precision("high")  # cuDNN's convolutions take TF32 as they are
@@ -50,7 +50,7 @@ def has_tf32(device: torch.device) -> bool:
 
 
 def choose_precision(wish: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16: what `wish`, one of PRECISIONS, means on a device. Raises UserError for any other."""
+    """fp32, bf16 or fp16: the meaning of `wish`, one of PRECISIONS, on a device. Raises UserError for other words."""
     if wish not in PRECISIONS:
         raise UserError(f"--precision {wish}: no such precision", did_you_mean(wish, PRECISIONS))
     return auto_precision(device) if wish == "auto" else wish
@@ -66,7 +66,7 @@ def auto_precision(device: torch.device) -> Literal["fp32", "bf16"]:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context that a network runs in; float32 is no autocast at all."""
+    """The autocast context for a network; float32 disables autocast."""
     dtype = HALVES.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
@@ -85,8 +85,8 @@ def cpu_flags() -> frozenset[str]:
 def memory_format(device: torch.device, precision: str, training: bool) -> torch.memory_format:
     """The layout in which convolutional networks are fastest.
 
-    CUDA's tensor cores want channels last. On the CPU sampling gains a quarter by it, convolutions at 16x16 up to half; but the
-    backward pass of torch's group norm is several times slower there than in the contiguous layout, which costs more.
+    Tensor cores of CUDA need channels last. On the CPU, channels last makes convolutions faster, but the backward pass of torch's
+    group norm slower; so there sampling uses channels last and training the contiguous layout.
     """
     if device.type == "cuda" and precision != "fp32":
         return torch.channels_last
@@ -98,8 +98,8 @@ def memory_format(device: torch.device, precision: str, training: bool) -> torch
 def compile_network(network: nn.Module, **options: Any) -> None:
     """Compiles a network in place, so that no prefix reaches a checkpoint. options: see torch.compile.
 
-    Everything that it is called with has a batch as its first dimension, which is marked as one that varies: an uneven last
-    batch runs the graph of the others. A batch of one sample has a graph of its own.
+    All inputs have the batch as their first dimension. It is marked as dynamic, so a smaller last batch uses the same graph.
+    A batch of one sample has a graph of its own.
     """
     network.compile(**options)
     compiled = network._compiled_call_impl  # what nn.Module.compile leaves there, and calls in place of forward

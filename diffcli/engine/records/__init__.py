@@ -1,1 +1,1 @@
-"""What is written down beside weights and outputs, so that they can be used and made again."""
+"""Records beside weights and outputs, which are needed to use them or to make them again."""

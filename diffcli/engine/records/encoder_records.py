@@ -1,4 +1,4 @@
-"""The pretrained encoders of a run: named in its checkpoints with the digest of their weights, which must not change.
+"""The pretrained encoders of a run: checkpoints name them with the digest of their weights, which must not change.
 
 A checkpoint's record says `encoders: {"task.conditioners.0": {model, library, sha256}, "data.clip_image": {model, sha256}}`:
 those that its conditioners name, and those that made the embeddings it was trained on.
@@ -19,7 +19,7 @@ MOVED = re.compile(r"task\.conditioners\.\d+\.encoder\.model=")
 
 
 def moves(item: str) -> bool:
-    """Whether a `--set` item says where an encoder lies now, which changes nothing: its weights must stay."""
+    """Whether a `--set` item gives a new place of an encoder; its weights must be the same."""
     return MOVED.match(item) is not None
 
 

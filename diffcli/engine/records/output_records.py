@@ -1,4 +1,4 @@
-"""What stands beside an output: a record of how it was made, from which `sample --like` makes it again.
+"""The record beside an output: how it was made, so that `sample --like` can make it again.
 
 The record of `samples.png` is `samples.png.json`, that of the folder `faces` is `faces.json`. It holds the command line and the
 folder in which it was typed, and all that was chosen: checkpoint, digest of the weights, seeds, sampler. Before, that of
@@ -54,7 +54,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def repeated(path: Path, record: Mapping[str, Any]) -> list[str]:
-    """The words after `diffcli sample` that made an output. Raises UserError where the record does not hold them."""
+    """The arguments of `diffcli sample` that made an output. Raises UserError if the record lacks them."""
     words = shlex.split(str(record.get("command", "")))[1:]
     if not words:
         seeds, steps = record.get("seeds") or [0], record.get("steps")
@@ -76,7 +76,7 @@ def stages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _earlier(node: Any) -> dict[str, Any] | None:
-    """The record of the stage before, which stands where a condition tells that its pictures are those of a stage."""
+    """The record of the previous stage, which is part of the condition that holds its pictures."""
     if isinstance(node, Mapping):
         stage = node.get("stage")
         inner = node.values()
@@ -92,14 +92,14 @@ def same_weights(path: Path, record: Mapping[str, Any], folder: Path) -> Path:
         now = checkpoint.read_record(checkpoint.locate(place)).get("sha256", {}).get(f"{part}.safetensors")
         if now != record.get("weights_sha256", now):
             raise UserError(
-                f"--like {path}: {place} has other weights by now than those that it was drawn from",
+                f"--like {path}: {place} has other weights now than when it was drawn",
                 "give the same options to `diffcli sample` for images of the present weights",
             )
     return place
 
 
 def differences(record: Mapping[str, Any]) -> list[Note]:
-    """What may make an image differ although the options are the same."""
+    """Reasons why an image may differ although the options are the same."""
     if record["version"] == __version__:
         return []
     return [Note(f"the record was written by diffcli {record['version']}, this is {__version__}: images may differ")]
