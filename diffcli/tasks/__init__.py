@@ -1,1 +1,1 @@
-"""What is trained: a task joins a codec, conditioners and a network and says what the loss is."""
+"""Tasks: a task joins a codec, conditioners and a network, and defines the loss."""

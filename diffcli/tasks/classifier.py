@@ -1,4 +1,4 @@
-"""Image classification as a task: its features and labels judge samples offline, and, trained on noisy images, it guides them."""
+"""Image classification as a task: its features score samples, and a classifier of noisy images guides sampling."""
 
 from typing import Annotated, Any, Literal
 
@@ -108,16 +108,16 @@ class ClassifierConfig(TaskConfig):
     """A classifier of images into num_classes classes; with a schedule, of noisy ones at any of its times."""
 
     kind: Literal["classifier"] = "classifier"
-    field: str = Field("image", description="what is classified: a field of the data that is an image")
+    field: str = Field("image", description="the field of the data to classify, an image")
     num_classes: int | None = Field(
-        None, ge=2, description="how many classes there are, labels 0 to this - 1; null: as many as the data have"
+        None, ge=2, description="number of classes, labels 0 to this - 1; null: as many as the data have"
     )
     network: AnyJudge = Field(ConvNetConfig(), description="convnet for small images, or trunk, the encoder of a U-Net")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each label that is spread evenly over all classes"
     )
     schedule: AnySchedule | None = Field(
-        None, description="noise that is put on the images, for classifiers that guide; null: clean images"
+        None, description="path of the noise that is added to images, for classifiers that guide; null: clean images"
     )
 
     @field_validator("network", mode="before")
@@ -132,10 +132,10 @@ class ClassifierConfig(TaskConfig):
 
     @property
     def known_classes(self) -> int:
-        """How many there are. Raises UserError where neither the preset nor data have told it."""
+        """The number of classes. Raises UserError if neither the preset nor the data determine it."""
         if self.num_classes is None:
             raise UserError(
-                "task.num_classes is left out, and there are no data with classes that tell it",
+                "task.num_classes is left out, and there are no data with classes to count",
                 "use --set task.num_classes=10, or data with a folder for each class",
             )
         return self.num_classes

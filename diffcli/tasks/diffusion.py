@@ -1,4 +1,4 @@
-"""Diffusion as a task: codec, conditioners and denoiser joined; its loss, and the Denoise that samplers walk with."""
+"""Diffusion as a task: codec, conditioners and denoiser; its loss, and the Denoise function for samplers."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,9 +36,9 @@ from diffcli.transfer import moved
 
 
 class DiffusionTask(Task):
-    """A denoiser of an encoded field of the data under conditions. spec: what this field is, one sample of it (C, *S).
+    """A denoiser of an encoded field of the data under conditions. spec: of this field, one sample is (C, *S).
 
-    stored: the field `latent` of data that hold what the codec stores of it, which training then reads in its place.
+    stored: the field `latent` of data that hold the stored form of the field, which training then reads in its place.
     """
 
     measured = "measuring the spread of the latents"
@@ -96,7 +96,7 @@ class DiffusionTask(Task):
 
     @property
     def modelled(self) -> dict[str, FieldSpec]:
-        """The field of the data that holds what is modelled."""
+        """The name of the field of the data that is modelled."""
         return {self.field: self.spec} if self.stored is None else {LATENT: self.stored}
 
     def check(self, has: Specs) -> None:
@@ -111,7 +111,7 @@ class DiffusionTask(Task):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample of what is modelled, (C, *S)."""
+        """The shape of one sample of the modelled field, (C, *S)."""
         return self.spec.sides
 
     def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
@@ -138,7 +138,7 @@ class DiffusionTask(Task):
         return moved(batch["stream"], batch[next(iter(self.modelled))].device)
 
     def encoded(self, batch: Batch, stream: Tensor) -> Tensor:
-        """What is modelled of a batch, in diffusion space. stream: int64 (B,) on the device, of what is random about it."""
+        """The modelled field of a batch in diffusion space. stream: int64 (B,) on the device, the seeds of a random encoding."""
         noise = Noise(stream, stream.device, Domain.POSTERIOR)
         if self.stored is None:
             return self.codec.encode(batch[self.field], noise)
@@ -152,7 +152,7 @@ class DiffusionTask(Task):
         self.codec.measure((self.encoded(batch, self.streamed(batch)) for batch in batches), ranks)
 
     def after_update(self, ranks: Ranks) -> None:
-        """Takes the losses of the global batch into the history, in order of position: however it was split, it is the same."""
+        """Adds the losses of the global batch to the history in order of position, however the batch was split."""
         if self.history is None:
             return
         where = ranks.gather(torch.cat([drawn for drawn, _ in self.drawn]))
@@ -163,7 +163,7 @@ class DiffusionTask(Task):
 
     @contextmanager
     def comparable(self) -> Iterator[None]:
-        """Within it, what makes a sample's loss depend on other samples is off: times by past losses, noise paired in a batch."""
+        """Context without times by past losses and pairing of noise, so that the loss of a sample depends on it alone."""
         objective = self.objective
         times = UniformTimes() if isinstance(objective.times, LossAware) else objective.times
         self.objective = objective._replace(times=times, coupling="none")
@@ -175,7 +175,7 @@ class DiffusionTask(Task):
     def condition(
         self, batch: Batch, keep: Tensor, like: Tensor, seeds: Tensor | None = None, always_given: Collection[str] = ()
     ) -> Conditioning:
-        """What the network is told of a batch; rows with keep False get the null condition, but for the fields `always_given`."""
+        """The conditioning for a batch; rows with keep False get the null condition, except for the fields `always_given`."""
         conditioners = cast(Iterable[Conditioner], self.conditioners)
         return condition(conditioners, batch, keep, like, seeds, always_given)
 
@@ -184,7 +184,7 @@ class DiffusionTask(Task):
     ) -> Denoise:
         """The denoiser of n images with the batch's condition and all guidance bound; x0 in the codec's bounds.
 
-        tiles: in which the networks predict; guidance and bounds act on the whole.
+        tiles: the networks predict in these; guidance and bounds act on the whole image.
         """
         guide, schedule, weaker = guiding.guide, self.denoiser.schedule, guiding.weaker
         leads = guidance != 1 and self.conditional and weaker is None
@@ -208,7 +208,7 @@ class DiffusionTask(Task):
         return pulled if guide.interval is None else within(pulled, bounded, schedule, *guide.interval)
 
     def _bounded(self, denoise: Denoise, guide: Guide) -> Denoise:
-        """With x0 kept within the bounds of the codec, where it has any."""
+        """The denoiser with x0 kept within the bounds of the codec, if it has any."""
         if self.codec.bounds is None:
             return denoise
         if guide.threshold is not None:
@@ -222,9 +222,9 @@ class DiffusionTask(Task):
     def _conditions(
         self, batch: Batch, n: int, branches: Sequence[bool], negative: Batch | None = None
     ) -> Conditioning:
-        """What the network is told of a batch of n in each branch, one after the other; where it is False, of no condition.
+        """The conditioning of a batch of n for each branch, one after the other; False stands for the branch without a condition.
 
-        The conditioners run once, whatever branches guidance has. negative: fields that such a branch is told after all.
+        The conditioners run once for all branches. negative: fields that the branch without a condition receives.
         """
         whole = joined([batch if conditional else {**batch, **(negative or {})} for conditional in branches])
         keep = moved(torch.tensor(branches).repeat_interleave(n), self.device)
@@ -255,7 +255,7 @@ class DiffusionTask(Task):
         return pair
 
     def _led(self, pair: Pair, other: Denoise, guidance: float, guide: Guide) -> Denoise:
-        """Led away from the second of a pair, `other`, which alone is computed where the scale is 0."""
+        """Guidance away from the second denoiser of a pair, `other`; at scale 0 only `other` is evaluated."""
         if guidance == 0 and guide.rescale == 0 and guide.channels is None:
             return other
         if guide.rescale == 0:

@@ -1,4 +1,4 @@
-"""What a preset names in `task` to train a diffusion model: its parts, and whether they agree."""
+"""The preset keys of a diffusion model in `task`, and checks that its parts fit together."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -30,29 +30,29 @@ MODELLED: tuple[FieldKind, ...] = ("image", "mask", "clip")  # kinds of fields t
 
 
 class DiffusionConfig(TaskConfig):
-    """A diffusion model: what the network regresses, along which path, under which conditions."""
+    """A diffusion model: the target of the network, the path, the conditions."""
 
     kind: Literal["diffusion"] = "diffusion"
-    field: str = Field("image", description="what is modelled: a field of the data that is an image, a mask or a clip")
+    field: str = Field("image", description="the field of the data to model: an image, a mask or a clip")
     target: Target = Field(
         "eps",
         description="what the network predicts: noise (eps), image (x0), a mixture (v), or the flow from one to the other",
     )
-    learn_variance: bool = Field(False, description="predict the variance of a step, too, in as many further channels")
+    learn_variance: bool = Field(False, description="also predict the variance of a step, in as many further channels")
     schedule: AnySchedule = Field(Cosine(), description="how image fades and noise grows with time")
     network: AnyNetwork = Field(description="the denoising network")
     conditioners: tuple[AnyConditioner, ...] = Field(
-        (), description="what the network is told beside the noisy image: class, text, another picture"
+        (), description="conditions of the network: class, text, another picture"
     )
     drop_condition: float = Field(0.0, ge=0, lt=1, description="share of samples trained without their condition")
     codec: AnyCodec = Field(
         PixelCodecConfig(),
         description="the space in which noise is added: pixels, latents of a first stage, classes of a mask",
     )
-    times: AnyTimes = Field(UniformTimes(), description="at which times training looks, and how often")
+    times: AnyTimes = Field(UniformTimes(), description="distribution of the times in training")
     weight: AnyWeight = Field(NoWeight(), description="of the loss at each time")
-    distance: AnyDistance = Field(L2(), description="between prediction and target")
-    coupling: Coupling = Field("none", description="which noise goes with which image: none is at random")
+    distance: AnyDistance = Field(L2(), description="distance between prediction and target")
+    coupling: Coupling = Field("none", description="pairing of noise and images; none: at random")
 
     @model_validator(mode="after")
     def _agree(self) -> "DiffusionConfig":
@@ -80,7 +80,7 @@ class DiffusionConfig(TaskConfig):
 
     @property
     def guided(self) -> bool:
-        """Whether there is a condition that can be left out, so that guidance has something to lead away from."""
+        """Whether there is a condition that can be left out, so that guidance has an unconditional branch."""
         return any(conditioner.droppable for conditioner in self.conditioners)
 
     @property
@@ -99,14 +99,14 @@ class DiffusionConfig(TaskConfig):
         drawing.check_variance(self.learn_variance)
 
     def check_guide(self, drawing: Drawing) -> None:
-        """Raises ValueError where guidance and `guide` do not fit the model."""
+        """Raises ValueError if guidance and `guide` do not fit the model."""
         drawing.check_guide(self.codec.clip, self.guided, self.drop_condition)
 
     def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
         factor = 1
         if isinstance(self.codec, LatentCodecConfig):
             if self.codec.first_stage is None:
-                return  # nothing says yet how large a latent is
+                return  # the size of a latent is not known yet
             factor = self.codec.first_stage.network.downscale
             check_buckets(sizes, factor, f"the downscale {factor} of the first stage")
         self.network.check_buckets([(height // factor, width // factor) for height, width in sizes])
@@ -115,13 +115,13 @@ class DiffusionConfig(TaskConfig):
         found = []
         if self.guided and self.drop_condition == 0 and "drop_condition" not in self.model_fields_set:
             found.append(
-                "task.drop_condition is 0, so the model always knows its condition and --guidance will be refused; "
-                "train with --set task.drop_condition=0.1 to have guidance, or with 0 to be rid of this note"
+                "task.drop_condition is 0, so the model has no unconditional branch and --guidance will be refused; "
+                "train with --set task.drop_condition=0.1 to have guidance"
             )
         if self.coupling != "none" and self.conditioners:
             found.append(
-                f"task.coupling {self.coupling} pairs noise with images whatever their condition, so that one condition is "
-                "trained on a part of the noise only, but sampled from all of it"
+                f"task.coupling {self.coupling} pairs noise with images regardless of their condition, so each condition is "
+                "trained on a part of the noise, but sampled from all of it"
             )
         if self.schedule.leftover_signal > LEFTOVER_SIGNAL:
             found.append(
@@ -155,7 +155,7 @@ class DiffusionConfig(TaskConfig):
         return self.codec
 
     def stored(self, specs: Specs) -> FieldSpec | None:
-        """The field of data that hold latents of the images, where it is read in their place."""
+        """The field of latents that is read in place of images; None if images are read."""
         latent = isinstance(self.codec, LatentCodecConfig) and self.field == IMAGES
         return specs.get(LATENT) if latent else None
 

@@ -1,4 +1,4 @@
-"""What a preset says of drawing: sampler, scale of guidance, prior, and the section `guide`, with the checks that tasks share."""
+"""The preset keys for sampling: sampler, guidance scale, prior, and the section `guide`, with the checks that tasks share."""
 
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -24,16 +24,24 @@ class Guide(Config):
     interval: tuple[float, float] | None = Field(
         None, description="lowest and highest sigma / alpha that is guided", examples=[[0.3, 3.0]]
     )
-    rescale: float = Field(0.0, ge=0, le=1, description="how far x0's deviation is drawn back to the conditional one's")
+    rescale: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how far the standard deviation of x0 is brought back to that of the conditional branch",
+    )
     threshold: float | None = Field(
-        None, gt=0, le=1, description="share of x0's values that is not clipped, but shrunk"
+        None,
+        gt=0,
+        le=1,
+        description="dynamic thresholding: quantile of the values of x0 to which they are clipped and rescaled",
     )
     channels: int | None = Field(
-        None, ge=1, description="how many channels are guided, the first ones; all where left out", examples=[3]
+        None, ge=1, description="number of channels to guide, the first ones; all if left out", examples=[3]
     )
     weaker: Path | None = Field(None, description="checkpoint that takes the place of the unconditional branch")
     classifier: Path | None = Field(None, description="checkpoint of a noise-aware classifier")
-    classifier_scale: float | None = Field(None, description="factor of the classifier's gradient; 1 where left out")
+    classifier_scale: float | None = Field(None, description="factor of the classifier's gradient; 1 if left out")
 
     @model_validator(mode="after")
     def _agree(self) -> "Guide":
@@ -60,13 +68,13 @@ class Guide(Config):
         return {key: path for key, path in named.items() if path is not None}
 
     def unscaled(self) -> "Guide":
-        """What is left of it where the scale is 1, which switches the second branch off."""
+        """The guide without the settings that need a second branch, which scale 1 switches off."""
         kept = None if self.classifier is None else self.interval
         return self.model_copy(update={"weaker": None, "rescale": 0.0, "interval": kept, "channels": None})
 
 
 class Branching(Protocol):
-    """A denoising model whose branch can stand for the unconditional one."""
+    """A denoising model that can take the place of the unconditional branch."""
 
     def branch(self, batch: Batch, n: int, conditional: bool = True, tiles: Tiles | None = None) -> Denoise: ...
 
@@ -83,11 +91,11 @@ class Guiding(NamedTuple):
     guide: Guide = Guide()
     weaker: Branching | None = None
     classifier: Judging | None = None
-    negative: Batch | None = None  # fields that the unconditional branch is told after all
+    negative: Batch | None = None  # fields that the unconditional branch receives
 
 
 class Drawing(NamedTuple):
-    """How a model is sampled unless a command says otherwise: the keys sampler, guidance, guide and prior of a preset."""
+    """The default settings of sampling: the keys sampler, guidance, guide and prior of a preset."""
 
     sampler: Sampler
     guidance: float = 1.0
@@ -102,25 +110,25 @@ class Drawing(NamedTuple):
 
     @property
     def preview_guidance(self) -> float:
-        """The scale of previews, which know no other model: 1 where the second branch is that of guide.weaker."""
+        """The scale of previews, which use no other model: 1 if the second branch is that of guide.weaker."""
         return self.guidance if self.guide.weaker is None else 1.0
 
     def check_times(self, schedule: Schedule) -> None:
-        """Raises ValueError where the sampler wants times that the schedule lacks: before the first preview, which is late."""
+        """Raises ValueError if the sampler needs times that the schedule lacks; otherwise only the first preview would fail."""
         try:
             self.sampler.times(schedule)
         except UserError as error:
             raise ValueError(f"{error.problem}; {error.hint.replace('--steps ', '--set sampler.steps=')}") from None
 
     def check_variance(self, learned: bool) -> None:
-        """Raises ValueError where the sampler takes a variance that no model has learned."""
+        """Raises ValueError if the sampler uses a learned variance that the model does not have."""
         if isinstance(self.sampler, Ddpm) and self.sampler.variance == "learned" and not learned:
             raise ValueError(
                 "sampler.variance is 'learned' but task.learn_variance is false; set sampler.variance to small or large"
             )
 
     def check_guide(self, bounded: bool, conditional: bool, drop_condition: float) -> None:
-        """Raises ValueError where guidance needs a branch that was never trained, or where a key of `guide` has no effect.
+        """Raises ValueError if guidance needs an untrained branch, or if a key of `guide` has no effect.
 
         bounded: whether x0 has a range. conditional: whether the model has conditions. drop_condition: that of its training.
         """
@@ -148,16 +156,16 @@ class Drawing(NamedTuple):
             )
 
     def check_unguided(self, kind: str) -> None:
-        """Raises ValueError where a task of this kind, which has one branch, is guided."""
+        """Raises ValueError if guidance is set for a task of this kind, which has one branch."""
         if self.guidance != 1:
             raise ValueError(f"guidance is {self.guidance} but task.kind is '{kind}'; leave guidance at 1")
 
     def check_no_guide(self, kind: str) -> None:
-        """Raises ValueError where a section `guide` is given to a task of a kind that draws no images."""
+        """Raises ValueError for a section `guide` in the preset of a task that draws no images."""
         if self.guide != Guide():
             raise ValueError(f"guide is given but task.kind is '{kind}'; leave guide out")
 
     def check_no_prior(self) -> None:
-        """Raises ValueError where a prior is named and nothing reads what it makes."""
+        """Raises ValueError if a prior is named and no conditioner reads its output."""
         if self.prior is not None:
             raise ValueError(f"prior is {self.prior} but no conditioner reads clip_image; leave prior out")

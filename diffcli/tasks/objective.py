@@ -1,4 +1,4 @@
-"""The objective of a diffusion model: which times are trained, how images and noise are paired, and what an error costs."""
+"""The objective of a diffusion model: the times, the pairing of images and noise, and the cost of an error."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from diffcli.diffusion.weights import L2, AnyDistance, MinSnr, NoWeight, Velocit
 
 
 class Objective(NamedTuple):
-    """How images and noise are paired, at which times, and what an error there costs."""
+    """The times, the pairing of images and noise, and the cost of an error."""
 
     times: Times = UniformTimes()
     weight: Weight = NoWeight()
@@ -17,7 +17,7 @@ class Objective(NamedTuple):
     coupling: Coupling = "none"
 
     def check(self, schedule: AnySchedule) -> None:
-        """Raises ValueError ("what is wrong; what to do") where its parts contradict the schedule or each other."""
+        """Raises ValueError ("what is wrong; what to do") if its parts contradict the schedule or each other."""
         discrete = isinstance(schedule, DiscreteSchedule)
         if isinstance(self.times, LossAware) and not discrete:
             raise ValueError(

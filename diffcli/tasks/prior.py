@@ -1,6 +1,6 @@
-"""The prior as a task: from the CLIP embedding of a text to that of an image that fits it; it reads stored embeddings alone.
+"""The prior as a task: from the CLIP embedding of a text to that of a matching image; it reads stored embeddings only.
 
-Both sides are scaled to length sqrt(D). The baseline is the identity: the text's embedding taken for the image's.
+Both sides are scaled to length sqrt(D). The baseline is the identity: the text's embedding in place of the image's.
 Source: Ramesh et al. 2022, section 2.2, and 5.1 for the baseline (arXiv 2204.06125).
 """
 
@@ -38,7 +38,7 @@ EMBEDDED = Remedies(
 
 
 class PriorTask(Task):
-    """What both kinds of prior share: the fields that they read, and what they are measured against."""
+    """The shared part of both kinds of prior: their fields and their baseline."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class PriorTask(Task):
         """
 
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> None:
-        """There is nothing to look at."""
+        """Priors have no images to show."""
 
 
 class MLPPrior(PriorTask):
@@ -95,7 +95,7 @@ class MLPPrior(PriorTask):
 
 
 class DiffusionPrior(PriorTask):
-    """A draw from the image embeddings that fit a text: diffusion of vectors that lie as images of one pixel, (B, D, 1, 1)."""
+    """A sample of the image embeddings that fit a text: diffusion of vectors in the form of images of one pixel, (B, D, 1, 1)."""
 
     def __init__(self, dim: int, diffusion: DiffusionTask) -> None:
         super().__init__(dim)
@@ -126,7 +126,7 @@ class DiffusionPrior(PriorTask):
 
 
 class Watched(Denoiser):
-    """Remembers the x0 that it predicted last, for the log: the loss tells no more than its error."""
+    """Remembers its last prediction of x0, from which the log gets more than the loss."""
 
     x0: Tensor
 
@@ -137,7 +137,7 @@ class Watched(Denoiser):
 
 
 def closeness(predicted: Tensor, image: Tensor) -> dict[str, Tensor]:
-    """How near (B, D) is to (B, D), each (B,): squared error of a value, and cosine of the angle."""
+    """The similarity of (B, D) and (B, D), each (B,): mean squared error, and cosine of the angle."""
     return {"mse": (predicted - image).square().mean(1), "cosine": F.cosine_similarity(predicted, image)}
 
 
@@ -153,7 +153,7 @@ class MLPPriorConfig(Config):
 
 
 class DiffusionPriorConfig(Config):
-    """A denoiser of image embeddings told the text's; it regresses x0, as unCLIP's prior does."""
+    """A denoiser of image embeddings conditioned on that of the text; it regresses x0, as unCLIP's prior does."""
 
     kind: Literal["diffusion"] = "diffusion"
     width: int = Field(1024, ge=1, description="of the hidden layers")
@@ -196,5 +196,5 @@ class PriorConfig(TaskConfig):
         drawing.check_variance(learned=False)
 
     def build(self, specs: Specs) -> PriorTask:
-        """The task, its weights drawn from torch's current generator; of images it takes none."""
+        """The task, with weights from torch's current generator; it takes no images."""
         return self.network.build(self.dim)

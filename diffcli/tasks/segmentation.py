@@ -1,6 +1,6 @@
 """Segmentation in one step as a task: the baseline of diffusion on masks, a network of the same family without noise.
 
-The network is told the time 0 throughout, gives logits of each pixel, and is trained by cross-entropy and a soft Dice loss.
+The network always gets time 0, computes logits of each pixel, and is trained by cross-entropy and a soft Dice loss.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from diffcli.tasks.task import Network, Task
 from diffcli.tasks.task_config import TaskConfig, modelled
 from diffcli.transfer import moved
 
-BINARY = 2  # classes, for which one logit is enough
-SMOOTH = 1.0  # pixels that both masks of a soft Dice are taken to share
+BINARY = 2  # number of classes for which one logit is enough
+SMOOTH = 1.0  # pixels added to both masks of a soft Dice
 
 
 class SegmentationTask(Task):
-    """The classes of every pixel of an image. spec: of the mask (1, H, W); image: of what it is told from."""
+    """The classes of every pixel of an image. spec: of the mask (1, H, W); image: of the image."""
 
     def __init__(
         self, network: nn.Module, classes: int, dice: float, field: str, spec: FieldSpec, source: str, image: FieldSpec
@@ -81,7 +81,7 @@ class SegmentationTask(Task):
 
     @torch.no_grad()
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
-        """How likely each pixel is no background, white where it certainly is none."""
+        """The probability that a pixel is foreground, white for 1."""
         return 1 - 2 * self.probabilities(self.logits(batch[self.source]))[:, :1]
 
 
@@ -89,9 +89,9 @@ class SegmentationConfig(TaskConfig):
     """A segmentation of images in one step; dice: the weight of the Dice loss beside the cross-entropy."""
 
     kind: Literal["segmentation"] = "segmentation"
-    field: str = Field("mask", description="what is told: a field of the data that is a mask")
-    source: str = Field("image", description="what it is told from: a field of the data that is an image")
-    classes: int = Field(2, ge=2, description="how many classes the mask has")
+    field: str = Field("mask", description="the field of the data to predict, a mask")
+    source: str = Field("image", description="the field of the data to predict it from, an image")
+    classes: int = Field(2, ge=2, description="number of classes of the mask")
     network: AnyNetwork = Field(description="from images to class scores")
     dice: float = Field(1.0, ge=0, description="weight of the Dice loss beside the cross-entropy")
 
@@ -107,7 +107,7 @@ class SegmentationConfig(TaskConfig):
         self.network.check_buckets(sizes)
 
     def build(self, specs: Specs) -> SegmentationTask:
-        """The task for the field that it tells, its weights drawn from torch's current generator."""
+        """The task for the field that it predicts, with weights from torch's current generator."""
         spec = modelled(specs, self.field, ("mask",))
         if self.source not in specs or specs[self.source].kind != "image":
             has = ", ".join(sorted(name for name, other in specs.items() if other.kind == "image")) or "none"
@@ -127,7 +127,7 @@ class SegmentationConfig(TaskConfig):
 
 
 def soft_dice(probability: Tensor, marked: Tensor) -> Tensor:
-    """Dice of probabilities and maps (B, classes, H, W), both with SMOOTH pixels more; mean over images and foreground: ().
+    """Dice of probabilities and maps (B, classes, H, W), with SMOOTH pixels added to both; mean over images and foreground: ().
 
     Source: Milletari et al. 2016, section 3 (arXiv 1606.04797), with sums in place of squares.
     """

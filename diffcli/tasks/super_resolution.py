@@ -1,4 +1,4 @@
-"""Super-resolution by regression: the mean, or median, of what a smaller picture may have been, in one step of a network."""
+"""Super-resolution by regression: a network predicts in one step the mean, or median, of the possible originals."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ from diffcli.tasks.task_config import TaskConfig, modelled
 
 
 class SuperResolutionTask(Task):
-    """L1 or L2 between an image and what the network makes of a smaller one. low, small: the smaller one's field and spec."""
+    """L1 or L2 between an image and the network's enlargement of a smaller one. low, small: field and spec of the smaller one."""
 
     def __init__(
         self, network: Enlarger, distance: str, field: str, spec: FieldSpec, low: str, small: FieldSpec
@@ -55,11 +55,11 @@ class SuperResolutionConfig(TaskConfig):
     """A network that enlarges pictures of the field `low` in one step."""
 
     kind: Literal["super_resolution"] = "super_resolution"
-    field: str = Field("image", description="what is made: a field of the data that is an image")
-    low: str = Field("low_res", description="what it is made of: the field of the smaller picture")
-    factor: int = Field(2, ge=2, le=16, description="how many times smaller it is along each edge")
-    network: EnlargerConfig = Field(EnlargerConfig(), description="from small pictures to large ones")
-    distance: Literal["l1", "l2"] = Field("l1", description="between what it makes and the image, pixel by pixel")
+    field: str = Field("image", description="the field of the data to predict, an image")
+    low: str = Field("low_res", description="the field of the smaller picture")
+    factor: int = Field(2, ge=2, le=16, description="factor by which its edges are smaller")
+    network: EnlargerConfig = Field(EnlargerConfig(), description="the network that enlarges")
+    distance: Literal["l1", "l2"] = Field("l1", description="distance between prediction and image, pixel by pixel")
 
     @property
     def noun(self) -> str:

@@ -19,10 +19,10 @@ from diffcli.tasks.conditioners.conditioner import Conditioner
 
 
 class Network(NamedTuple):
-    """A part of a task that has weights, and its role in a run. One that no phase trains is frozen, whatever it says itself.
+    """A part of a task that has weights, and its role in a run. A network that no phase trains is frozen as well.
 
     frozen: no phase may train it. averaged: sampling uses the average of its weights, not the last ones. samples: sampling
-    needs it; one that it does not need, such as a discriminator, is in no file to sample from.
+    needs it; files for sampling leave out the others, such as a discriminator.
     """
 
     name: str
@@ -35,9 +35,9 @@ class Network(NamedTuple):
 class Phase(NamedTuple):
     """An update of some of a task's networks, once in a step. optimizer, curve: None stands for those of the preset's `train`.
 
-    It is due at the steps first, first + every, first + 2 every, ...; the phases that are due at a step follow each other in
-    their order. Its curve counts its own updates. first_key: the key of the task that decides `first`, where its losses depend
-    on that step: a run must change it there.
+    It is due at the steps first, first + every, first + 2 every, ...; the phases of a step run in the order of the list.
+    Its curve counts its own updates. first_key: the key of the task that decides `first`, if its losses depend on that step;
+    users change it there.
     """
 
     name: str
@@ -49,45 +49,45 @@ class Phase(NamedTuple):
     first_key: str | None = None
 
     def due(self, step: int) -> bool:
-        """Whether it takes part in step 1, 2, ..."""
+        """Whether it is due at a step (1, 2, ...)."""
         return step >= self.first and (step - self.first) % self.every == 0
 
     def updates(self, step: int) -> int:
-        """How many updates it has made after a step, if it has begun."""
+        """The number of its updates after a step, if it has begun."""
         return (step - self.first) // self.every + 1
 
 
 class Ranks(Protocol):
-    """All processes of a run, as a task may ask them: each calls the same at the same time."""
+    """The processes of a run, for collective operations of a task: all processes must make the same calls."""
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Rows (n, ...), one for each sample of this process's part -> those of all, in the order of the batch."""
+        """Rows (n, ...), one for each sample of this process -> the rows of all processes, in the order of the batch."""
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes; values: of one shape and device on each."""
 
 
 class Task(nn.Module, ABC):
-    """What is trained."""
+    """The base of all tasks."""
 
     still: frozenset[str] = frozenset()  # the names of the networks that `freeze` was given,
     fixed: frozenset[str] = frozenset()  # and those of single parameters
-    wide: ClassVar[bool] = False  # its activations leave the range of fp16: asked for that, it computes in float32
-    measures: int | None = 0  # samples of the training data that `measure` wants to see at least; None: all
+    wide: ClassVar[bool] = False  # its activations exceed the range of fp16, so it computes in float32 instead
+    measures: int | None = 0  # samples of the training data that `measure` needs at least; None: all
     measured: ClassVar[str] = "measuring the data"  # what `measure` does, for progress displays
 
     @property
     @abstractmethod
     def networks(self) -> tuple[Network, ...]:
-        """Its networks, each with its role. Every parameter lies in exactly one of them.
+        """Its networks, each with its role. Every parameter belongs to exactly one of them.
 
-        Buffers that lie in none, such as a history of losses, are the state of training: no optimizer knows them, both files of
+        Buffers outside of all networks, such as a history of losses, are state of training without an optimizer; both files of
         weights hold them.
         """
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """Who trains what, in the order of a step; unless it says otherwise, one phase trains all that is not frozen."""
+        """The phases in the order of a step; by default one phase trains all networks that are not frozen."""
         return (Phase("main", tuple(network.name for network in self.networks if not network.frozen)),)
 
     def parameters_of(self, networks: Iterable[str]) -> list[nn.Parameter]:
@@ -110,19 +110,19 @@ class Task(nn.Module, ABC):
         return {key for key in self.state_dict() if key.startswith(places)}
 
     def sampled_state(self) -> dict[str, Tensor]:
-        """Its state dict without the networks that sampling does not need: what a file to sample from holds."""
+        """Its state dict without the networks that sampling does not need, as in a file for sampling."""
         left_out = self.keys_of(n.name for n in self.networks if not n.samples)
         return {key: value for key, value in self.state_dict().items() if key not in left_out}
 
     def forget_unsampled(self) -> None:
-        """Empties the networks that sampling does not need: a file to sample from has no weights for them."""
+        """Empties the networks that sampling does not need, for which a file for sampling has no weights."""
         mine = {id(n.module) for n in self.networks if not n.samples}
         for place in [name for name, module in self.named_modules(remove_duplicate=False) if id(module) in mine]:
             parent, _, name = place.rpartition(".")
             setattr(self.get_submodule(parent), name, nn.Module())
 
     def freeze(self, networks: Iterable[str], parameters: Iterable[str] = ()) -> None:
-        """The networks with these names are constants from now on: without gradients, and in evaluation mode for good.
+        """Freezes the networks with these names: without gradients and always in evaluation mode.
 
         parameters: names of single ones that are constants, too; what they are a part of stays as it is in all else.
         """
@@ -157,18 +157,18 @@ class Task(nn.Module, ABC):
 
     @property
     def network_to_compile(self) -> nn.Module:
-        """The module that takes nearly all of a step's time; unless it says otherwise, its first network."""
+        """The module that takes nearly all of a step's time; by default its first network."""
         return self.networks[0].module
 
     @property
     def networks_in_use(self) -> tuple[nn.Module, ...]:
-        """The modules that take nearly all of the time where a checkpoint is used, each called as a whole."""
+        """The modules that take nearly all of the time when a checkpoint is used, each called as a whole."""
         return (self.network_to_compile,)
 
     @property
     @abstractmethod
     def reads(self) -> Specs:
-        """The fields of the data that it takes, as it was built for them: no other is read from disk."""
+        """The fields of the data that it reads, as it was built for them; other fields are not read from disk."""
 
     @property
     def named_conditioners(self) -> dict[str, Conditioner]:
@@ -176,11 +176,11 @@ class Task(nn.Module, ABC):
         return {}
 
     def check(self, has: Specs) -> None:
-        """Raises UserError where data that have these fields do not give what it reads."""
+        """Raises UserError if data with these fields lack one that it reads."""
         check_fields(self.reads, has, "task")
 
     def advice(self, has: Specs) -> list[str]:
-        """What data that have these fields allow but is probably not meant, one sentence each."""
+        """What is allowed with these fields but probably not meant, one sentence each."""
         return [
             f"the data have {found} classes of '{name}', the model {count}: the rest is never trained; set num_classes to {found}"
             for name, spec in self.reads.items()
@@ -192,7 +192,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, phase: str, step: int) -> dict[str, Tensor]:
-        """What the phase of this name minimises at step 1, 2, ..., and what the log says of it.
+        """The loss of the phase of this name at step 1, 2, ..., and its terms.
 
         Means over the batch: "loss", and named terms for the log; each ().
         """
@@ -201,29 +201,29 @@ class Task(nn.Module, ABC):
         """Called once, before the first step of a new run: reads weights from elsewhere, or raises UserError."""
 
     def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
-        """Called once, before the first step of a new run: what the task must know of its data, kept in buffers.
+        """Called once, before the first step of a new run: computes values of the data and keeps them in buffers.
 
         batches: this process's part of one pass over the training data, or of as much of it as `measures` says; not mirrored.
         """
 
     def after_update(self, ranks: Ranks) -> None:
-        """Called once a step, after all phases and micro-batches: what the task remembers of them beside its weights."""
+        """Called once in each step, after all phases and micro-batches, to update state other than weights."""
 
     def remarks(self, step: int, values: dict[str, float]) -> list[str]:
-        """What a person should know of the numbers of a step, which are named as in the log: sentences without numbers.
+        """Remarks for the user on the numbers of a step, which are named as in the log: sentences without numbers.
 
-        One is said at the step from which on it is true, and stands in the lines of the log as long as it is.
+        A remark is printed when it becomes true, and is part of the lines of the log as long as it is true.
         """
         return []
 
     @abstractmethod
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor | None:
-        """Images (B, C, H, W) in [-1, 1] for the run log, one for each row of a batch of data; None where it has none."""
+        """Images (B, C, H, W) in [-1, 1] for the run log, one for each row of a batch of data; None if the task has none."""
 
 
 @contextmanager
 def constant(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within it, no gradient reaches these parameters; afterwards one does."""
+    """Context in which these parameters get no gradient."""
     for p in parameters:
         p.requires_grad_(False)
     try:

@@ -1,4 +1,4 @@
-"""The contract of what a preset names in `task`: it builds the task, and judges the rest of the preset by it."""
+"""The contract of configs for `task` of a preset: they build the task and check the rest of the preset."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,29 +11,29 @@ from diffcli.tasks.task import Task
 
 
 class TaskConfig(Config):
-    """What builds a task. The defaults are those of a task that draws no images."""
+    """Builds a task. The defaults are those of a task that draws no images."""
 
     kind: str
 
     @property
     def noun(self) -> str:
-        """What its checkpoints are called: a diffusion model, an autoencoder."""
+        """The name of its checkpoints in messages: a diffusion model, an autoencoder."""
         return with_article(self.kind)
 
     @property
     def models(self) -> str | None:
-        """The field of the data whose shape the task takes over, as it models or judges it; None where there is none."""
+        """The field of the data that the task models or classifies, whose shape it has; None if there is none."""
         return None
 
     @abstractmethod
     def build(self, specs: Specs) -> Task:
         """The task for data of these fields, its weights from torch's current generator.
 
-        Raises UserError where the field that it models is not among them, or of a kind or shape that it cannot take.
+        Raises UserError if the modelled field is missing, or of an unsupported kind or shape.
         """
 
     def check_drawing(self, drawing: Drawing) -> None:
-        """Raises ValueError ("what is wrong; what to do") where the preset draws in a way that this task cannot."""
+        """Raises ValueError ("what is wrong; what to do") if the settings of sampling do not fit this task."""
         drawing.check_unguided(self.kind)
         drawing.check_no_guide(self.kind)
         drawing.check_no_prior()
@@ -47,24 +47,24 @@ class TaskConfig(Config):
         return []
 
     def resolved(self) -> Self:
-        """The same task, its local folders named by their whole path, so that they are found from anywhere."""
+        """The same config with absolute paths of local folders."""
         return self
 
     def trained_on(self, images: int) -> Self:
-        """The same task with what follows from the length of its training set, when a run begins."""
+        """The same config with the values that follow from the length of the training set, when a run begins."""
         return self
 
     @property
     def leaves_classes_out(self) -> bool:
-        """Whether the number of its classes is that of its data."""
+        """Whether the number of its classes is taken from the data."""
         return False
 
     def of_classes(self, count: int) -> Self:
-        """The same task, where it leaves out how many classes there are, for so many."""
+        """The same config with this number of classes, if it leaves the number out."""
         return self
 
     def valueless(self) -> Self:
-        """The same arithmetic without a look at losses or images: tensors of a plan are on the meta device and have no values."""
+        """The same config without operations on values, for a plan, whose tensors are on the meta device."""
         return self
 
 
@@ -76,9 +76,9 @@ def with_article(kind: str) -> str:
 def modelled(
     specs: Specs, field: str, kinds: Sequence[FieldKind], beside: Callable[[FieldSpec], str] = lambda spec: ""
 ) -> FieldSpec:
-    """The field of the data that the key `task.field` names. Raises UserError where it is not there or of none of these kinds.
+    """The field of the data that the key `task.field` names. Raises UserError if it is missing or of another kind than these.
 
-    beside: what a hint that names another field must have typed with it.
+    beside: what a hint with another field must add.
     """
     fitting = sorted((n for n, spec in specs.items() if spec.kind in kinds), key=lambda n: beside(specs[n]) != "")
     hint = (

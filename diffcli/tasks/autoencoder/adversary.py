@@ -1,10 +1,9 @@
 """The adversarial part of a first stage's loss: a discriminator, and how much of its gradient reaches the autoencoder.
 
-At step `start` the discriminator begins to learn, `warm` steps later the autoencoder begins to heed it. Before that it costs
-nothing: none of it is computed. What must be known of the whole batch, over all micro-batches and processes, is summed after an
-update and used by the next one, a step late: so every part of a batch uses the same numbers. They are buffers, so that a
-resumed run has them, too.
-Source: Esser et al. 2020, eq. 5 to 7 (arXiv 2012.09841); hinge loss: Lim & Ye 2017 (arXiv 1705.02894).
+The discriminator learns from step `start` on; `warm` steps later its gradient reaches the autoencoder. Before `start` nothing
+of it is computed. Values over the whole batch, of all micro-batches and processes, are summed after an update and used in the
+next one, so that every part of a batch uses the same numbers. They are buffers, so that a resumed run has them too. Source:
+Esser et al. 2020, eq. 5 to 7 (arXiv 2012.09841); hinge loss: Lim & Ye 2017 (arXiv 1705.02894).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,16 +20,16 @@ from diffcli.tasks.task import Ranks
 
 PHASE = "discriminator"
 WINDOW = 100  # updates over which running means forget to 1 / e
-IDLE, MASTERY = 0.98, 0.1  # running means of the hinge loss above and below which something is amiss
+IDLE, MASTERY = 0.98, 0.1  # running means of the hinge loss above and below which a remark is made
 LEARNED_NOTHING = (
     "the discriminator has learned nothing: its hinge loss has stayed at 1, that of logits of 0; raise "
     "train.phases.discriminator.optimizer.lr or task.adversarial.discriminator.width"
 )
 OVERRUN = (
-    "the generator is overrun: the discriminator tells nearly every patch of a reconstruction, so its gradient says little; "
+    "the discriminator recognises nearly every patch of a reconstruction, so its gradient is of little use; "
     "lower train.phases.discriminator.optimizer.lr, or raise task.adversarial.lecam"
 )
-SMALLEST = 1e-30  # gradient that is not taken for 0
+SMALLEST = 1e-30  # gradients below this count as 0
 TINY = 1e-4  # beside the norm of the adversarial gradient, as published
 
 
@@ -42,7 +41,7 @@ class Adversarial(Config):
     """
 
     discriminator: PatchDiscriminatorConfig = Field(
-        PatchDiscriminatorConfig(), description="the network that tells reconstructions from images"
+        PatchDiscriminatorConfig(), description="the network that distinguishes reconstructions from images"
     )
     loss: Literal["hinge"] = Field("hinge", description="of the discriminator")
     start: int = Field(10_000, ge=1, description="the step of the discriminator's first update")
@@ -56,7 +55,7 @@ class Adversarial(Config):
     lecam: float = Field(0.0, ge=0, description="weight of the LeCam regularisation, for few images; 0: none")
 
     def fault(self, size: Sequence[int]) -> tuple[str, str] | None:
-        """What is wrong with the discriminator for images of this height and width, and what to type; None: nothing."""
+        """The problem with the discriminator for images of this height and width, and what to type; None: there is none."""
         key, network, depth = "task.adversarial.discriminator.depth", self.discriminator, deepest(min(size))
         if min(size) >= network.least:
             return None
@@ -96,13 +95,13 @@ class Adversary(nn.Module):
         return step >= self.config.start
 
     def counts(self, step: int) -> bool:
-        """Whether the autoencoder heeds it at a step."""
+        """Whether its gradient reaches the autoencoder at a step."""
         return step >= self.config.start + self.config.warm
 
     def fooling(self, made: Tensor, rest: Tensor, last_layer: nn.Parameter) -> dict[str, Tensor]:
-        """`loss`: what is added to `rest` (), all else that the autoencoder minimises for these reconstructions.
+        """`loss`: the term to add to `rest` (), the other terms of the autoencoder's loss for these reconstructions.
 
-        And for the log `fooled`, the negative mean logit, and `gan_weight`, its factor.
+        Also, for the log, `fooled`, the negative mean logit, and `gan_weight`, its factor.
         """
         fooled = -self.discriminator(made).float().mean()
         weight = torch.full_like(self.ratio, self.config.weight)
@@ -114,7 +113,7 @@ class Adversary(nn.Module):
         return {"loss": weight * fooled, "fooled": fooled.detach(), "gan_weight": weight}
 
     def judging(self, real: Tensor, made: Tensor) -> dict[str, Tensor]:
-        """What the discriminator minimises. The hinge loss is 1 for logits of 0; `recent_hinge` is its running mean."""
+        """The loss of the discriminator. The hinge loss is 1 for logits of 0; `recent_hinge` is its running mean."""
         images, reconstructions = self.discriminator(torch.cat([real, made])).float().chunk(2)
         hinge = (F.relu(1 - images).mean() + F.relu(1 + reconstructions).mean()) / 2
         terms = {"loss": hinge, "real": images.mean(), "fake": reconstructions.mean()}
@@ -131,7 +130,7 @@ class Adversary(nn.Module):
 
     @torch.no_grad()
     def update(self, ranks: Ranks) -> None:
-        """Takes in what the micro-batches of all processes have left since the last time."""
+        """Updates the buffers from the values that the micro-batches of all processes have left since the last call."""
         if self.gradients:
             total = ranks.sum(torch.stack(self.gradients).sum(dim=0))
             self.gradients.clear()
@@ -146,7 +145,7 @@ class Adversary(nn.Module):
             self.updates += 1
 
     def remarks(self, step: int, values: Mapping[str, float]) -> list[str]:
-        """What a person should know of the numbers of a step; see Task.remarks."""
+        """Remarks on the numbers of a step; see Task.remarks."""
         hinge = values.get(f"{PHASE}/recent_hinge")
         if hinge is None or step < self.config.start + 2 * WINDOW:
             return []
@@ -158,9 +157,9 @@ class Adversary(nn.Module):
 def at_last_layer(loss: Tensor, made: Tensor, last_layer: nn.Parameter) -> Tensor:
     """The gradient of a loss () of reconstructions `made` at the last layer, (weights,) float32. The graph is kept.
 
-    No GradScaler sees it, and a mean over so many numbers has a gradient at each that fp16 rounds to 0. So both halves of the way
-    are scaled by powers of 2, which change no bit of float32: the loss by about the number of pixels, and the gradient at the
-    reconstructions such that neither its numbers nor their sums over positions leave the range of fp16.
+    No GradScaler is involved here, and fp16 would round the gradient of a mean over so many numbers to 0. So both halves of the
+    path are scaled by powers of 2, which change no bit of float32: the loss by about the number of pixels, and the gradient at
+    the reconstructions such that neither its numbers nor their sums over positions leave the range of fp16.
     """
     many = 2.0 ** made.numel().bit_length()
     (gradient,) = torch.autograd.grad(loss * many, made, retain_graph=True)

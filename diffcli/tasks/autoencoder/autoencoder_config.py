@@ -1,4 +1,4 @@
-"""What a preset says of a first stage: `task: {kind: autoencoder, network: ..., bottleneck: ...}`."""
+"""The preset keys of a first stage: `task: {kind: autoencoder, network: ..., bottleneck: ...}`."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -19,18 +19,18 @@ class AutoencoderTaskConfig(TaskConfig):
     """A first stage. The units of the loss: see autoencoder_task.py."""
 
     kind: Literal["autoencoder"] = "autoencoder"
-    field: str = Field("image", description="what is encoded: a field of the data that is an image")
+    field: str = Field("image", description="the field of the data to encode, an image")
     network: AutoencoderConfig = Field(description="encoder and decoder")
     bottleneck: AnyBottleneck = Field(Kl(), description="what the latent is: a Gaussian, or codes")
-    embedding: StoredVector | None = Field(None, description="what encoder and decoder are told of an image")
-    distance: Literal["l1", "l2"] = Field("l2", description="between image and reconstruction, pixel by pixel")
+    embedding: StoredVector | None = Field(None, description="an embedding of the image that encoder and decoder read")
+    distance: Literal["l1", "l2"] = Field("l2", description="distance between image and reconstruction, pixel by pixel")
     sigma: float | None = Field(
         None,
         gt=0,
         description="of a normal distribution about the reconstruction, in [-1, 1]: l2 counts 1 / (2 sigma^2)",
     )
-    perceptual: AnyPerceptual | None = Field(None, description="distance in features beside it; null: none")
-    adversarial: Adversarial | None = Field(None, description="a discriminator beside it; null: none")
+    perceptual: AnyPerceptual | None = Field(None, description="an additional distance in features; null: none")
+    adversarial: Adversarial | None = Field(None, description="an additional discriminator; null: none")
 
     @model_validator(mode="after")
     def _agree(self) -> "AutoencoderTaskConfig":
@@ -53,7 +53,7 @@ class AutoencoderTaskConfig(TaskConfig):
 
     @property
     def factor(self) -> str:
-        """What errors call the factor that sizes must be multiples of."""
+        """The name, for errors, of the factor that must divide sizes."""
         return f"the downscale {self.network.downscale} of task.network"
 
     def resolved(self) -> "AutoencoderTaskConfig":

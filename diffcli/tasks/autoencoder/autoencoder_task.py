@@ -1,4 +1,4 @@
-"""First stages: an autoencoder that keeps what is seen of an image in fewer numbers, or in a few bits.
+"""First stages: an autoencoder that compresses an image into fewer numbers, or into a few bits.
 
 For N numbers an image, mean over images of
 
@@ -37,7 +37,7 @@ LOWEST = 1e-10  # mean squared error for which a PSNR is finite: 106 dB
 
 
 class Fidelity(NamedTuple):
-    """How far a reconstruction is from its image; see the module. weight: of the perceptual part."""
+    """The distance of a reconstruction from its image; see the module. weight: of the perceptual part."""
 
     distance: Literal["l1", "l2"] = "l2"
     sigma: float | None = None
@@ -47,7 +47,7 @@ class Fidelity(NamedTuple):
 class StoredVector(Config):
     """An embedding of each image that `prep-data --embed` stored beside it, scaled to variance 1.
 
-    drop: the share of samples that train without it, so that the first stage also works where there is none.
+    drop: the share of samples that train without it, so that the first stage also works for images without an embedding.
     """
 
     field: str = Field(
@@ -99,13 +99,13 @@ class AutoencoderTask(Task):
 
     @property
     def network_to_compile(self) -> torch.nn.Module:
-        """The whole, or its encoder alone where two losses have gradients at the last layer: a compiled backward runs once."""
+        """The whole, or its encoder alone if two losses have gradients at the last layer: a compiled backward runs once."""
         two = self.adversary is not None and self.adversary.config.balance == "adaptive"
         return self.autoencoder.encoder if two else self.autoencoder
 
     @property
     def networks_in_use(self) -> tuple[torch.nn.Module, ...]:
-        """Encoder and decoder, which are used one without the other."""
+        """Encoder and decoder, since each is also used alone."""
         return self.autoencoder.encoder, self.autoencoder.decoder
 
     @property
@@ -147,7 +147,7 @@ class AutoencoderTask(Task):
         return {"loss": loss, **terms}
 
     def passed(self, batch: Batch) -> tuple[Tensor, Coded, Tensor]:
-        """The reconstructions (B, C, H, W) of a batch in training, what went through the bottleneck, and what came to it."""
+        """The reconstructions (B, C, H, W) of a batch in training, the output of the bottleneck, and its input."""
         x, network, vector = batch[self.field], self.autoencoder, None
         stream = moved(batch["stream"], x.device)
         if self.embedding is not None:
@@ -161,7 +161,7 @@ class AutoencoderTask(Task):
         return made.float(), coded, h
 
     def seen(self, x: Tensor, made: Tensor) -> dict[str, Tensor]:
-        """How far reconstructions are from their images: the `loss` of that, its parts, and `psnr` in dB; each ()."""
+        """The distance of reconstructions from their images: `loss`, its parts, and `psnr` in dB; each ()."""
         distance, sigma, weight = self.fidelity
         difference = x - made
         near = difference.abs().mean() if distance == "l1" else difference.square().mean()
@@ -181,10 +181,10 @@ class AutoencoderTask(Task):
             self.perceptual.load()
 
     def measure(self, batches: Iterable[Batch], ranks: Ranks) -> None:
-        """Lets the bottleneck see what the encoder makes of images.
+        """Passes encoded images to the bottleneck.
 
-        They are encoded one by one and put into an order of their own: then what it sees does not depend, to the last bit, on how
-        they were dealt. A start by k-means would make another codebook of other roundings.
+        Images are encoded one by one and sorted, so the input of the bottleneck does not depend on batches and processes, to
+        the last bit. Otherwise a start by k-means would make another codebook from other roundings.
         """
         bottleneck = self.autoencoder.bottleneck
         seen: list[tuple[Tensor, Tensor]] = []
@@ -212,7 +212,7 @@ class AutoencoderTask(Task):
 
     @contextmanager
     def comparable(self) -> Iterator[None]:
-        """Within it, nobody heeds the discriminator, which changes from step to step."""
+        """Context in which the loss leaves out the discriminator, which changes from step to step."""
         self.heeds = False
         try:
             yield
@@ -225,7 +225,7 @@ class AutoencoderTask(Task):
         return len(x), self.autoencoder.bottleneck.channels, x.shape[2] // f, x.shape[3] // f
 
     def vector_of(self, batch: Batch) -> Tensor | None:
-        """What encoder and decoder are told of a batch of data, (B, V), if it has that."""
+        """The embedding of a batch of data that encoder and decoder read, (B, V); None if it has none."""
         if self.embedding is None or self.embedding.field not in batch:
             return None
         return unit_variance(moved(batch[self.embedding.field], batch[self.field].device))

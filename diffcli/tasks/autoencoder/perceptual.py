@@ -1,7 +1,7 @@
-"""The perceptual part of a first stage's loss: how far apart two images are for a pretrained network that stays as it is.
+"""The perceptual part of a first stage's loss: the distance of two images in the features of a frozen, pretrained network.
 
-All take images as they are trained on, in [-1, 1], and convert range, channels and size themselves. Their weights are read when
-a run begins, and travel in its checkpoints from then on: a run goes on where their file is gone. Nothing is downloaded.
+All take images in [-1, 1] and convert range, channels and size themselves. Their weights are read when a run begins and are
+part of its checkpoints, so a resumed run does not need their file. Nothing is downloaded.
 """
 
 from abc import abstractmethod
@@ -89,7 +89,7 @@ RUN = "name the run of a classifier, such as one of the preset digits-classifier
 
 
 class Judge(Config):
-    """What must be known of a classifier to build its network: filled in from its run when training begins."""
+    """The configuration of a classifier, filled in from its run when training begins."""
 
     classifier: ClassifierConfig = Field(description="the classifier whose features count, filled in from its run")
     image: Annotated[ImageShape, Field(description="channels, height and width of its images")]
@@ -98,10 +98,10 @@ class Judge(Config):
 class PerceptualConfig(Config):
     """What builds the perceptual part. weight: its factor beside the reconstruction."""
 
-    weight: float = Field(1.0, gt=0, description="of this distance, beside the reconstruction")
+    weight: float = Field(1.0, gt=0, description="weight of this distance in the loss")
 
     def resolved(self) -> Self:
-        """The same, with paths that are found from anywhere, and with what `build` must know of them."""
+        """The same config with absolute paths and with the values that `build` needs."""
         return self
 
     def check(self, image: ImageShape) -> None:
@@ -114,7 +114,7 @@ class PerceptualConfig(Config):
 
     @abstractmethod
     def build(self) -> Perceptual:
-        """Without its weights: see `Perceptual.load`."""
+        """The module, without its weights: see `Perceptual.load`."""
 
 
 class LpipsLoss(PerceptualConfig):
@@ -160,7 +160,7 @@ class FeatureLoss(PerceptualConfig):
 
 
 def judge_of(run: Path) -> Judge:
-    """What the newest checkpoint of a run says of its classifier. Raises UserError where it has none of clean images."""
+    """The configuration of the classifier in a run. Raises UserError unless it was trained on clean images."""
     path = checkpoint.locate(run.expanduser())
     record = checkpoint.read_record(path)
     tree: dict[str, Any] = record["preset"]

@@ -1,1 +1,1 @@
-"""Codecs: the way from a field of the data to the space that diffusion runs in, and back. Pixels are a codec too."""
+"""Codecs map a field of the data to the space in which diffusion runs, and back. Pixels are a codec too."""

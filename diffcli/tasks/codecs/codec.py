@@ -22,27 +22,27 @@ class Codec(nn.Module, ABC):
     bounds: tuple[float, float] | None
     exact: ClassVar[bool] = True  # whether `decode` gives back what was encoded, up to rounding
     downscale: int = 1  # pixels in the edge of a position of diffusion space
-    measures: ClassVar[int | None] = 0  # samples of the training data that `measure` wants to see at least; None: all
+    measures: ClassVar[int | None] = 0  # samples of the training data that `measure` needs at least; None: all
 
     @abstractmethod
     def latent_shape(self, shape: Shape) -> Shape:
-        """The shape in diffusion space of a sample of this shape. Raises UserError where it cannot take that."""
+        """The shape in diffusion space of a sample of this shape. Raises UserError if the codec does not support it."""
 
     @abstractmethod
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """The field as a batch has it, (B, C, *S) -> (B, *latent_shape).
 
-        noise: of what is random about the encoding, a stream for each sample; None takes the mode.
+        noise: one stream for each sample, for a random encoding; None takes the mode.
         """
 
     def restored(self, kept: Tensor, noise: Noise | None = None) -> Tensor:
-        """`encode` of a field in whose place the data hold what this codec keeps of it: here, the field itself."""
+        """`encode` for data that hold the stored form of the field, see `stored`; here it is the field itself."""
         return self.encode(kept, noise)
 
     def measure(self, latents: Iterable[Tensor], ranks: Ranks) -> None:
-        """Called once, before the first step of a new run, where `measures` is not 0: what it must know of the data.
+        """Called once, before the first step of a new run, if `measures` is not 0; sets buffers from the data.
 
-        latents: what `encode` gives of this process's part of the training data, batch by batch.
+        latents: the output of `encode` for this process's part of the training data, batch by batch.
         """
 
     @abstractmethod
@@ -51,10 +51,10 @@ class Codec(nn.Module, ABC):
 
 
 class CodecConfig(Config):
-    """What builds a codec. Each says in `clip` whether predictions are kept in the codec's bounds while sampling."""
+    """Builds a codec. `clip` says whether predictions are kept in the codec's bounds while sampling."""
 
     kind: str
 
     @abstractmethod
     def build(self, spec: FieldSpec) -> Codec:
-        """The codec of a field of the data. Raises UserError where it cannot take that."""
+        """The codec of a field of the data. Raises UserError if it does not support the field."""

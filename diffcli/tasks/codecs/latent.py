@@ -1,9 +1,9 @@
 """Diffusion in the latent space of a first stage, which is frozen and travels inside the checkpoint.
 
-z = (latent(x) - shift) / scale for each channel, so that z has mean 0 and variance 1 over the training set. What is diffused is
-not quantised: a first stage with codes quantises what it decodes. Its channels have one scale, so that which code is the nearest
-is the same in z, as other libraries expect; their variance is 1 on average.
-Source: Rombach et al. 2021, sections 3.2 and G (arXiv 2112.10752), with one scale for each channel where there are no codes.
+z = (latent(x) - shift) / scale for each channel, so that z has mean 0 and variance 1 over the training set. Diffusion sees
+latents before quantisation; a first stage with codes quantises them before decoding. All channels of such latents have one
+scale, so that the nearest code is the same in z, as other libraries expect; their variance is 1 on average. Source: Rombach et
+al. 2021, sections 3.2 and G (arXiv 2112.10752), with one scale for each channel where there are no codes.
 """
 
 from collections.abc import Iterable
@@ -57,11 +57,11 @@ class LatentCodec(Codec):
         return latent, height // factor, width // factor
 
     def stored(self, x: Tensor) -> Tensor:
-        """What a prepared set keeps of images (B, C, H, W) in [-1, 1]: (B, inputs, H/f, W/f), `kl`: means, log-variances."""
+        """The stored form of images (B, C, H, W) in [-1, 1]: (B, inputs, H/f, W/f), for `kl` means and log-variances."""
         return encoded(self.first_stage, x)
 
     def restored(self, stored: Tensor, noise: Noise | None = None) -> Tensor:
-        """`encode` of images of which `stored` is kept, float16 or float32."""
+        """`encode` from the stored form of images, float16 or float32."""
         normal = None
         bottleneck = self.first_stage.bottleneck
         if noise is not None and self.sample_posterior and bottleneck.variational:
@@ -81,8 +81,8 @@ class LatentCodec(Codec):
     def measure(self, latents: Iterable[Tensor], ranks: Ranks) -> None:
         """Sets shift and scale to mean and standard deviation of latents (B, C, h, w) that shift 0 and scale 1 gave.
 
-        Of a first stage with codes, scale is one number: the root of the mean over channels of the deviation's square.
-        Raises UserError where they are not finite, or the same everywhere.
+        For a first stage with codes, scale is one number: the root of the mean variance over channels.
+        Raises UserError if latents are not finite, or constant.
         """
         total = torch.zeros(3, len(self.shift), dtype=torch.float64)
         for z in latents:
@@ -117,8 +117,8 @@ def over(values: Tensor, z: Tensor) -> Tensor:
 class LatentCodecConfig(CodecConfig):
     """Diffusion in the latents of a first stage.
 
-    from: the run of an autoencoder, a checkpoint, or a folder of diffusers; read when a run starts. first_stage: what it is made
-    of, which is filled in then, so that neither a resumed run nor a checkpoint needs the other run any more.
+    from: the run of an autoencoder, a checkpoint, or a folder of diffusers; read when a run starts. first_stage: its
+    configuration, which is filled in then, so that a resumed run or a checkpoint does not need the other run.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -126,7 +126,7 @@ class LatentCodecConfig(CodecConfig):
     kind: Literal["latent"] = "latent"
     clip: ClassVar[bool] = False  # latents have no range
     source: Path | None = Field(None, alias="from", description="run, checkpoint or folder of the first stage")
-    first_stage: FirstStageConfig | None = Field(None, description="what the first stage is made of; read from `from`")
+    first_stage: FirstStageConfig | None = Field(None, description="configuration of the first stage; read from `from`")
     sample_posterior: bool = Field(True, description="of `kl`: draw each latent anew in each epoch, or take its mean")
     tile: int = Field(TILE, ge=16, description="images of more than tile x tile pixels are decoded in bands")
 
@@ -135,7 +135,7 @@ class LatentCodecConfig(CodecConfig):
         return {"from" if name == "source" else name: value for name, value in handler(self).items()}
 
     def build(self, spec: FieldSpec) -> LatentCodec:
-        """The codec of images. Raises UserError where the field holds others, or nothing says what the first stage is."""
+        """The codec of images. Raises UserError if the field is not an image, or if no first stage is given."""
         if spec.kind != "image" or len(spec.shape) != 3:
             raise UserError(
                 f"task.codec is latent, for images, but task.field names a field of kind {spec.kind}",
@@ -148,7 +148,7 @@ class LatentCodecConfig(CodecConfig):
 
     @property
     def required(self) -> FirstStageConfig:
-        """What the first stage is made of. Raises UserError where nothing says so."""
+        """The configuration of the first stage. Raises UserError if there is none."""
         if self.first_stage is None:
             raise UserError(
                 "task.codec is latent, but no first stage is named",
@@ -157,9 +157,9 @@ class LatentCodecConfig(CodecConfig):
         return self.first_stage
 
     def pictures(self, spec: FieldSpec) -> FieldSpec:
-        """The images of which a field of kind latent holds what `LatentCodec.stored` gives.
+        """The images whose stored form is a field of kind latent, see `LatentCodec.stored`.
 
-        Raises UserError where that is not of this first stage's shape.
+        Raises UserError if its shape is not that of this first stage.
         """
         stage = self.required
         factor, inputs = stage.network.downscale, stage.bottleneck.inputs(stage.network.latent)

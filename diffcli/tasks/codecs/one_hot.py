@@ -11,7 +11,7 @@ from diffcli.fields import FieldSpec
 from diffcli.noise import Noise
 from diffcli.tasks.codecs.codec import Codec, CodecConfig, Shape
 
-BINARY = 2  # classes, for which one channel is enough
+BINARY = 2  # number of classes for which one channel is enough
 
 
 class OneHotCodec(Codec):
@@ -42,19 +42,19 @@ class OneHotCodec(Codec):
 class OneHotCodecConfig(CodecConfig):
     """Diffusion on the classes of a mask, a channel each; `clip` keeps predicted channels in their range while sampling.
 
-    scale: below 1, more of the path is noise in which the classes of large areas do not show already: for large masks, whose
-    neighbouring pixels tell the same. Source: Chen 2023 (arXiv 2301.10972), section 2.2.
+    scale: below 1, more of the path is so noisy that large areas of one class cannot be recognised: for large masks, whose
+    neighbouring pixels are redundant. Source: Chen 2023 (arXiv 2301.10972), section 2.2.
     """
 
     kind: Literal["one_hot"] = "one_hot"
     clip: Literal[True] = Field(True, description="keep predicted channels in their range while sampling")
-    classes: int = Field(ge=2, description="how many classes the mask has")
+    classes: int = Field(ge=2, description="number of classes of the mask")
     scale: float = Field(
         1.0, gt=0, le=1, description="of the channels; below 1 more of the path is noise, for masks of large areas"
     )
 
     def build(self, spec: FieldSpec) -> OneHotCodec:
-        """The codec of a field. Raises UserError where it is no mask, or one of more classes."""
+        """The codec of a field. Raises UserError if it is no mask, or a mask of more classes."""
         if spec.kind != "mask":
             raise UserError(
                 f"task.codec is one_hot, for masks, but task.field names a field of kind {spec.kind}",

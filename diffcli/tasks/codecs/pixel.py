@@ -40,7 +40,7 @@ class PixelCodecConfig(CodecConfig):
     scale: float = Field(1.0, gt=0, description="diffusion space = pixels in [-1, 1] times this")
 
     def build(self, spec: FieldSpec) -> PixelCodec:
-        """The codec of a field. Raises UserError where it has class numbers, of which no mean makes sense."""
+        """The codec of a field. Raises UserError for class numbers, whose mean has no meaning."""
         if spec.kind == "mask":
             raise UserError(
                 "task.codec is pixels, but task.field names a mask, whose values are numbers of classes",

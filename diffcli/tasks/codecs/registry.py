@@ -13,12 +13,12 @@ from diffcli.tasks.codecs.pixel import PixelCodecConfig
 
 
 def _of_pixels(codec: Any) -> Any:
-    """Pixels were the only codec once, and so need not be named."""
+    """The kind may be left out for pixels, once the only codec."""
     return {"kind": "pixels", **codec} if isinstance(codec, Mapping) else codec
 
 
 def exchanged(codec: CodecConfig, spec: FieldSpec) -> str:
-    """What is to be typed beside the name of a field for a codec that takes it; empty where `codec` does."""
+    """What to type beside the name of a field to choose a codec that supports it; empty if `codec` does."""
     if spec.kind == "mask" and codec.kind != "one_hot":
         return f" --set 'task.codec={{kind: one_hot, classes: {spec.class_count or 'K'}}}'"
     return " --set 'task.codec={kind: pixels}'" if spec.kind != "mask" and codec.kind == "one_hot" else ""

@@ -1,1 +1,1 @@
-"""What turns named fields of a batch into the slots that a network is told: classes, texts, embeddings."""
+"""Conditioners turn named fields of a batch into the inputs (slots) of a network: classes, texts, embeddings, pictures."""

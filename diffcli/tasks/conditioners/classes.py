@@ -15,7 +15,7 @@ from diffcli.transfer import moved
 
 
 class ClassConditioner(Conditioner):
-    """An embedding row for each class and one more, the last, for "no class"; a vector, or as many tokens as are asked for."""
+    """An embedding row for each class and a last one for "no class"; gives a vector, or a number of tokens."""
 
     kind = "class"
 
@@ -44,23 +44,23 @@ class ClassConditioner(Conditioner):
 
 
 class ClassConditionerConfig(ConditionerConfig):
-    """Class labels, joined to the time embedding or told in tokens; rows dropped in training teach the null class."""
+    """Class labels, added to the time embedding or as tokens; labels that are dropped in training teach the null class."""
 
     kind: Literal["class"] = "class"
     num_classes: int | None = Field(
-        None, ge=1, description="how many classes there are, labels 0 to this - 1; null: as many as the data have"
+        None, ge=1, description="number of classes, labels 0 to this - 1; null: as many as the data have"
     )
-    dim: int = Field(256, ge=1, description="width of the vector or tokens that stand for a class")
-    tokens: int | None = Field(None, ge=1, description="tokens a class, for blocks that attend to them; null: a vector")
+    dim: int = Field(256, ge=1, description="width of the vector or tokens of a class")
+    tokens: int | None = Field(None, ge=1, description="tokens for each class, for cross-attention; null: a vector")
 
     def of_classes(self, count: int) -> "ClassConditionerConfig":
-        """The same for so many classes, where it leaves out how many there are."""
+        """The same config with this number of classes, if it leaves the number out."""
         return self if self.num_classes else self.model_copy(update={"num_classes": count})
 
     def build(self) -> ClassConditioner:
         if self.num_classes is None:
             raise UserError(
-                "num_classes of the conditioner class is left out, and there are no data with classes that tell it",
+                "num_classes of the conditioner class is left out, and there are no data with classes to count",
                 "use --set task.conditioners.0.num_classes=10, or data with a folder for each class",
             )
         return ClassConditioner(self.num_classes, self.dim, self.tokens)

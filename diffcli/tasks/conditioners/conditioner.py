@@ -20,7 +20,7 @@ from diffcli.transfer import moved
 
 
 class Unseeded(Noise):
-    """The streams of samples that have no seeds: a conditioner that would draw from them is a mistake of ours."""
+    """In place of the streams of samples without seeds; a conditioner that draws from it is a bug."""
 
     def __init__(self) -> None:
         super().__init__((), torch.device("cpu"), Domain.CONDITION)
@@ -48,15 +48,15 @@ class Conditioner(nn.Module, ABC):
 
     @property
     def droppable(self) -> bool:
-        """Whether rows with keep False are told nothing; what is not droppable is told in both branches of guidance."""
+        """Whether rows with keep False become the null; otherwise both branches of guidance receive the condition."""
         return True
 
     def remedies(self, key: str) -> Remedies:
-        """What to type where the data do not give what it reads; key: its place in the preset."""
+        """What to type if the data lack a field that it reads; key: its place in the preset."""
         return Remedies()
 
     def check(self, has: Specs, key: str) -> None:
-        """Raises UserError where data that have these fields do not give what it reads."""
+        """Raises UserError if data with these fields lack one that it reads."""
         check_fields(self.reads, has, f"{key} ({self.kind})", dict.fromkeys(self.reads, self.remedies(key)))
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Conditioner(nn.Module, ABC):
 
 
 class ConditionerConfig(Config):
-    """What builds a conditioner."""
+    """Builds a conditioner."""
 
     @property
     def droppable(self) -> bool:
@@ -80,7 +80,7 @@ class ConditionerConfig(Config):
         """The conditioner, its weights from torch's current generator."""
 
     def resolved(self) -> Self:
-        """The same, with its local folders named by their whole path, so that they are found from anywhere."""
+        """The same config with absolute paths of local folders."""
         return self
 
 

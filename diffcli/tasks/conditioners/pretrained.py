@@ -49,7 +49,7 @@ class PretrainedConditioner(Conditioner):
         return Conditioning(vector=vector, tokens=tokens, mask=mask)
 
     def _encoded(self, texts: Sequence[str], keep: Tensor) -> Encoded:
-        """The features of B texts, of an empty one in rows with keep False where no vector is learned for them."""
+        """The features of B texts; without learned null vectors, rows with keep False get those of an empty text."""
         if self.learned:
             return self.encoder.texts(texts, keep.device)
         found = self.encoder.texts([*texts, ""], keep.device)
@@ -68,7 +68,7 @@ class PretrainedConditioner(Conditioner):
         return encoded.pooled
 
     def _planned(self, keep: Tensor) -> Encoded:
-        """Features without values: a plan counts the arithmetic of a step, for which nothing is loaded."""
+        """Features without values, for a plan, which counts the arithmetic of a step without loading the encoder."""
         config = self.encoder.config
         n, length = len(keep), config.length or (CLIP_LENGTH if config.kind == "clip" else T5_LENGTH)
         widths = [slot.width if slot else 1 for slot in (self.tokens, self.vector)]
@@ -79,7 +79,7 @@ class PretrainedConditioner(Conditioner):
 class PretrainedConditionerConfig(ConditionerConfig):
     """Captions, read by a frozen encoder in every step. width, pooled_width: of its tokens and of its pooled feature.
 
-    unconditional: what rows without a condition are told: learned vectors, or the features of an empty text, as in Stable
+    unconditional: the null of rows without a condition: learned vectors, or the features of an empty text, as in Stable
     Diffusion.
     """
 
@@ -90,7 +90,7 @@ class PretrainedConditionerConfig(ConditionerConfig):
     pooled_width: int | None = Field(None, ge=1, description="null: as wide as the tokens")
     dim: int | None = Field(None, ge=1, description="width after a learned projection; null: none")
     unconditional: Literal["learned", "empty"] = Field(
-        "learned", description="what stands for no caption: learned vectors, or the features of an empty text"
+        "learned", description="features for rows without a caption: learned vectors, or those of an empty text"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What a preset can name in `task.conditioners`."""
+"""The conditioners for `task.conditioners` of a preset."""
 
 from typing import Annotated
 

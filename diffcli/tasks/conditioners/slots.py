@@ -1,4 +1,4 @@
-"""What conditioners of embeddings share: the way from features to slots, and the learned vectors of rows without a condition."""
+"""Shared parts of conditioners of embeddings: the projection of features to slots, and the learned null vectors."""
 
 from typing import Literal
 
@@ -16,9 +16,9 @@ Gives = Literal["tokens", "vector", "both"]
 
 
 def unit_variance(embedding: Tensor) -> Tensor:
-    """Embeddings (..., D) scaled to length sqrt(D), so that an entry is about 1 in size, as a network likes its inputs.
+    """Embeddings (..., D) scaled to length sqrt(D), so that entries are about 1, which suits networks.
 
-    What CLIP means by an embedding is its direction. Source: Ramesh et al. 2022, section 2.2 (arXiv 2204.06125), whose prior
+    The information of a CLIP embedding is its direction. Source: Ramesh et al. 2022, section 2.2 (arXiv 2204.06125), whose prior
     takes embeddings of this scale.
     """
     return functional.normalize(embedding.float(), dim=-1) * embedding.shape[-1] ** 0.5
@@ -27,7 +27,7 @@ def unit_variance(embedding: Tensor) -> Tensor:
 class Slot(nn.Module):
     """A projection to `dim`, or none, into `count` vectors each, and the learned vector of those that have no condition.
 
-    learned: False where rows without a condition are told something else, so that `keep` is True for all.
+    learned: False if rows without a condition get other features, so that `keep` is True for all.
     """
 
     def __init__(self, width: int, dim: int | None, count: int = 1, learned: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and masks as conditions: channels beside x, position by position."""
+"""Pictures and masks as conditions: channels concatenated to x, position by position."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
 from diffcli.transfer import moved
 
-LEVELS = 1000  # times that a level in [0, 1] is told apart in, as diffusion times are
+LEVELS = 1000  # levels in [0, 1] are scaled to this range, as diffusion times are
 
 
 class SpatialConditioner(Conditioner):
@@ -77,10 +77,10 @@ class SpatialConditioner(Conditioner):
         return (mask == numbers).float().mul_(2).sub_(1)
 
     def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Under noise of level s, sqrt(1 - s^2) x + s eps, and s told. In training s ~ U(0, augment), for each sample anew.
+        """With noise of level s: sqrt(1 - s^2) x + s eps, and the embedding of s. In training s ~ U(0, augment) for each sample.
 
-        Source: Ho et al. 2021, section 4.2 (arXiv 2106.15282): conditioning augmentation; its level as Saharia et al. 2022,
-        appendix A (arXiv 2205.11487), tell it to the network.
+        Source: Ho et al. 2021, section 4.2 (arXiv 2106.15282): conditioning augmentation; the level as an input: Saharia et al.
+        2022, appendix A (arXiv 2205.11487).
         """
         drawn = self.training or self.level > 0
         level = x.new_full((len(x),), self.level)
@@ -92,7 +92,7 @@ class SpatialConditioner(Conditioner):
         return x, sinusoid(level * LEVELS, self.config.dim)
 
     def _laid(self, x: Tensor, like: Tensor) -> Tensor:
-        """As large as `like`. Raises ValueError where it cannot lie over it."""
+        """The picture in the size of `like`. Raises ValueError if the sizes do not fit."""
         if self.config.patch > 1:
             x = F.pixel_unshuffle(x, self.config.patch)
         if x.shape[2:] == like.shape[2:]:
@@ -103,15 +103,16 @@ class SpatialConditioner(Conditioner):
 
 
 class SpatialConditionerConfig(ConditionerConfig):
-    """A field that lies over the image, laid beside x: a smaller picture, edges, a sketch, a mask, the image of a segmentation.
+    """A field of the same scene, concatenated to x: a smaller picture, edges, a sketch, a mask, the image of a segmentation.
 
-    augment: the largest level of noise on it in training, which the network is told: an upscaler that saw none trusts the flaws
-    of the stage before it. drop: whether it is left out in a share `task.drop_condition` of samples, so that it can be guided.
+    augment: the largest level of its noise in training; the network reads the level. Without it an upscaler repeats the flaws
+    of the stage before it. drop: whether it is left out in a share `task.drop_condition` of samples, so that guidance can use
+    it.
     """
 
     kind: Literal["spatial"] = "spatial"
     field: str = Field(
-        "low_res", pattern=r"^[a-z][a-z0-9_]*$", description="the field that is laid beside the noisy image"
+        "low_res", pattern=r"^[a-z][a-z0-9_]*$", description="the field that is concatenated to the noisy image"
     )
     of: Literal["image", "mask"] = Field("image", description="what kind of field it is")
     channels: int = Field(3, ge=1, description="of an image")
@@ -121,11 +122,11 @@ class SpatialConditionerConfig(ConditionerConfig):
         0.0,
         ge=0,
         lt=1,
-        description="largest level of noise put on it in training, in [0, 1); the network is told the level",
+        description="largest level of its noise in training, in [0, 1); the network reads the level",
     )
-    dim: int = Field(64, ge=2, description="width in which the level of noise is told")
+    dim: int = Field(64, ge=2, description="width of the embedding of the noise level")
     drop: bool = Field(
-        False, description="leave it out in task.drop_condition of the samples, so that it can be guided"
+        False, description="leave it out in a share task.drop_condition of the samples, so that guidance can use it"
     )
 
     @model_validator(mode="after")

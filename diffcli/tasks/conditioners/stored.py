@@ -1,4 +1,4 @@
-"""Embeddings as a condition: those that a pretrained encoder computed before, stored beside the images."""
+"""Embeddings as a condition: computed by a pretrained encoder beforehand and stored beside the images."""
 
 from collections.abc import Sequence
 from typing import Literal, Self
@@ -70,7 +70,7 @@ class EmbeddingConditioner(Conditioner):
         value = moved(batch[self.config.field], keep.device, torch.float32)
         if self.config.stored == "sequence":
             there = (value != 0).any(-1)
-            keep = keep & there.any(1)  # what has no tokens is told nothing
+            keep = keep & there.any(1)  # a row without tokens becomes the null
             assert self.tokens is not None
             return Conditioning(tokens=self.tokens(value, keep), mask=readable(there, keep))
         value = unit_variance(value) if self.config.normalize else value
@@ -80,9 +80,9 @@ class EmbeddingConditioner(Conditioner):
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """What a set would store of these texts: (B, D) pooled features, or the sequences (B, L, D); on the CPU.
+        """Embeddings of these texts as a set stores them: (B, D) pooled features, or sequences (B, L, D); on the CPU.
 
-        Raises UserError where the preset names no encoder, or one of another width.
+        Raises UserError if the preset names no encoder, or one of another width.
         """
         if self.encoder is None:
             raise UserError(
@@ -99,7 +99,7 @@ class EmbeddingConditioner(Conditioner):
 class EmbeddingConditionerConfig(ConditionerConfig):
     """Embeddings that `prep-data --embed` stored beside the images, of one vector or of a sequence.
 
-    tokens: how many are made of a vector, as unCLIP does with four. normalize: see `unit_variance`; sequences stay as they are.
+    tokens: the number of tokens made from a vector, four in unCLIP. normalize: see `unit_variance`; sequences stay as they are.
     Source: Ramesh et al. 2022, section 2.1 (arXiv 2204.06125).
     """
 

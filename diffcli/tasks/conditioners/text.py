@@ -1,11 +1,12 @@
-"""Text as a condition: a small transformer over UTF-8 bytes, trained jointly with the network that it tells.
+"""Text as a condition: a small transformer over UTF-8 bytes, trained jointly with the network.
 
 A text is its bytes between a begin and an end mark, padded to `length`. Captions hold no control characters, so three of those
-mark: with them the 256 values of a byte are the whole vocabulary, and every language is in it. A convolution may first tell
-every byte its neighbours: a word is then known by its letters, wherever it stands. The vector is what stands at the end mark,
-the tokens are what stands at every byte and mark; padding is read by nobody.
-Source: Nichol et al. 2021, section 3 (arXiv 2112.10741): a text enters by a vector and by tokens; bytes, of Xue et al. 2021
-(arXiv 2105.13626); a convolution over them, of Clark et al. 2021 (arXiv 2103.06874).
+serve
+as marks: the vocabulary is the 256 values of a byte, for every language. A convolution may first mix every byte with its
+neighbours, so that a word is recognised by its letters at every position. The vector is the output at the end mark, the tokens
+are the outputs at every byte and mark; padding is masked. Source: Nichol et al. 2021, section 3 (arXiv 2112.10741): a text
+enters by a vector and by tokens; bytes, of Xue et al. 2021 (arXiv 2105.13626); a convolution over them, of Clark et al. 2021
+(arXiv 2103.06874).
 """
 
 import warnings
@@ -60,7 +61,7 @@ class TextConditioner(Conditioner):
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, width), and tokens (B, length, width) with their mask. batch["text"]: B strings."""
         texts = list(batch["text"])
-        # both branches of guidance read the same; in training a text is read as often as it occurs, so that sums keep their order
+        # both branches of guidance have the same texts; in training duplicates are kept, so that sums keep their order
         read = texts if torch.is_grad_enabled() else list(dict.fromkeys(texts))
         ids, ends = self.tokenise(read)
         ids, ends = moved(ids, keep.device), moved(ends, keep.device)
@@ -86,13 +87,13 @@ class TextConditioner(Conditioner):
         return Conditioning(vector=vector, tokens=tokens, mask=mask & (keep[:, None] | (place == 0)))
 
     def tokenise(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """int64 (B, length), one id a byte, and (B,), where the end marks stand. What does not fit is cut, and noted once."""
+        """int64 (B, length), one id a byte, and (B,), where the end marks stand. Longer texts are cut, with one note."""
         encoded = [as_bytes(text) for text in texts]
         longest = max(map(len, encoded), default=0) + MARKS
         if longest > self.length and not self.told:
             self.told = True
             warnings.warn(
-                f"a text is {longest} tokens long (bytes and {MARKS} marks); what is beyond the {self.length} of "
+                f"a text is {longest} tokens long (bytes and {MARKS} marks); bytes beyond the {self.length} of "
                 "task.conditioners: text, length, is not read",
                 Note,
                 stacklevel=2,
@@ -119,7 +120,7 @@ class TextBlock(nn.Module):
 
 
 def as_bytes(text: str) -> bytes:
-    """UTF-8 without the bytes that mark; what is no character at all (a lone surrogate) becomes a question mark."""
+    """UTF-8 without the bytes of the marks; an invalid character (a lone surrogate) becomes a question mark."""
     return text.encode("utf-8", "replace").translate(SPACED)
 
 
@@ -138,7 +139,9 @@ class TextConditionerConfig(ConditionerConfig):
     width: int = Field(256, ge=1, description="of the vector and of the tokens")
     depth: int = Field(4, ge=1, description="layers of the transformer")
     heads: int = Field(4, ge=1, description="of each attention; a divisor of width")
-    length: int = Field(128, ge=8, description="bytes of a caption that are read, and two marks; what is longer is cut")
+    length: int = Field(
+        128, ge=8, description="bytes of a caption that are read, and two marks; longer captions are cut"
+    )
     neighbours: int = Field(1, ge=1, description="bytes that a convolution sees around each, itself counted; 1: none")
     gives: Gives = Field("both", description="tokens to attend to, a vector that joins the time, or both")
 
