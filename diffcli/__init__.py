@@ -29,8 +29,8 @@ def load(
 ) -> "LoadedModel":
     """The model of a run directory, a checkpoint folder or an exported file, ready to draw.
 
-    ema: use the averaged weights. precision: of the networks; auto is what is fast on the device. compile: its network, which
-    costs a minute once. settings: where an encoder lies now, by key. Raises UserError where there is no such checkpoint.
+    ema: use the averaged weights. precision: of the networks; auto is what is fast on the device. compile: compile the network,
+    which takes about a minute. settings: new places of encoders, by key. Raises UserError if there is no such checkpoint.
     """
     from diffcli.facade import load
 

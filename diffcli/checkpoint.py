@@ -39,8 +39,8 @@ def save(
 ) -> Path:
     """Writes root/step-NNNNNNNN, or root/NAME, under a temporary name, flushes it to disk and renames it. Returns its path.
 
-    parts: tensors of each of PARTS; record: JSON values. Where the disk fails, nothing of it stays and UserError names the
-    newest checkpoint that does.
+    parts: tensors of each of PARTS; record: JSON values. If the disk fails, nothing is left behind and UserError names
+    the newest usable checkpoint.
     """
     final = step_dir(root, step) if name is None else root / name
     try:
@@ -57,12 +57,12 @@ def save(
 
 
 def save_average(folder: Path, weights: Tensors, record: Mapping[str, Any]) -> Path:
-    """Writes a checkpoint that can only be sampled from: `folder` with ema.safetensors and checkpoint.json. Returns its path.
+    """Writes a checkpoint for sampling alone: `folder` with ema.safetensors and checkpoint.json. Returns its path.
 
-    record: that of a checkpoint, with its step. Never takes the place of a folder that is no checkpoint.
+    record: that of a checkpoint, with its step. A folder that is no checkpoint is never replaced.
     """
     if folder.exists() and not (folder / RECORD).is_file():
-        raise UserError(f"{folder}: stands there and is no checkpoint", "give another folder with --out")
+        raise UserError(f"{folder}: already exists and is no checkpoint", "give another folder with --out")
     try:
         _replace(folder, {"ema": weights}, {**_plain_record(record), "format": FORMAT})
     except (OSError, SafetensorError) as error:
@@ -73,7 +73,7 @@ def save_average(folder: Path, weights: Tensors, record: Mapping[str, Any]) -> P
 
 
 def export(file: Path, weights: Tensors, record: Mapping[str, Any]) -> Path:
-    """Writes weights and their record as one .safetensors file that can be sampled from, whole or not at all."""
+    """Writes weights and their record as one .safetensors file to sample from; on failure no file is left."""
     partial = _own(file.parent, "partial", file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def export(file: Path, weights: Tensors, record: Mapping[str, Any]) -> Path:
 def prune(root: Path, keep: int, forever: int = 0) -> None:
     """Removes all but the newest `keep` checkpoints and those whose step is a multiple of `forever`, if that is not 0.
 
-    A removed checkpoint vanishes by a rename first, so it is never half there.
+    A checkpoint is renamed before its files are deleted, so no reader finds half of one.
     """
     for path in checkpoints(root)[:-keep]:
         if not forever or int(path.name[5:]) % forever:
@@ -141,7 +141,7 @@ def read_contents(path: Path, part: str, record: Mapping[str, Any]) -> tensor_fi
         found = tensor_file.read(file)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({_reason(error)})", _another(path)) from error
-    except ValueError as error:  # whoever gave us the file alone cannot know what it was
+    except ValueError as error:  # a file without its folder has no digest to compare
         if path.is_dir():
             raise _changed(file, path) from error
         raise UserError(f"{file}: cannot be read ({_reason(error)})", _another(path)) from error
@@ -157,12 +157,12 @@ def _changed(file: Path, path: Path) -> UserError:
 
 
 def holds(part: str, path: Path, record: Mapping[str, Any]) -> bool:
-    """Whether a located checkpoint was written with this one of PARTS: a file and an average made of a run are `ema` alone."""
+    """Whether a located checkpoint has this one of PARTS; an exported file and an average of a run have `ema` alone."""
     return part == "ema" if path.is_file() else f"{part}.safetensors" in _digests(record)
 
 
 def is_whole(path: Path) -> bool:
-    """Every file is there, matches its digest, and is of this format."""
+    """Whether every file exists, matches its digest, and has this format."""
     try:
         record = json.loads((path / RECORD).read_text())
         files = {f"{part}.safetensors": path / f"{part}.safetensors" for part in PARTS}
@@ -180,11 +180,11 @@ def _another(path: Path) -> str:
     whole = [p for p in checkpoints(path.parent) if p != path and is_whole(p)]
     if whole:
         return f"use an older checkpoint that is whole: {whole[-1]} (resume: --from {int(whole[-1].name[5:])})"
-    return "no other whole checkpoint stands beside it; copy the folder again from where it was written"
+    return "no other whole checkpoint is beside it; copy the folder again from where it was written"
 
 
 def _header(file: Path) -> Any:
-    """The record that a safetensors file carries; None where it is not one of ours."""
+    """The record in the header of a safetensors file; None if diffcli did not write it."""
     text = tensor_file.metadata(file).get(HEADER)
     return None if text is None else json.loads(text)
 
@@ -194,7 +194,7 @@ def _record_agrees(path: Path, record: Mapping[str, Any]) -> bool:
     try:
         inside = _header(path / "ema.safetensors")
     except (OSError, ValueError, RecursionError):
-        return True  # that file is damaged, which reading it will tell
+        return True  # that file is damaged, which its reader reports
     return inside == {key: value for key, value in record.items() if key != "sha256"}
 
 
@@ -245,12 +245,12 @@ def _plain(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def _own(root: Path, purpose: str, path: Path) -> Path:
-    """A hidden name that no other process of any host uses: two writers never share a half-written folder."""
+    """A hidden name that is unique among all processes and hosts, so two writers never share a half-written folder."""
     return root / f".{purpose}-{path.name}.{socket.gethostname()}.{os.getpid()}"
 
 
 def _put(partial: Path, final: Path) -> None:
-    """Renames `partial` to `final`, in the place of whatever another writer has put there."""
+    """Renames `partial` to `final` and replaces what another writer has put there."""
     while True:
         _discard(final)
         try:
@@ -263,7 +263,7 @@ def _put(partial: Path, final: Path) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Removes a folder by renaming it first, so that nobody finds it half there; nothing where it does not exist."""
+    """Renames a folder, then deletes it, so no reader finds half of it; does nothing if it does not exist."""
     gone = _own(path.parent, "removed", path)
     shutil.rmtree(gone, ignore_errors=True)
     with suppress(FileNotFoundError):
@@ -272,10 +272,10 @@ def _discard(path: Path) -> None:
 
 
 def _sweep(root: Path) -> None:
-    """Removes what processes of this host that died while saving or removing have left behind.
+    """Removes unfinished folders of processes of this host that died.
 
-    Only names that `_own` gives here are touched. A process of another host may still be writing, and any other name belongs
-    to somebody else.
+    Only names that `_own` gives on this host are touched: a process of another host may still be writing, and other names
+    belong to other programs.
     """
     ours = re.compile(rf"\.(?:partial|removed)-.+\.{re.escape(socket.gethostname())}\.(\d+)")
     for path in [*root.glob(".partial-*"), *root.glob(".removed-*")]:

@@ -1,9 +1,9 @@
-"""What every layer may import: the frozen config base, the user's error and its 'did you mean'.
+"""The base of all configs, and the errors and notes for users; every layer may import it.
 
 A `Config` is an immutable, validated record; unknown keys are errors. A `UserError` is a mistake of the user: it prints as
 one `error:` line (what is wrong, with the file, key or flag and the value found) and one `hint:` line (what to type), further
 mistakes of the same file as one `also:` line each.
-A `Note` is worth knowing and stops nothing.
+A `Note` is information that stops nothing.
 """
 
 import shlex
@@ -20,16 +20,16 @@ LONGEST_LIST = 64  # values that a person writes in one key
 
 
 class Record(BaseModel):
-    """Base of what programs write for each other: frozen, no unknown keys."""
+    """Base of records that programs write and read: frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Config(Record):
-    """Base of every configurable thing, which a person may have written.
+    """Base of every component that a user may configure.
 
-    Its JSON schema describes each key as the field says, or as that of a class which it inherits from; `kind` says what the
-    class is.
+    Its JSON schema describes each key by the description of the field, its own or that of a base class; `kind` by the docstring
+    of the class.
     """
 
     @classmethod
@@ -67,7 +67,7 @@ def _first_sentence(thing: type) -> str:
 
 
 class _Switch:
-    """True or False where numbers are wanted; prints as that and is none."""
+    """True or False in place of a number; prints as such and fails validation as a number."""
 
     def __init__(self, value: bool) -> None:
         self.value = value
@@ -114,11 +114,11 @@ def _revive(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any])
 
 
 class Note(UserWarning):
-    """Worth the user's knowing, no mistake: `warnings.warn(text, Note)` is shown as a `note:` line."""
+    """Information that is no mistake: `warnings.warn(text, Note)` is shown as a `note:` line."""
 
 
 class RunFailed(UserError):
-    """Work that stopped through nobody's typing mistake (a diverged loss, a killed worker); exit code 1."""
+    """Work that failed without a mistake of the user (a diverged loss, a killed worker); exit code 1."""
 
     exit_code = 1
 
@@ -132,12 +132,12 @@ class ImageShape(NamedTuple):
 
 
 def quoted(argument: Path | str) -> str:
-    """A path or setting as a command that a hint prints has it, so that a shell takes it as one word."""
+    """A path or setting as one word of a shell command, for hints."""
     return shlex.quote(str(argument))
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`choose one of a, b, c (did you mean 'b'?)`, the guess only where one is close."""
+    """`choose one of a, b, c (did you mean 'b'?)`; the guess only if a name is similar."""
     choices = list(choices)
     close = get_close_matches(word.lower(), [c.lower() for c in choices], n=1, cutoff=0.5)
     guess = next((c for c in choices if close and c.lower() == close[0]), None)

@@ -1,4 +1,4 @@
-"""What a file is by its bytes: its digest, and what stands in its place where a copy or a download left something else.
+"""The digest of a file, and files that a copy or a download left in place of the content.
 
 What was truncated or edited since it was written has another digest. Sources of the pointers:
 https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md and https://git-annex.branchable.com/internals.

@@ -26,7 +26,7 @@ Std = Annotated[float, Field(gt=0, lt=MAX_STD)]
 
 
 class Average(NamedTuple):
-    """What is averaged how; the name tells averages of one run apart."""
+    """One average: its name, unique in a run, and its decay."""
 
     name: str
     decay: Callable[[int], float]  # of update 1, 2, ...
@@ -86,7 +86,7 @@ def inner_products(a: Sequence[Profile], b: Sequence[Profile]) -> np.ndarray:
 
 
 def coefficients(stored: Sequence[Profile], wanted: Profile) -> np.ndarray:
-    """What to multiply each stored average with, so that their sum is nearest to the wanted profile; they add up to 1.
+    """The weights of the stored averages whose sum is closest to the wanted profile; they add up to 1.
 
     Source: Karras et al. 2024, algorithm 3.
     """
@@ -123,7 +123,7 @@ class Ema:
 
 @contextmanager
 def at_rest(module: nn.Module) -> Iterator[None]:
-    """Within it, the module and all of its parts are in evaluation mode; afterwards each is in its own again."""
+    """Context in which the module and all of its parts are in evaluation mode; afterwards each returns to its own mode."""
     before = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -142,8 +142,8 @@ def distinct(values: tuple[float, ...], average: Callable[[float], Average]) -> 
 
 
 class PowerEma(Config):
-    """Power-function averages, the first of which is sampled from; each is stored every so many steps and never removed, so
-    that `diffcli ema` can make an average of any width out of them."""
+    """Power-function averages; samples use the first. Each is stored at intervals and never removed, so that
+    `diffcli ema` can combine them into an average of any width."""
 
     kind: Literal["power"] = "power"
     stds: Annotated[
@@ -158,7 +158,7 @@ class PowerEma(Config):
 
 
 def _form(value: Any) -> str:
-    """Which of the forms of AnyEma a value has."""
+    """The form of AnyEma that a value has."""
     if isinstance(value, list | tuple):
         return "rates"
     return "power" if isinstance(value, dict | PowerEma) else "rate"

@@ -1,7 +1,7 @@
-"""The Python face of diffcli: a checkpoint that draws, and the images that it drew. `diffcli.load` gives the first.
+"""The Python interface of diffcli: a loaded checkpoint, which `diffcli.load` returns, and the images that it draws.
 
-Everything that is random about an image follows from its seed, so the same call gives the same images as `diffcli sample` does.
-Calls from several threads are served one after the other.
+Everything random about an image follows from its seed, so a call gives the same images as `diffcli sample` with the same options.
+Calls from several threads run one after the other.
 """
 
 import inspect
@@ -71,17 +71,17 @@ class LoadedModel:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Of one image: channels, height and width."""
+        """The shape of one image: channels, height and width."""
         return tuple(self.model.preset.data.shape)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The names of the classes, where they have names."""
+        """The names of the classes; None if they have none."""
         return self.model.classes
 
     @property
     def record(self) -> dict[str, Any]:
-        """Which model this is: path, step, digest of the weights, precision. JSON values."""
+        """Path, step, digest of the weights and precision of this model, as JSON values."""
         return self.model.describe()
 
     def sample(
@@ -118,17 +118,17 @@ class LoadedModel:
         batch_size: int = 64,
         **fields: "Pictures | Samples",
     ) -> Samples:
-        """Draws n images, image i from seed + i. What is left out is as the run was trained; see `diffcli sample --help`.
+        """Draws n images, image i from seed + i. Options that are left out are those of the run; see `diffcli sample --help`.
 
         label: a class by number or name, "all" in turn or "random". labels, prompts: of the images, from the first again where
         there are more images; without n, one image each. size: the edge of the images in pixels, or (height, width).
-        image: pictures, files, folders or in memory: the one that the model is conditioned on, else what images begin from;
-        mask and strength say what may change in them. restore: what they have lost and get back, sr2, sr4, colour, blur or
-        mask; degrade takes it from them first, and compare shows them beside.
-        project: an upscaler's images are consistent with what it enlarges. augment: level of the noise on that. tile, overlap:
-        of large images, in pixels; tile=False computes them whole, exact_tiles predict what that would. then: the next stages
-        of a cascade, checkpoints or loaded models; what the earlier ones drew is in `stages`.
-        given, or keywords by the names of fields: other conditions: pictures, a tensor or array (K, ...), uint8 where it holds
+        image: pictures, as files, folders or in memory: the condition of a model that reads one picture, else the images to start
+        from; mask and strength say what may change. restore: the operator that degraded them, sr2, sr4, colour, blur or mask;
+        degrade applies it first, and compare shows the pictures beside the results.
+        project: make an upscaler's images agree exactly with its picture. augment: level of the noise on that picture. tile,
+        overlap: of large images, in pixels; tile=False computes them whole, exact_tiles predict what that would. then: the next
+        stages of a cascade, checkpoints or loaded models; the images of earlier stages are in `stages`.
+        given, or keywords with the names of fields: other conditions, as pictures, a tensor or array (K, ...), uint8 if it holds
         pictures, or the samples of another model. settings: keys of sampler.* and guide.*, as {"sampler.steps": 20}.
         Raises UserError, whose text says what to change.
         """
@@ -185,9 +185,9 @@ class LoadedModel:
         compare: bool = False,
         batch_size: int = 64,
     ) -> Samples:
-        """Of a first stage: what it makes of images. They are picture files, a uint8 tensor (K, C, H, W), or samples.
+        """Reconstructions of images by a first stage. Images are picture files, a uint8 tensor (K, C, H, W), or samples.
 
-        size: what picture files are cut and resized to, as in `sample`. compare: each original stands left of its
+        size: picture files are cropped and resized to it, as in `sample`. compare: show each original left of its
         reconstruction.
         Raises UserError.
         """
@@ -206,7 +206,7 @@ class LoadedModel:
         size: int | tuple[int, int] | None = None,
         batch_size: int = 64,
     ) -> Tensor:
-        """Of a first stage: the latents of images, without noise, float32 (K, c, h, w) on the CPU; see `reconstruct`."""
+        """Latents of images by a first stage, without noise: float32 (K, c, h, w) on the CPU; see `reconstruct`."""
 
         def work() -> Tensor:
             stage, originals, batch = self._originals(images, size, batch_size)
@@ -216,7 +216,7 @@ class LoadedModel:
         return readable(work, RECONSTRUCT)
 
     def decode(self, latents: Tensor, *, batch_size: int = 64) -> Samples:
-        """Of a first stage: the images of latents (K, c, h, w), such as `encode` gives. Raises UserError."""
+        """Images of latents (K, c, h, w), such as `encode` returns, by a first stage. Raises UserError."""
 
         def work() -> Samples:
             if not isinstance(latents, Tensor):
@@ -252,7 +252,7 @@ class LoadedModel:
     def _named(
         self, given: Mapping[str, "Pictures | Samples"], fields: Mapping[str, "Pictures | Samples"]
     ) -> dict[str, "Pictures | Samples"]:
-        """All conditions by field. Raises UserError for one that is given twice, and for a keyword that is none."""
+        """All conditions by field. Raises UserError for one that is given twice, and for an unknown keyword."""
         read = self.model.task.reads
         for name in fields:
             if name in given:
@@ -296,7 +296,7 @@ class LoadedModel:
             return from_stage(self.model, value.tensor, value.record, name)[name]
         rows = rows_of(value)
         if rows is None:
-            spec_of(self.model, str(name))  # what nobody reads is told before what it is given as
+            spec_of(self.model, str(name))  # an unknown field is reported before a wrong value
             files = [
                 each for path in pictures(f"given[{name!r}]", value) for each in pictures_of(name, path, notes=True)
             ]

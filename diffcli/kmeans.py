@@ -1,6 +1,6 @@
-"""K-means: the start of a codebook, and the floor that one is measured against.
+"""K-means, for the start of a codebook and for the floor of its PSNR.
 
-Contract: everything is computed in float32 in pieces of bounded memory, and nothing is random but the numbers that are given.
+Everything is computed in float32, in pieces of bounded memory. The only random numbers are those that the caller passes.
 """
 
 import torch

@@ -80,7 +80,7 @@ def streams(seeds: Sequence[int]) -> Tensor:
 
 
 class Noise:
-    """One stream of random numbers per sample: what sample i receives depends on seed i alone.
+    """One stream of random numbers per sample: the numbers of sample i depend on seed i alone.
 
     Each call is the next draw of every stream; `domain` separates purposes that share a seed, `lane`, in [0, 2^32), the users
     of one purpose, such as the conditioners of a task.

@@ -1,6 +1,6 @@
 """Optimizers and learning-rate curves.
 
-Everything a resumed run needs of them is tensors by parameter name (`optimizer_tensors`, `restore_optimizer`); rates are
+Their state is a set of tensors by parameter name (`optimizer_tensors`, `restore_optimizer`); rates are
 functions of the step, which counts optimizer updates from 1.
 """
 
@@ -22,7 +22,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Config):
     """lr is the peak that the curve scales."""
 
-    remembers: ClassVar[str]  # what its state is; an optimizer can go on from the state of one with the same word
+    remembers: ClassVar[
+        str
+    ]  # the form of its state; an optimizer can continue from the state of one with the same word
 
     lr: float = Field(2e-4, gt=0, description="learning rate at the peak of the curve")
     weight_decay: float = Field(
@@ -267,7 +269,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parame
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Puts back what `optimizer_tensors` gave. Raises UserError where a tensor fits no parameter."""
+    """Restores the state from `optimizer_tensors`. Raises UserError if a tensor fits no parameter."""
     by_name = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition(":")

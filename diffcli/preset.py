@@ -1,4 +1,4 @@
-"""Presets: one validated tree of nouns that says everything about a run.
+"""Presets: one validated tree of configs that describes a run completely.
 
 `load` reads a YAML file, which `preset_files` finds, applies `--set KEY=VALUE` overrides and validates the whole; every error
 names the file, the key and the value found. `dump` writes the resolved tree back.
@@ -45,7 +45,7 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", 'Field name "validate"')  # a deprecated method of pydantic's has that name, too
+    warnings.filterwarnings("ignore", 'Field name "validate"')  # a deprecated method of pydantic has the same name
 
     class Every(Config):
         """How often, in steps; 0 is never.
@@ -65,7 +65,7 @@ with warnings.catch_warnings():
 class SmallScoreConfig(Config):
     """The score during training. KID has no bias where images are few; FID falls with their number."""
 
-    metric: Literal["kid", "fid"] = Field("kid", description="what is measured; lower is better")
+    metric: Literal["kid", "fid"] = Field("kid", description="the metric; lower is better")
     n: int = Field(1000, ge=2, description="samples that are drawn for it each time")
     features: str = Field("inception", description="inception, or the run of a classifier that diffcli trained")
     reference: str | None = Field(
@@ -127,7 +127,7 @@ class TrainConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _phases_begin_as_the_whole(cls, given: Any) -> Any:
-        """What `train.phases.NAME.optimizer` leaves out is that of `train.optimizer`, as far as both kinds have it."""
+        """Keys that `train.phases.NAME.optimizer` leaves out are those of `train.optimizer`, if both kinds have them."""
         if not isinstance(given, Mapping) or not isinstance(given.get("phases"), Mapping):
             return given
         phases = {name: _completed(phase, given.get("optimizer", {})) for name, phase in given["phases"].items()}
@@ -196,13 +196,13 @@ class Preset(Config):
 
     @property
     def specs(self) -> dict[str, FieldSpec]:
-        """What the preset alone says of the fields of its data; what its task models is taken to lie over the images."""
+        """The fields of the data, as far as the preset tells; the modelled field is assumed to have the size of the images."""
         known, modelled = self.data.specs, self.task.models
         return known if modelled is None or modelled in known else known | {modelled: self.data.over(modelled)}
 
     @property
     def drawing(self) -> Drawing:
-        """How its model is sampled unless a command says otherwise."""
+        """The settings for sampling from the model, unless a command changes them."""
         return Drawing(self.sampler, self.guidance, self.guide, self.prior)
 
     def advice(self) -> list[str]:
@@ -217,7 +217,7 @@ def load(name: str, overrides: Sequence[str] = (), data: str | None = None) -> P
 
 
 def build(raw: object, source: str, overrides: Iterable[str] = (), data: str | None = None) -> Preset:
-    """Validates a raw tree, a mapping, after overrides; `source` names it in errors. data: where its data lie, --data."""
+    """Validates a raw tree, a mapping, after overrides; `source` names it in errors. data: the place of its data, --data."""
     if not isinstance(raw, Mapping):
         raise UserError(f"{source}: holds no preset", "it was changed by hand: copy it again from where it was written")
     tree: dict[str, Any] = _copy(raw)
@@ -239,7 +239,7 @@ def dump(preset: Preset) -> str:
 
 
 def _of_kind(given: Any, place: str) -> Any:
-    """The raw data as those of the kind that `--data` makes of them, so that --set reaches its keys; else unchanged."""
+    """The raw section `data` with the kind that `--data` implies, so that --set reaches its keys; else unchanged."""
     try:
         config = TypeAdapter[DataConfig](AnyData).validate_python(given)
         at_place = at_root(config, place)
@@ -289,9 +289,9 @@ def _override(tree: dict[str, Any], item: str, changed: Sequence[str]) -> str:
 def _keep_shared(
     node: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], given: Sequence[str]
 ) -> None:
-    """Drops what the file said for another kind, but for what the new one knows; --set is never dropped.
+    """Drops keys of the file that the new kind does not have; keys of --set are never dropped.
 
-    Records, and lists of them, stay where both kinds have the same of that name. before, after: what each key may hold.
+    Records, and lists of them, stay if both kinds have the same form under that name. before, after: what each key may hold.
     """
     for name, value in list(node.items()):
         plain = not isinstance(value, dict) and not (

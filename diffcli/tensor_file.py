@@ -49,7 +49,7 @@ class TensorEntry(NamedTuple):
 
 
 def read(path: Path) -> FileContents:
-    """Reads every byte of a file once. Raises OSError where it cannot be read, ValueError where it is damaged or of others."""
+    """Reads every byte of a file once. Raises OSError if it cannot be read, ValueError if it is damaged or of another format."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         size = path.stat().st_size

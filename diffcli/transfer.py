@@ -1,4 +1,4 @@
-"""The way of small tensors from the host to a device, on which neither waits for the other."""
+"""Copies of small tensors from the host to a device, without waiting."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 def moved(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """x on a device, in dtype if one is given; a copy from the CPU to CUDA goes through pinned memory and returns at once.
 
-    From pageable memory the host would wait for all that the device still has to do. Both conversion and pinning happen on
-    the host, so x is small or already pinned.
+    A copy from pageable memory would wait until the device has finished its work. Conversion and pinning happen on the host, so x
+    should be small or pinned already.
     """
     if x.device.type != "cpu" or device.type == "cpu":
         return x.to(device, dtype or x.dtype)
@@ -16,5 +16,5 @@ def moved(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> 
 
 
 def pinned(x: Tensor, device: torch.device) -> Tensor:
-    """x in memory that a copy to this device may read while the host goes on; x itself where there is no such memory."""
+    """x in pinned memory, from which a copy to this device runs in the background; x itself if the device has no such memory."""
     return x.pin_memory() if device.type == "cuda" else x

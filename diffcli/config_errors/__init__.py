@@ -1,4 +1,4 @@
-"""What a user is shown of a config that pydantic refuses."""
+"""Messages for configs that pydantic refuses."""
 
 from diffcli.config_errors.explaining import demand, explain
 

@@ -1,4 +1,4 @@
-"""Pydantic's verdict on a preset: a UserError that names file, key and value of each mistake and says what to type."""
+"""Turns pydantic's errors about a preset into a UserError with file, key, value and remedy of each mistake."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ DEMANDS = {  # of a value, by pydantic's name for the mistake
 
 
 class Mistake(NamedTuple):
-    """One thing that is wrong with a tree: at which path, what it is, and what to type."""
+    """One mistake in a tree: its path, the problem, and what to type."""
 
     path: list[int | str]
     problem: str
@@ -48,7 +48,7 @@ class Mistake(NamedTuple):
 def explain(
     error: ValidationError, tree: dict[str, Any], model: type[BaseModel], source: str, changed: Sequence[str]
 ) -> UserError:
-    """All mistakes that a validation found, the first in full. `changed`: keys that --set gave."""
+    """All mistakes of a validation, the first in full. `changed`: keys that --set gave."""
     first, *others = mistakes(error, tree, model)
     begins = _where(source, first.path, changed)
     more = f" (and {len(others)} more mistake{'s' if len(others) > 1 else ''})" if others else ""
@@ -60,7 +60,7 @@ def explain(
 
 
 def mistakes(error: ValidationError, tree: dict[str, Any], model: type[BaseModel]) -> list[Mistake]:
-    """One for each value that is wrong, however many forms pydantic tried it in."""
+    """One mistake for each wrong value, also if pydantic tried it in several forms."""
     found: list[Mistake] = []
     seen: list[list[int | str]] = []
     for each in _meant(error, tree):
@@ -76,7 +76,7 @@ def mistakes(error: ValidationError, tree: dict[str, Any], model: type[BaseModel
 def _told(
     mistake: Mapping[str, Any], path: Sequence[int | str], model: type[BaseModel], tree: dict[str, Any]
 ) -> tuple[str, str]:
-    """Problem and hint of a value that is wrong, but not in its form."""
+    """Problem and hint of a wrong value whose form is right."""
     key, kind, context = ".".join(map(str, path)), mistake["type"], mistake.get("ctx", {})
     if kind == "value_error":  # a contradiction that a config found: "what is wrong; what to do"
         message, _, remedy = str(context["error"]).partition("; ")
@@ -100,7 +100,7 @@ def _told(
 
 
 def demand(mistake: Mapping[str, Any]) -> str:
-    """What one of pydantic's errors asks of a value: "must be at least 1"; pydantic's own words where there are no others."""
+    """The condition that a value violates, such as "must be at least 1"; pydantic's own message if diffcli has none."""
     if mistake["type"] == "value_error":
         return str(mistake["ctx"]["error"])
     wanted = DEMANDS.get(mistake["type"])
@@ -127,7 +127,7 @@ def plain_path(tree: Any, loc: Sequence[int | str]) -> list[int | str]:
 
 
 def _meant(error: ValidationError, tree: dict[str, Any]) -> list[dict[str, Any]]:
-    """The errors without those of forms that a value does not have: a list that might have been a number, for example."""
+    """The errors without those for forms that the value does not have: for a list, errors about numbers, for example."""
     found: list[Any] = error.errors(include_url=False)
     paths = [plain_path(tree, each["loc"]) for each in found]
 
@@ -141,7 +141,7 @@ def _meant(error: ValidationError, tree: dict[str, Any]) -> list[dict[str, Any]]
 def _reshaped(
     mistake: Mapping[str, Any], path: Sequence[int | str], model: type[BaseModel], tree: dict[str, Any]
 ) -> tuple[str, str] | None:
-    """Problem and hint of a value that must be a list, of a certain length perhaps, or a record, and is none; else None."""
+    """Problem and hint of a value that must be a list, perhaps of a certain length, or a record, and is not; else None."""
     kind = mistake["type"]
     if kind == "missing" and path and isinstance(path[-1], int):
         path, kind = path[:-1], "too_short"

@@ -1,4 +1,4 @@
-"""Paths into the JSON schema of a config, beside those of a tree that it may refuse: what each key may hold, and examples.
+"""Paths into the JSON schema of a config: which values each key may have, and examples.
 
 A path is a sequence of keys and list indices of the tree; unions are followed by the `kind` that the tree gives.
 """
@@ -46,12 +46,12 @@ def length(model: type[BaseModel], tree: Any, path: Place) -> int | None:
 
 
 def listed(model: type[BaseModel], tree: Any, path: Place, value: Any) -> list[Any]:
-    """A list that the schema takes at a path, made of a value that was meant where it is not None."""
+    """A list that the schema accepts at a path, made from the intended value if it is not None."""
     return _example(_array(_at(model, tree, path)), value, _definitions(model))
 
 
 def record(model: type[BaseModel], tree: Any, path: Place, name: object) -> Node:
-    """KEY: VALUE pairs that the schema takes at a path, one if it can be; name: of the entry, where any name may be."""
+    """KEY: VALUE pairs that the schema accepts at a path, one if possible; name: of the entry, if every name is allowed."""
     node = _at(model, tree, path)
     if "properties" in node:
         return _pair(node, _definitions(model))

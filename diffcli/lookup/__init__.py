@@ -1,1 +1,1 @@
-"""Where presets and checkpoints stand and what their plain files say; no tree is validated, no weight read, no torch imported."""
+"""Finds presets and checkpoints and reads their plain files; validates no tree, reads no weights, imports no torch."""

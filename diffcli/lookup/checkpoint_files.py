@@ -1,4 +1,4 @@
-"""Where checkpoints stand and which one a path means; reads no weights and imports no torch."""
+"""Finds checkpoints and the one that a path means; reads no weights and imports no torch."""
 
 from pathlib import Path
 
