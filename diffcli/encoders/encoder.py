@@ -1,7 +1,7 @@
 """Frozen text and image encoders, CLIP and T5, run through transformers or open_clip; loaded when they are first used.
 
-An `Encoder` is no module: it stands outside of state dicts, averages, optimizers and process groups. What a run keeps of it is
-its name and the digest of its weights; weights that do not have that digest are refused.
+An `Encoder` is no module, so it is not part of state dicts, averages, optimizers and process groups. A run records its name and the
+digest of its weights; weights with another digest are refused.
 """
 
 import warnings
@@ -19,14 +19,14 @@ from diffcli.config import Config, Note, UserError
 from diffcli.encoders.libraries import LOADERS, Origin, Towers, typed
 from diffcli.transfer import moved
 
-CLIP_LENGTH = 77  # tokens that the published ones read; a loaded model knows its own
+CLIP_LENGTH = 77  # tokens that published models read; a loaded model has its own limit
 T5_LENGTH = 128  # tokens; its positions are relative and set no limit. Source: Saharia et al. 2022, arXiv 2205.11487
 
 
 class EncoderConfig(Config):
     """A pretrained encoder. model: a local folder, a hub name, or a name that open_clip knows, with the tag of its weights.
 
-    A folder may be that of a diffusers pipeline, whose text encoder and tokenizer are meant.
+    A folder may be a diffusers pipeline; its text encoder and tokenizer are used.
     """
 
     kind: Literal["clip", "t5"] = "clip"
@@ -62,11 +62,11 @@ class EncoderConfig(Config):
 
     @property
     def name(self) -> str:
-        """The model, with the tag of its weights where it has one."""
+        """The model, with the tag of its weights if it has one."""
         return f"{self.model} {self.pretrained}" if self.pretrained else self.model
 
     def resolved(self) -> "EncoderConfig":
-        """The same, a local folder told by its whole path, so that it is found from anywhere."""
+        """The same config with the absolute path of a local folder."""
         folder = Path(self.model).expanduser()
         return self.model_copy(update={"model": str(folder.absolute())}) if folder.is_dir() else self
 
@@ -75,7 +75,7 @@ class EncoderConfig(Config):
 
 
 class Encoded(NamedTuple):
-    """Texts as the encoder tells them; rows of `tokens` where the mask, of those to be read, is False are 0."""
+    """Encoded texts; rows of `tokens` are 0 if the mask is False."""
 
     tokens: Tensor  # (B, L, D) float32; L is the limit, whatever the texts: a row does not depend on its neighbours
     mask: Tensor  # (B, L) bool
@@ -83,9 +83,9 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """An encoder that is loaded when first used and shared by all that name the same; copies of a module share it, too.
+    """An encoder that is loaded when first used and shared by all users of the same name, also by copies of a module.
 
-    key: where a preset names its model, for errors. promised: the digest that its weights must have, once it is known.
+    key: the key of its model in a preset, for errors. promised: the digest that its weights must have, once it is known.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -105,7 +105,7 @@ class Encoder:
         return self.towers.digest
 
     def promise(self, sha256: str | None, where: str) -> None:
-        """From now on the weights must have this digest, which `where` states. Raises UserError where others are known."""
+        """Requires this digest of the weights, which `where` states. Raises UserError if another one is required or loaded."""
         if sha256 is None:
             return
         known = self.promised or (self._towers.digest if self._towers else None)
@@ -115,7 +115,7 @@ class Encoder:
 
     @property
     def towers(self) -> Towers:
-        """The loaded model. Raises UserError where it cannot be loaded, or where its weights are not those promised."""
+        """The loaded model. Raises UserError if it cannot be loaded, or if its weights have another digest than required."""
         if self._towers is None:
             towers = _shared(self.config.origin, self.key)
             if self.promised not in (None, towers.digest):
@@ -155,9 +155,9 @@ class Encoder:
         return self.image_features(self.pixels(x))
 
     def pixels(self, x: Tensor) -> Tensor:
-        """What CLIP's image tower sees (B, 3, S, S): resized (bicubic, antialiased), cropped to the centre, standardised.
+        """The input of CLIP's image tower (B, 3, S, S): resized (bicubic, antialiased), cropped to the centre, standardised.
 
-        Done in floats, so that it is within a grey level or two of what Pillow rounds to bytes after each direction.
+        Computed in floats, so it differs by a grey level or two from Pillow, which rounds to bytes after each direction.
         """
         view = self.towers.view
         if view is None:
@@ -186,7 +186,7 @@ class Encoder:
         longest = max(map(len, found), default=0)
         if longest > length and not self._told:
             self._told = True
-            told = f"a text is {longest} tokens long; what is beyond the {length} of {self.config.model} is not read"
+            told = f"a text is {longest} tokens long; tokens beyond the {length} of {self.config.model} are not read"
             warnings.warn(told, Note, stacklevel=3)
         for i, whole in enumerate(found):
             kept = whole if len(whole) <= length else [*whole[: length - 1], whole[-1]]

@@ -1,1 +1,1 @@
-"""Other people's checkpoints: published weights in, folders for other libraries out."""
+"""Checkpoints of other projects: importing published weights, and exporting folders for other libraries."""

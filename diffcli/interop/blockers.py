@@ -1,4 +1,4 @@
-"""All that keeps a model from going out, told at once: each thing mended alone would cost a training."""
+"""Reports all reasons against an export at once, because mending one at a time would need one training each."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ SET = re.compile(r"--set [^\s,;]+")
 
 
 def refusals(checks: Iterable[Callable[[], object]]) -> list[UserError]:
-    """What the checks raise, each problem once, in their order."""
+    """The errors of the checks in order, each problem once."""
     found: dict[str, UserError] = {}
     for check in checks:
         try:
@@ -20,12 +20,12 @@ def refusals(checks: Iterable[Callable[[], object]]) -> list[UserError]:
 
 
 def demand_all(checks: Iterable[Callable[[], object]]) -> None:
-    """Raises what the checks raise as one UserError: every problem, and what to type for all of them."""
+    """Raises the errors of the checks as one UserError, with every problem and one remedy for all."""
     raise_joined(refusals(checks))
 
 
 def raise_joined(errors: Sequence[UserError]) -> None:
-    """One UserError of several; nothing where there are none. What a hint says to type with --set is put together."""
+    """Raises one UserError for several, if there are any. The --set items of their hints are joined."""
     if not errors:
         return
     if len(errors) == 1:
@@ -34,4 +34,4 @@ def raise_joined(errors: Sequence[UserError]) -> None:
     others = dict.fromkeys(error.hint for error in errors if not SET.search(error.hint))
     train = [f"train it with {' '.join(typed)}"] if typed else []
     problem = "; ".join(f"({n}) {error.problem}" for n, error in enumerate(errors, 1))
-    raise UserError(f"{len(errors)} things keep this model from going out: {problem}", "; ".join([*others, *train]))
+    raise UserError(f"{len(errors)} reasons prevent an export of this model: {problem}", "; ".join([*others, *train]))

@@ -1,7 +1,7 @@
 """The single files of latent-diffusion and Stable Diffusion (CompVis): U-Net, first stage and conditions in one state dict.
 
-Their tensors tell all of it but heads of attention and sizes of training, which are taken to be those of the published models.
-Averaged weights, which such files hold under names without dots, are taken where there are any.
+The tensors determine everything except attention heads and sizes of training, which are assumed to be those of published models.
+Averaged weights, which such files hold under names without dots, are used if there are any.
 Source: Rombach et al. 2021 (arXiv 2112.10752), tables 12 to 15; the layout of their code.
 """
 
@@ -35,14 +35,14 @@ READ_BY: dict[str, dict[str, Any]] = {
         "layer": -2,
     },
 }
-HEADS: dict[tuple[int, int | None], dict[str, int]] = {  # of (width, width of tokens), which shapes do not tell
+HEADS: dict[tuple[int, int | None], dict[str, int]] = {  # by (width, width of tokens), since shapes do not determine them
     (320, 768): {"heads": 8},
     (320, 1024): {"head_dim": 64},
     (192, 512): {"heads": 1},
     (224, None): {"head_dim": 32},
     (192, None): {"heads": 8},
 }
-KL_SCALE = 0.18215  # what latents of a normal posterior are multiplied by, where a file does not say
+KL_SCALE = 0.18215  # factor for latents of a normal posterior, if a file has none
 TRAINED_AT = {True: 512, False: 256}  # pixels, of models of texts and of the others
 
 
@@ -58,18 +58,18 @@ class LatentFile(NamedTuple):
 
     @property
     def linear(self) -> bool:
-        """Whether its spatial transformers are entered and left by linear layers."""
+        """Whether its spatial transformers have linear layers at both ends, not convolutions."""
         return any(name.endswith(".proj_in.weight") and tensor.ndim == 2 for name, tensor in self.unet.items())
 
     @property
     def tokens(self) -> int | None:
-        """Width of what its spatial transformers attend to."""
+        """Width of the tokens for its spatial transformers."""
         name = "attn2.to_k.weight"
         return next((tensor.shape[1] for key, tensor in self.unet.items() if key.endswith(name)), None)
 
 
 def parts(theirs: ForeignTensors, source: str) -> LatentFile:
-    """What a file holds. Raises UserError where it lacks the first stage."""
+    """The content of a file. Raises UserError if the first stage is missing."""
     if not any(name.startswith(INSIDE) for name in theirs):
         raise UserError(
             f"{source}: holds a U-Net of latent-diffusion, but no first stage ({INSIDE}*)",
@@ -84,11 +84,11 @@ def parts(theirs: ForeignTensors, source: str) -> LatentFile:
     notes = []
     if texts is not None:
         notes.append(
-            f"texts are read by {texts['model']}, of which {source} tells no more; where it lies: "
+            f"texts are read by {texts['model']}, whose weights are not imported from {source}; give its folder by "
             "sample --set task.conditioners.0.encoder.model=FOLDER"
         )
     if texts is not None and texts.get("library") == "open_clip":
-        notes.append(f"{source} is taken to predict the noise, at 512 pixels; a model of v at 768 needs --as PRESET")
+        notes.append(f"{source} is assumed to predict the noise at 512 pixels; a model of v at 768 needs --as PRESET")
     unet = {name.removeprefix(UNET): averaged(name, theirs) for name in theirs if name.startswith(UNET)}
     return LatentFile(unet, stage, theirs.get(CLASSES), texts, theirs.get("betas"), tuple(notes))
 
@@ -105,13 +105,13 @@ def averaged(name: str, theirs: ForeignTensors) -> Tensor:
 
 
 def derived(file: LatentFile, source: str) -> dict[str, Any]:
-    """Raw keys `data`, `task`, `sampler` and `guidance` of a preset. Raises UserError where heads or conditions are unknown."""
+    """Raw keys `data`, `task`, `sampler` and `guidance` of a preset. Raises UserError if heads or conditions are unknown."""
     width = file.unet["input_blocks.0.0.weight"].shape[0]
     size = TRAINED_AT[file.texts is not None]
     if (width, file.tokens) not in HEADS or (file.tokens is not None and file.texts is None and file.classes is None):
         heard = "nothing" if file.tokens is None else f"tokens {file.tokens} wide"
         raise UserError(
-            f"{source}: a U-Net {width} wide, told {heard}, is none of the published ones, and shapes do not tell its heads",
+            f"{source}: a U-Net {width} wide, told {heard}, is none of the published ones, and shapes do not determine its heads",
             "write a preset that describes it and give --as PRESET",
         )
     stage = file.stage.config
@@ -142,7 +142,7 @@ def derived(file: LatentFile, source: str) -> dict[str, Any]:
 
 
 def schedule(betas: Tensor | None, source: str) -> dict[str, Any]:
-    """That of the betas of a file; Stable Diffusion's where it has none."""
+    """The schedule of the betas of a file; that of Stable Diffusion if it has none."""
     values: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     if betas is not None:
         ends = {"beta_start": float(betas[0]), "beta_end": float(betas[-1])}
@@ -151,7 +151,7 @@ def schedule(betas: Tensor | None, source: str) -> dict[str, Any]:
 
 
 def shape_of(unet: ForeignTensors, size: int) -> dict[str, Any]:
-    """`task.network` of a U-Net of which these are the tensors, but for its heads. size: of latents in training."""
+    """`task.network` for the tensors of a U-Net, without its heads. size: of latents in training."""
     width = unet["input_blocks.0.0.weight"].shape[0]
     count = 1 + max(int(name.split(".")[1]) for name in unet if name.startswith("input_blocks."))
     levels: list[list[int]] = [[]]

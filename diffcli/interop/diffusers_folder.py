@@ -1,4 +1,4 @@
-"""Folders of diffusers in: a pipeline or its network alone, which say in their configuration what they are."""
+"""Imports folders of diffusers: a pipeline or its network alone, described by their configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ CONFIG = "config.json"
 PIPELINE = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 SCHEDULERS = (SCHEDULER, "scheduler_config.json")  # at the root of folders that are flat
-NAMES = "id2label.json"  # beside a pipeline, for most have no place for the names of classes
+NAMES = "id2label.json"  # beside a pipeline, since most pipelines cannot store class names
 NETWORKS = ("unet", "transformer")  # folders of a pipeline
 FAMILIES = {
     "UNet2DModel": diffusers_config,
@@ -29,7 +29,7 @@ FAMILIES = {
     "DiTTransformer2DModel": published_dit,
     "Transformer2DModel": published_dit,  # the name under which DiT was published
 }
-NOT_TOLD = (  # keys that --as may set as it likes: not the architecture, or checked with the tensors
+NOT_TOLD = (  # keys that --as may change: no part of the architecture, or checked with the tensors
     "data.kind",
     "sampler",
     "guidance",
@@ -62,13 +62,13 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
     if stated is not None and pipelines.held(index, "scheduler"):
         stated.setdefault("_class_name", index["scheduler"][1])
     notes: tuple[str, ...] = (
-        () if stated is not None or given else (f"{path} has no scheduler: taken for eps on linear betas, 1000 steps",)
+        () if stated is not None or given else (f"{path} has no scheduler: eps on linear betas with 1000 steps is assumed",)
     )
     classes = class_names(path, index)
     beside = pipelines.neighbours(path, index)
     pipelines.check(beside, config)
     if stated is not None and beside.encoder is not None:
-        stated["steps_offset"] = 1  # whatever the file says, as StableDiffusionPipeline has it
+        stated["steps_offset"] = 1  # regardless of the file, as in StableDiffusionPipeline
     plan = Foreign(stated or {}, scheduler.DEFAULTS, str(planned))
     raw = folder_tree(config, plan, name, classes)
     if stated is not None and given is None:
@@ -84,7 +84,7 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
         )
     elif name == "UNet2DConditionModel" and beside.encoder is None:
         raise UserError(
-            f"{config.source}: attends to the tokens of a condition, but nothing here says which",
+            f"{config.source}: attends to the tokens of a condition that the folder does not name",
             "give the folder of the whole pipeline, with text_encoder and tokenizer, or --as PRESET",
         )
     notes += tuple(note for part in (folder, beside.stage_folder) if part is not None for note in half_note(part))
@@ -95,12 +95,12 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
 
 
 def defaults_of(name: str) -> Mapping[str, Any]:
-    """What a class of theirs, one of FAMILIES, takes where a configuration is silent."""
+    """The defaults of one of their classes, FAMILIES."""
     return published_dit.FORMER_DEFAULTS if name == published_dit.FORMER else FAMILIES[name].DEFAULTS
 
 
 def folder_tree(config: Foreign, plan: Foreign, name: str, names: tuple[str, ...] | None) -> dict[str, Any]:
-    """The raw preset, but for its name, that a diffusers configuration and scheduler describe.
+    """The raw preset, without its name, for a configuration and scheduler of diffusers.
 
     name: of the network's class. names: of the classes; a table of one row more ends in "no class".
     """
@@ -150,7 +150,7 @@ def folder_tensors(
 
 
 def check_agreement(raw: Mapping[str, Any], given: Preset, source: str, key: str = "") -> None:
-    """Raises UserError at the first key of --as that says something else than their configuration."""
+    """Raises UserError for the first key of --as that contradicts their configuration."""
     node: Any = given.model_dump(mode="json")
     for part in filter(None, key.split(".")):
         node = node.get(part) if isinstance(node, dict) else None
@@ -163,13 +163,13 @@ def check_agreement(raw: Mapping[str, Any], given: Preset, source: str, key: str
         elif not isinstance(node, dict) or node.get(name) != value:
             found = node.get(name) if isinstance(node, dict) else None
             raise UserError(
-                f"{source}: means {here} {value!r}, but --as {given.name} has {found!r}",
-                "leave --as out, for the configuration says enough, or change that key of the preset",
+                f"{source}: needs {here} {value!r}, but --as {given.name} has {found!r}",
+                "leave --as out, since the configuration is complete, or change that key of the preset",
             )
 
 
 def class_names(path: Path, index: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names of the classes: those that an export wrote beside a pipeline, or the first of each that its index tells."""
+    """The names of the classes: those that an export wrote beside a pipeline, or the first name of each class in its index."""
     whole = (path / NAMES).is_file()
     found = read_json(path / NAMES) if whole else index.get("id2label")
     if not isinstance(found, dict) or not found:

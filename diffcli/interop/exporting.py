@@ -1,4 +1,4 @@
-"""A diffcli checkpoint out: a folder that the pipelines of diffusers load, written without that library.
+"""Exports a diffcli checkpoint as a folder for the pipelines of diffusers, without using that library.
 
 model_index.json  scheduler/scheduler_config.json  unet|transformer/{config.json, diffusion_pytorch_model.safetensors}; a latent
 model has vae|vqvae/ of the same two files, and one of texts text_encoder/ and tokenizer/, which transformers writes. The names of
@@ -68,7 +68,7 @@ def export_diffusers(
 ) -> Path:
     """Writes the folder. tensors: those of the preset's task. encoder: of its texts, where it is at hand already.
 
-    Raises UserError, and writes nothing, where it cannot be done.
+    Raises UserError, and writes nothing, if it cannot be done.
     """
     check_empty(out)
     check(preset)
@@ -88,7 +88,7 @@ def export_diffusers(
 
 
 def check(preset: Preset) -> None:
-    """Raises one UserError of all that keeps a model from going out, as far as its preset tells: target and schedule first."""
+    """Raises one UserError with all reasons in the preset against an export: target and schedule first."""
     task, stage = preset.task, None
     if isinstance(task, AutoencoderTaskConfig):
         check_expressible(task.first_stage(preset.data.shape.channels))
@@ -112,7 +112,7 @@ def check(preset: Preset) -> None:
 
 
 def notes(preset: Preset) -> list[str]:
-    """What a pipeline of theirs does otherwise than ours with a model that goes out."""
+    """Differences between their pipeline and diffcli for an exported model."""
     found: list[str] = []
     if isinstance(preset.task, AutoencoderTaskConfig):
         return found
@@ -195,7 +195,7 @@ def network(preset: Preset, tensors: ForeignTensors) -> WrittenPart:
 
 
 def network_config(preset: Preset) -> tuple[str, dict[str, Any]]:
-    """The class and the configuration of their network. Raises UserError for what it cannot be."""
+    """The class and the configuration of their network. Raises UserError if there is none."""
     task, made = diffusion(preset), on_meta(preset)
     built, shape = made.denoiser.network, ImageShape(*made.codec.latent_shape(made.shape))
     common = {"sample_size": size_of(shape), "in_channels": shape.channels}
@@ -234,7 +234,7 @@ def first_stage(preset: Preset, tensors: ForeignTensors) -> list[WrittenPart]:
 
 
 def check_stage(preset: Preset) -> None:
-    """Raises UserError where the first stage of a latent model is none of theirs."""
+    """Raises UserError if diffusers has no class for the first stage of a latent model."""
     codec = diffusion(preset).codec
     assert isinstance(codec, LatentCodecConfig)
     stage = codec.required
@@ -248,9 +248,9 @@ def check_stage(preset: Preset) -> None:
 
 
 def told_by(preset: Preset) -> list[PretrainedConditionerConfig]:
-    """The one conditioner that reads texts as StableDiffusionPipeline does; none where the model reads no texts.
+    """The one conditioner that reads texts as StableDiffusionPipeline does; None if the model reads no texts.
 
-    Raises UserError naming the key that differs from what that pipeline does.
+    Raises UserError with the key that differs from that pipeline.
     """
     conditioners = diffusion(preset).conditioners
     texts = [c for c in conditioners if isinstance(c, PretrainedConditionerConfig)]
@@ -270,7 +270,7 @@ def told_by(preset: Preset) -> list[PretrainedConditionerConfig]:
     if len(conditioners) > 1:
         kinds = ", ".join(c.kind for c in conditioners)
         raise UserError(
-            f"task.conditioners are {kinds}, but StableDiffusionPipeline is told of texts alone",
+            f"task.conditioners are {kinds}, but StableDiffusionPipeline takes only texts",
             "export a model with one conditioner",
         )
     for key, (found, needed) in wanted.items():
@@ -283,7 +283,7 @@ def told_by(preset: Preset) -> list[PretrainedConditionerConfig]:
 
 
 def check_conditions(preset: Preset) -> None:
-    """Raises UserError where the network of theirs is not told what ours is told."""
+    """Raises UserError if their network does not take the conditions of ours."""
     task = diffusion(preset)
     if not told_by(preset):
         check_conditioners(preset)
@@ -302,19 +302,19 @@ def check_conditioners(preset: Preset) -> None:
     if kinds not in ([], ["class"]):
         raise UserError(
             f"task.conditioners are {', '.join(kinds)}, which the networks of diffusers do not take",
-            "such a model cannot go out; an unconditional one can, one with classes alone, and one of texts as Stable Diffusion",
+            "such a model cannot be exported; unconditional models, models of classes alone, and models of texts as Stable Diffusion can",
         )
 
 
 def check_time(preset: Preset) -> None:
-    """Raises UserError where their network would not be told the times that ours was trained with."""
+    """Raises UserError if their network would get other times than ours was trained with."""
     schedule = diffusion(preset).schedule
     steps = getattr(schedule, "steps", 1000)
     scale = getattr(diffusion(preset).network, "time_scale", 1.0)
     if abs(scale * 1000 / steps - 1) > 1e-6:
         raise UserError(
-            f"task.schedule.steps is {steps} with task.network.time_scale {scale:g}: the network was told times up to "
-            f"{1000 * scale:g}, in diffusers it would be told the index of the step",
+            f"task.schedule.steps is {steps} with task.network.time_scale {scale:g}: the network was trained with times up to "
+            f"{1000 * scale:g}, in diffusers it would get the index of the step",
             f"to export, train with --set task.network.time_scale={steps / 1000:g} (or task.schedule.steps 1000)",
         )
 

@@ -1,7 +1,7 @@
 """First stages of other people: diffusers' AutoencoderKL and VQModel, and the layout of taming-transformers and latent-diffusion.
 
-A diffusers folder has a configuration, which is read by key; the other layout is told by its tensors alone. What a library does
-between a latent and diffusion is one number and perhaps a shift: ours has z = (latent - shift) / scale for each channel.
+A diffusers folder has a configuration, which is read by key; the other layout has only tensors. Between a latent and diffusion, other
+libraries have one factor and perhaps a shift; diffcli has z = (latent - shift) // scale for each channel.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ PUBLISHED = stage_config.CLASSES
 
 
 class ForeignStage(NamedTuple):
-    """A first stage of other people as ours. scaling: None where their files do not tell."""
+    """An imported first stage. scaling: None if their files do not contain it."""
 
     config: FirstStageConfig
     tensors: dict[str, Tensor]  # of an Autoencoder
@@ -43,7 +43,7 @@ def is_folder(path: Path) -> bool:
 
 
 def from_diffusers(folder: Path) -> ForeignStage:
-    """AutoencoderKL or VQModel. Raises UserError naming the key or the tensors of theirs that we cannot express."""
+    """AutoencoderKL or VQModel. Raises UserError with a key or tensors of theirs that diffcli cannot express."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: holds no {CONFIG} of a first stage", f"give a folder of {' or '.join(PUBLISHED)}")
     values = read_json(folder / CONFIG)
@@ -65,7 +65,7 @@ def from_diffusers(folder: Path) -> ForeignStage:
 def from_compvis(theirs: ForeignTensors, source: str) -> ForeignStage:
     """taming-transformers' VQGAN, latent-diffusion's VQModel or AutoencoderKL: tensors below `INSIDE`, or at the top.
 
-    What only their training needs (discriminator, LPIPS) is left out. Raises UserError where it is none of them.
+    Parts for training alone (discriminator, LPIPS) are left out. Raises UserError for other files.
     """
     inside = {name.removeprefix(INSIDE): tensor for name, tensor in theirs.items() if name.startswith(INSIDE)} or theirs
     kept = {name: tensor for name, tensor in inside.items() if name.partition(".")[0] in KEPT}
@@ -86,8 +86,8 @@ def to_diffusers(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and the tensors of the AutoencoderKL or VQModel that is this first stage, with its scaling.
 
-    Channels of their own scale are folded into the 1x1 convolutions around the latent. size: of images. Raises UserError naming
-    the key of ours that they do not have.
+    Channels of their own scale are folded into the 1x1 convolutions around the latent. size: of images. Raises UserError with
+    a key of ours that they do not have.
     """
     stage_config.check_expressible(stage)
     ours = dict(tensors)
@@ -112,7 +112,7 @@ def folded(stage: FirstStageConfig, ours: Mapping[str, Tensor], shift: Tensor, s
         if bool((scale != scale[0]).any()):
             raise UserError(
                 "the latents of a vector quantiser have a scale for each channel, so that other codes would be the nearest ones",
-                "only latents that are scaled by one number can be exported with a quantiser, as a model trained anew has them",
+                "only latents with a single scale can be exported with a quantiser; train the model again to get them",
             )
         found["bottleneck.codebook"] = ((ours["bottleneck.codebook"].double() - shift) / scale).float()
     behind = behind + (after[..., 0, 0] @ shift)

@@ -1,4 +1,4 @@
-"""The configuration files of other libraries: read with their defaults, and refused by key where we have no such thing."""
+"""Configuration files of other libraries: read with their defaults, and refused by key if diffcli has no equivalent."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ class Foreign:
     def get(self, key: str) -> Any:
         return self.values.get(key, self.defaults.get(key))
 
-    def refuse(self, key: str, why: str, hint: str = "it can only be used with the library that wrote it") -> UserError:
+    def refuse(self, key: str, why: str, hint: str = "use it with the library that wrote it") -> UserError:
         return UserError(f"{self.source}: {key} is {json.dumps(self.get(key))}, {why}", hint)
 
     def demand(self, allowed: Mapping[str, tuple[Any, ...]]) -> None:
-        """Raises UserError for a key whose value is none of those that we can express."""
+        """Raises UserError for a key whose value diffcli cannot express."""
         for key, values in allowed.items():
             if self.get(key) not in values:
                 shown = " or ".join(json.dumps(value) for value in values)
@@ -31,7 +31,7 @@ class Foreign:
 
 
 def one_sided(attends: Sequence[tuple[bool, bool]], down: str, up: str) -> list[str]:
-    """Prefixes of the attention that ours has and theirs lacks, where only one side attends at a level.
+    """Prefixes of the attention that ours has and theirs lacks, if only one side attends at a level.
 
     attends: whether the way down and the way up attend at each level, the finest first. down, up: prefixes of their levels.
     """

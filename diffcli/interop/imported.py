@@ -1,4 +1,4 @@
-"""A foreign model as ours, and what every way in asks of a preset."""
+"""An imported model, and the checks of presets that all importers share."""
 
 import re
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
 
 STAGE_SIZE = 256  # of the images of a first stage, which takes any size
-STEPS = 100_000  # of a training that nobody asked for yet: a preset must say something
+STEPS = 100_000  # placeholders for a training, which a preset needs
 
 
 class Imported(NamedTuple):
-    """A foreign model as ours."""
+    """An imported model."""
 
     preset: Preset
     tensors: dict[str, Tensor]  # of the task
     classes: tuple[str, ...] | None
-    notes: tuple[str, ...]  # what the files do not say, and was taken for granted
+    notes: tuple[str, ...]  # assumptions about what the files do not contain
     record: Mapping[str, Any] = {}  # entries of the checkpoint's record: the digests of encoders
 
 
@@ -55,7 +55,7 @@ def null_row(preset: Preset, theirs: ForeignTensors, labels: str, path: Path) ->
 
 
 def on_meta(preset: Preset) -> DiffusionTask:
-    """The preset's task without memory for its weights. Raises UserError where it is no diffusion model."""
+    """The preset's task without memory for its weights. Raises UserError if it is no diffusion model."""
     diffusion(preset)
     with torch.device("meta"):
         task = preset.task.build(preset.specs)
@@ -76,10 +76,10 @@ def network_of(preset: Preset) -> dict[str, Any]:
 
 
 def built(raw: Mapping[str, Any], source: Path) -> Preset:
-    """The preset that was derived from a foreign configuration."""
+    """The preset for an imported configuration."""
     return presets.build({**raw, "train": {"steps": STEPS}}, str(source))
 
 
 def slug(path: Path) -> str:
-    """A preset's name out of a file's."""
+    """The name of a preset from that of a file."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).lstrip("._-") or "imported"

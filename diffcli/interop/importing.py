@@ -1,7 +1,7 @@
-"""Published weights in: a file or folder of other people becomes a preset and the tensors of its task.
+"""Imports published weights: a file or folder becomes a preset and the tensors of its task.
 
-A diffusers folder says in its configuration what it is; a state dict does not, so a preset named by --as does. Every name and
-shape is checked before anything is made.
+A diffusers folder has a configuration; for a state dict, --as names a preset that describes it. Every name and shape is checked
+before anything is written.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from diffcli.preset import Preset
 
 
 def load(path: Path, given: Preset | None) -> Imported:
-    """Reads a file or folder. given: the preset of --as. Raises UserError where anything does not fit."""
+    """Reads a file or folder. given: the preset of --as. Raises UserError if anything does not fit."""
     weights_to_import(path)
     return from_folder(path, given) if path.is_dir() else from_file(path, given)
 
@@ -41,13 +41,13 @@ def save(imported: Imported, out: Path, source: Path) -> Path:
 
 
 def check_empty(out: Path) -> None:
-    """Raises UserError where something stands at --out already."""
+    """Raises UserError if --out already exists."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: is not empty", "give a new or empty folder")
 
 
 def from_file(path: Path, given: Preset | None) -> Imported:
-    """A state dict: OpenAI's U-Nets, DiT and SiT, known by a name that only theirs has."""
+    """A state dict: OpenAI's U-Nets, DiT and SiT, recognised by a tensor name that only they have."""
     theirs, told = read_with_arguments(path)
     notes: tuple[str, ...] = ()
     if openai_classifier.MARK in theirs:
@@ -111,11 +111,11 @@ def from_latent_file(file: compvis.LatentFile, path: Path, given: Preset | None)
 
 
 def dit_rules(preset: Preset, network: DiT, ours: ForeignTensors, theirs: ForeignTensors, path: Path) -> list[Rule]:
-    """The rules for a DiT, or, where the preset is on the flow path, for a SiT."""
+    """The rules for a DiT, or for a SiT if the preset is on the flow path."""
     flow = diffusion(preset).target == "flow"
     if flow and network.config.time_scale != published_dit.TIME_SCALE:
         raise UserError(
-            f"{path}: SiT is told times from 0 to 1, but --as {preset.name} has task.network.time_scale "
+            f"{path}: SiT gets times from 0 to 1, but --as {preset.name} has task.network.time_scale "
             f"{network.config.time_scale:g}",
             f"set task.network.time_scale to {published_dit.TIME_SCALE:g} in that preset, as sit-xl-2 does",
         )

@@ -1,7 +1,7 @@
-"""The state dict in a checkpoint of pytorch-lightning, whose other entries name classes: read without any of their code.
+"""Reads the state dict in a checkpoint of pytorch-lightning without running code of the classes in its other entries.
 
-torch's restricted reader refuses such a file for its callbacks. Here a pickle can make dictionaries, lists, numbers and tensors;
-whatever else it names becomes an object without behaviour. Format: torch's zip archives (data.pkl beside data/KEY).
+torch's restricted reader refuses such a file because of its callbacks. Here a pickle can make dictionaries, lists, numbers and
+tensors; all else that it names becomes an object without behaviour. Format: torch's zip archives (data.pkl beside data/KEY).
 """
 
 import pickle
@@ -29,7 +29,7 @@ STORAGES = {
 
 
 class Inert:
-    """Stands for an object of any class: takes what it is made of, and does nothing."""
+    """Takes the place of an object of any class: accepts its state and does nothing."""
 
     def __new__(cls, *args: object, **options: object) -> "Inert":
         return object.__new__(cls)
@@ -46,7 +46,7 @@ class Inert:
 
 
 def rebuilt(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
-    """A tensor that lies in a storage (N,). Raises RuntimeError where it would reach past its end."""
+    """A tensor in a storage (N,). Raises RuntimeError if it would reach past the end."""
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
@@ -86,7 +86,7 @@ class InertUnpickler(pickle.Unpickler):
 
 
 def state_dict(path: Path) -> dict[str, Tensor] | None:
-    """Its entry `state_dict`; None where the file is no such archive or holds none."""
+    """Its entry `state_dict`; None if the file is no such archive or has no such entry."""
     try:
         with ZipFile(path) as archive:
             inside = next((name for name in archive.namelist() if name.endswith("data.pkl")), None)

@@ -1,6 +1,6 @@
-"""What a diffusers pipeline holds beside network and scheduler: a first stage to diffuse in, and a text encoder to be told by.
+"""The parts of a diffusers pipeline beside network and scheduler: a first stage, and a text encoder.
 
-The first stage goes into the checkpoint. The text encoder stays where it lies: the preset names the folder, the record the digest
+The first stage becomes part of the checkpoint. The text encoder stays in its folder, which the preset names; the record has the digest
 of its weights, as with any pretrained encoder.
 """
 
@@ -30,7 +30,7 @@ DROPPED, GUIDANCE = 0.1, 7.5  # share of texts that Stable Diffusion was trained
 
 
 class Neighbours(NamedTuple):
-    """The parts of a pipeline beside its network, each with the folder that it lies in."""
+    """The parts of a pipeline beside its network, each with its folder."""
 
     stage: ForeignStage | None = None
     stage_folder: Path | None = None
@@ -38,7 +38,7 @@ class Neighbours(NamedTuple):
 
 
 def neighbours(path: Path, index: Mapping[str, Any]) -> Neighbours:
-    """Those of the pipeline whose model_index.json says `index`. Raises UserError where one is not there or is no such thing."""
+    """The parts of the pipeline with this model_index.json. Raises UserError if one is missing or of another class."""
     found = [name for name in STAGES if held(index, name)]
     folder = path / found[0] if found else None
     if folder is not None and not (folder / CONFIG).is_file():
@@ -48,7 +48,7 @@ def neighbours(path: Path, index: Mapping[str, Any]) -> Neighbours:
 
 
 def held(index: Mapping[str, Any], name: str) -> bool:
-    """Whether a pipeline says that it has a part."""
+    """Whether the index of a pipeline names a part."""
     entry = index.get(name)
     return isinstance(entry, list) and len(entry) > 1 and entry[1] is not None
 
@@ -69,7 +69,7 @@ def text_encoder(path: Path) -> Path:
 
 
 def check(beside: Neighbours, config: Foreign) -> None:
-    """Raises UserError where the parts do not fit the network, whose configuration is `config`."""
+    """Raises UserError if the parts do not fit the network with this configuration."""
     together = "put the parts of one model together"
     if beside.stage is not None and config.get("in_channels") != beside.stage.config.network.latent:
         latent = beside.stage.config.network.latent
@@ -101,10 +101,10 @@ def join(raw: dict[str, Any], beside: Neighbours, path: Path) -> None:
 
 
 def join_stage(raw: dict[str, Any], stage: ForeignStage, path: Path) -> None:
-    """The codec of a latent model. Raises UserError where the scheduler clips what has no range."""
+    """The codec of a latent model. Raises UserError if the scheduler clips latents, which have no range."""
     if raw["task"]["codec"]["clip"]:
         raise UserError(
-            f"{path}: its scheduler has clip_sample true, but what it walks through are latents, which have no range",
+            f"{path}: its scheduler has clip_sample true, but the model generates latents, which have no range",
             "set clip_sample to false in scheduler/scheduler_config.json",
         )
     factor, size = stage.config.network.downscale, raw["data"]["size"]
@@ -114,7 +114,7 @@ def join_stage(raw: dict[str, Any], stage: ForeignStage, path: Path) -> None:
 
 
 def stage_tensors(stage: ForeignStage | None) -> dict[str, Tensor]:
-    """Those of a task's codec; scale 1 and shift 0 where the files do not tell them."""
+    """The tensors of a task's codec; scale 1 and shift 0 if the files lack them."""
     if stage is None:
         return {}
     latent = stage.config.network.latent
@@ -127,9 +127,9 @@ def stage_tensors(stage: ForeignStage | None) -> dict[str, Tensor]:
 
 
 def staged(given: Preset, stage: ForeignStage | None) -> tuple[Preset, ForeignStage | None]:
-    """A preset of --as whose latent codec knows its first stage: the one found beside the network, else that of codec.from.
+    """A preset of --as with the first stage of its latent codec filled in: the one beside the network, else that of codec.from.
 
-    Raises UserError where it diffuses in latents and no first stage of other people is named.
+    Raises UserError for a latent model without a first stage of another library.
     """
     task = given.task
     if not isinstance(task, DiffusionConfig) or task.codec.kind != "latent":

@@ -2,7 +2,7 @@
 
 DiT's parameters have the published names here too. SiT is the same network on the flow path with time run backwards, in
 [0, 1], and the opposite sign of velocity: tau = 1 - t and v = x0 - eps, folded here into the layers that time enters and
-velocity leaves. Of its outputs for a variance, which SiT never uses, nothing is kept.
+velocity leaves. SiT's outputs for a variance, which it never uses, are dropped.
 Source: Peebles & Xie 2022 (arXiv 2212.09748); Ma et al. 2024 (SiT, arXiv 2401.08740), section 2.
 """
 
@@ -25,9 +25,9 @@ from diffcli.networks.patches import sincos
 MARK = "x_embedder.proj.weight"  # a name by which their files are known
 LABELS = "y_embedder.embedding_table.weight"
 POSITIONS = "pos_embed"  # fixed, and in their files all the same
-TIME_SCALE = 1e-3  # SiT is told 0..1 where others are told 0..1000
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published widths, S, B, L and XL; shapes do not tell them
-ROUND = 10  # what numbers of classes are multiples of, where nothing else tells them from one row more
+TIME_SCALE = 1e-3  # SiT gets times 0..1, others 0..1000
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # by the published widths, S, B, L and XL; shapes do not determine them
+ROUND = 10  # divisor of the number of classes; decides whether a further row is "no class" if nothing else does
 GUIDED = 3  # channels, of the four of their latents
 PERIOD = 10_000
 DIFFUSERS_PERIOD = PERIOD ** (TIME_WIDTH / (TIME_WIDTH - 2))  # their frequencies reach 1 / PERIOD itself
@@ -47,7 +47,7 @@ DIFFUSERS_BLOCK = {
     "mlp.fc2": "ff.net.2",
     "adaLN_modulation.1": "norm1.linear",
 }
-DIFFUSERS_SHARED = {  # ours once, theirs a copy in every block
+DIFFUSERS_SHARED = {  # one tensor of ours, a copy in every block of theirs
     f"{NETWORK}.t_embedder.mlp.0.weight": "norm1.emb.timestep_embedder.linear_1.weight",
     f"{NETWORK}.t_embedder.mlp.0.bias": "norm1.emb.timestep_embedder.linear_1.bias",
     f"{NETWORK}.t_embedder.mlp.2.weight": "norm1.emb.timestep_embedder.linear_2.weight",
@@ -207,23 +207,23 @@ def check_positions(theirs: Tensor, config: DiTConfig, source: str) -> None:
 def derived(theirs: ForeignTensors, told: Mapping[str, Any], source: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Raw keys of a preset of the DiT or SiT in a state dict, and notes of what was taken for granted.
 
-    told: the arguments of its training, where the file has them. Raises UserError where nothing tells its heads, or where a SiT
-    follows another path than ours.
+    told: the arguments of its training, if the file has them. Raises UserError if its heads are unknown, or if a SiT
+    follows another path.
     """
     width, channels, patch, _ = theirs[MARK].shape
     if width not in HEADS or LABELS not in theirs or POSITIONS not in theirs:
         raise UserError(
             f"{source}: a DiT {width} wide is none of the published sizes ({', '.join(map(str, HEADS))}), "
-            "and shapes do not tell its heads",
+            "and shapes do not determine its heads",
             "write a preset that describes it and give --as PRESET",
         )
     flow, notes = follows_flow(told, source), []
     if flow is None:
-        notes.append(f"{source} is taken for a DiT; a SiT, which has the same tensors, needs --as sit-xl-2")
+        notes.append(f"{source} is assumed to be a DiT; a SiT, which has the same tensors, needs --as sit-xl-2")
     classes, null = counted_classes(len(theirs[LABELS]), told)
     if "num_classes" not in told:
         row = "a row for no class" if null else "none for no class, so it cannot be guided"
-        notes.append(f"{source}: {len(theirs[LABELS])} rows of classes are taken for {classes} classes and {row}")
+        notes.append(f"{source}: {len(theirs[LABELS])} rows of classes are assumed to be {classes} classes and {row}")
     depth = len({name.split(".")[1] for name in theirs if name.startswith("blocks.")})
     variance = theirs[f"{FINAL}.bias"].numel() // patch**2 == 2 * channels
     network = {"kind": "dit", "patch": patch, "width": width, "depth": depth, "heads": HEADS[width]}
@@ -246,7 +246,7 @@ def derived(theirs: ForeignTensors, told: Mapping[str, Any], source: str) -> tup
 
 
 def follows_flow(told: Mapping[str, Any], source: str) -> bool | None:
-    """Whether a file is a SiT, which says which path it follows; None where the file does not say what it is."""
+    """Whether a file is a SiT, whose training arguments name its path; None if the file has no such arguments."""
     if not told:
         return None
     for key, ours in {"path_type": "Linear", "prediction": "velocity"}.items():
@@ -261,7 +261,7 @@ def follows_flow(told: Mapping[str, Any], source: str) -> bool | None:
 def counted_classes(rows: int, told: Mapping[str, Any]) -> tuple[int, bool]:
     """Number of classes in a table of so many rows, and whether it ends in a row for "no class".
 
-    Training without dropped classes makes none. Where a file does not tell, a round number of rows has none.
+    Training without dropped classes has no such row. If the file has no arguments, a round number of rows has none.
     """
     known = told.get("num_classes")
     null = rows == known + 1 if isinstance(known, int) else rows % ROUND != 0
@@ -303,7 +303,7 @@ def write_config(config: DiTConfig) -> dict[str, Any]:
         errors.append(
             UserError(
                 f"task.network.max_period is {config.max_period:g}, but diffusers' DiT embeds time with {DIFFUSERS_PERIOD:.6g}, "
-                "unlike the paper's code: it would be told other times",
+                "unlike the paper's code, so the times would differ",
                 f"to export, train with --set task.network.max_period={DIFFUSERS_PERIOD!r}",
             )
         )

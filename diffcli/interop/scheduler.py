@@ -1,6 +1,6 @@
 """The schedulers of diffusers, to and from our schedule, target, clipping and sampler.
 
-Their scheduler joins what we keep apart: betas and prediction type were trained; clipping, variance and steps only sample.
+Their scheduler joins what diffcli separates: betas and prediction type belong to training; clipping, variance and steps to sampling.
 """
 
 import math
@@ -112,7 +112,7 @@ def variance_of(config: Foreign) -> str | None:
 
 
 def spacing_of(config: Foreign) -> str:
-    """`sampler.spacing` of ours for their timestep_spacing, steps_offset and use_karras_sigmas."""
+    """`sampler.spacing` for their timestep_spacing, steps_offset and use_karras_sigmas."""
     found = scheduler_classes.spaced(config)
     if found not in SPACINGS:
         raise config.refuse("timestep_spacing", f"which diffcli does not have (it has {', '.join(SPACINGS)})")
@@ -122,12 +122,12 @@ def spacing_of(config: Foreign) -> str:
 
 
 def notes(config: Foreign) -> tuple[str, ...]:
-    """What of a stated scheduler our sampler does otherwise, by key: images from one noise are then near theirs, not equal."""
+    """Differences between their scheduler and our sampler, by key: images from the same noise are then similar, not equal."""
     differ = scheduler_classes.unusual(completed(config))
     if not config.get("_class_name") or not differ:
         return ()
     return (
-        f"{config.source}: images come near those of that scheduler, but are not equal, for diffcli has no {'; '.join(differ)}",
+        f"{config.source}: images are similar to those of that scheduler, but not equal, because diffcli has no {'; '.join(differ)}",
     )
 
 
@@ -155,7 +155,7 @@ def recognised(config: Foreign) -> DiscreteSchedule:
 def between(
     cls: type[Linear] | type[ScaledLinear], betas: Tensor, steps: int, zero_terminal_snr: bool
 ) -> DiscreteSchedule | None:
-    """Betas, or their square roots, on a line with the given ends, which ours counts at 1000 steps; None where it cannot."""
+    """Betas, or their square roots, on a line with the given ends, in our units of 1000 steps; None if that is impossible."""
     start, end = (float(beta) * steps / 1000 for beta in (betas[0], betas[-1]))
     if not (0 < start < 1 and 0 < end < 1):
         return None
@@ -195,10 +195,10 @@ def their_betas(config: Foreign) -> Tensor:
 
 
 def write_scheduler(preset: Preset) -> dict[str, Any]:
-    """scheduler_config.json: a DDPMScheduler for the ancestral sampler, a PNDMScheduler for plms where it can be, else a
+    """scheduler_config.json: a DDPMScheduler for the ancestral sampler, a PNDMScheduler for plms if possible, else a
     DDIMScheduler.
 
-    All on the times of the preset's sampler, where they have such.
+    All use the times of the preset's sampler, if they support them.
     """
     task = preset.task
     assert isinstance(task, DiffusionConfig)
@@ -207,8 +207,8 @@ def write_scheduler(preset: Preset) -> dict[str, Any]:
         errors.append(
             UserError(
                 f"task.target is '{task.target}' on the schedule '{task.schedule.kind}', "
-                "which the pipelines of diffusers for such networks cannot draw",
-                "such a model cannot go out; to export one, train it with --set task.target=v --set task.schedule.kind=cosine",
+                "which the pipelines of diffusers for such networks do not support",
+                "such a model cannot be exported; to export one, train it with --set task.target=v --set task.schedule.kind=cosine",
             )
         )
     if task.codec.kind != "latent" and (task.codec.kind != "pixels" or task.codec.scale != 1):
@@ -241,7 +241,7 @@ def write_scheduler(preset: Preset) -> dict[str, Any]:
 
 
 def written_walk(preset: Preset) -> dict[str, Any]:
-    """timestep_spacing and steps_offset; trailing, which our uniform is, for a spacing that their scheduler has not."""
+    """timestep_spacing and steps_offset; trailing, our uniform, for a spacing that their scheduler lacks."""
     spacing = preset.sampler.spacing
     if spacing in ("leading", "leading_1"):
         return {"timestep_spacing": "leading", "steps_offset": int(spacing == "leading_1")}

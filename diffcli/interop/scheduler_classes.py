@@ -1,7 +1,7 @@
-"""The schedulers of diffusers whose configuration is understood, by class, and the walk of ours that each becomes.
+"""The schedulers of diffusers that diffcli understands, by class, and the sampler that each becomes.
 
-What a class trains and what it samples stand in one file of theirs. A class that is not listed may mean another path by keys of
-the same names, or another target without any key: it is refused by name.
+One file of theirs describes training and sampling. A class that is not listed may use the same keys for another path, or have
+another target without any key, so it is refused by name.
 """
 
 from typing import Any, NamedTuple
@@ -10,16 +10,16 @@ from diffcli.config import UserError
 from diffcli.interop.foreign import Foreign
 
 STABLE = (0.00085, 0.012)  # betas of Stable Diffusion, which some classes begin with
-NOT_STATED = "DDPMScheduler"  # what a folder without a scheduler is taken for
+NOT_STATED = "DDPMScheduler"  # assumed for a folder without a scheduler
 
 
 class UnderstoodClass(NamedTuple):
     """A class of theirs: the sampler of ours, and the defaults in which classes differ."""
 
     sampler: str
-    spacing: str = "linspace"  # timestep_spacing where a file does not say
-    exact: tuple[str, ...] = ()  # timestep_spacing along which ours takes the same walk; along others it comes near
-    clip: bool | None = None  # clip_sample where a file does not say; None: the class has no such key and never clips
+    spacing: str = "linspace"  # timestep_spacing if a file has none
+    exact: tuple[str, ...] = ()  # timestep_spacing with the same steps as ours; others are similar
+    clip: bool | None = None  # clip_sample if a file has none; None: the class has no such key and never clips
     betas: tuple[float, float] = (0.0001, 0.02)
     stand_in: bool = False  # ours has no such method
 
@@ -51,7 +51,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {  # other values mean another path, another
     "use_dynamic_shifting": (False,),
     "shift_terminal": (None,),
 }
-USUAL: dict[str, Any] = {  # other values draw near what ours draws
+USUAL: dict[str, Any] = {  # other values give similar images
     "interpolation_type": "linear",
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
@@ -68,7 +68,7 @@ FIRST, THIRD = 1, 3  # solver_order
 
 
 def understood(config: Foreign) -> UnderstoodClass:
-    """The entry of the class that a configuration names. Raises UserError, naming the class, where there is none."""
+    """The entry of the class that a configuration names. Raises UserError with the class if there is none."""
     name = config.get("_class_name") or NOT_STATED
     if name not in UNDERSTOOD:
         raise UserError(
@@ -89,7 +89,7 @@ def sampler_of(config: Foreign) -> str:
 
 
 def clips(config: Foreign) -> bool:
-    """Whether x0 is clipped to [-1, 1]: what the file says, where its class has such a key."""
+    """Whether x0 is clipped to [-1, 1], as the file says if its class has such a key."""
     default = understood(config).clip
     return default is not None and bool(config.values.get("clip_sample", default))
 
@@ -100,7 +100,7 @@ def spaced(config: Foreign) -> str:
 
 
 def unusual(config: Foreign) -> list[str]:
-    """What such a scheduler does otherwise than our sampler, each by its key and value."""
+    """The differences of such a scheduler from our sampler, each by its key and value."""
     entry, name, spacing = understood(config), config.get("_class_name"), spaced(config)
     found = [f"_class_name {name} (drawn with {sampler_of(config)})"] if entry.stand_in else []
     if not entry.stand_in and spacing not in entry.exact:

@@ -1,7 +1,7 @@
 """Tables of renamings between our tensors and theirs, and the small engine that applies one in either direction.
 
-A `Rule` says which tensors of theirs make which of ours (`read`) and back (`write`). A family of models is a list of rules:
-every name is data. `write` also runs on meta tensors, which tells the shapes that their file must have.
+A `Rule` converts tensors of theirs to ours (`read`) and back (`write`). A family of models is a list of rules, so every name is
+data. `write` also runs on meta tensors, which gives the shapes that their file must have.
 """
 
 import json
@@ -34,20 +34,20 @@ WEIGHTS = (  # in a folder of diffusers, the most exact first; .json names the s
     "diffusion_pytorch_model.fp16.bin",
 )
 HALF = ".fp16."
-INSIDE = ("ema", "state_dict", "model")  # where training checkpoints keep the weights, the best first
-ARGUMENTS = "args"  # and what their training was told
+INSIDE = ("ema", "state_dict", "model")  # keys of the weights in training checkpoints, the best first
+ARGUMENTS = "args"  # key of the arguments of their training
 
 ForeignTensors = Mapping[str, Tensor]
 Change = Callable[..., Sequence[Tensor]]
 
 
 def same(*tensors: Tensor) -> Sequence[Tensor]:
-    """What most rules do: another name, the same numbers."""
+    """The most common conversion: another name, the same numbers."""
     return tensors
 
 
 class Rule(NamedTuple):
-    """Tensors of ours made of tensors of theirs, and back; `theirs` is empty where theirs has no such part."""
+    """Converts tensors of theirs to ours and back; `theirs` is empty if theirs has no such part."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -81,8 +81,8 @@ def read(
 ) -> dict[str, Tensor]:
     """Our tensors made of theirs.
 
-    ours: tensors of the shapes wanted, on any device. source names their file in errors. ignored: names of theirs that say
-    nothing. Raises UserError with the first few missing, unexpected and wrongly shaped names; nothing is made then.
+    ours: tensors of the shapes wanted, on any device. source names their file in errors. ignored: names of theirs to
+    ignore. Raises UserError with the first few missing, unexpected and wrongly shaped names.
     """
     wanted = wanted_shapes(rules, ours)
     problems = {
@@ -126,7 +126,7 @@ def some(names: Sequence[str]) -> str:
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of the weights of a network of diffusers, or the one that names its shards."""
+    """The file of the weights of a network of diffusers, or the index of its shards."""
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
@@ -134,7 +134,7 @@ def weights_in(folder: Path) -> Path:
 
 
 def half_note(folder: Path) -> tuple[str, ...]:
-    """What there is to say of the precision of the weights in a folder."""
+    """A note on the precision of the weights in a folder."""
     file = weights_in(folder)
     return (f"{file}: weights of half precision, the only ones in that folder",) if HALF in file.name else ()
 
@@ -147,7 +147,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_with_arguments(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """The tensors, and what a training checkpoint says that its training was told (`args`); nothing where it does not."""
+    """The tensors, and the arguments of training (`args`) in a training checkpoint; none if it has none."""
     if path.suffix == ".json":
         found: Any = {name: tensor for shard in shards(path) for name, tensor in load(shard).items()}
     else:
@@ -163,7 +163,7 @@ def load(path: Path) -> Any:
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index names, each once. Raises UserError where it names none, or one that is not beside it."""
+    """The files that an index names, each once. Raises UserError if it names none, or one that is not beside it."""
     try:
         names = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -188,7 +188,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def unpickle(path: Path) -> Any:
-    """What a pickle holds, if torch's restricted reader takes it; of a checkpoint of pytorch-lightning the state dict alone."""
+    """The content of a pickle that torch's restricted reader accepts; only the state dict of a checkpoint of pytorch-lightning."""
     if found := stands_in(path):
         raise UserError(f"{path}: is not a readable .pt file", found)
     try:
@@ -199,8 +199,8 @@ def unpickle(path: Path) -> Any:
         if state is not None:
             return state
         raise UserError(
-            f"{path}: is no pickle of tensors alone; others can run code and are never loaded",
-            "where you trust it, save its weights again: torch.save(model.state_dict(), FILE)",
+            f"{path}: is not a pickle of tensors alone; other pickles can run code and are never loaded",
+            "if you trust it, save its weights again: torch.save(model.state_dict(), FILE)",
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, BadZipFile) as error:
         raise UserError(f"{path}: is not a readable .pt file ({first_line(error)})", "download it again") from error

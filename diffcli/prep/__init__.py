@@ -1,1 +1,1 @@
-"""Preparing data sets: each kind of source as items in a fixed order, written as shards with an index; knows data alone."""
+"""Preparing data sets: each kind of source as items in a fixed order, written as shards with an index."""

@@ -1,6 +1,6 @@
-"""What a set was asked for with: noted in its folder, so that only the same request goes on there.
+"""The request of a prepared set, noted in its folder, so that only the same request can continue there.
 
-What differs is said by the flag that makes the difference.
+Errors name the flag that differs.
 """
 
 import ast
@@ -21,7 +21,7 @@ OF_A_STAGE = ("sha256", "channels", "inputs", "downscale")
 
 
 def check_request(out: Path, work: Path, request: PrepRequest) -> None:
-    """Refuses to mix two requests in one folder; notes down this one where it is the first."""
+    """Refuses to mix two requests in one folder; writes the first one down."""
     path = work / REQUEST
     if is_prepared(out):
         before = open_shards(out, "--out").request
@@ -41,7 +41,7 @@ def check_request(out: Path, work: Path, request: PrepRequest) -> None:
 
 
 def difference(before: PrepRequest, now: PrepRequest) -> str:
-    """What the earlier of two requests had that the later has not, in words; empty where they are the same."""
+    """The difference between two requests in words; empty if they are the same."""
     old, new = before.model_dump(), now.model_dump()
     changed = next((field for field in old if old[field] != new[field]), "")
     if changed == "fingerprint":
@@ -54,7 +54,7 @@ def difference(before: PrepRequest, now: PrepRequest) -> str:
 
 
 def of_options(before: dict[str, str], now: dict[str, str]) -> str:
-    """The first difference of what else was asked."""
+    """The first difference among the other options."""
     old, new = unfolded(before), unfolded(now)
     changed = next((name for name in {**old, **new} if old.get(name) != new.get(name)), "")
     if changed in OF_A_STAGE:
@@ -79,7 +79,7 @@ def unfolded(options: dict[str, str]) -> dict[str, Any]:
 
 
 def against(name: str, old: Any, new: Any) -> str:
-    """Two values of an option as one types them: `--size 8, not --size 16`; `no --limit, not --limit 3`."""
+    """Two values of an option, as typed: `--size 8, not --size 16`; `no --limit, not --limit 3`."""
     flag = name.replace("_", "-")
     shown = [
         f"--{'' if value else 'no-'}{flag}"

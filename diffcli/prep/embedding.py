@@ -1,8 +1,8 @@
-"""prep-data --embed: adds what a pretrained encoder knows of images and captions to a prepared set, shard by shard.
+"""prep-data --embed: adds embeddings of images and captions by a pretrained encoder to a prepared set, shard by shard.
 
-A shard is written anew beside itself and takes its own place: first its tar, then its index, and dataset.json tells the new
-digests in the end. An index that waits in the work folder may belong to a tar that was renamed; so whatever a kill leaves is
-mended by the next run, which embeds only the shards that are not done. dataset.json names a field once every shard has it.
+A shard is written beside the old one and then replaces it: first its tar, then its index; dataset.json gets the new digests at the
+end. An index in the work folder may belong to a tar that was renamed already, so the next run can repair what a kill left, and
+embeds only the remaining shards. dataset.json names a field once every shard has it.
 """
 
 import io
@@ -41,7 +41,7 @@ EmbeddedSample = dict[str, bytes]  # what the tar holds of an image, by extensio
 
 
 class Adding(NamedTuple):
-    """What is added: notes by field, and how to make it."""
+    """The fields to add: notes by field, and a function that computes them."""
 
     encoder: Encoder
     notes: dict[str, FieldNote]
@@ -49,7 +49,7 @@ class Adding(NamedTuple):
 
 
 def named(what: What, model: str, library: str, pretrained: str | None) -> Encoder:
-    """The encoder that the flags of prep-data name, loaded: what cannot be is told before anything is prepared."""
+    """The encoder that the flags of prep-data name, loaded first, so that mistakes are reported before anything is prepared."""
     try:
         kind = "t5" if what == "t5" else "clip"
         given = {"kind": kind, "model": model, "library": library, "pretrained": pretrained}
@@ -66,7 +66,7 @@ def named(what: What, model: str, library: str, pretrained: str | None) -> Encod
 def after(
     reports: Iterator[PrepReport], out: Path, what: What, encoder: Encoder, device: torch.device, workers: int
 ) -> Iterator[PrepReport]:
-    """A preparation, and then the embedding of the set that it wrote, whose reports keep what is worth telling of the former."""
+    """A preparation and then the embedding of its set; the reports of the embedding keep the notes of the preparation."""
     last = None
     for last in reports:
         yield last
@@ -112,7 +112,7 @@ def shards_of(prepared: PreparedSet) -> Iterator[Shard]:
 def vectors(
     samples: list[EmbeddedSample], fields: Iterable[str], adding: Adding, pool: ThreadPoolExecutor
 ) -> list[EmbeddedSample]:
-    """For each sample what is added to it: .npy bytes by extension."""
+    """The added members of each sample: .npy bytes by extension."""
     added: list[EmbeddedSample] = [{} for _ in samples]
     encoder, device = adding.encoder, adding.device
     if "clip_image" in fields:
@@ -178,7 +178,7 @@ def _told(prepared: PreparedSet) -> bool:
 
 
 def _embedded(out: Path, shard: Shard, adding: Adding) -> bool:
-    """Whether a shard has all of it. Raises UserError where it has any of it by another encoder."""
+    """Whether a shard has all fields. Raises UserError if it has one of another encoder."""
     index = _index(out, shard)
     for field, note in adding.notes.items():
         _check_same(out, field, index.notes.get(field, note), note)
@@ -262,7 +262,7 @@ def _describe(out: Path, work: Path) -> None:
 
 
 def _tidy(out: Path, work: Path, prepared: PreparedSet) -> None:
-    """Makes the work folder, or mends and clears away what a killed run left in it."""
+    """Makes the work folder, or repairs and removes what a killed run left in it."""
     work.mkdir(exist_ok=True)
     for shard in shards_of(prepared):
         settle(out, work, shard.tar.removesuffix(".tar"))

@@ -1,4 +1,4 @@
-"""How a picture is stored: images as JPEG or PNG, antialiased where they shrink; masks with the very values they have."""
+"""Encodes pictures: images as JPEG or PNG, antialiased when they shrink; masks with unchanged values."""
 
 from functools import partial
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def encode(name: str, source: Location | np.ndarray, size: int | None, levels: R
 
 
 def encode_over(name: str, field: str, source: Location | np.ndarray, size: int | None) -> Picture:
-    """A picture that lies over an image, as a grey PNG. That of a mask are classes: no resizing mixes them.
+    """A picture that belongs to an image, as a grey PNG. The values of a mask are classes, which resizing never mixes.
 
     Raises as `encode` does, also for a mask whose values are not bytes.
     """

@@ -1,4 +1,4 @@
-"""The contract between prep-data and what it reads: a PrepSource is splits of Items, in a fixed order, with class names."""
+"""The contract between prep-data and its sources: a PrepSource has splits of Items, in a fixed order, with class names."""
 
 import hashlib
 from collections import Counter
@@ -18,16 +18,16 @@ from diffcli.data.pixels import BrokenImage
 from diffcli.data.shards import FieldNote
 from diffcli.prep.encode import Picture
 
-SOURCE = "SOURCE"  # what the user typed, for errors
+SOURCE = "SOURCE"  # the name of the argument, for errors
 
 
 class Item(NamedTuple):
-    """One image of a source: an encoded file, pixels uint8 (C, H, W), or what is stored in its place as it is.
+    """One image of a source: an encoded file, pixels uint8 (C, H, W), or the member to store in its place.
 
-    name: as the source calls it, for skipped.jsonl. stored: further members by extension, as they are.
+    name: of the source, for skipped.jsonl. stored: further members by extension, unchanged.
 
-    captions: texts of it, any number. pictures: what lies over the image, such as a mask, by field name, with as many
-    pixels. video: an MP4, of which the image is a frame.
+    captions: any number of texts. pictures: pictures of the same size that belong to it, such as a mask, by field name.
+    video: an MP4, of which the image is a frame.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Item(NamedTuple):
 
 
 class Deferred(Protocol):
-    """An item that is made in the worker, since it is slow to decode or to fetch; picklable. Raises BrokenImage."""
+    """An item that a worker makes, because decoding or fetching it is slow; picklable. Raises BrokenImage."""
 
     @property
     def name(self) -> str: ...
@@ -49,7 +49,7 @@ class Deferred(Protocol):
 
 
 class Broken(NamedTuple):
-    """What stands for an image that cannot be used, so that it is counted and listed with its reason."""
+    """An image that cannot be used, to be counted and listed with its reason."""
 
     name: str
     reason: str
@@ -61,7 +61,7 @@ class Broken(NamedTuple):
 class Picked(Config):
     """Which downloads are kept, and how. min_size: of the shorter side, in pixels; quality: of JPEG.
 
-    obey_opt_out: leave alone what its owner refuses to machine learning in an X-Robots-Tag header.
+    obey_opt_out: skip images whose owner refuses machine learning in an X-Robots-Tag header.
     """
 
     min_size: Annotated[int, Field(ge=1)] = 256
@@ -71,7 +71,7 @@ class Picked(Config):
 
 
 class Download(Config):
-    """How hard downloads are tried. threads: of each process; timeout: seconds that a host may be silent; retries: of a URL."""
+    """How downloads are tried. threads: of each process; timeout: seconds that a host may be silent; retries: of a URL."""
 
     distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
     threads: Annotated[int, Field(ge=1)] = 64
@@ -80,9 +80,9 @@ class Download(Config):
 
 
 class LatentOptions(Config):
-    """What encodes images. encode: float32 (B, channels, H, W) in [-1, 1] -> (B, inputs, H / downscale, W / downscale).
+    """The encoder of images. encode: float32 (B, channels, H, W) in [-1, 1] -> (B, inputs, H / downscale, W / downscale).
 
-    first_stage, sha256: where it was found, and the digest of its weights. size: that of the images; None: as they are.
+    first_stage, sha256: its path, and the digest of its weights. size: that of the images; None: as they are.
     half: store float16 in place of float32. flip_pair: store that of the mirrored image, too.
     """
 
@@ -98,10 +98,10 @@ class LatentOptions(Config):
 
 
 class SourceOptions(Config):
-    """What some kinds must be told beside SOURCE. table: a file that says what belongs to each image; *_col: its columns.
+    """Further options of some kinds. table: a file with a row for each image; *_col: its columns.
 
-    field: what the pictures are that lie over the images. range: of deep images, what is black and white. classes: what names
-    the class of an image, its folder or the beginning of its name.
+    field: the name of the pictures that belong to the images. range: the values of deep images that become black and white.
+    classes: whether the folder or the beginning of the name gives the class of an image.
     """
 
     table: Path | None = None
@@ -113,7 +113,7 @@ class SourceOptions(Config):
     range: Range | None = None
     picked: Picked = Picked()
     latents: LatentOptions | None = None
-    download: Download = Field(default=Download(), exclude=True)  # no part of what is asked for
+    download: Download = Field(default=Download(), exclude=True)  # no part of the request
 
 
 class Items(Protocol):
@@ -126,7 +126,7 @@ class Items(Protocol):
 
 
 class Wanted(NamedTuple):
-    """What a source is to fetch: items at rising positions, in shards of so many, but for those that are finished.
+    """The items that a source is to fetch: at rising positions, in shards of this size, without finished ones.
 
     size: the shorter side of larger images, in pixels; workers: processes.
     """
@@ -142,17 +142,17 @@ class Remote(Protocol):
     """Gets the items of a source whose only split lies elsewhere."""
 
     def fetch(self, wanted: Wanted) -> Iterator[Counter[str]]:
-        """Fetches before any item is read; yields how many came to which end so far."""
+        """Fetches before any item is read; yields the number of items by outcome so far."""
 
     def spent(self, positions: Sequence[int]) -> tuple[Path, ...]:
-        """The files that are of no more use once the shard of these positions is written."""
+        """The files that are not needed any more after the shard of these positions is written."""
 
 
 class PrepSource(NamedTuple):
-    """An opened source. fingerprint: a digest of what is in it, so that a resumed run sees the same; notes: worth saying.
+    """An opened source. fingerprint: a digest of its content, so that a resumed run sees the same; notes: for the user.
 
-    fields: what lies beside the images, where the source knows it. left_out: how many of its files are none of the set, by
-    what they are. levels: what is black and white in deep images.
+    fields: those beside the images, if the source knows them. left_out: numbers of files that are not used, by
+    type. levels: the values of deep images that are black and white.
     """
 
     splits: dict[Split, Items]

@@ -1,4 +1,4 @@
-"""What prep-data can read, and where it is to be had; imports nothing heavy, so that the command line may ask it at once.
+"""The kinds of data that prep-data reads, and where to get them; imports nothing heavy, so that the command line is fast.
 
 To add a kind, write a function `(source, work, options) -> PrepSource` in the file of its family, register it in `openers` and
 describe it here.
@@ -160,7 +160,7 @@ KINDS: dict[str, Kind] = {
 
 
 def require_source(kind: str, source: Path | None) -> Path:
-    """The source, where one was given. Raises UserError where none was, saying what to get, and for an unknown kind."""
+    """The source. Raises UserError if none was given, with what to get, and for an unknown kind."""
     if kind not in KINDS:
         raise UserError(f"prep-data KIND is '{kind}'", did_you_mean(kind, [*KINDS, "shards"]))
     if source is None:

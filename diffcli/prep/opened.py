@@ -1,4 +1,4 @@
-"""A source as it is opened for prep-data, with what its first images tell."""
+"""Opening a source for prep-data, with a look at its first images."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +14,7 @@ from diffcli.prep.openers import OPENERS
 
 
 def open_source(kind: str, source: Path, work: Path, options: SourceOptions) -> PrepSource:
-    """The source, with a note on deep images where nothing says what is black and white in them."""
+    """The source, with a note on deep images if their range is not given."""
     opened = OPENERS[kind](source, work, options)._replace(levels=options.range)
     if options.range is not None or "range" not in KINDS[kind].takes:
         return opened
@@ -25,7 +25,7 @@ def open_source(kind: str, source: Path, work: Path, options: SourceOptions) -> 
 
 
 def _encoded(item: Item | Deferred) -> bytes:
-    """The file of an image; none where it is another one's to tell of it."""
+    """The file of an image; None if another part of the program reports on it."""
     if not isinstance(item, Item) or isinstance(item.image, np.ndarray | Picture):
         return b""
     with suppress(OSError, *ARCHIVE_ERRORS):

@@ -1,4 +1,4 @@
-"""What opens each kind of prep-data: a folder or an archive becomes a PrepSource."""
+"""The function that opens each kind of prep-data: a folder or an archive becomes a PrepSource."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,8 +1,8 @@
 """prep-data: turns files or archives into a prepared set of shards that trains by random access.
 
-A source lists its images in a fixed order; shard k of a split holds positions [k * n, (k + 1) * n), whichever of them turn
-out to be broken. Every shard is therefore its own job: they run in any order in any number of processes, a killed run keeps
-the finished ones, and the bytes are the same in the end.
+A source lists its images in a fixed order; shard k of a split holds positions [k * n, (k + 1) * n), without the broken ones. So
+every shard is an independent job: jobs run in any order in any number of processes, a killed run keeps the finished ones, and the
+bytes are the same in the end.
 """
 
 import json
@@ -104,7 +104,7 @@ def prepare(
 
 
 def _check_options(kind: str, options: SourceOptions) -> None:
-    """Refuses what was told in vain."""
+    """Refuses options without effect."""
     told: dict[str, object] = {}
     for group in (options, options.picked, options.download):
         told |= group.model_dump(exclude_defaults=True, exclude={"picked", "download"})
@@ -114,7 +114,7 @@ def _check_options(kind: str, options: SourceOptions) -> None:
             "--" + option.replace("_", "-"),
             [name for name, other in KINDS.items() if option in other.takes],
         )
-        raise UserError(f"{flag} says nothing to prep-data {kind}", f"leave it out; it is for {', '.join(readers)}")
+        raise UserError(f"{flag} has no effect in prep-data {kind}", f"leave it out; it is for {', '.join(readers)}")
 
 
 def _per_shard(kind: str, size: int | None, source: PrepSource) -> int:
@@ -130,7 +130,7 @@ def _broken(source: Path, skipped: Skipped) -> UserError:
 
 
 def _claim(out: Path) -> Path:
-    """Makes the folder and its work folder. Raises UserError where it holds anything but a prepared set or part of one."""
+    """Makes the folder and its work folder. Raises UserError if it holds other files than a prepared set or part of one."""
     if out.is_file():
         raise UserError(f"--out is '{out}', which is a file", "give a folder that is new or empty")
     work = out / WORK
@@ -158,7 +158,7 @@ def _plans(split: Split, count: int, limit: int | None, per_shard: int) -> Itera
 def _write(
     plans: list[Preparation], source: PrepSource, out: Path, request: PrepRequest, workers: int
 ) -> Iterator[PrepReport]:
-    """Writes the shards that are not there yet; a report first, and one after each."""
+    """Writes the missing shards; yields a report first, and one after each."""
     tally = PrepReport(request.kind, out, sum(len(plan.positions) for plan in plans), notes=source.notes)
     todo = []
     for plan in plans:
@@ -188,7 +188,7 @@ def _wanted(plans: list[Preparation], todo: list[Preparation], request: PrepRequ
 
 
 def _finished(out: Path, plan: Preparation) -> Index | None:
-    """The index of a shard that an earlier run finished, None where it did not or where the tar has another size."""
+    """The index of a shard that an earlier run finished; None if it did not, or if the tar has another size."""
     tar, path = out / f"{plan.stem}.tar", out / f"{plan.stem}.json"
     settle(out, out / WORK, plan.stem)
     try:
@@ -212,7 +212,7 @@ def _jobs(plans: list[Preparation], source: PrepSource, out: Path, request: Prep
 
 
 def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: PrepRequest) -> None:
-    """Writes skipped.jsonl and then dataset.json, which says that the set is whole; both follow from the indexes alone."""
+    """Writes skipped.jsonl and then dataset.json, which marks the set as complete; both follow from the indexes alone."""
     shards: dict[Split, list[Shard]] = {split: [] for split in source.splits}
     skipped, sizes, channels = [], set(), 1
     fields: set[str] = set()
@@ -250,7 +250,7 @@ def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Pr
 
 
 def _note(name: str, values: Sequence[Mapping[str, Sequence[int]]]) -> FieldNote:
-    """What a field is that no encoder made; values: those of the masks of each shard, which shards of before do not tell."""
+    """The note of a field that no encoder made; values: those of the masks of each shard, which earlier versions did not record."""
     if name in FIELD_KINDS or not is_mask(name):
         return FieldNote(kind=FIELD_KINDS.get(name, "image"))
     if not all(name in found for found in values):
@@ -271,7 +271,7 @@ def _shard(stem: str, path: Path, index: Index) -> Shard:
 
 @contextmanager
 def _reading(source: Path | str) -> Iterator[None]:
-    """What cannot be read is an error of SOURCE; temporary files that the disk refuses while it is read are not."""
+    """Context that turns errors of reading into a UserError about SOURCE; errors of temporary files are not."""
     try:
         yield
     except WriteError:
@@ -282,9 +282,9 @@ def _reading(source: Path | str) -> Iterator[None]:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Keeps other preparations out of the folder of a set, whose work they would take away. Raises UserError."""
+    """Locks the folder of a set against other preparations, which would remove its work. Raises UserError."""
     if out.is_file():
-        yield  # which is refused for what it is
+        yield  # which is refused elsewhere
         return
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out, "set"):
@@ -293,7 +293,7 @@ def alone(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _undone(out: Path) -> Iterator[None]:
-    """Takes the work folder away where it was made within and the source is refused before anything was begun."""
+    """Removes the work folder if it was made here and the source is refused before any work."""
     work = out / WORK
     new = not work.exists()
     try:
@@ -306,9 +306,9 @@ def _undone(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _stopping(out: Path) -> Iterator[None]:
-    """What the disk refuses to write becomes an error of the user; the shards that are finished stay.
+    """Context that turns errors of writing into a UserError; finished shards are kept.
 
-    All that reads from the source stands in a _reading of its own, or raises UserError that names what it reads.
+    Reads from the source are inside a `_reading`, or raise UserError with the file that they read.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What prep-data tells while it works: how far it is, and what was left out for which kind of reason."""
+"""The reports of prep-data: its progress, and the number of skipped images by kind of reason."""
 
 import re
 from collections import Counter
@@ -37,10 +37,10 @@ KINDS_OF_FAILURE = [
 
 
 class PrepReport(NamedTuple):
-    """How far a preparation is, in images: of `total`, `done` are `written` or `skipped`.
+    """The progress of a preparation in images: of `total`, `done` are `written` or `skipped`.
 
-    broken: the first image that was skipped; reasons: how many for which kind of reason; notes: worth telling the user.
-    fetched: while the source is being downloaded, how many of its images came to which end. what: is done.
+    broken: the first image that was skipped; reasons: their number by kind of reason; notes: for the user.
+    fetched: during a download, the number of images by outcome. what: the current work.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class PrepReport(NamedTuple):
 
 
 def kind_of_failure(reason: str) -> str:
-    """A few words for a reason, the same for all that are alike: 'timeout', 'HTTP 404', 'not an image'; 'other' else."""
+    """The kind of a reason in a few words: 'timeout', 'HTTP 404', 'not an image'; else 'other'."""
     for pattern, kind in KINDS_OF_FAILURE:
         if found := pattern.search(reason):
             return found.expand(kind)

@@ -1,7 +1,7 @@
 """One shard of a prepared set: encodes its images and writes the tar and its index, in any process, always the same bytes.
 
-Files appear under their name only when they are whole (temporary file, flush, rename), the index after its tar; so an index
-that is there vouches for its shard.
+Files get their name only when they are complete (temporary file, flush, rename), the index after its tar. So the existence of an
+index shows that its shard is complete.
 """
 
 import os
@@ -31,7 +31,7 @@ BLOCK = 512  # bytes; a tar is made of these: one for a member's header, then it
 
 
 Spans = dict[str, tuple[int, int]]
-"""(offset, size) in the tar of what lies there of a sample, by extension."""
+"""(offset, size) in the tar of the members of a sample, by extension."""
 
 Values = dict[str, tuple[int, ...]]
 """The values that occur in masks, by field."""
@@ -56,7 +56,7 @@ class ShardJob(NamedTuple):
 
 
 class WrittenMember(NamedTuple):
-    """An image in the tar: its name there, itself, its label, what lies there of it, and the values of its masks."""
+    """An image in the tar: its name, the picture, its label, its members, and the values of its masks."""
 
     name: str
     picture: Picture
@@ -72,7 +72,7 @@ class WrittenMember(NamedTuple):
 def write_shard(job: ShardJob) -> Index:
     """Writes the shard and returns its index; broken images are skipped.
 
-    Raises OSError where the disk does not take it, RunFailed where an image cannot be read for a reason that may pass.
+    Raises OSError if it cannot be written, RunFailed if an image cannot be read for a temporary reason.
     """
     temporary = job.work / f"{job.stem}.{os.getpid()}.tar"
     try:
@@ -129,7 +129,7 @@ def write_shards(jobs: Iterator[ShardJob], workers: int) -> Iterator[Index]:
 
 
 def write_whole(path: Path, data: bytes, work: Path) -> None:
-    """Writes a file so that nobody ever sees half of it; work: a folder on the same disk. Raises OSError."""
+    """Writes a file completely or not at all; work: a folder on the same disk. Raises OSError."""
     temporary = work / f"{path.name}.{os.getpid()}"
     with temporary.open("wb") as file:
         file.write(data)
@@ -145,13 +145,13 @@ def in_all(notes: Sequence[Mapping[str, FieldNote]]) -> dict[str, FieldNote]:
 
 
 def record_of(prepared: PreparedSet) -> bytes:
-    """dataset.json; a set of which nothing was left out is one that earlier versions read."""
+    """dataset.json; without left-out files it is in the form that earlier versions read."""
     unsaid = None if prepared.left_out else {"left_out"}
     return prepared.model_dump_json(indent=1, exclude=unsaid).encode() + b"\n"
 
 
 def settle(out: Path, work: Path, stem: str) -> None:
-    """Ends the exchange of a shard where a kill left it: an index that waits in `work` goes to its tar, if that is there."""
+    """Completes the replacement of a shard that a kill interrupted: an index in `work` is moved to its tar, if that exists."""
     tar, waiting = out / f"{stem}.tar", work / f"{stem}.json"
     if waiting.is_file():
         index = Index.model_validate_json(waiting.read_bytes())
@@ -162,7 +162,7 @@ def settle(out: Path, work: Path, stem: str) -> None:
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it even where the parent was killed."""
+    """Leaves Ctrl-C to the parent, and exits with it even if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:
@@ -191,7 +191,7 @@ def _write_tar(file: IO[bytes], job: ShardJob) -> tuple[list[WrittenMember], lis
 
 
 def _for_now(given: Item | Deferred, error: Exception) -> RunFailed:
-    """What stops a shard: it is written again the next time, and an image left out would be missing for good."""
+    """The error that stops a shard; it is written in the next run, whereas a skipped image would be missing for good."""
     return RunFailed(
         f"SOURCE: {printable(given.name)} cannot be read now: {getattr(error, 'strerror', None) or error}",
         "run the same command again: it continues where it stopped; if it stops there again, mend or delete that file",
@@ -203,7 +203,7 @@ def _skipped(given: Item | Deferred, reason: str) -> Skipped:
 
 
 def write_sample(tar: TarWriter, key: str, sample: dict[str, bytes], position: int) -> tuple[Spans, int]:
-    """Appends a sample, bytes by extension, where the tar is at `position`; returns where they lie, and where it is then."""
+    """Appends a sample, bytes by extension, at `position` of the tar; returns the places of its members and the new position."""
     spans = {}
     tar.write({"__key__": key} | sample)
     for extension in sorted(sample):  # the order in which TarWriter writes them
@@ -213,7 +213,7 @@ def write_sample(tar: TarWriter, key: str, sample: dict[str, bytes], position: i
 
 
 def _sample(item: Item, size: int | None, levels: Range | None) -> tuple[Picture, dict[str, bytes], Values]:
-    """The image of an item, all that is stored of it, by extension, and the values of its masks. Raises as `encode` does."""
+    """The image of an item, all of its members by extension, and the values of its masks. Raises as `encode` does."""
     masks: Values = {}
     picture = item.image if isinstance(item.image, Picture) else encode(item.name, item.image, size, levels)
     sample = {picture.extension: picture.data, **item.stored}
@@ -239,7 +239,7 @@ def _pixels(picture: Picture) -> str:
 
 
 def fields_of(samples: list[Spans]) -> dict[str, Members]:
-    """Where each field beside the images lies: `text` in KEY.txt, `video` in KEY.mp4, any other in KEY.FIELD.EXTENSION."""
+    """The member of each field beside the images: `text` is KEY.txt, `video` is KEY.mp4, any other KEY.FIELD.EXTENSION."""
     spans: dict[str, list[tuple[int, int]]] = {}
     for number, sample in enumerate(samples):
         for extension, span in sample.items():

@@ -150,14 +150,14 @@ def attention_rules(mine: str, theirs: str, dialect: Dialect) -> list[Rule]:
 
 
 def unchanged(name: str, ours: ForeignTensors) -> Rule:
-    """A 1x1 convolution that theirs does not have: the identity."""
+    """The identity, for a 1x1 convolution that theirs does not have."""
     names = (f"{name}.weight", f"{name}.bias")
     channels = len(ours[names[1]])
     return Rule(names, (), lambda: [torch.eye(channels)[..., None, None], torch.zeros(channels)], lambda *_: [])
 
 
 def codebook_rules(bottleneck: AnyBottleneck, ours: ForeignTensors) -> list[Rule]:
-    """Of a vector quantiser; every code of a codebook from elsewhere counts as having had the same share of latents."""
+    """The rules of a vector quantiser; all codes of an imported codebook count as equally used."""
     if not isinstance(bottleneck, Vq):
         return []
     names = tuple(name for name in ours if name.startswith("bottleneck."))

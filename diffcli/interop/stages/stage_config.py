@@ -62,12 +62,12 @@ class Scaling(NamedTuple):
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """Keys of a class and what they are where they are left out."""
+    """Keys of a class and their defaults."""
     return COMMON | OWN[name]
 
 
 def read_config(config: Foreign) -> dict[str, Any]:
-    """The raw tree of a FirstStageConfig. Raises UserError naming the key of theirs that we cannot express."""
+    """The raw tree of a FirstStageConfig. Raises UserError with a key of theirs that diffcli cannot express."""
     config.demand({"act_fn": ("silu", "swish"), "norm_type": ("group", None), "lookup_from_codebook": (False, None)})
     widths, width = config.get("block_out_channels"), config.get("block_out_channels")[0]
     if any(w % width for w in widths):
@@ -204,7 +204,7 @@ def check_expressible(stage: FirstStageConfig) -> None:
     if wrong:
         raise UserError(
             f"the first stage has {' and '.join(wrong)}, which the autoencoders of diffusers do not have",
-            f"it cannot go out; to export, train another one with {' '.join(typed)}",
+            f"it cannot be exported; to export, train another one with {' '.join(typed)}",
         )
 
 

@@ -1,6 +1,6 @@
 """U-Nets of OpenAI's improved-diffusion and guided-diffusion, and CompVis' on top of them, as a table of renamings.
 
-Their state dict tells no flags (image size, heads, schedule): a preset does, and every shape is checked against it.
+Their state dict contains no flags (image size, heads, schedule). A preset has them, and every shape is checked against it.
 Source: Nichol & Dhariwal 2021 (arXiv 2102.09672), Dhariwal & Nichol 2021 (arXiv 2105.05233); the layout of their code.
 """
 

@@ -29,11 +29,11 @@ POOL = {
 
 
 def classifier(theirs: ForeignTensors, path: Path, given: Preset | None) -> Imported:
-    """The classifier in a state dict. Raises UserError where no preset describes it, or another one."""
+    """The classifier in a state dict. Raises UserError without a preset, or with one of another model."""
     if given is None:
         raise UserError(
-            f"{path}: a classifier of guided-diffusion does not tell its flags (heads, schedule, ...)",
-            "name the preset that does, such as --as imagenet64-adm-classifier",
+            f"{path}: a classifier of guided-diffusion does not contain its flags (heads, schedule, ...)",
+            "name the preset that has them, such as --as imagenet64-adm-classifier",
         )
     with torch.device("meta"):
         task = given.task.build(given.specs)

@@ -1,4 +1,4 @@
-"""Our U-Net seen as other libraries name its parts: every block with its side, level and stage, in the order of the pass.
+"""The blocks of our U-Net by the scheme of other libraries: side, level and stage, in the order of the pass.
 
 Their U-Nets hold the same blocks under other names, and add a class embedding to the time's as it is, where ours has a linear
 layer between (the identity, after an import).

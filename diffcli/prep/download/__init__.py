@@ -1,1 +1,1 @@
-"""Tables of URLs and captions, and what is fetched from them."""
+"""Tables of URLs and captions, and downloads from them."""

@@ -1,8 +1,8 @@
-"""The process in which img2dataset runs, `python -m diffcli.prep.download.fetching JOB.json`, so that it is apart from ours.
+"""The separate process in which img2dataset runs: `python -m diffcli.prep.download.fetching JOB.json`.
 
 img2dataset downloads rows [k * n, (k + 1) * n) of a table into shard k, in the order in which they come: `k.tar`, `k.parquet`
-with one row a URL (its status and error) and last `k_stats.json`, which says that the shard is whole. Shards that have one are
-left alone. It prints, installs signal handlers and calls sys.exit, none of which may reach the process that asked.
+with one row a URL (its status and error) and last `k_stats.json`, which marks the shard as complete. Shards that have one are
+skipped. img2dataset prints, installs signal handlers and calls sys.exit, none of which may affect the main process.
 """
 
 import io
@@ -21,7 +21,7 @@ from diffcli.data.pixels import BrokenImage, open_image, to_png
 
 TOO_SMALL = "image too small"  # img2dataset's words
 HTML = "HTML, not an image"
-OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex")  # what X-Robots-Tag says where an owner refuses
+OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex")  # values of X-Robots-Tag by which an owner refuses
 AGENT = "diffcli"  # by which a server may address us in X-Robots-Tag
 
 
@@ -46,8 +46,8 @@ class FetchJob(Config):
 class Resizer:
     """Takes the place of img2dataset's resizer in mode keep_ratio, with resize_only_if_bigger.
 
-    Its own ignores EXIF orientation, clips 16-bit pixels, and takes a JPEG cut short for a whole one; this one decodes like
-    every other kind of prep-data.
+    The original ignores EXIF orientation, clips 16-bit pixels, and accepts truncated JPEGs; this one decodes as the other
+    kinds of prep-data do.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ def fetch(job: FetchJob) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process and its workers when the one that asked is gone, killed or not: its end of our stdin then closes."""
+    """Ends this process and its workers when the main process ends, also by a kill: its end of our stdin then closes."""
     os.read(sys.stdin.fileno(), 1)  # not through its buffer, whose lock would be held while we end
     os.killpg(0, signal.SIGKILL)  # the group is our own: started with start_new_session
 

@@ -1,7 +1,7 @@
-"""Tables that say what belongs to each image: .csv (also .txt), .tsv, .jsonl, .json and .parquet, all but the last also with .gz.
+"""Tables with a row for each image: .csv (also .txt), .tsv, .jsonl, .json and .parquet, all but the last also with .gz.
 
-Read row by row, so that a table of any length fits. A row that cannot be read says why and never stops the rest:
-UTF-8 is expected (UTF-16 with its mark is understood), and every row that holds something else is a fault of its own.
+Read row by row, so that a table of any length fits. A row that cannot be read has a reason and never stops the rest.
+UTF-8 is expected (UTF-16 with its mark is understood); every row with other bytes is a separate fault.
 """
 
 import csv

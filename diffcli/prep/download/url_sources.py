@@ -1,7 +1,7 @@
-"""Downloads: the images of a table of URLs, fetched by img2dataset in a process of its own, as items in the table's order.
+"""Downloads: the images of a table of URLs, fetched by img2dataset in a separate process, as items in the table's order.
 
-Shard k of the download holds the rows of shard k of the set, so that what is finished of either is kept by itself: img2dataset
-skips shards that have statistics, prep-data those that have an index. A URL that fails is an image that is broken.
+Shard k of the download holds the rows of shard k of the set, so finished shards of both are kept independently: img2dataset skips
+shards that have statistics, prep-data those that have an index. A URL that fails counts as a broken image.
 
     .work/urls.parquet      the rows that are wanted, in order
     .work/download/         what img2dataset writes: 00000.tar, 00000.parquet, 00000_stats.json
@@ -34,8 +34,8 @@ from diffcli.prep.sets.webdataset_index import read_contents, split_of
 
 DOWNLOADED = "downloaded"
 UNREACHED = frozenset({TIMEOUT, NO_CONNECTION})  # perhaps no fault of the URL
-UNSTEADY = UNREACHED | {BROKEN_OFF}  # the words of these depend on the moment, and equal answers are to give equal sets
-MANY = 50  # URLs of a shard; where not one of so many can be reached, it is our network that is down
+UNSTEADY = UNREACHED | {BROKEN_OFF}  # these messages vary from time to time, but equal answers must give equal sets
+MANY = 50  # URLs of a shard; if none of them can be reached, our network is down
 POLL = 0.25  # seconds between looks at what img2dataset has finished
 ROWS_AT_ONCE = 65536
 AGAIN = "run the same command again: it continues where it stopped"
@@ -73,7 +73,7 @@ class UrlItems:
     def __init__(self, table: UrlTable, work: Path, options: SourceOptions) -> None:
         self.table, self.work, self.options = table, work, options
         self.folder, self.log = work / "download", work / "download.log"
-        self.positions, self.per_shard = np.empty(0, np.int64), 1  # of what `fetch` was asked for
+        self.positions, self.per_shard = np.empty(0, np.int64), 1  # of the request to `fetch`
 
     def __len__(self) -> int:
         return self.table.length
@@ -87,9 +87,9 @@ class UrlItems:
                 yield fetched.get(row) or Broken(f"row {self.positions[rank]}", "img2dataset lost it")
 
     def fetch(self, wanted: Wanted) -> Iterator[Counter[str]]:
-        """Downloads what is not there yet; yields how many URLs came to which end so far.
+        """Downloads missing shards; yields the number of URLs by outcome so far.
 
-        Raises RunFailed where img2dataset dies, leaves shards undone, or no URL of a whole shard can be reached.
+        Raises RunFailed if img2dataset dies, leaves shards unfinished, or can reach no URL of a whole shard.
         """
         self.positions, self.per_shard = np.asarray(wanted.positions), wanted.per_shard
         self.folder.mkdir(exist_ok=True)
@@ -133,12 +133,12 @@ class UrlItems:
                     break
                 time.sleep(POLL)
         if todo:
-            problem = f"img2dataset left {len(todo)} of {first} shards undone ({_last_words(self.log)})"
-            raise RunFailed(problem, f"{AGAIN}; all that it said is in {self.log}")
+            problem = f"img2dataset left {len(todo)} of {first} shards unfinished ({_last_words(self.log)})"
+            raise RunFailed(problem, f"{AGAIN}; its output is in {self.log}")
 
 
 def _write_table(table: UrlTable, positions: Sequence[int], path: Path) -> None:
-    """The wanted rows in order. An earlier run has left the very same, since another request is refused."""
+    """Writes the wanted rows in order. A table of an earlier run is the same, since another request is refused."""
     import pyarrow
     from pyarrow import parquet
 
@@ -156,7 +156,7 @@ def _write_table(table: UrlTable, positions: Sequence[int], path: Path) -> None:
 
 
 def _fetched(folder: Path, shard: int, per_shard: int) -> Iterator[tuple[int, Item | Broken]]:
-    """Row within the shard and what became of it."""
+    """Row within the shard and its outcome."""
     from pyarrow import parquet
 
     _, tar, rows = _files(folder, shard)
@@ -184,7 +184,7 @@ def _files(folder: Path, shard: int) -> tuple[Path, Path, Path]:
 
 
 def _outcomes(folder: Path, shard: int) -> Counter[str] | None:
-    """How many URLs of a shard came to which end; None while it is not whole."""
+    """The number of URLs of a shard by outcome; None while it is unfinished."""
     try:
         by_reason = json.loads(_files(folder, shard)[0].read_bytes())["status_dict"]
     except (FileNotFoundError, ValueError, KeyError):
@@ -196,7 +196,7 @@ def _outcomes(folder: Path, shard: int) -> Counter[str] | None:
 
 
 def _is_whole(folder: Path, shard: int) -> bool:
-    """Whether a shard is there to its end: its files are not flushed to the disk before its statistics are."""
+    """Whether a shard is complete: its files are not flushed to the disk before its statistics."""
     outcomes, (_, tar, rows) = _outcomes(folder, shard), _files(folder, shard)
     if outcomes is None or not tar.is_file() or not rows.is_file():
         return False
@@ -211,7 +211,7 @@ def _forget(folder: Path, shard: int) -> None:
 
 
 def _check_reached(folder: Path, shard: int, outcomes: Counter[str], alone: bool) -> None:
-    """Without a network every URL fails, and a set made of failures would never be tried again."""
+    """Refuses a shard without any success: without a network every URL fails, and its failures would never be tried again."""
     if outcomes.keys() <= UNREACHED and (alone or outcomes.total() >= MANY):
         _forget(folder, shard)
         told = ", ".join(f"{kind} {count}" for kind, count in outcomes.most_common())
@@ -222,7 +222,7 @@ def _check_reached(folder: Path, shard: int, outcomes: Counter[str], alone: bool
 
 @contextmanager
 def _process(job: FetchJob, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """img2dataset at work. It ends with this block, and with this process however that ends: its stdin then closes."""
+    """Runs img2dataset. It ends with this context, and with this process, even if that is killed: its stdin then closes."""
     config = job.folder.with_suffix(".json")
     config.write_text(job.model_dump_json())
     environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}

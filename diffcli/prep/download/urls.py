@@ -1,7 +1,7 @@
 """Tables of URLs and captions: any table with a header, or, as CC3M and CC12M are published, one without.
 
-A row gives (url, captions). What is no http(s) address becomes one that nothing opens: a table from a stranger must not make
-us read files of this machine.
+A row gives (url, captions). Anything but an http(s) address becomes one that nothing opens: a table from a stranger must not make
+diffcli read files of this machine.
 """
 
 import re
@@ -42,7 +42,7 @@ class UrlTable(NamedTuple):
 def open_table(path: Path, options: SourceOptions) -> UrlTable:
     """Finds the two columns: by the options, by usual names, or in a table without a header by what is in the first row.
 
-    Raises UserError where it is no table or lacks a column; it then lists those that it has.
+    Raises UserError if it is no table or lacks a column, with the columns that it has.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"

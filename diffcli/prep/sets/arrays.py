@@ -1,4 +1,4 @@
-"""Sets whose files hold all pixels as arrays: the IDX files of MNIST, the batches of CIFAR."""
+"""Sets in files of arrays: the IDX files of MNIST, the batches of CIFAR."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -60,7 +60,7 @@ def open_cifar(kind: cifar.CifarKind, source: Path, work: Path, options: SourceO
 
 
 def _class_folders(tree: FileTree, title: str, classes: Sequence[str], hint: str) -> PrepSource:
-    """A published set as image folders. Raises UserError where they are not as many as it has classes."""
+    """A published set as image folders. Raises UserError if their number is not that of the classes."""
     source = images_of(tree)
     found = len(source.classes or ())
     if found != len(classes):

@@ -1,9 +1,9 @@
-"""Folders of images with captions: in files of the same name, in tables that lie beside the images, or in one that is named.
+"""Folders of images with captions: in files of the same name, in tables beside the images, or in a table that is named.
 
 a.png has its captions in a.txt, a.png.txt or a.caption (one a line) or a.json (a text, a list, or an object with `caption`,
 `text`, ...), beside it or in a folder captions/; metadata.csv, captions.csv, results.csv (or .jsonl, .tsv, .parquet) with usual
-columns tell them for the folder they lie in; --table names any other. Several rows of one image are several captions. Images
-that a table does not name are left out, and what may hold captions but is not read is told.
+columns hold them for their folder; --table names any other. Several rows of one image are several captions. Images that a table does
+not name are left out. Notes name files that may hold captions but are not read.
 """
 
 import posixpath
@@ -41,11 +41,11 @@ IMAGE_COLUMNS = (
     "image_id",
 )
 CaptionsOf = Callable[[str], Sequence[str]]
-"""The captions of an image by its name in the tree, not yet clean. Raises BrokenImage."""
+"""The captions of an image by its name in the tree, before cleaning. Raises BrokenImage."""
 
 
 class Captioned:
-    """Items with their captions: those of `inner` at the positions `kept`, and then what tables name in vain."""
+    """Items with their captions: those of `inner` at the positions `kept`, and then rows of tables without an image."""
 
     def __init__(self, inner: FileItems, kept: Sequence[int], of: CaptionsOf, broken: Sequence[Broken]) -> None:
         self.inner, self.kept, self.of, self.broken = inner, kept, of, broken
@@ -87,7 +87,7 @@ def open_folder(source: Path, work: Path, options: SourceOptions) -> PrepSource:
 
 
 def _tables(tree: FileTree) -> tuple[dict[str, Table], list[str]]:
-    """The tables of a tree that tell captions, and notes on those that are not read."""
+    """The tables of captions of a tree, and notes on those that are not read."""
     opened: dict[str, Table] = {}
     notes = []
     for name in tree.names:
@@ -114,7 +114,7 @@ def _tables(tree: FileTree) -> tuple[dict[str, Table], list[str]]:
 
 @dataclass
 class Listed:
-    """What tables say of the images of a tree: captions by name, and the rows that cannot be used."""
+    """The content of tables: captions by name of the image, and the rows that cannot be used."""
 
     tree: FileTree
     files: dict[Split, FileItems]
@@ -143,9 +143,9 @@ class Listed:
             known += [text for text in row.texts(caption) if text not in known]
 
     def _find(self, path: str, folder: str) -> tuple[str | None, str]:
-        """The image that a cell means, or why there is none: relative to the table, to SOURCE, or to where all images lie.
+        """The image that a cell names, or why there is none: relative to the table, to SOURCE, or to the folder of all images.
 
-        An absolute path is that of a file in SOURCE, too.
+        An absolute path must also be a file in SOURCE.
         """
         path = path.strip().replace("\\", "/")
         if "://" in path:
@@ -183,7 +183,7 @@ def _listed(images: PrepSource, files: dict[Split, FileItems], listed: Listed, *
 
 
 def _beside(tree: FileTree, images: PrepSource, files: dict[Split, FileItems]) -> PrepSource:
-    """The images with the captions of files that have their names, as they are where there are no such files."""
+    """The images with the captions of files of the same names; unchanged if there are no such files."""
     sidecars = Sidecars(tree)
     found = {name: sidecars.of(name) for items in files.values() for name in items.names}
     beside = {name: file for name, file in found.items() if file is not None}
@@ -206,6 +206,6 @@ def _beside(tree: FileTree, images: PrepSource, files: dict[Split, FileItems]) -
 
 
 def _tells_captions(table: Table) -> bool:
-    """Whether metadata lists images with captions; it may list anything else."""
+    """Whether a table called metadata lists images with captions; it may list other things."""
     lower = {column.lower() for column in table.columns}
     return not lower.isdisjoint(IMAGE_COLUMNS) and not lower.isdisjoint(CAPTION_COLUMNS)

@@ -1,7 +1,7 @@
-"""One clip of a video set: fetched where it is not there, decoded from its first frame to its last, its middle frame an image.
+"""One clip of a video set: fetched if it is missing, decoded from its first frame to its last; its middle frame is the image.
 
-Addresses come from tables of strangers: only http and https are opened, a clip has a limit of bytes and of time, hosts that
-are busy are given the time that they ask for, and ffmpeg reads nothing but an MP4 file (a playlist could name any address).
+Addresses come from tables of strangers: only http and https are opened, a clip has a limit of bytes and of time, busy hosts
+get the time that they request, and ffmpeg reads nothing but an MP4 file (a playlist could name any address).
 """
 
 import http.client
@@ -24,19 +24,19 @@ from diffcli.prep.download.fetching import AGENT, OPT_OUTS
 from diffcli.prep.items import Item
 
 MAX_BYTES = 256 << 20  # of one clip
-MAX_SECONDS = 600  # for one clip, so that a host cannot hold us by sending a byte now and then
+MAX_SECONDS = 600  # for one clip, so that a host cannot block a worker by sending single bytes
 CHUNK = 1 << 16  # bytes
-BUSY = frozenset({408, 429, 500, 502, 503, 504})  # answers that may be others a moment later
+BUSY = frozenset({408, 429, 500, 502, 503, 504})  # temporary answers
 LONGEST_PAUSE = 60.0  # seconds
-MANY = 20  # clips in a row whose hosts cannot be reached: it is our network that is down
-SHORT = 0.9  # of the frames that its header promises; with fewer a clip was cut
+MANY = 20  # clips in a row whose hosts cannot be reached: our network is down
+SHORT = 0.9  # of the frames in its header; with fewer a clip was cut
 QUALITY = 95  # of the middle frame as a JPEG
 
 _unreached = 0  # in a row, by this process
 
 
 class Manners(NamedTuple):
-    """How clips are fetched. timeout: seconds that a host may be silent; retries: after the first try.
+    """The settings of downloads. timeout: seconds that a host may be silent; retries: after the first try.
 
     pause: seconds before the second try, doubled before each that follows.
     """
@@ -48,7 +48,7 @@ class Manners(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A clip to be: where it lies, or the address that it is fetched from."""
+    """A clip to read: its path, or its address."""
 
     name: str
     captions: tuple[str, ...]
@@ -56,7 +56,7 @@ class Clip(NamedTuple):
     manners: Manners
 
     def __call__(self) -> Item:
-        """Raises BrokenImage where it cannot be fetched or decoded, RunFailed where nothing can be reached any more."""
+        """Raises BrokenImage if it cannot be fetched or decoded, RunFailed if no host can be reached any more."""
         data = fetch(self.place, self.name, self.manners) if isinstance(self.place, str) else read_location(self.place)
         if len(data) > MAX_BYTES:
             raise BrokenImage(self.name, f"it is larger than {MAX_BYTES >> 20} MiB")
@@ -64,7 +64,7 @@ class Clip(NamedTuple):
 
 
 def middle_frame(data: bytes, name: str) -> bytes:
-    """The middle frame of an MP4 as a JPEG. Decodes them all: raises BrokenImage for what is no whole clip."""
+    """The middle frame of an MP4 as a JPEG. Decodes all frames, and raises BrokenImage for an incomplete clip."""
     if data.lstrip()[:1] == b"<":
         raise BrokenImage(name, "it is HTML, not a video")
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
@@ -102,9 +102,9 @@ def _middle_frame(path: Path, name: str) -> bytes:
 
 
 def fetch(url: str, name: str, manners: Manners) -> bytes:
-    """The bytes at an address; a transfer that breaks off goes on where it stopped.
+    """The bytes at an address; a broken transfer is continued.
 
-    Raises BrokenImage with a reason that does not depend on the moment; RunFailed after MANY that nothing answered.
+    Raises BrokenImage with a reason that is the same every time, RunFailed after MANY addresses without an answer.
     """
     global _unreached
     if not url.lower().startswith(("http://", "https://")):
@@ -141,7 +141,7 @@ def _answer(url: str, start: int, manners: Manners) -> Iterator[Any]:
 
 
 def _append(got: bytearray, answer: Any, name: str, deadline: float, obey_opt_out: bool) -> None:
-    """Reads an answer to its end. Raises BrokenImage where it may not or need not be read on, OSError where it breaks off."""
+    """Reads an answer to its end. Raises BrokenImage if it must not be read or is too large, OSError if it breaks off."""
     told = " ".join(answer.headers.get_all("X-Robots-Tag") or ()).lower()
     if obey_opt_out and any(word.strip() in OPT_OUTS for word in told.replace(":", ",").split(",")):
         raise BrokenImage(name, "its owner opted out (X-Robots-Tag)")
@@ -162,7 +162,7 @@ def _append(got: bytearray, answer: Any, name: str, deadline: float, obey_opt_ou
 
 
 def _asked_pause(headers: Any) -> float:
-    """Seconds to wait for, as a busy host asks in Retry-After."""
+    """Seconds to wait, as a busy host requests in Retry-After."""
     with suppress(TypeError, ValueError):
         return float(headers.get("Retry-After"))
     return 0.0

@@ -1,7 +1,7 @@
 """COCO captions: images in train2017/ and val2017/ with annotations/captions_*.json, unpacked or in the official zips.
 
 Each image has about five captions, in the order of their ids; val is the split `test`. A file_name may have folders: it is found
-by the end of its path, whatever its suffix. PrepSource: Chen et al. 2015, arXiv
+by the end of its path, with any suffix. PrepSource: Chen et al. 2015, arXiv
 1504.00325.
 """
 
@@ -29,7 +29,7 @@ FOLDERS: dict[Split, re.Pattern[str]] = {"train": re.compile("(?:^|/)train"), "t
 
 
 class CocoImage(NamedTuple):
-    """An image that a captions file lists; file: its path below the folder of its split; url: where it lies, if it says so."""
+    """An image that a captions file lists; file: its path below the folder of its split; url: its address, if given."""
 
     file: str
     url: str
@@ -84,7 +84,7 @@ class CocoFiles:
 
 
 def open_coco_images(source: Path, work: Path, options: SourceOptions) -> PrepSource:
-    """The images with captions below a folder or in an archive; where it holds several years, that with most images."""
+    """The images with captions below a folder or in an archive; of several years, the one with most images."""
     tree = with_zips(open_tree(source, SOURCE, work), SOURCE, work)
     files = CocoFiles(tree)
     splits: dict[Split, Items] = {}
@@ -100,7 +100,7 @@ def open_coco_images(source: Path, work: Path, options: SourceOptions) -> PrepSo
             continue
         best = max(there, key=lambda name: there[name])
         used.append(best)
-        notes += [f"{best}: {listed[best].orphans} captions are of images that it does not list"] * bool(
+        notes += [f"{best}: {listed[best].orphans} captions belong to images that it does not list"] * bool(
             listed[best].orphans
         )
         splits[split] = CocoItems(listed[best].images, found[best], tree)
@@ -113,7 +113,7 @@ def open_coco_images(source: Path, work: Path, options: SourceOptions) -> PrepSo
 
 
 def read_captions(tree: FileTree, name: str) -> CocoCaptions:
-    """The images of a captions file, their captions in the order of ids where all have one. Raises UserError for another file."""
+    """The images of a captions file, with their captions in the order of ids if all have one. Raises UserError for another file."""
     try:
         data = json.loads(tree.read(name))
         found: dict[str, list[str]] = {str(image["id"]): [] for image in data["images"]}
@@ -139,7 +139,7 @@ def read_captions(tree: FileTree, name: str) -> CocoCaptions:
 
 
 def _in_order(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Annotations by the number of their ids; as they stand where some have none."""
+    """Annotations by the number of their ids; in their original order if some have none."""
     numbers = [number_in(str(note.get("id", ""))) for note in notes]
     if None in numbers:
         return notes

@@ -1,4 +1,4 @@
-"""CelebA, AFHQ and FFHQ from their official archives or the folders in them; what is unpacked is read before its archive.
+"""CelebA, AFHQ and FFHQ from their official archives or the folders in them; unpacked files are preferred to their archive.
 
 CelebA: images numbered from 000001, without classes. Training is the official partition 0 (the first 162,770); validation and
 test are one split, `test`. PrepSource: Liu et al. 2015, arXiv 1411.7766; list_eval_partition.txt.
@@ -56,7 +56,7 @@ def open_ffhq(source: Path, work: Path, options: SourceOptions) -> PrepSource:
 def _images(
     source: Path, work: Path, archive: re.Pattern[str], image: re.Pattern[str], what: str, where: str
 ) -> tuple[FileTree, dict[str, re.Match[str]]]:
-    """The tree and its images whose names fit, from the archives in it only where none is unpacked."""
+    """The tree and its images with matching names, from its archives only if none is unpacked."""
     tree = open_tree(source, SOURCE, work)
     found = matching(tree, image)
     if not found:

@@ -27,7 +27,7 @@ class FileItems:
 
 
 def images_of(tree: FileTree, classes_from: ClassesFrom = "folders") -> PrepSource:
-    """The images of a tree, split and labelled as their folders, or the beginnings of their names, say."""
+    """The images of a tree, with splits and labels from their folders or from the beginnings of their names."""
     found = list_images(tree, SOURCE, classes_from)
     splits: dict[Split, Items] = {split: FileItems(tree, x.names, x.labels) for split, x in found.splits.items()}
     classes = next(iter(found.splits.values())).classes
@@ -42,7 +42,7 @@ def matching(tree: FileTree, pattern: re.Pattern[str]) -> dict[str, re.Match[str
 
 
 def check_once(tree: FileTree, identities: Mapping[str, object]) -> None:
-    """Raises UserError where an image is there twice: two names with the same identity."""
+    """Raises UserError if an image occurs twice: two names with the same identity."""
     names: dict[object, str] = {}
     for name, identity in identities.items():
         if names.setdefault(identity, name) != name:
@@ -51,5 +51,5 @@ def check_once(tree: FileTree, identities: Mapping[str, object]) -> None:
 
 
 def not_found(tree: FileTree, what: str, hint: str) -> UserError:
-    """What is said of a source that is not what it should be: what it holds instead."""
+    """The error for a source without the expected files, with what it holds instead."""
     return UserError(f"{SOURCE} is '{tree.source}', which has no {what}; it holds {tree.holds}", hint)

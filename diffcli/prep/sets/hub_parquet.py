@@ -1,7 +1,7 @@
 """Parquet files that hold the images themselves, as hubs export data sets: a column of encoded files, labels, captions.
 
-The column of images holds {bytes, path} or bytes alone; a column named as labels are holds numbers or names, whose order the
-metadata of `datasets` tell where they are there; a column named as captions are holds a text or a list of them. The split
+The column of images holds {bytes, path} or bytes alone; a column with a usual name for labels holds numbers or names, in
+the order of the metadata of `datasets`, if there are any; one with a usual name for captions holds a text or a list. The split
 follows from the names of file and folders, as `data/train-00000-of-00004.parquet`. Source: the feature types of
 https://huggingface.co/docs/datasets/about_dataset_features.
 """
@@ -28,7 +28,7 @@ ROWS = 64  # that are held at a time
 
 
 class HubColumns(NamedTuple):
-    """The columns of a set; label, caption: None where it has none. names: of the classes, where its metadata tell them."""
+    """The columns of a set; label, caption: None if it has none. names: of the classes, if its metadata have them."""
 
     image: str
     label: str | None
@@ -41,7 +41,7 @@ class HubColumns(NamedTuple):
 
 
 class ParquetItems:
-    """The rows of some files, one after the other. labels: theirs, or why one has none; None where there are no classes."""
+    """The rows of some files, one after the other. labels: of the rows, or the reason why one has none; None without classes."""
 
     def __init__(self, files: Sequence[Path], labels: list[int | str] | None, columns: HubColumns) -> None:
         self.files, self.labels, self.columns = tuple(files), labels, columns
@@ -72,7 +72,7 @@ class ParquetItems:
 
 
 def open_parquet(source: Path, work: Path, options: SourceOptions) -> PrepSource:
-    """A .parquet file or those below a folder. Raises UserError where they hold no images, or not all the same columns."""
+    """A .parquet file or those below a folder. Raises UserError if they hold no images, or differ in their columns."""
     if not source.exists():
         raise UserError(f"{SOURCE} is '{source}', which does not exist", WHERE)
     listed = (
@@ -157,7 +157,7 @@ def _counted(path: Path) -> int:
 
 
 def _rows(path: Path, wanted: Sequence[int], columns: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Row number and cells of the rows at these rising places; groups of rows without any of them are not read."""
+    """Row number and cells of the rows at these rising positions; groups without any of them are not read."""
     chosen, first = set(wanted), 0
     if not chosen:
         return
@@ -177,7 +177,7 @@ def _rows(path: Path, wanted: Sequence[int], columns: list[str]) -> Iterator[tup
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A file, by pyarrow. Raises UserError that names it where it is none, or lacks a column."""
+    """A file opened by pyarrow. Raises UserError with the file if it is not parquet or lacks a column."""
     module = parquet_module()
     try:
         with module.ParquetFile(path) as file:

@@ -2,7 +2,7 @@
 
 ILSVRC2012_img_train.tar is a tar of a thousand tars, one a synset; ILSVRC2012_img_val.tar holds 50,000 images whose classes
 stand in the devkit: a line each in ILSVRC2012_validation_ground_truth.txt, numbers that meta.mat gives synsets for. Kaggle's
-copy says the same in LOC_val_solution.csv. Classes are the synset ids in sorted order, under readable names where a file
+copy has them in LOC_val_solution.csv. Classes are the synset ids in sorted order, under readable names where a file
 (LOC_synset_mapping.txt or meta.mat) has them. PrepSource: Russakovsky et al. 2015, arXiv 1409.0575.
 """
 
@@ -36,7 +36,7 @@ SOLUTION, MAPPING = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 
 
 def open_imagenet(source: Path, work: Path, options: SourceOptions) -> PrepSource:
-    """The training and the validation images, whichever are there; what is unpacked is read before its archive."""
+    """The training and the validation images, whichever exist; unpacked files are preferred to their archive."""
     tree = unfold(open_tree(source, SOURCE, work), DEVKIT, SOURCE, work)
     for split, pattern in SPLIT_TARS.items():
         if split not in _labelled(tree):
@@ -63,7 +63,7 @@ def open_imagenet(source: Path, work: Path, options: SourceOptions) -> PrepSourc
 
 
 def _labelled(tree: FileTree) -> dict[Split, dict[str, str]]:
-    """The synset id of each image, by split. Raises UserError where nothing says the classes of validation images."""
+    """The synset id of each image, by split. Raises UserError if no file has the classes of validation images."""
     found: dict[Split, dict[str, str]] = {}
     validation = {name: int(match[1]) for name, match in matching(tree, VALIDATION).items()}
     for name, match in matching(tree, IN_CLASS).items():
@@ -88,7 +88,7 @@ def _true_synsets(tree: FileTree, numbers: Mapping[str, int]) -> dict[str, str]:
         synsets = {name: listed.get(number, "") for name, number in numbers.items()}
     else:
         first, beside = next(iter(numbers)), f"ILSVRC2012_devkit_t12.tar.gz (or {SOLUTION} of Kaggle)"
-        problem = f"{SOURCE} is '{tree.source}', in which nothing says the classes of {first} and the others"
+        problem = f"{SOURCE} is '{tree.source}', without a file that has the classes of {first} and the others"
         hint = f"give a folder that holds them and {beside}, or sort them into val/nXXXXXXXX"
         raise UserError(problem, hint)
     unknown = next((name for name, synset in synsets.items() if not re.fullmatch(r"n\d{8}", synset)), None)
@@ -99,7 +99,7 @@ def _true_synsets(tree: FileTree, numbers: Mapping[str, int]) -> dict[str, str]:
 
 
 def _words(tree: FileTree) -> dict[str, str]:
-    """What each synset id means, 'tench, Tinca tinca'; empty where no file says."""
+    """The words of each synset id, 'tench, Tinca tinca'; empty if no file has them."""
     if mapping := tree.find(MAPPING):
         return dict(line.split(" ", 1) for line in _text(tree, mapping).splitlines() if " " in line)
     if meta := tree.find(META):
@@ -108,7 +108,7 @@ def _words(tree: FileTree) -> dict[str, str]:
 
 
 def _readable(synsets: list[str], words: Mapping[str, str]) -> tuple[str, ...]:
-    """The first word of each synset, with its id where another has the same ('crane' is a bird and a machine)."""
+    """The first word of each synset, with its id if another one has the same word ('crane' is a bird and a machine)."""
     first = [words.get(synset, synset).split(",")[0].strip() for synset in synsets]
     count = Counter(first)
     return tuple(

@@ -61,7 +61,7 @@ class NpzItems:
 
 
 def open_imagenet64(source: Path, work: Path, options: SourceOptions) -> PrepSource:
-    """The batches below a folder (in zips or unpacked), in one zip, or one npz. Raises UserError where one is garbled."""
+    """The batches below a folder (in zips or unpacked), in one zip, or one npz. Raises UserError if one is garbled."""
     found = {split: sorted(_find(source, pattern, work)) for split, pattern in NAMES.items()}
     if not any(found.values()):
         problem = f"{SOURCE} is '{source}', which has no train_data_batch_*.npz or val_data.npz"

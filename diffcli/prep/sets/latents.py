@@ -1,7 +1,7 @@
-"""prep-data latents: what a first stage makes of the images of a prepared set, in place of them; all else is carried over.
+"""prep-data latents: replaces the images of a prepared set by their latents of a first stage; all else is copied.
 
-For each image KEY.latent.npy: (C, h, w), or with a pair (2, C, h, w), that of the mirrored image behind it. Of `kl` these are
-means, then log-variances, so that training still draws a new sample in each epoch.
+For each image KEY.latent.npy: (C, h, w), or with a pair (2, C, h, w), that of the mirrored image behind it. For `kl` these are
+means, then log-variances, so that training still samples the posterior in each epoch.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ class LatentItems:
             return Broken(self.files.name(index), error.reason)
 
     def encoded(self, levels: Tensor, names: Sequence[str]) -> np.ndarray:
-        """What is stored of images uint8 (B, C, H, W) of these names, in the type that it is stored in."""
+        """The stored form of images uint8 (B, C, H, W) with these names, in the stored type."""
         x = to_float(levels)
         made = self.options.encode(x)
         if self.options.flip_pair:
@@ -73,7 +73,7 @@ class LatentItems:
         if not finite.all():
             name = names[int(finite.logical_not().nonzero()[0])]
             raise UserError(
-                f"--first-stage {self.options.first_stage}: what it makes of {printable(name)} are not all finite numbers",
+                f"--first-stage {self.options.first_stage}: the latent of {printable(name)} has values that are not finite",
                 "train the first stage again, or use another one",
             )
         return made.clamp(-HALF, HALF).half().numpy() if self.options.half else made.float().numpy()
@@ -89,7 +89,7 @@ class LatentItems:
 
 
 def open_latents(source: Path, work: Path, options: SourceOptions) -> PrepSource:
-    """A prepared set of images as one of latents. Raises UserError where the first stage cannot take them."""
+    """A prepared set of images as one of latents. Raises UserError if the first stage cannot encode them."""
     prepared, chosen = open_shards(source, SOURCE), options.latents
     if chosen is None:
         raise UserError(

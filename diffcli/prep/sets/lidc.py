@@ -1,11 +1,11 @@
 """LIDC-IDRI: CT slices that hold a nodule, with its mask, from DICOM series and the readers' XML files beside them.
 
 A slice is grey: its Hounsfield units through the lung window, level -600 and width 1500, to 0 to 255. Its mask is 255 where
-at least half of the reading sessions (four, as a rule) drew a nodule, 0 elsewhere; a slice on which no pixel reaches that
-is left out. Beside it stand the masks of the sessions themselves, annotator_1_mask to annotator_4_mask, for a model to learn from
-all of them; fewer sessions follow each other again. A drawn outline lies outside of the nodule and is no part of it; regions
+at least half of the reading sessions (four, as a rule) drew a nodule, 0 elsewhere; a slice without such a pixel
+is left out. Beside it are the masks of the single sessions, annotator_1_mask to annotator_4_mask, so that a model can learn from
+all of them; fewer sessions are repeated. A drawn outline lies outside of the nodule and is no part of it; regions
 marked as excluded are cut out. Nodules under 3 mm, which are single points, have no mask. Every tenth patient, by ID, is in the
-split `test`: slices of one patient are near copies, and never lie in both. PrepSource: Armato et al. 2011, Medical Physics 38,
+split `test`: slices of one patient are very similar, so all are in one split. PrepSource: Armato et al. 2011, Medical Physics 38,
 doi 10.1118/1.3528204.
 """
 
@@ -35,7 +35,7 @@ Outline = tuple[tuple[int, int], ...]
 
 
 class Contour(NamedTuple):
-    """An outline (x, y) that reader number `reader` drew on a slice; inside: what it holds belongs to the nodule."""
+    """An outline (x, y) that reader number `reader` drew on a slice; inside: whether its interior belongs to the nodule."""
 
     reader: int
     inside: bool
@@ -43,7 +43,7 @@ class Contour(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """A slice with nodules, read where it is needed. readers: how many reading sessions there were."""
+    """A slice with nodules, read when needed. readers: the number of reading sessions."""
 
     name: str
     location: Location
@@ -61,7 +61,7 @@ class Slice(NamedTuple):
 
 
 class SliceItems:
-    """The slices of some patients, and what the XML files name but is not there."""
+    """The slices of some patients, and slices in the XML files whose DICOM file is missing."""
 
     def __init__(self) -> None:
         self.slices: list[Slice | Broken] = []
@@ -114,7 +114,7 @@ def consensus(contours: Sequence[Contour], readers: int, shape: tuple[int, ...])
 
 
 def drawings(contours: Sequence[Contour], readers: int, shape: tuple[int, ...]) -> np.ndarray:
-    """bool (readers, H, W): what each of the readers drew, nothing where he drew no nodule."""
+    """bool (readers, H, W): the nodules that each of the readers drew."""
     found = np.zeros((readers, *shape), bool)
     for reader in {contour.reader for contour in contours}:
         drawn = found[reader]
@@ -138,9 +138,9 @@ def filled(outline: Outline, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def read_contours(data: bytes) -> tuple[int, dict[str, list[Contour]]]:
-    """How many reading sessions an XML file holds, and what they drew, by the UID of the slice.
+    """The number of reading sessions in an XML file, and their outlines by the UID of the slice.
 
-    Other XML files have no session. Raises ValueError where it is garbled.
+    Other XML files have no session. Raises ValueError if it is garbled.
     """
     if b"<!ENTITY" in data:
         raise ValueError("it declares entities")  # a few lines of them unfold to gigabytes
@@ -205,7 +205,7 @@ def _number(edge: ElementTree.Element, name: str) -> int:
 
 
 def _header(location: Location) -> Any:
-    """What a DICOM file says before its pixels."""
+    """The header of a DICOM file."""
     wanted = ["SOPInstanceUID", "PatientID", "ImagePositionPatient", "Rows", "Columns"]
     return _parsed(location, "", stop_before_pixels=True, specific_tags=wanted)
 

@@ -1,9 +1,9 @@
 """Two published sets of images with one mask each: ISIC 2018 task 1 (lesions of the skin) and CVC-ClinicDB (polyps).
 
-Their files find each other as those of `pairs` do, and orphans are counted and listed. Masks are black and white; one that holds
+Files are matched as those of `pairs`, and orphans are counted and listed. Masks are black and white; one that holds
 other values is listed and left out. ISIC has its splits, of which validation and test are `test`. CVC-ClinicDB has none: the last
-tenth of its frames, by number, is `test`. The frames of a sequence are near copies and follow each other, so that at most one
-sequence lies in both.
+tenth of its frames, by number, is `test`. The frames of a sequence are similar and follow each other, so that at most one
+sequence is in both splits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ class BinaryPair(NamedTuple):
         return self.item.name
 
     def __call__(self) -> Item:
-        """Raises BrokenImage where the mask cannot be read, or holds another value than black and white."""
+        """Raises BrokenImage if the mask cannot be read, or holds other values than black and white."""
         source = self.item.pictures[MASK]
         assert isinstance(source, Location)
         mask = np.asarray(open_image(read_location(source), f"{self.name}: its mask", class_values).convert("L"))
@@ -93,7 +93,7 @@ def open_cvc_clinic(source: Path, work: Path, options: SourceOptions) -> PrepSou
 
 
 def _opened(source: Path, work: Path, options: SourceOptions, where: str) -> PrepSource:
-    """The source as `pairs` opens it. where: to get what is expected."""
+    """The source as `pairs` opens it. where: the place to get it."""
     try:
         return open_pairs(source, work, options)
     except UserError as error:

@@ -1,8 +1,8 @@
-"""Pairs of pictures: an image and what lies over it (a mask, a sketch), in folders beside each other or in one.
+"""Pairs of pictures: an image and its mask or sketch, in folders beside each other or in one.
 
 What a file is follows from a folder above it whose name holds one of WORDS ("Ground Truth", "ISIC2018_Training_Input"), or
-from the end of its own name ("ISIC_0000000_segmentation.png"). Folders without such a word hold the images where no other
-does, else a field of their own name. Files belong together where the rest of their paths agrees.
+from the end of its own name ("ISIC_0000000_segmentation.png"). Folders without such a word hold the images if no other
+folder does, else a field of their own name. Files belong together if the rest of their paths agrees.
 CVC-ClinicDB: Original/1.tif and Ground Truth/1.tif. ISIC: the folders or zips of a challenge; its validation and test parts
 are the split `test`.
 """
@@ -39,7 +39,7 @@ WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 class Key(NamedTuple):
-    """What an image and its pictures agree on: the part of the set, the folders around, the name."""
+    """The common part of an image and its pictures: the part of the set, the folders around, the name."""
 
     part: str
     folders: tuple[str, ...]
@@ -47,7 +47,7 @@ class Key(NamedTuple):
 
 
 class PairRole(NamedTuple):
-    """What a file is for: a field (IMAGE, or that of a picture; empty: no name says it), of which key, in which format."""
+    """The role of a file: its field (IMAGE, or that of a picture; empty: unknown), its key, its format."""
 
     field: str
     key: Key
@@ -55,7 +55,7 @@ class PairRole(NamedTuple):
 
 
 class PairItems:
-    """Images with the pictures that lie over them, and then the files that have no partner."""
+    """Images with their pictures, and then the files without a partner."""
 
     def __init__(self, locations: Mapping[str, Location]) -> None:
         self.locations = locations
@@ -76,7 +76,7 @@ class PairItems:
 
 
 def open_pairs(source: Path, work: Path, options: SourceOptions) -> PrepSource:
-    """The pairs below a folder (also in its zips) or in an archive. Raises UserError where nothing tells them apart."""
+    """The pairs below a folder (also in its zips) or in an archive. Raises UserError if images and pictures cannot be distinguished."""
     tree = with_zips(open_tree(source, SOURCE, work), SOURCE, work)
     names = images_among(tree.names, tree.head).images
     roles = _renamed(_one_format(_roles(names)), options.field)
@@ -87,7 +87,7 @@ def open_pairs(source: Path, work: Path, options: SourceOptions) -> PrepSource:
     wanted = [field for field in fields if field in WORDS or _is_usual(field, groups)]
     if not wanted or not any(IMAGE in group for group in groups.values()):
         folders = ", ".join(sorted({str(PurePosixPath(name).parent) for name in names})[:6]) or "it holds no images"
-        problem = f"{SOURCE} is '{source}', in which images and what lies over them are not told apart: {folders}"
+        problem = f"{SOURCE} is '{source}', in which images and their pictures cannot be distinguished: {folders}"
         raise UserError(problem, HINT)
     parts: dict[Split, PairItems] = {}
     for key, group in groups.items():
@@ -104,7 +104,7 @@ def _is_usual(field: str, groups: dict[Key, dict[str, list[str]]]) -> bool:
 
 
 def _add(items: PairItems, group: dict[str, list[str]], fields: Sequence[str]) -> None:
-    """Adds the image of a group with one picture for each of the fields, or says of each file why it stays alone."""
+    """Adds the image of a group with one picture for each of the fields, or a reason for each file that has no partner."""
     missing = next((field for field in (IMAGE, *fields) if field not in group), None)
     if missing is None:
         items.pairs.append((group[IMAGE][0], {field: group[field][0] for field in fields}))
@@ -115,7 +115,7 @@ def _add(items: PairItems, group: dict[str, list[str]], fields: Sequence[str]) -
 
 
 def _roles(names: Sequence[str]) -> dict[str, PairRole]:
-    """What each file is for; those that are for nothing are left out."""
+    """The role of each file; files without a role are left out."""
     around = commonpath([PurePosixPath(name).parent.as_posix() for name in names]) if names else ""
     depth = len(PurePosixPath(around).parts)
     found = {name: _role(PurePosixPath(*PurePosixPath(name).parts[depth:])) for name in names}
@@ -144,7 +144,7 @@ def _role(path: PurePosixPath) -> PairRole:
 
 
 def _unnamed(role: PairRole, images_are_named: bool) -> PairRole:
-    """A file whose folder has no word: an image where no other folder has them, else of the field that its folder names."""
+    """A file whose folder has no word: an image if no other folder has images, else the field that its folder names."""
     if not images_are_named:
         return role._replace(field=IMAGE)
     folder, *rest = role.key.folders or ("picture",)

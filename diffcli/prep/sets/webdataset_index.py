@@ -1,9 +1,9 @@
-"""What lies in WebDataset tars of anybody: members grouped into samples by their name before its first dot.
+"""The samples in WebDataset tars of other tools: members grouped by their name before the first dot.
 
 KEY.jpg, .png, ... is the image, or a member with another name that begins as an image does; KEY.cls or .class its class;
 KEY.txt its captions, one a line; KEY.json has either, under usual keys. Members of a sample may lie anywhere in the tar, links
 are followed within it, and of two members with one name the last counts. Where a key has no image of its own, its members are
-those of keys with dots (`photo.v1.jpg`). Only headers are walked, so a tar of any size opens fast. Members that hold pickles are
+those of keys with dots (`photo.v1.jpg`). Only headers are read, so a tar of any size opens fast. Members that hold pickles are
 never read.
 """
 
@@ -42,9 +42,9 @@ class IndexedSample(NamedTuple):
 
 
 class ShardSamples(NamedTuple):
-    """Samples sorted by key; how many members hold pickles, are there twice, and are links that lead nowhere in the tar.
+    """Samples sorted by key; the numbers of members that hold pickles, that occur twice, and that are dangling links.
 
-    fault: why the tar ends before its end, or empty.
+    fault: why the tar ends too early, or empty.
     """
 
     samples: list[IndexedSample]
@@ -55,9 +55,9 @@ class ShardSamples(NamedTuple):
 
 
 class SampleItems:
-    """The samples of a split, tar after tar. labels: theirs, or why one has none; None where the set has no classes.
+    """The samples of a split, tar after tar. labels: of the samples, or the reason why one has none; None without classes.
 
-    lost: what its tars should hold but do not.
+    lost: samples that its tars should hold but do not.
     """
 
     def __init__(self, samples: list[IndexedSample], labels: list[int | str] | None, lost: list[Broken]) -> None:
@@ -101,7 +101,7 @@ def open_webdataset(source: Path, work: Path, options: SourceOptions) -> PrepSou
         passed += Counter(
             {
                 "members that hold pickles are left out": contents.pickles,
-                "members are there twice, of which the last counts": contents.twice,
+                "members occur twice, of which the last counts": contents.twice,
                 "links that lead to nothing in their tar are left out": contents.lost_links,
             }
         )
@@ -121,13 +121,13 @@ def open_webdataset(source: Path, work: Path, options: SourceOptions) -> PrepSou
 
 
 def split_of(name: str) -> Split:
-    """'test' of 'captions_val2017', 'train' of what names no split."""
+    """'test' for 'captions_val2017', 'train' for a name without a split."""
     words = re.split(r"[^a-z]+", name.lower())
     return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "train")
 
 
 def read_contents(tar: Path) -> ShardSamples:
-    """The samples of a tar; of one that was cut short, those before the cut. Raises OSError where it cannot be opened."""
+    """The samples of a tar; of a truncated one, those before the cut. Raises OSError if it cannot be opened."""
     members, fault, end, twice = dict[str, Span](), "", tar.stat().st_size, 0
     links: dict[str, str | None] = {}
     for name, found in _members(tar):
@@ -154,7 +154,7 @@ def read_contents(tar: Path) -> ShardSamples:
 
 
 def _members(tar: Path) -> Iterator[tuple[str, Span | tarfile.TarInfo | None]]:
-    """Names and places of the files in a tar, and its links; (last name, None) where it does not end as a tar does."""
+    """Names and places of the files in a tar, and its links; (last name, None) if it is truncated."""
     name = ""
     try:
         with tarfile.open(tar, "r:") as file:
@@ -181,7 +181,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _known(extension: str, span: Span) -> str:
-    """The extension as it was; that of its format for a member with an unknown one that begins as an image does."""
+    """The extension; for a member with an unknown one that begins as an image does, that of its format."""
     lower = extension.lower()
     if lower.rpartition(".")[2] in KNOWN:
         return extension
@@ -191,7 +191,7 @@ def _known(extension: str, span: Span) -> str:
 def _with_dots(groups: dict[str, dict[str, Span]]) -> dict[str, dict[str, Span]]:
     """Samples by key, with their extensions in small letters. A group without an image of its own may be keys with dots.
 
-    What is a field of samples with an image, such as `seg.png`, is one of those without, too.
+    A field of samples with an image, such as `seg.png`, is a field of samples without one too.
     """
     plain = {key for key, group in groups.items() if any(extension.lower() in IMAGES for extension in group)}
     fields = {extension.lower() for key in plain for extension in groups[key]}
@@ -210,7 +210,7 @@ def natural(key: str) -> list[tuple[int, str]]:
 
 
 def _labels(samples: Sequence[IndexedSample]) -> list[str | None]:
-    """What each sample says of its class."""
+    """The label of each sample."""
     found: list[str | None] = []
     searched = True
     for number, sample in enumerate(samples):

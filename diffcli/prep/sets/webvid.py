@@ -1,6 +1,6 @@
-"""WebVid, and any table of clips laid out as it is: columns videoid, name (the caption) and contentUrl, a row a clip.
+"""WebVid, and other tables of clips with its columns: videoid, name (the caption) and contentUrl, one row for each clip.
 
-SOURCE is the table itself, and every clip is fetched; or a folder, in which VIDEOID.mp4 lie at any depth beside the tables
+SOURCE is the table itself, and every clip is fetched; or a folder, in which VIDEOID.mp4 are at any depth beside the tables
 (or with one that --table names), and nothing is fetched. A table with `val` in its name is the split `test`. Stored are the
 clip as it is (KEY.mp4), its caption, and its middle frame as the image, on which image models train; with --size the frame
 is cropped and resized, the clip is not. PrepSource: Bain et al. 2021, arXiv 2104.00650.
@@ -101,7 +101,7 @@ def open_webvid(source: Path, work: Path, options: SourceOptions) -> PrepSource:
 
 
 def _columns(table: Table, options: SourceOptions, fetched: bool) -> Columns:
-    """Raises UserError that lists the columns where one is missing."""
+    """Raises UserError with the columns if one is missing."""
     url = table.column(options.url_col, "--url-col", URL_COLUMNS) if fetched else None
     caption = table.column(options.caption_col, "--caption-col", CAPTION_COLUMNS)
     ids = (*ID_COLUMNS, *URL_COLUMNS) if fetched else ID_COLUMNS
