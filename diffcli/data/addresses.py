@@ -1,4 +1,4 @@
-"""Web addresses as people write them, with spaces and letters of all languages, in the form that can be asked for."""
+"""Converts web addresses with spaces and letters of all languages to the form that can be requested."""
 
 import re
 import string
@@ -8,5 +8,5 @@ BREAKS = re.compile(r"[\t\r\n]")  # which the URL Standard (whatwg.org) takes ou
 
 
 def encoded(address: str) -> str:
-    """An address of which spaces and what is not ASCII are percent-encoded; what is encoded already stays as it is."""
+    """An address with spaces and non-ASCII characters percent-encoded; encoded parts stay unchanged."""
     return quote(BREAKS.sub("", address).strip().encode(errors="ignore"), safe=string.punctuation)

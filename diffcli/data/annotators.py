@@ -1,7 +1,7 @@
-"""Masks of several annotators over one image: an epoch draws one of them for each sample, scores read all.
+"""Masks of several annotators of one image: each epoch uses one of them for a sample, scores use all.
 
-A set with annotators has two fields. `mask` (1, H, W) is the mask of one annotator where a sample has a draw, and otherwise the
-consensus, what at least half of them marked; `masks` (A, H, W) are those of all.
+A set with annotators has two fields. `mask` (1, H, W) is the mask of one annotator if a sample has a random draw, and otherwise
+the consensus, the pixels that at least half of them marked; `masks` (A, H, W) are those of all.
 """
 
 import re
@@ -30,7 +30,7 @@ class HeldMasks:
 
 
 class DrawnMask:
-    """The mask of the annotator that each draw names; without draws the consensus."""
+    """The mask of the annotator that each random draw selects; without draws the consensus."""
 
     def __init__(self, annotators: Sequence[Column], consensus: Column) -> None:
         self.annotators, self.consensus, self.spec = tuple(annotators), consensus, consensus.spec
@@ -69,7 +69,7 @@ class AllMasks:
 
 
 def consensus(masks: Tensor) -> Tensor:
-    """What at least half of the annotators marked, (N, 1, H, W) of uint8 (N, A, H, W): masks of two classes."""
+    """The pixels that at least half of the annotators marked, (N, 1, H, W) from uint8 (N, A, H, W): masks of two classes."""
     return (2 * masks.sum(1, keepdim=True, dtype=torch.int64) >= masks.shape[1]).to(torch.uint8)
 
 
@@ -79,7 +79,7 @@ def annotated(annotators: Sequence[Column], consensus: Column) -> dict[str, Colu
 
 
 def joined_annotators(columns: Mapping[str, Column]) -> dict[str, Column]:
-    """The columns of a prepared set, the fields of its single annotators joined to the two of the module, where it has any."""
+    """The columns of a prepared set, with the fields of single annotators, if any, joined to the two fields above."""
     numbered = sorted((int(found[1]), name) for name in columns if (found := NAME.fullmatch(name)))
     if not numbered or ONE not in columns:
         return dict(columns)

@@ -1,4 +1,4 @@
-"""Which of many files are no images that can be decoded, found by decoding each."""
+"""Finds the files that cannot be decoded as images, by decoding each."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +20,7 @@ def broken_among(files: EncodedFiles, levels: Range | None = None) -> Faults:
     """The files that cannot be decoded; many are read by as many processes as this rank has cores.
 
     levels: what is black and white in deep images, see `modes.flatten`.
-    Raises UserError where a file cannot be read at the time: that is no fault of the file.
+    Raises UserError if a file cannot be read for a temporary reason, which is no fault of the file.
     """
     probe = _Probe(files, levels)
     found: Faults = {}
@@ -36,7 +36,7 @@ def broken_among(files: EncodedFiles, levels: Range | None = None) -> Faults:
 
 
 class _Probe(Dataset):
-    """Decodes the files of a list of numbers. An error travels as a value: a DataLoader would rebuild it wrongly."""
+    """Decodes the files of a list of numbers. An error is returned as a value, because a DataLoader would rebuild it wrongly."""
 
     def __init__(self, files: EncodedFiles, levels: Range | None) -> None:
         self.files, self.levels = files, levels

@@ -1,7 +1,7 @@
-"""How images are cut to size: all alike, or each to the bucket of its aspect ratio, a batch being of one bucket.
+"""The crop of images: all to one size, or each to the bucket of its aspect ratio; a batch has images of one bucket.
 
-Buckets and random crops belong to training, where every sample has a draw. Read without draws, as previews, validation and
-scores are, every image has the one size of the set, cropped at its centre.
+Buckets and random crops need a random draw for every sample, as in training. Without draws, as in previews, validation and
+scores, every image has the one size of the set, cropped at its centre.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Sides = tuple[int, int]
 
 
 class Framing(NamedTuple):
-    """How the images of a set are cut. size: of all of them; buckets: sizes in training instead; bucket: int64 (N,) into them."""
+    """The crop of the images of a set. size: of all of them; buckets: sizes in training instead; bucket: int64 (N,) into them."""
 
     size: Sides
     random: bool = False
@@ -26,7 +26,7 @@ class Framing(NamedTuple):
 
     @property
     def varies(self) -> bool:
-        """Whether an image looks another way in another epoch, or has another size in training: it cannot be kept decoded."""
+        """Whether the crop of an image differs between epochs, or its size in training, so that it cannot be kept decoded."""
         return self.random or bool(self.buckets)
 
     def size_of(self, indices: Tensor, draws: Tensor | None) -> Sides:
@@ -38,7 +38,7 @@ class Framing(NamedTuple):
         return self.buckets[int(chosen[0])]
 
     def places(self, count: int, draws: Tensor | None) -> Sequence[Place | None]:
-        """Where the crop of each of `count` images lies; None: at the centre."""
+        """The place of the crop of each of `count` images; None: at the centre."""
         if not self.random or draws is None:
             return [None] * count
         return [place(draw) for draw in draws.tolist()]

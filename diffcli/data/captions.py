@@ -1,4 +1,4 @@
-"""Captions as they are stored: one a line, UTF-8, without control characters; and which of several an epoch reads."""
+"""The stored form of captions: one on each line, UTF-8, without control characters; and the choice of one in each epoch."""
 
 import json
 import math
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def clean(text: str) -> str:
     """A caption on one line: control characters and runs of white space become one space; lone surrogates and BOMs go."""
-    if text.isprintable():  # nearly all are, and asking is ten times as fast as looking at each character
+    if text.isprintable():  # true of nearly all captions, and much faster than a look at each character
         return " ".join(text.split())
     kept = "".join(
         " " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text if not _lone(c) and c != BOM
@@ -31,7 +31,7 @@ def to_bytes(captions: Iterable[str]) -> bytes:
 
 
 def from_bytes(data: bytes) -> list[str]:
-    """The inverse of `to_bytes`, for members of anybody; at least one caption, the empty one where there is none.
+    """The inverse of `to_bytes`, also for files of other tools; at least one caption, an empty one if there is none.
 
     Raises UnicodeDecodeError.
     """
@@ -61,18 +61,18 @@ def texts(value: object) -> tuple[str, ...]:
         return tuple(text for item in value for text in texts(item))
     if isinstance(value, str):
         return (value,)
-    if isinstance(value, float) and math.isnan(value):  # how tables of numbers leave a cell empty
+    if isinstance(value, float) and math.isnan(value):  # how tables of numbers mark an empty cell
         return ()
     return () if value is None or isinstance(value, dict | bool) else (str(value),)
 
 
 def chosen(count: int, draw: int | None) -> int:
-    """Which of `count` values of one sample an epoch takes; without a draw the first. Bit 0 of a draw is the mirror's."""
+    """The index, below `count`, that a sample uses in an epoch; without a draw 0. Bit 0 of a draw is for mirroring."""
     return 0 if draw is None else (draw >> 1) % count
 
 
 def taken(values: Sequence[T], draw: int | None) -> tuple[T, int | None]:
-    """One of `values`, and what is left of the draw for another, independent choice."""
+    """One of `values`, and the rest of the draw for another, independent choice."""
     if draw is None:
         return values[0], None
     return values[chosen(len(values), draw)], draw // len(values)

@@ -16,17 +16,17 @@ MOST_WORDINGS = 10_000  # of one template: all are held
 
 
 class ClassCaptions(Config):
-    """An epoch draws for each image one of the templates, and one of the names of its class for the {name} in it.
+    """Each epoch chooses for each image one of the templates, and one of the names of its class for {name}.
 
-    Brackets in a template hold words of which one is drawn: "[a|the] {name}[ on paper|]" has four wordings.
-    names: a list for each class, in order; None takes the one name that the set gives it.
+    Brackets in a template hold alternatives: "[a|the] {name}[ on paper|]" has four wordings.
+    names: a list for each class, in order; None uses the class names of the set.
     """
 
     templates: tuple[str, ...] = Field(
-        min_length=1, description="texts with {name} in them, of which an epoch draws one; [a|the] holds alternatives"
+        min_length=1, description="texts with {name}, one of which is chosen in each epoch; [a|the] holds alternatives"
     )
     names: tuple[Annotated[tuple[str, ...], Field(min_length=1)], ...] | None = Field(
-        None, description="a list of names for each class, in order; null: the name that the set gives it"
+        None, description="a list of names for each class, in order; null: the class names of the set"
     )
 
     @field_validator("templates")
@@ -47,7 +47,7 @@ class ClassCaptions(Config):
         return templates
 
     def added(self, data: ImageData) -> ImageData:
-        """The same data with the field `text`. Raises UserError where it cannot be made."""
+        """The same data with the field `text`. Raises UserError if it cannot be made."""
         if "text" in data.columns:
             raise UserError("data.captions: the data have captions of their own", "leave data.captions out")
         if data.labels is None or not data.classes:
@@ -68,7 +68,7 @@ class ClassCaptions(Config):
 
 
 def wordings(template: str) -> list[str]:
-    """All that a template can say: the alternatives in each of its brackets with those in every other."""
+    """All wordings of a template: the combinations of the alternatives in its brackets."""
     choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts(template))]
     return ["".join(words) for words in product(*choices)]
 

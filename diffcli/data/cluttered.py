@@ -1,8 +1,8 @@
-"""Digits on textured clutter with the masks of four annotators who disagree on the border: data to segment, made on the spot.
+"""Digits on textured clutter with the masks of four annotators who disagree on the border: computed data for segmentation.
 
-An image follows from its number among the digits that ship with diffcli. A digit lies on a texture of two scales with stripes,
-beside fainter pieces of itself. Where its ink, slightly blurred, exceeds a level, an annotator marks it; each has a level of his
-own, from generous to tight, that wavers smoothly along the border.
+An image follows from its number among the digits that ship with diffcli. The digit is on a texture of two scales with stripes,
+beside fainter pieces of itself. An annotator marks the pixels where its ink, slightly blurred, exceeds a level. Each annotator
+has a different level, from generous to tight, which varies smoothly along the border.
 """
 
 from functools import lru_cache

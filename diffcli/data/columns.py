@@ -1,4 +1,4 @@
-"""Fields beside the image, read by row: captions, embeddings, pictures that lie over the image, captions made of classes."""
+"""Fields beside the image, read by row: captions, embeddings, masks and other pictures, captions made of classes."""
 
 import copy
 import io
@@ -22,7 +22,7 @@ BINARY = 2  # classes of a mask that may be black and white
 
 
 class Texts:
-    """Captions in members of shards or in files: UTF-8, one a line; an epoch draws one of them."""
+    """Captions in members of shards or in files: UTF-8, one on each line; each epoch uses one of them."""
 
     spec = FieldSpec("text")
 
@@ -42,9 +42,9 @@ class Texts:
 
 
 class Vectors:
-    """Embeddings in .npy members: (D,), or (K, D), one row a caption, of which an epoch draws that of its caption.
+    """Embeddings in .npy members: (D,), or (K, D) with one row for each caption; each epoch uses the row of its caption.
 
-    A row may be a sequence (L, D). spec: which of the two a row is, and its width. note: the encoder that made them.
+    A row may be a sequence (L, D). spec: the form of a row and its width. note: the encoder that made them.
     """
 
     def __init__(self, files: EncodedFiles, spec: FieldSpec, note: FieldNote | None = None) -> None:
@@ -71,7 +71,7 @@ class Vectors:
 
 
 class Pictures:
-    """Encoded pictures that lie over the image: cropped as the image is, nearest neighbour. channels: of each.
+    """Encoded pictures of the same scene as the image, cropped alike, resized by nearest neighbour. channels: of each.
 
     A mask of two classes may be stored in black and white; white is class 1.
     """
@@ -101,7 +101,7 @@ class Pictures:
         return self._numbered(picture, index) if self.spec.kind == "mask" else picture
 
     def _numbered(self, mask: np.ndarray, index: int) -> np.ndarray:
-        """The class numbers of a mask. Raises UserError where it has one that there is not."""
+        """The class numbers of a mask. Raises UserError for an unknown class."""
         count = self.spec.class_count
         if count is None:
             return mask
@@ -135,7 +135,7 @@ class ClassTexts:
 
 
 def column(files: EncodedFiles, note: FieldNote, framing: Framing) -> Column:
-    """The rows of a field that lies beside the images in shards; framing: how its images are cut."""
+    """The rows of a field beside the images in shards; framing: the crop of the images."""
     spec = note.spec(framing.size)
     match note.kind:
         case "text":
@@ -155,7 +155,7 @@ def column(files: EncodedFiles, note: FieldNote, framing: Framing) -> Column:
 def read_npy(
     files: EncodedFiles, index: int, taken: Callable[[np.ndarray], np.ndarray], what: str, hint: str
 ) -> np.ndarray:
-    """What is taken of the array in an .npy member. Raises UserError where it is none, or `taken` raises ValueError."""
+    """`taken` of the array in an .npy member. Raises UserError if it is no array, or if `taken` raises ValueError."""
     data = io.BytesIO(files.read(index))
     try:
         return taken(np.lib.format.read_array(data, allow_pickle=False))

@@ -1,4 +1,4 @@
-"""What every data set of a preset has: where it lies, the shape of its images, and how files and arrays become ImageData."""
+"""The base of the data sets of a preset: place, shape of the images, and the way from files and arrays to ImageData."""
 
 import hashlib
 from abc import abstractmethod
@@ -38,10 +38,10 @@ class DataConfig(Config):
 
     root: folder or archive on disk. size: edge in pixels, or (height, width); other images are resized, antialiased; null:
     that of the images, where they have one. channels: 1 grey, 3 RGB; left out: those of the images. flip: mirror half of the
-    training images left to right. in_memory: hold decoded pixels in memory; None does where they take at most 2 GiB. crop:
-    where training images are cropped once their shorter side is resized, at the centre or at random, each time elsewhere.
-    buckets: sizes (height, width), to each of which go the training images of nearest aspect ratio, in batches of their own;
-    whatever is sampled, previewed or scored has `size`.
+    training images left to right. in_memory: hold decoded pixels in memory; None does if they take at most 2 GiB. crop:
+    the place of the crop of training images after resizing, at the centre or at random in each epoch.
+    buckets: sizes (height, width); each training image goes to the bucket of the nearest aspect ratio, and a batch has one
+    bucket; samples, previews and scores use `size`.
     """
 
     root: Path | None = Field(None, description="folder or archive on disk; --data sets it")
@@ -52,47 +52,43 @@ class DataConfig(Config):
     channels: Literal[1, 3] = Field(
         3, description="1: grey, 3: RGB; left out: those of the images of a folder or a set"
     )
-    grey: bool = Field(
-        False, description="whether images in colour may be trained on as grey ones, where channels is 1"
-    )
+    grey: bool = Field(False, description="allow colour images to be converted to grey if channels is 1")
     flip: bool = Field(False, description="mirror half of the training images left to right")
-    in_memory: bool | None = Field(
-        None, description="hold decoded pixels in memory; null: where they take at most 2 GiB"
-    )
+    in_memory: bool | None = Field(None, description="hold decoded pixels in memory; null: if they take at most 2 GiB")
     crop: Literal["centre", "random"] = Field(
         "centre",
         description="where training images are cropped once the shorter side fits: centre, or random in each epoch",
     )
     buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
         (),
-        description="sizes [height, width]; each training image goes to that of the nearest aspect ratio; sampled is data.size",
+        description="sizes [height, width]; each training image goes to the nearest aspect ratio; samples have data.size",
     )
     captions: ClassCaptions | None = Field(None, description="makes the field text of a set that has classes")
-    derived: tuple[AnyDerived, ...] = Field((), description="fields that are made of the image where it is read")
+    derived: tuple[AnyDerived, ...] = Field((), description="fields that are computed from the image when it is read")
 
     @property
     def shape(self) -> ImageShape:
         if self.size is None:
             raise UserError(
-                "data.size is left out, and no data are read that tell it", "use --set data.size=64 (pixels)"
+                "data.size is left out, and no data are read to determine it", "use --set data.size=64 (pixels)"
             )
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
         return ImageShape(self.channels, height, width)
 
     @property
     def specs(self) -> dict[str, FieldSpec]:
-        """The fields that the preset alone tells of, before any file is opened; `ImageData.specs` tells of all."""
+        """The fields that the preset determines before any file is opened; `ImageData.specs` has all fields."""
         text = {} if self.captions is None else {"text": FieldSpec("text")}
         image = FieldSpec("image", tuple(self.shape))
         return {"image": image} | text | derived_specs(self.derived, image)
 
     def over(self, name: str) -> FieldSpec:
-        """The field of this name in data that have it, where it lies over the images."""
+        """The field of this name in data that have it, if it has the size of the images."""
         return FieldNote(kind="mask" if is_mask(name) else "image").spec(self.shape[1:])
 
     @property
     def cut_anew(self) -> str:
-        """The keys that have every training image cut when it is read, as `crop 'random'`; empty: there are none."""
+        """The keys that crop every training image anew when it is read, such as `crop 'random'`; empty: there are none."""
         found = ["crop 'random'"] * (self.crop == "random") + ["buckets"] * bool(self.buckets)
         return " and ".join(found)
 
@@ -120,12 +116,12 @@ class DataConfig(Config):
         return self
 
     def absolute(self) -> "DataConfig":
-        """The same data, found from any folder."""
+        """The same data with absolute paths."""
         return self if self.root is None else self.model_copy(update={"root": self.root.expanduser().absolute()})
 
     @property
     def paths(self) -> list[Path]:
-        """Where on this machine it lies."""
+        """Its paths on this machine."""
         return [] if self.root is None else [self.root.expanduser()]
 
     @property
@@ -135,7 +131,7 @@ class DataConfig(Config):
 
     @abstractmethod
     def build(self, split: Split) -> ImageData:
-        """The images of a split. Raises UserError that names data.root where they are missing or broken."""
+        """The images of a split. Raises UserError with data.root if they are missing or broken."""
 
     def _source(self) -> Path:
         if self.root is None:
@@ -181,20 +177,20 @@ class DataConfig(Config):
         return self._with_made(loaded(images, self.in_memory))
 
     def _framing(self, split: Split, sides: Callable[[], Tensor]) -> Framing:
-        """How the images of a split are cut. sides: gives their (height, width), int64 (N, 2), which only buckets need."""
+        """The crop of the images of a split. sides: gives their (height, width), int64 (N, 2), which only buckets need."""
         if split != "train":
             return Framing(self.shape[1:])
         bucket = nearest(sides(), self.buckets) if self.buckets else None
         return Framing(self.shape[1:], self.crop == "random", self.buckets, bucket)
 
     def _with_made(self, data: ImageData) -> ImageData:
-        """The data with the fields that the preset makes of others: captions of classes, and what follows from the image."""
+        """The data with the fields that the preset derives: captions from classes, and fields from the image."""
         captioned = data if self.captions is None else self.captions.added(data)
         return captioned.deriving(self.derived)
 
 
 def _whole(tree: FileTree, listing: Listing, levels: Range | None) -> tuple[Listing, tuple[str, ...]]:
-    """The images of a listing that can be decoded, and a note on the others. Raises UserError where none can."""
+    """The images of a listing that can be decoded, and a note on the others. Raises UserError if none can."""
     files = TreeFiles(tree, listing.names)
     broken = broken_among(files, levels)
     if not broken:
@@ -239,14 +235,14 @@ class TreeFiles:
         return torch.tensor([self.size_of(index) for index in range(len(self))], dtype=torch.int64).reshape(-1, 2)
 
     def digest(self, sizes: bool) -> str:
-        """A digest of the names of the files, and of their sizes in bytes where that is asked for."""
+        """A digest of the names of the files and, optionally, of their sizes in bytes."""
         total = hashlib.sha256()
         for name, location in zip(self.names, self.locations, strict=True):
             total.update(f"{name}\0{size_of(location) if sizes else ''}\n".encode())
         return total.hexdigest()
 
     def is_grey(self, index: int) -> bool:
-        """Whether an image is stored without colours, as its header says; not one that cannot be read."""
+        """Whether an image is stored without colours, according to its header; False for an unreadable one."""
         try:
             with open_location(self.locations[index]) as file, open_encoded(file) as image:
                 return image.mode in GREY or image.mode.startswith("I")

@@ -1,6 +1,6 @@
 """The data sets of a preset: `data: {kind: ..., root: ..., size: ...}` is a config that builds its ImageData.
 
-Whatever is on disk, a set has one shape, uint8 pixels and int64 labels; its order is that of its files, sorted by name.
+Every set has one shape, uint8 pixels and int64 labels; its order is that of its files, sorted by name.
 """
 
 import math
@@ -27,7 +27,7 @@ from diffcli.data.stream.stream_data import Stream, lists_shards
 class Digits(DataConfig):
     """The 10,000 test images of MNIST, shipped with diffcli: 28x28, grey.
 
-    They are one set, so every tenth image is held out: `train` has 9,000, `test` the other 1,000.
+    Every tenth image is held out: `train` has 9,000, `test` the other 1,000.
     """
 
     kind: Literal["digits"] = "digits"
@@ -80,15 +80,17 @@ class Cifar(DataConfig):
 class Folder(DataConfig):
     """A folder of images: flat, with class folders, or with folders train and test (or val) around either.
 
-    classes: what names the class of an image, its folder or the beginning of its file's name (cat_001.png).
+    classes: whether the folder or the beginning of the file name (cat_001.png) gives the class of an image.
     Captions in files beside the images (a.txt of a.png) are the field text, unless `captions` makes others.
     """
 
     kind: Literal["folder"] = "folder"
-    classes: ClassesFrom = Field("folders", description="what names classes: folders, or the prefix of file names")
+    classes: ClassesFrom = Field(
+        "folders", description="where class names come from: folders, or the prefix of file names"
+    )
     broken: Broken = Field(
         "refuse",
-        description="files that cannot be decoded: refuse stops the run, leave_out decodes all first and goes on",
+        description="files that cannot be decoded: refuse stops the run; leave_out decodes all files first and skips these",
     )
     range: Range | None = Field(
         None, description="[low, high] of 16-bit or floating-point images: black and white; null is 0 to 65535"
@@ -118,7 +120,7 @@ class Folder(DataConfig):
 
 
 class NoData(DataConfig):
-    """The shape of images that are not here: the data of an imported model. channels: any number, so latents too."""
+    """The shape of images without the images: the data of an imported model. channels: any number, so latents too."""
 
     kind: Literal["none"] = "none"
     channels: PositiveInt = 3  # type: ignore[assignment]  # wider than what a file of images can have
@@ -136,7 +138,7 @@ AnyData = Annotated[
 
 
 def at_root(config: DataConfig, place: str | Path) -> DataConfig:
-    """`config` reading from `place`: as shards of the same shape where `diffcli prep-data` prepared it, URLs as a stream."""
+    """`config` with its data at `place`: as shards if `diffcli prep-data` prepared them, as a stream for URLs."""
     same = config.model_dump(
         include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions", "derived", "grey"},
         exclude_unset=True,

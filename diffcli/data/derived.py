@@ -1,8 +1,8 @@
-"""Fields that are made of the image where it is read: the section `data.derived` of a preset.
+"""Fields that are computed from the image when it is read: the section `data.derived` of a preset.
 
-A field follows from the bytes of its image, as it is cropped, alone (that of `hole` from the sample's draw as well), before
-batches are mirrored; so it lies over its image whatever the crop and the flip. It is made by whoever reads the image: a worker
-process of the reader where there are any.
+A field follows from the cropped bytes of its image alone (that of `hole` also from the sample's draw), before batches are
+mirrored, so it matches its image for every crop and flip. The process that reads the image computes it: a worker process, if
+there are any.
 """
 
 from abc import abstractmethod
@@ -23,11 +23,11 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class Derived(Config):
-    """What fields it makes of an image, and how."""
+    """Computes fields from an image."""
 
     @abstractmethod
     def specs(self, image: FieldSpec) -> Specs:
-        """The fields that it makes of an image (C, H, W). Raises UserError where it makes none of that size."""
+        """The fields that it computes from an image (C, H, W). Raises UserError if it does not support that size."""
 
     @abstractmethod
     def make(self, images: Tensor, indices: Tensor, draws: Tensor | None) -> dict[str, Tensor]:
@@ -39,8 +39,8 @@ class LowRes(Derived):
 
     kind: Literal["low_res"] = "low_res"
     field: Name = Field("low_res", description="name of the field that is made")
-    factor: int = Field(2, ge=2, le=64, description="how many times smaller each edge becomes")
-    kernel: Kernel = Field("bicubic", description="of the antialiased resize, as Pillow calls it")
+    factor: int = Field(2, ge=2, le=64, description="factor by which each edge becomes smaller")
+    kernel: Kernel = Field("bicubic", description="kernel of the antialiased resize, by Pillow's name")
 
     def specs(self, image: FieldSpec) -> Specs:
         channels, *size = image.sides
@@ -61,8 +61,8 @@ class LowRes(Derived):
 class Edges(Derived):
     """White edges on black, one pixel wide. sigma: pixels of the blur before. low, high: of the gradient, a share of its largest.
 
-    The largest gradient that levels allow is that of a step from black to white; edges above `high` count, and those above
-    `low` that hang together with one of them.
+    The largest possible gradient is that of a step from black to white. Edges above `high` count, and so do edges above
+    `low` that are connected to one of them.
     Source: Canny 1986, doi 10.1109/TPAMI.1986.4767851.
     """
 
@@ -70,10 +70,13 @@ class Edges(Derived):
     field: Name = Field("edges", description="name of the field that is made")
     sigma: float = Field(1.0, gt=0, le=16, description="standard deviation of the blur before, in pixels")
     low: float = Field(
-        0.05, ge=0, lt=1, description="gradient of an edge that continues another, as a share of the largest"
+        0.05,
+        ge=0,
+        lt=1,
+        description="smallest gradient of an edge that continues another one, as a share of the largest",
     )
     high: float = Field(
-        0.12, gt=0, lt=1, description="gradient of an edge that counts alone, as a share of the largest"
+        0.12, gt=0, lt=1, description="smallest gradient of an edge that counts by itself, as a share of the largest"
     )
 
     @model_validator(mode="after")
@@ -140,14 +143,14 @@ class Grey(Derived):
 
 
 class Hole(Derived):
-    """A mask that is 1 in a rectangle that is to be painted, and the image, grey within it.
+    """A mask that is 1 in a rectangle to be filled, and the image with grey inside it.
 
-    least, most: edges of the rectangle, as shares of those of the image. In training it lies elsewhere in each epoch.
+    least, most: edges of the rectangle, as shares of those of the image. In training its place differs in each epoch.
     """
 
     kind: Literal["hole"] = "hole"
-    field: Name = Field("hole", description="name of the mask that is made; 1 within the hole")
-    image: Name = Field("masked", description="name of the image that is made, grey within the hole")
+    field: Name = Field("hole", description="name of the computed mask; 1 inside the hole")
+    image: Name = Field("masked", description="name of the computed image, grey inside the hole")
     least: float = Field(0.2, gt=0, le=1, description="shortest edge of the hole, as a share of that of the image")
     most: float = Field(0.7, gt=0, le=1, description="longest edge of the hole, as a share of that of the image")
 
@@ -188,7 +191,7 @@ MAKERS: Mapping[str, str] = {
     for made in (each() for each in get_args(KINDS))
     for name in made.specs(FieldSpec("image", (3, 64, 64)))
 }
-"""The kind that makes a field of this name where nobody names it otherwise."""
+"""The kind whose default name is this field."""
 
 
 def levels(values: Tensor) -> Tensor:
@@ -197,5 +200,5 @@ def levels(values: Tensor) -> Tensor:
 
 
 def derived_specs(derived: tuple[Derived, ...], image: FieldSpec) -> dict[str, FieldSpec]:
-    """The fields that several make of an image."""
+    """The fields that several of them compute from an image."""
     return {name: spec for each in derived for name, spec in each.specs(image).items()}

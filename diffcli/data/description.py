@@ -1,8 +1,8 @@
-"""What a data set holds: one record and the same few lines of it, for prep-data, train and whoever asks.
+"""The description of a data set: one record, and the same few lines for prep-data, train and info.
 
-Nothing here reads all images. Counts and labels are those of the listing or of the indexes of a prepared set, which are read
-to open it; sizes are those of the indexes too, or of the headers of a few files (LOOKED_AT), which the lines then say. The
-digest is that of the shards, or of the names and sizes of files; of more files than SIZED of their names alone.
+It does not read all images. Counts and labels come from the listing or from the indexes of a prepared set. Sizes come from the
+indexes too, or from the headers of a few files (LOOKED_AT), which the lines then say. The digest is that of the shards, or of the
+names and sizes of files; for more than SIZED files, of their names alone.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ from diffcli.data.sidecars import SidecarFiles
 from diffcli.data.stream.stream_data import StreamData
 from diffcli.fields import listed
 
-LOOKED_AT = 16  # files whose headers are read where no index tells sizes
-SIZED = 100_000  # files whose sizes are asked of the disk for a digest
-COLOUR = 8  # levels between the channels of a pixel that are no noise of a grey JPEG
+LOOKED_AT = 16  # files whose headers are read if no index has sizes
+SIZED = 100_000  # largest number of files whose sizes are part of a digest
+COLOUR = 8  # difference between the channels of a pixel above the noise of a grey JPEG
 SHOWN_CLASSES = 10
 SHOWN_KINDS = 6  # of what was left out
 
@@ -37,7 +37,7 @@ Side = tuple[int, int]  # (height, width) in pixels
 
 
 class StoredSizes(Config):
-    """Sizes of images as they are stored, the smallest and the largest by area. looked_at: of how many; None: of all."""
+    """Sizes of stored images, the smallest and the largest by area. looked_at: number of files; None: all."""
 
     smallest: Side
     largest: Side
@@ -45,11 +45,11 @@ class StoredSizes(Config):
 
 
 class DataDescription(Config):
-    """What a data set holds, as a run records it.
+    """The description of a data set, as a run records it.
 
-    splits: images of each. counted: the split that the rest is about. shape: of an image as it is read, (C, H, W). class_counts:
-    images of each class, in the order of `classes`. captioned: images with a caption. fields: what else each sample has.
-    skipped: broken images that prep-data left out. left_out: files that are no images, by what they are. digest: of the files
+    splits: images of each. counted: the split that is described. shape: of an image after reading, (C, H, W). class_counts:
+    images of each class, in the order of `classes`. captioned: images with a caption. fields: the other fields of each sample.
+    skipped: broken images that prep-data left out. left_out: files that are no images, by type. digest: of the files
     of the split.
     """
 
@@ -70,12 +70,12 @@ class DataDescription(Config):
 
     @property
     def count(self) -> int | None:
-        """Images of the split that is described; None: it is a stream that nothing tells the length of."""
+        """Images of the described split; None for a stream of unknown length."""
         return self.splits[self.counted]
 
     @property
     def facts(self) -> dict[str, str]:
-        """The few lines, by what they are about."""
+        """The few lines, by topic."""
         found = {"data": f"{self.place}: {self._amounts()}", "pixels": self._pixels(), "classes": self._classes()}
         if self.captioned is not None:
             every = self.count is None or self.captioned == self.count
@@ -88,17 +88,17 @@ class DataDescription(Config):
 
     @property
     def lines(self) -> list[str]:
-        """The facts as lines of talk."""
+        """The facts as lines of text."""
         return [f"{name + ':':<9} {value}" for name, value in self.facts.items()]
 
     @property
     def empty_classes(self) -> list[int]:
-        """The numbers of the classes of which there is no image."""
+        """The numbers of the classes without an image."""
         return [number for number, count in enumerate(self.class_counts or ()) if not count]
 
     @property
     def remarks(self) -> list[str]:
-        """What is allowed but probably not meant, or worth knowing, one sentence each."""
+        """Notes on what is allowed but probably not meant, one sentence each."""
         if not self.empty_classes or self.classes is None:
             return list(self.notes)
         named = _few([self.classes[number] for number in self.empty_classes], SHOWN_CLASSES)
@@ -139,7 +139,7 @@ class DataDescription(Config):
 
 
 def describe(data: ImageData, split: str = "train", place: Path | str | None = None) -> DataDescription:
-    """What a split of built data holds. place: where the user said it lies; None: the set comes with diffcli."""
+    """The description of a split of built data. place: as given by the user; None: the set comes with diffcli."""
     origin = data.origin or ImageOrigin()
     streamed = isinstance(data, StreamData)
     count = data.count if isinstance(data, StreamData) else len(data)
@@ -168,7 +168,7 @@ def describe(data: ImageData, split: str = "train", place: Path | str | None = N
 
 
 def describe_set(root: Path, key: str = "the prepared set") -> DataDescription:
-    """What a prepared set holds, of all its indexes. key: what names it in errors. Raises UserError where it is none."""
+    """The description of a prepared set, from all its indexes. key: names it in errors. Raises UserError if it is none."""
     prepared = open_shards(root, key)
     split = "train" if "train" in prepared.splits else next(iter(prepared.splits))
     files = ShardFiles(root, prepared, split)
@@ -191,7 +191,7 @@ def describe_set(root: Path, key: str = "the prepared set") -> DataDescription:
 
 
 def stored_sizes(files: EncodedFiles | None) -> StoredSizes | None:
-    """The sizes of images as they are stored: of all where an index tells them, else of a few files; None: nothing tells."""
+    """The sizes of stored images: of all if an index has them, else of a few files; None if they are unknown."""
     match files:
         case Joined(parts=parts):
             each = [stored_sizes(part) for part in parts]
@@ -203,7 +203,7 @@ def stored_sizes(files: EncodedFiles | None) -> StoredSizes | None:
         case TreeFiles():
             try:
                 found = [files.size_of(row) for row in spread(len(files))]
-            except UserError:  # a broken one, which reading it says
+            except UserError:  # a broken one, which its reader reports
                 return None
             return _extremes(found, len(found) if len(found) < len(files) else None)
         case _:
@@ -216,11 +216,11 @@ def spread(count: int) -> list[int]:
 
 
 def first_in_colour(files: EncodedFiles) -> str | None:
-    """The name of an image whose colours are more than noise, of LOOKED_AT / 4 that are decoded; None where all are grey."""
+    """The name of an image with real colours among LOOKED_AT / 4 decoded ones; None if all are grey."""
     for row in spread(len(files))[:: LOOKED_AT // 4]:
         try:
             image = open_image(files.read(row), files.name(row))
-        except (OSError, UserError, *ARCHIVE_ERRORS):  # reading it in its turn says so
+        except (OSError, UserError, *ARCHIVE_ERRORS):  # its reader reports it
             continue
         if image.mode == "RGB" and int(np.ptp(np.asarray(image), axis=-1).max()) > COLOUR:
             return files.name(row)
@@ -228,7 +228,7 @@ def first_in_colour(files: EncodedFiles) -> str | None:
 
 
 def differences(before: DataDescription, now: DataDescription) -> list[str]:
-    """What of the data of a run has changed since `before`, but for the class list, a few words each."""
+    """The changes of the data of a run since `before`, without the class list, in a few words each."""
     found = [
         f"images of the split {now.counted}: {now.count:,}, were {before.count:,}"
         for _ in [0]
@@ -262,7 +262,7 @@ def _counts(labels: torch.Tensor, classes: int) -> tuple[int, ...]:
 
 
 def _captioned(column: Any, count: int | None) -> int | None:
-    """How many images have a caption: a column of shards knows where there is none."""
+    """The number of images with a caption; a column of shards knows which have none."""
     if not isinstance(column, Texts):
         return count
     files = column.files.parts if isinstance(column.files, Joined) else (column.files,)

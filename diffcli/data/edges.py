@@ -1,4 +1,4 @@
-"""What one sees first of a picture: its luminance, its edges and lines, its colours without detail.
+"""Computes luminance, edges, lines, and colours without detail of pictures.
 
 Pictures are float (B, C, H, W) in [0, 1]; borders repeat the last pixel.
 """
@@ -54,7 +54,7 @@ def canny(images: Tensor, sigma: float, low: float, high: float) -> Tensor:
 
 
 def _crest(steep: Tensor, gx: Tensor, gy: Tensor) -> Tensor:
-    """Where the gradient is not exceeded by its two neighbours along its own direction, of four."""
+    """Where the gradient is at least that of its two neighbours along its direction, one of four."""
     height, width = steep.shape[2:]
     around = F.pad(steep, (1, 1, 1, 1))
     sector = (torch.atan2(gy, gx) * (4 / math.pi)).round().long() % 4  # 0 across, 1 down right, 2 down, 3 down left

@@ -1,6 +1,6 @@
-"""Whose fault it is that a file cannot be read: that of the file, which may be left out, or that of the machine at the time.
+"""Distinguishes faults of a file, which may be left out, from temporary faults of the machine.
 
-A set in which a momentary fault (too many open files, a disk that stutters, memory) left out an image would lack it for good.
+If a temporary fault (too many open files, a slow disk, memory) left out an image, the set would lack it for good.
 """
 
 import errno
@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-OF_THE_FILE = frozenset(  # what the system says of a file itself: another time is no better
+OF_THE_FILE = frozenset(  # errors about the file itself, which do not go away
     {
         errno.ENOENT,
         errno.EACCES,
@@ -26,7 +26,7 @@ OF_THE_FILE = frozenset(  # what the system says of a file itself: another time 
 
 
 def is_momentary(error: BaseException) -> bool:
-    """Whether an error tells of the machine rather than of the file that was read. An OSError without a number is a library's."""
+    """Whether an error is about the machine and not about the file. An OSError without a number is from a library."""
     if isinstance(error, OSError):
         return error.errno is not None and error.errno not in OF_THE_FILE
     return isinstance(error, MemoryError)
@@ -34,7 +34,7 @@ def is_momentary(error: BaseException) -> bool:
 
 @contextmanager
 def zip_faults() -> Iterator[None]:
-    """What zipfile raises of a zip becomes BadZipFile: other code's KeyError and RuntimeError stay what they are."""
+    """Context that turns errors of zipfile into BadZipFile; KeyError and RuntimeError of other code stay unchanged."""
     try:
         yield
     except (

@@ -1,4 +1,4 @@
-"""One view of the files in a folder, a tar or a zip: names, and bytes by name. Archives are read in place, never unpacked.
+"""The files in a folder, a tar or a zip through one interface: names, and bytes by name. Archives are read in place.
 
 A name is the path below the source with forward slashes. Members that would leave the source ("../x", "/x") are refused.
 """
@@ -40,7 +40,7 @@ ARCHIVE_ERRORS = (
 ZIP_MODE = 16  # bits by which the mode of a file lies above the other attributes in a zip
 LOST = "links that lead to nothing in their archive"
 COPY_CHUNK = 1 << 20  # bytes
-MAX_IN_MEMORY = 4 << 30  # bytes of a compressed tar that is read without a place to unpack it to
+MAX_IN_MEMORY = 4 << 30  # largest size in bytes of a compressed tar that is unpacked in memory
 MAX_RATIO = 100  # of an unpacked tar over MAX_IN_MEMORY to the packed one; images hardly shrink, so more is a bomb
 DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -50,11 +50,11 @@ DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
 
 
 class WriteError(OSError):
-    """The disk did not take a temporary file; no fault of what was being read."""
+    """A temporary file could not be written; no fault of the source."""
 
 
 class Span(NamedTuple):
-    """A stretch of bytes of a file: how a member lies in an uncompressed tar."""
+    """A range of bytes of a file: a member of an uncompressed tar."""
 
     path: Path
     offset: int
@@ -73,9 +73,9 @@ Location = Path | Span | ZipEntry | bytes  # picklable, so that worker processes
 
 
 class FileTree:
-    """The files of one source, sorted by name. passed: what was passed over, see `Walk`; empty: folders without files.
+    """The files of one source, sorted by name. passed: ignored files, see `Walk`; empty: folders without files.
 
-    locations: None for a link that leads to none of them.
+    locations: None for a dangling link.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class FileTree:
         return read_location(self.locations[name])
 
     def head(self, name: str) -> bytes:
-        """The first bytes of a file, which tell its format; none where it cannot be read."""
+        """The first bytes of a file, which show its format; empty if it cannot be read."""
         try:
             with open_location(self.locations[name]) as file:
                 return file.read(LOOK)
@@ -114,26 +114,26 @@ class FileTree:
         return size_of(self.locations[name])
 
     def find(self, *basenames: str) -> str | None:
-        """The first file with one of these basenames, the shallowest first; None where there is none."""
+        """The first file with one of these basenames, the shallowest first; None if there is none."""
         found = [name for name in self.locations if name.rsplit("/", 1)[-1] in basenames]
         return min(found, key=lambda name: (name.count("/"), name), default=None)
 
     @property
     def holds(self) -> str:
-        """Its first names, for errors: what it is instead of what was wanted."""
+        """Its first names, for errors about a wrong source."""
         return ", ".join(self.names[:3]) + (", ..." if len(self.locations) > 3 else "") or "nothing"
 
     def shown(self, name: str) -> str:
-        """The file as the user knows it."""
+        """The path of a file, for messages."""
         return str(self.source / name)
 
 
 def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
     """The files of a folder or of a .tar, .tar.gz, .tar.xz, .tar.bz2 or .zip archive.
 
-    key: what the user typed to name the source (`data.root`, `SOURCE`), for errors. work: where the plain tar of a compressed
-    one is kept while it is needed; in memory where it is None. Raises UserError where source is missing or broken, and
-    WriteError where `work` does not take the plain tar.
+    key: the option that names the source (`data.root`, `SOURCE`), for errors. work: the folder for the plain tar of a compressed
+    one; None: in memory. Raises UserError if the source is missing or broken, and WriteError if the plain tar cannot be written
+    into `work`.
     """
     with _opening(source, key, f"{key} is '{source}', which"):
         if not source.exists():
@@ -145,7 +145,7 @@ def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
 
 
 def unfold(tree: FileTree, pattern: re.Pattern[str], key: str, work: Path | None = None) -> FileTree:
-    """The tree with the members of those archives in it whose names fit in their place, as ARCHIVE/MEMBER.
+    """The tree with matching archives in it replaced by their members, as ARCHIVE/MEMBER.
 
     A tar inside a tar is read in place, too. Raises as `open_tree` does.
     """
@@ -162,7 +162,7 @@ def unfold(tree: FileTree, pattern: re.Pattern[str], key: str, work: Path | None
 
 @contextmanager
 def _opening(source: Path, key: str, what: str) -> Iterator[None]:
-    """Makes an error of the user of what goes wrong in an archive. what: the start of the sentence that names it."""
+    """Context that turns errors in an archive into a UserError. what: the start of the sentence that names it."""
     try:
         yield
     except WriteError:
@@ -177,7 +177,7 @@ def _opening(source: Path, key: str, what: str) -> Iterator[None]:
 
 
 def with_zips(tree: FileTree, key: str, work: Path | None = None) -> FileTree:
-    """The files of a folder, and those in the zips that lie in it, as if each were the folder of its name."""
+    """The files of a folder and of the zips in it, as if each zip were a folder of its name."""
     if not tree.source.is_dir():
         return tree
     locations = dict(tree.locations)
@@ -189,12 +189,12 @@ def with_zips(tree: FileTree, key: str, work: Path | None = None) -> FileTree:
 
 
 def unreadable(source: Path | str, key: str, error: OSError) -> UserError:
-    """What the user is told of a source, typed as `key`, that the system does not let us read."""
+    """The UserError for a source, given by `key`, that cannot be read."""
     return UserError(f"{key} is '{source}', which cannot be read: {error}", "check its permissions and its disk")
 
 
 def copy(stream: IO[bytes], target: Path, most: float = math.inf) -> None:
-    """Copies a stream into a file, or leaves none. Raises WriteError for the file; what the stream raises stays as it is.
+    """Copies a stream into a file, or leaves none. Raises WriteError for the file; errors of the stream are not changed.
 
     most: bytes; raises EOFError where the stream has more.
     """
@@ -270,9 +270,9 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 @lru_cache(maxsize=4)
 def _opened(path: Path, process: int) -> zipfile.ZipFile:
-    """Kept, since reading its directory again for every member would be quadratic; for the process that opened it alone.
+    """The open archive, cached because reading its directory for every member would be quadratic; one for each process.
 
-    A forked worker inherits the open file with the position that it shares with all the others.
+    A forked worker would share the position of an inherited open file with the other processes.
     """
     with zip_faults():
         return zipfile.ZipFile(path)
@@ -284,7 +284,7 @@ def printable(name: str) -> str:
 
 
 def _members(location: Location, shown: str, work: Path | None) -> Iterator[tuple[str, Location | None]]:
-    """The files of an archive: a file on disk, or a tar that lies in a tar. None: a link that leads to none of them."""
+    """The files of an archive: a file on disk, or a tar inside a tar. None: a dangling link."""
     match location:
         case Path() if zipfile.is_zipfile(location):
             yield from _zip_members(location)
@@ -331,7 +331,7 @@ def _tar_members(source: Path, work: Path | None) -> Iterator[tuple[str, Locatio
 
 
 def _decompress(source: Path, opener: Callable[..., Any], work: Path | None) -> Path | bytes:
-    """The plain tar inside a compressed one: random access into xz or gzip would decompress it all for every member."""
+    """The plain tar inside a compressed one; random access into xz or gzip would decompress everything for every member."""
     with opener(source, "rb") as stream:
         if work is None:
             plain = stream.read(MAX_IN_MEMORY + 1)

@@ -1,4 +1,4 @@
-"""What a preset leaves to its data: the size and the channels of the images. Reads an index, or the headers of a few files."""
+"""Fills size and channels of images into a preset, from an index or the headers of a few files."""
 
 from typing import TypeVar
 
@@ -15,9 +15,9 @@ Data = TypeVar("Data", bound=DataConfig)
 
 
 def fitted(config: Data) -> Data:
-    """The same data with the size and channels of their images, where the preset leaves them out.
+    """The same data config with size and channels from the images, if the preset leaves them out.
 
-    Raises UserError where it leaves the size out and the images differ in it, or nothing tells it.
+    Raises UserError if the size is left out and the images differ in size, or if it is unknown.
     """
     if config.size is not None and "channels" in config.model_fields_set:
         return config
@@ -27,7 +27,7 @@ def fitted(config: Data) -> Data:
         match config:
             case Shards():
                 sizes, channels = _of_set(config)
-            case Stream() if config.size is None:  # else nothing is asked of a server for channels alone
+            case Stream() if config.size is None:  # no request to a server for channels alone
                 record = record_beside(expanded(config.shards)[0], config.patience)
                 sizes, channels = (None, None) if record is None else (_uniform(record), record.channels)
             case Folder():
@@ -37,7 +37,7 @@ def fitted(config: Data) -> Data:
     except UserError:
         if config.size is None:
             raise
-        return config  # whoever opens the data says it
+        return config  # opening the data reports it
     update: dict[str, object] = {}
     if "channels" not in config.model_fields_set and channels is not None:
         update["channels"] = channels

@@ -1,4 +1,4 @@
-"""Which files are images that can be decoded here: by suffix, by their first bytes, and by what Pillow can read.
+"""Recognises image files that can be decoded here: by suffix, by their first bytes, and by the abilities of Pillow.
 
 Only plain pictures are read (no PostScript, no interpreter behind a format), so files from strangers are safe to open. A
 format whose package is not installed is known by name, so that its files are counted and the package is named.
@@ -59,13 +59,13 @@ MARKS = {
     b"qoif": "QOI",
     b"8BPS": "PSD",
 }
-EXTENSIONS = {"JPEG2000": "jp2", "HEIF": "heic"}  # of formats that are not called as their files end
+EXTENSIONS = {"JPEG2000": "jp2", "HEIF": "heic"}  # of formats whose name is not their suffix
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 HEAD = 64  # bytes that tell a format
-# what may tell of images, but is none
+# files that may describe images
 TEXTS = suffixes("txt caption captions json jsonl ndjson csv tsv parquet xml yaml yml md rst html htm log toml ini gz")
-# raw photographs, which hold a thumbnail; and what is not whole, or a copy
+# raw photographs, which hold a thumbnail; and unfinished or backup files
 NO_IMAGES = suffixes(
     "dng nef nrw cr2 cr3 crw arw srf sr2 orf rw2 raf pef raw rwl 3fr iiq erf kdc"
     " part partial crdownload download tmp temp bak old orig swp"
@@ -74,14 +74,14 @@ PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})  # chunks beside the
 
 
 class ImageFiles(NamedTuple):
-    """The images among some files, in the order of these; others: how many of the rest there are, by suffix, but for TEXTS."""
+    """The images among some files, in their order; others: numbers of other files by suffix, without TEXTS."""
 
     images: list[str]
     others: Counter[str]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to tell of the others, and what would read those that are images."""
+        """Notes on the other files, and on packages that could read some of them."""
         if not self.others:
             return ()
         counted = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.others.items()))
@@ -95,7 +95,7 @@ class ImageFiles(NamedTuple):
 
 
 def images_among(names: Iterable[str], head: Callable[[str], bytes]) -> ImageFiles:
-    """Sorts files by name into images and others. head: gives the first bytes of a file whose suffix does not tell."""
+    """Sorts files by name into images and others. head: gives the first bytes of a file with an unknown suffix."""
     images, others = [], Counter[str]()
     for name in names:
         suffix = PurePosixPath(name).suffix.lower()
@@ -107,7 +107,7 @@ def images_among(names: Iterable[str], head: Callable[[str], bytes]) -> ImageFil
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images that lie in a folder itself, by name, those of formats that cannot be decoded here as well."""
+    """The images directly in a folder, by name, including formats that cannot be decoded here."""
 
     def head(path: Path) -> bytes:
         with suppress(OSError), path.open("rb") as file:
@@ -131,7 +131,7 @@ def is_image(suffix: str, head: Callable[[], bytes]) -> bool:
 
 
 def format_of(head: bytes) -> str | None:
-    """The format whose mark a file begins with, by Pillow's name; None where it has none of them."""
+    """The format whose mark a file begins with, by Pillow's name; None for an unknown beginning."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[4:8] == b"ftyp":
@@ -140,7 +140,7 @@ def format_of(head: bytes) -> str | None:
 
 
 def extension_of(head: bytes) -> str | None:
-    """How files of the format end that these first bytes are of, without a dot; None where they are of no image."""
+    """The suffix, without a dot, for a format recognised by its first bytes; None if they are not of an image."""
     found = format_of(head)
     return None if found is None else EXTENSIONS.get(found, found.lower())
 
@@ -198,7 +198,7 @@ def _further() -> tuple[str, ...]:
 
 
 def _has_codec(name: str) -> bool:
-    """Whether a format that Pillow may be built without is there."""
+    """Whether Pillow was built with an optional format."""
     if name == "AVIF" and PLUGINS[name] in sys.modules:
         return True
     return name not in CODECS or bool(features.check(CODECS[name]))

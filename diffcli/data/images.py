@@ -1,7 +1,7 @@
 """Map-style image data: `read(indices)` gives named fields, from one uint8 tensor in memory or decoded on demand.
 
-Fields: image uint8 (B, C, H, W); label int64 (B,) where the set has classes; columns, such as text, a list of B strings; and
-what is derived from the image.
+Fields: image uint8 (B, C, H, W); label int64 (B,) if the set has classes; columns, such as text, a list of B strings; and
+fields derived from the image.
 """
 
 import copy
@@ -25,7 +25,7 @@ from diffcli.fields import Batch, FieldSpec, Specs
 
 
 class Column(Protocol):
-    """A field that stands beside the image; picklable, for the workers of a DataLoader."""
+    """A field beside the image; picklable, for the workers of a DataLoader."""
 
     @property
     def spec(self) -> FieldSpec:
@@ -40,14 +40,14 @@ class MaskColumn(Column, Protocol):
     """A column that may hold masks."""
 
     def knowing(self, classes: int) -> Column:
-        """The same for who knows so many classes, where the set does not say how many it has: others are refused."""
+        """The same column with this number of classes, if the set does not have one; higher class numbers are refused."""
 
 
 class ImageOrigin(NamedTuple):
-    """Where images come from, for a description of their set.
+    """The origin of images, for the description of their set.
 
-    files: what they are decoded from; None: from memory. splits: how many images each has. skipped: broken ones that prep-data
-    left out. left_out: files that are no images, by what they are. notes: on how the files were understood.
+    files: the encoded files; None: in memory. splits: number of images of each. skipped: broken ones that prep-data left
+    out. left_out: files that are no images, by type. notes: on the interpretation of the files.
     """
 
     files: "EncodedFiles | None" = None
@@ -58,11 +58,11 @@ class ImageOrigin(NamedTuple):
 
 
 class ImageData(ABC):
-    """Images by index; of one shape, but for the buckets of `framing`, which draws alone choose.
+    """Images by index; all of one shape, except with buckets in `framing`, which need draws.
 
-    classes: names of the classes, None where there are none. labels: int64 (N,) on the CPU, None where there are none.
-    columns: what else there is, by field name. in_files: whether reading opens and decodes files, so that worker processes help.
-    origin: where they come from, where that is known.
+    classes: names of the classes, None without classes. labels: int64 (N,) on the CPU, None without labels.
+    columns: the other fields by name. in_files: whether reading opens and decodes files, so that worker processes help.
+    origin: the origin of the images, if known.
     """
 
     in_files = False
@@ -91,7 +91,7 @@ class ImageData(ABC):
         """uint8 (B, C, H, W) for int64 indices (B,), with draws all of one bucket; draws as for `read`."""
 
     def select(self, fields: Collection[str]) -> "ImageData":
-        """The same data, of which `read` gives these fields alone (and labels, which cost nothing)."""
+        """The same data, whose `read` returns only these fields (and labels, which cost nothing)."""
         chosen = copy.copy(self)
         chosen.columns = {name: column for name, column in self.columns.items() if name in fields}
         chosen.derived = tuple(each for each in self.derived if each.specs(self._image).keys() & set(fields))
@@ -99,7 +99,7 @@ class ImageData(ABC):
         return chosen
 
     def knowing(self, reads: Specs) -> "ImageData":
-        """The same data for who reads these fields: `read` refuses masks with a class that they have not."""
+        """The same data for a reader with these fields: `read` refuses masks with an unknown class."""
         counts = {name: spec.class_count for name, spec in reads.items() if spec.kind == "mask"}
         chosen = copy.copy(self)
         chosen.columns = {
@@ -109,9 +109,9 @@ class ImageData(ABC):
         return chosen
 
     def deriving(self, derived: tuple[Derived, ...]) -> "ImageData":
-        """The same data, of which `read` gives what is derived from the image as well.
+        """The same data, whose `read` also returns fields derived from the image.
 
-        Raises UserError where a name is taken, or where the images are not stored.
+        Raises UserError if a name is taken, or if the images are not stored.
         """
         if not derived:
             return self
@@ -124,7 +124,7 @@ class ImageData(ABC):
                     f"data.derived makes the field '{name}', and there is one of that name already",
                     "give it another name: field: NAME",
                 )
-        made.in_files = True  # making them is work, which worker processes can do as they decode
+        made.in_files = True  # worker processes can compute them
         return made
 
     @property
@@ -133,21 +133,21 @@ class ImageData(ABC):
 
     @property
     def specs(self) -> dict[str, FieldSpec]:
-        """What `read` gives, field by field. Images and pictures over them have other sizes in buckets."""
+        """The fields that `read` returns. Images and their pictures have other sizes in buckets."""
         image = {"image": self._image} if self.reads_images else {}
         label = {} if self.labels is None else {"label": FieldSpec("classes", (), self._classes(self.labels))}
         columns = {name: column.spec for name, column in self.columns.items()}
         return image | label | columns | derived_specs(self.derived, self._image)
 
     def _classes(self, labels: Tensor) -> tuple[str, ...] | int | None:
-        """The names of the classes, or how many there must be where labels without a name occur."""
+        """The names of the classes, or their number if labels without a name occur."""
         count = int(labels.max()) + 1 if len(labels) else None
         return self.classes if self.classes is not None and (count or 0) <= len(self.classes) else count
 
     def read(self, indices: Tensor, draws: Tensor | None = None) -> Batch:
-        """The named fields of these images. Raises UserError where a file cannot be decoded.
+        """The named fields of these images. Raises UserError if a file cannot be decoded.
 
-        draws: int64 (B,), what is random about each sample in this epoch (its crop, its caption); None: nothing is.
+        draws: int64 (B,), random bits of each sample in this epoch (for its crop, its caption); None: nothing is random.
         """
         fields: dict[str, Tensor | list[str]] = {}
         if self.reads_images or self.derived:
@@ -167,7 +167,7 @@ class ImageData(ABC):
 
 
 class ChosenImages(ImageData):
-    """Rows of other data: row i is the one numbered places[i], int64 (n,), with all that follows from its number there."""
+    """A selection of rows of other data: row i is row places[i], int64 (n,), of those, with the same random choices."""
 
     def __init__(self, whole: ImageData, places: Tensor) -> None:
         super().__init__(whole.shape, None if whole.labels is None else whole.labels[places], whole.classes)
@@ -197,7 +197,7 @@ class ChosenImages(ImageData):
 
 
 class MemoryImages(ImageData):
-    """All pixels in one uint8 tensor (N, C, H, W) on the host, from where batches travel: a GPU's memory is for the model."""
+    """All pixels in one uint8 tensor (N, C, H, W) on the host; only batches are copied to the GPU."""
 
     def __init__(
         self,
@@ -228,9 +228,9 @@ class EncodedFiles(Protocol):
 
 
 class FileImages(ImageData):
-    """Images decoded, cropped and resized when they are asked for. framing: how they are cut; None: at the centre.
+    """Images that are decoded, cropped and resized when they are read. framing: their crop; None: at the centre.
 
-    levels: what is black and white in deep images, see `modes.flatten`.
+    levels: the values of deep images that are black and white, see `modes.flatten`.
     """
 
     in_files = True
@@ -263,18 +263,18 @@ class FileImages(ImageData):
     def _decode(self, index: int, shape: ImageShape, at: Place | None) -> np.ndarray:
         try:
             return decode(self.files.read(index), "", shape, at=at, levels=self.levels)
-        except BrokenImage as error:  # only now: making the names of thousands a second costs as much as reading them
+        except BrokenImage as error:  # only here, because making names costs as much as reading small files
             raise BrokenImage(self.files.name(index), error.reason) from error
         except (OSError, *ARCHIVE_ERRORS) as error:
             raise unreadable(self.files.name(index), error) from error
 
     @property
     def bytes_in_memory(self) -> int:
-        """What the decoded set would take."""
+        """Bytes of the decoded set."""
         return len(self) * self.shape.channels * self.shape.height * self.shape.width
 
 
 def unreadable(name: str, error: Exception) -> UserError:
-    """What the user is told of an image file whose bytes cannot be had."""
+    """The UserError for an image file that cannot be read."""
     problem = f"image {name} cannot be read: {str(error) or type(error).__name__}"
     return UserError(problem, "check that the file is still there, and that its archive is whole")

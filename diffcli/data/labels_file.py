@@ -1,4 +1,4 @@
-"""The `dataset.json` that the tools of StyleGAN and EDM write beside images: which class each image has.
+"""The `dataset.json` with the classes of images that the tools of StyleGAN and EDM write.
 
     {"labels": [["00000/img00000000.png", 6], ...]}    or {"labels": null} for a set without classes
 
@@ -17,12 +17,12 @@ from diffcli.data.files import FileTree
 from diffcli.data.sample_labels import label_of_value, set_labels
 
 NAME = "dataset.json"
-BEGINS = re.compile(rb'\s*\{\s*"labels"\s*:')  # how such a file begins, and that of a prepared set never does
+BEGINS = re.compile(rb'\s*\{\s*"labels"\s*:')  # the beginning of such a file, never that of a prepared set
 LOOK = 64  # bytes
 
 
 class LabelledNames(NamedTuple):
-    """The images of a set that has such a file. labels, classes: None where it has no classes."""
+    """The images of a set with such a file. labels, classes: None if it has no classes."""
 
     names: list[str]
     labels: list[int] | None
@@ -31,7 +31,7 @@ class LabelledNames(NamedTuple):
 
 
 def labelled_names(tree: FileTree, images: Sequence[str]) -> LabelledNames | None:
-    """The images with the labels of the file beside them; None where there is none. Raises UserError for a garbled one."""
+    """The images with the labels of the file; None if there is no such file. Raises UserError for a garbled one."""
     if NAME not in tree.locations or not BEGINS.match(tree.head(NAME)):
         return None
     stored = _stored(tree)

@@ -1,4 +1,4 @@
-"""Prepared sets that hold what a first stage makes of images, in place of the images: `diffcli prep-data latents`.
+"""Prepared sets with latents of a first stage in place of the images: `diffcli prep-data latents`.
 
 Each sample has KEY.latent.npy: (C, h, w), or (2, C, h, w) with that of the mirrored image behind it; float16 or float32.
 """
@@ -17,9 +17,9 @@ from diffcli.fields import LATENT, FieldSpec, fits, listed
 
 
 class Latents:
-    """The field `latent`. note: the first stage that made it. flip: whether half of the draws choose that of the mirrored image.
+    """The field `latent`. note: the first stage that made it. flip: whether half of the draws use that of the mirrored image.
 
-    stacked: all of them (N, ...), where they are held in memory.
+    stacked: all latents (N, ...), if they are held in memory.
     """
 
     def __init__(self, files: EncodedFiles, spec: FieldSpec, note: FieldNote, flip: bool) -> None:
@@ -28,7 +28,7 @@ class Latents:
 
     @property
     def bytes_in_memory(self) -> int:
-        """What all of them take, as they are stored."""
+        """Bytes of all latents, in the stored type."""
         return len(self.files) * self.whole(0).nbytes if len(self.files) else 0
 
     def hold(self) -> None:
@@ -55,12 +55,12 @@ class Latents:
         return rows[torch.arange(len(rows)), turned]
 
     def whole(self, index: int) -> Tensor:
-        """What is stored of one image."""
+        """The stored array of one image."""
         hint = "run `diffcli prep-data latents` again, into another folder; where float16 is too narrow, with --no-half"
         return torch.from_numpy(read_npy(self.files, index, self.checked, "latent", hint))
 
     def checked(self, array: np.ndarray) -> np.ndarray:
-        """The same. Raises ValueError where it is no latent."""
+        """The same array. Raises ValueError if it is no latent."""
         shape = array.shape[1:] if self.note.pair else array.shape
         if array.dtype not in (np.float16, np.float32) or not fits(self.spec.shape, shape):
             raise ValueError(f"it is {listed(shape)} of type {array.dtype}, not {listed(self.spec.shape)} of floats")
@@ -70,7 +70,7 @@ class Latents:
 
 
 class LatentImages(ImageData):
-    """A set that holds latents in place of its images: a column of them beside labels and whatever else there is."""
+    """A set with latents in place of its images, as a column beside labels and other fields."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a command leaves behind that did not come to its end: an unfinished set, which it goes on with, or empty folders."""
+"""Leftovers of interrupted commands: an unfinished set, which the same command continues, or empty folders."""
 
 import json
 import re
@@ -9,27 +9,27 @@ from typing import Any
 
 from diffcli.config import UserError, quoted
 
-WORK = ".work"  # of a set that is being prepared: the request and temporary files, on the same disk as the shards
+WORK = ".work"  # in a set that is being prepared: holds the request and temporary files, on the same disk as the shards
 REQUEST = "request.json"
 SHARD = re.compile(r"(train|test)-\d{6}\.tar")
 
 
 def check_finished(root: Path, key: str) -> None:
-    """Raises UserError where a folder holds a set that prep-data began and did not finish. key: what names it."""
+    """Raises UserError if a folder holds an unfinished set of prep-data. key: names it in errors."""
     try:
         request = json.loads((root / WORK / REQUEST).read_bytes())
         command = repeated(request, root)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         _check_shards(root, key)
-        return  # no request of prep-data, so no unfinished set: what the folder is then, whoever reads it says
+        return  # no request of prep-data, so no unfinished set
     raise UserError(
         f"{key} is '{root}', a set that prep-data has not finished",
-        f"repeat its command, which goes on where it stopped: `{command}`, SOURCE being {request['source']}",
+        f"repeat its command, which continues where it stopped: `{command}`, SOURCE being {request['source']}",
     )
 
 
 def _check_shards(root: Path, key: str) -> None:
-    """Raises UserError where a folder holds shards of prep-data without the record of them all."""
+    """Raises UserError if a folder holds shards of prep-data without dataset.json."""
     first = next((path for path in sorted(root.glob("t*.tar")) if SHARD.fullmatch(path.name)), None)
     if first is not None and first.with_suffix(".json").is_file() and not (root / "dataset.json").exists():
         raise UserError(
@@ -39,7 +39,7 @@ def _check_shards(root: Path, key: str) -> None:
 
 
 def repeated(request: dict[str, Any], root: Path) -> str:
-    """The command that a request was made by, as far as it is known."""
+    """The command of a request, as far as it is known."""
     words = ["diffcli prep-data", request["kind"], "SOURCE", "--out", quoted(root)]
     words += ["--first-stage RUN"] * ("latents" in request["options"])
     words += [f"--{name} {request[name]}" for name in ("size", "limit") if request[name] is not None]
@@ -48,7 +48,7 @@ def repeated(request: dict[str, Any], root: Path) -> str:
 
 @contextmanager
 def tidied(folder: Path) -> Iterator[None]:
-    """Takes away the folders on the way to `folder` that were made within it and are empty, where that ends in an error."""
+    """Context that removes empty folders made inside of it on the way to `folder`, if it ends in an error."""
     place = folder.expanduser().absolute()
     made = [path for path in (place, *place.parents) if not path.exists()]
     try:

@@ -1,6 +1,6 @@
-"""What image folders mean: `split/class/image`, `class/split/image`, `class/image`, or images alone, read from the names only.
+"""Splits and classes of image folders: `split/class/image`, `class/split/image`, `class/image`, or images alone.
 
-Works on the names of a FileTree, so a folder and an archive of that folder are the same set in the same order.
+Only the names of a FileTree are used, so a folder and an archive of that folder give the same set in the same order.
 """
 
 import re
@@ -22,12 +22,12 @@ SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "holdout"), "test"),
 }
 SPLIT_FOLDER = re.compile(rf"({'|'.join(SPLIT_NAMES)})[ _-]?(sets?|data|images?|imgs?|split|\d{{4}})?")
-LAST_WORD = re.compile(r"[ _.-]+[^ _.-]*$|\d+$")  # of a name, what tells an image from others of its class
+LAST_WORD = re.compile(r"[ _.-]+[^ _.-]*$|\d+$")  # the part of a name that distinguishes images of one class
 FEW = 3  # names that a message lists
 
 
 class Listing(NamedTuple):
-    """Image files of one split, sorted, with their classes; labels and classes are None where there are no classes."""
+    """Image files of one split, sorted, with their classes; labels and classes are None without classes."""
 
     names: list[str]
     labels: list[int] | None
@@ -35,9 +35,9 @@ class Listing(NamedTuple):
 
 
 class Listings(NamedTuple):
-    """The splits of a tree of images, and what else the user should know of it.
+    """The splits of a tree of images, and notes for the user.
 
-    left_out: how many files are no images, by suffix, and what was passed over. notes: on how the folders were understood.
+    left_out: numbers of files that are no images, by suffix, and of ignored files. notes: on the interpretation of the folders.
     """
 
     splits: dict[Split, Listing]
@@ -48,10 +48,10 @@ class Listings(NamedTuple):
 def list_images(tree: FileTree, key: str, classes_from: ClassesFrom = "folders") -> Listings:
     """The splits of a tree of images; one without folders named as SPLIT_FOLDER says is all `train`.
 
-    Classes are the sorted names of the folders of the training split, or with `prefix` what file names begin with. A folder
-    around splits or class folders is no class, and none is one where a `labels_file` tells the classes. key: what the user
-    typed to name the source.
-    Raises UserError where there are no images, images lie both in class folders and beside them, or splits beside other folders.
+    Classes are the sorted names of the folders of the training split, or with `prefix` the beginnings of file names. A folder
+    around splits or class folders is no class; with a `labels_file` no folder is one. key: the option that names the source,
+    for errors.
+    Raises UserError if there are no images, if images are both in class folders and beside them, or splits beside other folders.
     """
     found = images_among(tree.names, tree.head)
     names, needs = found.images, found.notes[1:]  # the first counts the others
@@ -72,13 +72,13 @@ def list_images(tree: FileTree, key: str, classes_from: ClassesFrom = "folders")
 
 
 def split_named(folder: str) -> Split | None:
-    """The split that a folder holds by its name, as `Training`, `test_set` or `val2017`; None: its name says nothing of one."""
+    """The split that the name of a folder means, such as `Training`, `test_set` or `val2017`; None for other names."""
     match = SPLIT_FOLDER.fullmatch(folder.lower())
     return SPLIT_NAMES[match[1]] if match else None
 
 
 def alike(name: str) -> str:
-    """A name in the form in which two that look the same are the same: NFC, as systems store é as one character or as two."""
+    """A name in NFC, because systems store é as one character or as two."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -111,7 +111,7 @@ def _wrapper(names: list[str], folder: bool) -> str:
 
 
 def _grouped(paths: dict[str, str], tree: FileTree) -> dict[Split, dict[str, str]]:
-    """By split the names of its images, each with its path from the class folder on."""
+    """The names of the images of each split, with their paths from the class folder on."""
     tops = {path.partition("/")[0]: split_named(path.partition("/")[0]) for path in paths.values() if "/" in path}
     loose = any("/" not in path for path in paths.values())
     grouped: dict[Split, dict[str, str]] = {}
@@ -132,7 +132,7 @@ def _grouped(paths: dict[str, str], tree: FileTree) -> dict[Split, dict[str, str
 
 
 def _check_beside(paths: dict[str, str], tops: Mapping[str, Split | None], tree: FileTree) -> None:
-    """Raises UserError where folders named as splits lie beside what is none, unless they may be classes of that name."""
+    """Raises UserError if folders named as splits are beside other folders, unless they may be classes of that name."""
     named = sorted((top for top, split in tops.items() if split), key=lambda top: (tops[top] != "train", top))
     deep = {path.partition("/")[0] for path in paths.values() if path.count("/") > 1}
     if len({tops[top] for top in named}) == 1 and deep.isdisjoint(named):
@@ -172,7 +172,7 @@ def _notes(tree: FileTree, around: str, classes: tuple[str, ...] | None) -> list
 
 
 def _class_folder(path: str) -> str | None:
-    """The folder that would be the class of what lies at a path, from the folder on that holds splits or classes."""
+    """The folder that would be the class of a path, relative to the folder of splits or classes."""
     *folders, _ = path.split("/")
     inner = folders[1:] if folders and split_named(folders[0]) else folders
     return inner[0] if inner else None

@@ -1,7 +1,7 @@
-"""Batches as a pure function of the step: training state has no loader, no cursor and no random state to save.
+"""Batches as a pure function of the step: there is no state of a loader to save.
 
-Which images a step reads follows from seed and step (see `order`), everything random about a sample from (seed, position) or
-(seed, epoch, index). So resuming is exact, on any number of processes.
+The images of a step follow from seed and step (see `order`), random choices for a sample from (seed, position) or (seed, epoch,
+index). So resuming is exact, on any number of processes.
 """
 
 import atexit
@@ -24,9 +24,9 @@ from diffcli.data.order import BucketOrder, IndexOrder, StepRows, share
 from diffcli.fields import Batch, Specs, converted, mirrored
 from diffcli.noise import Domain
 
-MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a set is held in memory unless the preset says otherwise
-LOAD_CHUNK = 256  # images that a worker decodes before it hands them over
-WORTH_WORKERS = 4096  # images; fewer are decoded before the first worker process would have started
+MEMORY_LIMIT = 2 << 30  # bytes of decoded pixels up to which a set is held in memory by default
+LOAD_CHUNK = 256  # images that a worker decodes at once
+WORTH_WORKERS = 4096  # images; fewer are decoded faster than a worker process starts
 
 
 def batches(
@@ -45,8 +45,8 @@ def batches(
     """Yields (step, batch) for step = first + 1 .. last, with this rank's share of each global batch of batch_size.
 
     On `device`: image float32 (b, C, H, W) in [-1, 1], of the size of one bucket where there are any, and the other fields of
-    the data. On the CPU, so that a draw made there never waits for a GPU: index (b,), position (b,), and stream (b,), the seed
-    of each sample's own randomness.
+    the data. On the CPU, so that random draws there never wait for a GPU: index (b,), position (b,), and stream (b,), the
+    seed of each sample.
     workers: processes that decode files; sets in memory need none. Raises UserError where an image cannot be read.
     """
     order = BucketOrder(seed, data.framing, batch_size) if data.framing.buckets else IndexOrder(seed, len(data))
@@ -64,7 +64,7 @@ def batches(
 def trained_batch(
     fields: Batch, specs: Specs, plan: StepRows, seed: int, flip: bool, device: torch.device
 ) -> dict[str, Any]:
-    """What was read for the rows of a step as the batch that `batches` describes; nothing waits for the device."""
+    """The fields read for the rows of a step as a batch, see `batches`; nothing waits for the device."""
     batch = on_device(fields, specs, device)
     if flip:
         mirror(batch, specs, plan, device)
@@ -74,7 +74,7 @@ def trained_batch(
 
 
 def mirror(batch: dict[str, Any], specs: Specs, plan: StepRows, device: torch.device) -> None:
-    """Mirrors half of the samples left to right: every field that has sides, the image and what lies over it alike."""
+    """Mirrors half of the samples left to right: the image and all fields of the same scene."""
     assert plan.draws is not None
     coin = transfer.moved((plan.draws & 1).bool(), device)
     for name, spec in specs.items():
@@ -84,7 +84,7 @@ def mirror(batch: dict[str, Any], specs: Specs, plan: StepRows, device: torch.de
 def evaluation_batches(
     data: ImageData, rows: Tensor, batch_size: int, device: torch.device, workers: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """The images of these rows, int64 (n,), in their order, without draws: the fields of the data, and index."""
+    """Batches of the images of these rows, int64 (n,), in order, without draws: the fields of the data, and index."""
     specs = data.specs
     plans = (StepRows(index, index, None) for index in rows.split(batch_size) if len(index))
     for plan, fields in _read_ahead(data, plans, device, workers):
@@ -92,9 +92,9 @@ def evaluation_batches(
 
 
 def loaded(data: FileImages, in_memory: bool | None) -> ImageData:
-    """`data` decoded into memory where `in_memory` says so, or says nothing and it takes at most 2 GiB; if cropped one way.
+    """`data` decoded into memory if `in_memory` is true, or None and it takes at most 2 GiB; never with changing crops.
 
-    Decoded once, by as many processes as this rank has cores: small images spend their time in Python's lock, not in Pillow.
+    Decoding uses as many processes as this rank has cores: for small images, threads would wait for Python's lock.
     """
     if data.framing.varies or not (data.bytes_in_memory <= MEMORY_LIMIT if in_memory is None else in_memory):
         return data
@@ -109,13 +109,13 @@ def loaded(data: FileImages, in_memory: bool | None) -> ImageData:
 
 
 def on_device(fields: Batch, specs: Specs, device: torch.device) -> dict[str, Any]:
-    """Fields of ImageData.read on a device, converted there by their kind: bytes travel, not floats, and nothing waits."""
+    """Fields of ImageData.read on a device, converted there by their kind: bytes are copied, not floats, and nothing waits."""
     there = {name: transfer.moved(v, device) if isinstance(v, Tensor) else v for name, v in fields.items()}
     return {name: converted(value, specs[name]) for name, value in there.items()}
 
 
 class _Reader(Dataset):
-    """Reads a batch of (index, draw) pairs. An error travels as a value: a DataLoader would rebuild it wrongly from its text."""
+    """Reads a batch of (index, draw) pairs. An error is returned as a value, because a DataLoader would rebuild it wrongly."""
 
     def __init__(self, data: ImageData) -> None:
         self.data = data
@@ -152,7 +152,7 @@ def _read_ahead(
 def from_workers(
     dataset: Dataset, workers: int, device: torch.device, rows: Iterable[Any] | None = None
 ) -> Iterator[Any]:
-    """What `workers` processes (at least one) make of a dataset, in order. rows: what is asked of a map-style one."""
+    """The items of a dataset from `workers` processes (at least one), in order. rows: the requests for a map-style one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # presets are written for larger machines, too
         loader = DataLoader(
@@ -171,7 +171,7 @@ def from_workers(
 
 
 def _end_workers() -> None:
-    """Ends the workers of loops that nobody closed, as after a traceback: they ignore SIGTERM, so our exit would hang."""
+    """Ends the workers of unclosed loops, for example after a traceback: they ignore SIGTERM, so our exit would hang."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for a worker that was killed
     for child in multiprocessing.active_children():
         if child.daemon:
@@ -179,7 +179,7 @@ def _end_workers() -> None:
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the parent decides when to stop, and needs its batches until then."""
+    """Ignores Ctrl-C, which reaches the whole process group; the parent decides when to stop, and needs batches until then."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

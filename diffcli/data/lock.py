@@ -1,7 +1,7 @@
-"""One writer in a run or a set at a time: an exclusive flock on its `.lock`, which the kernel releases however its holder dies.
+"""One writer in a run or a set at a time: an exclusive flock on its `.lock`, which the kernel releases when its holder dies.
 
-The file holds the process id and host of its holder, and is removed while the lock is still held. Where a system or a file
-system has no such locks, nothing is locked.
+The file holds the process id and host of its holder, and is removed while the lock is still held. On systems and file systems
+without such locks, nothing is locked.
 """
 
 import os
@@ -20,9 +20,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-PATIENCE = (
-    1.0  # seconds that a lock may take to come free: others hold it for a moment to look, the killed while they die
-)
+PATIENCE = 1.0  # seconds to wait for a lock: other processes hold it briefly to check, and killed ones until they exit
 Work = Literal["run", "set"]
 WRITING = {"run": "is writing into this run", "set": "is preparing this set"}
 ENDING = {
@@ -34,9 +32,9 @@ _held: set[int] = set()  # descriptors of this process
 
 @contextmanager
 def only_writer(folder: Path, what: Work = "run") -> Iterator[None]:
-    """Keeps other writers out of a folder, that of a run or of a prepared set.
+    """Context that keeps other writers out of a folder of a run or of a prepared set.
 
-    Raises UserError that names the one who holds it, OSError where it cannot be written into.
+    Raises UserError with the process that holds the lock, OSError if the folder cannot be written.
     """
     if fcntl is None:
         yield
@@ -93,7 +91,7 @@ def _taken(folder: Path, holder: list[str], what: Work) -> UserError:
 
 
 def _let_go() -> None:
-    """A forked loader process must not hold the lock on when its parent has died."""
+    """Releases the inherited lock in a forked loader process, which may outlive its parent."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

@@ -14,7 +14,7 @@ PHOTOMETRIC = 262
 
 
 class Range(NamedTuple):
-    """The values of deep pixels that become black and white; what lies beyond becomes black or white, too."""
+    """The values of deep pixels that become black and white; values outside are clipped."""
 
     low: float
     high: float
@@ -29,17 +29,17 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def extremes(image: Image.Image) -> Range:
-    """The lowest and the highest value of a deep image, as far as its values are finite."""
+    """The lowest and the highest finite value of a deep image."""
     values = np.asarray(image)
     finite = values[np.isfinite(values)] if image.mode == "F" else values
     return Range(finite.min().item(), finite.max().item()) if finite.size else Range(0, 0)
 
 
 def flatten(image: Image.Image, levels: Range | None = None) -> Image.Image:
-    """Mode L (grey) or RGB of any mode: deep pixels scaled to 8 bits and rounded, transparency laid on white.
+    """Mode L (grey) or RGB from any mode: deep pixels scaled to 8 bits and rounded, transparent pixels on white.
 
-    levels: what is black and white in deep pixels; None is 0 to 65535. Raises ValueError for deep pixels beyond that, and for
-    floating-point ones, unless levels say what they mean.
+    levels: the values of deep pixels that are black and white; None is 0 to 65535. Raises ValueError for deep pixels beyond that,
+    and for floating-point ones, unless levels are given.
     """
     if is_deep(image):
         return _of_deep(image, levels)
@@ -64,7 +64,7 @@ def _of_deep(image: Image.Image, levels: Range | None) -> Image.Image:
             what = "floating-point numbers" if image.mode == "F" else "values"
             told = f"{found.low:g},{found.low + 1 if found.low == found.high else found.high:g}"
             raise ValueError(
-                f"its pixels are {what} from {found.low:g} to {found.high:g}; what is black and white says"
+                f"its pixels are {what} from {found.low:g} to {found.high:g}; give the values of black and white by"
                 f" --range {told} of prep-data, or data.range=[{told}]"
             )
     if levels is None:
@@ -82,7 +82,7 @@ def _of_deep(image: Image.Image, levels: Range | None) -> Image.Image:
 
 
 def _white_is_least(image: Image.Image) -> bool:
-    """Whether a TIFF counts from white to black, which Pillow heeds for 8 bits alone."""
+    """Whether a TIFF counts from white to black, which Pillow handles for 8 bits alone."""
     tags = getattr(image, "tag_v2", {})
     return image.format == "TIFF" and tags.get(PHOTOMETRIC) == MIN_IS_WHITE
 

@@ -1,7 +1,7 @@
-"""Published digests: a download that is no longer what its publisher put out is named before it is read.
+"""Published digests: a damaged download is refused before it is read.
 
-A file is held to a digest only where it has both the published name and the published size in bytes: the right size with
-other contents is a damaged copy, while a file of another size is somebody's own (or a cut download, which its reader finds).
+A file is compared with a digest only if it has the published name and the published size in bytes. The right size with other
+contents is a damaged copy; a file of another size is another data set (or a cut download, which its reader finds).
 Sources: the pages of the publishers, and url_checksums of tensorflow/datasets for the sizes.
 """
 

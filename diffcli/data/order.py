@@ -1,7 +1,7 @@
-"""The order of the images of a run, a pure function of seed and step: training state has no cursor to save.
+"""The order of the images of a run, a pure function of seed and step, so that no position must be saved.
 
 A run is one endless stream of samples. Position p = (step - 1) * batch_size + i lies in epoch p // N and reads image
-permutation(seed, epoch, N)[p % N]. What is random about an image in an epoch derives from (seed, epoch, index). So a batch may
+permutation(seed, epoch, N)[p % N]. Random choices for an image in an epoch derive from (seed, epoch, index). A batch may
 straddle two epochs, and a set may be smaller than a batch. Where images have buckets, an epoch is whole batches of one bucket
 each instead.
 """
@@ -23,9 +23,7 @@ class StepRows(NamedTuple):
 
     indices: Tensor  # int64: which image
     positions: Tensor  # int64: place in the endless stream
-    draws: (
-        Tensor | None
-    )  # int64: what is random about each sample in its epoch; bit 0 mirrors it where the preset flips
+    draws: Tensor | None  # int64: random bits of each sample in its epoch; bit 0 mirrors it if the preset flips
 
 
 class IndexOrder:
@@ -58,8 +56,8 @@ class BucketOrder:
     """The endless order of a set in buckets, in batches of one bucket each.
 
     In an epoch the images of each bucket, in the order of the epoch's permutation, are cut into whole batches, and the batches
-    of all buckets shuffled; the up to batch_size - 1 images that are left of a bucket sit this epoch out, others the next one.
-    Raises UserError where images would never be seen, because their bucket has less than a batch of them.
+    of all buckets shuffled; up to batch_size - 1 images of a bucket are left out in an epoch, others in the next one.
+    Raises UserError if images would never be seen because their bucket has less than a batch of them.
     """
 
     def __init__(self, seed: int, framing: Framing, batch_size: int) -> None:
@@ -105,7 +103,7 @@ def epoch_size(data: ImageData, batch_size: int) -> int:
 
 
 def epoch_draws(seed: int, epoch: int, index: Tensor) -> Tensor:
-    """What is random about images in an epoch, int64 (B,): it depends on (seed, epoch, index) alone."""
+    """Random bits of images in an epoch, int64 (B,), which depend on (seed, epoch, index) alone."""
     return noise.derive(seed, Domain.AUGMENT, index, epoch)
 
 

@@ -1,4 +1,4 @@
-"""Pickles read as data: a small machine of its own that builds dicts, lists, strings, numbers and byte arrays, and runs nothing.
+"""Reads pickles as data: builds dicts, lists, strings, numbers and byte arrays, and runs no code.
 
 A pickle is a program; Python's `pickle` imports and calls whatever it names. Here the opcodes come from `pickletools.genops`,
 which only splits them, and the five names that a numpy array is pickled with stand for what is built below. Any other name,
@@ -29,7 +29,7 @@ class PickleError(ValueError):
 
 
 class Global(NamedTuple):
-    """A name that a pickle asks for; it is never imported."""
+    """A name in a pickle; it is never imported."""
 
     name: str
 
@@ -169,7 +169,7 @@ ADMITTED = frozenset({*CALLS, "numpy.ndarray"})
 def _admitted(name: str) -> Global:
     if name not in ADMITTED:
         raise PickleError(
-            f"it asks for {name[:80]}, which is no plain data: loading it with Python's pickle could run code"
+            f"it names {name[:80]}, which is no plain data: loading it with Python's pickle could run code"
         )
     return Global(name)
 

@@ -1,8 +1,8 @@
 """From the bytes of an image file to uint8 pixels of one shape: upright, on white, cropped, antialiased.
 
-Decoding is Pillow's, limited to the formats of `image_formats`; `modes` makes grey or RGB of what it gives. Of an animation
-the first frame is taken; colour profiles are ignored, as data sets and their published statistics ignore them; JPEGs are
-decoded at full size, since a reduced decode would give other pixels.
+Pillow decodes the formats of `image_formats`; `modes` converts the result to grey or RGB. The first frame of an animation is
+used. Colour profiles are ignored, as data sets and their published statistics ignore them. JPEGs are decoded at full size, since
+a reduced decode would give other pixels.
 Nothing here imports torch: the workers of prep-data start fast.
 """
 
@@ -34,9 +34,9 @@ PROBE = 40  # images whose resizing shows how Pillow goes about it
 NEAREST = Image.Resampling.NEAREST
 
 Place = tuple[float, float]
-"""Where a crop lies, down and across, in [0, 1) of the whole pixels that the image leaves it."""
+"""The place of a crop, down and across, in [0, 1) of the free whole pixels."""
 
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half way to an error there is nothing to say
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no warning before an error
 
 
 class BrokenImage(UserError):
@@ -53,8 +53,8 @@ class BrokenImage(UserError):
 def open_image(data: bytes, name: str, flat: Callable[[Image.Image], Image.Image] | None = None) -> Image.Image:
     """The decoded image, mode L where the file is grey and RGB otherwise, EXIF orientation applied, alpha on white.
 
-    name: the file as the user knows it, for the error. flat: what makes the mode L or RGB, where it is not `flatten`.
-    Raises BrokenImage for anything that is not a whole image.
+    name: of the file, for the error. flat: converts to mode L or RGB; by default `flatten`.
+    Raises BrokenImage for anything that is not a complete image.
     """
     try:
         image = _loaded(data)
@@ -143,7 +143,7 @@ def _broken(name: str, error: Exception, head: bytes) -> BrokenImage:
 
 
 def place(draw: int) -> Place:
-    """A random crop's place, from the draw of a sample: bits 33 to 62, which no other choice looks at."""
+    """The place of a random crop from bits 33 to 62 of a sample's draw, which no other choice uses."""
     return (draw >> 33) % PLACES / PLACES, (draw >> 48) % PLACES / PLACES
 
 
@@ -153,7 +153,7 @@ def fit(
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
     at: Place | None = None,
 ) -> np.ndarray:
-    """uint8 (C, H, W): shorter side resized, cropped there, in one antialiased resampling; grey <-> RGB as asked.
+    """uint8 (C, H, W): shorter side resized, cropped there, in one antialiased resampling; converted between grey and RGB.
 
     at: None is the centre. Resampling straight from the crop's box avoids rounding the intermediate size to whole pixels.
     Anywhere but at the centre the box begins at a whole pixel, so that cropping alone blurs nothing.
@@ -214,7 +214,7 @@ def decode(
     at: Place | None = None,
     levels: Range | None = None,
 ) -> np.ndarray:
-    """uint8 (C, H, W) of an encoded image file in the shape asked for. levels: see `modes.flatten`. Raises BrokenImage."""
+    """uint8 (C, H, W) of an encoded image file in this shape. levels: see `modes.flatten`. Raises BrokenImage."""
     return fit(open_image(data, name, partial(flatten, levels=levels)), shape, resampling, at)
 
 

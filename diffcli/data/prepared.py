@@ -1,4 +1,4 @@
-"""Prepared sets as data of a preset: what `diffcli prep-data` wrote, read by random access, several of them as one."""
+"""Prepared sets of `diffcli prep-data` as data of a preset, with random access, several of them as one."""
 
 import hashlib
 from bisect import bisect_right
@@ -26,16 +26,16 @@ from diffcli.fields import LATENT, FieldSpec, listed, typed
 
 
 class Shards(DataConfig):
-    """A set that `diffcli prep-data` wrote, read by random access. verify: check the digest of every shard first.
+    """A set of `diffcli prep-data`, with random access. verify: check the digest of every shard first.
 
     more: further prepared sets of the same kind of images, joined to that of root in this order. validation: a prepared set that
-    serves as split `test`: its own split of that name, or else its training images.
+    serves as split `test`: its split of that name, or else its training images.
     """
 
     kind: Literal["shards"] = "shards"
     verify: bool = Field(False, description="check the digest of every shard before the first step")
     more: tuple[Path, ...] = Field(
-        (), description="further prepared sets, read as one with root; they must have the same fields"
+        (), description="further prepared sets, joined with root; they must have the same fields"
     )
     validation: Path | None = Field(None, description="prepared set that serves as split test")
 
@@ -45,10 +45,10 @@ class Shards(DataConfig):
         return self.model_copy(update=update | {"more": tuple(path.expanduser().absolute() for path in self.more)})
 
     def over(self, name: str) -> FieldSpec:
-        """As the set notes it, where it is there and has it."""
+        """The field as the set describes it, if it exists."""
         try:
             note = notes_of(self._sets("train")).get(name)
-        except UserError:  # said where the data are opened
+        except UserError:  # reported when the data are opened
             note = None
         return super().over(name) if note is None else note.spec(self.shape[1:])
 
@@ -86,7 +86,7 @@ class Shards(DataConfig):
         notes: dict[str, FieldNote],
         labels: Tensor | None,
     ) -> ImageData:
-        """A split of sets that hold latents. Raises UserError where they are not of the images that the preset describes."""
+        """A split of sets of latents. Raises UserError if they belong to other images than the preset describes."""
         first, note = sets[0], notes[LATENT]
         images = ImageShape(first.prepared.channels, *(first.prepared.size or (0, 0)))
         if images != self.shape:
@@ -127,7 +127,7 @@ class Shards(DataConfig):
         return self._with_made(made)
 
     def _sets(self, split: Split) -> list["Found"]:
-        """The sets that make up a split, in order. Raises UserError where there are none, or two contradict each other."""
+        """The sets of a split, in order. Raises UserError if there are none, or if two contradict each other."""
         first = _find("data.root", self._source(), split)
         if split == "test" and self.validation is not None:
             found = [_find("data.validation", self.validation, split)._replace(classes=first.classes)]
@@ -154,7 +154,7 @@ class Shards(DataConfig):
 
 
 class Found(NamedTuple):
-    """A prepared set at the place that a key names, and which split of it is read. classes: those of the set of data.root."""
+    """A prepared set that a key names, and the split to read. classes: those of the set of data.root."""
 
     key: str
     root: Path
@@ -191,7 +191,7 @@ class Joined:
 
 
 class Lacking:
-    """A field that not all of the joined sets have: no matter until a task reads it."""
+    """A field that some of the joined sets lack; refused only if a task reads it."""
 
     def __init__(self, name: str, spec: FieldSpec, without: str, having: str) -> None:
         self.name, self.spec, self.without, self.having = name, spec, without, having
@@ -209,7 +209,7 @@ def joined(parts: Sequence[EncodedFiles]) -> EncodedFiles:
 
 
 def origin_of(sets: Sequence[Found], parts: Sequence[ShardFiles]) -> ImageOrigin:
-    """Where the images of joined sets come from; splits: those that all of them have."""
+    """The origin of the images of joined sets; splits: those that all of them have."""
     shared = [split for split in sets[0].prepared.splits if all(split in found.prepared.splits for found in sets)]
     splits = {split: sum(found.prepared.splits[split].count for found in sets) for split in shared}
     left_out = sum((Counter(found.prepared.left_out) for found in sets), Counter())
@@ -217,7 +217,7 @@ def origin_of(sets: Sequence[Found], parts: Sequence[ShardFiles]) -> ImageOrigin
 
 
 def notes_of(sets: Sequence[Found]) -> dict[str, FieldNote]:
-    """The fields of joined sets, as the first set that has each notes it; a mask has the classes of all of them."""
+    """The fields of joined sets, each as in the first set that has it; a mask has the classes of all sets."""
     notes: dict[str, FieldNote] = {}
     for found in sets:
         for name, note in found.prepared.fields.items():
@@ -228,7 +228,7 @@ def notes_of(sets: Sequence[Found]) -> dict[str, FieldNote]:
 
 
 def agree(first: Found, other: Found) -> None:
-    """Raises UserError that names both sets where they cannot be one: other channels, classes or embeddings."""
+    """Raises UserError with both sets if they differ in channels, classes or embeddings."""
     one, two = first.prepared, other.prepared
     told = [("channels", str(one.channels), str(two.channels)), ("contents", *map(_contents, (one, two)))]
     if one.classes is not None:
@@ -270,7 +270,7 @@ def _listed(classes: tuple[str, ...] | None) -> str:
 
 
 def _notes(one: FieldNote, two: FieldNote) -> tuple[str, str]:
-    """What must be the same of a field, by the digest of the encoder's weights where both are known, else by its name."""
+    """The properties of a field that must agree: the digest of the encoder's weights if both are known, else its name."""
     both = one.sha256 is not None and two.sha256 is not None
     return _told(one, both), _told(two, both)
 
@@ -286,7 +286,7 @@ def _told(note: FieldNote, digest: bool) -> str:
 
 
 def _sides(sets: Sequence[Found], parts: Sequence[ShardFiles]) -> Tensor:
-    """int64 (N, 2): height and width of every image, as the indexes tell."""
+    """int64 (N, 2): height and width of every image, from the indexes."""
     for found, part in zip(sets, parts, strict=True):
         if not bool(part.sides.all()):
             raise UserError(

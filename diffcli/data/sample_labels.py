@@ -1,7 +1,7 @@
-"""The class of a sample as people store it, in KEY.cls, KEY.class or a key of KEY.json, and the classes of a whole set.
+"""The class of a sample in KEY.cls, KEY.class or a key of KEY.json, and the classes of a whole set.
 
-A set has numbers from 0 or names. What most samples have counts: those without a label that fits are left out of a set of which
-at least half have one, and a set of which fewer have one has no classes.
+The labels of a set are numbers from 0 or names, as in most of its samples. If at least half of the samples have a valid label,
+the others are left out; otherwise the set has no classes.
 """
 
 import json
@@ -18,7 +18,7 @@ FEWEST = 0.5  # of the samples that have a label, in a set with classes
 
 
 class SetLabels(NamedTuple):
-    """The classes of a set. labels: of each sample its number, or why it has none; note: why there are none at all, or empty."""
+    """The classes of a set. labels: the number of each sample, or why it has none; note: why there are no classes, or empty."""
 
     classes: tuple[str, ...]
     labels: list[int | str]
@@ -26,7 +26,7 @@ class SetLabels(NamedTuple):
 
 
 def label_in(members: Mapping[str, bytes]) -> str | None:
-    """What the members of a sample, by extension, say of its class; None where they say nothing."""
+    """The label in the members of a sample, by extension; None if there is none."""
     stored = next((members[extension] for extension in EXTENSIONS if extension in members), None)
     if stored is not None:
         return label_of_bytes(stored)
@@ -66,7 +66,7 @@ def label_of_value(value: object) -> str | None:
 
 
 def number_in(label: str) -> int | None:
-    """The number that a label is; None where it is a name. Negative ones are numbers, though of no class."""
+    """The number of a label; None for a name. Negative ones are numbers, though invalid ones."""
     try:
         return int(label) if label.isascii() else None
     except ValueError:
@@ -74,7 +74,7 @@ def number_in(label: str) -> int | None:
 
 
 def set_labels(found: Sequence[str | None]) -> SetLabels:
-    """The classes of a set whose samples say this of theirs: numbers where most are numbers, names where most are none.
+    """The classes of a set from the labels of its samples: numbers if most are numbers, else names.
 
     Raises ValueError for numbers beyond those of classes.
     """

@@ -47,17 +47,17 @@ class Skipped(Config):
 
 
 class Members(Record):
-    """Where the bytes of one field lie in the tar, for each image; size 0: that image has none."""
+    """The places of one field in the tar, for each image; size 0: the image has none."""
 
     offset: list[NonNegativeInt]
     size: list[NonNegativeInt]
 
 
 class FieldNote(Config):
-    """What a field beside the image is: the kind of its FieldSpec, or `video`, an MP4 that nothing decodes yet.
+    """The description of a field beside the image: the kind of its FieldSpec, or `video`, an MP4 that is not decoded.
 
-    width: of a vector or of tokens; encoder, sha256: which model made it, and its weights. classes: of a mask, where known.
-    shape: of a latent (C, h, w); pair: whether that of the mirrored image lies behind it.
+    width: of a vector or of tokens; encoder, sha256: the model that made it, and its weights. classes: of a mask, if known.
+    shape: of a latent (C, h, w); pair: whether that of the mirrored image follows it.
     """
 
     kind: Literal["text", "image", "mask", "vector", "tokens", "video", "latent"]
@@ -69,7 +69,7 @@ class FieldNote(Config):
     pair: bool = False
 
     def spec(self, size: tuple[int, int]) -> FieldSpec:
-        """The field as data declare it; size: (height, width) of the images that it lies over."""
+        """The FieldSpec; size: (height, width) of the images."""
         match self.kind:
             case "text":
                 return FieldSpec("text")
@@ -90,12 +90,12 @@ class FieldNote(Config):
 
 
 def is_mask(field: str) -> bool:
-    """Whether the values of a picture that lies over an image are class numbers, by the name of its field."""
+    """Whether the values of a picture beside an image are class numbers, by the name of its field."""
     return field == "mask" or field.endswith("_mask")
 
 
 def classes_in(values: Collection[int]) -> int | None:
-    """How many classes a mask of these values has, None where 255 marks what has none.
+    """The number of classes of a mask with these values; None if 255 marks pixels without a class.
 
     Black and white are two classes. Otherwise the values are the numbers of the classes.
     """
@@ -105,7 +105,7 @@ def classes_in(values: Collection[int]) -> int | None:
 
 
 def _renamed(notes: Any) -> Any:
-    """Notes of raw JSON as they are called now: there was one kind for all pictures, and one for all embeddings."""
+    """Notes of raw JSON with current names: earlier versions had one kind for all pictures, and one for all embeddings."""
     if not isinstance(notes, Mapping):
         return notes
     return {name: _renamed_note(name, note) if isinstance(note, Mapping) else note for name, note in notes.items()}
@@ -125,11 +125,10 @@ Notes = Annotated[dict[FieldName, FieldNote], BeforeValidator(_renamed)]
 
 
 class Index(Record):
-    """The contents of one shard. members: the names of its images; offset and size: where their bytes lie in the tar.
+    """The contents of one shard. members: the names of its images; offset and size: their places in the tar.
 
-    image_size: (height, width) of all of them, None where they differ or there are none; sizes: then those of each.
-    fields: what lies beside the images; notes: which of them are embeddings, and by which encoder. values: those that occur in
-    each mask.
+    image_size: (height, width) of all images, None if they differ or there are none; sizes: then those of each.
+    fields: the fields beside the images; notes: their descriptions. values: those that occur in each mask.
     """
 
     members: list[str]
@@ -166,13 +165,13 @@ class PreparedSplit(Config):
 
 
 class PrepRequest(Config):
-    """What prep-data was asked for; the same request into the same folder continues, another one is refused."""
+    """The request to prep-data; the same request into the same folder continues, another one is refused."""
 
     kind: str
     source: str
     size: int | None
     limit: int | None
-    options: dict[str, str] = Field(default_factory=dict)  # what else was asked, by name
+    options: dict[str, str] = Field(default_factory=dict)  # further options, by name
     images_per_shard: int
     fingerprint: Digest
 
@@ -180,8 +179,8 @@ class PrepRequest(Config):
 class PreparedSet(Config):
     """dataset.json. size: (height, width) of every image, None where they differ. classes: names, None without labels.
 
-    latents: whether it holds latents of images in their place; size and channels are those of the images. left_out: how many
-    files of its source are none of it, by what they are.
+    latents: whether it holds latents in place of images; size and channels are those of the images. left_out: numbers of
+    files of its source that are not part of it, by type.
     """
 
     format: Literal[1] = 1
@@ -206,7 +205,7 @@ def is_prepared(path: Path) -> bool:
 
 
 def open_shards(root: Path, key: str) -> PreparedSet:
-    """The description of a prepared set. Raises UserError where there is none or it is garbled."""
+    """The description of a prepared set. Raises UserError if there is none or if it is garbled."""
     path = root / DATASET
     if not path.is_file():
         check_finished(root, key)
@@ -225,7 +224,7 @@ def open_shards(root: Path, key: str) -> PreparedSet:
 class ShardFiles:
     """The encoded images of one split of a prepared set, by number; opens its shards when they are first read.
 
-    Raises UserError that names the shard where one is missing, has another size, or its index was changed.
+    Raises UserError with the shard if one is missing, has another size, or a changed index.
     """
 
     def __init__(self, root: Path, prepared: PreparedSet, split: Split) -> None:
@@ -271,9 +270,9 @@ class ShardFiles:
 
 
 class _OpenShard:
-    """A file descriptor that closes with its last user; digest tells sets apart that lay at one path in turn.
+    """A file descriptor that closes with its last user; digest distinguishes sets that were at one path at different times.
 
-    Raises UserError where the file is gone or has another size: `prep-data --embed` may have written it anew meanwhile.
+    Raises UserError if the file is gone or has another size: `prep-data --embed` may have rewritten it meanwhile.
     """
 
     def __init__(self, path: Path, digest: str, size: int) -> None:
@@ -307,7 +306,7 @@ def _checked_index(root: Path, shard: Shard) -> Index:
 
 
 class _Rows(NamedTuple):
-    """What is kept of an index, int64: as tensors, made shard by shard, since lists of millions take ten times the memory.
+    """The parts of an index in memory, int64 tensors, made shard by shard, since lists of millions take ten times the memory.
 
     members and fields: (2, N), offset and size in the tar; sides: (N, 2), height and width as stored; labels: (N,).
     """

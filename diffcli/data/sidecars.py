@@ -1,4 +1,4 @@
-"""Captions in files beside images: which file tells of which image, and what it says.
+"""Captions in files beside images: finding the file of each image, and reading it.
 
 a.png has its captions in a.txt, a.png.txt or a.caption (one a line) or a.json (a text, a list, or an object with `caption`,
 `text`, ...), beside it or in a folder captions/.
@@ -35,7 +35,7 @@ class Sidecars:
                     self.apart.setdefault(_without_folders(stem), {})[suffix.lower()] = name
 
     def of(self, image: str) -> str | None:
-        """The file with the captions of an image: beside it, or in a folder for captions; None where there is none."""
+        """The file with the captions of an image: beside it, or in a folder for captions; None if there is none."""
         stem = posixpath.splitext(image)[0]
         places = [self.by_stem.get(alike(stem)), self.by_stem.get(alike(image))]
         places += [self.apart.get(_without_folders(stem)), self.apart.get(_without_folders(image))]
@@ -43,20 +43,20 @@ class Sidecars:
         return next((files[suffix] for suffix in SIDECARS if suffix in files), None)
 
     def others(self, used: Iterable[str]) -> list[str]:
-        """The texts that are not used, but for those that tell of the set."""
+        """The texts that are not used, without those that describe the set."""
         taken = set(used)
         texts = [file for files in self.by_stem.values() for suffix, file in files.items() if suffix != ".json"]
         return [file for file in texts if file not in taken and not NO_CAPTIONS.fullmatch(posixpath.basename(file))]
 
 
 def _without_folders(path: str) -> str:
-    """A path without the folders that tell images from captions."""
+    """A path without the folders that separate images from captions."""
     *folders, name = alike(path).split("/")
     return "/".join([*(f for f in folders if f.lower() not in CAPTION_FOLDERS | IMAGE_FOLDERS), name])
 
 
 def read_sidecar(tree: FileTree, name: str, image: str) -> Sequence[str]:
-    """The captions in a file, not yet clean. image: whose they are, for the error. Raises BrokenImage."""
+    """The captions in a file, before cleaning. image: its image, for the error. Raises BrokenImage."""
     try:
         if tree.size(name) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")

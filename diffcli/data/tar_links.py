@@ -1,4 +1,4 @@
-"""The files of a tar, and what links in an archive lead to inside it. Nothing outside of it is ever looked at."""
+"""The files of a tar, and the targets of links inside an archive. Nothing outside of it is read."""
 
 import math
 import posixpath
@@ -15,9 +15,9 @@ HOPS = 40  # from link to link, as systems allow
 
 
 def list_tar(stream: IO[bytes], shown: str, end: float = math.inf) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """The files of the tar that begins where the stream stands and ends before byte `end`: name, and first byte and size.
+    """The files of the tar from the position of the stream to byte `end`: name, and first byte and size.
 
-    Links are the files that they lead to, or None. Raises EOFError or TarError where it is not whole, and UserError for names
+    Links are replaced by their targets, or None. Raises EOFError or TarError if it is incomplete, and UserError for names
     that lead out of it.
     """
     links: dict[str, str | None] = {}
@@ -33,7 +33,7 @@ def list_tar(stream: IO[bytes], shown: str, end: float = math.inf) -> Iterator[t
                 links[name] = target_of(member)
         stream.seek(tar.offset)
         block = stream.read(tarfile.BLOCKSIZE)
-        if block.strip(b"\0"):  # tarfile stops in silence at a header that it does not understand
+        if block.strip(b"\0"):  # tarfile stops silently at a header that it does not understand
             raise tarfile.ReadError(f"its header at byte {tar.offset} is garbled")
         if not block or tar.offset >= end:  # between two members: only the empty block at its end is missing
             raise EOFError("it was cut")
@@ -42,7 +42,7 @@ def list_tar(stream: IO[bytes], shown: str, end: float = math.inf) -> Iterator[t
 
 
 def safe_name(name: str, source: Path | str) -> str:
-    """The path of a member. Raises UserError where it would leave the archive."""
+    """The path of a member. Raises UserError if it would leave the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
         raise UserError(
@@ -53,20 +53,20 @@ def safe_name(name: str, source: Path | str) -> str:
 
 
 def target_of(member: tarfile.TarInfo) -> str | None:
-    """The path in a tar that a link names; None where it leads out of it. Hard links count from the root of the tar."""
+    """The path in a tar that a link names; None if it leads out of it. Hard links are relative to the root of the tar."""
     return target_in(member.name if member.issym() else "", member.linkname)
 
 
 def target_in(name: str, link: str) -> str | None:
-    """The path in an archive that the symbolic link of this name leads to; None where it leads out of it."""
+    """The target in an archive of the symbolic link of this name; None if it leads out of it."""
     path = posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
     return None if path.startswith(("/", "../")) or path in ("..", ".") else path
 
 
 def with_links(files: Mapping[str, T], links: Mapping[str, str | None]) -> tuple[dict[str, T], list[str]]:
-    """The files by name, those that links lead to as well, and the links that lead to none.
+    """The files by name, including targets of links, and the dangling links.
 
-    links: their targets by name, from `target_of`. A link to a folder stands for all files in it, unless it lies in there.
+    links: their targets by name, from `target_of`. A link to a folder stands for all files in it, unless it is inside of it.
     """
     found, folders, lost = {posixpath.normpath(name): file for name, file in files.items()}, dict[str, str](), []
     for name, first in links.items():

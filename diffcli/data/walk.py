@@ -1,8 +1,7 @@
-"""The one walk of a folder: which of its files belong to a data set, the same for `train`, `prep-data` and `fid`.
+"""The files of a folder that belong to a data set, the same for `train`, `prep-data` and `fid`.
 
-Links to files and folders are followed, but for a link to a folder that it lies in, which would never end. Names that begin
-with a dot and the folders that systems and viewers leave behind (IGNORED) are passed over, and so is what is no file: pipes,
-sockets, devices.
+Links to files and folders are followed, except a link to a folder that contains it, which would never end. Names that begin
+with a dot, folders of systems and viewers (IGNORED), and pipes, sockets and devices are ignored.
 """
 
 import os
@@ -17,9 +16,10 @@ NO_FILE = "pipes, sockets or devices"
 
 
 class Walk:
-    """What a folder holds. files: by path below it; empty: folders without a file, but for hidden ones.
+    """The content of a folder. files: by path below it; empty: folders without a file, without hidden ones.
 
-    passed: what was passed over, `.ipynb_checkpoints` or NO_FILE, and how often. Raises OSError where a folder cannot be read.
+    passed: the names of ignored files, `.ipynb_checkpoints` or NO_FILE, with their number. Raises OSError for an unreadable
+    folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -29,7 +29,7 @@ class Walk:
         self._enter(root, "", frozenset())
 
     def _enter(self, folder: Path, below: str, around: frozenset[str]) -> int:
-        """Adds what lies in a folder; returns how many files that are. around: the real paths of the folders around it."""
+        """Adds the content of a folder; returns its number of files. around: the real paths of the folders around it."""
         real = os.path.realpath(folder)
         if real in around:
             return 0
@@ -51,15 +51,15 @@ class Walk:
 
 
 def is_ignored(part: str) -> bool:
-    """Whether a file or folder of this name is none of the data."""
+    """Whether a file or folder of this name is ignored."""
     return part.startswith(".") or part in IGNORED
 
 
 def shown_ignored(part: str) -> str:
-    """The name of what is passed over, in one word for the many `._NAME` that macOS leaves."""
+    """The name of an ignored file, one name for all `._NAME` of macOS."""
     return "._*" if part.startswith("._") else part
 
 
 def ignored_part(name: str) -> str | None:
-    """The first part of a path in an archive that is none of the data; None where there is none."""
+    """The first ignored part of a path in an archive; None if there is none."""
     return next((part for part in name.split("/") if is_ignored(part)), None)

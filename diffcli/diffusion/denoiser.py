@@ -1,4 +1,4 @@
-"""A network made into a denoiser: from (x_t, t) to x0 and eps, whatever the network regresses.
+"""A denoiser from a network: from (x_t, t) to x0 and eps, for every target of the network.
 
 Every target is a x0 + b eps. With x_t = alpha x0 + sigma eps this is one 2x2 system, [alpha sigma; a b][x0; eps] = [x_t; y],
 so each parameterization on each schedule is the same three lines.
@@ -17,14 +17,14 @@ Target = Literal["eps", "x0", "v", "flow"]
 
 
 class Pull(NamedTuple):
-    """What a classifier adds to a prediction, for samplers that shift the mean of a move instead of x0."""
+    """The contribution of a classifier to a prediction, for samplers that shift the mean of a move instead of x0."""
 
     x0: Tensor  # (B, C, *S) before
     gradient: Tensor  # (B, C, *S): scale * grad log p(y | x_t)
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says about x_t; x_t = alpha x0 + sigma eps holds exactly up to rounding."""
+    """The prediction of a denoiser for x_t; x_t = alpha x0 + sigma eps holds up to rounding."""
 
     x0: Tensor  # (B, C, *S) float32
     eps: Tensor  # (B, C, *S) float32
@@ -73,7 +73,7 @@ def all_over(coefficients: Sequence[Tensor], x: Tensor) -> list[Tensor]:
 
 
 def network_time(schedule: Schedule, t: Tensor, x: Tensor) -> Tensor:
-    """What a network is told of the times t, () on the CPU or (B,), of x (B, C, *S): (B,) float32 on x's device."""
+    """The network's input for the times t, () on the CPU or (B,), of x (B, C, *S): (B,) float32 on x's device."""
     time = schedule.network_time(t)
     if time.ndim:
         return moved(time, x.device, torch.float32)

@@ -1,4 +1,4 @@
-"""Drawing from given images and noises instead of one fresh noise: noised, painted in part, restored, and between two."""
+"""Sampling that starts from given images or noises: variations, inpainting, restoration, and interpolation."""
 
 import math
 
@@ -18,10 +18,10 @@ def noised(schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def projected(denoise: Denoise, schedule: Schedule, operator: Operator, measured: Tensor) -> Denoise:
-    """x0 becomes A^+ y + (I - A^+ A) x0: what the operator A says of it is what was measured, y, the rest is the denoiser's.
+    """x0 becomes A^+ y + (I - A^+ A) x0: what the operator A sees comes from the measurement y, the rest from the denoiser.
 
-    measured: (B, C', H', W') in the scale of x0; of a part that A cannot give, nothing is taken. Limits on x0 belong inside,
-    since they would break what was measured. A sampler whose last image is a mean of x0s gives an image x with A x = y.
+    measured: (B, C', H', W') in the scale of x0; only its part in the range of A counts. Limits on x0 belong inside, since they
+    would break A x = y. A sampler whose last image is a mean of x0s gives an image x with A x = y.
     Source: Wang et al. 2022, eq. 13 (DDNM, arXiv 2212.00490).
     """
 
@@ -33,12 +33,12 @@ def projected(denoise: Denoise, schedule: Schedule, operator: Operator, measured
 
 
 def pursued(denoise: Denoise, schedule: Schedule, operator: Operator, measured: Tensor) -> Denoise:
-    """`projected` for one walk of a network that is told nothing of the measurement, which then hears of it in x.
+    """`projected` for one walk of a network that is not conditioned on the measurement, which receives it through x.
 
-    How far the projection moves x0, as noise (alpha / sigma)(x0' - x0), is summed over the times of the walk, and the network
-    sees x with sigma times this sum added. x_t alone shows the measurement under its noise only, and what is made up beside
-    it fits less well. A move of DDIM(0) then amounts to alpha_s x0' + sigma_s eps with the eps that the network predicted.
-    Times fall along a walk; an evaluation that is no later than one before adds nothing.
+    The correction of x0 as noise, (alpha / sigma)(x0' - x0), is summed over the times of the walk, and the network sees x with
+    sigma times this sum added. Without the sum, the noise of x_t hides the measurement, and the generated part fits it less well.
+    A move of DDIM(0) then equals alpha_s x0' + sigma_s eps with the eps that the network predicted.
+    Times fall along a walk; an evaluation at a time that is not below the earlier ones adds nothing.
     Source: Wang et al. 2022 (DDNM, arXiv 2212.00490), the step of the authors' code, here for any sampler.
     """
     pull: Tensor | None = None
@@ -58,10 +58,10 @@ def pursued(denoise: Denoise, schedule: Schedule, operator: Operator, measured: 
 
 
 def settled(x: Tensor, operator: Operator, measured: Tensor, high: float, rounds: int) -> Tensor:
-    """An image with A x = y, brought nearer to [-high, high] without leaving A x = y: limits and projection in turn.
+    """An image with A x = y, moved towards [-high, high] while A x = y holds: clamping and projection in turn.
 
-    x, measured: as in `projected`. Clamped at once, an image that lies beyond the limits would no longer show what was measured.
-    Both sets are convex and meet, in the picture that was measured, so that the way leads to where they do.
+    x, measured: as in `projected`. Clamping alone would break A x = y.
+    Both sets are convex and intersect, at the original picture, so the iteration converges to their intersection.
     Source: Bregman 1965; Bauschke & Borwein 1996, section 3 (doi 10.1137/S0036144593251710).
     """
     for _ in range(rounds):

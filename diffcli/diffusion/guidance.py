@@ -1,7 +1,7 @@
 """Functions from a Denoise to a Denoise: guidance by a second branch or a classifier, and limits on x0. Samplers never see them.
 
 One convention everywhere: `null + scale * (cond - null)`; 1 is off, 0 is the second branch alone. x_t = alpha x0 + sigma eps
-holds for what comes out as for what went in, and an image's prediction does not depend on its batch.
+holds for the results too, and an image's prediction does not depend on its batch.
 """
 
 import math
@@ -15,7 +15,7 @@ from diffcli.diffusion.schedule import Schedule
 from diffcli.transfer import moved
 
 Pair = Callable[[Tensor, Tensor], tuple[Prediction, Prediction]]
-"""(x_t, t) -> what guidance leads to and what it leads away from: conditional and unconditional, or good and weaker model."""
+"""(x_t, t) -> the predictions that guidance leads to and away from: conditional and unconditional, or good and weaker model."""
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, C, *S), t () or (B,)) -> log p(y | x_t) (B,), differentiable in x_t."""
@@ -41,7 +41,7 @@ def classifier_free(pair: Pair, scale: float, channels: int | None = None) -> De
 def rescaled(pair: Pair, scale: float, schedule: Schedule, share: float, channels: int | None = None) -> Denoise:
     """`classifier_free`, with x0's deviation over each image drawn towards the conditional branch's: share 0 not at all, 1 fully.
 
-    The published rule takes whatever the network regresses for x0; over-exposure, which it mends, is a matter of x0.
+    The published rule uses the target of the network in place of x0; but over-exposure, which it corrects, concerns x0.
     Source: Lin et al. 2023, section 3.4 (arXiv 2305.08891), whose phi is share.
     """
 
@@ -55,9 +55,9 @@ def rescaled(pair: Pair, scale: float, schedule: Schedule, share: float, channel
 
 
 def within(guided: Denoise, plain: Denoise, schedule: Schedule, low: float, high: float) -> Denoise:
-    """`guided` where low <= sigma / alpha <= high, `plain` elsewhere, which alone is then computed.
+    """`guided` where low <= sigma / alpha <= high; elsewhere only `plain` is computed.
 
-    Of a batch whose images are at different times (B,), some inside and some outside, both are.
+    For a batch with times (B,) inside and outside, both are computed.
     Source: Kynkaanniemi et al. 2024, eq. 5 (arXiv 2404.07724).
     """
 
@@ -75,7 +75,7 @@ def within(guided: Denoise, plain: Denoise, schedule: Schedule, low: float, high
 def classifier_guided(denoise: Denoise, log_prob: LogProb, schedule: Schedule, scale: float) -> Denoise:
     """eps - sigma * scale * grad log p(y | x_t), and x0 to match: the score of p(x_t) p(y | x_t)^scale, on any path.
 
-    At t = 1 of a path that keeps no signal, where x_t tells nothing of y, the prediction stays as it is. `pull` is for samplers
+    At t = 1 of a path without remaining signal, x_t is independent of y and the prediction is unchanged. `pull` is for samplers
     that draw around a mean: they shift it by its variance times the gradient, algorithm 1. Published code clips x0 before, so
     `denoise` is the clipped one.
     Source: Dhariwal & Nichol 2021, algorithms 1 and 2 (arXiv 2105.05233), for any sigma.

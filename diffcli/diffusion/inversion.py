@@ -1,4 +1,4 @@
-"""DDIM run backwards: from an image to the noise that DDIM would draw it from."""
+"""DDIM run backwards: from an image to the noise from which DDIM draws it."""
 
 from itertools import pairwise
 
@@ -13,9 +13,9 @@ def invert(denoise: Denoise, schedule: Schedule, x0: Tensor, times: Tensor, refi
     """x at times[0] from which DDIM(eta = 0) along the falling `times` returns to x0 (B, C, *S), one evaluation a move.
 
     A move up uses the eps of its lower end (at t = 0, where there is none, that of x0 at the first time above), while DDIM uses
-    that of its upper end: the error falls like the step size. Each of `refinements` asks again at the upper end, one evaluation a
-    move more, and takes away most of what is left.
-    Source: Song et al. 2020, section 4.3 (arXiv 2010.02502); the refinement is Pan et al. 2023, eq. 9 (arXiv 2309.04907).
+    that of its upper end: the error falls like the step size. Each of `refinements` evaluates again at the upper end, once more
+    for each move, and removes most of the remaining error. Source: Song et al. 2020, section 4.3 (arXiv 2010.02502); the
+    refinement is Pan et al. 2023, eq. 9 (arXiv 2309.04907).
     """
     x = x0
     for s, t in pairwise(times.flip(0)):

@@ -51,7 +51,7 @@ def bits_per_dim(
 
 
 def prior_term(x0: Tensor, schedule: DiscreteSchedule) -> Tensor:
-    """L_T = KL(q(x_1 | x0) || N(0, 1)) in bits a dimension, (B,): what the signal left at t = 1 costs."""
+    """L_T = KL(q(x_1 | x0) || N(0, 1)) in bits a dimension, (B,): the cost of the signal left at t = 1."""
     alpha, sigma = schedule.alpha_sigma(torch.ones((), dtype=torch.float64))
     nats = 0.5 * (alpha * x0).square() + (0.5 * (sigma**2 - 1) - sigma.log())
     return nats.flatten(1).mean(1) / math.log(2)
@@ -88,7 +88,7 @@ def discretised_log_likelihood(x0: Tensor, mean: Tensor, log_var: Tensor) -> Ten
     scale = (-log_var / 2).exp()
     upper, lower = (((x0 - mean + edge) * scale).clamp(-FAR, FAR) for edge in (HALF_BIN, -HALF_BIN))
     below, above = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
-    # mirrored where the bin lies in the upper tail, so that the difference of the two is one of small numbers
+    # mirrored if the bin is in the upper tail, so that the two numbers to subtract are small
     flip = lower > 0
     high, low = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)

@@ -1,8 +1,8 @@
-"""What training minimises: the error of the target, and the variational bound where the variance is learned.
+"""The training loss: the error of the target, and the variational bound if the variance is learned.
 
 L_t = w_t mean D(y_hat - y) + VLB_WEIGHT * T * KL(q(x_s | x_t, x0) || p(x_s | x_t)), s = t - 1/T, the KL in bits a dimension.
-D is the distance, w_t the weight of the noise level. It leaves the variational term alone, which trains the variance and nothing
-else: the mean of p is detached there.
+D is the distance, w_t the weight of the noise level. It does not apply to the variational term, which trains only the
+variance: the mean of p is detached there.
 Source: Nichol & Dhariwal 2021, section 3.1 and eq. 16 (arXiv 2102.09672), whose lambda is 0.001 for the sum over T terms.
 """
 

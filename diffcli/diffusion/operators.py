@@ -1,4 +1,4 @@
-"""Linear operators A of images with their pseudo-inverses A^+: what low resolution, blur, grey and a hole leave of a picture.
+"""Linear operators A of images with their pseudo-inverses A^+: low resolution, blur, grey, and holes.
 
 A A^+ A = A and A A^+ y = y for every y that A can give. All act on (B, C, H, W) of any range, are linear, and keep a constant
 picture constant, so that pixels in [-1, 1] times any scale may be measured. Sums run in float64, where the device has it.
@@ -25,11 +25,11 @@ class Operator(ABC):
 
     @abstractmethod
     def measure(self, x: Tensor) -> Tensor:
-        """A x: (B, C, H, W) -> what is left of it, (B, C', H', W')."""
+        """A x: (B, C, H, W) -> the degraded picture, (B, C', H', W')."""
 
     @abstractmethod
     def invert(self, y: Tensor) -> Tensor:
-        """A^+ y: (B, C', H', W') -> (B, C, H, W), of all x with A x = y the one of the least norm."""
+        """A^+ y: (B, C', H', W') -> (B, C, H, W), the x of least norm with A x = y."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -123,9 +123,9 @@ def lowered(size: tuple[int, int], factor: int, kernel: Kernel = "bicubic") -> S
 
 
 def blurred(size: tuple[int, int], sigma: float) -> Separable:
-    """A Gaussian blur of `sigma` pixels, mirrored at the border, of what it does not lose: gains of `LEAST_GAIN` and more.
+    """A Gaussian blur of `sigma` pixels, mirrored at the border, without frequencies whose gain is below `LEAST_GAIN`.
 
-    Smaller gains would enlarge the rounding of a blurred file to more than what the picture shows.
+    The inverse of smaller gains would amplify the rounding of a blurred file too much.
     """
     described = {"operator": "blur", "kernel": f"Gaussian, mirrored at the border, gains from {LEAST_GAIN:g}"}
     down, across = (blurring(side, sigma) for side in size)
@@ -188,9 +188,9 @@ SHAPES: dict[Kernel, tuple[float, Callable[[Tensor], Tensor]]] = {
     "bilinear": (1.0, _bilinear),
     "box": (0.5, _box),
 }
-"""Of each kernel, how far it reaches in pixels of the coarser grid, and its values."""
+"""The reach of each kernel in pixels of the coarser grid, and its values."""
 
 
 def _wide(device: torch.device) -> torch.dtype:
-    """float64, but on a device that lacks it."""
+    """float64, or float32 on a device without it."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -16,8 +16,8 @@ from torch import Tensor
 from diffcli.config import Config
 from diffcli.transfer import moved
 
-CLEANEST = 1e-3  # where a walk along the straight path may leave for t = 0
-EDM_CLEANEST = 0.002 / 0.5  # Karras et al. 2022: their smallest sigma over their sigma_data
+CLEANEST = 1e-3  # smallest time of a walk on the straight path before t = 0
+EDM_CLEANEST = 0.002 / 0.5  # Karras et al. 2022: their smallest sigma / sigma_data
 MAX_BETA = 0.999  # Nichol & Dhariwal 2021, section 3.2: keeps the last step of a cosine schedule from being singular
 
 
@@ -42,12 +42,12 @@ class Schedule(Config):
 
     @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network is told at time t: 0..1000, or what the schedule says that it is."""
+        """The network's input for time t: 0..1000, or another value that the schedule defines."""
 
     @property
     @abstractmethod
     def cleanest(self) -> float:
-        """The smallest time in (0, 1] that training visits; on a continuous path, one where nothing visible is left to remove."""
+        """The smallest time in (0, 1] that training visits; on a continuous path, one without visible noise."""
 
     def log_snr(self, t: Tensor) -> Tensor:
         """log(alpha^2 / sigma^2), falling in t; +inf at t = 0."""
@@ -56,7 +56,7 @@ class Schedule(Config):
 
     @property
     def leftover_signal(self) -> float:
-        """alpha at t = 1: what remains of x0 where sampling starts from pure N(0, 1)."""
+        """alpha at t = 1: the share of x0 that remains where sampling starts from pure N(0, 1)."""
         return float(self.alpha_sigma(torch.tensor(1.0))[0])
 
 

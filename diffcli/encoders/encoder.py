@@ -1,7 +1,7 @@
 """Frozen text and image encoders, CLIP and T5, run through transformers or open_clip; loaded when they are first used.
 
-An `Encoder` is no module, so it is not part of state dicts, averages, optimizers and process groups. A run records its name and the
-digest of its weights; weights with another digest are refused.
+An `Encoder` is no module, so it is not part of state dicts, averages, optimizers and process groups. A run records its name and
+the digest of its weights; weights with another digest are refused.
 """
 
 import warnings

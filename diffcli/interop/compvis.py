@@ -35,7 +35,9 @@ READ_BY: dict[str, dict[str, Any]] = {
         "layer": -2,
     },
 }
-HEADS: dict[tuple[int, int | None], dict[str, int]] = {  # by (width, width of tokens), since shapes do not determine them
+HEADS: dict[
+    tuple[int, int | None], dict[str, int]
+] = {  # by (width, width of tokens), since shapes do not determine them
     (320, 768): {"heads": 8},
     (320, 1024): {"head_dim": 64},
     (192, 512): {"heads": 1},

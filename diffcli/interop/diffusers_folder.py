@@ -62,7 +62,9 @@ def from_folder(path: Path, given: Preset | None) -> Imported:
     if stated is not None and pipelines.held(index, "scheduler"):
         stated.setdefault("_class_name", index["scheduler"][1])
     notes: tuple[str, ...] = (
-        () if stated is not None or given else (f"{path} has no scheduler: eps on linear betas with 1000 steps is assumed",)
+        ()
+        if stated is not None or given
+        else (f"{path} has no scheduler: eps on linear betas with 1000 steps is assumed",)
     )
     classes = class_names(path, index)
     beside = pipelines.neighbours(path, index)

@@ -302,7 +302,7 @@ def check_conditioners(preset: Preset) -> None:
     if kinds not in ([], ["class"]):
         raise UserError(
             f"task.conditioners are {', '.join(kinds)}, which the networks of diffusers do not take",
-            "such a model cannot be exported; unconditional models, models of classes alone, and models of texts as Stable Diffusion can",
+            "such a model cannot be exported; models without conditions, of classes alone, and of texts as Stable Diffusion can",
         )
 
 

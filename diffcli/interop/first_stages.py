@@ -1,7 +1,7 @@
 """First stages of other people: diffusers' AutoencoderKL and VQModel, and the layout of taming-transformers and latent-diffusion.
 
-A diffusers folder has a configuration, which is read by key; the other layout has only tensors. Between a latent and diffusion, other
-libraries have one factor and perhaps a shift; diffcli has z = (latent - shift) // scale for each channel.
+A diffusers folder has a configuration, which is read by key; the other layout has only tensors. Between a latent and diffusion,
+other libraries have one factor and perhaps a shift; diffcli has z = (latent - shift) / scale for each channel.
 """
 
 from collections.abc import Mapping

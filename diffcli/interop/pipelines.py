@@ -1,7 +1,7 @@
 """The parts of a diffusers pipeline beside network and scheduler: a first stage, and a text encoder.
 
-The first stage becomes part of the checkpoint. The text encoder stays in its folder, which the preset names; the record has the digest
-of its weights, as with any pretrained encoder.
+The first stage becomes part of the checkpoint. The text encoder stays in its folder, which the preset names; the record has the
+digest of its weights, as with any pretrained encoder.
 """
 
 import json

@@ -1,6 +1,7 @@
 """The schedulers of diffusers, to and from our schedule, target, clipping and sampler.
 
-Their scheduler joins what diffcli separates: betas and prediction type belong to training; clipping, variance and steps to sampling.
+Their scheduler joins what diffcli separates: betas and prediction type belong to training; clipping, variance and steps to
+sampling.
 """
 
 import math
@@ -127,7 +128,7 @@ def notes(config: Foreign) -> tuple[str, ...]:
     if not config.get("_class_name") or not differ:
         return ()
     return (
-        f"{config.source}: images are similar to those of that scheduler, but not equal, because diffcli has no {'; '.join(differ)}",
+        f"{config.source}: images are similar to those of that scheduler, not equal: diffcli has no {'; '.join(differ)}",
     )
 
 
@@ -208,7 +209,7 @@ def write_scheduler(preset: Preset) -> dict[str, Any]:
             UserError(
                 f"task.target is '{task.target}' on the schedule '{task.schedule.kind}', "
                 "which the pipelines of diffusers for such networks do not support",
-                "such a model cannot be exported; to export one, train it with --set task.target=v --set task.schedule.kind=cosine",
+                "it cannot be exported; to export one, train it with --set task.target=v --set task.schedule.kind=cosine",
             )
         )
     if task.codec.kind != "latent" and (task.codec.kind != "pixels" or task.codec.scale != 1):

@@ -188,7 +188,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def unpickle(path: Path) -> Any:
-    """The content of a pickle that torch's restricted reader accepts; only the state dict of a checkpoint of pytorch-lightning."""
+    """The content of a pickle that torch's restricted reader accepts, or the state dict in one of pytorch-lightning."""
     if found := stands_in(path):
         raise UserError(f"{path}: is not a readable .pt file", found)
     try:

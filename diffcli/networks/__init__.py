@@ -1,1 +1,1 @@
-"""Everything with weights: U-Net, classifier, conditioners; knows nothing of diffusion, data or training."""
+"""Networks: U-Nets, transformers, first stages, classifiers; independent of diffusion, data and training."""

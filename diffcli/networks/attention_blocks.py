@@ -1,4 +1,4 @@
-"""Blocks in which positions attend: to patches of the map, to the tokens of a condition, or to both (spatial transformer).
+"""Attention blocks: to patches of the map, to the tokens of a condition, or to both (spatial transformer).
 
 Contract: see layers.py. All attention goes through `attend`, with the scale 1 / sqrt(head_dim); no L x L matrix is made here.
 """
@@ -14,8 +14,8 @@ from diffcli.networks.patches import patchify, unpatchify
 class PatchAttention(nn.Module):
     """Norm, self-attention among patches of p x p positions, zero projection; residual. With p = 1 it is `Attention`.
 
-    A patch is one item: all its p p C values make its queries, keys and values, C wide each. Sizes that p does not divide,
-    which are never those of training, are padded with zeros below and to the right, and cropped after.
+    A patch is one item: all its p p C values make its queries, keys and values, C wide each. Sizes that p does not divide
+    do not occur in training; they are padded with zeros below and to the right, and cropped after.
     """
 
     def __init__(self, channels: int, options: BlockOptions) -> None:
@@ -37,9 +37,9 @@ class PatchAttention(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """What `width` wide items (B, L, width) learn from a context (B, M, D): q from the items, k and v from the context.
+    """Cross-attention of items (B, L, width) to a context (B, M, D): q from the items, k and v from the context.
 
-    mask: bool (B, M), which items of the context are there to be read; None: all.
+    mask: bool (B, M), the items of the context to read; None: all.
     Source: Rombach et al. 2021, eq. 3 (arXiv 2112.10752): no bias but the output's.
     """
 

@@ -19,7 +19,7 @@ from diffcli.networks.layers import Pointwise, set_norms
 from diffcli.networks.network import listed
 
 DECIDING = ("kind", "patch", "groups", "norm_eps")
-"""The keys of AutoencoderConfig that change what given tensors compute and show in no name or shape of one: all of those."""
+"""All keys of AutoencoderConfig that change the result for given tensors without changing a name or shape."""
 
 
 class AutoencoderConfig(Config):
@@ -28,8 +28,8 @@ class AutoencoderConfig(Config):
     patch: pixels in the edge of a square that is one position of the first level, its pixels being channels there, as in
     sub-pixel convolution (Shi et al. 2016, arXiv 1609.05158), which saves most of the cost of full size. Published ones have 1.
 
-    A norm of C channels has gcd(groups, C) groups: one that has a group for each channel takes an image's mean from every
-    channel, so narrow networks want few groups.
+    A norm of C channels has gcd(groups, C) groups. With one group for each channel it would remove the mean of every channel,
+    so narrow networks need few groups.
     """
 
     kind: Literal["conv"] = "conv"
@@ -55,7 +55,9 @@ class AutoencoderConfig(Config):
     groups: int = Field(32, ge=1, description="a group norm of C channels has gcd(groups, C) groups")
     norm_eps: float = Field(1e-6, gt=0, description="added to the variance in group norms")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
-    save_memory: bool = Field(False, description="gradient checkpointing: blocks are computed again on the way back")
+    save_memory: bool = Field(
+        False, description="gradient checkpointing: blocks are computed again in the backward pass"
+    )
 
     @model_validator(mode="after")
     def _attends_where_it_can(self) -> "AutoencoderConfig":
@@ -82,9 +84,9 @@ class AutoencoderConfig(Config):
         return int(self.patch * 2 ** (len(self.mult) - 1))
 
     def build(self, channels: int, bottleneck: AnyBottleneck, vector: int = 0) -> "Autoencoder":
-        """For images of so many channels. vector: width of what encoder and decoder are told of an image; 0: nothing.
+        """The module for images of this number of channels. vector: width of the vector for encoder and decoder; 0: none.
 
-        Raises UserError where the bottleneck cannot have `latent` channels.
+        Raises UserError if the bottleneck cannot have `latent` channels.
         """
         return Autoencoder(self, channels, bottleneck.build(self.latent), vector)
 
@@ -92,8 +94,8 @@ class AutoencoderConfig(Config):
 class Autoencoder(nn.Module):
     """See the module's docstring; forward(x, noise) -> (the image again, Coded).
 
-    quant_conv and post_quant_conv are the 1x1 convolutions of published models on both sides of the bottleneck. null: what
-    stands for the vector of an image that has none.
+    quant_conv and post_quant_conv are the 1x1 convolutions of published models on both sides of the bottleneck. null: the
+    vector of images without one.
     """
 
     def __init__(self, config: AutoencoderConfig, channels: int, bottleneck: Bottleneck, vector: int) -> None:
@@ -139,7 +141,7 @@ class Autoencoder(nn.Module):
     def forward(
         self, x: Tensor, noise: Tensor | None = None, vector: Tensor | None = None, seeds: Tensor | None = None
     ) -> tuple[Tensor, Coded, Tensor]:
-        """The image again (B, C, H, W), what went through the bottleneck, and the h that it was given.
+        """The reconstruction (B, C, H, W), the output of the bottleneck, and its input h.
 
         noise: see `Bottleneck.forward`.
         """
@@ -159,16 +161,16 @@ class Autoencoder(nn.Module):
 
 
 class FirstStageConfig(Config):
-    """What a latent model must know to rebuild its first stage."""
+    """The configuration that a latent model needs to rebuild its first stage."""
 
     network: AutoencoderConfig = Field(description="encoder and decoder of the first stage")
     bottleneck: AnyBottleneck = Field(description="what its latent is")
     channels: Annotated[int, Field(ge=1, description="of the images")]
-    vector: Annotated[int, Field(ge=0, description="width of what encoder and decoder are told of an image")] = 0
+    vector: Annotated[int, Field(ge=0, description="width of the vector for encoder and decoder")] = 0
 
     @property
     def deciding(self) -> dict[str, Any]:
-        """What decides beside the tensors what is computed, as JSON values; a default is left out, as of a key to come."""
+        """The settings that affect the result beside the tensors, as JSON values; defaults are left out, as for future keys."""
         return self.network.model_dump(mode="json", include=set(DECIDING), exclude_defaults=True)
 
     def build(self) -> Autoencoder:

@@ -1,8 +1,9 @@
-"""The decoder of a first stage run in bands of rows: exactly what the whole gives, in a fraction of its memory.
+"""The decoder of a first stage in bands of rows: the exact result of the whole, in a fraction of its memory.
 
-Convolutions are local, so a band with enough rows around it (its halo) gives its own rows as they are. Group norms are not: each
-takes its statistics from one pass over all bands, before the pass that uses them. A block's input stays in memory whole, and what
-is computed inside of it never is. Attention looks at every position; it is computed whole, on the coarse levels that have it.
+Convolutions are local, so a band with enough rows around it (its halo) gives exact results for its own rows. Group norms are not
+local: each takes its statistics from one pass over all bands, before the pass that uses them. The input of a block stays in
+memory as a whole, its inner results do not. Attention needs every position; it is computed on whole images, at the coarse
+levels that have it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,9 +21,9 @@ from diffcli.networks.split_norms import Enough, RunningMoments, added, grouped,
 
 
 class LocalLayers(NamedTuple):
-    """Layers that are local but for their norms.
+    """Layers that are local except for their norms.
 
-    run: (B, C, H, W) -> (B, C', H * scale, W * scale). norms: in the order in which `run` comes to them. halo: rows of the input
+    run: (B, C, H, W) -> (B, C', H * scale, W * scale). norms: in the order in which `run` calls them. halo: rows of the input
     above and below that a row of the result depends on.
     """
 
@@ -33,13 +34,13 @@ class LocalLayers(NamedTuple):
 
 
 class WholeLayers(NamedTuple):
-    """Layers that every position of the input has a part in."""
+    """Layers whose output depends on every position of the input."""
 
     run: Callable[[Tensor], Tensor]
 
 
 class Band(NamedTuple):
-    """Rows first to end of an input, and how many more are given above and below."""
+    """Rows first to end of an input, and the numbers of further rows above and below."""
 
     first: int
     end: int
@@ -47,12 +48,12 @@ class Band(NamedTuple):
     below: int
 
     def rows(self, x: Tensor, scale: int) -> Tensor:
-        """The band's own rows of what layers made of it, or are making of it: x (B, C, (rows given) * scale, W)."""
+        """The band's own rows in the output x of layers, (B, C, (rows given) * scale, W)."""
         return x[:, :, self.above * scale : x.shape[2] - self.below * scale]
 
 
 class BandedNorm:
-    """Stands for a group norm while bands pass: first sums up what it sees of each, then norms by that."""
+    """Takes the place of a group norm: first sums up statistics of all bands, then normalises by them."""
 
     def __init__(self, norm: GroupNorm) -> None:
         self.norm = norm
@@ -79,7 +80,7 @@ def decode_in_bands(autoencoder: Autoencoder, z: Tensor, pixels: int, vector: Te
 
 
 def parts(autoencoder: Autoencoder, aside: Aside) -> Iterator[LocalLayers | WholeLayers]:
-    """A decoder as layers that follow each other, cut where little has to be kept: never after a resampling."""
+    """A decoder as a sequence of layers, cut where little must be kept: never after a resampling."""
     decoder = autoencoder.decoder
     yield WholeLayers(lambda z: decoder.middle(decoder.stem(z), aside))
     doubling: nn.Module | None = None

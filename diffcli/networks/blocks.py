@@ -1,4 +1,4 @@
-"""Every block that a preset can name in `task.network.blocks` and `.middle`: how it is made and what it needs.
+"""The blocks for `task.network.blocks` and `.middle`: their construction and their needs.
 
 Contract of a block: see layers.py. To add one, write its module and give it a name and a `BlockKind` here.
 """
@@ -30,15 +30,15 @@ BlockName = Literal[
 
 
 class BlockKind(NamedTuple):
-    """How a block of one name is made, where it may stand and what it needs."""
+    """The construction of a block, the places where it may be used, and its needs."""
 
     build: Callable[[int, int, BlockOptions], nn.Module]  # (channels, out_channels, options)
     changes_width: bool = False  # starts a stage; the others keep their width
-    hears: bool = False  # is told of time and condition vector
+    hears: bool = False  # receives time and condition vector
     heads: bool = False  # positions attend in heads of head_dim: only at the sizes of attend_at, and in the middle
     tokens: bool = False  # reads the tokens of a condition
     patches: bool = False  # attends among patches
-    reach: int | None = None  # positions that it looks far, but for means over all of them; None: it looks at every one
+    reach: int | None = None  # reach in positions, without means over all positions; None: it depends on every position
 
 
 BLOCKS: dict[BlockName, BlockKind] = {

@@ -1,7 +1,7 @@
-"""The contract of bottlenecks: what stands between the encoder and the decoder of a first stage.
+"""The contract of bottlenecks between the encoder and the decoder of a first stage.
 
-An encoder gives h (B, inputs, *S). A bottleneck makes of it z (B, channels, *S), which the decoder is given, and a loss of its
-own. Everything in here is computed in float32, whatever the networks around it compute in.
+A bottleneck maps h (B, inputs, *S) of the encoder to z (B, channels, *S) for the decoder, and has its own loss. It always
+computes in float32, also if the networks around it do not.
 """
 
 from abc import ABC, abstractmethod
@@ -17,24 +17,24 @@ from diffcli.networks.memory_format import memory_format
 class Coded(NamedTuple):
     """One batch that went through a bottleneck."""
 
-    z: Tensor  # (B, C, *S)   what the decoder is given
+    z: Tensor  # (B, C, *S)   the input of the decoder
     loss: Tensor  # (B,)   the bottleneck's own loss of each image, already weighted
     terms: dict[str, Tensor]  # (B,) each   for the log
     codes: Tensor | None = None  # (B, *S) int64   where the latent is discrete
 
 
 class Gathers(Protocol):
-    """The processes of a run, as far as a bottleneck must know of them."""
+    """The collective operation that a bottleneck needs."""
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows (n, ...), one for each sample of this process -> those of all processes, in the order of the batch."""
 
 
 class Bottleneck(nn.Module, ABC):
-    """inputs: channels that it wants of the encoder. channels: of a latent. bits: of an element of S; None: it is continuous.
+    """inputs: channels that the encoder must have. channels: of a latent. bits: of an element of S; None: it is continuous.
 
-    variational: its latent is drawn with the noise of `forward`, and its loss is in nats: a sum over an image's latent, where
-    that of others is a mean. measures: images whose `h` it wants to see before the first step (`start`); 0: none.
+    variational: its latent is sampled with the noise of `forward`, and its loss is in nats, a sum over an image's latent,
+    while that of others is a mean. measures: number of images whose `h` it needs before the first step (`start`); 0: none.
     """
 
     inputs: int
@@ -49,38 +49,38 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def latent(self, h: Tensor, noise: Tensor | None) -> Tensor:
-        """What a diffusion model sees: (B, channels, *S) float32, not quantised. noise: as in `forward`."""
+        """The latent for a diffusion model: (B, channels, *S) float32, not quantised. noise: as in `forward`."""
 
     def snapped(self, z: Tensor) -> Tensor:
-        """What the decoder is given of a latent (B, channels, *S) that was diffused: quantised where the bottleneck quantises."""
+        """The input of the decoder for a generated latent (B, channels, *S): quantised if the bottleneck quantises."""
         return z.float()
 
     def start(self, h: Tensor) -> None:
         """Called once, before the first step: h (n, inputs, *S) of the first `measures` images of the training data."""
 
     def remember(self, coded: Coded, h: Tensor) -> None:
-        """Called after each forward in training: keeps of a micro-batch what the next `update` needs."""
+        """Called after each forward in training: keeps the values of a micro-batch for the next `update`."""
 
     def update(self, ranks: Gathers) -> None:
-        """Called once an update, on every process: the state that does not follow from gradients."""
+        """Called once for each update, on every process, to change state that has no gradients."""
 
 
 class BottleneckConfig(Config):
-    """What builds a bottleneck."""
+    """Builds a bottleneck."""
 
     kind: str
 
     def trained_on(self, images: int) -> Self:
-        """The same for a training set of so many images, when a run begins."""
+        """The same config for a training set of this number of images, when a run begins."""
         return self
 
     def inputs(self, latent: int) -> int:
-        """Channels that a bottleneck whose latents have so many wants of the encoder."""
+        """The channels that the encoder must have for latents of this number of channels."""
         return latent
 
     @abstractmethod
     def build(self, latent: int) -> Bottleneck:
-        """A bottleneck whose latents have so many channels. Raises UserError where it cannot."""
+        """A bottleneck for latents of this number of channels. Raises UserError if that is impossible."""
 
 
 def as_rows(x: Tensor) -> Tensor:

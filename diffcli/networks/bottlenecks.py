@@ -1,4 +1,4 @@
-"""What a preset can name in `task.bottleneck.kind`, and the two bottlenecks that do not quantise."""
+"""The kinds of `task.bottleneck.kind`, and the two bottlenecks that do not quantise."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ LOG_VARIANCE = (-30.0, 20.0)  # its range, as published: exp() of it is a float3
 
 
 class Through(Bottleneck):
-    """A plain autoencoder: the latent is what the encoder gives."""
+    """A plain autoencoder: the latent is the output of the encoder."""
 
     def __init__(self, latent: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def sample_of(mean: Tensor, log_variance: Tensor, noise: Tensor | None) -> Tenso
 
 
 class Identity(BottleneckConfig):
-    """Nothing: a plain autoencoder."""
+    """No bottleneck: a plain autoencoder."""
 
     kind: Literal["none"] = "none"
 
@@ -71,7 +71,7 @@ class Identity(BottleneckConfig):
 
 
 class Kl(BottleneckConfig):
-    """A normal posterior, held near N(0, 1): a VAE."""
+    """A normal posterior with a KL to N(0, 1): a VAE."""
 
     kind: Literal["kl"] = "kl"
     beta: float = Field(1.0, ge=0, description="times the KL, a sum over the numbers of an image's latent, in nats")

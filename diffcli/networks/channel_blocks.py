@@ -1,6 +1,6 @@
-"""Blocks in which channels weigh each other: class-driven channel attention and efficient channel attention.
+"""Channel attention: class-driven channel attention and efficient channel attention.
 
-Contract: see layers.py. Both start as the identity; neither knows where on the map a value lies.
+Contract: see layers.py. Both start as the identity and do not depend on positions.
 """
 
 import math
@@ -59,5 +59,5 @@ class ChannelAttention(nn.Module):
 
 
 def eca_kernel(channels: int) -> int:
-    """The odd kernel size for so many channels: |log2(C) / 2 + 1 / 2|, up to the next odd where it is even."""
+    """The odd kernel size for C channels: |log2(C) / 2 + 1 / 2|, or the next odd number."""
     return int((math.log2(channels) + 1) / 2) | 1

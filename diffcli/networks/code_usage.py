@@ -1,7 +1,7 @@
-"""Which codes of a codebook are in use, counted over an epoch where its length is known, and over all processes.
+"""The use of the codes of a codebook, counted over an epoch if its length is known, and over all processes.
 
-Contract: counts are of whole windows of images, so they do not depend on batches, micro-batches or processes; they are buffers,
-so a resumed run goes on counting where it stopped.
+Counts are those of whole windows of images, so they do not depend on batches, micro-batches or processes. They are buffers, so a
+resumed run continues counting.
 """
 
 from typing import Self
@@ -31,7 +31,7 @@ class CodeUsage(nn.Module):
 
     @torch.no_grad()
     def add(self, counts: Tensor, images: int) -> None:
-        """Takes in the counts (K,) int64 of one update, which saw so many images."""
+        """Adds the counts (K,) int64 of one update with this number of images."""
         self.counts += counts
         self.images += images
         full = self.images >= self.window
@@ -40,7 +40,7 @@ class CodeUsage(nn.Module):
         self.images.copy_(torch.where(full, 0, self.images))
 
     def terms(self, n: int) -> dict[str, Tensor]:
-        """Of the last whole window, or the one under way before there is one, n times each, for the log.
+        """Values of the last whole window, or of the current one before that, n times each, for the log.
 
         usage: the share of codes that occurred. perplexity: exp of the entropy of codes, 1..K.
         """

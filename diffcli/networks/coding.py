@@ -1,6 +1,6 @@
 """Images through a first stage in bounded memory: batch by batch, large ones decoded in bands of rows.
 
-Nothing is computed in fp16, whose range the activations of published first stages leave.
+fp16 is never used, because activations of published first stages exceed its range.
 """
 
 from collections.abc import Iterator
@@ -44,14 +44,14 @@ def decoded(autoencoder: Autoencoder, z: Tensor, vector: Tensor | None = None, t
 
 
 def batches(x: Tensor, vector: Tensor | None, pixels: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Samples and what is told of each, as many together as have AT_ONCE pixels, each of them `pixels`; one at least."""
+    """Batches of samples and their vectors with at most AT_ONCE pixels together, `pixels` each; at least one sample."""
     size = max(1, AT_ONCE // pixels)
     parts = x.split(size)
     yield from zip(parts, [None] * len(parts) if vector is None else vector.split(size), strict=True)
 
 
 def widened(device: torch.device) -> AbstractContextManager[None]:
-    """A context in which nothing is computed in fp16, whatever surrounds it."""
+    """Context that disables fp16, also inside of autocast."""
     kind = device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) != torch.float16:
         return nullcontext()

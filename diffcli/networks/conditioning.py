@@ -1,4 +1,4 @@
-"""What a network is told beside x and the time: three slots, filled from a batch by the conditioners of a task."""
+"""The conditioning of a network: three slots, filled from a batch by the conditioners of a task."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class Conditioning(NamedTuple):
-    """All that a network ever receives beside x and the time; an absent slot is None."""
+    """The inputs of a network beside x and the time; an absent slot is None."""
 
     vector: Tensor | None = None  # (B, D)        joins the time embedding
     tokens: Tensor | None = None  # (B, L, D)     cross-attention
     spatial: Tensor | None = None  # (B, C, *S)   concatenated to the input channels
     seeds: Tensor | None = None  # (B,) int64     one stream of dropout a sample; needed only where dropout trains
-    mask: Tensor | None = None  # (B, L) bool     which tokens are there to be read; None: all
+    mask: Tensor | None = None  # (B, L) bool     the tokens to read; None: all
 
     def rows(self, first: int, end: int) -> "Conditioning":
         """The conditions of some samples of a batch."""

@@ -1,7 +1,7 @@
 """Convolutional residual blocks beside ADM's: weight-standardised, ConvNeXt, and the VGG, DenseNet and Inception designs.
 
-Contract: see layers.py. VGG, DenseNet and Inception say how a feature is computed, the `body` (B, C, H, W) -> (B, D, H, W);
-`Residual` closes each alike, y = skip(x) + W body(x) with a 1x1 convolution W that starts at zero. Wherever the published
+Contract: see layers.py. VGG, DenseNet and Inception define the `body` (B, C, H, W) -> (B, D, H, W);
+`Residual` makes a block of it: y = skip(x) + W body(x) with a 1x1 convolution W that starts at zero. Wherever the published
 blocks have batch normalisation these have group normalisation, modulated once or more by time and condition.
 """
 
@@ -27,7 +27,7 @@ LAYERS = 4  # of a dense block, each a quarter as wide as what the block gives
 
 
 def projection(channels: int, out_channels: int) -> nn.Module:
-    """What the residual passes through: nothing, or a 1x1 convolution where the width changes."""
+    """The skip connection: the identity, or a 1x1 convolution if the width changes."""
     return Pointwise(channels, out_channels) if channels != out_channels else nn.Identity()
 
 
@@ -65,8 +65,8 @@ class WsResBlock(ResBlock):
 class ConvNext(nn.Module):
     """7x7 depthwise convolution, modulated layer norm, 1x1 to 4 times the width, activation, zero 1x1; residual.
 
-    Source: Liu et al. 2022, fig. 4 (arXiv 2201.03545), with GELU where `activation` says so; the zero layer stands for its
-    layer scale, and the norm is told of time and condition.
+    Source: Liu et al. 2022, fig. 4 (arXiv 2201.03545), with GELU if `activation` says so; the zero layer replaces its
+    layer scale, and time and condition modulate the norm.
     """
 
     def __init__(self, channels: int, out_channels: int, options: BlockOptions) -> None:
@@ -172,7 +172,7 @@ class Inception(nn.Module):
 
 
 def vgg(channels: int, out_channels: int, options: BlockOptions) -> Residual:
-    """VGG's pair of layers on a residual, which VGG itself has not."""
+    """VGG's pair of layers with a residual connection, which VGG itself lacks."""
     return Residual(Vgg(channels, out_channels, options), channels, out_channels, out_channels, options.dropout)
 
 

@@ -1,7 +1,7 @@
-"""A small residual classifier for 28x28 to 32x32 images: it labels samples, its features score them, its gradients guide them.
+"""A small residual classifier for images of 28x28 to 32x32 pixels, for scores on its features and for classifier guidance.
 
-forward(x (B, C, H, W) in [-1, 1]) -> features (B, D); `head` makes them logits (B, num_classes). One that is `timed` is told
-beside x at which time it is, as denoising networks are: then x may be noisy.
+forward(x (B, C, H, W) in [-1, 1]) -> features (B, D); `head` makes them logits (B, num_classes). A `timed`
+one also receives the time of x, as denoising networks do; then x may be noisy.
 """
 
 from typing import Literal
@@ -17,7 +17,7 @@ from diffcli.networks.layers import Embedding, GroupNorm
 class ConvNetConfig(Config):
     """Three sizes, one residual block each, of width x (1, 2, 4) channels; global mean; one linear layer.
 
-    Group norm, not batch norm: an image's logits, and so an update, do not depend on how a batch was dealt to processes.
+    Group norm, not batch norm: so an image's logits, and an update, do not depend on the split of a batch to processes.
     """
 
     kind: Literal["convnet"] = "convnet"
@@ -73,7 +73,7 @@ class ConvNet(nn.Module):
         return self.stages(x, time)[-1].mean(dim=(2, 3))
 
     def stages(self, x: Tensor, time: Tensor | None = None) -> list[Tensor]:
-        """What each residual block makes of x, (B, width x (1, 2, 4), H / (2, 4, 8), W / (2, 4, 8)), not negative."""
+        """The outputs of the residual blocks for x, (B, width x (1, 2, 4), H / (2, 4, 8), W / (2, 4, 8)), not negative."""
         emb = None if self.time is None else self.time(time, None)
         found = []
         for layer in self.body:

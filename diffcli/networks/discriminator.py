@@ -1,7 +1,7 @@
 """The discriminator of adversarial first stages: it judges overlapping patches, each by one logit.
 
-Group norm, not the batch norm of its source: then a logit depends on its image alone, so a step does not depend on how its
-batch was dealt to micro-batches and processes.
+Group norm, not the batch norm of its source: so a logit depends on its image alone, and a step does not depend on the split of
+its batch to micro-batches and processes.
 """
 
 from itertools import pairwise
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffcli.config import Config
 from diffcli.networks.layers import GroupNorm
 
-LAST = 3  # pixels of a side that the two layers of stride 1 need at least
+LAST = 3  # least pixels of a side for the two layers of stride 1
 WIDEST = 8  # of a layer, in widths of the first
 SPREAD_OF_WEIGHTS = 0.02  # standard deviation at first, as published
 
@@ -30,7 +30,7 @@ class PatchDiscriminatorConfig(Config):
 
     @property
     def least(self) -> int:
-        """The shorter side that images must have: 3 pixels are left of it for the last two layers, which take one each."""
+        """The least shorter side of images: it leaves 3 pixels for the last two layers, which take one each."""
         return int(LAST * 2**self.depth)
 
     def build(self, channels: int) -> "PatchDiscriminator":

@@ -1,6 +1,6 @@
 """The diffusion transformer: forward(x (B, C, H, W), time (B,), cond) -> (B, out, H, W), H and W multiples of the patch.
 
-Patches become tokens; every block is told time and condition vector by adaLN-Zero: x + gate * f(norm(x) (1 + scale) + shift),
+Patches become tokens; time and condition vector modulate every block by adaLN-Zero: x + gate * f(norm(x) (1 + scale) + shift),
 with shift, scale and gate 0 at first, so that an untrained block is the identity. Parameters have the published names.
 Source: Peebles & Xie 2022 (arXiv 2212.09748); tokens by cross-attention as in Chen et al. 2023 (PixArt-alpha, 2310.00426).
 """
@@ -35,20 +35,20 @@ EPS = 1e-6  # of every norm, but for `mlp_eps`
 class DiTConfig(NetworkConfig):
     """The published sizes are S 384 wide, 12 deep, 6 heads; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28, 16; patch 2, 4 or 8.
 
-    size: one of them, for what of width, depth and heads is not given. It is replaced by these three, so that a preset which is
-    written and changed never holds a size that is not the network's.
+    size: one of them, for those of width, depth and heads that are not given. It is replaced by these three, so that a written
+    preset never has a size that differs from the network.
     """
 
     kind: Literal["dit"] = "dit"
     patch: int = Field(2, ge=1, description="pixels along the edge of a token")
     size: Literal["S", "B", "L", "XL"] | None = Field(
-        None, description="a published size, for what of width, depth and heads is not given"
+        None, description="a published size, for those of width, depth and heads that are not given"
     )
     width: int = Field(768, ge=1, description="of the tokens")
     depth: int = Field(12, ge=1, description="blocks")
     heads: int = Field(12, ge=1, description="of each attention; a divisor of width")
     positions: Literal["sincos", "rotary"] = Field(
-        "sincos", description="how tokens know their place; rotary also runs at sizes that were not trained"
+        "sincos", description="position embedding of tokens; rotary also works at sizes that were not trained"
     )
     qk_norm: bool = Field(False, description="RMS norm of queries and keys (arXiv 2302.05442): stable at high rates")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
@@ -114,13 +114,13 @@ class DiTConfig(NetworkConfig):
 
 
 class Told(NamedTuple):
-    """What every block is told beside its tokens."""
+    """The inputs of every block beside its tokens."""
 
     emb: Tensor  # (B, D)   time and condition vector
     tokens: Tensor | None  # (B, M, Dt)
-    mask: Tensor | None  # (B, M) bool   which tokens are there to be read; None: all
+    mask: Tensor | None  # (B, M) bool   the tokens to read; None: all
     rotation: Rotation | None
-    bits: MaskBits | None  # what dropout follows from
+    bits: MaskBits | None  # random bits for dropout
 
 
 class DiT(nn.Module):
@@ -140,7 +140,7 @@ class DiT(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        """The last layer, under the name that it has in every network."""
+        """The last layer, by the name that all networks use."""
         return self.final_layer.linear
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
@@ -287,7 +287,7 @@ class FinalLayer(nn.Module):
 
 def initialise(module: nn.Module) -> None:
     """Xavier for linear layers with biases 0; the time's layers normal, 0.02 wide; modulations and ends 0. For nn.Module.apply,
-    which comes to a module after its children."""
+    which visits a module after its children."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
         nn.init.zeros_(cast(Tensor, module.bias))

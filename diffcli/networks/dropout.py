@@ -39,7 +39,7 @@ class MaskBits:
 
 
 class Dropout(nn.Module):
-    """Zeroes each element with probability p in training and divides the rest by what is kept; identity in eval."""
+    """Zeroes each element with probability p in training and divides the rest by 1 - p; identity in eval."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Dropout(nn.Module):
         self.layer = 0  # `number_dropouts` gives every layer of a network its own stream
 
     def forward(self, x: Tensor, bits: MaskBits | None) -> Tensor:
-        """x: (B, ...). bits: read only where something is dropped."""
+        """x: (B, ...). bits: needed only if elements are dropped."""
         if not self.training or not self.dropped:
             return x
         if bits is None:
@@ -57,7 +57,7 @@ class Dropout(nn.Module):
 
 
 def mask_bits(seeds: Tensor | None) -> MaskBits | None:
-    """The words of one forward; None where there are no seeds, as in sampling."""
+    """The words of one forward; None without seeds, as in sampling."""
     return None if seeds is None else MaskBits(seeds)
 
 
@@ -72,7 +72,7 @@ def hashed(seeds: Tensor, n: int) -> Tensor:
 
 
 def mixed(seeds: Tensor) -> Tensor:
-    """int64 (B,) whose bits all depend on all bits of the seeds, so that neighbouring seeds have nothing in common.
+    """int64 (B,) whose bits all depend on all bits of the seeds, so that neighbouring seeds are unrelated.
 
     Source: Stafford 2011, mix 13, as in splitmix64.
     """

@@ -1,4 +1,4 @@
-"""A convolutional network that enlarges a picture in one step: the baseline that diffusion upscalers are compared with.
+"""A convolutional network that enlarges a picture in one step: the baseline for diffusion upscalers.
 
 Residual blocks without norms work at the size of the input and a pixel shuffle enlarges; they add to the bicubic picture.
 Source: Lim et al. 2017, EDSR (arXiv 1707.02921); Shi et al. 2016, pixel shuffle (arXiv 1609.05158).
@@ -13,7 +13,7 @@ from diffcli.networks.layers import zero
 
 
 class EnlargerConfig(Config):
-    """width: channels of the blocks. depth: how many blocks of two convolutions there are."""
+    """width: channels of the blocks. depth: number of blocks of two convolutions."""
 
     width: int = Field(64, ge=1, description="channels of the blocks")
     depth: int = Field(8, ge=1, description="blocks of two convolutions")

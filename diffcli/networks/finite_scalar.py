@@ -20,7 +20,7 @@ MARGIN = 1e-3  # of the outermost levels' half width that tanh never reaches
 
 
 class Grid(NamedTuple):
-    """What the levels of each channel come to, (C, 1, ...) each, so that they go with maps (B, C, *S)."""
+    """Constants of the levels of each channel, (C, 1, ...) each, to combine with maps (B, C, *S)."""
 
     levels: Tensor  # int64   L
     width: Tensor  # int64   L // 2: levels are -width..L - 1 - width
@@ -79,7 +79,7 @@ class FiniteScalarQuantiser(Bottleneck):
         return (z.float() * grid.width).round().clamp(-grid.width, grid.levels - 1 - grid.width)
 
     def coded(self, level: Tensor) -> Tensor:
-        """Codes (B, *S) int64 of levels (B, C, *S); what is no number counts as level 0, so that every code is one."""
+        """Codes (B, *S) int64 of levels (B, C, *S); NaN counts as level 0, so that every code is valid."""
         grid = self.grid(level.ndim)
         return ((level.nan_to_num(0).long() + grid.width) * grid.place).sum(dim=1)
 
@@ -88,7 +88,7 @@ class FiniteScalarQuantiser(Bottleneck):
         return self.coded(self.level(z))
 
     def of_codes(self, codes: Tensor) -> Tensor:
-        """The latents (B, C, *S) that codes (B, *S) stand for, as the decoder is given them."""
+        """The latents (B, C, *S) of codes (B, *S), as inputs of the decoder."""
         grid = self.grid(codes.ndim + 1)
         return (codes[:, None] // grid.place % grid.levels - grid.width) / grid.width
 

@@ -1,9 +1,9 @@
-"""The two halves of a first stage: `ImageEncoder` makes maps of an image, `ImageDecoder` an image of maps.
+"""The two halves of a first stage: `ImageEncoder` maps an image to a latent, `ImageDecoder` maps it back.
 
-Both are levels of residual blocks, each half the size of the one before (or twice, on the way back), and a middle of two blocks
-around one attention. Attention has a single head. Residual branches end in zeros at first, so that both halves begin as their
-plain convolutions; what gives the maps and the image does not, since a zero there would hide all that lies before it.
-Source: Esser et al. 2020 (arXiv 2012.09841), Rombach et al. 2021 (arXiv 2112.10752), whose published weights fit.
+Both are levels of residual blocks, each half the size of the one before (or twice, in the decoder), and a middle of two blocks
+around one attention with a single head. Residual branches end in zeros at first, so both halves start as their plain
+convolutions. The last layers of both do not, since zeros there would block all gradients. Source: Esser et al. 2020 (arXiv
+2012.09841), Rombach et al. 2021 (arXiv 2112.10752), whose published weights fit.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from diffcli.networks.layers import Attention, EnlargingConv, GroupNorm, Pointwi
 
 
 class CoderOptions(NamedTuple):
-    """What both halves are built with. widths: channels of each level, the finest first."""
+    """Options of both halves. widths: channels of each level, the finest first."""
 
     widths: tuple[int, ...]
     depth: int
@@ -33,7 +33,7 @@ class CoderOptions(NamedTuple):
 
 
 class Aside(NamedTuple):
-    """What every block is told beside x."""
+    """The inputs of every block beside x."""
 
     vector: Tensor | None = None  # (B, V)
     bits: MaskBits | None = None  # what dropout follows from
@@ -82,7 +82,7 @@ class Doubling(nn.Module):
 
 
 class CoderLevel(nn.Module):
-    """Blocks at one size, an attention after each where the level attends, then `resample`, where there is one."""
+    """Blocks at one size, each followed by an attention if the level attends, then `resample`, if there is one."""
 
     def __init__(
         self,
@@ -105,9 +105,9 @@ class CoderLevel(nn.Module):
         return x if self.resample is None else self.resample(x)
 
     def run(self, layer: nn.Module, *inputs: object) -> Tensor:
-        """layer(*inputs); where memory is saved, what it computes inside is computed again on the way back.
+        """layer(*inputs); with gradient checkpointing its inner results are computed again in the backward pass.
 
-        Dropout follows from seeds, so no generator's state has to be kept for that.
+        Dropout follows from seeds, so no state of a generator must be kept for that.
         """
         if self.save_memory and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -1,6 +1,6 @@
 """The layers that convolutional denoisers are made of, and the blocks of the ADM line: residual block, attention, resampling.
 
-Contract: a block maps x (B, C, H, W) to (B, C', H', W'), any H and W, and is told everything else by `Signal`. Every block
+Contract: a block maps x (B, C, H, W) to (B, C', H', W'), any H and W, and receives all else in `Signal`. Every block
 ends in a zero-initialised layer on a true residual, so that an untrained block is the identity (or its projection).
 Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), the "ADM" line of Ho et al. 2020 (arXiv 2006.11239).
 """
@@ -34,7 +34,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 class BlockOptions(NamedTuple):
-    """What every block of a network is built with, beside its widths."""
+    """Options of every block of a network, beside its widths."""
 
     emb: int  # width of Signal.emb
     tokens: int = 0  # width of Signal.tokens; 0: there are none
@@ -48,16 +48,16 @@ class BlockOptions(NamedTuple):
 
 
 class Signal(NamedTuple):
-    """What every block of a network is told beside x."""
+    """The inputs of every block of a network beside x."""
 
     emb: Tensor  # (B, E)   time and condition, already through the activation
     bits: MaskBits | None = None  # what dropout follows from
-    tokens: Tensor | None = None  # (B, M, D)   what cross-attention reads
-    mask: Tensor | None = None  # (B, M) bool   which tokens are there to be read; None: all
+    tokens: Tensor | None = None  # (B, M, D)   tokens for cross-attention
+    mask: Tensor | None = None  # (B, M) bool   the tokens to read; None: all
 
 
 def zero(layer: Layer) -> Layer:
-    """The layer with all its parameters 0: what ends a residual branch."""
+    """The layer with all its parameters 0, for the end of a residual branch."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -75,9 +75,9 @@ def sinusoid(time: Tensor, dim: int, max_period: float = 10_000) -> Tensor:
 
 
 class Embedding(nn.Module):
-    """Time, and the condition vector where there is one, as one vector (B, dim) that every block projects.
+    """Time, and the condition vector if there is one, as one vector (B, dim) that every block projects.
 
-    The activation is that of the blocks, which read it; between the two layers for the time stands SiLU.
+    Its last activation is that of the blocks; between the two layers for the time it is SiLU.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class Embedding(nn.Module):
 
 
 def modulation(options: BlockOptions, channels: int) -> nn.Linear:
-    """Projects Signal.emb to what a norm of so many channels is told; its width says how, see `GroupNorm`."""
+    """Projects Signal.emb to the modulation of a norm; the width selects its form, see `GroupNorm`."""
     return nn.Linear(options.emb, channels * (2 if options.embed == "scale_shift" else 1))
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with gcd(32, channels) groups; optionally modulated by what the time and condition tell.
+    """Group normalisation with gcd(32, channels) groups; optionally modulated by time and condition.
 
-    Told 2C values: y = norm(x) (1 + scale) + shift (ADM's AdaGN). Told C: y = norm(x + told) (Ho et al. 2020).
+    With 2C values: y = norm(x) (1 + scale) + shift (ADM's AdaGN). With C values: y = norm(x + told) (Ho et al. 2020).
     """
 
     def __init__(self, channels: int) -> None:
@@ -146,9 +146,9 @@ class GroupNorm(nn.Module):
         return self.weight * (1 + scale), self.bias * (1 + scale) + shift
 
     def last(self, x: Tensor, told: Tensor | None) -> Tensor:
-        """For channels last, which torch's kernel for CUDA copies: statistics in float32, then one scale and shift.
+        """For channels last on CUDA, where torch's kernel would copy: statistics in float32, then one scale and shift.
 
-        Its kernel for the CPU takes that layout as it is, in half the time of this.
+        torch's kernel for the CPU supports that layout and is faster than this.
         """
         h = (x if x.dtype == torch.float64 else x.float()).unflatten(1, (self.groups, -1))  # (B, G, C / G, *S)
         var, mean = torch.var_mean(h, dim=tuple(range(2, h.ndim)), correction=0, keepdim=True)
@@ -170,9 +170,9 @@ def set_norms(network: nn.Module, groups: int, eps: float) -> None:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution; on the CPU it is a matrix product, which takes about half the time of oneDNN's convolution.
+    """A 1x1 convolution; on the CPU it is a matrix product, which is faster than oneDNN's convolution.
 
-    In whichever layout x lies, it is read as it is and the result lies in the same.
+    The result has the memory layout of x.
     """
 
     def __init__(self, channels: int, out_channels: int, bias: bool = True) -> None:
@@ -200,7 +200,7 @@ class PositionLinear(nn.Conv1d):
 
 
 def halve(x: Tensor) -> Tensor:
-    """2x2 means; an odd last row or column is the mean of what is there, so sizes round up."""
+    """2x2 means; an odd last row or column is the mean of the existing values, so sizes round up."""
     return F.avg_pool2d(x, 2, ceil_mode=True)
 
 
@@ -233,7 +233,7 @@ class EnlargingConv(nn.Conv2d):
 
 
 class ResBlock(nn.Module):
-    """Norm, activation, conv; modulated norm, activation, dropout, zero conv; residual. Resamples inside where asked (ADM)."""
+    """Norm, activation, conv; modulated norm, activation, dropout, zero conv; residual. Optionally resamples inside (ADM)."""
 
     def __init__(
         self, channels: int, out_channels: int, options: BlockOptions, resample: Resample | None = None
@@ -251,7 +251,7 @@ class ResBlock(nn.Module):
         self.skip = Pointwise(channels, out_channels) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, signal: Signal, size: Size | None = None) -> Tensor:
-        """size: where the block enlarges, the (H', W') to reach."""
+        """size: if the block enlarges, the (H', W') to reach."""
         h = self.act(self.norm1(x))
         if self.resample == "up":
             assert size is not None
@@ -291,10 +291,10 @@ class ConvResample(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Softmax attention of q (B, heads, L, D) to k and v (B, heads, M, D), the result (B, heads, L, D).
 
-    mask: bool (B, M) over the items that k and v are made of, at least one True a row; those that are False are not read.
+    mask: bool (B, M) over the items of k and v, at least one True in each row; False items are not read.
 
-    On the CPU in bf16 the backward of torch's fused kernel is slow: up to a few hundred positions, training takes little more
-    than half the time with two matrix products and a softmax; longer sequences would not fit in memory that way.
+    On the CPU in bf16 the backward pass of torch's fused kernel is slow, so up to a few hundred positions training uses two
+    matrix products and a softmax; longer sequences would need too much memory that way.
     """
     read = None if mask is None else mask[:, None, None]  # (B, 1, 1, M), the same for every head and query
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad

@@ -1,7 +1,7 @@
-"""LPIPS: how far apart two images look, by the activations of VGG-16 with a learned weight for every channel.
+"""LPIPS: a perceptual distance of two images, from activations of VGG-16 with a learned weight for every channel.
 
 Source: Zhang et al. 2018, eq. 1 (arXiv 1801.03924), version 0.1; VGG-16: Simonyan & Zisserman 2014 (arXiv 1409.1556), with
-torchvision's weights. Neither file is downloaded: `find_files` says where they are looked for.
+torchvision's weights. Neither file is downloaded; see `find_files` for their places.
 """
 
 import pickle
@@ -31,7 +31,7 @@ EPSILON = 1e-8
 
 
 class LpipsFiles(NamedTuple):
-    """Where the weights lie."""
+    """The files of the weights."""
 
     backbone: Path  # of VGG-16
     channels: Path  # of each channel
@@ -58,7 +58,7 @@ class Lpips(nn.Module):
         return torch.stack(found).sum(dim=0)
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """What stands before each pooling and at the end, (B, C, h, w) float32 each, of length 1 at every position."""
+        """The activations before each pooling and at the end, (B, C, h, w) float32 each, of length 1 at every position."""
         h, found = (x - self.shift) / self.scale, []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
@@ -67,7 +67,7 @@ class Lpips(nn.Module):
         return [*found, directions(h)]
 
     def load(self, files: LpipsFiles) -> None:
-        """Takes the weights of the files. Raises UserError where they hold others."""
+        """Loads the weights of the files. Raises UserError if they hold others."""
         hints = (f"take {BACKBONE_URL}", installed_again(files.channels))
         backbone, channels = (read_state(path, hint) for path, hint in zip(files, hints, strict=True))
         own = {key: backbone.get(key) for key in (f"features.{name}" for name in self.features.state_dict())}
@@ -102,9 +102,9 @@ def find_files(
     who: str = "task.perceptual is 'lpips'",
     instead: str = "use --set task.perceptual=null",
 ) -> LpipsFiles:
-    """The files on this machine; backbone: that of VGG-16, where it is not in torch hub's cache.
+    """The files on this machine; backbone: that of VGG-16, if it is not in torch hub's cache.
 
-    Raises UserError where there are none. who: what wants them; instead: what to do without them.
+    Raises UserError if there are none. who: the option that needs them; instead: the alternative.
     """
     path = (backbone or Path(torch.hub.get_dir()) / "checkpoints" / BACKBONE_FILE).expanduser()
     hint = f"download {BACKBONE_URL} to there, or {instead}"
@@ -119,7 +119,7 @@ def find_files(
 
 
 def installed_again(channels: Path) -> str:
-    """What to type where the file of the channels' weights is damaged: it came with a package."""
+    """What to type if the file of the channels' weights, which comes with a package, is damaged."""
     brings = [name for name, place in CHANNEL_FILES.items() if channels.as_posix().endswith(f"/{name}/{place}")]
     return f"install its package again: pip install --force-reinstall --no-deps {(brings or [*CHANNEL_FILES])[0]}"
 

@@ -1,4 +1,4 @@
-"""How a tensor of images or clips lies in memory."""
+"""The memory layout of a tensor of images or clips."""
 
 import torch
 from torch import Tensor

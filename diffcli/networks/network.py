@@ -1,4 +1,4 @@
-"""The contract of denoising networks: what a preset's `task.network` builds."""
+"""The contract of denoising networks, which `task.network` of a preset builds."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -11,25 +11,25 @@ from diffcli.networks.conditioning import CondShape
 
 
 class NetworkConfig(Config):
-    """What builds a denoising network."""
+    """Builds a denoising network."""
 
     kind: str
-    axes: ClassVar[int] = 2  # of what it takes, beside batch and channels
+    axes: ClassVar[int] = 2  # number of axes of its input beside batch and channels
 
     @property
     def multiple(self) -> int:
-        """The sides of what it takes are multiples of this."""
+        """The sides of its input are multiples of this."""
         return 1
 
     @property
     def shift(self) -> int:
-        """An input moved by a multiple of this gives the same output moved, but for the borders: where tiles may begin."""
+        """Shifting the input by a multiple of this shifts the output, except at the borders: tiles begin at such multiples."""
         return self.multiple
 
     def reach(self, shape: tuple[int, ...]) -> int | None:
-        """Positions of the input farther than this from one of the output have no part in it, for shape (C, *S) of training.
+        """The distance up to which an output position depends on the input, for shape (C, *S) of training.
 
-        Means over all positions, such as those of norms, are left out of account. None: every position has a part in every one.
+        Means over all positions, such as those of norms, do not count. None: every position depends on every one.
         """
         return None
 
@@ -41,7 +41,7 @@ class NetworkConfig(Config):
         """
 
     def check_axes(self, shape: tuple[int, ...]) -> None:
-        """Raises UserError where it cannot take samples of this shape (C, *S) for the number of their axes."""
+        """Raises UserError if samples of this shape (C, *S) have the wrong number of axes."""
         if len(shape) != 1 + self.axes:
             found = "x".join(map(str, shape))
             raise UserError(
@@ -51,7 +51,7 @@ class NetworkConfig(Config):
             )
 
     def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Raises ValueError where it cannot take images of one of these sizes (height, width) of data.buckets."""
+        """Raises ValueError if it does not support images of one of these sizes (height, width) of data.buckets."""
 
 
 def divisors(n: int) -> list[int]:
@@ -60,5 +60,5 @@ def divisors(n: int) -> list[int]:
 
 
 def listed(numbers: Iterable[int]) -> str:
-    """Numbers as a hint names them."""
+    """Numbers as a list in a hint."""
     return ", ".join(map(str, numbers))

@@ -1,4 +1,4 @@
-"""Images as sequences of patches and back, and where on the grid each patch lies.
+"""Images as sequences of patches and back, and the positions of patches on the grid.
 
 Patches run row by row; `sincos` is added to tokens, `rotation` turns queries and keys, `patchify` has `unpatchify` as its
 exact inverse.
@@ -13,7 +13,7 @@ from diffcli.networks.layers import Size, sinusoid
 
 
 class Rotation(NamedTuple):
-    """By what angle each position turns each pair of a head's channels; both (L, head_dim / 2) float32."""
+    """The rotation of each pair of a head's channels at each position; both (L, head_dim / 2) float32."""
 
     cos: Tensor
     sin: Tensor

@@ -1,8 +1,8 @@
-"""A network that is given pictures in pieces and answers as if it saw them whole, as far as it looks around each position.
+"""A network on pieces of pictures with the result of whole pictures, if pieces overlap by its reach.
 
-What looks at all positions of a picture (group norms, channel attention's mean) takes its statistics from passes over all pieces:
-one pass a layer, in the order in which the network comes to them, each up to the layer whose turn it is. Memory is that of the
-pieces that are computed together. Attention among positions has no such statistics.
+Layers over all positions (group norms, the mean of channel attention) take their statistics from passes over all pieces: one pass
+for each layer, in the order of the network, each up to that layer. The memory is that of the pieces that are computed together.
+Attention among positions has no such statistics.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,18 +17,18 @@ from diffcli.networks.layers import GroupNorm
 from diffcli.networks.split_norms import Enough, RunningMoments, added, grouped, normed, standing_in
 
 Calls = Iterable[Callable[[], object]]
-"""What calls the network with some pieces each, together with all."""
+"""Functions that each call the network with some pieces, together with all pieces."""
 
 
 class Cutout(NamedTuple):
-    """A piece of the picture `row`: its (height, width) in positions, and which of them are in no other piece."""
+    """A piece of the picture `row`: its (height, width) in positions, and the positions that it owns."""
 
     row: int
     size: tuple[int, int]
     own: tuple[slice, slice]
 
     def of(self, x: Tensor) -> Tensor:
-        """(C, h, w), of whatever resolution -> what of it is the piece's own."""
+        """(C, h, w), at any resolution -> the part that the piece owns."""
         (height, width), (down, across) = self.size, self.own
         h, w = x.shape[1:]
         rows = slice(down.start * h // height, down.stop * h // height)
@@ -44,7 +44,7 @@ class InPieces:
 
     @contextmanager
     def settled(self, passes: Callable[[], Calls]) -> Iterator[None]:
-        """Within it, layers go by the statistics of whole pictures. passes: a pass over all pieces."""
+        """Context in which layers use the statistics of whole pictures. passes: a pass over all pieces."""
         with standing_in(self.layers, lambda layer: Standing(layer, self)) as standing:
             for _ in self.layers:
                 if not seen(passes()):
@@ -55,7 +55,7 @@ class InPieces:
 
 
 def seen(calls: Calls) -> bool:
-    """Makes the calls. False where the first of them comes to an end: there is nothing more to look at."""
+    """Makes the calls. False if the first of them runs to its end, so that all statistics are known."""
     for call in calls:
         try:
             call()
@@ -66,7 +66,7 @@ def seen(calls: Calls) -> bool:
 
 
 class Standing:
-    """Stands for a layer: in its turn it sums up what it sees of each picture, afterwards it goes by that."""
+    """Takes the place of a layer: in its turn it sums up statistics of each picture, afterwards it uses them."""
 
     def __init__(self, layer: GroupNorm | PositionMean, pieces: InPieces) -> None:
         self.layer, self.pieces = layer, pieces

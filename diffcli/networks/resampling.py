@@ -1,6 +1,6 @@
-"""How the levels of a U-Net are joined, as a preset names it: `RESAMPLERS` maps a name to what halves or doubles the size.
+"""Resampling between the levels of a U-Net: `RESAMPLERS` maps the name in a preset to modules that halve or double the size.
 
-Contract: (B, C, H, W) goes down to (B, C, H/2, W/2), rounded up, and up to whatever `size` is asked for.
+Contract: (B, C, H, W) goes down to (B, C, H/2, W/2), rounded up, and up to the given `size`.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ RESAMPLERS: dict[Resampling, Callable[[int, BlockOptions, Resample], nn.Module]]
 
 
 class Reach(NamedTuple):
-    """Positions that the way down and the way up of a resampling look far, in all: of the coarse map and of the fine one."""
+    """The reach of both directions of a resampling together, in positions of the coarse map and of the fine one."""
 
     coarse: int
     fine: int
@@ -62,9 +62,9 @@ REACHES: dict[Resampling, Reach] = {
 
 
 def reach(levels: Sequence[Sequence[int | None]], between: Reach) -> int | None:
-    """How far a network of such levels looks, in positions of the first. levels: how far each block of a level does, in its own.
+    """The reach of a network of such levels, in positions of the first. levels: that of each block, in positions of its level.
 
-    None where a block looks at every position. Two positions of a level are one of the next, so that a window of r positions
+    None if a block depends on every position. Two positions of a level are one of the next, so that a window of r positions
     about one of the next is within 2 r + 1 of each of its two.
     """
     far = 0

@@ -1,7 +1,7 @@
-"""Group norms of pictures that come in portions: what they sum up of each portion, and how they norm by the sums.
+"""Group norms of pictures that are computed in portions (bands of rows, tiles).
 
-Whatever computes a picture in portions (bands of rows, tiles) puts such a norm in the place of each group norm. In one pass over
-all portions it sums up what it sees and raises `Enough`; in later passes it norms by the statistics of the whole picture.
+Such a norm takes the place of each group norm. In one pass over all portions it sums up statistics and raises `Enough`; in later
+passes it normalises by the statistics of the whole picture.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class Enough(Exception):
-    """Raised by a layer that has seen its input: what comes after is computed in a later pass."""
+    """Raised by a layer after it has summed up its input; later layers are computed in a later pass."""
 
 
 class RunningMoments:
@@ -63,7 +63,7 @@ def normed(norm: GroupNorm, x: Tensor, told: Tensor | None, mean: Tensor, varian
 
 
 def added(x: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What GroupNorm.forward norms, and what it then still is told: C values are added before the norm."""
+    """The input of the norm in GroupNorm.forward, and the remaining modulation: C values are added before the norm."""
     if told is not None and told.shape[1] == x.shape[1]:
         return x + told[:, :, None, None], None
     return x, told
@@ -71,7 +71,7 @@ def added(x: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def standing_in(layers: Sequence[Layer], stand: Callable[[Layer], Stand]) -> Iterator[list[Stand]]:
-    """Within it, calls of these layers go to what `stand` makes for each."""
+    """Context in which calls of these layers go to the replacement that `stand` makes for each."""
     found = [stand(layer) for layer in layers]
     for layer, each in zip(layers, found, strict=True):
         layer.forward = each

@@ -1,6 +1,6 @@
-"""Networks that map one vector to another: a text embedding to an image embedding at once, or the denoising step that draws one.
+"""Networks from vector to vector: a text embedding to an image embedding directly, or the denoiser that generates one.
 
-Blocks are pre-norm residual MLPs, and the last layer starts at zero: untrained, `Translator` gives back exactly what it is given.
+Blocks are pre-norm residual MLPs, and the last layer starts at zero: untrained, `Translator` is the identity.
 """
 
 import torch
@@ -14,7 +14,7 @@ TIME_WIDTH = 256  # of the sinusoid of the time
 
 
 class TranslatorBlock(nn.Module):
-    """x + mlp(norm(x)); told (B, E), x + gate * mlp(norm(x) (1 + scale) + shift), where all three start at zero (adaLN-Zero).
+    """x + mlp(norm(x)); modulated by (B, E), x + gate * mlp(norm(x) (1 + scale) + shift), all three 0 at first (adaLN-Zero).
 
     Source: Peebles & Xie 2022, section 3.2 (arXiv 2212.09748), for vectors.
     """
@@ -48,7 +48,7 @@ class Translator(nn.Module):
 
 
 class VectorDenoiser(nn.Module):
-    """A denoising network of vectors that lie as (B, D, 1, 1); the condition is a vector (B, C), seen by entry and blocks."""
+    """A denoising network of vectors (B, D, 1, 1); the condition is a vector (B, C) for the first layer and the blocks."""
 
     def __init__(self, dim: int, width: int, depth: int, condition: int) -> None:
         super().__init__()

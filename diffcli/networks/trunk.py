@@ -1,4 +1,4 @@
-"""The encoder of a U-Net as a classifier of noisy images: its last level, pooled by attention, is what classes are told by.
+"""The encoder of a U-Net as a classifier of noisy images: its last level, pooled by attention, gives the features.
 
 forward(x (B, C, H, W) in [-1, 1], time (B,)) -> features (B, D); `head` makes them logits (B, num_classes).
 Source: Dhariwal & Nichol 2021, section 4 and appendix H (arXiv 2105.05233), and the layout of their code.
@@ -32,7 +32,7 @@ class TrunkConfig(Config):
 
     @property
     def unet(self) -> UNetConfig:
-        """The U-Net that it is the encoder of."""
+        """The U-Net of which it is the encoder."""
         return UNetConfig.model_validate(self.model_dump(exclude={"kind"}) | {"resample": "residual"})
 
     def build(self, shape: ImageShape, num_classes: int, timed: bool = False) -> "Trunk":
@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         return pooled
 
     def stages(self, x: Tensor, time: Tensor | None = None) -> list[Tensor]:
-        """What each level makes of x, (B, width x mult[i], H / 2^i, W / 2^i), and last the middle."""
+        """The output of each level for x, (B, width x mult[i], H / 2^i, W / 2^i), and last that of the middle."""
         told = x.new_zeros(len(x), dtype=torch.float32) if time is None else time
         signal, found = Signal(self.unet.embedding(told, None)), []
         h = self.unet.stem(x)
@@ -73,7 +73,7 @@ class Trunk(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """(B, C, H, W) -> (B, C): what the mean of all positions attends to among them and itself, each with a learned position.
+    """(B, C, H, W) -> (B, C): the mean of all positions attends to them and itself, each with a learned position embedding.
 
     Source: Radford et al. 2021, section 2.4 (arXiv 2103.00020).
     """

@@ -1,9 +1,9 @@
 """The U-Net of the ADM / improved-DDPM line: forward(x (B, C, H, W), time (B,), cond) -> (B, out, H, W).
 
 A level's `blocks` run in order and are grouped into stages: a stage starts at every block that can change the width. The
-encoder keeps its output after each stage; the decoder has one stage more a level and concatenates what was kept. Any H and
-W work: sizes round up on the way down, and the way up returns to the size of the skip.
-Source: Dhariwal & Nichol 2021 (arXiv 2105.05233); Nichol & Dhariwal 2021 (arXiv 2102.09672).
+encoder keeps its output after each stage; the decoder has one stage more at each level and concatenates the kept outputs. Any H
+and W work: sizes round up on the way down, and the way up returns to the size of the skip. Source: Dhariwal & Nichol 2021
+(arXiv 2105.05233); Nichol & Dhariwal 2021 (arXiv 2102.09672).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +64,7 @@ class UNetConfig(NetworkConfig):
     resample: Resampling = Field("residual", description="how the size is halved and doubled")
     activation: Activation = Field("silu", description="of the blocks; the head and the time embedding have SiLU")
     embed: Embed = Field("scale_shift", description="how time and condition enter: after a norm, or added before it")
-    # what only weights from elsewhere need
+    # only for imported weights
     qkv: HeadOrder = Field("by_head", description="rows of attention; by_part: OpenAI's use_new_attention_order")
     groups: int = Field(32, ge=1, description="a norm of C channels has gcd(groups, C) groups")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in group norms")
@@ -117,12 +117,12 @@ class UNetConfig(NetworkConfig):
         return sizes
 
     def blocks_at(self, size: int) -> list[list[BlockName]]:
-        """The stages of the level of this size, without the blocks that do not act there."""
+        """The stages of the level of this size, without blocks that are not used there."""
         attends = size in self.attend_at
         return [[n for n in names if attends or not BLOCKS[n].heads] for names in stages(self.blocks)]
 
     def placed(self, sizes: list[int]) -> Iterator[tuple[BlockName, int, int]]:
-        """(name, channels, size) of every block that acts, each level's and the middle's."""
+        """(name, channels, size) of every block in use, of each level and of the middle."""
         for width, size in zip(self.widths, sizes, strict=True):
             yield from ((name, width, size) for names in self.blocks_at(size) for name in names)
         yield from ((name, self.widths[-1], sizes[-1]) for name in self.middle)
@@ -139,7 +139,7 @@ class UNetConfig(NetworkConfig):
         check_buckets(sizes, self.fold, f"task.network.fold {self.fold}")
 
     def check_attention(self, sizes: list[int]) -> None:
-        """Sizes and blocks that attend there need each other."""
+        """Checks that `attend_at` names sizes that occur, and only together with attention blocks."""
         for size in self.attend_at:
             if size not in sizes:
                 raise UserError(
@@ -172,7 +172,7 @@ class UNetConfig(NetworkConfig):
                 )
 
     def check_patches(self, sizes: list[int], shorter: list[int]) -> None:
-        """Patches tile the maps of the training size, whose other side is `shorter`; other sizes are padded and cropped."""
+        """Checks that patches tile maps of the training size, whose other side is `shorter`; others are padded and cropped."""
         other = dict(zip(sizes, shorter, strict=True))
         maps = [(name, size) for name, _, size in self.placed(sizes) if BLOCKS[name].patches]
         for name, size in maps:
@@ -192,7 +192,7 @@ class UNetConfig(NetworkConfig):
                 )
 
     def check_tokens(self, sizes: list[int], width: int) -> None:
-        """width: of the tokens that the conditioners give; 0 is none."""
+        """Checks that tokens and blocks that read them occur together. width: of the tokens of the conditioners; 0 is none."""
         readers = [name for name, _, _ in self.placed(sizes) if BLOCKS[name].tokens]
         known = " or ".join(name for name, kind in BLOCKS.items() if kind.tokens)
         if readers and not width:
@@ -207,16 +207,16 @@ class UNetConfig(NetworkConfig):
             )
 
     def check_time(self, sizes: list[int]) -> None:
-        """Something must hear the time; and a norm of one channel a group takes away what was added before it."""
+        """Checks that a block receives the time; a norm with one channel in a group would remove what was added before it."""
         if self.resample != "residual" and not any(BLOCKS[name].hears for name, _, _ in self.placed(sizes)):
             raise UserError(
-                f"task.network.blocks is {list(self.blocks)} and middle {list(self.middle)}: no block hears the time",
+                f"task.network.blocks is {list(self.blocks)} and middle {list(self.middle)}: no block receives the time",
                 f"put one of {', '.join(name for name, kind in BLOCKS.items() if kind.hears)} into task.network.middle",
             )
         if self.embed == "add" and all(self.groups % width == 0 for width in self.widths):
             raise UserError(
                 f"task.network.embed is 'add', but at widths of at most {self.groups} channels each group of a norm holds "
-                "one channel and takes away what is added to it: no block would hear the time",
+                "one channel and removes what is added to it: no block would receive the time",
                 "set task.network.embed=scale_shift, or take a larger width or a smaller task.network.groups",
             )
 
@@ -227,7 +227,7 @@ def largest_divisor(n: int, limit: int) -> int:
 
 
 class Stage(nn.Module):
-    """Blocks in order; the first takes the width from `channels` to `out_channels`, by a 1x1 projection if it must."""
+    """Blocks in order; the first takes the width from `channels` to `out_channels`, by a 1x1 projection if necessary."""
 
     def __init__(self, names: Sequence[BlockName], channels: int, out_channels: int, options: BlockOptions) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class Stage(nn.Module):
 
 
 class Level(nn.Module):
-    """The stages at one size, and the resampling that leads to the next size, where there is one."""
+    """The stages at one size, and the resampling to the next size, if there is one."""
 
     def __init__(self, stages: list[Stage], resample: nn.Module | None) -> None:
         super().__init__()
@@ -315,7 +315,7 @@ class UNet(nn.Module):
             yield Level(made, self.resample(out, "up") if i else None)
 
     def options_at(self, channels: int) -> BlockOptions:
-        """What blocks of this width are built with: a number of heads fixes their dimension there."""
+        """The options of blocks of this width; a number of heads determines their dimension."""
         heads = self.config.heads
         return self.options._replace(head_dim=channels // heads) if heads else self.options
 

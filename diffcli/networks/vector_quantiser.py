@@ -1,8 +1,8 @@
 """Vector quantisation: every position of the latent becomes the nearest row of a codebook.
 
-Contract: codes are the nearest ones by brute force, and they and the codebook are float32. A codebook that is not learned by
-gradients is a moving average: after a batch was quantised, from the sums and counts of the latents of all processes. All that
-an update needs is gathered first, so it is the same on every process, and for any number of processes and micro-batches.
+Codes are the nearest ones by brute force, and the codebook is float32. A codebook without gradients is a moving average, which is
+updated after a batch was quantised, from sums and counts of the latents of all processes. All values for an update are gathered
+first, so it is the same on every process, and for any number of processes and micro-batches.
 Source: van den Oord et al. 2017 (arXiv 1711.00937), eq. 3 and appendix A.1.
 """
 
@@ -19,14 +19,14 @@ from diffcli.networks.bottleneck import Bottleneck, Coded, Gathers, as_maps, as_
 from diffcli.networks.code_usage import CodeUsage, CountedConfig
 from diffcli.noise import Domain, Noise, derive
 
-LAPLACE = 1e-5  # latents that every code is thought to have besides those of a batch
+LAPLACE = 1e-5  # latents that are added to the count of every code
 ROWS_A_CODE = 64  # of the start by k-means: rows for each code at most,
 IMAGES = 1024  # images at most,
 ROUNDS = 10  # and rounds of Lloyd
 
 
 class VectorQuantiser(Bottleneck):
-    """See the module's docstring. sizes: the moving average of the share of latents that a code has; sums: of their sum over N.
+    """See the module's docstring. sizes: the moving average of the share of latents of each code; sums: of their sum over N.
 
     loss: beta * |h - sg(code)|^2, which moves the encoder, and, where gradients teach the codebook, |sg(h) - code|^2; both are
     means over the numbers of an image's latent. term `commitment`: the first without beta.
@@ -73,7 +73,7 @@ class VectorQuantiser(Bottleneck):
         return as_maps(self.codebook[self.codes_of(z).flatten()], z)
 
     def codes_of(self, z: Tensor) -> Tensor:
-        """The codes (B, *S) int64 nearest to latents z (B, C, *S), in which what is no number counts as 0."""
+        """The codes (B, *S) int64 nearest to latents z (B, C, *S), in which NaN counts as 0."""
         return nearest(as_rows(z).nan_to_num(0), self.codebook).view(len(z), *z.shape[2:])
 
     def of_codes(self, codes: Tensor) -> Tensor:
@@ -86,9 +86,9 @@ class VectorQuantiser(Bottleneck):
 
     @torch.no_grad()
     def update(self, ranks: Gathers) -> None:
-        """Moves the averages, then the codebook, then revives what died.
+        """Updates the averages, then the codebook, then revives dead codes.
 
-        A latent that is not finite counts as its code itself: the codebook stays whole, and the loss tells of a run that failed.
+        A latent that is not finite is replaced by its code, so the codebook stays finite; the loss shows that a run failed.
         """
         if not self.seen:
             return
@@ -106,7 +106,7 @@ class VectorQuantiser(Bottleneck):
         self.revive(rows)
 
     def smoothed(self, extra: float) -> Tensor:
-        """The sizes (K,), as if every code had so much more, and again of the same sum."""
+        """The sizes (K,) with a constant added to every code, scaled to the same sum."""
         total = self.sizes.sum()
         return (self.sizes + extra) * (total / (total + self.config.codes * extra))
 
@@ -126,9 +126,9 @@ class VectorQuantiser(Bottleneck):
 
     @torch.no_grad()
     def start(self, h: Tensor) -> None:
-        """Sets the codebook to the k-means of the latents in h, or of as many as `ROWS_A_CODE` says. Their order is nothing.
+        """Sets the codebook to the k-means of the latents in h, or of as many as `ROWS_A_CODE` says. Their order does not matter.
 
-        Raises UserError where there are fewer latents than codes.
+        Raises UserError if there are fewer latents than codes.
         """
         rows, k = as_rows(h.float()), self.config.codes
         if len(rows) < k:
@@ -144,7 +144,7 @@ class VectorQuantiser(Bottleneck):
 
     @torch.no_grad()
     def reset(self, codebook: Tensor) -> None:
-        """Takes a codebook (K, C), every code of which then counts as having had the same share of latents."""
+        """Sets the codebook (K, C), all codes with the same share of latents."""
         k = self.config.codes
         self.codebook.copy_(codebook)
         self.sizes.fill_(1 / k)
@@ -163,7 +163,7 @@ def straight_through(h: Tensor, code: Tensor) -> Tensor:
 
 
 def rotated(h: Tensor, code: Tensor) -> Tensor:
-    """The code, as what a rotation and a scaling that are held constant make of h, both (B, C, *S).
+    """The code, as a constant rotation and scaling of h, both (B, C, *S).
 
     Gradients are turned by the angle from h to its code. Source: Fifty et al. 2024, section 4 (arXiv 2410.06424).
     """
@@ -183,20 +183,20 @@ class Vq(CountedConfig):
 
     kind: Literal["vq"] = "vq"
     codes: int = Field(512, ge=2, description="vectors in the codebook")
-    beta: float = Field(0.25, ge=0, description="times the commitment, which moves the encoder")
+    beta: float = Field(0.25, ge=0, description="factor of the commitment, which moves the encoder")
     estimator: Literal["straight_through", "rotation"] = Field(
-        "straight_through", description="what stands for the gradient of the quantisation"
+        "straight_through", description="estimator of the gradient of the quantisation"
     )
     codebook: Literal["ema", "gradient"] = Field(
-        "ema", description="who moves the codebook: moving averages, or gradients"
+        "ema", description="update of the codebook: moving averages, or gradients"
     )
-    decay: float = Field(0.99, ge=0, lt=1, description="of the moving averages, an update")
+    decay: float = Field(0.99, ge=0, lt=1, description="decay of the moving averages in each update")
     start: Literal["kmeans", "random"] = Field("kmeans", description="the codebook before the first step")
     revive: float = Field(
         0.03,
         ge=0,
         lt=1,
-        description="a code with a smaller share of latents, times the number of codes, is dead; 0: none is",
+        description="a code is dead if its share of latents times the number of codes is smaller; 0: never",
     )
 
     def build(self, latent: int) -> VectorQuantiser:

@@ -1,8 +1,8 @@
 """prep-data --embed: adds embeddings of images and captions by a pretrained encoder to a prepared set, shard by shard.
 
-A shard is written beside the old one and then replaces it: first its tar, then its index; dataset.json gets the new digests at the
-end. An index in the work folder may belong to a tar that was renamed already, so the next run can repair what a kill left, and
-embeds only the remaining shards. dataset.json names a field once every shard has it.
+A shard is written beside the old one and then replaces it: first its tar, then its index; dataset.json gets the new digests at
+the end. An index in the work folder may belong to a tar that was renamed already, so the next run can repair what a kill left,
+and embeds only the remaining shards. dataset.json names a field once every shard has it.
 """
 
 import io

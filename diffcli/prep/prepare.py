@@ -250,7 +250,7 @@ def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Pr
 
 
 def _note(name: str, values: Sequence[Mapping[str, Sequence[int]]]) -> FieldNote:
-    """The note of a field that no encoder made; values: those of the masks of each shard, which earlier versions did not record."""
+    """The note of a field that no encoder made; values: of the masks of each shard, unknown in sets of earlier versions."""
     if name in FIELD_KINDS or not is_mask(name):
         return FieldNote(kind=FIELD_KINDS.get(name, "image"))
     if not all(name in found for found in values):

@@ -21,8 +21,8 @@ REFUSED = {
     "cifar10-latent": BETAS,
     "imagenet256-dit-latent": f"{BETAS} --set task.network.max_period=10752.168531898922",
     "mnist-latent": BETAS,
-    "cc3m-256-latent": "such a model cannot go out",
-    "upscale-64-256-latent": "such a model cannot go out",
+    "cc3m-256-latent": "classes alone",
+    "upscale-64-256-latent": "classes alone",
 }
 STAGES = {
     "cifar10-kl": "--set task.network.patch=1",

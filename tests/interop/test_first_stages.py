@@ -157,7 +157,7 @@ def test_a_codebook_takes_one_scale_and_any_shift_but_no_scale_of_each_channel(t
     ours, z = built(stage), noise(2, 3, 8, 8, seed=2)
     shift, scale = (value[:, None, None] for value in scaling)
     close(again.decode(z * again.config.scaling_factor).sample, ours.decode(ours.bottleneck.snapped(z * scale + shift)))
-    with pytest.raises(UserError, match="scaled by one number"):
+    with pytest.raises(UserError, match="scale for each channel"):
         first_stages.to_diffusers(
             stage.config, stage.tensors, Scaling(scaling.shift, torch.tensor([1.0, 2.0, 2.0])), 16
         )

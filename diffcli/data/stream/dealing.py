@@ -1,9 +1,9 @@
-"""Batches of a stream: worker processes read and decode whole lanes, and what they deal is put together in the order of rows.
+"""Batches of a stream: worker processes read and decode whole lanes, and their rows are joined in order.
 
-A sample that cannot be decoded is counted, and the next good one of its block stands in for it, so that no other row of this
-or any other rank moves. A block without a good sample is passed over. What a checkpoint has to keep is a `Mark` a lane, of the
-last batch that was used: what workers have read ahead is read again. All of it is exact as long as the shards can be read;
-one that breaks only now and then (beyond its retries) is missing from the run in which it broke, and the lane's order shifts.
+A sample that cannot be decoded is counted and replaced by the next good one of its block, so that no other row of any rank
+moves. A block without a good sample is skipped. A checkpoint keeps one `Mark` for each lane, of the last batch that was used;
+samples that workers have read ahead are read again. This is exact as long as the shards can be read. A shard that breaks only
+sometimes (beyond its retries) is missing from that run, and the order of the lane shifts.
 """
 
 import multiprocessing
@@ -28,19 +28,19 @@ SHARD_BITS = 32  # an index is the shard's number and, below it, the sample's po
 
 
 class Part(NamedTuple):
-    """The rows that one process deals to one step, and what there is to tell of it."""
+    """The rows of one process for one step, and reports about them."""
 
     fields: Batch
     indices: Tensor  # int64 (b,)
     draws: Tensor  # int64 (b,)
     marks: Tensor  # int64 (lanes, 6): after this step
-    broken: tuple[str, ...]  # why samples of these rows could not be decoded
-    faults: tuple[str, ...]  # why shards could not be read on, from the first rank that reads them
+    broken: tuple[str, ...]  # reasons why samples of these rows could not be decoded
+    faults: tuple[str, ...]  # reasons why shards could not be read further, from the first rank that reads them
     remarks: frozenset[str]  # on the samples, keys of tar.REMARKS
 
 
 class OpenBlock:
-    """A block that is being dealt; decodes its samples when they are asked for."""
+    """A block in use; decodes its samples when they are needed."""
 
     def __init__(self, block: LaneBlock, layout: Layout, urls: tuple[str, ...], seed: int) -> None:
         self.entries = block.entries
@@ -66,7 +66,7 @@ class OpenBlock:
         return False
 
     def dealt(self, row: int) -> tuple[int, Batch]:
-        """A sample's fields (1, ...) and its row; those of the next good one where it is broken."""
+        """A sample's fields (1, ...) and its row; those of the next good one if it is broken."""
         for shift in range(len(self.entries)):
             at = (row + shift) % len(self.entries)
             fields = self.decoded(at)
@@ -88,12 +88,12 @@ class OpenBlock:
 
 
 class LaneDealer:
-    """Deals one lane: `count` samples to every step, of which the rows of `mine` are decoded here."""
+    """Reads one lane: `count` samples for every step, of which the rows of `mine` are decoded here."""
 
     def __init__(self, lane: int, mark: Mark, count: int, mine: range, owned: bool, reader: "Deals") -> None:
         self.lane, self.mark, self.count, self.mine, self.owned, self.reader = lane, mark, count, mine, owned, reader
         self.blocks = ahead(reader.source.blocks(lane, mark), reader.stopping)
-        self.told_until = mark.block + bool(mark.taken)  # what a resumed block meets, it has met before
+        self.told_until = mark.block + bool(mark.taken)  # faults in a resumed block have been reported before
         self.open: OpenBlock | None = None
         self.broken: list[str] = []
         self.faults: list[str] = []
@@ -113,7 +113,7 @@ class LaneDealer:
                 yield fields, self.open.indices[at : at + 1], self.open.draws[at : at + 1]
 
     def next_block(self) -> OpenBlock:
-        """The next block with a good sample. Raises UserError where there has been none for thousands of samples."""
+        """The next block with a good sample. Raises UserError after thousands of samples without one."""
         hopeless = 0
         for block in self.blocks:
             told = self.owned and block.begin.block >= self.told_until
@@ -177,10 +177,10 @@ class Deals(IterableDataset):
 
 
 class StreamFeed:
-    """The batches of one rank, and what to save of it. marks: int64 (lanes, 6), of all lanes, to begin from.
+    """The batches of one rank, and the state to save. marks: int64 (lanes, 6), of all lanes, to begin from.
 
-    counts: int64 (2,), samples and shards that were broken since this feed began, on this rank. notes: sentences for the person,
-    to be taken away by whoever shows them.
+    counts: int64 (2,), broken samples and shards since this feed began, on this rank. notes: sentences for the user; the caller
+    that shows them removes them.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class StreamFeed:
             deals.stop.set()
 
     def joined(self, parts: list[Part | UserError], deals: Deals) -> tuple[Batch, Tensor, Tensor]:
-        """The rows of a step; takes over where its lanes stand now."""
+        """The rows of a step; updates the marks of its lanes."""
         whole = []
         for part in parts:
             if isinstance(part, UserError):

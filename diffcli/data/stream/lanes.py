@@ -1,13 +1,13 @@
-"""The order of a stream: endless lanes that read whole shards one after the other, whatever the number of processes.
+"""The order of a stream: independent, infinite lanes that read whole shards, for any number of processes.
 
 With S shards, L lanes and a global batch of B rows, all of this is a function of the seed alone:
 
     epoch e       reads the shards in the order permutation(seed, e, S); lane l takes every L-th of them, from the l-th on
-    lane          its shards of epoch 0, then those of epoch 1, ...: it never ends, and needs no word from another lane
+    lane          its shards of epoch 0, then those of epoch 1, ...; lanes are independent and infinite
     block         a lane's samples are cut into blocks of `block`, and each is permuted by (seed, lane, its number)
     row i of B    is the next sample of lane i L // B, so that each lane deals a contiguous part of every batch
 
-A rank reads the lanes of its rows. Where a lane is because of that is six numbers, a `Mark`.
+A rank reads the lanes of its rows. The position of a lane is six numbers, a `Mark`.
 """
 
 import queue
@@ -24,14 +24,14 @@ from diffcli.data.stream.opening import BrokenShard, Patience, ShardBytes
 from diffcli.data.stream.tar import TarSample, samples
 from diffcli.noise import Domain
 
-LANE_SEEDS = 0xFFFFFFFF  # an epoch that no run reaches, so that lanes draw from seeds of their own
-POLL = 0.5  # seconds between looks at whether to stop while a shard lets itself be waited for
+LANE_SEEDS = 0xFFFFFFFF  # an epoch that no run reaches, so that lanes have separate seeds
+POLL = 0.5  # seconds between checks for a stop while waiting for a shard
 
 T = TypeVar("T")
 
 
 class Mark(NamedTuple):
-    """Where a lane stands. epoch, turn (of the lane's shards in the epoch), position (of the sample in the shard) and offset
+    """The position of a lane. epoch, turn (of the lane's shards in the epoch), position (of the sample in the shard) and offset
     (the byte where it begins) are those of the first sample of block number `block`, of which `taken` samples have been dealt."""
 
     epoch: int = 0
@@ -43,7 +43,7 @@ class Mark(NamedTuple):
 
 
 class LaneEntry(NamedTuple):
-    """A sample and where it was found."""
+    """A sample and its place."""
 
     epoch: int
     turn: int
@@ -60,7 +60,7 @@ class Fault(NamedTuple):
 
 
 class LaneBlock(NamedTuple):
-    """Samples in the order in which they are dealt, and the shards that broke while it was filled."""
+    """Samples in the order of their use, and the shards that broke while it was filled."""
 
     begin: Mark
     entries: list[LaneEntry]
@@ -69,7 +69,7 @@ class LaneBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """The arithmetic of lanes; see the module. lanes <= shards, and lanes <= the batches that are dealt."""
+    """The arithmetic of lanes; see the module. lanes <= shards, and lanes <= the size of batches."""
 
     seed: int
     shards: int
@@ -81,16 +81,16 @@ class Order:
         return noise.permutation(self.seed, epoch, self.shards)[lane :: self.lanes].tolist()
 
     def dealt(self, lane: int, block: int) -> list[int]:
-        """The order in which the samples of a block are dealt."""
+        """The order in which the samples of a block are used."""
         seed = int(noise.derive(self.seed, Domain.ORDER, torch.tensor(lane), LANE_SEEDS))
         return noise.permutation(seed, block, self.block).tolist()
 
     def rows(self, lane: int, batch_size: int) -> range:
-        """The rows of a global batch that a lane deals: those i with i * lanes // batch_size == lane."""
+        """The rows of a global batch from a lane: those i with i * lanes // batch_size == lane."""
         return range(-(-lane * batch_size // self.lanes), -(-(lane + 1) * batch_size // self.lanes))
 
     def needed(self, rows: range, batch_size: int) -> range:
-        """The lanes that deal some of these rows (at least one)."""
+        """The lanes of some of these rows (at least one)."""
         return range(rows[0] * self.lanes // batch_size, rows[-1] * self.lanes // batch_size + 1)
 
     def owned(self, rows: range, batch_size: int) -> list[int]:
@@ -111,11 +111,11 @@ class LaneSource:
     def blocks(self, lane: int, mark: Mark) -> Iterator[LaneBlock]:
         """The lane from the beginning of the mark's block on, endlessly.
 
-        Raises UserError where every shard there is has failed since the last sample without giving one.
+        Raises UserError if every shard has failed since the last sample.
         """
         number, held, faults = mark.block, list[LaneEntry](), list[Fault]()
-        failed: dict[int, str] = {}  # shards that gave nothing since the last sample
-        giving = None  # the shard of the last sample: where it breaks off later, it is no shard that gives nothing
+        failed: dict[int, str] = {}  # shards without a sample since the last sample
+        giving = None  # the shard of the last sample, which counts as useful even if it breaks later
         for found in self.entries(lane, mark):
             if isinstance(found, Fault):
                 faults.append(found)
@@ -150,7 +150,7 @@ class LaneSource:
         empty, images = True, self.wanted("png")
         try:
             for place, sample in enumerate(samples(shard, self.wanted, self.dotted), start=position):
-                # else it is a read-me, a listing, or what webdataset's tools leave between samples
+                # else it is a read-me, a listing, or another file of webdataset's tools
                 if sample.members or (images and sample.has_more):
                     empty = False
                     yield LaneEntry(epoch, turn, number, place, sample)
@@ -172,7 +172,7 @@ class LaneSource:
 def ahead(items: Iterator[T], stopping: Callable[[], bool]) -> Iterator[T]:
     """The same items, each made by a thread while the one before it is in use; ends early once `stopping()`.
 
-    Threads are daemons: one that waits for a silent server keeps no process from its end.
+    Threads are daemons: one that waits for a silent server does not keep the process alive.
     """
 
     def make(box: "queue.SimpleQueue[tuple[T | None, BaseException | None]]") -> None:

@@ -1,4 +1,4 @@
-"""What the members of a streamed sample mean: image, label, captions, embeddings and pictures, as in prepared shards.
+"""The members of a streamed sample: image, label, captions, embeddings and pictures, as in prepared shards.
 
 KEY.jpg, .png, ... is the image; KEY.cls or .class its label; KEY.txt its captions, one a line; KEY.json has either, under usual
 keys; KEY.FIELD.npy an embedding and KEY.FIELD.png a picture that lies over the image.
@@ -27,14 +27,14 @@ from diffcli.fields import Batch, FieldSpec, Specs
 
 MEMBERS = {"vector": "npy", "tokens": "npy", "image": "png", "mask": "png"}  # the extension of KEY.FIELD, by its kind
 CAPTIONS_OF_TOKENS = 3  # axes of an array that holds a sequence (L, D) for each caption
-MAX_LABELS = 1 << 31  # where no class names say how many there are
+MAX_LABELS = 1 << 31  # the limit if no class names give a number
 APART = "type `diffcli prep-data webdataset`, which finds what lies apart in a tar or is a link, and train on what it writes"
 HINT = "take the samples without it out of the shards, or the conditioner that reads it out of the preset"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which fields the samples of a stream have and how they become rows. fields: those beside image and label, by name.
+    """The fields of the samples of a stream, and their conversion to rows. fields: those beside image and label, by name.
 
     json_labels: labels may lie in KEY.json; dotted: keys have dots.
     """
@@ -51,7 +51,7 @@ class Layout:
     dotted: bool = False
 
     def select(self, names: Iterable[str]) -> "Layout":
-        """The same, of which these fields alone are read (labels, and captions made of them, cost nothing)."""
+        """The same layout that reads only these fields (labels, and captions made of them, cost nothing)."""
         chosen = set(names)
         fields = {name: note for name, note in self.fields.items() if name in chosen}
         image = FieldSpec("image", tuple(self.shape))
@@ -59,7 +59,7 @@ class Layout:
         return replace(self, fields=fields, derived=derived, reads_image="image" in chosen)
 
     def knowing(self, reads: Specs) -> "Layout":
-        """The same, of which masks have the classes that are read, where the stream does not say how many there are."""
+        """The same layout whose masks have the classes of the reader, if the stream does not give their number."""
         fields = {
             name: note.model_copy(update={"classes": reads[name].class_count})
             if note.kind == "mask" and note.classes is None and name in reads
@@ -80,7 +80,7 @@ class Layout:
         return (self.reads_image or bool(self.derived)) and kind in IMAGES
 
     def over(self, samples: Sequence[TarSample], names: Sequence[str]) -> ImageData:
-        """These samples as data by index; names: as the user knows them. Its `read` raises UserError for a broken one."""
+        """These samples as data by index; names: for messages. Its `read` raises UserError for a broken one."""
         labels = torch.tensor([self._label(s) for s in samples], dtype=torch.int64) if self.labelled else None
         columns = {
             name: column(self._files(name, note, samples, names), note, self.framing)
@@ -96,7 +96,7 @@ class Layout:
 
     @property
     def specs(self) -> Specs:
-        """What a sample consists of."""
+        """The fields of a sample."""
         return self.over([], []).specs
 
     def _files(self, name: str, note: FieldNote, samples: Sequence[TarSample], names: Sequence[str]) -> "MemberFiles":
@@ -116,7 +116,7 @@ class Layout:
 
 
 class SampleImages(FileImages):
-    """The images of some samples; those whose label is none of the set's are broken."""
+    """The images of some samples; those with an invalid label are broken."""
 
     def read(self, indices: Tensor, draws: Tensor | None = None) -> Batch:
         for index in indices.tolist() if self.labels is not None else ():
@@ -131,7 +131,7 @@ def _unlabelled(name: str, label: str | None, classes: tuple[str, ...] | None) -
         return UserError(f"{name} has no label", HINT)
     if number_in(label) is None and not classes:
         return UserError(
-            f"{name}: its label is '{label}', and nothing says which number that class has",
+            f"{name}: its label is '{label}', and no list of classes gives its number",
             "name all classes in order, --set 'data.classes=[cat, dog]', or type `diffcli prep-data webdataset`",
         )
     known = f"one of the {len(classes)} classes" if classes else "the number of a class"
@@ -139,7 +139,7 @@ def _unlabelled(name: str, label: str | None, classes: tuple[str, ...] | None) -
 
 
 class MemberFiles:
-    """One member of each sample, the first there is of some extensions: EncodedFiles, for FileImages and columns."""
+    """One member of each sample, the first one with some extensions: EncodedFiles, for FileImages and columns."""
 
     def __init__(self, samples: Sequence[TarSample], names: Sequence[str], extensions: Sequence[str]) -> None:
         self.samples, self.names, self.extensions = samples, names, extensions
@@ -162,7 +162,7 @@ class MemberFiles:
 
 
 class CaptionFiles(MemberFiles):
-    """The captions of each sample, as a .txt member holds them; those of a .json where there is no .txt."""
+    """The captions of each sample from a .txt member, or from a .json without a .txt."""
 
     def __init__(self, samples: Sequence[TarSample], names: Sequence[str]) -> None:
         super().__init__(samples, names, ("txt", "json"))
@@ -175,7 +175,7 @@ class CaptionFiles(MemberFiles):
 
 
 def _captions(data: bytes) -> tuple[str, ...]:
-    """The captions in a .json member; none where it is garbled."""
+    """The captions in a .json member; none if it is garbled."""
     with suppress(ValueError):
         return captions.from_json(data)
     return ()
@@ -196,7 +196,7 @@ def fields_of(members: Mapping[str, bytes]) -> dict[str, FieldNote]:
 
 
 def _embedding(data: bytes) -> FieldNote:
-    """What an .npy file holds: a vector for each caption, or a sequence of them; of unknown width where it is garbled."""
+    """The spec of an .npy file: a vector for each caption, or a sequence of them; of unknown width if it is garbled."""
     try:
         shape = np.load(io.BytesIO(data), allow_pickle=False).shape
         return FieldNote(kind="tokens" if len(shape) == CAPTIONS_OF_TOKENS else "vector", width=int(shape[-1]))

@@ -1,8 +1,8 @@
-"""The bytes of a shard wherever it lies: http(s), what fsspec knows (s3, gs, memory, ...), the output of a command, a file.
+"""The bytes of a shard at any place: http(s), fsspec (s3, gs, memory, ...), the output of a command, a file.
 
-A connection that drops is taken up again at the byte where it broke: by a Range request, by seeking, or by reading anew and
-throwing away what is known. A server has to show that it still has the same file (ETag, date and length): the halves of two
-files are no shard. Between attempts the wait doubles, up to a ceiling; a shard has a number of retries in all.
+A dropped connection is resumed at the byte where it broke: by a Range request, by seeking, or by reading from the start and
+discarding known bytes. The server must show that it still has the same file (ETag, date and length), because the halves of two
+files are no shard. The wait time doubles between attempts, up to a limit; each shard has a total number of retries.
 """
 
 import gzip
@@ -25,8 +25,8 @@ from diffcli.data.addresses import encoded
 PIPE = "pipe:"  # before a command whose output is the shard
 CHUNK = 1 << 20  # bytes read at once
 LONGEST_PAUSE = 30.0  # seconds
-AGAIN = frozenset({408, 425, 429})  # of the 4xx answers, those that another time may be better
-FAULTS = (OSError, EOFError, http.client.HTTPException)  # what a connection that fails raises
+AGAIN = frozenset({408, 425, 429})  # temporary ones among the 4xx answers
+FAULTS = (OSError, EOFError, http.client.HTTPException)  # errors of a failed connection
 HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
@@ -34,7 +34,7 @@ GZIP = b"\x1f\x8b"  # how gzip begins; a tar begins with a name
 
 
 class BrokenShard(Exception):
-    """A shard that cannot be opened or read any further; its text is the reason. final: trying later is no use either."""
+    """A shard that cannot be opened or read further; its text is the reason. final: a later attempt would fail as well."""
 
     def __init__(self, reason: str, final: bool = False) -> None:
         super().__init__(reason)
@@ -42,7 +42,7 @@ class BrokenShard(Exception):
 
 
 class Edition(NamedTuple):
-    """By which a server tells one state of a file from another; None and empty are not told."""
+    """Properties by which a server identifies a version of a file; None and empty are unknown."""
 
     length: int | None = None  # bytes of the whole file
     tag: str = ""  # ETag
@@ -54,7 +54,7 @@ class Edition(NamedTuple):
         return self.tag if self.tag and not self.tag.startswith("W/") else self.date
 
     def differs(self, other: "Edition") -> bool:
-        """Whether both tell something that is not the same."""
+        """Whether a property that both have differs."""
         return any(mine and theirs and mine != theirs for mine, theirs in zip(self, other, strict=True))
 
 
@@ -72,11 +72,11 @@ class ShardBytes:
     def __init__(self, url: str, patience: Patience, position: int = 0) -> None:
         self.url, self.patience, self.position = url, patience, position
         self._file: IO[bytes] | None = None
-        self._edition = Edition()  # what the server has said of the file so far
+        self._edition = Edition()  # properties of the file from the server so far
         self._failures = 0
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes, fewer only where the shard ends. Raises BrokenShard."""
+        """The next `count` bytes, fewer only at the end of the shard. Raises BrokenShard."""
         parts = []
         while count:
             part = self._attempt(min(count, CHUNK))
@@ -87,7 +87,7 @@ class ShardBytes:
         return b"".join(parts)
 
     def skip(self, count: int) -> None:
-        """Passes over `count` bytes; a file that can be sought in is not read."""
+        """Skips `count` bytes, by seeking if possible."""
         if self._file is not None and self._file.seekable():
             self.position += count
             self._file.seek(self.position)
@@ -104,7 +104,7 @@ class ShardBytes:
             self._file = None
 
     def _attempt(self, count: int) -> bytes:
-        """At least one byte, or none at the end, through as many failures as patience allows."""
+        """At least one byte, or none at the end, with as many retries as patience allows."""
         while True:
             try:
                 if self._file is None:
@@ -121,7 +121,7 @@ class ShardBytes:
             except Exception as error:
                 foreign = is_foreign(self.url) and not isinstance(
                     error, UserError
-                )  # fsspec's back ends raise what they like
+                )  # fsspec's back ends raise any exception
                 if not foreign and not isinstance(error, FAULTS):
                     raise
                 self._failed(error)
@@ -130,7 +130,7 @@ class ShardBytes:
                 return part
 
     def _open(self) -> None:
-        """Raises BrokenShard where the server has another file by now."""
+        """Raises BrokenShard if the server has another file now."""
         self._file, now = open_at(self.url, self.position, self.patience.timeout, self._edition)
         if self._edition.differs(now):
             self.close()
@@ -165,10 +165,10 @@ def local_path(url: str) -> Path:
 
 
 def open_at(url: str, position: int, timeout: float, known: Edition = Edition()) -> tuple[IO[bytes], Edition]:
-    """The open shard with its next byte at `position`, and what is told of it. Gzip is unpacked, as the shard's name says, of a
-    command as its output does.
+    """The open shard with its next byte at `position`, and its Edition. Gzip is unpacked: by the name of a shard, or by the first
+    bytes of a command's output.
 
-    known: what was told of it before, so that the server sends a part of the same file alone, or all of another.
+    known: the Edition so far; the server sends a part of the same file, or the whole of another one.
     """
     piped = url.startswith(PIPE)
     if not piped and not urlsplit(url).path.endswith((".gz", ".tgz")):
@@ -215,7 +215,7 @@ def _open_http(url: str, position: int, timeout: float, known: Edition) -> tuple
 
 
 def _content_range(text: str, position: int, rest: int | None) -> tuple[int, int | None]:
-    """First byte and length of the whole file, of `bytes FIRST-LAST/LENGTH`; what was asked for where it says nothing."""
+    """First byte and length of the whole file from `bytes FIRST-LAST/LENGTH`; the requested ones if it is missing."""
     found = re.fullmatch(r"\s*bytes\s+(\d+)-\d+/(\d+|\*)\s*", text)
     start = int(found[1]) if found else position
     if found and found[2] != "*":
@@ -237,7 +237,7 @@ def _open_foreign(url: str) -> IO[bytes]:
         if "Protocol not known" not in str(error):
             raise
         raise UserError(
-            f"data.shards: no way to open '{url}' is known ({error})", "use http://, https://, s3://, pipe: or a path"
+            f"data.shards: '{url}' cannot be opened ({error})", "use http://, https://, s3://, pipe: or a path"
         ) from error
 
 
@@ -270,19 +270,19 @@ class _Command(io.RawIOBase):
 
 
 def _pass(file: IO[bytes], count: int) -> None:
-    """Goes forward from the start of a file."""
+    """Skips bytes from the start of a file."""
     if count and file.seekable():
         file.seek(count)
         return
     while count:
         part = file.read(min(count, CHUNK))
         if not part:
-            raise ConnectionError(f"it ends {count} bytes before the place where it was to go on")
+            raise ConnectionError(f"it ends {count} bytes before the place to resume at")
         count -= len(part)
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether trying again is no use."""
+    """Whether another attempt is useless."""
     if isinstance(error, urllib.error.HTTPError):
         return 400 <= error.code < 500 and error.code not in AGAIN
     return isinstance(error, HOPELESS)

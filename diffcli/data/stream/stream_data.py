@@ -1,7 +1,7 @@
-"""A stream of shards as data of a preset: sets that lie elsewhere or are too large to be indexed, read in one pass an epoch.
+"""A stream of shards as data of a preset: remote sets, or sets too large to index, read in one pass for each epoch.
 
-Opening and retrying is in stream_open, reading a tar in stream_tar, the order in stream_lanes, what members mean in
-stream_layout, and decoding into batches in stream_feed.
+`opening` opens and retries, `tar` reads a tar, `lanes` has the order, `layout` the meaning of members, and `dealing` decodes
+samples into batches.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -38,20 +38,20 @@ from diffcli.data.stream.opening import PIPE, BrokenShard, Patience, ShardBytes,
 from diffcli.data.stream.tar import IMAGES, OTHERS, TarSample
 from diffcli.fields import Batch, Specs
 
-PEEKS = 3  # shards that are tried for the first samples
-PEEKED = 4  # samples that tell which fields there are
+PEEKS = 3  # shards to try for the first samples
+PEEKED = 4  # samples that determine the fields
 LARGEST_RECORD = 64 << 20  # bytes of a dataset.json
 HINT = "write shards: https://host/train-{000000..000331}.tar, a list of such, or paths"
 
 
 class Stream(DataConfig):
-    """Tar shards in the WebDataset layout, wherever they lie, in the order of stream_lanes.
+    """Tar shards in the WebDataset layout, at any place, in the order of `lanes`.
 
     shards: http(s)://, s3:// and other URLs that fsspec knows, pipe:COMMAND, file: or paths, with braces: {000..331}, {a,b}; or a
     list of these. test_shards: those of split `test`. classes: names of the labels; None takes those of a dataset.json beside the
-    shards, if there is one. shuffle: encoded samples held over all lanes, half of them being read while the other half is dealt
+    shards, if there is one. shuffle: encoded samples held over all lanes; half of them are read while the other half is used
     in random order; 0 keeps the order of the shards. lanes: shards read at a time, at most one for each row of a batch; more
-    mix better and serve more worker processes. retries, pause, timeout: see stream_open.Patience.
+    mix better and serve more worker processes. retries, pause, timeout: see opening.Patience.
     """
 
     kind: Literal["stream"] = "stream"
@@ -68,9 +68,9 @@ class Stream(DataConfig):
         2000, description="encoded samples held for shuffling, over all lanes; 0 keeps the order of the shards"
     )
     lanes: PositiveInt = Field(32, description="shards read at a time, at most one for each image of a batch")
-    retries: NonNegativeInt = Field(5, description="times that a shard is tried again after a fault")
+    retries: NonNegativeInt = Field(5, description="number of retries of a shard after faults")
     pause: PositiveFloat = Field(0.5, description="seconds before the first retry, doubled for each further one")
-    timeout: PositiveFloat = Field(60.0, description="seconds that a server may be silent")
+    timeout: PositiveFloat = Field(60.0, description="seconds to wait for a silent server")
 
     @field_validator("shards", "test_shards")
     @classmethod
@@ -107,7 +107,7 @@ class Stream(DataConfig):
     def build(self, split: Split) -> ImageData:
         """For `train` a StreamData; for `test` the samples of test_shards, read at once and held in memory, still encoded.
 
-        Of the former nothing is read but its first sample, or a dataset.json beside the shards, that tells what it holds.
+        Of `train` only its first samples are read, or a dataset.json beside the shards, to determine its fields.
         """
         if split == "train":
             return StreamData(self, expanded(self.shards))
@@ -116,7 +116,7 @@ class Stream(DataConfig):
         return self._held(StreamData(self, expanded(self.test_shards), split))
 
     def _held(self, data: "StreamData") -> ImageData:
-        """Raises UserError where a shard is broken: scores of a part are not those of the whole."""
+        """Raises UserError if a shard is broken, because scores of a part are not those of the whole."""
         source, entries, size = data.source(data.layout.wanted), [], 0
         for number, url in enumerate(data.urls):
             for item in source.shard(0, 0, number, 0, 0):
@@ -136,9 +136,9 @@ class Stream(DataConfig):
 
 
 class StreamData(ImageData):
-    """Samples that come when they come: no number of images, no access by index, but a `feed` of batches.
+    """Samples in the order of a stream: no number of images, no access by index, but a `feed` of batches.
 
-    labels: those that may occur. count: the number of images, where a dataset.json tells it.
+    labels: those that may occur. count: the number of images, if a dataset.json has it.
     """
 
     def __init__(self, config: Stream, urls: tuple[str, ...], split: Split = "train") -> None:
@@ -151,7 +151,7 @@ class StreamData(ImageData):
         self.derived = config.derived
 
     def _layout(self, record: PreparedSet | None, framing: Framing) -> Layout:
-        """What the samples are made of, as a dataset.json or the first of them tells."""
+        """The layout of the samples, from a dataset.json or the first samples."""
         config = self.config
         if record is not None:
             fields = {name: note for name, note in record.fields.items() if note.kind != "video"}
@@ -168,7 +168,7 @@ class StreamData(ImageData):
         return replace(layout, json_labels=labelled and not stored, dotted=dotted)
 
     def _first(self, dotted: bool = False) -> list[TarSample]:
-        """The first samples, at least one. Raises UserError where no shard gives any."""
+        """The first samples, at least one. Raises UserError if no shard has any."""
         found = []
         try:
             for entry in islice(self.samples(anything, dotted), PEEKED):
@@ -214,7 +214,7 @@ class StreamData(ImageData):
     def feed(self, batch_size: int, seed: int, rank: int, world: int, marks: Tensor | None) -> StreamFeed:
         """This rank's share of batches, from the marks of a checkpoint on, int64 (lanes, 6); None: from the beginning.
 
-        Raises UserError where the checkpoint has more lanes than a batch has rows, or than there are shards.
+        Raises UserError if the checkpoint has more lanes than a batch has rows, or than there are shards.
         """
         lanes = min(self.config.lanes, len(self.urls), batch_size) if marks is None else len(marks)
         if lanes > min(batch_size, len(self.urls)):
@@ -230,7 +230,7 @@ class StreamData(ImageData):
         return LaneSource(order or Order(0, len(self.urls), 1, 1), self.urls, self.config.patience, wanted, dotted)
 
     def samples(self, wanted: Callable[[str], bool], dotted: bool = False) -> Iterator[LaneEntry]:
-        """The samples of the first shards, as they are stored. Raises UserError where none of them can be read."""
+        """The encoded samples of the first shards. Raises UserError if none of them can be read."""
         source, failed = LaneSource(Order(0, len(self.urls), 1, 1), self.urls, self.config.patience, wanted, dotted), {}
         for number in range(min(PEEKS, len(self.urls))):
             for item in source.shard(0, 0, number, 0, 0):
@@ -248,7 +248,7 @@ class StreamData(ImageData):
 
 
 def expanded(shards: str | Sequence[str]) -> tuple[str, ...]:
-    """The shards that braces stand for. Raises ValueError where these do not pair."""
+    """The shards that braces stand for. Raises ValueError for unpaired braces."""
     from braceexpand import braceexpand
 
     texts = [shards] if isinstance(shards, str) else shards
@@ -256,9 +256,9 @@ def expanded(shards: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def record_beside(url: str, patience: Patience) -> PreparedSet | None:
-    """The dataset.json that prep-data wrote beside a shard; None where there is none.
+    """The dataset.json of prep-data beside a shard; None if there is none.
 
-    Raises UserError where the server could not say whether there is one: without it the names of the classes would be lost.
+    Raises UserError if the server does not answer, because without it the names of the classes would be lost.
     """
     if url.startswith(PIPE):
         return None
@@ -271,7 +271,7 @@ def record_beside(url: str, patience: Patience) -> PreparedSet | None:
     except BrokenShard as error:
         if error.final:
             return None
-        hint = "type the same again when the server answers, or raise data.retries and data.pause"
+        hint = "run the same command again when the server answers, or raise data.retries and data.pause"
         raise UserError(f"data.shards: {place}: {error}", hint) from error
     finally:
         record.close()
@@ -289,14 +289,14 @@ def lists_shards(place: str) -> bool:
 
 
 def counted(record: PreparedSet, split: Split, urls: Sequence[str]) -> int | None:
-    """The number of images, if these are the shards of that split."""
+    """The number of images, if the shards are those of that split."""
     listed = record.splits.get(split)
     names = {url.rpartition("/")[2] for url in urls}
     return listed.count if listed and names == {shard.tar for shard in listed.shards} else None
 
 
 def anything(extension: str) -> bool:
-    """Of the first samples every member is looked at that may be a field."""
+    """Whether a member of the first samples may be a field."""
     return extension.rpartition(".")[2] in IMAGES | OTHERS
 
 

@@ -1,10 +1,10 @@
 """Samples of a tar in the WebDataset layout, in their order, each with the byte where it begins.
 
-Members that follow each other and share the name up to the first dot of their file name are one sample; the rest of the name
-says what they are. Of a member whose name does not tell, the first bytes say whether it is an image. Links are not followed,
-since what they lead to has passed. Nothing is unpickled and nothing is extracted. Reading may begin at any sample's offset:
-there a tar's remainder is a tar. (Headers are read here, not by webdataset or `tarfile`, which tell no offsets or read what
-they skip, and take a tar that breaks off between two members for a whole one.)
+Consecutive members with the same name up to the first dot of their file name are one sample; the rest of the name is the type.
+For an unknown type, the first bytes show whether a member is an image. Links are not followed, because their targets have passed.
+Nothing is unpickled or extracted. Reading may begin at any sample's offset, since the rest of a tar is a tar. (Headers are read
+here and not by webdataset or `tarfile`, which have no offsets or read what they skip, and accept a tar that breaks off between
+two members.)
 """
 
 import re
@@ -17,9 +17,9 @@ from diffcli.data.sample_labels import EXTENSIONS
 from diffcli.data.stream.opening import BrokenShard, ShardBytes
 
 BLOCK = 512
-LARGEST_MEMBER = 256 << 20  # bytes; a larger one is passed over, whatever its header promises
+LARGEST_MEMBER = 256 << 20  # bytes; a larger member is skipped
 LARGEST_HEADER = 1 << 20  # of long names and pax records
-LARGEST_SIZE = 1 << 50  # that is taken for one; base-256 headers can claim any, also less than nothing
+LARGEST_SIZE = 1 << 50  # largest plausible member; base-256 headers can hold any number, also a negative one
 LONG_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -30,7 +30,7 @@ LONG_HEADERS = (
 PICKLES = frozenset({"pyd", "pkl", "pickle", "pth", "pt", "ckpt", "bin", "npz", "joblib"})  # npz may hold objects, too
 IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
 OTHERS = PICKLES | {suffix[1:] for suffix in TEXTS} | {*EXTENSIONS, "npy"}  # never an image
-KNOWN = IMAGES | OTHERS | {suffix[1:] for suffix in NO_IMAGES} | {"mp4"}  # what a member is by its name alone
+KNOWN = IMAGES | OTHERS | {suffix[1:] for suffix in NO_IMAGES} | {"mp4"}  # kinds of members by their name
 REMARKS = {
     "pickles": "members that would have to be unpickled are never read",
     "links": "links in a shard are not followed; `diffcli prep-data webdataset` follows them",
@@ -41,7 +41,7 @@ PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 
 
 class TarMember(NamedTuple):
-    """A regular file of a tar, or a link, which has no bytes; offset: where its first header begins."""
+    """A regular file of a tar, or a link, which has no bytes; offset: of its first header."""
 
     name: str
     offset: int
@@ -50,9 +50,9 @@ class TarMember(NamedTuple):
 
 
 class TarSample(NamedTuple):
-    """What belongs together. members: the bytes of those that were wanted, by extension in lower case.
+    """A sample. members: the bytes of the wanted ones, by extension in lower case.
 
-    others: the extensions of those that were passed over; remarks: keys of REMARKS.
+    others: the extensions of skipped ones; remarks: keys of REMARKS.
     """
 
     key: str
@@ -63,19 +63,19 @@ class TarSample(NamedTuple):
 
     @property
     def has_more(self) -> bool:
-        """Whether it has members that may have been meant as an image."""
+        """Whether it has members that may be its image."""
         return any(extension.rpartition(".")[2] not in OTHERS for extension in self.others)
 
     def without(self, extension: str, *remarks: str) -> "TarSample":
-        """The sample after a member that was passed over."""
+        """The sample after a skipped member."""
         return self._replace(others=(*self.others, extension), remarks=self.remarks | {*remarks})
 
 
 def samples(shard: ShardBytes, wanted: Callable[[str], bool], dotted: bool = False) -> Iterator[TarSample]:
-    """The samples from the shard's position on. wanted: which extensions to read; others are passed over.
+    """The samples from the shard's position on. wanted: which extensions to read; others are skipped.
 
-    dotted: keys go on to the last dot of a name. Of two members with one name the later counts.
-    Raises BrokenShard where the tar is garbled or breaks off, after the samples that are surely whole: another followed.
+    dotted: keys end at the last dot of a name. Of two members with one name the later one counts.
+    Raises BrokenShard if the tar is garbled or breaks off, after the samples that are certainly complete.
     """
     current: TarSample | None = None
     seen = set[int]()
@@ -107,7 +107,7 @@ def samples(shard: ShardBytes, wanted: Callable[[str], bool], dotted: bool = Fal
 
 
 def split_name(name: str, dotted: bool = False) -> tuple[str, str] | None:
-    """The key and the extension, in lower case, of a member; None where its name has none. dotted: see `samples`."""
+    """The key and the extension, in lower case, of a member; None without an extension. dotted: see `samples`."""
     match = NAME.fullmatch(name)
     if match is None:
         return None
@@ -118,7 +118,7 @@ def split_name(name: str, dotted: bool = False) -> tuple[str, str] | None:
 def _read(
     shard: ShardBytes, member: TarMember, extension: str, wanted: Callable[[str], bool]
 ) -> tuple[str, bytes | None]:
-    """What a member is and its bytes, if they are wanted. The first bytes tell of an image with an unknown name."""
+    """The type of a member and its bytes, if wanted. The first bytes identify an image with an unknown name."""
     head = b""
     if extension.rpartition(".")[2] not in KNOWN and not wanted(extension):
         head = shard.read(min(HEAD, member.size))
@@ -132,7 +132,7 @@ def _read(
 
 
 def members(shard: ShardBytes) -> Iterator[TarMember]:
-    """The regular files and links of a tar; after each `yield` the shard stands at its bytes, and may be read by the caller.
+    """The regular files and links of a tar; after each `yield` the shard is at their bytes, which the caller may read.
 
     GNU and pax long names are understood. Raises BrokenShard unless the tar ends with its end marker.
     """
@@ -169,7 +169,7 @@ def members(shard: ShardBytes) -> Iterator[TarMember]:
 
 
 def _length(header: tarfile.TarInfo, told: str | None) -> int:
-    """Bytes that follow a header, whatever it claims: none after a link or a folder. told: what a pax record says."""
+    """The number of bytes after a header: none after a link or a folder. told: the size in a pax record."""
     if not header.isreg() and header.type in tarfile.SUPPORTED_TYPES:
         return 0
     if told is None:

@@ -1,4 +1,4 @@
-"""Every sampler by name; one file a family.
+"""Every sampler by name; one file for each family.
 
 The probability-flow ODE of every Gaussian path is dx = x0 d(alpha) + eps d(sigma). Its left-point rule is DDIM(eta = 0), which on
 the flow path is flow-Euler; its trapezoid is Heun; DDIM(eta = 1) is DDPM(small).

@@ -1,4 +1,4 @@
-"""One evaluation a move, from a prediction straight to the next time: DDPM's draws, and DDIM down to none at all."""
+"""Samplers with one evaluation a move, from a prediction to the next time: DDPM, and DDIM with less or no noise."""
 
 from collections.abc import Iterator
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Two evaluations a move: the trapezoidal rule, and EDM's form of it with fresh noise."""
+"""Samplers with two evaluations a move: the trapezoidal rule, and EDM's form of it with new noise."""
 
 import math
 from collections.abc import Iterator
@@ -46,9 +46,9 @@ class EdmHeun(Sampler):
     """EDM's stochastic sampler: noise is raised from t to t_hat, then Heun's rule goes to s in the coordinate sigma / alpha.
 
     Sigmas count in deviations of the data, as sigma / alpha does: EDM's own numbers, for data of deviation 0.5, are doubled.
-    The rule overshoots where one move takes away most of much noise, which no grid of EDM's with 6 steps or more does (`_steep`):
-    such a move runs in the coordinates of the flow path instead, where t = 1 is a time like others.
-    Source: Karras et al. 2022, algorithm 2 (arXiv 2206.00364), x / alpha in the place of their x.
+    The rule overshoots if one move removes most of a high noise level, which no grid of EDM's with 6 steps or more does
+    (`_steep`). Such a move runs in the coordinates of the flow path instead, where t = 1 is a regular point. Source: Karras et
+    al. 2022, algorithm 2 (arXiv 2206.00364), x / alpha in the place of their x.
     """
 
     evaluations: ClassVar[int] = 2

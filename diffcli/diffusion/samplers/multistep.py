@@ -1,8 +1,8 @@
-"""One evaluation a move, and the memory of those before: second order and above at the price of DDIM.
+"""Multistep samplers: one evaluation a move, combined with earlier ones, for second order and above at the cost of DDIM.
 
 In half log SNR, lambda, the probability-flow ODE has the solution x_s = sigma_s / sigma_t x_t + sigma_s * integral of
 exp(lambda) x0(lambda), whose weights sum to alpha_s - alpha_t sigma_s / sigma_t. So every exponential integrator is a choice of
-one x0 that stands for all on the way (`exponential_move`). PLMS combines eps instead, and AB4 slopes of the flow path.
+one x0 for the whole move (`exponential_move`). PLMS combines eps instead, and AB4 slopes of the flow path.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from diffcli.diffusion.schedule import Schedule
 from diffcli.noise import Noise
 
 Known = tuple[Tensor, Tensor]
-"""A place on the axis of integration, () float64, and what the network said there, (B, C, *S)."""
+"""A position on the axis of integration, () float64, and the prediction there, (B, C, *S)."""
 
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -61,11 +61,12 @@ class Plms(Sampler):
 
 
 class Ab4(Sampler):
-    """Adams-Bashforth of order up to 4, with the coefficients of the grid at hand; 55, -59, 37, -9 over 24 on an even one.
+    """Adams-Bashforth of order up to 4, with coefficients for the actual grid; 55, -59, 37, -9 over 24 on an even one.
 
     In u = sigma / (alpha + sigma) and x' = x / (alpha + sigma) every Gaussian path is the flow path dx' = (eps - x0) du, smooth
-    at t = 1 too. The first three moves have orders 1, 2 and 3; the last has order 1, where x0 is sharpest and extrapolation would
-    harm. `Plms` is the published relative. Source: Hairer, Norsett & Wanner 1993, section III.1, variable step sizes in III.5.
+    at t = 1 too. The first three moves have orders 1, 2 and 3; the last has order 1, where x0 is sharpest and extrapolation
+    is harmful. `Plms` is the published method. Source: Hairer, Norsett & Wanner 1993, section III.1, variable step sizes in
+    III.5.
     """
 
     kind: Literal["ab4"] = "ab4"
@@ -128,7 +129,7 @@ class DpmPlusPlus3M(Sampler):
 
 
 class UniPc(Sampler):
-    """UniPC-2 (bh2): DPM-Solver++(2M) predicts, and the next evaluation, made there anyway, corrects where the move had gone.
+    """UniPC-2 (bh2): DPM-Solver++(2M) predicts, and the next evaluation, which is needed anyway, corrects the move.
 
     The correction integrates the parabola through three x0, the newest among them. A Step holds the predicted x.
     Source: Zhao et al. 2023, algorithms 5 and 6 (arXiv 2302.04867).
@@ -153,7 +154,7 @@ class UniPc(Sampler):
 
 
 def exponential_move(x: Tensor, data: Tensor, schedule: Schedule, t: Tensor, s: Tensor, eta: float = 0) -> Tensor:
-    """x at s from x at t, with `data` the x0 of the way between; without the noise that eta > 0 asks for.
+    """x at s from x at t, with `data` as the x0 between them; without the noise for eta > 0.
 
     eta 0 solves the probability-flow ODE, 1 the reverse SDE. Source: Lu et al. 2022, eq. 9 (arXiv 2211.01095).
     """
@@ -164,7 +165,7 @@ def exponential_move(x: Tensor, data: Tensor, schedule: Schedule, t: Tensor, s: 
 
 
 def exponential_mean(known: list[Known], schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """The mean, with weights exp(lambda) from t to s, of the polynomial through what is known at finite lambda."""
+    """The mean, with weights exp(lambda) from t to s, of the polynomial through the known values at finite lambda."""
     finite = [k for k in known if k[0].isfinite()]
     if len(finite) < 2:
         return known[0][1]
@@ -177,7 +178,7 @@ def exponential_mean(known: list[Known], schedule: Schedule, t: Tensor, s: Tenso
 
 
 def interpolated(known: list[Known], origin: Tensor, h: Tensor, moments: Tensor) -> Tensor:
-    """The integral of the polynomial through what is known: its power ((place - origin) / h)^k integrates to moments[k]."""
+    """The integral of the polynomial through the known values: its power ((place - origin) / h)^k integrates to moments[k]."""
     places = (torch.stack([place for place, _ in known]) - origin) / h
     weights = torch.linalg.solve(places ** torch.arange(len(known))[:, None], moments)
     first, *others = (over(w, value) * value for w, (_, value) in zip(weights, known, strict=True))

@@ -1,4 +1,4 @@
-"""The probability-flow ODE to a tolerance: an embedded Runge-Kutta pair whose steps each image chooses for itself.
+"""The probability-flow ODE to a tolerance: an embedded Runge-Kutta pair with separate step sizes for each image.
 
 In u = sigma / (alpha + sigma) and x' = x / (alpha + sigma) every Gaussian path is the flow path, dx' = (eps - x0) du, smooth
 from u = 1 down to where the data end.
@@ -34,7 +34,7 @@ Slope = Callable[[Tensor, Tensor], Tensor]
 
 
 class Node(NamedTuple):
-    """Where each image of a batch is on its own walk."""
+    """The position of each image of a batch on its walk."""
 
     u: Tensor  # (B,) float64 on the CPU
     x: Tensor  # (B, C, *S): x / (alpha + sigma)
@@ -51,12 +51,12 @@ class Node(NamedTuple):
 
 
 class Ode(Sampler):
-    """Dormand-Prince 5(4) with adaptive steps; `steps` says how many states are shown and changes neither result nor cost.
+    """Dormand-Prince 5(4) with adaptive steps; `steps` is the number of states to show and changes neither result nor cost.
 
-    An image's steps follow its own error, so it does not depend on its batch; the host reads these errors, (B,) numbers, once a
-    step of six evaluations, and waits for nothing else. Evaluations are counted as they are made. The walk ends at the first
-    trained time, whose x0 is the result.
-    Source: Dormand & Prince 1980, doi 10.1016/0771-050X(80)90013-3; Song et al. 2021, section 4.3 (arXiv 2011.13456).
+    The steps of an image follow its own error, so it does not depend on its batch. The host reads these errors, (B,) numbers,
+    once in each step of six evaluations, and waits for nothing else. The Steps count evaluations. The walk ends at the first
+    trained time, whose x0 is the result. Source: Dormand & Prince 1980, doi 10.1016/0771-050X(80)90013-3; Song et al. 2021,
+    section 4.3 (arXiv 2011.13456).
     """
 
     kind: Literal["ode"] = "ode"
@@ -135,7 +135,7 @@ def _sum(weights: tuple[float, ...], slopes: list[Tensor], h: Tensor) -> Tensor:
 
 
 def _rms(error: Tensor, allowed: Tensor) -> Tensor:
-    """Root mean square of an image's error in units of what is allowed, (B,) float64 on the CPU, above 0."""
+    """Root mean square of an image's error in units of the tolerance, (B,) float64 on the CPU, above 0."""
     return (error / allowed).double().square().flatten(1).mean(1).sqrt().cpu().clamp(min=1e-12)
 
 

@@ -19,7 +19,7 @@ from diffcli.diffusion.schedule import Schedule
 from diffcli.noise import Noise
 
 Ends = Literal["clean", "cleanest"]
-"""Where a walk ends: at t = 0, or at the first trained time, whose noise stays in; see `ending`."""
+"""The end of a walk: at t = 0, or at the first trained time, with its noise; see `ending`."""
 
 
 class Step(NamedTuple):
@@ -29,7 +29,7 @@ class Step(NamedTuple):
     x: Tensor  # (B, C, *S)
     x0: Tensor  # (B, C, *S)
     evaluations: Tensor | None = (
-        None  # (B,) int64 so far for each image, where nobody knows them before: see Sampler.nfe
+        None  # (B,) int64 so far for each image, if the number is unknown before: see Sampler.nfe
     )
 
 
@@ -39,7 +39,7 @@ class Sampler(Config):
     evaluations: ClassVar[int] = 1  # of the network, for each step but the last
 
     steps: int = Field(50, ge=1, description="moves from t = 1 to t = 0")
-    spacing: Spacing = Field("uniform", description="where the times of the moves lie between t = 1 and t = 0")
+    spacing: Spacing = Field("uniform", description="spacing of the times between t = 1 and t = 0")
     _times: tuple[float, ...] | None = None  # see `starting_at`
 
     @abstractmethod
@@ -53,7 +53,7 @@ class Sampler(Config):
         return grid(self.spacing, self.steps, schedule)
 
     def starting_at(self, t: float, schedule: Schedule) -> Self:
-        """The same sampler for a walk that begins at the trained time nearest to t, in (0, 1], and goes on along its times."""
+        """The same sampler for a walk that begins at the trained time nearest to t, in (0, 1], and follows its times."""
         times = self.times(schedule)
         first = schedule.snap(torch.tensor([t], dtype=torch.float64).clamp(min=schedule.cleanest))
         left = torch.cat([first, times[times < first]])
@@ -70,9 +70,9 @@ class Sampler(Config):
 
     @property
     def nfe(self) -> int | None:
-        """Network evaluations for one image, guidance not counted: both its branches are one evaluation.
+        """Network evaluations for one image; both branches of guidance count as one.
 
-        None where they depend on the image; the Steps then count them.
+        None if they depend on the image; the Steps then count them.
         """
         return self.evaluations * (self.steps - 1) + 1
 
@@ -80,7 +80,7 @@ class Sampler(Config):
 def ending(times: Tensor, ends: Ends, schedule: Schedule) -> Tensor:
     """The times (N + 1,) of a walk with the end that `ends` names.
 
-    cleanest stops at the first trained time unless the last evaluation is there already. Published latent models are drawn so.
+    cleanest stops at the first trained time unless the last evaluation is there already. Published latent models do this.
     """
     if ends == "cleanest" and times[-2] > schedule.cleanest * (1 + 1e-9):
         times[-1] = schedule.cleanest
@@ -88,5 +88,5 @@ def ending(times: Tensor, ends: Ends, schedule: Schedule) -> Tensor:
 
 
 def last(steps: Iterable[Step]) -> Step:
-    """The end of a walk; a state that a next one has followed is not kept, so that memory does not grow with the steps."""
+    """The last state of a walk; earlier states are not kept, so that memory does not grow with the steps."""
     return deque(steps, maxlen=1)[0]

@@ -1,11 +1,11 @@
-"""Time grids: which of the trained times a sampler visits on its way from 1 to 0. Every last move ends at t = 0.
+"""Time grids: the trained times that a sampler visits between 1 and 0. The last move always ends at t = 0.
 
 uniform, trailing  even in time, from 1; the two are one grid (Lin et al. 2023 call it trailing)
 leading            even in time, from the first trained time upwards, so the walk begins below 1
 leading_1          the same one trained time higher where there is room for it, as published latent models are drawn
 linspace           even in time, from 1 to the first trained time; halves round to the even index, as OpenAI and DiT are drawn
 log_snr            even in log SNR between the last and the first trained time
-karras             even in (sigma / alpha)^(1/7) between the two, but for a first move down to EDM's sigma_max where 1 is noisier
+karras             even in (sigma / alpha)^(1/7) between the two, after a first move down to EDM's sigma_max if 1 is noisier
 Source: Lin et al. 2023, table 2 (arXiv 2305.08891); Lu et al. 2022 (arXiv 2206.00927); Karras et al. 2022, eq. 5.
 """
 
@@ -24,14 +24,14 @@ Spacing = Literal["uniform", "trailing", "leading", "leading_1", "linspace", "lo
 RHO = 7  # Karras et al. 2022, appendix D.1
 NOISIEST = (
     80 / 0.5
-)  # their sigma_max in deviations of the data; the grid would spend all steps above it where a path ends in pure noise
+)  # their sigma_max in deviations of the data; a path that ends in pure noise would spend all steps above it
 
 
 def grid(spacing: Spacing, steps: int, schedule: Schedule) -> Tensor:
     """(steps + 1,) float64 down to 0, strictly falling, each one a time that training visits.
 
-    The first is 1 but for `leading` and `leading_1`, where a walk takes pure noise for x
-    at its first time, as the code does that uses them.
+    The first is 1 except for `leading` and `leading_1`, whose walks use pure noise as x
+    at their first time, as in the published code.
     """
     if isinstance(schedule, DiscreteSchedule) and steps > schedule.steps:
         raise UserError(
@@ -77,7 +77,7 @@ def _even(
 ) -> Tensor:
     """(steps,) times even in a function of log SNR, from 1 to the first trained time.
 
-    Where nothing is left of the signal at 1, evenness begins one trained time before it.
+    If no signal is left at 1, the even part begins one trained time before it.
     """
     noisiest = 1.0 if schedule.leftover_signal > 0 else 1 - schedule.cleanest
     high, low = scale(schedule.log_snr(torch.tensor([noisiest, schedule.cleanest], dtype=torch.float64)))
@@ -87,7 +87,7 @@ def _even(
 
 
 def _distinct(times: Tensor, steps: int) -> Tensor:
-    """Falling times k / steps with repetitions moved to the next free ones, as where a last beta near 1 leaves a gap in SNR."""
+    """Falling times k / steps with repetitions moved to the next free ones: a last beta near 1 leaves a gap in SNR."""
     after = torch.arange(len(times))
     index = ((times * steps).round().long() + after).cummin(0).values - after  # each at least one below the one before
     return index.maximum(len(times) - after).double() / steps  # and room left for those that follow

@@ -143,7 +143,7 @@ def check_averages(wanted: list[str], path: Path, record: dict[str, Any]) -> Non
 
 
 def resolved(preset: Preset, device: torch.device) -> Preset:
-    """The preset with all values that depend on machine and folder resolved, so that they are the same when the run is resumed."""
+    """The preset with values that depend on machine and folder resolved, so that a resumed run has the same."""
     train = preset.train
     if train.precision == "auto":
         train = train.model_copy(update={"precision": auto_precision(device)})

@@ -2,8 +2,8 @@
 
 a.png has its captions in a.txt, a.png.txt or a.caption (one a line) or a.json (a text, a list, or an object with `caption`,
 `text`, ...), beside it or in a folder captions/; metadata.csv, captions.csv, results.csv (or .jsonl, .tsv, .parquet) with usual
-columns hold them for their folder; --table names any other. Several rows of one image are several captions. Images that a table does
-not name are left out. Notes name files that may hold captions but are not read.
+columns hold them for their folder; --table names any other. Several rows of one image are several captions. Images that a table
+does not name are left out. Notes name files that may hold captions but are not read.
 """
 
 import posixpath

@@ -113,7 +113,7 @@ def open_coco_images(source: Path, work: Path, options: SourceOptions) -> PrepSo
 
 
 def read_captions(tree: FileTree, name: str) -> CocoCaptions:
-    """The images of a captions file, with their captions in the order of ids if all have one. Raises UserError for another file."""
+    """The images of a captions file, with captions in the order of ids if all have one. Raises UserError for another file."""
     try:
         data = json.loads(tree.read(name))
         found: dict[str, list[str]] = {str(image["id"]): [] for image in data["images"]}

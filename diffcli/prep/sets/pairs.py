@@ -76,7 +76,7 @@ class PairItems:
 
 
 def open_pairs(source: Path, work: Path, options: SourceOptions) -> PrepSource:
-    """The pairs below a folder (also in its zips) or in an archive. Raises UserError if images and pictures cannot be distinguished."""
+    """The pairs below a folder (also in its zips) or in an archive. Raises UserError if pictures cannot be told from images."""
     tree = with_zips(open_tree(source, SOURCE, work), SOURCE, work)
     names = images_among(tree.names, tree.head).images
     roles = _renamed(_one_format(_roles(names)), options.field)
