@@ -38,8 +38,8 @@ class Config(Record):
         properties = handler.resolve_ref_schema(schema).get("properties", {})
         for name in [name for name, node in properties.items() if "description" not in node]:
             fields = (getattr(base, "model_fields", {}).get(name) for base in cls.__mro__)
-            told = (field.description for field in fields if field is not None)
-            if words := next(filter(None, told), _first_sentence(cls) if name == "kind" else None):
+            texts = (field.description for field in fields if field is not None)
+            if words := next(filter(None, texts), _first_sentence(cls) if name == "kind" else None):
                 properties[name]["description"] = words
         return schema
 

@@ -270,9 +270,9 @@ class LoadedModel:
     ) -> Samples:
         options = unfolded(options)
         known = [each for each in then if isinstance(each, LoadedModel)]
-        with ExitStack() as held:
+        with ExitStack() as locks:
             for loaded in sorted({id(each): each for each in (self, *known)}.values(), key=id):
-                held.enter_context(loaded._lock)
+                locks.enter_context(loaded._lock)
             values = {name: self._value(name, value, options.size) for name, value in given.items()}
             group, done = Group(0, 1, self.model.device), list[Samples]()
             models = iter((self, *then))

@@ -104,7 +104,9 @@ def _object(text: bytes) -> dict[str, Any]:
 def _entries(text: bytes, size: int) -> list[TensorEntry]:
     """The tensors in the order of their values, which fill `size` bytes without a gap."""
     header = _object(text)
-    entries = sorted((_entry(name, told) for name, told in header.items() if name != METADATA), key=lambda e: e[3:])
+    entries = sorted(
+        (_entry(name, described) for name, described in header.items() if name != METADATA), key=lambda e: e[3:]
+    )
     end = 0
     for entry in entries:
         if entry.begin != end:
@@ -115,14 +117,14 @@ def _entries(text: bytes, size: int) -> list[TensorEntry]:
     return entries
 
 
-def _entry(name: str, told: Any) -> TensorEntry:
+def _entry(name: str, described: Any) -> TensorEntry:
     try:
-        dtype, shape, (begin, end) = DTYPES[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
+        dtype, shape, (begin, end) = DTYPES[described["dtype"]], tuple(described["shape"]), described["data_offsets"]
         whole = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"its header describes {name!r} as {told!r:.80}") from error
+        raise ValueError(f"its header describes {name!r} as {described!r:.80}") from error
     if not whole or end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"its header describes {name!r} as {told!r:.80}")
+        raise ValueError(f"its header describes {name!r} as {described!r:.80}")
     return TensorEntry(name, dtype, shape, begin, end)
 
 

@@ -135,8 +135,8 @@ def numbers(flag: str, text: str) -> list[float]:
         raise UserError(f"{flag} {text}: is not a list of numbers", f"write for example {flag} 0.05,0.1") from None
 
 
-def version(asked: bool) -> None:
-    if asked:
+def version(show: bool) -> None:
+    if show:
         print(f"diffcli {__version__}")
         raise typer.Exit
 

@@ -18,9 +18,9 @@ QUIET_SECONDS = 10.0  # between plain lines of progress
 
 
 class ShowCount(Protocol):
-    """Shows progress. told: further text for the line."""
+    """Shows progress. extra: further text for the line."""
 
-    def __call__(self, what: str, done: int, total: int | None, told: str = "") -> None: ...
+    def __call__(self, what: str, done: int, total: int | None, extra: str = "") -> None: ...
 
 
 def show_anything(stream: Any) -> None:
@@ -109,22 +109,22 @@ def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
 
 @contextmanager
 def counting() -> Iterator[ShowCount]:
-    """Context with a function that shows (what, done, total, told): bars on a terminal, a line now and then elsewhere."""
+    """Context with a function that shows (what, done, total, extra): bars on a terminal, a line now and then elsewhere."""
     if not sys.stderr.isatty():
         yield _line_now_and_then()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    told = TextColumn("{task.fields[told]}")
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), told
+    extra = TextColumn("{task.fields[extra]}")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), extra
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def show(what: str, done: int, total: int | None, told: str = "") -> None:
+        def show(what: str, done: int, total: int | None, extra: str = "") -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(what, told=told)
-            bar.update(tasks[what], completed=done, total=total, told=told)
+                tasks[what] = bar.add_task(what, extra=extra)
+            bar.update(tasks[what], completed=done, total=total, extra=extra)
 
         yield show
 
@@ -132,10 +132,10 @@ def counting() -> Iterator[ShowCount]:
 def _line_now_and_then() -> ShowCount:
     last = time.monotonic()
 
-    def show(what: str, done: int, total: int | None, told: str = "") -> None:
+    def show(what: str, done: int, total: int | None, extra: str = "") -> None:
         nonlocal last
         if time.monotonic() - last > QUIET_SECONDS:
             last = time.monotonic()
-            say(f"{what}: {done}" + (f" of {total}" if total else "") + (f"  {told}" if told else ""))
+            say(f"{what}: {done}" + (f" of {total}" if total else "") + (f"  {extra}" if extra else ""))
 
     return show

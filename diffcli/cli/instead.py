@@ -42,16 +42,16 @@ def segments(ckpt: Path, options: "SampleOptions", ensemble: int | None, then: S
     from diffcli.config import UserError
     from diffcli.engine.draw.masks.segmenting import tells_masks
 
-    told = bool(options.images or ensemble is not None) and tells_masks(ckpt)
-    if told and then:
+    segmenting = bool(options.images or ensemble is not None) and tells_masks(ckpt)
+    if segmenting and then:
         raise UserError(f"--then {then[0]}: masks of {ckpt} are no images for a next stage", "leave --then out")
-    if ensemble is not None and not (told and options.images):
-        if told:
+    if ensemble is not None and not (segmenting and options.images):
+        if segmenting:
             raise UserError(
                 f"--ensemble {ensemble}: there is no image to segment", "give one with --image FILE or a folder"
             )
         raise UserError(f"--ensemble {ensemble}: {ckpt} generates no masks of images", "leave --ensemble out")
-    return told
+    return segmenting
 
 
 def segment(
@@ -71,14 +71,14 @@ def segment(
         mask_files.check_folder(out, pictures.names)
         plain = options.model_copy(update={"images": ()})
         seg = segmenter(model, plain, pictures.value, len(pictures.names), ensemble)
-        told = probabilities(seg, options.batch_size, group)
+        batches = probabilities(seg, options.batch_size, group)
         if not group.leads:
-            list(told)
+            list(batches)
             return
         for note in pictures.notes:
             say(f"note:  {note}")
         mask_files.write_masks(
-            out, seg, pictures, track(told, -(-seg.n // seg.at_once(options.batch_size)), "segmenting")
+            out, seg, pictures, track(batches, -(-seg.n // seg.at_once(options.batch_size)), "segmenting")
         )
         print(out)
 

@@ -236,8 +236,8 @@ def encoding(
     from diffcli.config import UserError
 
     if kind != "latents":
-        told = {"--first-stage": first_stage, "--flip-pair": flip_pair or None, "--no-half": None if half else True}
-        for flag, value in told.items():
+        given = {"--first-stage": first_stage, "--flip-pair": flip_pair or None, "--no-half": None if half else True}
+        for flag, value in given.items():
             if value is not None:
                 raise UserError(f"{flag} has no effect in prep-data {kind}", "leave it out; it is for latents")
         return None

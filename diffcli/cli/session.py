@@ -145,8 +145,8 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
             if start is None:
                 check_named(preset.drawing.named)
                 run.claim()
-            told = [*edits(run).notes, *changes(preset, start)] if start else run.notes()
-            for advice in [*preset.advice(), *told]:
+            notes = [*edits(run).notes, *changes(preset, start)] if start else run.notes()
+            for advice in [*preset.advice(), *notes]:
                 say(f"note:  {advice}")
 
         scoring: Scoring | None = None

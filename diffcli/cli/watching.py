@@ -75,7 +75,7 @@ def _left(p: "Progress", begun_at: int) -> float:
     return p.trained / max(1, p.step - begun_at) * (p.steps - p.step)
 
 
-def _told(p: "Progress", begun_at: int) -> list[LinePart]:
+def _parts(p: "Progress", begun_at: int) -> list[LinePart]:
     """The text of a progress bar after a step."""
     losses = [LinePart(1, f"{name} {value:.4f}") for name, value in p.losses.items()]
     more = [
@@ -93,15 +93,15 @@ def _bar(steps: "Iterator[Progress]") -> "Progress | None":
 
     screen = Console(stderr=True)
     bar_width = WIDE if screen.width >= ROOMY else NARROW
-    columns = BarColumn(bar_width=bar_width), TextColumn("{task.fields[told]}", markup=False)
+    columns = BarColumn(bar_width=bar_width), TextColumn("{task.fields[extra]}", markup=False)
     with Progress(*columns, console=screen, transient=True) as bar:
         task = p = None
         begun_at = 0
         for p in steps:
             if task is None:
-                task, begun_at = bar.add_task("training", total=p.steps, told=""), p.step - 1
-            told = fitting(_told(p, begun_at), screen.width - bar_width - 1)
-            bar.update(task, completed=p.step, total=p.steps, told=told)
+                task, begun_at = bar.add_task("training", total=p.steps, extra=""), p.step - 1
+            extra = fitting(_parts(p, begun_at), screen.width - bar_width - 1)
+            bar.update(task, completed=p.step, total=p.steps, extra=extra)
     return p
 
 

@@ -23,9 +23,9 @@ def known_keys(model: type[BaseModel], tree: Any, path: Place) -> list[str]:
 
 def forms(model: type[BaseModel], tree: Any, path: Place) -> dict[str, Node]:
     """What each key at a path may hold, without its default and description: equal for keys that hold the same."""
-    told = ("default", "description", "title", "examples")
+    notes = ("default", "description", "title", "examples")
     keys: dict[str, Node] = _at(model, tree, path).get("properties", {})
-    return {name: {part: value for part, value in node.items() if part not in told} for name, node in keys.items()}
+    return {name: {part: value for part, value in node.items() if part not in notes} for name, node in keys.items()}
 
 
 def default_kind(model: type[BaseModel], tree: Any, path: Place) -> str | None:
@@ -153,8 +153,8 @@ def _example(node: Node, value: Any, definitions: Node) -> Any:
     if node.get("type") == "array":
         items = node.get("prefixItems")
         if items:
-            told: Any = node.get("examples", [node.get("default")])[0]
-            return list(told) if told else [_example(item, value, definitions) for item in items]
+            example: Any = node.get("examples", [node.get("default")])[0]
+            return list(example) if example else [_example(item, value, definitions) for item in items]
         return [_example(node.get("items", {}), value, definitions)]
     choice = list(_mapping(node))
     if choice and not isinstance(value, dict):

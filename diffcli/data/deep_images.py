@@ -32,10 +32,10 @@ def range_note(files: Iterable[bytes], flag: str) -> str | None:
     if not seen:
         return None
     low, high = min(one.low for one in seen), max(one.high for one in seen)
-    told = f"the images have 16 bits, of which the first {len(seen)} hold {low:g} to {high:g}"
+    text = f"the images have 16 bits, of which the first {len(seen)} hold {low:g} to {high:g}"
     if low < SIXTEEN_BITS.low or high > SIXTEEN_BITS.high:
-        return f"{told}; {flag.format(f'{low:g},{high:g}')} makes these black and white"
+        return f"{text}; {flag.format(f'{low:g},{high:g}')} makes these black and white"
     if high >= DARK:
-        return f"{told}, black being 0 and white 65535"
+        return f"{text}, black being 0 and white 65535"
     full = (1 << max(8, int(high).bit_length())) - 1
-    return f"{told}, so that they come out dark: {flag.format(f'0,{full}')} makes {full} white"
+    return f"{text}, so that they come out dark: {flag.format(f'0,{full}')} makes {full} white"

@@ -42,8 +42,8 @@ def labelled_names(tree: FileTree, images: Sequence[str]) -> LabelledNames | Non
     except ValueError as error:
         raise UserError(f"{tree.shown(NAME)} {error}", "write it anew: labels are counted from 0") from error
     if not found.classes:
-        told = found.note or f"{NAME} has a label of none of the {len(images)} images"
-        return LabelledNames(list(images), None, None, (told,))
+        note = found.note or f"{NAME} has a label of none of the {len(images)} images"
+        return LabelledNames(list(images), None, None, (note,))
     pairs = [(name, label) for name, label in zip(images, found.labels, strict=True) if isinstance(label, int)]
     lacking = [name for name, label in zip(images, found.labels, strict=True) if isinstance(label, str)]
     notes = [f"{len(lacking)} images without a label in {NAME} are left out, the first {lacking[0]}"] if lacking else []

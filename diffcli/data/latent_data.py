@@ -34,13 +34,13 @@ class Latents:
     def hold(self) -> None:
         """Reads all of them into memory."""
         first = self.whole(0)
-        held = first.new_empty(len(self.files), *first.shape)
+        stacked = first.new_empty(len(self.files), *first.shape)
         for index in range(len(self.files)):
             latent = self.whole(index)
-            if latent.dtype.itemsize > held.dtype.itemsize:  # of another set, which was stored as float32
-                held = held.to(latent.dtype)
-            held[index] = latent
-        self.stacked = held
+            if latent.dtype.itemsize > stacked.dtype.itemsize:  # of another set, which was stored as float32
+                stacked = stacked.to(latent.dtype)
+            stacked[index] = latent
+        self.stacked = stacked
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         """(B, C, h, w) float16 or float32."""

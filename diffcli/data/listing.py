@@ -57,9 +57,9 @@ def list_images(tree: FileTree, key: str, classes_from: ClassesFrom = "folders")
     names, needs = found.images, found.notes[1:]  # the first counts the others
     if not names:
         raise _no_images(tree, key, needs)
-    if told := labelled_names(tree, names):
-        listing = Listing(told.names, told.labels, told.classes)
-        return Listings({"train": listing}, found.others + tree.passed, (*needs, *told.notes))
+    if labelled := labelled_names(tree, names):
+        listing = Listing(labelled.names, labelled.labels, labelled.classes)
+        return Listings({"train": listing}, found.others + tree.passed, (*needs, *labelled.notes))
     around = _wrapper(names, tree.source.is_dir())
     paths = {name: name.removeprefix(around) for name in names}
     grouped = _grouped(paths, tree)

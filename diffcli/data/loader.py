@@ -103,9 +103,9 @@ def loaded(data: FileImages, in_memory: bool | None) -> ImageData:
     workers = decoders() if len(data) >= WORTH_WORKERS else 0
     for plan, fields in _read_ahead(data.select({"image"}), plans, images.device, workers):
         images[plan.indices] = cast(Tensor, fields["image"])
-    held = MemoryImages(images, data.labels, data.classes, data.columns)
-    held.origin = data.origin
-    return held
+    decoded = MemoryImages(images, data.labels, data.classes, data.columns)
+    decoded.origin = data.origin
+    return decoded
 
 
 def on_device(fields: Batch, specs: Specs, device: torch.device) -> dict[str, Any]:

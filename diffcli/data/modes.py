@@ -62,10 +62,10 @@ def _of_deep(image: Image.Image, levels: Range | None) -> Image.Image:
         found = extremes(image)
         if image.mode == "F" or found.low < low or found.high > high:
             what = "floating-point numbers" if image.mode == "F" else "values"
-            told = f"{found.low:g},{found.low + 1 if found.low == found.high else found.high:g}"
+            ends = f"{found.low:g},{found.low + 1 if found.low == found.high else found.high:g}"
             raise ValueError(
                 f"its pixels are {what} from {found.low:g} to {found.high:g}; give the values of black and white by"
-                f" --range {told} of prep-data, or data.range=[{told}]"
+                f" --range {ends} of prep-data, or data.range=[{ends}]"
             )
     if levels is None:
         wide = values.astype(np.uint32) * np.uint32(WHITE)  # fits, and half the memory of int64

@@ -230,12 +230,12 @@ def notes_of(sets: Sequence[Found]) -> dict[str, FieldNote]:
 def agree(first: Found, other: Found) -> None:
     """Raises UserError with both sets if they differ in channels, classes or embeddings."""
     one, two = first.prepared, other.prepared
-    told = [("channels", str(one.channels), str(two.channels)), ("contents", *map(_contents, (one, two)))]
+    compared = [("channels", str(one.channels), str(two.channels)), ("contents", *map(_contents, (one, two)))]
     if one.classes is not None:
-        told.append(("classes", _listed(one.classes), _listed(two.classes)))
+        compared.append(("classes", _listed(one.classes), _listed(two.classes)))
     for name in one.fields.keys() & two.fields.keys():
-        told.append((f"the field {name}", *_notes(one.fields[name], two.fields[name])))
-    for what, mine, theirs in told:
+        compared.append((f"the field {name}", *_notes(one.fields[name], two.fields[name])))
+    for what, mine, theirs in compared:
         if mine != theirs:
             raise UserError(
                 f"{first.shown} and {other.shown} cannot be one set: {what} {mine} against {theirs}",

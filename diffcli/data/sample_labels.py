@@ -78,10 +78,10 @@ def set_labels(found: Sequence[str | None]) -> SetLabels:
 
     Raises ValueError for numbers beyond those of classes.
     """
-    told = [label for label in found if label is not None]
-    numbers = [number for number in map(number_in, told) if number is not None]
-    numbered = 2 * len(numbers) > len(told)
-    names = tuple(sorted(set(told)))
+    given = [label for label in found if label is not None]
+    numbers = [number for number in map(number_in, given) if number is not None]
+    numbered = 2 * len(numbers) > len(given)
+    names = tuple(sorted(set(given)))
     if numbered and max(numbers) >= MAX_CLASSES:
         raise ValueError(f"holds the label {max(numbers)}, no number of a class")
     place = {name: number for number, name in enumerate(names)}
@@ -89,7 +89,7 @@ def set_labels(found: Sequence[str | None]) -> SetLabels:
     good = [label for label in labels if isinstance(label, int)]
     if not good or len(good) < FEWEST * len(found):
         note = f"{len(good)} of {len(found)} samples have a label that fits; too few, so that the set has no classes"
-        return SetLabels((), labels, note if told else "")
+        return SetLabels((), labels, note if given else "")
     classes = tuple(map(str, range(max(good) + 1))) if numbered else names
     return SetLabels(classes, labels)
 

@@ -186,8 +186,8 @@ class Encoder:
         longest = max(map(len, found), default=0)
         if longest > length and not self._told:
             self._told = True
-            told = f"a text is {longest} tokens long; tokens beyond the {length} of {self.config.model} are not read"
-            warnings.warn(told, Note, stacklevel=3)
+            note = f"a text is {longest} tokens long; tokens beyond the {length} of {self.config.model} are not read"
+            warnings.warn(note, Note, stacklevel=3)
         for i, whole in enumerate(found):
             kept = whole if len(whole) <= length else [*whole[: length - 1], whole[-1]]
             ids[i, : len(kept)] = torch.tensor(kept)

@@ -288,8 +288,8 @@ def _from_pretrained(model: Any, origin: Origin, key: str) -> Any:
     folder = None if origin.folder is None else Path(_place(origin, TEXT_ENCODER))
     if folder is not None and not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
-        held = f"holds its weights as a pickle ({pickles[0]}), which is never loaded" if pickles else "holds no weights"
-        raise UserError(f"{key} is '{folder}', which {held}", "save the model as safetensors (save_pretrained) there")
+        has = f"holds its weights as a pickle ({pickles[0]}), which is never loaded" if pickles else "holds no weights"
+        raise UserError(f"{key} is '{folder}', which {has}", "save the model as safetensors (save_pretrained) there")
     variant = _variant(folder)
     options = {"use_safetensors": True, "output_loading_info": True, **({"variant": variant} if variant else {})}
     loaded, info = model.from_pretrained(_place(origin, TEXT_ENCODER), **options)

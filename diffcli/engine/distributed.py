@@ -236,8 +236,8 @@ def launch(how: Launch, arguments: Sequence[str]) -> int:
         try:
             elastic_launch(config, sys.executable)("-u", "-m", "diffcli", *arguments)
         except ChildFailedError as error:
-            for told in told_errors():
-                raise told from None
+            for reported in told_errors():
+                raise reported from None
             rank, failure = error.get_first_failure()
             if failure.exitcode < 0:
                 raise RunFailed(
@@ -258,8 +258,8 @@ def tell_launcher(error: UserError) -> bool:
         return False
     path = Path(os.environ[LAUNCHED]) / f"rank-{int(os.environ['RANK']):06d}.json"
     partial = path.with_suffix(".partial")
-    told = {"problem": error.problem, "hint": error.hint, "also": error.also, "exit_code": error.exit_code}
-    partial.write_text(json.dumps(told))
+    record = {"problem": error.problem, "hint": error.hint, "also": error.also, "exit_code": error.exit_code}
+    partial.write_text(json.dumps(record))
     partial.rename(path)
     return True
 
@@ -268,9 +268,9 @@ def told_errors() -> list[UserError]:
     """The errors that workers of this launch have reported so far, in the order of their ranks."""
     errors = []
     for path in sorted(Path(os.environ[LAUNCHED]).glob("rank-*.json")) if LAUNCHED in os.environ else []:
-        told = json.loads(path.read_text())
-        errors.append(UserError(told["problem"], told["hint"], told["also"]))
-        errors[-1].exit_code = told["exit_code"]
+        record = json.loads(path.read_text())
+        errors.append(UserError(record["problem"], record["hint"], record["also"]))
+        errors[-1].exit_code = record["exit_code"]
     return errors
 
 

@@ -128,18 +128,18 @@ def derived(file: LatentFile, source: str) -> dict[str, Any]:
     raw: dict[str, Any] = {"sampler": {"kind": "ddim", "steps": 50}}
     if file.texts is not None:
         encoder = {"kind": "clip", "padding": "read", **file.texts}
-        told: dict[str, Any] = {
+        conditioner: dict[str, Any] = {
             "kind": "pretrained",
             "encoder": encoder,
             "width": file.tokens,
             "unconditional": "empty",
         }
-        task |= {"conditioners": [told], "drop_condition": DROPPED}
+        task |= {"conditioners": [conditioner], "drop_condition": DROPPED}
         raw["guidance"] = GUIDANCE
     elif file.classes is not None:
         rows, dim = file.classes.shape
-        told = {"kind": "class", "num_classes": rows - 1, "dim": dim, "tokens": 1}
-        task |= {"conditioners": [told], "drop_condition": DROPPED}
+        conditioner = {"kind": "class", "num_classes": rows - 1, "dim": dim, "tokens": 1}
+        task |= {"conditioners": [conditioner], "drop_condition": DROPPED}
     return raw | {"data": {"kind": "none", "size": size, "channels": stage.channels}, "task": task}
 
 
@@ -165,7 +165,7 @@ def shape_of(unet: ForeignTensors, size: int) -> dict[str, Any]:
     widths = [unet[f"input_blocks.{level[-1]}.0.out_layers.3.weight"].shape[0] for level in levels]
     attends = [f"input_blocks.{level[0]}.1.norm.weight" in unet for level in levels]
     block = "spatial_transformer" if any(".transformer_blocks." in name for name in unet) else "attention"
-    told = unet["input_blocks.1.0.emb_layers.1.weight"].shape[0]
+    modulation = unet["input_blocks.1.0.emb_layers.1.weight"].shape[0]
     return {
         "kind": "unet",
         "width": width,
@@ -173,7 +173,7 @@ def shape_of(unet: ForeignTensors, size: int) -> dict[str, Any]:
         "blocks": (["res", block] if any(attends) else ["res"]) * len(levels[0]),
         "middle": ["res", block, "res"],
         "attend_at": [size // 2**i for i, here in enumerate(attends) if here],
-        "embed": "scale_shift" if told == 2 * widths[0] else "add",
+        "embed": "scale_shift" if modulation == 2 * widths[0] else "add",
         "resample": "conv",
         "groups": GROUPS,
         "transformer_eps": EPS if block == "spatial_transformer" else None,

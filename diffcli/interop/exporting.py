@@ -78,8 +78,8 @@ def export_diffusers(
     planned = {**write_scheduler(preset), "_diffusers_version": VERSION}
     index = {**index_of(parts, classes), "scheduler": ["diffusers", planned["_class_name"]]}
     towers = None
-    for told in told_by(preset):
-        towers = (encoder or told.encoder.build()).towers
+    for reader in told_by(preset):
+        towers = (encoder or reader.encoder.build()).towers
         index |= {TEXT_ENCODER: ["transformers", "CLIPTextModel"], TOKENIZER: ["transformers", TOKENIZER_CLASS]}
     named: dict[str, dict[str, Any]] = (
         {NAMES: {str(n): name for n, name in enumerate(classes or ())}} if classes else {}
@@ -256,16 +256,16 @@ def told_by(preset: Preset) -> list[PretrainedConditionerConfig]:
     texts = [c for c in conditioners if isinstance(c, PretrainedConditionerConfig)]
     if not texts:
         return []
-    told = texts[0]
+    reader = texts[0]
     wanted: dict[str, tuple[Any, Any]] = {
-        "gives": (told.gives, "tokens"),
-        "dim": (told.dim, None),
-        "unconditional": (told.unconditional, "empty"),
-        "encoder.kind": (told.encoder.kind, "clip"),
-        "encoder.library": (told.encoder.library, "transformers"),
-        "encoder.padding": (told.encoder.padding, "read"),
-        "encoder.layer": (told.encoder.layer, -1),
-        "encoder.length": (told.encoder.length, None),
+        "gives": (reader.gives, "tokens"),
+        "dim": (reader.dim, None),
+        "unconditional": (reader.unconditional, "empty"),
+        "encoder.kind": (reader.encoder.kind, "clip"),
+        "encoder.library": (reader.encoder.library, "transformers"),
+        "encoder.padding": (reader.encoder.padding, "read"),
+        "encoder.layer": (reader.encoder.layer, -1),
+        "encoder.length": (reader.encoder.length, None),
     }
     if len(conditioners) > 1:
         kinds = ", ".join(c.kind for c in conditioners)

@@ -48,7 +48,7 @@ def check_empty(out: Path) -> None:
 
 def from_file(path: Path, given: Preset | None) -> Imported:
     """A state dict: OpenAI's U-Nets, DiT and SiT, recognised by a tensor name that only they have."""
-    theirs, told = read_with_arguments(path)
+    theirs, arguments = read_with_arguments(path)
     notes: tuple[str, ...] = ()
     if openai_classifier.MARK in theirs:
         return openai_classifier.classifier(theirs, path, given)
@@ -57,7 +57,7 @@ def from_file(path: Path, given: Preset | None) -> Imported:
     if first_stages.COMPVIS_MARK in theirs and given is None:
         return stage_alone(first_stages.from_compvis(theirs, str(path)), path)
     if published_dit.MARK in theirs and given is None:
-        raw, notes = published_dit.derived(theirs, told, str(path))
+        raw, notes = published_dit.derived(theirs, arguments, str(path))
         given = built({"name": slug(path), **raw}, path)
     if published_dit.MARK not in theirs and openai.MARK not in theirs:
         raise UserError(

@@ -95,8 +95,8 @@ def join(raw: dict[str, Any], beside: Neighbours, path: Path) -> None:
     if beside.encoder is not None:
         encoder = {"kind": "clip", "model": str(path.absolute()), "padding": "read"}
         width = token_width(beside.encoder).get("hidden_size")
-        told = {"kind": "pretrained", "encoder": encoder, "width": width, "unconditional": "empty"}
-        raw["task"] |= {"conditioners": [told], "drop_condition": DROPPED}
+        conditioner = {"kind": "pretrained", "encoder": encoder, "width": width, "unconditional": "empty"}
+        raw["task"] |= {"conditioners": [conditioner], "drop_condition": DROPPED}
         raw["guidance"] = GUIDANCE
 
 

@@ -204,10 +204,12 @@ def check_positions(theirs: Tensor, config: DiTConfig, source: str) -> None:
         )
 
 
-def derived(theirs: ForeignTensors, told: Mapping[str, Any], source: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def derived(
+    theirs: ForeignTensors, arguments: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Raw keys of a preset of the DiT or SiT in a state dict, and notes of what was taken for granted.
 
-    told: the arguments of its training, if the file has them. Raises UserError if its heads are unknown, or if a SiT
+    arguments: the arguments of its training, if the file has them. Raises UserError if its heads are unknown, or if a SiT
     follows another path.
     """
     width, channels, patch, _ = theirs[MARK].shape
@@ -217,11 +219,11 @@ def derived(theirs: ForeignTensors, told: Mapping[str, Any], source: str) -> tup
             "and shapes do not determine its heads",
             "write a preset that describes it and give --as PRESET",
         )
-    flow, notes = follows_flow(told, source), []
+    flow, notes = follows_flow(arguments, source), []
     if flow is None:
         notes.append(f"{source} is assumed to be a DiT; a SiT, which has the same tensors, needs --as sit-xl-2")
-    classes, null = counted_classes(len(theirs[LABELS]), told)
-    if "num_classes" not in told:
+    classes, null = counted_classes(len(theirs[LABELS]), arguments)
+    if "num_classes" not in arguments:
         row = "a row for no class" if null else "none for no class, so it cannot be guided"
         notes.append(f"{source}: {len(theirs[LABELS])} rows of classes are assumed to be {classes} classes and {row}")
     depth = len({name.split(".")[1] for name in theirs if name.startswith("blocks.")})
@@ -245,25 +247,25 @@ def derived(theirs: ForeignTensors, told: Mapping[str, Any], source: str) -> tup
     return raw, tuple(notes)
 
 
-def follows_flow(told: Mapping[str, Any], source: str) -> bool | None:
+def follows_flow(arguments: Mapping[str, Any], source: str) -> bool | None:
     """Whether a file is a SiT, whose training arguments name its path; None if the file has no such arguments."""
-    if not told:
+    if not arguments:
         return None
     for key, ours in {"path_type": "Linear", "prediction": "velocity"}.items():
-        if told.get(key, ours) != ours:
+        if arguments.get(key, ours) != ours:
             raise UserError(
-                f"{source}: was trained with {key} {told[key]!r}, which diffcli does not have",
+                f"{source}: was trained with {key} {arguments[key]!r}, which diffcli does not have",
                 f"only a SiT of {key} {ours} can be imported",
             )
-    return "path_type" in told
+    return "path_type" in arguments
 
 
-def counted_classes(rows: int, told: Mapping[str, Any]) -> tuple[int, bool]:
+def counted_classes(rows: int, arguments: Mapping[str, Any]) -> tuple[int, bool]:
     """Number of classes in a table of so many rows, and whether it ends in a row for "no class".
 
     Training without dropped classes has no such row. If the file has no arguments, a round number of rows has none.
     """
-    known = told.get("num_classes")
+    known = arguments.get("num_classes")
     null = rows == known + 1 if isinstance(known, int) else rows % ROUND != 0
     return rows - null, null
 

@@ -152,9 +152,9 @@ def read_with_arguments(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any
         found: Any = {name: tensor for shard in shards(path) for name, tensor in load(shard).items()}
     else:
         found = load(path)
-    told = found.get(ARGUMENTS) if isinstance(found, dict) else None
+    arguments = found.get(ARGUMENTS) if isinstance(found, dict) else None
     tensors = {name: tensor.float() for name, tensor in unwrap(found, path).items()}
-    return tensors, vars(told) if isinstance(told, Namespace) else {}
+    return tensors, vars(arguments) if isinstance(arguments, Namespace) else {}
 
 
 def load(path: Path) -> Any:

@@ -89,13 +89,13 @@ class CalibrationError(Metric):
 
     def compute(self, of: Summaries) -> dict[str, float]:
         """`ece`."""
-        pixels, told, marked = of[KEY].mean(CALIBRATION).mean.unbind(1)
-        return {"ece": ((told - marked).abs().sum() / pixels.sum()).item()}
+        pixels, expected, marked = of[KEY].mean(CALIBRATION).mean.unbind(1)
+        return {"ece": ((expected - marked).abs().sum() / pixels.sum()).item()}
 
     def more(self, of: Summaries) -> dict[str, Any]:
         """`calibration`: of each bin that has pixels their share, their mean probability, and the share that is marked."""
-        pixels, told, marked = of[KEY].mean(CALIBRATION).mean.unbind(1)
-        rows = torch.stack([pixels / pixels.sum(), told / pixels, marked / pixels], 1)[pixels > 0]
+        pixels, expected, marked = of[KEY].mean(CALIBRATION).mean.unbind(1)
+        rows = torch.stack([pixels / pixels.sum(), expected / pixels, marked / pixels], 1)[pixels > 0]
         return {CALIBRATION: rows.tolist()}
 
 
@@ -144,13 +144,13 @@ def calibration(probability: Tensor, annotators: Tensor) -> Tensor:
     """
     classes = probability.shape[1]
     likeliest = probability.argmax(1, keepdim=True) if classes > 2 else torch.ones_like(annotators[:, :1])
-    told = probability.float().gather(1, likeliest)[:, 0].flatten(1)  # (B, P)
+    expected = probability.float().gather(1, likeliest)[:, 0].flatten(1)  # (B, P)
     marked = (annotators == likeliest).float().mean(1).flatten(1)
-    edges = torch.linspace(0, 1, BINS + 1, device=told.device)
-    where = (torch.bucketize(told, edges, right=True) - 1).clamp(0, BINS)
-    values = torch.stack([torch.ones_like(told), told, marked], -1)
-    sums = values.new_zeros(len(told), BINS + 1, 3)
-    return sums.scatter_add_(1, where[..., None].expand(-1, -1, 3), values) / told.shape[1]
+    edges = torch.linspace(0, 1, BINS + 1, device=expected.device)
+    where = (torch.bucketize(expected, edges, right=True) - 1).clamp(0, BINS)
+    values = torch.stack([torch.ones_like(expected), expected, marked], -1)
+    sums = values.new_zeros(len(expected), BINS + 1, 3)
+    return sums.scatter_add_(1, where[..., None].expand(-1, -1, 3), values) / expected.shape[1]
 
 
 def _foreground(masks: Tensor, classes: int) -> Tensor:

@@ -61,13 +61,13 @@ class BandedNorm:
         self.given, self.band = 0, Band(0, 0, 0, 0)
         self.moments = RunningMoments()  # of each image and group
 
-    def __call__(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
         """As GroupNorm.forward."""
-        x, told = added(x, told)
+        x, modulation = added(x, modulation)
         if self.collecting:
             self.moments.join(grouped(self.norm, self.band.rows(x, x.shape[2] // self.given)))
             raise Enough
-        return normed(self.norm, x, told, self.moments.mean, self.moments.variance)
+        return normed(self.norm, x, modulation, self.moments.mean, self.moments.variance)
 
 
 @torch.no_grad()

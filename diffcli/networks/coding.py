@@ -25,7 +25,7 @@ def encoded(autoencoder: Autoencoder, x: Tensor, vector: Tensor | None = None) -
     """
     with widened(x.device):
         parts = batches(x, vector, x.shape[2] * x.shape[3])
-        return torch.cat([autoencoder.encode(part, told).float() for part, told in parts])
+        return torch.cat([autoencoder.encode(part, vectors).float() for part, vectors in parts])
 
 
 def decoded(autoencoder: Autoencoder, z: Tensor, vector: Tensor | None = None, tile: int = TILE) -> Tensor:
@@ -37,9 +37,9 @@ def decoded(autoencoder: Autoencoder, z: Tensor, vector: Tensor | None = None, t
     with widened(z.device):
         if pixels > tile**2:
             parts = batches(z, vector, AT_ONCE)
-            made = [decode_in_bands(autoencoder, part, tile**2 // BANDS, told) for part, told in parts]
+            made = [decode_in_bands(autoencoder, part, tile**2 // BANDS, vectors) for part, vectors in parts]
         else:
-            made = [autoencoder.decode(part, told) for part, told in batches(z, vector, pixels)]
+            made = [autoencoder.decode(part, vectors) for part, vectors in batches(z, vector, pixels)]
         return torch.cat(made).float()
 
 

@@ -82,11 +82,11 @@ class ConvNext(nn.Module):
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
         h = self.depthwise(x).movedim(1, 3)  # (B, H, W, C): the norm is over the channels of each position
-        told = self.modulate(signal.emb)[:, None, None]  # (B, 1, 1, 2C or C), read as GroupNorm reads it
-        if told.shape[3] == h.shape[3]:
-            h = self.norm(h + told)
+        modulation = self.modulate(signal.emb)[:, None, None]  # (B, 1, 1, 2C or C), read as GroupNorm reads it
+        if modulation.shape[3] == h.shape[3]:
+            h = self.norm(h + modulation)
         else:
-            scale, shift = told.chunk(2, dim=3)
+            scale, shift = modulation.chunk(2, dim=3)
             h = self.norm(h) * (1 + scale) + shift
         h = self.act(self.expand(h.movedim(3, 1)))
         return self.skip(x) + self.out(self.dropout(h, signal.bits))

@@ -43,9 +43,9 @@ class ConvNetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
         """emb: (B, E), None where the block is not modulated."""
-        told = None if self.modulate is None else self.modulate(emb)
+        modulation = None if self.modulate is None else self.modulate(emb)
         h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.skip(x) + self.norm2(self.conv2(h), told))
+        return F.relu(self.skip(x) + self.norm2(self.conv2(h), modulation))
 
 
 class ConvNet(nn.Module):

@@ -113,7 +113,7 @@ class DiTConfig(NetworkConfig):
             )
 
 
-class Told(NamedTuple):
+class BlockInputs(NamedTuple):
     """The inputs of every block beside its tokens."""
 
     emb: Tensor  # (B, D)   time and condition vector
@@ -160,9 +160,9 @@ class DiT(nn.Module):
             h = h + sincos(grid, self.config.width, x.device)
         else:
             turn = rotation(grid, self.config.width // self.config.heads, x.device)
-        told = Told(emb, cond.tokens, cond.mask, turn, mask_bits(cond.seeds))
+        inputs = BlockInputs(emb, cond.tokens, cond.mask, turn, mask_bits(cond.seeds))
         for block in self.blocks:
-            h = block(h, told)
+            h = block(h, inputs)
         return unpatchify(self.final_layer(h, emb), patch, size)
 
 
@@ -225,14 +225,14 @@ class Block(nn.Module):
         self.dropout1, self.dropout2 = Dropout(config.dropout), Dropout(config.dropout)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, told: Told) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(told.emb).chunk(6, dim=1)
-        h = self.attn(modulated_norm(x, shift1, scale1), told.rotation)
-        x = x + gate1[:, None] * self.dropout1(h, told.bits)
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(inputs.emb).chunk(6, dim=1)
+        h = self.attn(modulated_norm(x, shift1, scale1), inputs.rotation)
+        x = x + gate1[:, None] * self.dropout1(h, inputs.bits)
         if self.cross_attn is not None:
-            x = x + self.cross_attn(x, told.tokens, told.mask)
+            x = x + self.cross_attn(x, inputs.tokens, inputs.mask)
         h = self.mlp(modulated_norm(x, shift2, scale2, self.mlp_eps))
-        return x + gate2[:, None] * self.dropout2(h, told.bits)
+        return x + gate2[:, None] * self.dropout2(h, inputs.bits)
 
 
 class SelfAttention(nn.Module):

@@ -112,7 +112,7 @@ def modulation(options: BlockOptions, channels: int) -> nn.Linear:
 class GroupNorm(nn.Module):
     """Group normalisation with gcd(32, channels) groups; optionally modulated by time and condition.
 
-    With 2C values: y = norm(x) (1 + scale) + shift (ADM's AdaGN). With C values: y = norm(x + told) (Ho et al. 2020).
+    With 2C values: y = norm(x) (1 + scale) + shift (ADM's AdaGN). With C values: y = norm(x + modulation) (Ho et al. 2020).
     """
 
     def __init__(self, channels: int) -> None:
@@ -122,15 +122,15 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
-        """x: (B, C, *S). told: (B, 2C), (B, C), or None for the plain norm. The result has x's memory format."""
-        if told is not None and told.shape[1] == x.shape[1]:
-            x, told = x + told.unflatten(1, (-1, *[1] * (x.ndim - 2))), None
+    def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """x: (B, C, *S). modulation: (B, 2C), (B, C), or None for the plain norm. The result has x's memory format."""
+        if modulation is not None and modulation.shape[1] == x.shape[1]:
+            x, modulation = x + modulation.unflatten(1, (-1, *[1] * (x.ndim - 2))), None
         if x.device.type != "cpu" and memory_format(x) is not torch.contiguous_format:
-            return self.last(x, told)
-        if told is None:
+            return self.last(x, modulation)
+        if modulation is None:
             return torch.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        scale, shift = told.unflatten(1, (-1, *[1] * (x.ndim - 2))).chunk(2, dim=1)  # (B, C, 1, 1) each
+        scale, shift = modulation.unflatten(1, (-1, *[1] * (x.ndim - 2))).chunk(2, dim=1)  # (B, C, 1, 1) each
         # the compiler fuses the modulation itself, and would take a number of groups for a constant
         if torch.compiler.is_compiling() or memory_format(x) is not torch.contiguous_format:
             y = torch.group_norm(x, self.groups, self.weight, self.bias, self.eps)
@@ -145,7 +145,7 @@ class GroupNorm(nn.Module):
         """Gain and offset of each sample, (B, C) each, from scale and shift (B, C)."""
         return self.weight * (1 + scale), self.bias * (1 + scale) + shift
 
-    def last(self, x: Tensor, told: Tensor | None) -> Tensor:
+    def last(self, x: Tensor, modulation: Tensor | None) -> Tensor:
         """For channels last on CUDA, where torch's kernel would copy: statistics in float32, then one scale and shift.
 
         torch's kernel for the CPU supports that layout and is faster than this.
@@ -153,8 +153,8 @@ class GroupNorm(nn.Module):
         h = (x if x.dtype == torch.float64 else x.float()).unflatten(1, (self.groups, -1))  # (B, G, C / G, *S)
         var, mean = torch.var_mean(h, dim=tuple(range(2, h.ndim)), correction=0, keepdim=True)
         gain, offset = self.weight[None], self.bias[None]
-        if told is not None:
-            gain, offset = self.modulated(*told.chunk(2, dim=1))
+        if modulation is not None:
+            gain, offset = self.modulated(*modulation.chunk(2, dim=1))
         each = (self.groups, -1, *[1] * (x.ndim - 2))
         gain, offset = gain.to(h).unflatten(1, each), offset.to(h).unflatten(1, each)  # (B or 1, G, C / G, 1, 1)
         gain = gain * (var + self.eps).rsqrt()

@@ -77,10 +77,10 @@ class Standing:
         """A pass is over."""
         self.known = bool(self.moments)
 
-    def __call__(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
         """As GroupNorm.forward, or PositionMean.forward."""
         norm, parts = self.layer, self.pieces.parts
-        x, told = added(x, told)
+        x, modulation = added(x, modulation)
         if not self.known:
             for each, part in zip(x, parts, strict=True):
                 own = part.of(each)
@@ -91,4 +91,4 @@ class Standing:
         mean = torch.stack([each.mean for each in found])
         if not isinstance(norm, GroupNorm):
             return mean.to(x.dtype)
-        return normed(norm, x, told, mean, torch.stack([each.variance for each in found]))
+        return normed(norm, x, modulation, mean, torch.stack([each.variance for each in found]))

@@ -48,12 +48,12 @@ def grouped(norm: GroupNorm, x: Tensor) -> Tensor:
     return x.unflatten(1, (norm.groups, -1)).flatten(2)
 
 
-def normed(norm: GroupNorm, x: Tensor, told: Tensor | None, mean: Tensor, variance: Tensor) -> Tensor:
-    """norm(x, told) by these statistics, (B, G) each, in place of those of x (B, C, H, W). told: (B, 2C), or None."""
+def normed(norm: GroupNorm, x: Tensor, modulation: Tensor | None, mean: Tensor, variance: Tensor) -> Tensor:
+    """norm(x, modulation) by these statistics, (B, G) each, in place of those of x (B, C, H, W). modulation: (B, 2C), or None."""
     each = (norm.groups, -1)
     gain, offset = norm.weight[None], norm.bias[None]
-    if told is not None:
-        scale, shift = told.chunk(2, dim=1)
+    if modulation is not None:
+        scale, shift = modulation.chunk(2, dim=1)
         gain, offset = norm.modulated(scale, shift)
     inverse = (variance + norm.eps).rsqrt()[:, :, None]  # (B, G, 1)
     gain = gain.to(inverse).unflatten(1, each) * inverse
@@ -62,11 +62,11 @@ def normed(norm: GroupNorm, x: Tensor, told: Tensor | None, mean: Tensor, varian
     return torch.addcmul(offset.flatten(1)[..., None, None], h, gain.flatten(1)[..., None, None]).to(x.dtype)
 
 
-def added(x: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def added(x: Tensor, modulation: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The input of the norm in GroupNorm.forward, and the remaining modulation: C values are added before the norm."""
-    if told is not None and told.shape[1] == x.shape[1]:
-        return x + told[:, :, None, None], None
-    return x, told
+    if modulation is not None and modulation.shape[1] == x.shape[1]:
+        return x + modulation[:, :, None, None], None
+    return x, modulation
 
 
 @contextmanager

@@ -19,17 +19,17 @@ class TranslatorBlock(nn.Module):
     Source: Peebles & Xie 2022, section 3.2 (arXiv 2212.09748), for vectors.
     """
 
-    def __init__(self, width: int, told: int = 0) -> None:
+    def __init__(self, width: int, modulation: int = 0) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=not told)
-        self.modulate = zero(nn.Linear(told, 3 * width)) if told else None
+        self.norm = nn.LayerNorm(width, elementwise_affine=not modulation)
+        self.modulate = zero(nn.Linear(modulation, 3 * width)) if modulation else None
         self.mlp = nn.Sequential(nn.Linear(width, WIDEN * width), nn.GELU(), nn.Linear(WIDEN * width, width))
 
-    def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
         h = self.norm(x)
         if self.modulate is None:
             return x + self.mlp(h)
-        shift, scale, gate = self.modulate(told).chunk(3, dim=1)  # (B, width) each
+        shift, scale, gate = self.modulate(modulation).chunk(3, dim=1)  # (B, width) each
         return x + gate * self.mlp(h * (1 + scale) + shift)
 
 
@@ -54,14 +54,14 @@ class VectorDenoiser(nn.Module):
         super().__init__()
         self.embed = Embedding(TIME_WIDTH, width, condition)
         self.entry = nn.Linear(dim + condition, width)
-        self.blocks = nn.ModuleList(TranslatorBlock(width, told=width) for _ in range(depth))
+        self.blocks = nn.ModuleList(TranslatorBlock(width, modulation=width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = zero(nn.Linear(width, dim))
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         assert cond.vector is not None
-        told = self.embed(time, cond.vector)
+        modulation = self.embed(time, cond.vector)
         h = self.entry(torch.cat([x.flatten(1), cond.vector.to(x)], dim=1))
         for block in self.blocks:
-            h = block(h, told)
+            h = block(h, modulation)
         return self.head(self.norm(h)).view(x.shape)

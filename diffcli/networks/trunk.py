@@ -60,8 +60,8 @@ class Trunk(nn.Module):
 
     def stages(self, x: Tensor, time: Tensor | None = None) -> list[Tensor]:
         """The output of each level for x, (B, width x mult[i], H / 2^i, W / 2^i), and last that of the middle."""
-        told = x.new_zeros(len(x), dtype=torch.float32) if time is None else time
-        signal, found = Signal(self.unet.embedding(told, None)), []
+        times = x.new_zeros(len(x), dtype=torch.float32) if time is None else time
+        signal, found = Signal(self.unet.embedding(times, None)), []
         h = self.unet.stem(x)
         for level in cast(Iterable[Level], self.unet.down):
             for stage in level.stages:

@@ -120,10 +120,10 @@ def vectors(
         for sample, row in zip(added, encoder.image_features(pixels.to(device)), strict=True):
             sample["clip_image.npy"] = _npy(row)
     texts = [captions.from_bytes(sample.get("txt", b"")) for sample in samples]
-    told = [field for field in fields if field != "clip_image"]
-    if told:
+    of_texts = [field for field in fields if field != "clip_image"]
+    if of_texts:
         encoded = encoder.texts([text for each in texts for text in each], device)
-        for field in told:
+        for field in of_texts:
             rows = encoded.pooled if field == "clip_text" else encoded.tokens
             assert rows is not None
             for sample, part in zip(added, rows.split([len(each) for each in texts]), strict=True):

@@ -87,12 +87,12 @@ def prepare(
             opened, name = open_source(kind, source, work, options), printable(source.resolve().name)
         per_shard = images_per_shard or _per_shard(kind, size, opened)
         size = size or (FETCHED_SIZE if opened.remote else None)
-        asked = {"kind": kind, "source": name, "size": size, "limit": limit}
-        told = {
+        requested = {"kind": kind, "source": name, "size": size, "limit": limit}
+        chosen = {
             name: printable(str(value))
             for name, value in options.model_dump(mode="json", exclude_defaults=True).items()
         }
-        request = PrepRequest(**asked, options=told, images_per_shard=per_shard, fingerprint=opened.fingerprint)
+        request = PrepRequest(**requested, options=chosen, images_per_shard=per_shard, fingerprint=opened.fingerprint)
         check_request(out, work, request)
         plans = [plan for split, items in opened.splits.items() for plan in _plans(split, len(items), limit, per_shard)]
         for report in _write(plans, opened, out, request, workers):
@@ -105,10 +105,10 @@ def prepare(
 
 def _check_options(kind: str, options: SourceOptions) -> None:
     """Refuses options without effect."""
-    told: dict[str, object] = {}
+    given: dict[str, object] = {}
     for group in (options, options.picked, options.download):
-        told |= group.model_dump(exclude_defaults=True, exclude={"picked", "download"})
-    option = next((name for name in told if name not in KINDS[kind].takes), None)
+        given |= group.model_dump(exclude_defaults=True, exclude={"picked", "download"})
+    option = next((name for name in given if name not in KINDS[kind].takes), None)
     if option:
         flag, readers = (
             "--" + option.replace("_", "-"),

@@ -91,8 +91,8 @@ class DiffusionTask(Task):
 
     @property
     def reads(self) -> dict[str, FieldSpec]:
-        told = {name: spec for c in self.named_conditioners.values() for name, spec in c.reads.items()}
-        return told | self.modelled
+        conditions = {name: spec for c in self.named_conditioners.values() for name, spec in c.reads.items()}
+        return conditions | self.modelled
 
     @property
     def modelled(self) -> dict[str, FieldSpec]:

@@ -87,8 +87,8 @@ class MLPPrior(PriorTask):
         return self.network
 
     def terms(self, text: Tensor, image: Tensor, batch: Batch) -> dict[str, Tensor]:
-        told = {name: value.mean() for name, value in closeness(self.network(text).float(), image).items()}
-        return {"loss": told["mse"], **told}
+        scores = {name: value.mean() for name, value in closeness(self.network(text).float(), image).items()}
+        return {"loss": scores["mse"], **scores}
 
     def translate(self, text: Tensor, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Tensor:
         return self.network(unit_variance(text)).float()
@@ -114,9 +114,9 @@ class DiffusionPrior(PriorTask):
 
     def terms(self, text: Tensor, image: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`mse` and `cosine` are those of x0 as it is predicted at the noise levels that were drawn."""
-        told = self.diffusion({**batch, TEXT: text, IMAGE: image[:, :, None, None]})
+        scores = self.diffusion({**batch, TEXT: text, IMAGE: image[:, :, None, None]})
         predicted = cast(Watched, self.diffusion.denoiser).x0.flatten(1)
-        return {**told, "cosine": F.cosine_similarity(predicted, image).mean()}
+        return {**scores, "cosine": F.cosine_similarity(predicted, image).mean()}
 
     def translate(self, text: Tensor, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Tensor:
         noise = Noise(seeds, text.device, Domain.PRIOR)  # apart from the noise of the image that has the same seed

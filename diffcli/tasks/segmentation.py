@@ -122,8 +122,8 @@ class SegmentationConfig(TaskConfig):
         self.network.check_axes(image.sides)
         outputs = 1 if self.classes == BINARY else self.classes
         network = self.network.build(image.sides, outputs, CondShape())
-        told = spec._replace(classes=self.classes)
-        return SegmentationTask(network, self.classes, self.dice, self.field, told, self.source, image)
+        predicted = spec._replace(classes=self.classes)
+        return SegmentationTask(network, self.classes, self.dice, self.field, predicted, self.source, image)
 
 
 def soft_dice(probability: Tensor, marked: Tensor) -> Tensor:

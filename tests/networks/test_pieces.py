@@ -50,7 +50,7 @@ def without_means(network: nn.Module) -> AbstractContextManager[list[Any]]:
     layers = [layer for layer in network.modules() if isinstance(layer, GroupNorm | PositionMean)]
 
     def stand(layer: nn.Module) -> Any:
-        return (lambda x, told=None: x) if isinstance(layer, GroupNorm) else (lambda x: x.new_ones(x.shape[:2]))
+        return (lambda x, modulation=None: x) if isinstance(layer, GroupNorm) else (lambda x: x.new_ones(x.shape[:2]))
 
     return standing_in(layers, stand)
 

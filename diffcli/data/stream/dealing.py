@@ -116,16 +116,16 @@ class LaneDealer:
         """The next block with a good sample. Raises UserError after thousands of samples without one."""
         hopeless = 0
         for block in self.blocks:
-            told = self.owned and block.begin.block >= self.told_until
+            reported = self.owned and block.begin.block >= self.told_until
             opened = OpenBlock(block, self.reader.layout, self.reader.source.urls, self.reader.source.order.seed)
             self.remarks |= {remark for entry in block.entries for remark in entry.sample.remarks}
-            if told:
+            if reported:
                 self.faults += [f"{self.reader.source.urls[f.shard]}: {f.reason}" for f in block.faults]
             taken = self.mark.taken if self.open is None and block.begin.block == self.mark.block else 0
             self.mark = block.begin._replace(taken=taken)
             if opened.has_any():
                 return opened
-            self.broken += list(opened.broken.values()) if told else []
+            self.broken += list(opened.broken.values()) if reported else []
             hopeless += len(block.entries)
             if hopeless >= ALL_BROKEN:
                 raise UserError(

@@ -113,7 +113,7 @@ class LaneSource:
 
         Raises UserError if every shard has failed since the last sample.
         """
-        number, held, faults = mark.block, list[LaneEntry](), list[Fault]()
+        number, entries, faults = mark.block, list[LaneEntry](), list[Fault]()
         failed: dict[int, str] = {}  # shards without a sample since the last sample
         giving = None  # the shard of the last sample, which counts as useful even if it breaks later
         for found in self.entries(lane, mark):
@@ -127,12 +127,12 @@ class LaneSource:
                 continue
             failed.clear()
             giving = found.shard
-            held.append(found)
-            if len(held) == self.order.block:
-                first = held[0]
+            entries.append(found)
+            if len(entries) == self.order.block:
+                first = entries[0]
                 begin = Mark(first.epoch, first.turn, first.position, first.sample.offset, number)
-                yield LaneBlock(begin, [held[i] for i in self.order.dealt(lane, number)], faults)
-                number, held, faults = number + 1, [], []
+                yield LaneBlock(begin, [entries[i] for i in self.order.dealt(lane, number)], faults)
+                number, entries, faults = number + 1, [], []
 
     def entries(self, lane: int, mark: Mark) -> Iterator[LaneEntry | Fault]:
         """The lane's samples one by one; a shard that breaks is a Fault after those that were read of it."""

@@ -106,12 +106,12 @@ class Layout:
 
     def _label(self, sample: TarSample) -> int:
         """-1 where it has none, or one that names no class."""
-        told = label_in(sample.members)
-        if told is None:
+        given = label_in(sample.members)
+        if given is None:
             return -1
-        if self.classes and told in self.classes and number_in(told) is None:
-            return self.classes.index(told)
-        label = number_in(told)
+        if self.classes and given in self.classes and number_in(given) is None:
+            return self.classes.index(given)
+        label = number_in(given)
         return -1 if label is None or not 0 <= label < (len(self.classes) if self.classes else MAX_LABELS) else label
 
 

@@ -168,13 +168,13 @@ def members(shard: ShardBytes) -> Iterator[TarMember]:
         offset, name, size = shard.position, None, None
 
 
-def _length(header: tarfile.TarInfo, told: str | None) -> int:
-    """The number of bytes after a header: none after a link or a folder. told: the size in a pax record."""
+def _length(header: tarfile.TarInfo, pax_size: str | None) -> int:
+    """The number of bytes after a header: none after a link or a folder. pax_size: the size in a pax record."""
     if not header.isreg() and header.type in tarfile.SUPPORTED_TYPES:
         return 0
-    if told is None:
+    if pax_size is None:
         return header.size
-    return int(told) if re.fullmatch(r"[0-9]{1,18}", told) else -1
+    return int(pax_size) if re.fullmatch(r"[0-9]{1,18}", pax_size) else -1
 
 
 def pax_records(body: bytes) -> dict[str, str]:

@@ -91,7 +91,7 @@ class Edit(NamedTuple):
             size = task.latent_shape(1)[2:]  # a position of a latent is painted where any of its pixels is
             small = F.adaptive_max_pool2d(self.painted[None, None].float(), size)
             stays = Known(small.to(task.device) == 0)
-            denoise = Measured(stays, stays.measure(x0), told=False).bound(task, denoise, sampler)
+            denoise = Measured(stays, stays.measure(x0), conditioned=False).bound(task, denoise, sampler)
         start = pure if self.options.level == 1 else noised(schedule, x0, pure, sampler.times(schedule)[0])
         return start, denoise
 
@@ -124,10 +124,10 @@ class Edit(NamedTuple):
         o = self.options
         if o.interpolate is None and not o.images:
             return {}
-        told: dict[str, Any] = {"images": [described(path) for path in o.images]}
+        record: dict[str, Any] = {"images": [described(path) for path in o.images]}
         if o.interpolate is not None:
-            return told | {"interpolate": o.interpolate}
-        return told | {"mask": None if o.mask is None else described(o.mask), "strength": o.level}
+            return record | {"interpolate": o.interpolate}
+        return record | {"mask": None if o.mask is None else described(o.mask), "strength": o.level}
 
 
 class NoNoise(Noise):

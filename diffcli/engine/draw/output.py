@@ -143,8 +143,8 @@ def write_animation(
     try:
         with whole(path) as partial:
             _write_frames(partial, sheets, fps, hold)
-        told = {"frames": len(sheets), "fps": fps, "hold": hold}
-        write_record(path, {**description, **layout.describe(), **told})
+        timing = {"frames": len(sheets), "fps": fps, "hold": hold}
+        write_record(path, {**description, **layout.describe(), **timing})
     except ImportError as error:
         raise UserError(
             f"--out {path}: writing it needs a package ({error})", "pip install 'imageio[ffmpeg]', or use .gif"
@@ -167,8 +167,8 @@ def whole(path: Path) -> Iterator[Path]:
 def _write_frames(path: Path, sheets: list[np.ndarray], fps: float, hold: float) -> None:
     if kind_of(path) == ".mp4":
         even = [np.pad(s, ((0, s.shape[0] % 2), (0, s.shape[1] % 2), (0, 0))) for s in sheets]  # H.264 wants it
-        held = even + even[-1:] * round(hold * fps)
-        imageio.imwrite(path, np.stack(held), fps=fps, codec="libx264", plugin="FFMPEG", macro_block_size=2)
+        repeated = even + even[-1:] * round(hold * fps)
+        imageio.imwrite(path, np.stack(repeated), fps=fps, codec="libx264", plugin="FFMPEG", macro_block_size=2)
     else:
         durations = [1000 / fps] * (len(sheets) - 1) + [max(1000 * hold, 1000 / fps)]
         imageio.imwrite(path, np.stack(sheets), duration=durations, loop=0, plugin="pillow")

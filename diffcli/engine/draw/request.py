@@ -212,7 +212,7 @@ class Request:
         }
         for condition in self.conditions:
             description |= condition.describe(rows, self.streams(rows))
-        restored = {} if self.restoration is None else self.restoration.told
+        restored = {} if self.restoration is None else self.restoration.described
         augmented = {} if self.augment is None else {"augment": self.augment}
         return description | self.edit.describe() | restored | augmented | self.frame.describe()
 

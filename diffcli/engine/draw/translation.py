@@ -44,17 +44,17 @@ def image_conditioners(task: Task) -> list[EmbeddingConditioner]:
     return [c for c in task.modules() if isinstance(c, EmbeddingConditioner) and IMAGE in c.reads]
 
 
-def choose_prior(model: Model, asked: str | None, needed: bool) -> Prior | None:
+def choose_prior(model: Model, named: str | None, needed: bool) -> Prior | None:
     """The prior of a request: --prior, else that of the preset. Raises UserError if the model needs one or cannot use it.
 
     needed: whether texts are the only condition that is given.
     """
     conditioners = image_conditioners(model.task)
-    if asked is not None and not conditioners:
-        raise UserError(f"--prior {asked}: {model.path} reads no embeddings of images", "leave --prior out")
-    if asked is None and not (needed and conditioners):
+    if named is not None and not conditioners:
+        raise UserError(f"--prior {named}: {model.path} reads no embeddings of images", "leave --prior out")
+    if named is None and not (needed and conditioners):
         return None
-    wish = asked or (str(model.preset.prior) if model.preset.prior else None)
+    wish = named or (str(model.preset.prior) if model.preset.prior else None)
     if wish is None:
         raise UserError(
             f"{model.path}: was trained on embeddings of images, but a prompt has that of a text",
@@ -63,7 +63,7 @@ def choose_prior(model: Model, asked: str | None, needed: bool) -> Prior | None:
         )
     if wish == IDENTITY:
         return Prior(None)
-    prior = _load(wish, "--prior" if asked else f"prior, of the preset of {model.path}", model)
+    prior = _load(wish, "--prior" if named else f"prior, of the preset of {model.path}", model)
     for conditioner in conditioners:
         check_prior(prior, model, conditioner)
     return Prior(prior)

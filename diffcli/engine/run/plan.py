@@ -149,8 +149,8 @@ def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> tuple[int,
 
 def _kept(task: Task, preset: Preset, phases: tuple[Phase, ...], images: int) -> tuple[int, int]:
     """What `measure` tells of a batch of so many images."""
-    told = preset.specs  # what reads pictures of any size is trained with those that the data have
-    read = {name: spec if spec.fixed else told.get(name, spec) for name, spec in task.reads.items()}
+    known = preset.specs  # what reads pictures of any size is trained with those that the data have
+    read = {name: spec if spec.fixed else known.get(name, spec) for name, spec in task.reads.items()}
     batch = {
         **{name: stub(whole(spec, preset.data.shape[1:]), images, "meta") for name, spec in read.items()},
         "position": torch.arange(images),

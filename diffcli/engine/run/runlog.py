@@ -111,8 +111,8 @@ class RunDir:
 
     def abandon(self) -> None:
         """Removes the files written since `begin` if no step has been logged, so that a failed start leaves no files."""
-        told = next(read_log(self.log), None) or (self.path / "previews").exists() or self.snapshots.exists()
-        if not self._begun or told or self.checkpoints.exists():
+        logged = next(read_log(self.log), None) or (self.path / "previews").exists() or self.snapshots.exists()
+        if not self._begun or logged or self.checkpoints.exists():
             return
         for path in (self.preset, self.log):
             path.unlink(missing_ok=True)

@@ -64,12 +64,12 @@ class Gathering:
         )
         return None
 
-    def _read(self, role: Role, side: Side, asked: dict[str, Summary], own: dict[str, Summary]) -> Counted:
+    def _read(self, role: Role, side: Side, wanted: dict[str, Summary], own: dict[str, Summary]) -> Counted:
         """Fills the requested summaries in `own`, from the cache or the rows."""
-        path = self._cache_file(side, asked) if role == "reference" else None
-        found = read_cache(path, asked[FEATURES].keeps, self.extractors[FEATURES].gives[FEATURES][0]) if path else None
+        path = self._cache_file(side, wanted) if role == "reference" else None
+        found = read_cache(path, wanted[FEATURES].keeps, self.extractors[FEATURES].gives[FEATURES][0]) if path else None
         cached = self.group.agreed(found is not None)
-        uses = {name: Use(self.extractors[name], asked[name]) for name in asked if not (cached and name == FEATURES)}
+        uses = {name: Use(self.extractors[name], wanted[name]) for name in wanted if not (cached and name == FEATURES)}
         shape = sweep(side, uses, self.group, self.batch_size, self.watch) if uses else None
         if found is not None:
             own[FEATURES] = found
@@ -77,8 +77,8 @@ class Gathering:
             self.warnings += write_cache(path, own[FEATURES])
         for name, use in uses.items():
             self._about_limit(name, side, use)
-        looked = [side.size or 0 if name not in uses else uses[name].rows_of(side) for name in asked]
-        units = [self.extractors[name].unit for name in asked]
+        looked = [side.size or 0 if name not in uses else uses[name].rows_of(side) for name in wanted]
+        units = [self.extractors[name].unit for name in wanted]
         return Counted(side.name, max(looked, default=side.size), shape, cached, next(iter(units), "images"))
 
     def _cache_file(self, side: Side, own: Mapping[str, Summary]) -> Path | None:

@@ -135,13 +135,13 @@ def rows_of(training: Side, plan: Plan, field: str, device: torch.device, watch:
     else:
         chosen = [i * n // plan.images for i in range(plan.images)]
         spans = [range(i, i + 1) for i in chosen]
-    held: list[Tensor] = []
+    rows: list[Tensor] = []
     for found in training.read(spans, {field}):
-        held.append(found[field])
+        rows.append(found[field])
         done += len(found[field])
-        if sum(map(len, held)) >= most or done == plan.images:
-            yield cells(torch.cat(held).to(device).float() / PEAK, plan.cell)
-            held.clear()
+        if sum(map(len, rows)) >= most or done == plan.images:
+            yield cells(torch.cat(rows).to(device).float() / PEAK, plan.cell)
+            rows.clear()
             if watch:
                 watch(f"floor from {training.name}", done, plan.images)
 

@@ -37,7 +37,7 @@ def describe(req: Request) -> dict[str, Any]:
         "nfe": req.sampler.nfe,
         "guidance": req.guidance,
         **req.scored_under(),
-        **({} if req.restoration is None else req.restoration.told),
+        **({} if req.restoration is None else req.restoration.described),
         **({"guide": guides.describe(req.guide, req.models)} if req.guide != Guide() else {}),
         "seed": req.seed,
     }

@@ -186,12 +186,12 @@ class Scoring:
             return self._of_masks(model, group, watch, about)
         if model.preset.task.kind == "autoencoder":
             return self._of_first_stage(model, group, watch, about)
-        asked = [*self.extractors.get("reconstruction", ()), *self.extractors.get("condition", ())]
-        if asked and not pictured(model):
-            problem = f"--metrics {','.join(asked)}: {model.path} is {model.preset.task.noun}, no first stage, and draws under "
+        chosen = [*self.extractors.get("reconstruction", ()), *self.extractors.get("condition", ())]
+        if chosen and not pictured(model):
+            problem = f"--metrics {','.join(chosen)}: {model.path} is {model.preset.task.noun}, no first stage, and draws under "
             hint = "give the run of a first stage, such as that of the preset mnist-vae, or of a model that pictures condition"
             raise UserError(f"{problem}no picture", hint)
-        in_pairs = asked or isinstance(model.task, SuperResolutionTask)
+        in_pairs = chosen or isinstance(model.task, SuperResolutionTask)
         return self._of_pairs(model, group, watch, about) if in_pairs else self._of_images(model, group, watch, about)
 
     def _of_masks(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
@@ -269,8 +269,8 @@ class Scoring:
 
     def _of_images(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of a model that draws images."""
-        told = row_fields(model)
-        conditions = deriving(model, fitted(model, self._reference(model), self.ref)) if told else None
+        needed = row_fields(model)
+        conditions = deriving(model, fitted(model, self._reference(model), self.ref)) if needed else None
         req = request(model, self.options, conditions)
         sides: dict[Role, Side] = {"reference": conditions or self._reference(model)}
         self._check_pictures(model, sides["reference"])

@@ -55,23 +55,23 @@ class MaskScores:
     @torch.no_grad()
     def __call__(self, fields: Mapping[str, Any], rows: range) -> Extracted:
         """float32 (B, ...) of each."""
-        told = self.seg.segment(rows)
-        device, classes = told.probability.device, self.seg.classes
+        segments = self.seg.segment(rows)
+        device, classes = segments.probability.device, self.seg.classes
         mask, annotators = (fields[name].to(device).long() for name in (self.field, self.annotators))
-        if told.samples.shape[2:] != mask.shape[2:]:
-            sizes = " and ".join("x".join(map(str, size)) for size in (told.samples.shape[2:], mask.shape[2:]))
+        if segments.samples.shape[2:] != mask.shape[2:]:
+            sizes = " and ".join("x".join(map(str, size)) for size in (segments.samples.shape[2:], mask.shape[2:]))
             problem = f"--ref: masks of {self.seg.model.path} and of the reference differ in size ({sizes} pixels, HxW)"
             raise UserError(problem, "give a set prepared with the --size of the model's own data")
         found: dict[str, Tensor] = {}
         if {"dice", "iou"} & self.gives.keys():
-            dice, iou = pairwise(decided(told.probability), mask, classes)
+            dice, iou = pairwise(decided(segments.probability), mask, classes)
             found |= {"dice": dice[:, 0, 0], "iou": iou[:, 0, 0]}
         if "ged" in self.gives:
-            found["ged"] = energy_distance(told.samples, annotators, classes)
+            found["ged"] = energy_distance(segments.samples, annotators, classes)
         if "hm_iou" in self.gives:
-            found["hm_iou"] = matched_iou(told.samples, annotators, classes)
+            found["hm_iou"] = matched_iou(segments.samples, annotators, classes)
         if CALIBRATION in self.gives:
-            found[CALIBRATION] = calibration(told.probability, annotators)
+            found[CALIBRATION] = calibration(segments.probability, annotators)
         return {name: found[name].float() for name in self.gives}
 
     def describe(self) -> dict[str, Any]:

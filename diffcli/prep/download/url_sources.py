@@ -173,9 +173,9 @@ def _fetched(folder: Path, shard: int, per_shard: int) -> Iterator[tuple[int, It
 
 def _reason(row: dict[str, str | None]) -> str:
     """Why a URL failed, in img2dataset's words."""
-    told = row["error_message"] or "img2dataset lost it"
-    kind = kind_of_failure(told)
-    return kind if kind in UNSTEADY else told
+    reason = row["error_message"] or "img2dataset lost it"
+    kind = kind_of_failure(reason)
+    return kind if kind in UNSTEADY else reason
 
 
 def _files(folder: Path, shard: int) -> tuple[Path, Path, Path]:
@@ -214,9 +214,9 @@ def _check_reached(folder: Path, shard: int, outcomes: Counter[str], alone: bool
     """Refuses a shard without any success: without a network every URL fails, and its failures would never be tried again."""
     if outcomes.keys() <= UNREACHED and (alone or outcomes.total() >= MANY):
         _forget(folder, shard)
-        told = ", ".join(f"{kind} {count}" for kind, count in outcomes.most_common())
+        counts = ", ".join(f"{kind} {count}" for kind, count in outcomes.most_common())
         raise RunFailed(
-            f"none of {outcomes.total()} URLs could be reached ({told})", f"check the network, then {AGAIN}"
+            f"none of {outcomes.total()} URLs could be reached ({counts})", f"check the network, then {AGAIN}"
         )
 
 

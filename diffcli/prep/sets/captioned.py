@@ -178,8 +178,8 @@ def _listed(images: PrepSource, files: dict[Split, FileItems], listed: Listed, *
     without = sum(not any(map(clean, captions)) for captions in listed.captions.values())
     notes = [f"{left_out} images are not in the table and were left out"] * bool(left_out)
     notes += [f"{without} images have no caption"] * bool(without)
-    told = fingerprint([(images.fingerprint, 0), *tables])
-    return images._replace(splits=splits, fingerprint=told, notes=(*images.notes, *notes))
+    digest = fingerprint([(images.fingerprint, 0), *tables])
+    return images._replace(splits=splits, fingerprint=digest, notes=(*images.notes, *notes))
 
 
 def _beside(tree: FileTree, images: PrepSource, files: dict[Split, FileItems]) -> PrepSource:
@@ -201,8 +201,8 @@ def _beside(tree: FileTree, images: PrepSource, files: dict[Split, FileItems]) -
     splits: dict[Split, Items] = {s: Captioned(items, range(len(items)), of, ()) for s, items in files.items()}
     without = sum(map(len, files.values())) - len(beside)
     notes += [f"{without} images have no caption"] * bool(without)
-    told = fingerprint([(images.fingerprint, 0), *((name, tree.size(name)) for name in beside.values())])
-    return images._replace(splits=splits, fingerprint=told, notes=(*images.notes, *notes))
+    digest = fingerprint([(images.fingerprint, 0), *((name, tree.size(name)) for name in beside.values())])
+    return images._replace(splits=splits, fingerprint=digest, notes=(*images.notes, *notes))
 
 
 def _tells_captions(table: Table) -> bool:

@@ -142,8 +142,8 @@ def _answer(url: str, start: int, manners: Manners) -> Iterator[Any]:
 
 def _append(got: bytearray, answer: Any, name: str, deadline: float, obey_opt_out: bool) -> None:
     """Reads an answer to its end. Raises BrokenImage if it must not be read or is too large, OSError if it breaks off."""
-    told = " ".join(answer.headers.get_all("X-Robots-Tag") or ()).lower()
-    if obey_opt_out and any(word.strip() in OPT_OUTS for word in told.replace(":", ",").split(",")):
+    refusals = " ".join(answer.headers.get_all("X-Robots-Tag") or ()).lower()
+    if obey_opt_out and any(word.strip() in OPT_OUTS for word in refusals.replace(":", ",").split(",")):
         raise BrokenImage(name, "its owner opted out (X-Robots-Tag)")
     if answer.status != http.client.PARTIAL_CONTENT:
         got.clear()  # the host begins anew

@@ -92,11 +92,12 @@ def open_coco_images(source: Path, work: Path, options: SourceOptions) -> PrepSo
     for split, pattern in CAPTIONS.items():
         listed = {name: read_captions(tree, name) for name in tree.names if pattern.search(name)}
         found = {
-            name: {image.file: files.of(image.file, split) for image in told.images} for name, told in listed.items()
+            name: {image.file: files.of(image.file, split) for image in listing.images}
+            for name, listing in listed.items()
         }
         there = {name: sum(map(bool, names.values())) for name, names in found.items()}
         if not any(there.values()):
-            notes += [f"{name}: none of its {len(told.images)} images is there" for name, told in listed.items()]
+            notes += [f"{name}: none of its {len(listing.images)} images is there" for name, listing in listed.items()]
             continue
         best = max(there, key=lambda name: there[name])
         used.append(best)
@@ -119,11 +120,11 @@ def read_captions(tree: FileTree, name: str) -> CocoCaptions:
         found: dict[str, list[str]] = {str(image["id"]): [] for image in data["images"]}
         orphans = 0
         for note in _in_order(data["annotations"]):
-            captions, told = found.get(str(note["image_id"])), texts(note["caption"])
+            captions, given = found.get(str(note["image_id"])), texts(note["caption"])
             if captions is None:
                 orphans += 1
             else:
-                captions += told
+                captions += given
         images = [
             CocoImage(
                 PurePosixPath(str(image["file_name"]).replace("\\", "/")).as_posix(),

@@ -31,8 +31,8 @@ def images_of(tree: FileTree, classes_from: ClassesFrom = "folders") -> PrepSour
     found = list_images(tree, SOURCE, classes_from)
     splits: dict[Split, Items] = {split: FileItems(tree, x.names, x.labels) for split, x in found.splits.items()}
     classes = next(iter(found.splits.values())).classes
-    told = tree_fingerprint(tree, [name for x in found.splits.values() for name in x.names])
-    return PrepSource(splits, classes, told, found.notes, left_out=found.left_out)
+    digest = tree_fingerprint(tree, [name for x in found.splits.values() for name in x.names])
+    return PrepSource(splits, classes, digest, found.notes, left_out=found.left_out)
 
 
 def matching(tree: FileTree, pattern: re.Pattern[str]) -> dict[str, re.Match[str]]:

@@ -86,9 +86,9 @@ def open_parquet(source: Path, work: Path, options: SourceOptions) -> PrepSource
         by_split.setdefault(split_of(path.relative_to(around).with_suffix("").as_posix()), []).append(path)
     files = [path for paths in by_split.values() for path in paths]
     columns = _columns(files[0], options)
-    told = [label for path in files for label in _labels(path, columns.label)] if columns.label else []
+    values = [label for path in files for label in _labels(path, columns.label)] if columns.label else []
     try:
-        found = set_labels(told) if columns.label else None
+        found = set_labels(values) if columns.label else None
     except ValueError as error:
         raise UserError(f"{SOURCE} is '{source}', which {error}", WHERE) from error
     classes = None if found is None or not found.classes else found.classes

@@ -130,9 +130,9 @@ def _role(path: PurePosixPath) -> PairRole:
     for folder in path.parent.parts:
         words = [word.lower() for word in WORD.findall(folder)]
         part = next((PARTS[word] for word in words if word in PARTS), part)
-        held = next((field for field, known in WORDS.items() if not set(words).isdisjoint(known.split())), None)
-        if held:
-            field = held
+        named = next((field for field, known in WORDS.items() if not set(words).isdisjoint(known.split())), None)
+        if named:
+            field = named
         elif folder.lower() in FORMATS:
             kind = folder
         elif not PARTS.keys() >= set(words) or not words:
@@ -156,10 +156,10 @@ def _unnamed(role: PairRole, images_are_named: bool) -> PairRole:
 
 def _one_format(roles: dict[str, PairRole]) -> dict[str, PairRole]:
     """One of the folders PNG/ and TIF/ where each holds whole pairs."""
-    held: dict[str, set[str]] = {}
+    formats: dict[str, set[str]] = {}
     for role in roles.values():
-        held.setdefault(role.format, set()).add(role.field)
-    whole = sorted(kind for kind, fields in held.items() if kind and len(fields) > 1)
+        formats.setdefault(role.format, set()).add(role.field)
+    whole = sorted(kind for kind, fields in formats.items() if kind and len(fields) > 1)
     return {name: role for name, role in roles.items() if role.format not in whole[1:]}
 
 

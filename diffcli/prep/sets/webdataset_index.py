@@ -116,8 +116,8 @@ def open_webdataset(source: Path, work: Path, options: SourceOptions) -> PrepSou
         splits[split] = SampleItems(samples, own, lost[split])
         first += len(samples)
     notes = (*(f"{count} {what}" for what, count in passed.items()), *filter(None, [labels.note]))
-    told = fingerprint((tar.name, tar.stat().st_size) for tar in tars)
-    return PrepSource(splits, labels.classes or None, told, notes)
+    digest = fingerprint((tar.name, tar.stat().st_size) for tar in tars)
+    return PrepSource(splits, labels.classes or None, digest, notes)
 
 
 def split_of(name: str) -> Split:
@@ -236,10 +236,10 @@ def _item(sample: IndexedSample, image: Span, label: int | None) -> Item | Broke
 
 
 def _captions(sample: IndexedSample) -> tuple[str, ...]:
-    told = sample.members.get("txt") or sample.members.get("json")
-    if told is None or told.size > captions.MAX_BYTES:
+    member = sample.members.get("txt") or sample.members.get("json")
+    if member is None or member.size > captions.MAX_BYTES:
         return ()
-    data = read_location(told)
+    data = read_location(member)
     if "txt" in sample.members:
         return tuple(filter(None, captions.from_bytes(data)))
     with suppress(ValueError):

@@ -96,8 +96,8 @@ def open_webvid(source: Path, work: Path, options: SourceOptions) -> PrepSource:
         raise UserError(f"{SOURCE} is '{source}', which has clips but no .csv that captions them", WHERE)
     used = sorted(clips.values())
     used += tables if options.table is None else []
-    told = "" if options.table is None else sha256(options.table.expanduser())
-    return PrepSource(splits, None, fingerprint([(told, 0), *((name, tree.size(name)) for name in used)]))
+    digest = "" if options.table is None else sha256(options.table.expanduser())
+    return PrepSource(splits, None, fingerprint([(digest, 0), *((name, tree.size(name)) for name in used)]))
 
 
 def _columns(table: Table, options: SourceOptions, fetched: bool) -> Columns:

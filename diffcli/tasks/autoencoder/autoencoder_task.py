@@ -110,8 +110,10 @@ class AutoencoderTask(Task):
 
     @property
     def reads(self) -> dict[str, FieldSpec]:
-        told = self.embedding
-        return {self.field: self.spec} | ({} if told is None else {told.field: FieldSpec("vector", (told.width,))})
+        embedding = self.embedding
+        return {self.field: self.spec} | (
+            {} if embedding is None else {embedding.field: FieldSpec("vector", (embedding.width,))}
+        )
 
     def check(self, has: Specs) -> None:
         image, vector = (

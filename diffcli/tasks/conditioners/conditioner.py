@@ -142,12 +142,12 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
 
 def _mask(parts: list[Conditioning]) -> Tensor | None:
     """(B, L) over the tokens of all parts; None where none of them masks any."""
-    told = [part for part in parts if part.tokens is not None]
-    if all(part.mask is None for part in told):
+    sequences = [part for part in parts if part.tokens is not None]
+    if all(part.mask is None for part in sequences):
         return None
     masks = [
         part.tokens.new_ones(part.tokens.shape[:2], dtype=torch.bool) if part.mask is None else part.mask
-        for part in told
+        for part in sequences
         if part.tokens is not None
     ]
     return torch.cat(masks, dim=1)

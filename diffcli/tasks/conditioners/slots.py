@@ -41,13 +41,13 @@ class Slot(nn.Module):
         """(B, width) -> (B, dim), or (B, L, width) -> (B, L * count, dim)."""
         if encoder is not None:
             check_width(x, self.width, encoder, key)
-        told = self.project(x)
+        projected = self.project(x)
         if x.ndim == 2:
-            return told if self.null is None else torch.where(keep[:, None], told, self.null[0])
-        told = told.unflatten(-1, (self.count, self.dim))  # (B, L, count, dim)
+            return projected if self.null is None else torch.where(keep[:, None], projected, self.null[0])
+        projected = projected.unflatten(-1, (self.count, self.dim))  # (B, L, count, dim)
         if self.null is not None:
-            told = torch.where(keep[:, None, None, None], told, self.null)
-        return told.flatten(1, 2)
+            projected = torch.where(keep[:, None, None, None], projected, self.null)
+        return projected.flatten(1, 2)
 
 
 def readable(mask: Tensor, keep: Tensor) -> Tensor:

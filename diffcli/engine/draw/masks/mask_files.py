@@ -86,9 +86,9 @@ def read_pictures(model: Model, paths: Sequence[Path]) -> SourceImages:
         )
     if skewed:
         more = f" and {len(skewed) - MOST_NAMED} more" if len(skewed) > MOST_NAMED else ""
-        told = "; ".join(skewed[:MOST_NAMED])
+        examples = "; ".join(skewed[:MOST_NAMED])
         found.notes.append(
-            f"only the middle is segmented of {len(skewed)} of {len(rows)} images, cut to size: {told}{more}"
+            f"only the middle is segmented of {len(skewed)} of {len(rows)} images, cut to size: {examples}{more}"
         )
     if found.skipped:
         first = found.skipped[0]
@@ -127,18 +127,18 @@ def check_folder(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, told: Iterable[Tensor]) -> None:
-    """Writes the masks of all images in the format of the path, then the record. told: probabilities, batch by batch."""
+def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, probabilities: Iterable[Tensor]) -> None:
+    """Writes the masks of all images in the format of the path, then the record. probabilities: batch by batch."""
     try:
         if kind_of(path) == ".npz":
-            _write_npz(path, pictures, told)
+            _write_npz(path, pictures, probabilities)
         elif kind_of(path) == ".png":
-            rows = [row for image, p in _each(pictures, told) for row in _row(image, p)]
+            rows = [row for image, p in _each(pictures, probabilities) for row in _row(image, p)]
             with whole(path) as partial:
                 write_png(partial, grid(torch.stack(rows), 1 + len(PARTS)))
         else:
             path.mkdir(parents=True, exist_ok=True)
-            for name, (image, p) in zip(pictures.names, _each(pictures, told), strict=True):
+            for name, (image, p) in zip(pictures.names, _each(pictures, probabilities), strict=True):
                 _write_one(path / name, image, p)
         record = seg.describe() | stated(seg.classes) | {"images": _listed(pictures), "skipped": pictures.skipped}
         write_record(path, record)
@@ -165,9 +165,9 @@ def overlay(image: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask > 0, (1 - TINT) * plain + TINT * colours, plain).round().to(torch.uint8)
 
 
-def _each(pictures: SourceImages, told: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+def _each(pictures: SourceImages, probabilities: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Each image uint8 (C, H, W) with its probability (C, H, W)."""
-    rows = (row for batch in told for row in batch)
+    rows = (row for batch in probabilities for row in batch)
     yield from zip(pictures.levels, rows, strict=True)
 
 
@@ -207,8 +207,8 @@ def _write_one(stem: Path, image: Tensor, probability: Tensor) -> None:
             Image.fromarray(levels).save(partial, "PNG")
 
 
-def _write_npz(path: Path, pictures: SourceImages, told: Iterable[Tensor]) -> None:
-    probability = torch.cat(list(told))
+def _write_npz(path: Path, pictures: SourceImages, probabilities: Iterable[Tensor]) -> None:
+    probability = torch.cat(list(probabilities))
     arrays: dict[str, Any] = {
         "arr_0": decided(probability).to(torch.uint8).movedim(1, -1).numpy(),
         "probability": probability.numpy(),

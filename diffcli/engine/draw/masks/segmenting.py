@@ -151,8 +151,8 @@ class Direct(Segmenter):
         return Segments(probability, decided(probability))
 
     def describe(self) -> dict[str, Any]:
-        told = self.conditions.describe(range(self.n), list(range(self.n)))
-        return self.model.describe() | {"n": self.n, "version": __version__} | told | self.rule
+        conditions = self.conditions.describe(range(self.n), list(range(self.n)))
+        return self.model.describe() | {"n": self.n, "version": __version__} | conditions | self.rule
 
 
 def frequency(samples: Tensor, classes: int) -> Tensor:

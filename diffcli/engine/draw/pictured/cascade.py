@@ -116,9 +116,9 @@ def cascade(
     shows. Raises UserError, before anything is drawn, where a stage
     does not follow the one before.
     """
-    of, asked = len(paths), request if animated else request_of
+    of, request_last = len(paths), request if animated else request_of
     first = opening(paths[0])
-    req = asked(first, options, given=given) if of == 1 else request_of(first, of_first(first, options), given)
+    req = request_last(first, options, given=given) if of == 1 else request_of(first, of_first(first, options), given)
     check_cascade(req, paths[1:], options)
     stage = CascadeStage(1, of, req, group)
     del first, req
@@ -129,7 +129,7 @@ def cascade(
         stage.leave()
         model = opening(path)
         handed = of_next(model, options, len(images), labels)
-        make = asked if number == of else request_of
+        make = request_last if number == of else request_of
         stage = CascadeStage(
             number, of, make(model, handed, given=from_stage(model, images, record)), group, labels, words
         )

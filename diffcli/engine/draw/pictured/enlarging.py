@@ -63,8 +63,8 @@ class EnlargedPictures:
 
     def describe(self) -> dict[str, Any]:
         """The sidecar."""
-        told = self.conditions.describe(range(self.n), list(range(self.n)))
-        return self.model.describe() | {"n": self.n, "nfe": 1, "version": __version__} | told
+        conditions = self.conditions.describe(range(self.n), list(range(self.n)))
+        return self.model.describe() | {"n": self.n, "nfe": 1, "version": __version__} | conditions
 
 
 def enlargements(

@@ -35,13 +35,13 @@ class Gathered(NamedTuple):
 class Frame(NamedTuple):
     """How the networks see images of one size. cut: (height, width) that is kept of what they draw, None: all.
 
-    at_once: images in a batch, where they are predicted in tiles. told: of the tiles, for the sidecar.
+    at_once: images in a batch, where they are predicted in tiles. tiling: of the tiles, for the sidecar.
     """
 
     cut: Size | None = None
     tiles: Tiles | None = None
     at_once: int | None = None
-    told: dict[str, Any] | None = None
+    tiling: dict[str, Any] | None = None
 
     def kept(self, images: Tensor) -> Tensor:
         """Finished images (B, C, H, W), cut to size."""
@@ -49,7 +49,7 @@ class Frame(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """For the sidecar."""
-        return {} if self.told is None else {"tiles": self.told}
+        return {} if self.tiling is None else {"tiles": self.tiling}
 
 
 WHOLE = Frame()
@@ -179,8 +179,8 @@ def cut_frame(model: Model, options: SampleOptions, tile: Size, cut: Size | None
     if count == 1:
         return Frame(cut)
     check_exact(tiles, model, step)
-    told = {"size": list(tile), "overlap": tiles.overlap * scale, "count": count} | ({"exact": True} if exact else {})
-    return Frame(cut, tiles, max(1, options.batch_size // count), told)
+    tiling = {"size": list(tile), "overlap": tiles.overlap * scale, "count": count} | ({"exact": True} if exact else {})
+    return Frame(cut, tiles, max(1, options.batch_size // count), tiling)
 
 
 class Steps(NamedTuple):

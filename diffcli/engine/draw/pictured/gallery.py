@@ -76,9 +76,11 @@ class Gallery:
 
     def describe(self) -> dict[str, Any]:
         """The sidecar: that of one request, with the sizes of all images."""
-        told = self.first.describe()
-        told.pop("size", None)
-        told.pop("tiles", None)
-        tiled = {listed(size): part.frame.told for size, part in self.requests.items() if part.frame.told is not None}
+        record = self.first.describe()
+        record.pop("size", None)
+        record.pop("tiles", None)
+        tiled = {
+            listed(size): part.frame.tiling for size, part in self.requests.items() if part.frame.tiling is not None
+        }
         sizes = [list(self.sizes[i % len(self.sizes)]) for i in range(self.n)]
-        return told | {"sizes": sizes} | ({"tiles": tiled} if tiled else {})
+        return record | {"sizes": sizes} | ({"tiles": tiled} if tiled else {})

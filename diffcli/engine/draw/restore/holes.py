@@ -34,14 +34,14 @@ class Surroundings:
         """The pixels of images `rows` that are no part of their holes."""
         found = batch(rows)
         operator = Known(found[self.hole.field] == 0)
-        return Measured(operator, operator.measure(task.codec.encode(found[self.hole.image])), told=True)
+        return Measured(operator, operator.measure(task.codec.encode(found[self.hole.image])), conditioned=True)
 
     def shown(self, made: Tensor, rows: range) -> Tensor:
         """The images alone."""
         return made
 
     @property
-    def told(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """For the sidecar."""
         return {"kept": f"pixels outside of '{self.hole.field}'"}
 

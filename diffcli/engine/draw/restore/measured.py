@@ -22,11 +22,11 @@ Batches = Callable[[range], Batch]
 
 
 class Measured(NamedTuple):
-    """values: (B, C', H', W') on the scale of the codec. told: whether they also condition the network."""
+    """values: (B, C', H', W') on the scale of the codec. conditioned: whether they also condition the network."""
 
     operator: Operator
     values: Tensor
-    told: bool
+    conditioned: bool
 
     def bound(self, task: DiffusionTask, denoise: Denoise, sampler: Sampler) -> Denoise:
         """A denoiser for one walk, whose x0 matches the measurements.
@@ -35,7 +35,7 @@ class Measured(NamedTuple):
         images of a batch depend on each other.
         """
         retries = sampler.nfe is None
-        project = projected if self.told or retries else pursued
+        project = projected if self.conditioned or retries else pursued
         return project(denoise, task.denoiser.schedule, self.operator, self.values)
 
     def finished(self, task: DiffusionTask, steps: Iterator[Step]) -> Iterator[Step]:
@@ -52,7 +52,7 @@ class Restoring(Protocol):
     """The source of the measurements."""
 
     @property
-    def told(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """For the sidecar."""
 
     @property

@@ -27,14 +27,14 @@ class Projection:
         low: Tensor = batch(rows)[self.derived.field]
         height, width = (side * self.derived.factor for side in low.shape[2:])
         operator = smaller((height, width), self.derived.factor, self.derived.kernel, task.device)
-        return Measured(operator, task.codec.encode(low.to(task.device)), told=True)
+        return Measured(operator, task.codec.encode(low.to(task.device)), conditioned=True)
 
     def shown(self, made: Tensor, rows: range) -> Tensor:
         """The images alone."""
         return made
 
     @property
-    def told(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
         """For the sidecar."""
         kernel = f"{self.derived.kernel}, antialiased as Pillow's"
         return {"project": {"field": self.derived.field, "factor": self.derived.factor, "kernel": kernel}}

@@ -27,18 +27,18 @@ from diffcli.tasks.diffusion import DiffusionTask
 class Restoration:
     """Degraded pictures and their operator. measured: (K, C', H', W') in [-1, 1]; image i is made of number i mod K.
 
-    left, right: pictures uint8 (K, C, H, W) to show beside each image; told: for the sidecar.
+    left, right: pictures uint8 (K, C, H, W) to show beside each image; described: for the sidecar.
     """
 
     operator: Operator  # on the model's device
     measured: Tensor
-    told: dict[str, Any]
+    described: dict[str, Any]
     left: Tensor | None = None
     right: Tensor | None = None
 
     def known(self, task: DiffusionTask, rows: range, batch: Batches) -> Measured:
         """What images `rows` are consistent with."""
-        return Measured(self.operator, task.codec.encode(_of(self.measured, rows).to(task.device)), told=False)
+        return Measured(self.operator, task.codec.encode(_of(self.measured, rows).to(task.device)), conditioned=False)
 
     @property
     def pictures(self) -> int:
@@ -74,13 +74,13 @@ def read_restoration(model: Model, options: EditOptions, restore: str, degrade: 
     else:
         low = size[0] // wish.factor, size[1] // wish.factor
         levels = _fitted(opened, ImageShape(1 if wish.loss == "colour" else shape.channels, *low))
-    told: dict[str, Any] = {"images": [described(path) for path in options.images]}
-    told |= {} if options.mask is None else {"mask": described(options.mask)}
-    told |= {"restore": {**operator.describe(), "degraded_here": degrade}}
+    record: dict[str, Any] = {"images": [described(path) for path in options.images]}
+    record |= {} if options.mask is None else {"mask": described(options.mask)}
+    record |= {"restore": {**operator.describe(), "degraded_here": degrade}}
     measured = operator.measure(to_float(levels)) if wish.loss == "mask" else to_float(levels)
     left = seen(to_levels(measured), shape) if compare else None
     right = originals if compare else None
-    return Restoration(operator.to(model.device), measured, told, left, right)
+    return Restoration(operator.to(model.device), measured, record, left, right)
 
 
 def seen(levels: Tensor, shape: ImageShape) -> Tensor:

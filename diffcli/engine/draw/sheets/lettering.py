@@ -163,11 +163,11 @@ def note_missing(letters: set[str]) -> None:
         warnings.warn(text, Note, stacklevel=2)
 
 
-def strip(told: Sequence[str], size: tuple[int, int], letters: Lettering) -> Tensor:
+def strip(text: Sequence[str], size: tuple[int, int], letters: Lettering) -> Tensor:
     """uint8 (H, W) of size (W, H): lines of text, each in the middle, white on black."""
     image = Image.new("L", size)
     draw = ImageDraw.Draw(image)
-    for i, line in enumerate(told):
+    for i, line in enumerate(text):
         letters.write(draw, line, (size[0] / 2, LINE * (i + 0.5)))
     return torch.from_numpy(np.array(image))
 

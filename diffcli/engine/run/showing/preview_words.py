@@ -16,8 +16,8 @@ def captions(task: Task, fields: Batch, classes: Sequence[str] | None, n: int) -
     fields: of the data, one row for each image; classes: their names, or None. Tasks whose conditions have no words, or whose
     previews are not in the order of the data, have no captions.
     """
-    told = {name for each in task.named_conditioners.values() for name in each.reads}
-    found = [_words(fields[name], classes) for name in WORDS if name in told and name in fields]
+    read = {name for each in task.named_conditioners.values() for name in each.reads}
+    found = [_words(fields[name], classes) for name in WORDS if name in read and name in fields]
     if not found or any(len(words) != n for words in found):
         return None
     return [" / ".join(parts) for parts in zip(*found, strict=True)]

@@ -24,14 +24,14 @@ def reconstructions(stage: StageModel, reference: Side) -> Side:
     """Reconstructions of the rows of a reference. Raises UserError if the first stage cannot encode them."""
     task, device = stage.task, stage.model.device
     check_reference(stage, reference)
-    told = set(task.reads) - {task.field}
+    inputs = set(task.reads) - {task.field}
     specs: dict[str, FieldSpec] = {"image": reference.fields[task.field], ORIGINAL: reference.fields[task.field]}
     if "label" in reference.fields:
         specs["label"] = reference.fields["label"]
 
     def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
         assert reference.read is not None
-        needed = {task.field, *(told & reference.fields.keys()), *({"label"} & set(fields))}
+        needed = {task.field, *(inputs & reference.fields.keys()), *({"label"} & set(fields))}
         for found in reference.read(spans, needed):
             original = found[task.field].to(device)
             check_images(stage, reference.name, original.shape[1:])

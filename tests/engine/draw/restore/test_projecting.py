@@ -96,6 +96,6 @@ def test_pictures_of_any_size_are_projected_as_a_whole_however_many_tiles_predic
     low = torch.randint(96, 160, (1, 1, 9, 13), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     req = request(model_of(UPSCALER), SampleOptions(project=True), given={"low_res": Value(low, "rows")})
     made = req.images(range(1))
-    assert req.frame.told is not None, "there are tiles"
+    assert req.frame.tiling is not None, "there are tiles"
     assert made.shape == (1, 1, 18, 26)
     assert psnr_of_bytes(by_pillow(made, (9, 13), "bicubic"), low).item() > 50
