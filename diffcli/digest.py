@@ -17,7 +17,7 @@ def sha256(path: Path) -> str:
 
 
 def stand_in(head: bytes) -> str | None:
-    """What a file is that begins with these bytes in place of its content, and what to type; None: no stand-in.
+    """The kind of stand-in that begins with these bytes, and what to type; None: no stand-in.
 
     head: the first LOOK bytes, or all of them.
     """

@@ -177,7 +177,7 @@ AnyEma = Annotated[
 
 
 def averages(ema: AnyEma) -> list[Average]:
-    """What a run averages."""
+    """The averages of a run."""
     if isinstance(ema, PowerEma):
         return [power(std) for std in ema.stds]
     return [exponential(rate) for rate in (ema if isinstance(ema, tuple) else (ema,))]

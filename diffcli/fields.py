@@ -1,4 +1,4 @@
-"""What a sample consists of: fields, each declared by a `FieldSpec`, and what follows from the kind of a field alone.
+"""The fields of a sample, each declared by a `FieldSpec`, and all that follows from the kind of a field alone.
 
 Data sets say which fields they have, tasks and conditioners which they read; `check_fields` compares the two before any step.
 
@@ -57,7 +57,7 @@ class FieldSpec(NamedTuple):
 
     @property
     def class_count(self) -> int | None:
-        """How many classes there are, where that is known."""
+        """The number of classes, if known."""
         return len(self.classes) if isinstance(self.classes, tuple) else self.classes
 
 
@@ -66,8 +66,8 @@ Specs = Mapping[str, FieldSpec]
 
 
 class Remedies(NamedTuple):
-    """What to type where a field does not fit; `{found}` stands for what the data have, in `shape` `{channels}` for
-    the channels of pictures. Each for one way of not fitting."""
+    """What to type if a field does not fit, for each way of not fitting. `{found}` stands for the value in the data, in `shape`
+    `{channels}` for the channels of pictures."""
 
     lacking: str = "choose data that have it, or leave out what reads it"
     kind: str = "choose data whose field is of that kind, or leave out what reads it"
@@ -174,7 +174,7 @@ def fits(wanted: tuple[int | None, ...], found: tuple[int | None, ...]) -> bool:
 
 
 def misfit(size: Sequence[int], factor: int, what: str) -> tuple[str, tuple[int, int]] | None:
-    """What is wrong with images of this height and width where `factor` pixels along an edge become one position; None: nothing.
+    """The problem with images of this height and width if `factor` pixels along an edge become one position; None: there is none.
 
     And the nearest size that fits, (height, width). what: the factor's name, in `30x32 pixels (HxW), which WHAT does not divide`.
     """

@@ -50,7 +50,7 @@ def sums_of(rows: Tensor, codes: Tensor, k: int) -> Tensor:
 
 
 def counts_of(codes: Tensor, k: int) -> Tensor:
-    """How often each of 0..k-1 occurs in codes, of any shape: (k,) int64. Nothing waits for the device."""
+    """The number of times that each of 0..k-1 occurs in codes, of any shape: (k,) int64. Nothing waits for the device."""
     flat = codes.flatten()
     return flat.new_zeros(k).scatter_add_(0, flat, torch.ones_like(flat))
 

@@ -39,7 +39,7 @@ class OptimizerConfig(Config):
 
     @abstractmethod
     def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
-        """How many numbers the optimizer that `build` makes of the same keeps after its first step."""
+        """The number of values that the optimizer from `build` keeps after its first step."""
 
 
 class Moments(OptimizerConfig):

@@ -48,7 +48,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", 'Field name "validate"')  # a deprecated method of pydantic has the same name
 
     class Every(Config):
-        """How often, in steps; 0 is never.
+        """Intervals in steps; 0 is never.
 
         validate: the loss of the averaged model on held-out images. score: a small score of samples, see train.score.
         """
@@ -74,7 +74,7 @@ class SmallScoreConfig(Config):
 
 
 class PhaseConfig(Config):
-    """What a run changes of one phase of its task; null leaves it as the task has it."""
+    """Changes to one phase of the task; null keeps the value of the task."""
 
     networks: tuple[str, ...] | None = Field(None, description="names of those that it trains; the others stay frozen")
     optimizer: AnyOptimizer | None = Field(
@@ -86,7 +86,7 @@ class PhaseConfig(Config):
 
 
 class TrainConfig(Config):
-    """How a task is trained; batch_size is global, over all processes and accumulated micro-batches."""
+    """The training of a task; batch_size is global, over all processes and accumulated micro-batches."""
 
     steps: int = Field(ge=1, description="updates of the whole run")
     batch_size: int = Field(128, ge=1, description="images in one update, over all processes and micro-batches")

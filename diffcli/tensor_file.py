@@ -32,7 +32,7 @@ DTYPES = {
 
 
 class FileContents(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
     tensors: dict[str, Tensor]  # on the CPU
     sha256: str  # hexadecimal, of all its bytes

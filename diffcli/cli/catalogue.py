@@ -1,4 +1,4 @@
-"""What `presets list` prints: the presets by the data that they are trained on, with size, time and needs.
+"""The output of `presets list`: the presets by their data, with size, time and needs.
 
 Presets are read but not validated, so the list is fast and a broken file hides no other.
 """

@@ -22,7 +22,7 @@ def known_keys(model: type[BaseModel], tree: Any, path: Place) -> list[str]:
 
 
 def forms(model: type[BaseModel], tree: Any, path: Place) -> dict[str, Node]:
-    """What each key at a path may hold, without its default and description: equal for keys that hold the same."""
+    """The schema of each key at a path, without its default and description: equal for keys with the same values."""
     notes = ("default", "description", "title", "examples")
     keys: dict[str, Node] = _at(model, tree, path).get("properties", {})
     return {name: {part: value for part, value in node.items() if part not in notes} for name, node in keys.items()}
@@ -36,12 +36,12 @@ def default_kind(model: type[BaseModel], tree: Any, path: Place) -> str | None:
 
 
 def kinds(model: type[BaseModel], tree: Any, path: Place) -> list[str]:
-    """What `kind` may be at a path; empty where there is no choice."""
+    """The values of `kind` at a path; empty if there is no choice."""
     return list(_mapping(_at(model, tree, path)))
 
 
 def length(model: type[BaseModel], tree: Any, path: Place) -> int | None:
-    """Of the list at a path, where the schema fixes it."""
+    """The length of the list at a path, if the schema fixes it."""
     return len(_array(_at(model, tree, path)).get("prefixItems", ())) or None
 
 
@@ -79,7 +79,7 @@ def setting(tree: Any, path: Place, value: Any) -> str:
 
 
 def value_at(tree: Any, path: Place) -> Any:
-    """What a tree holds at a path; None where it holds nothing."""
+    """The value of a tree at a path; None if there is none."""
     for part in path:
         try:
             tree = tree[part]
@@ -143,7 +143,7 @@ def _resolve(node: Node, definitions: Node, tree: Any) -> Node:
 
 
 def _advice(node: Node) -> Node:
-    """What a field says beside its forms."""
+    """The keys of a field's schema beside its forms."""
     return {key: node[key] for key in ("default", "examples") if node.get(key) is not None}
 
 

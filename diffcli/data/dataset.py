@@ -34,7 +34,7 @@ MOST_NAMED = 3  # files in one note
 
 
 class DataConfig(Config):
-    """What every data set has.
+    """The keys of every data set.
 
     root: folder or archive on disk. size: edge in pixels, or (height, width); other images are resized, antialiased; null:
     that of the images, where they have one. channels: 1 grey, 3 RGB; left out: those of the images. flip: mirror half of the

@@ -68,7 +68,7 @@ def _uniform(prepared: PreparedSet) -> StoredSizes | None:
 
 
 def _of_files(config: Folder) -> tuple[StoredSizes | None, int | None]:
-    """Of a few files of a folder; grey only where all of them are."""
+    """The channels of a few files of a folder; grey only if all of them are."""
     plain = {"size": 1, "in_memory": False, "buckets": (), "derived": (), "captions": None, "broken": "refuse"}
     origin = config.model_copy(update=plain).build("train").origin
     files = None if origin is None else origin.files

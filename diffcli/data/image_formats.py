@@ -188,7 +188,7 @@ def without_texts(data: bytes) -> bytes | None:
 
 @cache
 def _further() -> tuple[str, ...]:
-    """Those of MORE that can be decoded here."""
+    """The formats of MORE that can be decoded here."""
     Image.init()
     for name, plugin in PLUGINS.items():
         if name not in Image.OPEN:

@@ -29,7 +29,7 @@ class Column(Protocol):
 
     @property
     def spec(self) -> FieldSpec:
-        """What its rows are."""
+        """The field of its rows."""
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor | list[str]:
         """Rows for int64 indices (B,). draws: as for ImageData.read; None takes the first of several values."""

@@ -19,7 +19,7 @@ from diffcli.noise import Domain
 
 
 class StepRows(NamedTuple):
-    """What one rank reads in one step; all (b,), b its share of the batch."""
+    """The rows of one rank in one step; all (b,), b its share of the batch."""
 
     indices: Tensor  # int64: which image
     positions: Tensor  # int64: place in the endless stream

@@ -153,7 +153,7 @@ def _dtype(arguments: tuple[Value, ...]) -> Dtype:
 
 
 def _encode(arguments: tuple[Value, ...]) -> bytes:
-    """How Python 3 writes bytes for Python 2: as the text that latin-1 makes of them."""
+    """Bytes as Python 3 pickles them for Python 2: as text in latin-1."""
     return _latin1(arguments[0])
 
 

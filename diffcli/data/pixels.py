@@ -122,7 +122,7 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How a camera was held, 1 (upright) to 8."""
+    """The orientation of the camera, 1 (upright) to 8."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # as in open_image

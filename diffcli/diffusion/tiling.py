@@ -51,7 +51,7 @@ Settle = Callable[[Callable[[], Iterator[Callable[[], object]]]], AbstractContex
 
 
 class Tiles(NamedTuple):
-    """How pictures are cut. All lengths in positions of diffusion space.
+    """The tiles of pictures. All lengths are in positions of diffusion space.
 
     size: (height, width) of a tile at most. overlap: of two neighbours at least, below both sides. step: tiles begin at multiples
     of this, but for the last of a side that is none; at least that much of a tile overlaps with no other. at_once: tiles in one
@@ -65,11 +65,11 @@ class Tiles(NamedTuple):
     exact: bool = False
 
     def count(self, size: Sequence[int]) -> int:
-        """How many tiles a picture (H, W) is predicted in; 1 where it is no larger than a tile."""
+        """The number of tiles of a picture (H, W); 1 if it is no larger than a tile."""
         return math.prod(len(self.starts(side, tile)) for side, tile in zip(size, self.size, strict=True))
 
     def starts(self, side: int, tile: int) -> list[int]:
-        """Where the tiles along a side begin: evenly spread, the first at 0, the last ending where the side ends."""
+        """The starts of the tiles along a side: evenly spread, the first at 0, the last one ending at the end of the side."""
         if side <= tile:
             return [0]
         room, stride = math.ceil((side - tile) / self.step), (tile - self.overlap) // self.step
@@ -133,7 +133,7 @@ def windows(spans: Sequence[Sequence[Span]]) -> list[Window]:
 
 
 def owning(spans: Sequence[Span], step: int) -> list[Span]:
-    """Of tiles along an axis what is each one's own, counted in the tile: they part in the middle of the overlap.
+    """The range that each tile along an axis owns, in coordinates of the tile: borders are in the middle of the overlap.
 
     That is a multiple of `step` where the tiles begin and end at such; the middle is rounded down.
     """

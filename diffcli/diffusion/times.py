@@ -1,4 +1,4 @@
-"""Which times t in (0, 1] a batch is trained at, and with what weight each: 1, or where t is drawn by importance 1 / (T p_t).
+"""The training times t in (0, 1] of a batch and their weights: 1, or with importance sampling 1 / (T p_t).
 
 A time is a function of one uniform number a sample, so it depends on the sample's own stream (or position) alone. Distributions
 given on the continuum are snapped to the trained times of a discrete schedule.
@@ -55,7 +55,7 @@ class LossHistory(nn.Module):
 
 
 class Times(Config):
-    """Which times a batch is trained at, and with what weight each."""
+    """The training times of a batch, and their weights."""
 
     @abstractmethod
     def sample(

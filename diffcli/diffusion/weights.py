@@ -1,4 +1,4 @@
-"""What an error at time t costs: the distance between prediction and target, and the weight of a noise level.
+"""The cost of an error at time t: the distance between prediction and target, and the weight of a noise level.
 
 A weight is stated for the squared error of x0, e.g. min(SNR, gamma), and divided by the factor
     k = |target error|^2 / |x0 error|^2 = (a - b alpha / sigma)^2,   target = a x0 + b eps,
@@ -68,7 +68,7 @@ def excess(target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 class Distance(Config):
-    """How far a prediction is from its target, element by element."""
+    """The distance between a prediction and its target, element by element."""
 
     @abstractmethod
     def __call__(self, difference: Tensor) -> Tensor:

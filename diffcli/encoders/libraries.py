@@ -28,7 +28,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, 
 
 
 class Origin(NamedTuple):
-    """Where an encoder comes from: all that its weights depend on."""
+    """The origin of an encoder: everything that its weights depend on."""
 
     kind: str
     library: str
@@ -42,7 +42,7 @@ class Origin(NamedTuple):
 
 
 class View(NamedTuple):
-    """How an image tower wants its images: edge in pixels, and mean and standard deviation of the channels in [0, 1]."""
+    """The input of an image tower: edge in pixels, and mean and standard deviation of the channels in [0, 1]."""
 
     size: int
     mean: tuple[float, ...]
@@ -259,7 +259,7 @@ LOADERS: dict[tuple[str, str], Callable[[Origin, str], Towers]] = {
 
 
 def typed(key: str) -> str:
-    """How a user names another folder where a preset's key, or a flag, names a model."""
+    """What to type to name another folder for the model of a preset's key or a flag."""
     return f"{key} FOLDER" if key.startswith("--") else f"--set {key}=FOLDER"
 
 
@@ -276,7 +276,7 @@ def _library(name: str, key: str) -> Any:
 
 
 def _place(origin: Origin, part: str) -> str:
-    """Where a part of a model lies: in a folder of its own where the folder is a pipeline of diffusers."""
+    """The place of a part of a model: a folder of its own if the folder is a pipeline of diffusers."""
     folder = origin.folder
     if folder is not None and (folder / PIPELINE).is_file():
         return str(folder / part)
@@ -323,7 +323,7 @@ def _tokenizer(transformers: Any, origin: Origin, key: str, vocabulary: int) -> 
 
 
 def _transformers_view(transformers: Any, origin: Origin, size: int) -> View:
-    """What preprocessor_config.json says; without one, as CLIP was trained."""
+    """The view from preprocessor_config.json; without one, that of CLIP's training."""
     try:
         processor = transformers.CLIPImageProcessor.from_pretrained(_place(origin, ""))
     except (OSError, ValueError):
@@ -337,7 +337,7 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 @contextmanager
 def _loading(origin: Origin, key: str) -> Iterator[None]:
-    """What a library cannot find, read or download becomes an error of the user."""
+    """Context that turns failures of a library to find, read or download into a UserError."""
     if origin.folder is None and (origin.model.startswith(("/", "./", "../", "~")) or origin.model.count("/") > 1):
         raise UserError(f"{key} is '{origin.model}', and there is no such folder", f"{typed(key)}, where it lies")
     try:

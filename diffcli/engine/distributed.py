@@ -120,7 +120,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Launch:
-    """How many workers to start, on how many machines."""
+    """The numbers of workers and machines to start."""
 
     nproc: int = 1
     nnodes: int = 1

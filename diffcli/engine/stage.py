@@ -44,7 +44,7 @@ class StageModel:
         return misfit(size, self.downscale, f"its downscale {self.downscale}")
 
     def latent_shape(self, size: Sequence[int]) -> tuple[int, int, int]:
-        """Of the latent of an image of this height and width."""
+        """The shape of the latent of an image of this height and width."""
         return self.latent, size[0] // self.downscale, size[1] // self.downscale
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ def is_foreign(path: Path) -> bool:
 
 
 def foreign(path: Path, key: str) -> tuple[FirstStageConfig, dict[str, Tensor]]:
-    """That of a folder of diffusers."""
+    """The first stage of a folder of diffusers."""
     try:
         found = first_stages.from_diffusers(path)
     except UserError as error:
@@ -214,5 +214,5 @@ def check_planned(chosen: Preset, task: Task, data: ImageData) -> None:
 
 
 def noted(task: Task, data: ImageData) -> FieldNote | None:
-    """Which first stage made the latents of the data that a task reads, if it reads any."""
+    """The note of the first stage that made the latents of a task's data, if it reads latents."""
     return next((c.note for name, c in data.columns.items() if isinstance(c, Latents) and name in task.reads), None)

@@ -55,7 +55,7 @@ class WrittenPart(NamedTuple):
 
     @property
     def named(self) -> list[str]:
-        """How a pipeline's index names its class."""
+        """The name of its class in a pipeline's index."""
         return ["diffusers", self.config["_class_name"]]
 
 
@@ -216,7 +216,7 @@ def part(name: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> Writt
 
 
 def first_stage(preset: Preset, tensors: ForeignTensors) -> list[WrittenPart]:
-    """That of a latent model, for the pipeline of its network."""
+    """The first stage of a latent model, for the pipeline of its network."""
     codec, data = diffusion(preset).codec, preset.data.shape
     if not isinstance(codec, LatentCodecConfig):
         if told_by(preset):

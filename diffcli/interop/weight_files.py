@@ -158,7 +158,7 @@ def read_with_arguments(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any
 
 
 def load(path: Path) -> Any:
-    """What a file holds."""
+    """The content of a file."""
     return load_safetensors(path) if path.suffix == ".safetensors" else unpickle(path)
 
 

@@ -9,7 +9,7 @@ PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 
 
 def step_dir(root: Path, step: int) -> Path:
-    """Where the checkpoint of `step` stands below the folder `root` of checkpoints."""
+    """The path of the checkpoint of `step` below the folder `root` of checkpoints."""
     return root / f"step-{step:08d}"
 
 

@@ -15,7 +15,7 @@ NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # PyYAM
 
 
 def folders() -> list[Path]:
-    """Where presets are looked up by name, in this order."""
+    """The folders of presets, in the order of the search."""
     root = Path(__file__).parent.parent
     shipped = root / "presets" if (root / "presets").is_dir() else root.parent / "presets"
     return [Path("presets"), shipped]

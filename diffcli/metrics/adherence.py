@@ -49,7 +49,7 @@ class Follows(OfPairs):
 
 
 def edges_f1(edges: Tensor, other: Tensor) -> Tensor:
-    """Of each pair of masks, bool (B, 1, H, W): float32 (B,) in [0, 1]; 1 where both are empty, 0 where one is.
+    """F1 of each pair of masks, bool (B, 1, H, W): float32 (B,) in [0, 1]; 1 if both are empty, 0 if one is.
 
     2 P R / (P + R): precision P is the share of `edges` with a pixel of `other` within `TOLERANCE` in both directions, recall R
     that of `other` with one of `edges`.

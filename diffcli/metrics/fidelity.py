@@ -77,7 +77,7 @@ class Kid(Metric):
         return {"kid": kid.mean().item(), "kid_std": kid.std(unbiased=False).item()}
 
     def warnings(self, of: Summaries) -> list[str]:
-        """Where features were left out, and subsets smaller than usual."""
+        """Warnings about left-out features, and about small subsets."""
         found, size = _capped("kid", of), min(self.subset_size, of[REFERENCE].n, of[SAMPLES].n)
         if size < self.subset_size:
             found.append(f"kid: subsets of {size} images, not the usual {self.subset_size}")

@@ -59,7 +59,7 @@ class InceptionFeatures:
 
 
 def hub_path() -> Path:
-    """Where torch-fidelity (and torchmetrics) keep the weights once they have downloaded them."""
+    """The place to which torch-fidelity (and torchmetrics) download the weights."""
     return Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
 
 

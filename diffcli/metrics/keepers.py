@@ -199,4 +199,4 @@ KEEPERS: dict[str, Callable[[int], Keeper]] = {
     "mean": lambda stream: Means(),
     "rows": lambda stream: AllRows(),
 }
-"""How each part begins; stream: of its random numbers."""
+"""The initial state of each part; stream: of its random numbers."""

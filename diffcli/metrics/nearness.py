@@ -72,14 +72,14 @@ class PerceptualDistance(OfPairs):
 
 
 def psnr_of_bytes(image: Tensor, other: Tensor) -> Tensor:
-    """Of each pair of uint8 (B, C, H, W), in dB, at most 100: float32 (B,) on the CPU. The errors are summed exactly."""
+    """PSNR of each pair of uint8 (B, C, H, W), in dB, at most 100: float32 (B,) on the CPU. The errors are summed exactly."""
     errors = (image.int() - other.int()).square().flatten(1).sum(dim=1, dtype=torch.int64).cpu().double()
     ratio = PEAK**2 * image[0].numel() / errors.clamp(min=1e-9)
     return (10 * ratio.log10()).clamp(max=MOST).float()
 
 
 def ssim_of_bytes(image: Tensor, other: Tensor) -> Tensor:
-    """Of each pair of uint8 (B, C, H, W), `WINDOW` pixels or more in both edges: float32 (B,).
+    """SSIM of each pair of uint8 (B, C, H, W), `WINDOW` pixels or more in both edges: float32 (B,).
 
     Windows at the border do not count, as in scikit-image with Gaussian weights and without its sample covariance. Computed in
     float64: a variance is a difference of squares, of which float32 leaves little, and TF32 nothing, where an image is flat.

@@ -138,7 +138,7 @@ def matched_iou(samples: Tensor, annotators: Tensor, classes: int) -> Tensor:
 
 
 def calibration(probability: Tensor, annotators: Tensor) -> Tensor:
-    """Of each bin: its pixels, the sum of their probabilities, and how many are marked (or right): float32 (B, BINS + 1, 3).
+    """For each bin: its pixels, the sum of their probabilities, the number of marked (or right) ones: float32 (B, BINS + 1, 3).
 
     The sums are means over annotators and pixels. The last bin holds the probability 1 alone. probability: (B, C, H, W).
     """

@@ -50,7 +50,7 @@ class SquaredError(Closeness):
 
 
 class Retrieval(BesideIdentity):
-    """How often the right image is, of all images of the reference, the nearest to a prediction; 1 is best."""
+    """The share of predictions whose nearest image in the reference is the right one; 1 is best."""
 
     kind: Literal["retrieval"] = "retrieval"
     needs: ClassVar[tuple[Need, ...]] = tuple(Need(*KEY, rows_of(name)) for name in ("text", "image", "predicted"))
@@ -62,7 +62,7 @@ class Retrieval(BesideIdentity):
 
 
 def retrieved(predicted: Tensor, image: Tensor) -> float:
-    """How often, of all image embeddings (n, D), the right one is the nearest to a prediction (n, D) by its cosine.
+    """The share of predictions (n, D) whose nearest image embedding of (n, D), by cosine, is the right one.
 
     Where several are equally near, the right one among them counts as much as a random choice of one of them would give.
     """

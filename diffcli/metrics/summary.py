@@ -1,4 +1,4 @@
-"""What is kept of one side of a comparison, as seen by one extractor: the parts that the metrics ask for.
+"""The summary of one side of a comparison by one extractor: the parts that the metrics need.
 
 `arrays` and `from_arrays` move moments and sample to and from a cache file.
 """
@@ -72,7 +72,7 @@ class Summary:
         return self._part(CLASSES, Splits)
 
     def hits(self) -> Hits:
-        """How often the classifier agrees with the label."""
+        """The number of rows for which the classifier agrees with the label."""
         return self._part(HITS, Hits)
 
     def mean(self, value: str) -> Means:

@@ -62,7 +62,7 @@ class BandedNorm:
         self.moments = RunningMoments()  # of each image and group
 
     def __call__(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
-        """As GroupNorm.forward."""
+        """The same as GroupNorm.forward."""
         x, modulation = added(x, modulation)
         if self.collecting:
             self.moments.join(grouped(self.norm, self.band.rows(x, x.shape[2] // self.given)))

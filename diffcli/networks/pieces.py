@@ -78,7 +78,7 @@ class Standing:
         self.known = bool(self.moments)
 
     def __call__(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
-        """As GroupNorm.forward, or PositionMean.forward."""
+        """The same as GroupNorm.forward, or PositionMean.forward."""
         norm, parts = self.layer, self.pieces.parts
         x, modulation = added(x, modulation)
         if not self.known:

@@ -1,4 +1,4 @@
-"""What a preset can name in `task.network.kind`."""
+"""The kinds of `task.network.kind`."""
 
 from typing import Annotated
 

@@ -59,7 +59,7 @@ class Broken(NamedTuple):
 
 
 class Picked(Config):
-    """Which downloads are kept, and how. min_size: of the shorter side, in pixels; quality: of JPEG.
+    """The downloads to keep, and their encoding. min_size: of the shorter side, in pixels; quality: of JPEG.
 
     obey_opt_out: skip images whose owner refuses machine learning in an X-Robots-Tag header.
     """

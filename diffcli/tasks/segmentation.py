@@ -68,7 +68,7 @@ class SegmentationTask(Task):
         return self.network(x, time, Conditioning(seeds=seeds)).float()
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of each class: (B, classes, H, W) in [0, 1]."""
+        """The probability of each class: (B, classes, H, W) in [0, 1]."""
         if self.classes == BINARY:
             p = logits.sigmoid()
             return torch.cat([1 - p, p], dim=1)

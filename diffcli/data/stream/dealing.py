@@ -197,7 +197,7 @@ class StreamFeed:
     def batches(
         self, first: int, last: int, *, flip: bool, device: torch.device, workers: int
     ) -> Iterator[tuple[int, Batch]]:
-        """As loader.batches: (step, batch) for step = first + 1 .. last, index being shard number * 2^32 + position in it."""
+        """As loader.batches: (step, batch) for step = first + 1 .. last; index is shard number * 2^32 + position in it."""
         seed, specs = self.source.order.seed, self.layout.specs
         deals = Deals(self.source, self.layout, self.rows, self.batch_size, last - first)
         deals.marks = self.marks

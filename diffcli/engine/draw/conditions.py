@@ -34,7 +34,7 @@ class Conditions(ABC):
 
     @abstractmethod
     def fields(self, rows: range, seeds: Sequence[int]) -> Batch:
-        """Those of `rows` on the CPU, in the form in which data sets give them: pictures as uint8. seeds: of these images."""
+        """The fields of `rows` on the CPU, in the form of data sets: pictures as uint8. seeds: of these images."""
 
     def labels(self, rows: range, seeds: Sequence[int]) -> Tensor | None:
         """The field label of `rows`, int64, without the cost of the others; None where it is not provided."""

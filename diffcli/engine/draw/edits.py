@@ -156,7 +156,7 @@ def read_edit(options: EditOptions, shape: ImageShape) -> Edit:
 def read_mask(
     path: Path | MemoryPicture, opened: Sequence[Image.Image], names: Sequence[Path | MemoryPicture], shape: ImageShape
 ) -> Tensor:
-    """Where a mask is white, bool (H, W), cut and resized as the pictures that it lies over are. Raises UserError."""
+    """The white pixels of a mask, bool (H, W), cropped and resized like its pictures. Raises UserError."""
     mask = open_picture("--mask", path)
     for image, name in zip(opened, names, strict=True):
         if image.size != mask.size:

@@ -113,7 +113,7 @@ def class_count(task: AnyTask) -> int | None:
 
 
 def _shape(model: Model) -> str:
-    """Of what is drawn or classified."""
+    """The shape of the images that a model draws or classifies."""
     field = model.preset.task.models
     assert field is not None
     return listed(model.task.reads[field].shape)

@@ -1,4 +1,4 @@
-"""Where samples go: one grid, a folder of files or an .npz, each with a .json sidecar beside it; and animations."""
+"""Writes samples: one grid, a folder of files or an .npz, each with a .json sidecar; and animations."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -86,7 +86,7 @@ def numbered(n: int) -> list[str]:
 
 
 def stage_path(path: Path, number: int) -> Path:
-    """Where the images of an earlier stage of a cascade go: DIR/stage-1, or NAME.stage-1.png beside NAME.png."""
+    """The path for the images of an earlier stage of a cascade: DIR/stage-1, or NAME.stage-1.png beside NAME.png."""
     return path.with_suffix(f".stage-{number}{path.suffix}") if kind_of(path) else path / f"stage-{number}"
 
 

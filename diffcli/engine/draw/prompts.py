@@ -19,7 +19,7 @@ from diffcli.tasks.guide import Guide
 
 
 def read_prompts(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
-    """Those of --prompt, then those of the file, UTF-8, one a line, blank lines skipped. Raises UserError where it has none."""
+    """The prompts of --prompt, then the lines of the file, UTF-8, without blank ones. Raises UserError if it has none."""
     if file is None:
         return tuple(map(captions.clean, given))
     try:

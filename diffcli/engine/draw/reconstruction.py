@@ -177,7 +177,7 @@ class Reconstruction:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image: channels, height and width."""
+        """The shape of one image: channels, height and width."""
         height, width = self.source.size
         return self.stage.channels, height, width * self.source.beside
 

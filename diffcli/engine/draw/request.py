@@ -120,7 +120,7 @@ class Request:
         return {"stream": streams(self.streams(rows)), **self._fields(self.conditions, rows)}
 
     def _fields(self, conditions: Iterable[Conditions], rows: range) -> dict[str, Any]:
-        """Those of some conditions for images `rows`, on the model's device."""
+        """The fields of some conditions for images `rows`, on the model's device."""
         found: dict[str, Any] = {}
         for condition in conditions:
             found |= on_device(condition.fields(rows, self.streams(rows)), condition.specs, self.task.device)

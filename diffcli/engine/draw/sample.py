@@ -56,7 +56,7 @@ class ImageRequest(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image: channels, height and width."""
+        """The shape of one image: channels, height and width."""
 
     @property
     def labels(self) -> Tensor | None:
@@ -149,7 +149,7 @@ def computed(req: ImageRequest, rows: range) -> range:
 
 
 def frame_count(req: Request, show: Literal["x", "x0"]) -> int:
-    """How many `frames` a request has: one a step, and for x where it begins."""
+    """The number of `frames` of a request: one for each step, and for x also the start."""
     return req.walked.steps + (show == "x")
 
 

@@ -40,7 +40,7 @@ class Prior:
 
 
 def image_conditioners(task: Task) -> list[EmbeddingConditioner]:
-    """Those that read embeddings of images."""
+    """The conditioners that read embeddings of images."""
     return [c for c in task.modules() if isinstance(c, EmbeddingConditioner) and IMAGE in c.reads]
 
 

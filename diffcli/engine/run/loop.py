@@ -85,7 +85,7 @@ class Waits:
 
     @property
     def share(self) -> float:
-        """Of all training so far, 0 to 1."""
+        """The share of all training so far, 0 to 1."""
         return self.waited / max(self.trained, 1e-9)
 
     def recent_share(self) -> float:

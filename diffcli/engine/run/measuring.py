@@ -73,7 +73,7 @@ def _counted(batches: Iterator[Batch], show: Callable[[int], None], world: int) 
 
 
 def pass_of(preset: Preset, data: ImageData, wanted: int | None) -> int:
-    """How many batches of training hold `wanted` samples at least; None: all of them."""
+    """The number of batches of training with at least `wanted` samples; None: all of them."""
     cfg = preset.train
     whole = (data.count or OF_A_STREAM) if isinstance(data, StreamData) else epoch_size(data, cfg.batch_size)
     return ceil(min(wanted or whole, whole) / cfg.batch_size)

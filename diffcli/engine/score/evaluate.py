@@ -82,7 +82,7 @@ class Gathering:
         return Counted(side.name, max(looked, default=side.size), shape, cached, next(iter(units), "images"))
 
     def _cache_file(self, side: Side, own: Mapping[str, Summary]) -> Path | None:
-        """Where the features of a reference are kept; the leading process alone looks."""
+        """The cache file for the features of a reference; None on processes that do not lead."""
         if FEATURES not in own or not self.group.leads:
             return None
         described = self.extractors[FEATURES].describe()

@@ -20,7 +20,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, Pillow's grey
 
 @runtime_checkable
 class ScoringTask(Protocol):
-    """What a classifier task offers: penultimate features, and logits from them."""
+    """The interface of a classifier task: penultimate features, and logits from them."""
 
     def features(self, x: Tensor) -> Tensor: ...
 

@@ -30,7 +30,7 @@ FEWEST = 4  # cells for each code, else the table would hold its own training da
 BATCH = 2**22  # numbers of images that are read at once, about
 
 Floor = dict[str, Any]
-"""As JSON values: name, kind (linear or table), psnr in dB, what it is in words, cell, numbers or codes, fitted_on, images."""
+"""A floor as JSON values: name, kind (linear or table), psnr in dB, what (in words), cell, numbers or codes, fitted_on, images."""
 
 
 class Size(NamedTuple):
@@ -147,7 +147,7 @@ def rows_of(training: Side, plan: Plan, field: str, device: torch.device, watch:
 
 
 def at_once(side: Side, field: str) -> int:
-    """How many images of a side are read at once."""
+    """The number of images of a side that are read at once."""
     return max(1, BATCH // math.prod(side.fields[field].sides))
 
 

@@ -139,7 +139,7 @@ def _opened(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[IO[bytes],
 
 
 def _offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Where the bytes of a stored member begin."""
+    """The offset of the bytes of a stored member."""
     file.seek(info.header_offset)
     name, extra = struct.unpack("<HH", file.read(LOCAL_HEADER)[-4:])
     return info.header_offset + LOCAL_HEADER + name + extra

@@ -23,7 +23,7 @@ Side = Literal["encoder", "decoder"]
 
 
 class Dialect(NamedTuple):
-    """How a library names the parts of an encoder and a decoder; {} is a number."""
+    """The names that a library uses for the parts of an encoder and a decoder; {} is a number."""
 
     level: dict[Side, str]
     from_below: bool  # whether the levels of the decoder are numbered from the finest, as those of the encoder

@@ -31,7 +31,7 @@ KINDS: dict[type[nn.Module], PlaceKind] = {
 
 
 class BlockNames(NamedTuple):
-    """How a library names the layers inside its blocks."""
+    """The names that a library uses for the layers inside its blocks."""
 
     res: Mapping[str, str]  # our layer -> theirs
     attention: Callable[[str, str, Attention], list[Rule]]  # (our block, theirs, ours itself) -> its rules

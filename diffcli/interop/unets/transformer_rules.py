@@ -23,7 +23,7 @@ ATTENTIONS = {"attention": "attn1", "cross": "attn2"}
 
 
 def transformer_rules(mine: str, theirs: str, linear: bool) -> list[Rule]:
-    """Of one block, of depth 1. linear: whether theirs is entered and left by linear layers, not by 1x1 convolutions."""
+    """The rules of one block, of depth 1. linear: whether theirs has linear layers at both ends, not 1x1 convolutions."""
     inside = f"{theirs}.transformer_blocks.0"
     rules = [*layer(f"{mine}.norm", f"{theirs}.norm"), *layers(mine, inside, LAYERS)]
     for ours, other in ATTENTIONS.items():

@@ -26,7 +26,7 @@ AGENT = "diffcli"  # by which a server may address us in X-Robots-Tag
 
 
 class FetchJob(Config):
-    """What to download and how. size: the shorter side of larger images in pixels; smaller ones, down to min_size, stay."""
+    """A download. size: the shorter side of larger images in pixels; smaller ones, down to min_size, are not resized."""
 
     table: Path
     folder: Path

@@ -148,6 +148,6 @@ def _in_order(notes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _shared(name: str, file: str) -> int:
-    """How many parts two paths share at their ends."""
+    """The number of parts that two paths share at their ends."""
     pairs = zip(reversed(name.split("/")), reversed(file.split("/")), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

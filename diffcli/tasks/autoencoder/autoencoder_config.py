@@ -65,7 +65,7 @@ class AutoencoderTaskConfig(TaskConfig):
         return self.model_copy(update={"bottleneck": self.bottleneck.trained_on(images)})
 
     def first_stage(self, channels: int) -> FirstStageConfig:
-        """What it trains, for images of so many channels."""
+        """The first stage that it trains, for images of this number of channels."""
         return FirstStageConfig(
             network=self.network,
             bottleneck=self.bottleneck,

@@ -222,7 +222,7 @@ class AutoencoderTask(Task):
             self.heeds = True
 
     def latent_shape(self, x: Tensor) -> tuple[int, ...]:
-        """Of the latents of images (B, C, H, W)."""
+        """The shape of the latents of images (B, C, H, W)."""
         f = self.autoencoder.downscale
         return len(x), self.autoencoder.bottleneck.channels, x.shape[2] // f, x.shape[3] // f
 

@@ -96,7 +96,7 @@ class Judge(Config):
 
 
 class PerceptualConfig(Config):
-    """What builds the perceptual part. weight: its factor beside the reconstruction."""
+    """Builds the perceptual part. weight: its factor in the loss."""
 
     weight: float = Field(1.0, gt=0, description="weight of this distance in the loss")
 

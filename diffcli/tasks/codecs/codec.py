@@ -12,7 +12,7 @@ from diffcli.noise import Noise
 from diffcli.tasks.task import Ranks
 
 Shape = tuple[int, ...]
-"""Of one sample, channels first: (C, *S) with any number of axes."""
+"""The shape of one sample, channels first: (C, *S) with any number of axes."""
 
 
 class Codec(nn.Module, ABC):

@@ -1,4 +1,4 @@
-"""What a preset can name in `task.codec.kind`."""
+"""The kinds of `task.codec.kind`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any

@@ -72,7 +72,7 @@ class ConditionerConfig(Config):
 
     @property
     def droppable(self) -> bool:
-        """As of the conditioner."""
+        """The same as of the conditioner."""
         return True
 
     @abstractmethod

@@ -51,7 +51,7 @@ class SourceImages(NamedTuple):
 
     @property
     def value(self) -> Value:
-        """As a condition."""
+        """The images as the value of a condition."""
         return Value(self.levels, self.origins)
 
 

@@ -37,7 +37,7 @@ BINARY = 2
 
 
 class Segments(NamedTuple):
-    """Of images: the probability of each class, float32 (B, C, H, W), and single masks of class numbers, int64 (B, K, H, W)."""
+    """The probability of each class of images, float32 (B, C, H, W), and single masks of class numbers, int64 (B, K, H, W)."""
 
     probability: Tensor
     samples: Tensor
@@ -53,23 +53,23 @@ class Segmenter(ABC):
 
     @abstractmethod
     def segment(self, rows: range) -> Segments:
-        """Of the images of these numbers, computed as one batch, on the model's device."""
+        """The segments of the images of these numbers, computed as one batch, on the model's device."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """How the masks are made, as JSON values."""
+        """The description of the masks, as JSON values."""
 
     def agree(self, group: Group) -> None:
         """Takes in, on rank 0, what the ranks have counted; nothing, unless it says otherwise."""
         return
 
     def at_once(self, batch_size: int) -> int:
-        """How many images are computed as one batch of so many masks."""
+        """The number of images in a batch of this number of masks."""
         return max(1, batch_size // self.ensemble)
 
     @property
     def rule(self) -> dict[str, Any]:
-        """How a mask follows from the probability."""
+        """The rule by which a mask follows from the probability."""
         binary = {"threshold": THRESHOLD, "ensemble": self.ensemble}
         return binary if self.classes == BINARY else {"mask": "the likeliest class", "ensemble": self.ensemble}
 
@@ -156,7 +156,7 @@ class Direct(Segmenter):
 
 
 def frequency(samples: Tensor, classes: int) -> Tensor:
-    """How often each class occurs in masks (B, K, H, W): float32 (B, classes, H, W)."""
+    """The frequency of each class in masks (B, K, H, W): float32 (B, classes, H, W)."""
     return torch.stack([(samples == c).float().mean(1) for c in range(classes)], 1)
 
 
@@ -168,7 +168,7 @@ def decided(probability: Tensor) -> Tensor:
 
 
 def variance(probability: Tensor) -> Tensor:
-    """Of the single masks at each pixel, (B, H, W): p (1 - p) of two classes; of more, half the sum of p (1 - p) over them."""
+    """The variance of single masks at each pixel, (B, H, W): p (1 - p) for two classes; for more, half the sum of p (1 - p)."""
     return (probability * (1 - probability)).sum(1) / 2
 
 

@@ -39,7 +39,7 @@ class EnlargedPictures:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of image 0: channels, height and width."""
+        """The shape of image 0: channels, height and width."""
         return self.task.spec.sides[0], *self.sizes[0]
 
     @property

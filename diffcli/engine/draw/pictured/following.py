@@ -33,7 +33,7 @@ class Gathered(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """How the networks see images of one size. cut: (height, width) that is kept of what they draw, None: all.
+    """The frame of images of one size for the networks. cut: (height, width) to keep of the drawn images, None: all.
 
     at_once: images in a batch, where they are predicted in tiles. tiling: of the tiles, for the sidecar.
     """

@@ -27,7 +27,7 @@ class Gallery:
 
     @property
     def first(self) -> Request:
-        """What draws image 0."""
+        """The request that draws image 0."""
         return self.requests[self.sizes[0]]
 
     @property
@@ -44,7 +44,7 @@ class Gallery:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of image 0: channels, height and width."""
+        """The shape of image 0: channels, height and width."""
         return self.first.shape
 
     @property

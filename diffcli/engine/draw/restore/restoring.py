@@ -37,12 +37,12 @@ class Restoration:
     right: Tensor | None = None
 
     def known(self, task: DiffusionTask, rows: range, batch: Batches) -> Measured:
-        """What images `rows` are consistent with."""
+        """The measurements of images `rows`."""
         return Measured(self.operator, task.codec.encode(_of(self.measured, rows).to(task.device)), conditioned=False)
 
     @property
     def pictures(self) -> int:
-        """How many stand side by side in one."""
+        """The number of pictures side by side in one image."""
         return 1 + (self.left is not None) + (self.right is not None)
 
     def shown(self, made: Tensor, rows: range) -> Tensor:
