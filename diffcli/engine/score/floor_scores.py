@@ -30,7 +30,7 @@ FEWEST = 4  # cells for each code, else the table would hold its own training da
 BATCH = 2**22  # numbers of images that are read at once, about
 
 Floor = dict[str, Any]
-"""A floor as JSON values: name, kind (linear or table), psnr in dB, what (in words), cell, numbers or codes, fitted_on, images."""
+"""Floors as JSON: name, kind (linear or table), psnr in dB, what (in words), cell, numbers or codes, fitted_on, images"""
 
 
 class Size(NamedTuple):
