@@ -15,7 +15,7 @@ from diffcli.cli.drawing import gif, sample
 from diffcli.cli.informing import info
 from diffcli.cli.options import Device, DeviceOption, Nproc, ResumeSet, Set
 from diffcli.cli.parsing import choices
-from diffcli.cli.parsing.helping import WIDEST, HelpfulCommand, HelpfulGroup
+from diffcli.cli.parsing.helping import RUN, WIDEST, HelpfulCommand, HelpfulGroup
 from diffcli.cli.preparing import prep_data
 from diffcli.cli.presets import presets_app
 from diffcli.cli.scoring import fid
@@ -45,9 +45,17 @@ def train(
             show_default="the preset's",
         ),
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where to write.", show_default="runs/NAME")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="train.steps: updates.", show_default="the preset's")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The run's seed.", show_default="the preset's")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where to write.", show_default="runs/NAME", rich_help_panel=RUN)
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="train.steps: updates.", show_default="the preset's", rich_help_panel=RUN),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="The run's seed.", show_default="the preset's", rich_help_panel=RUN),
+    ] = None,
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
     nnodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
@@ -75,10 +83,12 @@ def train(
 def resume(
     run_dir: Annotated[Path, typer.Argument(help="The directory of the run.")],
     from_step: Annotated[
-        int | None, typer.Option("--from", help="Go on from this checkpoint.", show_default="newest")
+        int | None,
+        typer.Option("--from", help="Continue from this checkpoint.", show_default="newest", rich_help_panel=RUN),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="train.steps: updates in all.", show_default="the run's")
+        int | None,
+        typer.Option(min=1, help="train.steps: updates in all.", show_default="the run's", rich_help_panel=RUN),
     ] = None,
     overrides: ResumeSet = None,
     device: DeviceOption = Device.auto,

@@ -8,7 +8,7 @@ from typing import Any
 import typer.core
 
 WIDEST = 120  # columns of help
-OPTIONS, DRAWING, CHANGING = "Options", "What to draw", "Changing pictures"
+OPTIONS, RUN, DRAWING, CHANGING = "Options", "The run", "What to draw", "Changing pictures"
 HOW, WHERE = "How to draw", "Where and how to compute"
 MEMBERS = {
     DRAWING: ("n", "class", "prompt", "prompts", "negative-prompt", "prior", "seed", "size", "interpolate"),

@@ -48,6 +48,13 @@ def test_help_groups_options_and_begins_with_examples(helped: Any, command: str)
     assert len(groups) == len(set(groups)) > 3
 
 
+@pytest.mark.parametrize("command", ["train", "resume"])
+def test_help_of_training_does_not_speak_of_drawing(helped: Any, command: str) -> None:
+    text = helped(command)
+    assert "draw:" not in text
+    assert text.index("The run:") < text.index("--steps")
+
+
 def test_every_grouped_flag_exists() -> None:
     flags = {name for _, command in commands() for param in command.params for name in param.opts}
     assert {f"--{name}" for names in MEMBERS.values() for name in names} <= flags
