@@ -73,7 +73,7 @@ def test_a_malicious_batch_is_refused_by_name_and_nothing_runs(tmp_path: Path):
     making_sets.cifar10_python(tmp_path / "set")
     bad = pickle.dumps({"data": Malicious(tmp_path / "ran"), "labels": [1]}, 2)
     (tmp_path / "set/data_batch_2").write_bytes(bad)
-    with pytest.raises(UserError, match=r"data_batch_2 is not a batch of CIFAR-10: it asks for .*\.system"):
+    with pytest.raises(UserError, match=r"data_batch_2 is not a batch of CIFAR-10: it names .*\.system"):
         Cifar(root=tmp_path / "set").build("train")
     assert not (tmp_path / "ran").exists()
 

@@ -115,7 +115,7 @@ def test_a_dit_of_a_round_number_of_rows_has_none_for_no_class(tmp_path: Path):
     theirs = reference(3)
     theirs.y_embedder.embedding_table = torch.nn.Embedding(10, theirs.y_embedder.embedding_table.weight.shape[1])
     imported = importing.load(save_pt(theirs, tmp_path / "x.pt"), None)
-    assert any("10 rows of classes are taken for 10 classes" in note for note in imported.notes)
+    assert any("10 rows of classes" in note for note in imported.notes)
     assert imported.preset.task.conditioners[0].num_classes == 10
     assert imported.preset.task.drop_condition == 0
     assert imported.preset.guidance == 1

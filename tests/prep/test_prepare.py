@@ -296,12 +296,12 @@ def test_options_of_downloads_are_refused_where_nothing_is_downloaded(tmp_path: 
         (SourceOptions(picked=Picked(quality=80)), "--quality"),
         (SourceOptions(download=Download(threads=3)), "--threads"),
     ):
-        with pytest.raises(UserError, match=f"{flag} says nothing to prep-data folder"):
+        with pytest.raises(UserError, match=f"{flag} has no effect in prep-data folder"):
             run("folder", tmp_path / "source", tmp_path / "out", options=options)
 
 
 def test_clips_are_refused_the_options_that_pictures_have(tmp_path: Path):
     (tmp_path / "clips.csv").write_text("videoid,name,contentUrl\n")
-    with pytest.raises(UserError, match="--min-size says nothing to prep-data webvid") as caught:
+    with pytest.raises(UserError, match="--min-size has no effect in prep-data webvid") as caught:
         run("webvid", tmp_path / "clips.csv", tmp_path / "out", options=SourceOptions(picked=Picked(min_size=3)))
     assert "coco, cc3m, cc12m, urls" in caught.value.hint

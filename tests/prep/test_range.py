@@ -72,4 +72,4 @@ def test_what_is_no_range_is_refused_before_anything_is_read(tmp_path: Path, cli
 def test_kinds_of_eight_bits_refuse_a_range(tmp_path: Path, cli: Cli):
     done = cli("prep-data", "mnist", tmp_path, "--out", tmp_path / "out", "--range", "0,4095")
     assert done.code == 2
-    assert "--range says nothing to prep-data mnist" in done.err
+    assert "--range has no effect in prep-data mnist" in done.err

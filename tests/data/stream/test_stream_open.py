@@ -142,5 +142,5 @@ def test_a_place_that_needs_a_missing_package_says_what_to_install() -> None:
     with mock.patch.dict("sys.modules", {"fsspec": None}), pytest.raises(UserError) as told:
         read("s3://bucket/a.tar")
     assert "pip install 'diffcli[remote]'" in told.value.hint
-    with pytest.raises(UserError, match="no way to open 'nonsense://a'"):
+    with pytest.raises(UserError, match="nonsense://a"):
         read("nonsense://a")

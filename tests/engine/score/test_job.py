@@ -108,7 +108,7 @@ def test_options_that_no_metric_has_are_refused(cli: Cli, metrics: str, item: st
     [
         (("digits:train", "digits:test", "--metrics", "fid,bpd"), ("--metrics fid,bpd needs a model", "--ckpt RUN")),
         (("digits:train", "digits:test", "--metrics", "cosine"), ("--metrics cosine needs a prior", "--ckpt RUN")),
-        (("--ckpt", "RUN", "--metrics", "cosine,bpd"), ("bpd looks at images", "choose among cosine, mse, retrieval")),
+        (("--ckpt", "RUN", "--metrics", "cosine,bpd"), ("bpd compares images", "choose among cosine, mse, retrieval")),
         (
             ("--ckpt", "RUN", "--metrics", "bpd", "--features", "inception"),
             ("--features inception", "leave --features out"),

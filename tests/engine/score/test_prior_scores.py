@@ -147,7 +147,7 @@ def test_the_dry_run_counts_a_task_without_images(tmp_path: Path, data: Path, cl
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--metrics", "fid,cosine"), ("fid looks at images", "cosine, mse, retrieval")),
+        (("--metrics", "fid,cosine"), ("fid compares images", "cosine, mse, retrieval")),
         (("--metrics", "cosine", "--class", "3"), ("--class 3", "leave --class out")),
         (("--metrics", "cosine", "--features", "clip"), ("--features clip",)),
         (("--metrics", "cosine", "--sampler", "ddim"), ("--sampler ddim", "regression")),

@@ -172,7 +172,7 @@ def test_img2dataset_that_dies_is_named_with_its_last_words(
     script.write_text("#!/bin/sh\necho 'OSError: no space left on device' >&2\nexit 1\n")
     script.chmod(0o755)
     monkeypatch.setattr(url_sources.sys, "executable", str(script))
-    with pytest.raises(RunFailed, match=r"left 1 of 1 shards undone \(OSError: no space left on device\)"):
+    with pytest.raises(RunFailed, match=r"left 1 of 1 shards unfinished \(OSError: no space left on device\)"):
         run("cc3m", table, tmp_path / "out")
     assert not (tmp_path / "out/dataset.json").exists()
 

@@ -211,7 +211,7 @@ def test_options_that_a_kind_does_not_read_are_refused(tmp_path: Path, cli: Cli)
     root = images(tmp_path / "in", "a.png")
     done = cli("prep-data", "folder", root, "--out", tmp_path / "out", "--field", "mask")
     assert done.code == 2
-    assert "--field says nothing to prep-data folder" in done.err
+    assert "--field has no effect in prep-data folder" in done.err
     assert "it is for pairs" in done.err
 
 

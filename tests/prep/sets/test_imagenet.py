@@ -163,7 +163,7 @@ def traversal(folder: Path) -> None:
             r"no images of ImageNet; it holds cat/a\.jpg\nhint: give the",
         ),
         (twice, r"holds one image twice: copy/train/n01440764/n01440764_0\.JPEG and train/"),
-        (without_truth, r"nothing says the classes of ILSVRC2012_img_val\.tar/.*\nhint: .*devkit"),
+        (without_truth, r"the classes of ILSVRC2012_img_val\.tar/.*\nhint: .*devkit"),
         (short_truth, r"ground_truth\.txt has no class for ILSVRC2012_val_00000004\.JPEG"),
         (garbled_meta, r"meta\.mat is not the meta\.mat of ImageNet's devkit"),
         (truncated_tar, r"in which ILSVRC2012_img_train\.tar is not a whole archive"),

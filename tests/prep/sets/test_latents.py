@@ -231,7 +231,7 @@ def test_latents_that_are_no_numbers_are_told_when_they_are_made_and_when_they_a
     assert Shards(root=out, size=8, channels=1).build("train")
     monkeypatch.setattr("torch.nn.functional.silu", lambda x: x * float("nan"))
     done = cli("prep-data", "latents", root / "set", "--first-stage", root / "stage", "--out", tmp_path / "b")
-    done.refused("--first-stage", "not all finite")
+    done.refused("--first-stage", "not finite")
 
 
 def test_the_image_whose_latent_is_no_number_is_named(

@@ -83,7 +83,7 @@ def test_python_projects() -> None:
 
 
 def test_models_that_enlarge_nothing_are_refused() -> None:
-    with pytest.raises(UserError, match="--project: made is conditioned on no low_res") as caught:
+    with pytest.raises(UserError, match="--project: made has no low_res") as caught:
         request(made(**FREE), SampleOptions(project=True))
     assert "--restore sr2" in caught.value.hint
     with pytest.raises(UserError, match="--project: encoding is a first stage"):

@@ -278,7 +278,7 @@ def test_what_cannot_be_scored_in_pairs_is_refused(cli: Cli, tmp_path: Path, tra
         (["--ckpt", run, "--metrics", "psnr,fid", "--mean-of", 2], ["--mean-of 2", "smoother"]),
         (["--ckpt", trained, "--metrics", "fid", "--mean-of", 2], ["--mean-of 2", "psnr, ssim or lpips"]),
         (["a.npz", "b.npz", "--metrics", "consistency"], ["needs a model"]),
-        (["--ckpt", run, "--metrics", "psnr", "--ref", tmp_path / "a.npz"], ["beside the originals", "NAME:SPLIT"]),
+        (["--ckpt", run, "--metrics", "psnr", "--ref", tmp_path / "a.npz"], ["originals", "NAME:SPLIT"]),
     ):
         np.savez(tmp_path / "a.npz", arr_0=np.zeros((3, 16, 16, 1), np.uint8))
         cli("fid", *options, "--device", "cpu").refused(*words)
