@@ -18,6 +18,14 @@ ELSEWHERE = {  # what no test mirrors, by the first part of its path
     "CONTRIBUTING.md": "tests/test_contributing.py",
     "benchmarks": "tests/test_gpu_check.py",
 }
+BY_ANOTHER_NAME = {  # files beside the folders of the package, whose tests stand elsewhere than they do
+    "diffcli/__init__.py": ("tests/test_facade.py",),
+    "diffcli/__main__.py": ("tests/cli/test_console.py", "tests/cli/test_door.py"),
+    "diffcli/config.py": ("tests/config_errors/test_explaining.py", "tests/cli/test_bad_input.py"),
+    "diffcli/preset.py": ("tests/test_presets.py", "tests/test_preset_schema.py"),
+    "diffcli/transfer.py": ("tests/tasks/test_waits.py", "tests/data/test_loader.py"),
+    "tests/conftest.py": ("tests/cli/test_commands.py",),
+}
 
 
 def changed(root: Path = ROOT) -> list[str]:
@@ -33,6 +41,8 @@ def mirrors_of(paths: Iterable[str], root: Path = ROOT) -> list[str]:
 
 def _mirrors_of(path: PurePosixPath, root: Path) -> list[str]:
     first = path.parts[0]
+    if str(path) in BY_ANOTHER_NAME:
+        return [*BY_ANOTHER_NAME[str(path)]]
     if first in ELSEWHERE:
         return [ELSEWHERE[first]]
     if first not in ("tests", "diffcli") or path.suffix != ".py":

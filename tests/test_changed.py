@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.changed import changed, mirrors_of
+from tests.changed import ALWAYS, BY_ANOTHER_NAME, ROOT, changed, mirrors_of
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,14 @@ def test_a_file_that_no_test_mirrors_has_those_of_its_folder() -> None:
     found = mirrors_of(["diffcli/cli/options.py"])
     assert {"tests/cli/test_commands.py", "tests/cli/test_bad_input.py"} <= set(found)
     assert all(path.startswith("tests/cli/") for path in found if path != "tests/test_layers.py")
+
+
+def test_every_file_of_the_package_has_a_test_and_every_test_is_there() -> None:
+    files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "diffcli").rglob("*.py"))
+    found = {file: {*mirrors_of([file])} - {*ALWAYS} for file in files}
+    assert [file for file, tests in found.items() if not tests] == []
+    assert not [test for tests in found.values() for test in tests if not (ROOT / test).is_file()]
+    assert all(test in mirrors_of([path]) for path, tests in BY_ANOTHER_NAME.items() for test in tests)
 
 
 def test_what_is_committed_since_main_and_what_is_not_are_both_changed(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2M, Sampler, last
 from diffcli.diffusion.schedule import Cosine, Flow, Linear
 from diffcli.noise import Noise
 from tests.diffusion.oracle import Mixture, kind
+from tests.pairing import paired
 
 CPU = torch.device("cpu")
 NONE = Noise([0, 1], CPU)  # of samplers that draw none
@@ -114,8 +115,11 @@ def clipped(schedule: Cosine | Linear | Flow) -> Denoise:
     return clip_x0(DATA.denoise(schedule), schedule)
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Linear(), Flow()], ids=kind)
-@pytest.mark.parametrize("sampler", [Ddim(steps=7), DpmPlusPlus2M(steps=7), Ddpm(steps=7)], ids=kind)
+@pytest.mark.parametrize(
+    ("sampler", "schedule"),
+    paired([Ddim(steps=7), DpmPlusPlus2M(steps=7), Ddpm(steps=7)], [Cosine(), Linear(), Flow()]),
+    ids=kind,
+)
 def test_the_final_image_measures_as_what_was_given(sampler: Sampler, schedule, operator: Operator) -> None:
     measured = operator.measure(draws(5, 6).clamp(-1, 1) * 0.5)
     denoise = projected(clipped(schedule), schedule, operator, measured)

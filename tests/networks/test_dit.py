@@ -1,5 +1,6 @@
 """The diffusion transformer: any size and slot; identities of patches and positions; the published arithmetic."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -91,13 +92,18 @@ def conditions(n: int, size: tuple[int, int], slots: dict[str, int]) -> dict[str
     }
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("slots", [{}, {"vector": 6}, {"tokens": 5}, {"vector": 16, "tokens": 5, "spatial": 2}])
+SLOTS: list[dict[str, int]] = [{}, {"vector": 6}, {"tokens": 5}, {"vector": 16, "tokens": 5, "spatial": 2}]
+KINDS = [*product(POSITIONS, [False, True])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "slots"), [*((kind, SLOTS[-1]) for kind in KINDS), *((KINDS[-1], slots) for slots in SLOTS[:-1])]
+)
 @pytest.mark.parametrize(("channels", "patch", "size"), [(1, 2, (8, 8)), (3, 4, (4, 12)), (4, 3, (9, 3))])
 def test_any_size_channels_and_slots_work_and_every_parameter_receives_a_gradient(
-    positions: str, qk_norm: bool, slots: dict, channels: int, patch: int, size: tuple[int, int]
+    kind: tuple[str, bool], slots: dict, channels: int, patch: int, size: tuple[int, int]
 ) -> None:
+    positions, qk_norm = kind
     config = small(patch=patch, positions=positions, qk_norm=qk_norm)
     trained = ImageShape(channels, 4 * patch, 4 * patch)
     network = wake(config.build(trained, 2 * channels, CondShape(**slots)))

@@ -20,6 +20,7 @@ from diffcli.metrics.nearness import psnr_of_bytes
 from tests.conftest import Cli
 from tests.engine.draw.making import FREE, encoding, made
 from tests.engine.score.pairs.test_drawn_pairs import UPSCALER, model_of, save
+from tests.pairing import paired
 
 ROWS = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -30,8 +31,9 @@ def asked(kernel: str = "bicubic", **options: Any) -> Request:
     return request(model, SampleOptions(**{"project": True, **options}), given={"low_res": Value(ROWS, "rows")})
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
-@pytest.mark.parametrize("kernel", ["bicubic", "lanczos", "bilinear", "box"])
+@pytest.mark.parametrize(
+    ("sampler", "kernel"), paired(["ddim", "ddpm", "dpmpp_2m"], ["bicubic", "lanczos", "bilinear", "box"])
+)
 def test_the_final_image_measures_as_its_condition_by_the_kernel_of_the_preset(sampler: str, kernel: str) -> None:
     end = last(asked(kernel, sampler=sampler, steps=3).walk(range(3))[1]).x
     operator = lowered((16, 16), 2, kernel)  # type: ignore[arg-type]

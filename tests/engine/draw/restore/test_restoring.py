@@ -24,6 +24,7 @@ from diffcli.fields import to_float
 from tests.conftest import Cli
 from tests.engine.draw.making import FREE, encoding, made, random_model
 from tests.latents import latent_tree, stage_checkpoint
+from tests.pairing import paired
 
 ALONE = Group(0, 1, torch.device("cpu"))
 COLOURED = {"data__channels": 3}
@@ -56,8 +57,7 @@ def images(req: Request) -> Tensor:
     return torch.cat([part.images for part in draw(req, ALONE)])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
+@pytest.mark.parametrize(("loss", "sampler"), paired(LOSSES, ["ddim", "ddpm", "dpmpp_2m"]))
 def test_what_was_measured_is_what_the_final_images_measure(loss: str, sampler: str, tmp_path: Path) -> None:
     model = made(**FREE, **COLOURED)
     req = asked(model, loss, picture(tmp_path / "a.png"), tmp_path, degrade=True, n=3, sampler=sampler)
