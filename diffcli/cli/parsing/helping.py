@@ -37,7 +37,7 @@ EXAMPLES = {
         "diffcli fid runs/digits --n 1000 --features runs/digits-classifier --metrics fid,accuracy",
         "diffcli fid samples.npz digits:test --features runs/digits-classifier --metrics fid,kid --json",
     ),
-    "ema": ("diffcli ema runs/digits --std 0.05,0.1 --out averages",),
+    "ema": ("diffcli ema runs/power --std 0.05,0.1 --out averages",),
     "prep-data": (
         "diffcli prep-data folder PICTURES --out data/mine --size 64",
         "diffcli prep-data cifar10 cifar-10-binary.tar.gz --out data/cifar10",
