@@ -17,8 +17,7 @@ GROUP = typer.main.get_command(app)
 
 def parse(command: Shown) -> None:
     """Raises where an option or a value does not exist."""
-    words = [word for word in command.words() if word != "..."]
-    context = GROUP.make_context("diffcli", words, resilient_parsing=False)
+    context = GROUP.make_context("diffcli", command.words(), resilient_parsing=False)
     rest = [*context._protected_args, *context.args]
     while rest:
         name, sub, rest = context.command.resolve_command(context, rest)

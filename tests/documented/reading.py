@@ -25,7 +25,7 @@ class Shown(NamedTuple):
         text = self.line if line is None else line
         for name, value in settings_of(self.page).items():
             text = re.sub(rf"(?<![\w$]){re.escape(name)}(?![\w.=])", lambda _, value=value: value, text)
-        return shlex.split(text.partition(" >")[0])[1:]
+        return [word for word in shlex.split(text.partition(" >")[0])[1:] if word != "..."]
 
     @property
     def output(self) -> str | None:
