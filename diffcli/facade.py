@@ -28,6 +28,7 @@ from diffcli.engine.arguments import (
     pictures,
     readable,
     rows_of,
+    seed_of,
     settings_of,
     several,
     switch,
@@ -94,7 +95,7 @@ class LoadedModel:
         prompts: Sequence[str] | None = None,
         negative_prompt: str | None = None,
         prior: str | Path | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         size: int | tuple[int, int] | None = None,
         sampler: str | None = None,
         steps: int | None = None,
@@ -118,7 +119,8 @@ class LoadedModel:
         batch_size: int = 64,
         **fields: "Pictures | Samples",
     ) -> Samples:
-        """Draws n images, image i from seed + i. Options that are left out are those of the run; see `diffcli sample --help`.
+        """Draws n images, image i from seed + i, or one of each of several seeds. What is left out is as the run was trained;
+        see `diffcli sample --help`.
 
         label: a class by number or name, "all" in turn or "random". labels, prompts: of the images, from the first again where
         there are more images; without n, one image each. size: the edge of the images in pixels, or (height, width).
@@ -152,7 +154,7 @@ class LoadedModel:
             "prompts": several("prompts", prompts) if prompts is not None else () if prompt is None else (prompt,),
             "negative_prompt": negative_prompt,
             "prior": None if prior is None else str(prior),
-            "seed": seed,
+            "seed": seed_of(seed),
             "size": _sides(size),
             "sampler": sampler,
             "steps": steps,

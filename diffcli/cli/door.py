@@ -5,8 +5,12 @@ Whatever depends on the content of a preset, checkpoint or data set is checked b
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffcli.cli.parsing.choices import METRICS, SAMPLERS
+
+if TYPE_CHECKING:
+    from diffcli.engine.seeds import Seeds
 
 
 def check_preset(name: str, overrides: Sequence[str]) -> None:
@@ -34,6 +38,15 @@ def check_sampler(name: str | None) -> None:
     from diffcli.config import UserError, did_you_mean
 
     raise UserError(f"--sampler {name}: no such sampler", did_you_mean(name, SAMPLERS))
+
+
+def seeds(text: str, n: int | None, interpolate: int | None = None) -> "Seeds":
+    """What --seed names. Raises UserError where it is no seed, or contradicts --n or --interpolate."""
+    from diffcli.engine.seeds import check_seeds, read_seeds
+
+    found = read_seeds(text)
+    check_seeds(found, n, interpolate)
+    return found
 
 
 def check_drawing(

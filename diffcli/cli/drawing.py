@@ -52,21 +52,20 @@ from diffcli.cli.options import (
     Then,
     Tile,
     UseEma,
-    finite,
-    named_files,
-    sides,
     the_checkpoint,
 )
+from diffcli.cli.parsing.values import finite, named_files, sides
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group
     from diffcli.engine.draw.sample import SampleOptions
+    from diffcli.engine.seeds import Seeds
 
 
 def sampling(
     n: int | None,
     labels: str | None,
-    seed: int,
+    seed: "Seeds",
     sampler: str | None,
     steps: int | None,
     eta: float | None,
@@ -106,7 +105,7 @@ def sample(
     prompts: PromptsFile = None,
     negative_prompt: NegativePrompt = None,
     prior: PriorOption = None,
-    seed: Seed = 0,
+    seed: Seed = "0",
     size: Size = None,
     sampler: SamplerOption = None,
     steps: Steps = None,
@@ -144,6 +143,7 @@ def sample(
         repeat(context, like)
         return
     ckpt = the_checkpoint("sample", named, ckpt)
+    seeds = door.seeds(seed, n, interpolate)
     door.check_drawing(ckpt, out, (".png", ".npz"), True, sampler, overrides or [])
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
@@ -159,7 +159,7 @@ def sample(
     edit |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
-    options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
+    options = sampling(n, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_apart(out, options)
     check_arrangement(out, (".png",), {"--captions": captions, "--scale": scale, "--columns": columns})
     if segments(ckpt, options, ensemble, then):
@@ -196,7 +196,7 @@ def gif(
     prompts: PromptsFile = None,
     negative_prompt: NegativePrompt = None,
     prior: PriorOption = None,
-    seed: Seed = 0,
+    seed: Seed = "0",
     size: Size = None,
     sampler: SamplerOption = None,
     steps: Steps = None,
@@ -234,6 +234,7 @@ def gif(
 ) -> None:
     """Animate the denoising of images (.gif, .mp4 or .webp)."""
     ckpt = the_checkpoint("gif", named, ckpt)
+    seeds = door.seeds(seed, n)
     door.check_drawing(ckpt, out, (".gif", ".mp4", ".webp"), False, sampler, overrides or [])
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
@@ -245,13 +246,14 @@ def gif(
     from diffcli.engine.draw.sheets.arrangement import Arrangement
 
     texts = read_prompts(prompt or (), prompts)
-    shown = 1 if n is None and labels != "all" and not image and not field and not texts else n
+    asked = labels == "all" or image or field or texts or not isinstance(seeds, int)
+    shown = n if n is not None or asked else 1
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength}
     edit |= {"prompts": texts, "prior": prior, "restore": restore, "degrade": degrade, "project": project}
     edit |= {"fields": named_files(field), "augment": augment}
     edit |= {"tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
-    options = sampling(shown, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
+    options = sampling(shown, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_apart(out, options)
 
     def work(group: "Group") -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from diffcli.cli.options import finite
+from diffcli.cli.parsing.values import finite
 
 LOOKS = "How the pictures look"  # a group of options in the help
 

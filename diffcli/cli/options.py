@@ -1,6 +1,5 @@
 """The options that several commands share, each with its help; imports no torch."""
 
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import typer
 
 from diffcli.cli.parsing.choices import classes, samplers
+from diffcli.cli.parsing.values import finite, share
 
 
 class Device(StrEnum):
@@ -27,41 +27,6 @@ class PrecisionChoice(StrEnum):
 class ShowChoice(StrEnum):
     x = "x"
     x0 = "x0"
-
-
-def finite(value: float | None) -> float | None:
-    """Refuses nan and inf, which every range check lets pass."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number")
-    return value
-
-
-def share(value: float | None) -> float | None:
-    """Refuses numbers outside of (0, 1]; the parser's own ranges cannot exclude 0 and include 1."""
-    if value is not None and not 0 < value <= 1:
-        raise typer.BadParameter(f"{value} is not above 0 and at most 1")
-    return value
-
-
-def sides(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of `HxW` or `N`."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"{text} is neither a number of pixels nor two, as 256x384", param_hint="--size")
-    return int(parts[0]), int(parts[-1])
-
-
-def named_files(items: list[str] | None) -> tuple[tuple[str, tuple[Path, ...]], ...]:
-    """(NAME, the one path) of each `NAME=FILE`."""
-    found = []
-    for item in items or ():
-        name, sign, path = item.partition("=")
-        if not (name and sign and path):
-            raise typer.BadParameter(f"{item} is no NAME=FILE, as sketch=a.png", param_hint="--field")
-        found.append((name, (Path(path),)))
-    return tuple(found)
 
 
 def the_checkpoint(command: str, named: Path | None, ckpt: Path | None) -> Path:
@@ -136,7 +101,7 @@ N = Annotated[
     typer.Option(
         min=1,
         help="Number of images in all.",
-        show_default="16; one for each class with --class all, or one for each --prompt or picture",
+        show_default="16; one a class with --class all, one a --prompt, picture or listed seed",
     ),
 ]
 FewN = Annotated[
@@ -145,7 +110,7 @@ FewN = Annotated[
         "--n",
         min=1,
         help="Images side by side.",
-        show_default="1; one for each class with --class all, or one for each --prompt or picture",
+        show_default="1; one a class with --class all, one a --prompt, picture or listed seed",
     ),
 ]
 Prompt = Annotated[
@@ -177,7 +142,15 @@ Class = Annotated[
     str | None,
     typer.Option("--class", help="ID, NAME, all (in turn) or random.", show_default="all", autocompletion=classes),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; image i has seed + i.")]
+FirstSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the first image; image i has seed + i.")]
+Seed = Annotated[
+    str,
+    typer.Option(
+        "--seed",
+        metavar="N|LIST",
+        help="Seed of the first image; image i has seed + i. Or one seed an image: 1,5,9 or 0-15 or 0-3,7.",
+    ),
+]
 SamplerOption = Annotated[
     str | None,
     typer.Option(
@@ -333,7 +306,9 @@ Degrade = Annotated[
 Interpolate = Annotated[
     int | None,
     typer.Option(
-        min=2, help="Images from --seed to the next seed, or from one --image to a second.", show_default="none"
+        min=2,
+        help="Images from --seed to the next seed, from one of two seeds to the other, or from one --image to a second.",
+        show_default="none",
     ),
 ]
 Ensemble = Annotated[

@@ -159,6 +159,13 @@ def path_of(name: str, value: Any) -> Path:
     return Path(value).expanduser()
 
 
+def seed_of(value: Any) -> Any:
+    """A seed, or the seeds of a list, a range or an array. Raises UserError for a list of what is none."""
+    if isinstance(value, str) or not (isinstance(value, Sequence) or np.ndim(value)):
+        return value
+    return tuple(whole("seed", each, 0) for each in several("seed", value))
+
+
 def switch(name: str, value: Any) -> bool:
     """True or False. Raises UserError for anything else."""
     if not isinstance(value, bool):

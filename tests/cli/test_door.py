@@ -18,7 +18,8 @@ AT_ONCE = [
     "--help", "", "smaple", "presets list", "presets show digits", "presets show nope", "presets check nope",
     "train", "train --preset nope", "train --preset digits --set train.steps", "train --preset digits --lr 3",
     "resume nowhere", "ema nowhere --out x --std 0.1", "sample", "sample nowhere", "sample . --sampler dimm",
-    "sample . --out a.jpg", "sample . --steps 0", "gif nowhere", "gif . --out a.png", "export nowhere --out x",
+    "sample . --out a.jpg", "sample . --steps 0", "sample . --seed 3-1", "gif . --seed 1,2 --n 3", "gif nowhere",
+    "gif . --out a.png", "export nowhere --out x",
     "import nowhere --out x", "fid", "fid a b --metrics fiid", "prep-data mnist", "prep-data minst", "prep-data mnist .",
 ]  # fmt: skip
 HEAVY = {"torch", "numpy", "PIL", "imageio", "scipy", "webdataset", "torchvision"}

@@ -105,10 +105,10 @@ class Edit(NamedTuple):
         given = self.images[torch.arange(rows.start, rows.stop) % len(self.images)].to(made)
         return torch.where(self.painted.to(made.device), made, given)
 
-    def ends(self, task: DiffusionTask, sampler: Sampler, denoise: Denoise, seed: int) -> Tensor:
-        """The two noises to interpolate between (2, C, H, W): those of two seeds, or those that lead to the two images."""
+    def ends(self, task: DiffusionTask, sampler: Sampler, denoise: Denoise, seeds: Sequence[int]) -> Tensor:
+        """The two noises to interpolate between (2, C, H, W): those of two seeds, or those that the two images come from."""
         if self.images is None:
-            return task.start([seed, seed + 1])[0]
+            return task.start(seeds)[0]
         schedule = task.denoiser.schedule
         x0 = task.codec.encode(self.images.to(task.device))
         return invert(denoise, schedule, x0, sampler.times(schedule), REFINEMENTS)

@@ -20,13 +20,12 @@ from diffcli.diffusion.editing import slerp
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.pictures import MemoryPicture
-from diffcli.engine.draw.sampling import SampleOptions, check_one_step
+from diffcli.engine.draw.sampling import DEFAULT_N, SampleOptions, check_one_step
 from diffcli.engine.model import Model
+from diffcli.engine.seeds import Seeds, nth_seed, seed_count
 from diffcli.engine.stage import StageModel
 from diffcli.fields import listed, to_float, to_levels
 from diffcli.noise import Noise
-
-DEFAULT_N = 16
 
 
 class Source(Protocol):
@@ -88,15 +87,15 @@ class SideBySide:
 
 @dataclass(frozen=True)
 class FromPrior:
-    """Latents of N(0, 1), that of image i from seed + i."""
+    """Latents of N(0, 1), that of image i from seed + i, or from number i of several seeds."""
 
     beside: ClassVar[int] = 1
     size: tuple[int, int]
-    seed: int
+    seed: Seeds
     n: int
 
     def latents(self, stage: StageModel, rows: range) -> Tensor:
-        seeds = [self.seed + i for i in rows]
+        seeds = [nth_seed(self.seed, i) for i in rows]
         like = torch.empty(len(seeds), *stage.latent_shape(self.size), device=stage.model.device)
         return Noise(seeds, stage.model.device)(like)
 
@@ -104,7 +103,7 @@ class FromPrior:
         return stage.decode(self.latents(stage, rows))
 
     def describe(self) -> dict[str, Any]:
-        return {"seeds": [self.seed + i for i in range(self.n)], "prior": "N(0, 1)"}
+        return {"seeds": [nth_seed(self.seed, i) for i in range(self.n)], "prior": "N(0, 1)"}
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ def reconstruction(model: Model, options: SampleOptions) -> Reconstruction:
     if originals is None:
         check_prior(stage)
         height, width = options.size or stage.task.spec.sides[1:]
-        n = 2 if count is not None else options.n or DEFAULT_N
+        n = 2 if count is not None else options.n or seed_count(options.seed) or DEFAULT_N
         source = drawn = FromPrior((height, width), options.seed, n)
         if count is not None:
             source, n = Way(drawn, drawn.latents(stage, range(2)), count, straight=False), count
@@ -256,8 +255,9 @@ def encoded(stage: StageModel, originals: Originals, batch_size: int) -> Tensor:
 
 
 def check_idle(model: Model, options: SampleOptions) -> None:
-    """Raises UserError for sampling options without effect on a first stage, which encodes and decodes in one step each."""
-    drawn = options.model_copy(update={"interpolate": None, "compare": False})  # which it can
+    """Raises UserError for sampling options that a first stage cannot heed: it encodes and decodes, each in one step."""
+    own: dict[str, Any] = {"interpolate": None, "compare": False}  # which it can
+    drawn = options.model_copy(update=own if options.images else own | {"seed": 0})
     check_one_step(drawn, f"{model.path} is a first stage, which encodes and decodes in one step each")
     if options.fields:
         name = options.fields[0][0]

@@ -1,9 +1,10 @@
 """A request: the sampling options, completed from the checkpoint and checked for contradictions.
 
-Image i of a request starts from seed + i, and everything random about it (its noise, its random label) follows from that.
+Image i of a request starts from seed + i, or from number i of several seeds. Everything random about it (its noise, its random
+label) follows from that.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,16 +32,22 @@ from diffcli.engine.draw.restore.measured import Restoring
 from diffcli.engine.draw.restore.projecting import choose_projection
 from diffcli.engine.draw.restore.restoring import read_restoration
 from diffcli.engine.draw.rows import Reference, choose_rows, row_fields
-from diffcli.engine.draw.sampling import SampleOptions, check_steps, choose_guidance, choose_sampler, overridden
+from diffcli.engine.draw.sampling import (
+    SampleOptions,
+    check_steps,
+    choose_guidance,
+    choose_n,
+    choose_sampler,
+    overridden,
+)
 from diffcli.engine.draw.translation import choose_prior
 from diffcli.engine.model import Model
+from diffcli.engine.seeds import Seeds, nth_seed
 from diffcli.fields import Batch, to_levels
 from diffcli.noise import streams
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Guide
-
-DEFAULT_N = 16
 
 
 @dataclass
@@ -71,7 +78,7 @@ class Request:
 
     model: Model
     n: int
-    seed: int
+    seed: Seeds
     conditions: tuple[Conditions, ...]  # of distinct fields, together all that the model reads
     sampler: Sampler
     guidance: float
@@ -109,11 +116,11 @@ class Request:
 
     def seeds(self, rows: range) -> list[int]:
         """The seeds of images `rows`."""
-        return [self.seed + i for i in rows]
+        return [nth_seed(self.seed, i) for i in rows]
 
     def streams(self, rows: range) -> list[int]:
-        """The seeds of the conditions of images `rows`; an interpolation has one for all."""
-        return self.seeds(rows) if self.edit.options.interpolate is None else [self.seed] * len(rows)
+        """The seeds from which the conditions of images `rows` follow: on a way between two images they stay."""
+        return self.seeds(rows) if self.edit.options.interpolate is None else self.seeds(range(1)) * len(rows)
 
     def batch(self, rows: range) -> Batch:
         """The conditions of images `rows` on the model's device, and `stream`, the seeds of what is random about them."""
@@ -189,7 +196,7 @@ class Request:
 
     @cached_property
     def _ends(self) -> Tensor:
-        return self.edit.ends(self.task, self.walked, self.denoise(range(2)), self.seed)
+        return self.edit.ends(self.task, self.walked, self.denoise(range(2)), self.seeds(range(2)))
 
     def describe(self) -> dict[str, Any]:
         """The sidecar: everything that is needed to draw the images again."""
@@ -336,14 +343,3 @@ def choose_conditions(
     found = [condition for condition in (words, labels, values) if condition is not None]
     check_distinct(found)
     return (*found, *blanks(model, found, null_alone))
-
-
-def choose_n(options: SampleOptions, conditions: Sequence[Conditions]) -> int:
-    """--n, or else the number of --interpolate, or the largest number that --class all, --prompt and --image imply."""
-    if options.interpolate is not None:
-        if options.n is not None:
-            raise UserError(
-                f"--n {options.n} with --interpolate {options.interpolate}: both say how many images", "leave --n out"
-            )
-        return options.interpolate
-    return options.n or max(len(options.images), *(c.images or 0 for c in conditions), 0) or DEFAULT_N

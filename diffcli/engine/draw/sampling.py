@@ -1,22 +1,27 @@
-"""The sampling options of the command line, and sampler and guidance completed from the checkpoint by them."""
+"""The sampling options of the command line; sampler, guidance and number of images completed by them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from diffcli import preset
 from diffcli.config import UserError, did_you_mean
 from diffcli.diffusion.samplers import AnySampler, Sampler
+from diffcli.engine.draw.conditions import Conditions
 from diffcli.engine.draw.edits import EditOptions
 from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.draw.restore.wishes import check_flags
 from diffcli.engine.model import Model
 from diffcli.engine.records import encoder_records
+from diffcli.engine.seeds import check_seeds, seed_count
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Drawing, Guide
 from diffcli.tasks.prior import DiffusionPriorConfig
+
+DEFAULT_N = 16
 
 
 class SampleOptions(EditOptions):
@@ -27,7 +32,7 @@ class SampleOptions(EditOptions):
     prompts: tuple[str, ...] = ()
     negative_prompt: str | None = None  # of every image
     prior: str | None = None  # a prior's checkpoint, or none
-    seed: int = Field(0, ge=0)
+    seed: NonNegativeInt | tuple[NonNegativeInt, ...] = 0  # image i has seed + i; of several number i
     sampler: str | None = None
     steps: int | None = Field(None, ge=1)
     eta: float | None = Field(None, ge=0, le=1)
@@ -50,6 +55,9 @@ class SampleOptions(EditOptions):
 
     def check(self) -> None:
         super().check()
+        check_seeds(self.seed, self.n, self.interpolate)
+        if not isinstance(self.seed, int) and self.interpolate is not None and self.images:
+            raise UserError("--seed names two seeds, and --image two pictures to go between", "leave out one of them")
         if self.compare and not self.images:
             raise UserError("--compare: there is no image to compare with", "give one with --image FILE")
         given = {"--strength": self.strength, "--interpolate": self.interpolate, "--mask": self.mask}
@@ -76,7 +84,9 @@ class SampleOptions(EditOptions):
 
 
 def check_one_step(options: SampleOptions, what: str) -> None:
-    """Raises UserError for sampling options without effect on a one-step model. what: the model, as a clause."""
+    """Raises UserError for sampling options that a model cannot heed which answers in one step. what: it, as a clause."""
+    if not isinstance(options.seed, int):
+        raise UserError(f"--seed names several seeds: {what}", "leave --seed out")
     flags = {
         "--class": options.labels,
         "--prompt": next(iter(options.prompts), None),
@@ -159,3 +169,27 @@ def check_steps(sampler: Sampler, options: SampleOptions, task: DiffusionConfig 
     except UserError as error:
         flag = f"--steps {options.steps}" if options.steps else f"--sampler {sampler.name}"
         raise UserError(f"{flag}: {error.problem}", error.hint) from None
+
+
+def choose_n(options: SampleOptions, conditions: Sequence[Conditions]) -> int:
+    """--n, or as many images as --interpolate or several seeds stand for, or the most that --class all, --prompt and --image ask.
+
+    Raises UserError where there are fewer seeds than prompts, pictures or named classes.
+    """
+    if options.interpolate is not None:
+        if options.n is not None:
+            raise UserError(
+                f"--n {options.n} with --interpolate {options.interpolate}: both say how many images", "leave --n out"
+            )
+        return options.interpolate
+    count = seed_count(options.seed)
+    if count is not None and options.n is None:
+        named = [c for c in conditions if options.labels != "all" or "label" not in c.specs]
+        pieces = max(len(options.images), *(c.images or 0 for c in named), 0)
+        if pieces > count:
+            raise UserError(
+                f"--seed names {count} seeds, but there are {pieces} prompts, pictures or classes, of each of which one is drawn",
+                f"name {pieces} seeds, or --n {count} to draw the first {count} alone",
+            )
+        return count
+    return options.n or max(len(options.images), *(c.images or 0 for c in conditions), 0) or DEFAULT_N

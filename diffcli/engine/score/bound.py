@@ -80,7 +80,7 @@ class VariationalBound:
             batch["label"] = fields["label"].to(task.device)
         x0 = task.codec.encode(x)
         denoise = task.denoise(batch, float(self.guidance != 0), len(x0))
-        noise = Noise([self.req.seed + i for i in rows], task.device)
+        noise = Noise(self.req.seeds(rows), task.device)
         return bits_per_dim(denoise, self.schedule, x0, noise, self.variance, task.codec.length)
 
     def describe(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from diffcli.diffusion.samplers import Sampler
 from diffcli.engine.draw.request import SampleOptions, check_steps, choose_sampler, overridden
 from diffcli.engine.model import Model
 from diffcli.engine.score.sides import Side, own_side, resolve
+from diffcli.engine.seeds import nth_seed
 from diffcli.fields import FieldSpec, Remedies, Specs, check_fields
 from diffcli.metrics.extractor import Extracted
 from diffcli.tasks.conditioners.slots import unit_variance
@@ -62,7 +63,7 @@ class Translation:
         """`text`, `image` and `predicted` (B, D), scaled; `cosine`, `mse`, `identity_cosine`, `identity_mse` (B,)."""
         given = on_device({name: fields[name] for name in self.reads}, self.reads, next(self.task.parameters()).device)
         text, image = unit_variance(given[TEXT]), unit_variance(given[IMAGE])
-        predicted = self.task.translate(text, [self.seed + i for i in rows], self.sampler, self.guidance)
+        predicted = self.task.translate(text, [nth_seed(self.seed, i) for i in rows], self.sampler, self.guidance)
         identity = {f"identity_{name}": value for name, value in closeness(text, image).items()}
         return {"text": text, "image": image, "predicted": predicted, **closeness(predicted, image), **identity}
 

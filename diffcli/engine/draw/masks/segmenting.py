@@ -235,7 +235,9 @@ def check_ensemble(model: Model, ensemble: int | None) -> None:
 
 
 def check_options(options: SampleOptions) -> None:
-    """Raises UserError for sampling options without a meaning in segmentation."""
+    """Raises UserError for options of drawing that have no place where images are segmented."""
+    if not isinstance(options.seed, int):
+        raise UserError("--seed names several seeds: the masks of all images follow from one", "give the first alone")
     fresh = SampleOptions()
     flags = {
         name: f"--{name}" for name in ("mask", "strength", "compare", "interpolate", "restore", "degrade", "n", "size")

@@ -23,6 +23,7 @@ from diffcli.engine.draw.restore.projecting import enlarged_from
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions, draw, request, request_of
 from diffcli.engine.draw.translation import image_conditioners
 from diffcli.engine.model import Model
+from diffcli.engine.seeds import nth_seed
 from diffcli.tasks.diffusion import DiffusionTask
 
 Opening = Callable[[Path], Model]
@@ -162,7 +163,7 @@ def of_next(model: Model, options: SampleOptions, n: int, labels: Tensor | None)
         labels=tuple(labels.tolist()) if labels is not None and reads_classes(model) else None,
         prompts=options.prompts if prompted(model) else (),
         prior=options.prior if image_conditioners(model.task) else None,
-        seed=options.seed,
+        seed=options.seed if options.interpolate is None else nth_seed(options.seed, 0),
         batch_size=options.batch_size,
         precision=options.precision,
         compile=options.compile,

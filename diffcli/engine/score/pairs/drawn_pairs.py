@@ -19,6 +19,7 @@ from diffcli.engine.score.pairs.followed import CONDITION, OTHER, named
 from diffcli.engine.score.pairs.pair_scores import ORIGINAL
 from diffcli.engine.score.pairs.reconstructed import originals
 from diffcli.engine.score.sides import Side, data_side, over
+from diffcli.engine.seeds import nth_seed
 from diffcli.fields import OVER_PIXELS, Batch, FieldSpec
 from diffcli.tasks.super_resolution import SuperResolutionConfig
 
@@ -140,6 +141,6 @@ def averaged(req: Request, rows: range, count: int) -> Tensor:
     """Images `rows` of a request, each the mean of `count` samples: uint8 (B, C, H, W) on the model's device."""
     if count == 1:
         return sampled(req, rows)
-    total = sum(sampled(dataclasses.replace(req, seed=req.seed + k * req.n), rows).int() for k in range(count))
+    total = sum(sampled(dataclasses.replace(req, seed=nth_seed(req.seed, k * req.n)), rows).int() for k in range(count))
     assert isinstance(total, Tensor)
     return (total / count).round().to(torch.uint8)
