@@ -1,6 +1,11 @@
-"""What --out names: a file of some kind, or a folder. Imports nothing heavy, so that a mistake is reported at once."""
+"""What --out names: a file of some kind, or a folder; it is written whole or not at all.
+
+Imports nothing heavy, so that a mistake is answered at once.
+"""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffcli.config import UserError
@@ -37,4 +42,36 @@ def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) ->
     except OSError as error:
         raise UserError(
             f"--out {path}: cannot be written ({error.strerror})", "give a place that you may write to"
+        ) from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path of the same kind, which becomes `path` once all is written: an earlier file is never half replaced."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{kind_of(path)}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def all_or_none(path: Path) -> Iterator[list[Path]]:
+    """A list for the files that are written for `--out path`, each before it is: where one cannot be, all of them are removed.
+
+    Raises UserError that names `path` in place of OSError, as of a full disk.
+    """
+    new = not path.exists()
+    begun: list[Path] = []
+    try:
+        yield begun
+    except OSError as error:
+        for file in begun:
+            file.unlink(missing_ok=True)
+        if new and path.is_dir():
+            with suppress(OSError):  # others may have put files there
+                path.rmdir()
+        raise UserError(
+            f"--out {path}: cannot be written ({error.strerror or error})", "free some space, or give another place"
         ) from error

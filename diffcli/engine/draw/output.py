@@ -1,8 +1,9 @@
 """Writes samples: one grid, a folder of files or an .npz, each with a .json sidecar; and animations."""
 
-import os
+import errno
+import io
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.data.image_formats import SUFFIXES
+from diffcli.engine.draw.out_files import all_or_none, kind_of, whole
 from diffcli.engine.draw.out_files import check_output as check_output
-from diffcli.engine.draw.out_files import kind_of
 from diffcli.engine.draw.pictures import MemoryPicture, write_png
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions
 from diffcli.engine.draw.sheets.arrangement import Arrangement
@@ -98,10 +99,10 @@ def write(
     layout: of a grid.
     """
     names = numbered(description["n"])
-    if not kind_of(path):
-        path.mkdir(exist_ok=True)
     check_kept(path, len(names))
-    try:
+    with all_or_none(path) as begun:
+        if not kind_of(path):
+            path.mkdir(exist_ok=True)
         if kind_of(path) == ".npz":
             write_npz(path, drawn)
         elif kind_of(path) == ".png":
@@ -110,12 +111,9 @@ def write(
                 write_png(partial, layout.sheet(images, description))
         else:
             for name, image in zip(names, images_of(drawn), strict=True):
+                begun.append(path / name)
                 write_png(path / name, image.permute(1, 2, 0).numpy())
-        write_record(path, {**description, **layout.describe()})
-    except OSError as error:
-        raise UserError(
-            f"--out {path}: cannot be written ({error.strerror})", "free some space, or give another place"
-        ) from error
+    write_record(path, {**description, **layout.describe()})
 
 
 def write_npz(path: Path, drawn: Iterable[Finished]) -> None:
@@ -141,37 +139,61 @@ def write_animation(
     drawn = (layout.sheet(images) for images in frames)
     sheets = [np.repeat(sheet, 3, axis=2) if sheet.shape[-1] == 1 else sheet for sheet in drawn]
     try:
-        with whole(path) as partial:
+        with all_or_none(path), whole(path) as partial:
             _write_frames(partial, sheets, fps, hold)
-        timing = {"frames": len(sheets), "fps": fps, "hold": hold}
-        write_record(path, {**description, **layout.describe(), **timing})
     except ImportError as error:
         raise UserError(
             f"--out {path}: writing it needs a package ({error})", "pip install 'imageio[ffmpeg]', or use .gif"
         ) from error
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot be written ({error})", "give another place, or use .gif") from error
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path of the same kind, which is renamed to `path` at the end, so an earlier file is never half replaced."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{kind_of(path)}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    told = {"frames": len(sheets), "fps": fps, "hold": hold}
+    write_record(path, {**description, **layout.describe(), **told})
 
 
 def _write_frames(path: Path, sheets: list[np.ndarray], fps: float, hold: float) -> None:
     if kind_of(path) == ".mp4":
         even = [np.pad(s, ((0, s.shape[0] % 2), (0, s.shape[1] % 2), (0, 0))) for s in sheets]  # H.264 wants it
-        repeated = even + even[-1:] * round(hold * fps)
-        imageio.imwrite(path, np.stack(repeated), fps=fps, codec="libx264", plugin="FFMPEG", macro_block_size=2)
+        _write_film(path, np.stack(even + even[-1:] * round(hold * fps)), fps)
     else:
         durations = [1000 / fps] * (len(sheets) - 1) + [max(1000 * hold, 1000 / fps)]
-        imageio.imwrite(path, np.stack(sheets), duration=durations, loop=0, plugin="pillow")
+        how = {"extension": kind_of(path), "plugin": "pillow"}
+        # in memory: an encoder that cannot write its file tries once more when it is forgotten
+        path.write_bytes(imageio.imwrite("<bytes>", np.stack(sheets), duration=durations, loop=0, **how))
+
+
+def _write_film(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Frames (T, H, W, 3) as H.264. Raises OSError, also where the encoder stopped early and kept silent about it."""
+    how: dict[str, Any] = {"codec": "libx264", "plugin": "FFMPEG", "macro_block_size": 2, "ffmpeg_log_level": "quiet"}
+    try:
+        imageio.imwrite(path, frames, fps=fps, **how)
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, _stopped(path, error)) from error
+    if not film_ends(path):
+        raise OSError(errno.EIO, _stopped(path, None))
+
+
+def _stopped(path: Path, error: OSError | None) -> str:
+    """Why a film is not whole; the encoder's own words are its command line."""
+    free = shutil.disk_usage(path.parent).free
+    why = None if error is None or not error.errno else error.strerror
+    return f"{why or 'the encoder of films stopped'}; {free} bytes are free there"
+
+
+def film_ends(path: Path) -> bool:
+    """Whether an MP4 file has its index, which an encoder writes last, and no box is cut off.
+
+    Source: ISO/IEC 14496-12, 4.2: a box is its size, four bytes, or eight after its name where that is 1; its name; its content.
+    """
+    names, end = set(), path.stat().st_size if path.exists() else 0
+    place = 0
+    with path.open("rb") if end else io.BytesIO() as file:
+        while place + 8 <= end:
+            file.seek(place)
+            head = file.read(16)
+            size = int.from_bytes(head[:4], "big")
+            size = int.from_bytes(head[8:16], "big") if size == 1 else size or end - place
+            names.add(head[4:8])
+            place += max(size, 8)
+    return place == end and b"moov" in names
 
 
 def pick(frames: Iterable[Tensor], total: int, wanted: int | None) -> Iterator[Tensor]:

@@ -41,4 +41,5 @@ class FilePicture(MemoryPicture):
 
 def write_png(path: Path, picture: np.ndarray) -> None:
     """Writes a uint8 picture (H, W, C); one channel becomes a grey file."""
-    imageio.imwrite(path, picture[..., 0] if picture.shape[-1] == 1 else picture, extension=".png")
+    grey = picture.shape[-1] == 1
+    path.write_bytes(imageio.imwrite("<bytes>", picture[..., 0] if grey else picture, extension=".png"))

@@ -15,8 +15,10 @@ from typing import Any
 
 from diffcli import __version__, checkpoint
 from diffcli.config import Note, UserError, quoted
+from diffcli.engine.draw.out_files import whole
 
 OURS = {"checkpoint", "version"}  # keys that every record has
+LIKE = ("sample", "gif")  # commands that repeat their records
 
 
 def sidecar(path: Path) -> Path:
@@ -35,10 +37,19 @@ def check_record(path: Path) -> None:
 
 
 def write_record(path: Path, description: Mapping[str, Any]) -> None:
-    """Writes the record of an output. Raises OSError, and UserError as `check_record`."""
+    """Writes the record of an output, whole or not at all. Raises UserError where it cannot be, and as `check_record`."""
     check_record(path)
     typed = {"command": shlex.join(["diffcli", *sys.argv[1:]]), "folder": os.getcwd()}
-    sidecar(path).write_text(json.dumps({**description, **typed}, indent=1, default=int) + "\n")
+    place = sidecar(path)
+    try:
+        place.unlink(missing_ok=True)  # of what stood there before
+        with whole(place) as partial:
+            partial.write_text(json.dumps({**description, **typed}, indent=1, default=int) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} is written, but its record {place} cannot be ({error.strerror})",
+            "free some space, and draw again where you want to repeat it with --like",
+        ) from error
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -46,27 +57,29 @@ def read_record(path: Path) -> dict[str, Any]:
     places = [path] if path.suffix == ".json" else [sidecar(path), path.with_suffix(".json")]
     found = next((record for place in places if (record := _read(place)).keys() >= OURS), None)
     if found is None:
-        hint = (
-            "give an output of `diffcli sample` beside its record, or the record itself, for example samples.png.json"
-        )
+        hint = "give an output of `diffcli sample` or `gif` beside its record, or the record itself, for example samples.png.json"
         raise UserError(f"--like {path}: {'is no record' if path.exists() else 'there is no such record'}", hint)
     return found
 
 
-def repeated(path: Path, record: Mapping[str, Any]) -> list[str]:
-    """The arguments of `diffcli sample` that made an output. Raises UserError if the record lacks them."""
+def repeated(path: Path, record: Mapping[str, Any], command: str = "sample") -> list[str]:
+    """The words after `diffcli COMMAND` that made an output. Raises UserError where the record does not hold them."""
     words = shlex.split(str(record.get("command", "")))[1:]
     if not words:
         seeds, steps = record.get("seeds") or [0], record.get("steps")
         typed = f"diffcli sample {quoted(record['checkpoint'])} --n {record.get('n', 1)} --seed {seeds[0]}"
         problem = f"--like {path}: was written by diffcli {record['version']}, which did not note the command"
         raise UserError(problem, f"type it, as {typed}" + (f" --steps {steps}" if steps else ""))
-    if words[0] != "sample":
-        raise UserError(
-            f"--like {path}: was made by `diffcli {words[0]}`, not by `diffcli sample`",
-            f"repeat it as it was typed: {record['command']}",
-        )
+    if words[0] != command:
+        again = f"diffcli {words[0]} --like {quoted(path)} --out NEW{output_of(path).suffix}"
+        hint = again if words[0] in LIKE else f"repeat it as it was typed: {record['command']}"
+        raise UserError(f"--like {path}: was made by `diffcli {words[0]}`, not by `diffcli {command}`", hint)
     return words[1:]
+
+
+def output_of(path: Path) -> Path:
+    """The output that a record tells of, by either name."""
+    return path.with_suffix("") if path.suffix == ".json" else path
 
 
 def stages(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from diffcli.checkpoint import checkpoints
 from diffcli.config import UserError, quoted
 from diffcli.data.lock import LOCK, only_writer
-from diffcli.engine.draw.output import whole
+from diffcli.engine.draw.out_files import whole
 from diffcli.engine.draw.pictures import write_png
 from diffcli.engine.draw.sheets.arrangement import Arrangement
 from diffcli.engine.run.showing import curves, trackers

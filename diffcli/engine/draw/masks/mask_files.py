@@ -25,8 +25,7 @@ from diffcli.data.pixels import fit
 from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.masks.segmenting import BINARY, Segmenter, decided, variance
-from diffcli.engine.draw.out_files import kind_of
-from diffcli.engine.draw.output import whole
+from diffcli.engine.draw.out_files import all_or_none, kind_of, whole
 from diffcli.engine.draw.pictures import write_png
 from diffcli.engine.draw.sheets.arrangement import grid
 from diffcli.engine.model import Model
@@ -127,9 +126,9 @@ def check_folder(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, probabilities: Iterable[Tensor]) -> None:
-    """Writes the masks of all images in the format of the path, then the record. probabilities: batch by batch."""
-    try:
+def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, told: Iterable[Tensor]) -> None:
+    """Writes the masks of all images as the path says, then the record. told: probabilities, batch by batch."""
+    with all_or_none(path) as begun:
         if kind_of(path) == ".npz":
             _write_npz(path, pictures, probabilities)
         elif kind_of(path) == ".png":
@@ -138,13 +137,10 @@ def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, probabilitie
                 write_png(partial, grid(torch.stack(rows), 1 + len(PARTS)))
         else:
             path.mkdir(parents=True, exist_ok=True)
-            for name, (image, p) in zip(pictures.names, _each(pictures, probabilities), strict=True):
-                _write_one(path / name, image, p)
-        record = seg.describe() | stated(seg.classes) | {"images": _listed(pictures), "skipped": pictures.skipped}
-        write_record(path, record)
-    except OSError as error:
-        problem = f"--out {path}: cannot be written ({error.strerror})"
-        raise UserError(problem, "free some space, or give another place") from error
+            for name, (image, p) in zip(pictures.names, _each(pictures, told), strict=True):
+                _write_one(path / name, image, p, begun)
+    record = seg.describe() | stated(seg.classes) | {"images": _listed(pictures), "skipped": pictures.skipped}
+    write_record(path, record)
 
 
 def stated(classes: int) -> dict[str, Any]:
@@ -194,7 +190,7 @@ def _row(image: Tensor, probability: Tensor) -> list[Tensor]:
     return [image.expand(3, -1, -1), *(x.expand(3, -1, -1) for x in grey), overlay(image, mask)]
 
 
-def _write_one(stem: Path, image: Tensor, probability: Tensor) -> None:
+def _write_one(stem: Path, image: Tensor, probability: Tensor, begun: list[Path]) -> None:
     mask, p, spread = _shown(probability)
     files = {
         "mask": _grey(mask, len(probability)).numpy(),
@@ -203,7 +199,8 @@ def _write_one(stem: Path, image: Tensor, probability: Tensor) -> None:
         "overlay": overlay(image, mask).movedim(0, -1).numpy(),
     }
     for part, levels in files.items():
-        with whole(stem.with_name(f"{stem.name}-{part}.png")) as partial:
+        begun.append(stem.with_name(f"{stem.name}-{part}.png"))
+        with whole(begun[-1]) as partial:
             Image.fromarray(levels).save(partial, "PNG")
 
 
