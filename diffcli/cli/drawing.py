@@ -187,8 +187,10 @@ def sample(
 
 
 def gif(
+    context: typer.Context,
     named: Named = None,
     ckpt: Ckpt = None,
+    like: Like = None,
     out: Out = Path("denoise.gif"),
     n: FewN = None,
     labels: Class = None,
@@ -233,6 +235,9 @@ def gif(
     nproc: Nproc = 1,
 ) -> None:
     """Animate the denoising of images (.gif, .mp4 or .webp)."""
+    if like is not None:
+        repeat(context, like)
+        return
     ckpt = the_checkpoint("gif", named, ckpt)
     seeds = door.seeds(seed, n)
     door.check_drawing(ckpt, out, (".gif", ".mp4", ".webp"), False, sampler, overrides or [])

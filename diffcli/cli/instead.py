@@ -1,10 +1,10 @@
-"""The two cases in which `sample` does more than draw by the given options.
+"""What `sample` and `gif` do in place of drawing by the options that are typed.
 
-With --image and a model that generates masks it segments the images. With --like it repeats the command in the record of an
-output, with paths relative to the folder of that command.
+With --image and a model that tells masks `sample` segments the images. With --like both draw again what the record of an output
+says, by the command that the record holds, with its paths where they were.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,8 +27,8 @@ Like = Annotated[
     typer.Option(
         "--like",
         metavar="FILE",
-        help="Draw the images of an output again from its record, to the bit; only --out, --device, --nproc and "
-        "--batch-size may differ.",
+        help="Draw again what the record of an output of this command says, to the bit; with --out, --device, --nproc and "
+        "--batch-size alone.",
         show_default="none",
     ),
 ]
@@ -86,24 +86,24 @@ def segment(
 
 
 def repeat(context: typer.Context, like: Path) -> None:
-    """Runs `sample` with the options of a record, but for those of FREE that are given. Raises UserError."""
+    """Runs a command with the options of a record that it wrote, but for those of FREE that are given. Raises UserError."""
     import warnings
 
     from diffcli.config import UserError
     from diffcli.engine.records import output_records as records
 
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
-    other = sorted(given - FREE)
+    other = [param for param in context.command.params if param.name in given - FREE]
     if other:
-        flag = "--" + other[0].replace("_", "-")
+        flag = _typed(other[0], context.params)
         raise UserError(f"--like {like} with {flag}: the record says all that makes the images", f"leave out {flag}")
     record = records.read_record(like)
-    words = records.repeated(like, record)
+    words = records.repeated(like, record, str(context.info_name))
     for note in records.differences(record):
         warnings.warn(note, stacklevel=1)
     if not any(word.partition("=")[0] == "--like" for word in words):
         words += ["--precision", str(record.get("precision", "auto")).split()[0]]
-    again = context.command.make_context("sample", words, parent=context.parent)
+    again = context.command.make_context(context.info_name, words, parent=context.parent)
     folder, params = Path(record.get("folder", ".")), again.params
     if params.get("like") is not None:  # a repetition of a repetition
         params["like"] = folder / str(params["like"])
@@ -112,10 +112,18 @@ def repeat(context: typer.Context, like: Path) -> None:
         first, *later = [records.same_weights(like, stage, folder) for stage in records.stages(record)]
         params["ckpt"], params["named"], params["then"] = first, None, later or None
     params |= {name: context.params[name] for name in {*given, "out"} - {"like"}}
-    if Path(params["out"]).resolve() == _made(like).resolve():
-        raise UserError(f"--out {params['out']}: would overwrite the output of {like}", "give another --out")
+    if Path(params["out"]).resolve() == records.output_of(like).resolve():
+        raise UserError(f"--out {params['out']}: would overwrite what {like} tells of", "give another --out")
     with again:
         again.command.invoke(again)
+
+
+def _typed(param: Any, values: Mapping[str, Any]) -> str:
+    """A parameter as it is typed: its flag, that which switches it off where it is off, or the value of an argument."""
+    value = values[param.name]
+    if param.param_type_name == "argument":
+        return str(value)
+    return str(param.secondary_opts[0] if value is False and param.secondary_opts else param.opts[0])
 
 
 def _placed(params: dict[str, Any], folder: Path) -> None:
@@ -130,8 +138,3 @@ def _placed(params: dict[str, Any], folder: Path) -> None:
     for name in NAMED:
         pairs = [item.partition("=") for item in params[name] or ()]
         params[name] = [f"{key}={folder / path}" for key, _, path in pairs] or None
-
-
-def _made(like: Path) -> Path:
-    """The output that a record describes."""
-    return like.with_suffix("") if like.suffix == ".json" else like

@@ -49,6 +49,30 @@ def test_like_draws_the_same_to_the_bit_from_another_folder_and_after_the_run_ha
     cli("sample", "--like", "a.npz", "--out", "a.npz").refused("a.npz", "another --out")
 
 
+def test_an_animation_is_repeated_by_its_own_command(
+    cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    how = ["--seed", "3,8", "--class", 2, "--steps", 2, "--frames", 2, "--fps", 5, "--show", "x0"]
+    assert cli("gif", trained, *how, "--out", "a.gif").code == 0
+    for name in ("a.gif", "a.gif.json"):
+        done = cli("gif", "--like", name, "--out", "b.gif")
+        assert done.code == 0, done.err
+        assert Path("b.gif").read_bytes() == Path("a.gif").read_bytes()
+    cli("sample", "--like", "a.gif", "--out", "b.png").refused("a.gif", "diffcli gif --like a.gif --out NEW.gif")
+    cli("gif", "--like", "a.gif", "--frames", 1).refused("--frames", "leave out --frames")
+
+
+@pytest.mark.parametrize(
+    ("more", "typed"),
+    [(["--no-ema"], "--no-ema"), (["--class", 1], "--class"), (["--set", "sampler.eta=1"], "--set"), (["r"], "r")],
+)
+def test_what_may_not_stand_beside_like_is_named_as_it_was_typed(
+    cli: Cli, tmp_path: Path, more: list[object], typed: str
+) -> None:
+    cli("sample", "--like", tmp_path / "a.png", *more).refused(f"with {typed}", f"leave out {typed}")
+
+
 def test_weights_that_are_others_by_now_are_refused(cli: Cli, trained: Path, tmp_path: Path) -> None:
     assert cli("sample", trained, "--n", 1, "--out", tmp_path / "a.npz").code == 0
     file = tmp_path / "a.npz.json"
