@@ -41,15 +41,24 @@ def stage_alone(stage: ForeignStage, path: Path) -> Imported:
 
 def null_row(preset: Preset, theirs: ForeignTensors, labels: str, path: Path) -> bool:
     """Whether their table of classes has a row for "no class" after those of the preset's classes."""
-    count = next((c.num_classes for c in diffusion(preset).conditioners if c.kind == "class"), None)
+    found = ((i, c.num_classes) for i, c in enumerate(diffusion(preset).conditioners) if c.kind == "class")
+    place, count = next(found, (0, None))
     if count is None or labels not in theirs:
         return False
-    null = len(theirs[labels]) == count + 1
+    dropped = int(diffusion(preset).drop_condition > 0)
+    rows = len(theirs[labels])
+    if rows not in (count, count + 1):
+        raise UserError(
+            f"{path}: {labels} has {rows} rows, one a class and perhaps one for none, but --as {preset.name} has "
+            f"task.conditioners.{place}.num_classes {count}",
+            f"write a preset with --as FILE whose task.conditioners.{place}.num_classes is {rows - dropped}",
+        )
+    null = rows == count + 1
     if not null and diffusion(preset).drop_condition > 0:
         raise UserError(
-            f"{path}: {labels} has {len(theirs[labels])} rows, but --as {preset.name} has {count} classes and "
+            f"{path}: {labels} has {rows} rows, but --as {preset.name} has {count} classes and "
             f"task.drop_condition {diffusion(preset).drop_condition:g}, which needs one more for no class",
-            "set task.drop_condition to 0 in that preset, or task.conditioners.0.num_classes to fit",
+            "set task.drop_condition to 0 in that preset",
         )
     return null
 

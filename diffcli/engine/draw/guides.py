@@ -77,6 +77,7 @@ def check_weaker(weaker: Model, model: Model) -> None:
     for what, (one, other) in pairs.items():
         if one != other:
             raise UserError(f"guide.weaker {weaker.path}: has {what} {one}, but {model.path} has {other}", hint)
+    check_class_names("guide.weaker", weaker, model, hint)
 
 
 def check_classifier(classifier: Model, model: Model) -> None:
@@ -102,6 +103,19 @@ def check_classifier(classifier: Model, model: Model) -> None:
         raise UserError(
             f"guide.classifier {classifier.path}: knows {task.num_classes} classes, {model.path} has {count}", hint
         )
+    check_class_names("guide.classifier", classifier, model, hint)
+
+
+def check_class_names(key: str, other: Model, model: Model, hint: str) -> None:
+    """Raises UserError where a class of one number has two names: it would guide to another class than is asked for."""
+    if other.classes is None or model.classes is None or class_count(model.preset.task) is None:
+        return
+    for number, names in enumerate(zip(other.classes, model.classes, strict=False)):
+        if names[0] != names[1]:
+            problem = (
+                f"{key} {other.path}: its class {number} is '{names[0]}', but that of {model.path} is '{names[1]}'"
+            )
+            raise UserError(problem, hint)
 
 
 def class_count(task: AnyTask) -> int | None:
