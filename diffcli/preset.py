@@ -88,7 +88,7 @@ class PhaseConfig(Config):
 class TrainConfig(Config):
     """The training of a task; batch_size is global, over all processes and accumulated micro-batches."""
 
-    steps: int = Field(ge=1, description="updates of the whole run")
+    steps: int = Field(ge=1, examples=[1000], description="updates of the whole run")
     batch_size: int = Field(128, ge=1, description="images in one update, over all processes and micro-batches")
     accumulate: int = Field(1, ge=1, description="micro-batches that one update is split into")
     optimizer: AnyOptimizer = Field(
@@ -172,6 +172,7 @@ class Preset(Config):
     """Everything about a run: the same preset and seed are the same run."""
 
     name: str = Field(
+        examples=["mine"],
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="letters, digits and ._-; a run is written to runs/NAME unless --run-dir says otherwise",
     )

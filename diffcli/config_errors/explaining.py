@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from diffcli.config import UserError, did_you_mean
-from diffcli.config_errors.schema_paths import kinds, known_keys, length, listed, record, setting, value_at
+from diffcli.config_errors.schema_paths import kinds, known_keys, length, listed, record, setting, taken, value_at
 
 TEXTS = {
-    "missing": ("{key} is missing", "add it to the file, or --set {key}=VALUE"),
+    "missing": ("{key} is missing", "add it to the file, or --set {setting}"),
     "extra_forbidden": ("{key} is not a known key", "{guess}"),
     "union_tag_invalid": ("{key}.kind is {tag!r}", "{guess}"),
     "union_tag_not_found": ("{key} has no kind", "add kind: {guess}"),
@@ -81,15 +81,18 @@ def _told(
     if kind == "value_error":  # a contradiction that a config found: "what is wrong; what to do"
         message, _, remedy = str(context["error"]).partition("; ")
         return (f"{key}: " if key else "") + message, remedy
-    problem, hint = TEXTS.get(kind, ("{key} is {shown}: {message}", "change {key}, for example with --set {key}=VALUE"))
+    problem, hint = TEXTS.get(kind, ("{key} is {shown}: {message}", "change {key}, for example with --set {setting}"))
     expected = context.get("expected_tags", context.get("expected", "")).replace(" or ", ", ")
     tags = [t.strip(" '") for t in expected.split(",")]
     choice = tags if tags != [""] else known_keys(model, tree, path[:-1])
+    if kind == "missing" and path and taken(model, tree, path) is None:  # a part of a file, of many keys
+        hint = "add it to the file; `diffcli presets show digits` prints one that is whole"
     words = {
         "key": key,
         "shown": _shown(mistake.get("input")),
         "message": demand(mistake),
         "tag": context.get("tag"),
+        "setting": _setting(model, tree, path),
         "guess": did_you_mean(str(context.get("tag") or (path[-1] if path else "")), choice),
     }
     if kind == "literal_error":
@@ -97,6 +100,12 @@ def _told(
     if kind == "union_tag_not_found":
         words["guess"] = "one of the kinds that `diffcli presets schema` lists"
     return problem.format(**words), hint.format(**words)
+
+
+def _setting(model: type[BaseModel], tree: dict[str, Any], path: Sequence[int | str]) -> str:
+    """`KEY=VALUE` for --set with a value that the key takes; VALUE itself where the schema tells none, as of a name."""
+    value = taken(model, tree, path) if path else None
+    return f"{'.'.join(map(str, path))}=VALUE" if value is None else setting(tree, path, value)
 
 
 def demand(mistake: Mapping[str, Any]) -> str:

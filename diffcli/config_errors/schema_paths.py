@@ -46,8 +46,25 @@ def length(model: type[BaseModel], tree: Any, path: Place) -> int | None:
 
 
 def listed(model: type[BaseModel], tree: Any, path: Place, value: Any) -> list[Any]:
-    """A list that the schema accepts at a path, made from the intended value if it is not None."""
+    """A list that the schema takes at a path, made of a value that was meant where it is not None and can be one of it."""
+    items = _resolve(_array(_at(model, tree, path)).get("items", {}), _definitions(model), value)
+    types = {form["type"] for form in (items, *items.get("anyOf", ())) if "type" in form}
+    numeric = bool(types) and types <= {"integer", "number"}
+    if numeric and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        default = taken(model, tree, path)
+        return default if isinstance(default, list) else listed(model, tree, path, None)
     return _example(_array(_at(model, tree, path)), value, _definitions(model))
+
+
+def taken(model: type[BaseModel], tree: Any, path: Place) -> Any:
+    """A value that the schema takes at a path: its default, an example, or one within its limits; None where there is none."""
+    field = _at(model, tree, path[:-1]).get("properties", {}).get(path[-1], {})
+    node = _at(model, tree, path)
+    for told in (field, node):
+        known = [told.get("default"), *told.get("examples", ())]
+        if (value := next((each for each in known if each is not None), None)) is not None:
+            return value
+    return listed(model, tree, path, None) if node.get("type") == "array" else _simple(node)
 
 
 def record(model: type[BaseModel], tree: Any, path: Place, name: object) -> Node:
@@ -179,6 +196,8 @@ def _simple(node: Node) -> Any:
     """A value that a schema of one number, word or switch takes; None for any other."""
     if node.get("enum"):
         return node["enum"][0]
+    if node.get("anyOf"):
+        return next((value for form in node["anyOf"] if (value := _simple(form)) is not None), None)
     lowest: Any = node.get("minimum", node.get("exclusiveMinimum", 0))
     match node.get("type"):
         case "integer":

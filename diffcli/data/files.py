@@ -24,6 +24,7 @@ from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError, quoted
 from diffcli.data.faults import is_momentary, zip_faults
+from diffcli.data.naming import given_as
 from diffcli.data.tar_links import list_tar, safe_name, target_in, with_links
 from diffcli.data.walk import Walk, ignored_part, shown_ignored
 from diffcli.digest import LOOK, stands_in
@@ -137,7 +138,7 @@ def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
     """
     with _opening(source, key, f"{key} is '{source}', which"):
         if not source.exists():
-            raise UserError(f"{key} is '{source}', which does not exist", f"check the path, then set {key} to it")
+            raise UserError(f"{key} is '{source}', which does not exist", given_as(key, "a path that is there"))
         if source.is_dir():
             walk = Walk(source)
             return FileTree(source, walk.files, walk.passed, walk.empty)
@@ -170,7 +171,7 @@ def _opening(source: Path, key: str, what: str) -> Iterator[None]:
     except ARCHIVE_ERRORS as error:
         if found := stands_in(source):
             raise UserError(f"{what} is not there", f"{found}, then run the same command again") from error
-        hint = f"take a fresh copy, or set {key} to a folder, .tar, .tar.gz, .tar.xz or .zip"
+        hint = f"take a fresh copy, or {given_as(key, 'a folder, .tar, .tar.gz, .tar.xz or .zip')}"
         raise UserError(f"{what} is not a whole archive ({error})", hint) from error
     except OSError as error:
         raise unreadable(source, key, error) from error

@@ -14,6 +14,7 @@ from diffcli.config import UserError, quoted
 from diffcli.data.files import FileTree
 from diffcli.data.image_formats import SHOWN_SUFFIXES, images_among
 from diffcli.data.labels_file import labelled_names
+from diffcli.data.naming import given_as
 
 Split = Literal["train", "test"]
 ClassesFrom = Literal["folders", "prefix"]
@@ -85,7 +86,7 @@ def alike(name: str) -> str:
 def _no_images(tree: FileTree, key: str, needs: Sequence[str]) -> UserError:
     counted = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in tree.names)
     there = ", ".join(f"{count} {kind}" for kind, count in counted.most_common(FEW))
-    hint = f"set {key} to a folder of images ({SHOWN_SUFFIXES})"
+    hint = given_as(key, f"a folder of images ({SHOWN_SUFFIXES})")
     if "dataset.json" in tree.names:
         hint = f"it is a prepared set, which `diffcli train --preset NAME --data {quoted(tree.source)}` takes as it is"
     if any(name.endswith(".parquet") for name in tree.names):

@@ -11,6 +11,7 @@ from diffcli.config import UserError
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree
 from diffcli.data.idx import read_pair
 from diffcli.data.listing import Split
+from diffcli.data.naming import given_as
 from diffcli.data.official import check_published
 
 MnistKind = Literal["mnist", "fashion_mnist", "kmnist"]
@@ -41,7 +42,7 @@ def find_idx(tree: FileTree, kind: MnistKind, split: Split, key: str) -> tuple[s
         path = tree.find(*spellings(name))
         if path is None:
             problem = f"{key} is '{tree.source}', which has no file {name}.gz (or {name}); it holds {tree.holds}"
-            raise UserError(problem, f"set {key} to the folder with the four *-ubyte files of {SETS[kind].title}")
+            raise UserError(problem, given_as(key, f"the folder with the four *-ubyte files of {SETS[kind].title}"))
         found.append(path)
     return found[0], found[1]
 

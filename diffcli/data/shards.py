@@ -25,6 +25,7 @@ from diffcli.config import Config, Record, UserError, quoted
 from diffcli.data.labels_file import is_labels_file
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
+from diffcli.data.naming import given_as
 from diffcli.digest import sha256, stands_in
 from diffcli.fields import FieldSpec
 
@@ -211,7 +212,7 @@ def open_shards(root: Path, key: str) -> PreparedSet:
         check_finished(root, key)
         what = "has no dataset.json: it is not a finished set of prep-data" if root.is_dir() else "does not exist"
         made = f"folder {quoted(root)} --out DIR" if root.is_dir() else f"KIND SOURCE --out {quoted(root)}"
-        hint = f"run `diffcli prep-data {made}`, or set {key} to a folder that it wrote"
+        hint = f"run `diffcli prep-data {made}`, or {given_as(key, 'a folder that it wrote')}"
         raise UserError(f"{key} is '{root}', which {what}", hint)
     try:
         return PreparedSet.model_validate_json(path.read_bytes())

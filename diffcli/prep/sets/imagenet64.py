@@ -65,7 +65,7 @@ def open_imagenet64(source: Path, work: Path, options: SourceOptions) -> PrepSou
     found = {split: sorted(_find(source, pattern, work)) for split, pattern in NAMES.items()}
     if not any(found.values()):
         problem = f"{SOURCE} is '{source}', which has no train_data_batch_*.npz or val_data.npz"
-        raise UserError(problem, f"set {SOURCE} to the folder with the official zips; {HINT}")
+        raise UserError(problem, f"give the folder with the official zips as {SOURCE}; {HINT}")
     splits: dict[Split, Items] = {}
     files: list[tuple[str, int]] = []
     for split, batches in found.items():
