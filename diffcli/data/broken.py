@@ -14,6 +14,7 @@ from diffcli.data.modes import Range, flatten
 from diffcli.data.pixels import BrokenImage, open_image
 
 Faults = dict[int, str]  # why, by number of the file
+MOST_NAMED = 3  # files in one note
 
 
 def broken_among(files: EncodedFiles, levels: Range | None = None) -> Faults:
@@ -33,6 +34,17 @@ def broken_among(files: EncodedFiles, levels: Range | None = None) -> Faults:
             raise each
         found |= each
     return found
+
+
+def named(files: EncodedFiles, broken: Faults) -> str:
+    """The first of the broken files, each with what is wrong with it."""
+    told = ", ".join(f"{files.name(row)} ({reason})" for row, reason in list(broken.items())[:MOST_NAMED])
+    return told + ", ..." * (len(broken) > MOST_NAMED)
+
+
+def left_out(files: EncodedFiles, broken: Faults) -> str:
+    """A note on files that are left out."""
+    return f"left out, since they cannot be decoded: {len(broken):,} of {len(files):,} images: {named(files, broken)}"
 
 
 class _Probe(Dataset):

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from diffcli.config import Config, ImageShape, UserError
-from diffcli.data.broken import broken_among
+from diffcli.data.broken import broken_among, left_out, named
 from diffcli.data.buckets import Framing, aspects, nearest
 from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.columns import Texts
@@ -30,7 +30,6 @@ from diffcli.data.sidecars import SidecarFiles
 from diffcli.fields import FieldSpec
 
 Broken = Literal["refuse", "leave_out"]
-MOST_NAMED = 3  # files in one note
 
 
 class DataConfig(Config):
@@ -195,14 +194,12 @@ def _whole(tree: FileTree, listing: Listing, levels: Range | None) -> tuple[List
     broken = broken_among(files, levels)
     if not broken:
         return listing, ()
-    named = ", ".join(f"{files.name(row)} ({reason})" for row, reason in list(broken.items())[:MOST_NAMED])
     if len(broken) == len(files):
-        raise UserError(f"data.root '{tree.source}': no image can be decoded: {named}", "set data.root to whole images")
+        problem = f"data.root '{tree.source}': no image can be decoded: {named(files, broken)}"
+        raise UserError(problem, "set data.root to whole images")
     kept = [row for row in range(len(files)) if row not in broken]
     labels = None if listing.labels is None else [listing.labels[row] for row in kept]
-    more = ", ..." * (len(broken) > MOST_NAMED)
-    note = f"left out, since they cannot be decoded: {len(broken):,} of {len(files):,} images: {named}{more}"
-    return Listing([listing.names[row] for row in kept], labels, listing.classes), (note,)
+    return Listing([listing.names[row] for row in kept], labels, listing.classes), (left_out(files, broken),)
 
 
 class TreeFiles:

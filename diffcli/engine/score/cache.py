@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from diffcli.engine.score.sides import Side
 from diffcli.metrics.keepers import CAP, Keep
 from diffcli.metrics.summary import Summary
 
@@ -25,11 +24,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffcli"
 
 
-def cache_file(side: Side, name: str, layer: str, folder: Path) -> Path | None:
-    """The file for the features of a side by an extractor of this name and layer; None if the side cannot be identified."""
-    if side.fingerprint is None:
+def cache_file(fingerprint: str | None, name: str, layer: str, folder: Path) -> Path | None:
+    """Where the features of a side are kept, of an extractor of this name and layer. None: nothing identifies the side."""
+    if fingerprint is None:
         return None
-    key = f"{CACHE_FORMAT}\0{CAP}\0{name}\0{layer}\0{side.fingerprint}"
+    key = f"{CACHE_FORMAT}\0{CAP}\0{name}\0{layer}\0{fingerprint}"
     return folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
 
 

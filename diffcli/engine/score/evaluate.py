@@ -86,7 +86,7 @@ class Gathering:
         if FEATURES not in own or not self.group.leads:
             return None
         described = self.extractors[FEATURES].describe()
-        return cache_file(side, described["name"], described["layer"], self.cache)
+        return cache_file(side.fingerprint, described["name"], described["layer"], self.cache)
 
     def _about_limit(self, name: str, side: Side, use: Use) -> None:
         limit = use.extractor.limit
@@ -113,7 +113,7 @@ def evaluate(
     sides: with `samples` where a metric needs them. extractors: those that the metrics name; `features` may be missing where both
     sides are statistics. cache: folder of reference summaries, by default that of the user. Raises UserError.
     """
-    warnings = check_needs(metrics, sides, extractors)
+    warnings = [*check_needs(metrics, sides, extractors), *(note for side in sides.values() for note in side.notes)]
     gathering = Gathering(extractors, group, batch_size, watch, cache or cache_folder(), warnings)
     summaries: dict[tuple[Role, str], Summary] = empty_summaries(metrics)
     counted: dict[Role, Counted] = {}

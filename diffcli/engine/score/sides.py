@@ -5,6 +5,7 @@ an extractor reads.
 """
 
 import hashlib
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -19,13 +20,15 @@ import torch
 
 from diffcli import __version__, preset
 from diffcli.config import UserError, did_you_mean, quoted
-from diffcli.data.dataset import DataConfig
+from diffcli.data.broken import broken_among, left_out, named
+from diffcli.data.dataset import DataConfig, TreeFiles
 from diffcli.data.files import open_location, open_tree
 from diffcli.data.fitting import fitted
 from diffcli.data.image_formats import images_among
 from diffcli.data.images import ChosenImages, ImageData
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
+from diffcli.data.loader import WORTH_WORKERS
 from diffcli.data.pixels import channels_first, open_image, read_size
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import DATASET, is_prepared, open_shards
@@ -34,6 +37,7 @@ from diffcli.data.walk import Walk
 from diffcli.digest import sha256
 from diffcli.engine.model import Model
 from diffcli.engine.score import npz
+from diffcli.engine.score.cache import cache_folder, write_whole
 from diffcli.fields import Batch, FieldSpec, Specs, joined
 from diffcli.lookup.checkpoint_files import is_checkpoint
 from diffcli.metrics.statistics import Statistics
@@ -66,6 +70,7 @@ class Side:
     identify: Callable[[], str] | None = None  # identity of the rows in the cache of references; None is never cached
     data: ImageData | None = None  # where the rows are those of a data set
     whole: Statistics | None = None  # of all images, where the rows are a part of them: see `npz_side`
+    notes: tuple[str, ...] = ()  # for the report
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -185,12 +190,17 @@ def prepared_side(
 
 
 def folder_side(folder: Path) -> Side:
-    """All image files below a folder, by name, without earlier stages of a cascade; all of one size."""
+    """All image files below a folder, by name, but for earlier stages of a cascade; one size throughout.
+
+    Those that cannot be decoded are left out, which is noted. Raises UserError where none can, or sizes differ.
+    """
     tree = open_tree(folder, "the folder")
     stages = tuple(f"{m[1]}/" for name in tree.names if (m := STAGE.fullmatch(name)))
     names = [name for name in images_among(tree.names, tree.head).images if not name.startswith(stages)]
     if not names:
         raise UserError(f"{folder} holds no images", f"give {KINDS}")
+    content = fingerprint(folder)
+    names, notes = decodable(TreeFiles(tree, names), content)
     with open_location(tree.locations[names[0]]) as file:
         size = read_size(file, tree.shown(names[0]))
 
@@ -210,7 +220,28 @@ def folder_side(folder: Path) -> Side:
         return read_ahead(batch, spans)
 
     specs = {"image": FieldSpec("image", (None, *size))}
-    return Side(str(folder), len(names), specs, read, identify=lambda: f"images {fingerprint(folder)}")
+    return Side(str(folder), len(names), specs, read, identify=lambda: f"images {content}", notes=notes)
+
+
+def decodable(files: TreeFiles, content: str) -> tuple[list[str], tuple[str, ...]]:
+    """The files that can be decoded, and a note on the others. Raises UserError where none can.
+
+    content: identifies the folder; what is found of many files is kept under it, as every file is decoded for that.
+    """
+    place = cache_folder() / f"broken-{hashlib.sha256(f'{content} {len(files)}'.encode()).hexdigest()[:32]}.json"
+    try:
+        broken = {int(row): str(reason) for row, reason in json.loads(place.read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        broken = broken_among(files)
+        if len(files) >= WORTH_WORKERS:
+            write_whole(place, lambda file: file.write(json.dumps(broken).encode()), "what is broken")
+    if not broken:
+        return files.names, ()
+    if len(broken) >= len(files):
+        problem = f"{files.source}: no image can be decoded: {named(files, broken)}"
+        raise UserError(problem, "give a folder of whole images")
+    kept = [name for row, name in enumerate(files.names) if row not in broken]
+    return kept, (f"{files.source}: {left_out(files, broken)}",)
 
 
 def npz_side(path: Path) -> Side:

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from diffcli.config import UserError
+from diffcli.data.broken import broken_among
 from diffcli.data.datasets import Digits
-from diffcli.engine.score import npz
+from diffcli.engine.score import npz, sides
 from diffcli.engine.score.sides import chosen_rows, data_side, fingerprint, own_side, read_ahead, resolve, spread
 from tests.engine.score.making import (
     as_set,
@@ -185,11 +186,38 @@ def test_images_of_two_sizes_in_a_folder_are_refused(tmp_path):
     assert error.value.hint.endswith("--size 8")
 
 
-def test_a_corrupt_image_is_named(tmp_path):
+def test_a_corrupt_image_is_left_out_named_and_counted(tmp_path):
     folder = write_folder(tmp_path / "images", pixels(1, 3))
-    (folder / "z.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(UserError, match=r"z\.png"):
-        read(resolve(str(folder)))
+    whole = read(resolve(str(folder)))
+    (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    side = resolve(str(folder))
+    assert side.size == 3
+    assert torch.equal(read(side), whole)
+    (note,) = side.notes
+    assert "1 of 4" in note
+    assert "a.png" in note
+    assert resolve(str(write_folder(tmp_path / "fine", pixels(1, 3)))).notes == ()
+
+
+def test_what_is_broken_in_a_large_folder_is_looked_for_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFCLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sides, "WORTH_WORKERS", 2)
+    decoded = []
+    monkeypatch.setattr(sides, "broken_among", lambda files: decoded.append(len(files)) or broken_among(files))
+    folder = write_folder(tmp_path / "images", pixels(1, 3))
+    (folder / "a.png").write_bytes(b"no image")
+    first, again = resolve(str(folder)), resolve(str(folder))
+    assert (first.notes, first.size, decoded) == (again.notes, again.size, [4])
+    (folder / "b.png").write_bytes(b"none either")
+    assert "2 of 5" in resolve(str(folder)).notes[0]
+    assert decoded == [4, 5]
+
+
+def test_a_folder_of_nothing_that_can_be_decoded_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"no image can be decoded.*a\.png") as error:
+        resolve(str(tmp_path))
+    assert "whole images" in error.value.hint
 
 
 def test_reading_ahead_keeps_the_order_and_a_bounded_distance():
