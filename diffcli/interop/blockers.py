@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from diffcli.config import UserError
 
-SET = re.compile(r"--set [^\s,;]+")
+SET = re.compile(r"--set (?:'[^']*'|[^\s,;]+)")
+
+
+class Blocked(UserError):
+    """Several things that keep a model from going out. parts: each alone."""
+
+    parts: tuple[UserError, ...] = ()
 
 
 def refusals(checks: Iterable[Callable[[], object]]) -> list[UserError]:
@@ -15,7 +21,8 @@ def refusals(checks: Iterable[Callable[[], object]]) -> list[UserError]:
         try:
             check()
         except UserError as error:
-            found.setdefault(error.problem, error)
+            for part in error.parts if isinstance(error, Blocked) else (error,):
+                found.setdefault(part.problem, part)
     return list(found.values())
 
 
@@ -25,13 +32,19 @@ def demand_all(checks: Iterable[Callable[[], object]]) -> None:
 
 
 def raise_joined(errors: Sequence[UserError]) -> None:
-    """Raises one UserError for several, if there are any. The --set items of their hints are joined."""
-    if not errors:
-        return
+    """Raises `joined`; nothing where there are none."""
+    if errors:
+        raise joined(errors)
+
+
+def joined(errors: Sequence[UserError]) -> UserError:
+    """One UserError of one or several. What their hints say to type with --set is put together."""
     if len(errors) == 1:
-        raise errors[0]
+        return errors[0]
     typed = dict.fromkeys(item for error in errors for item in SET.findall(error.hint))
     others = dict.fromkeys(error.hint for error in errors if not SET.search(error.hint))
     train = [f"train it with {' '.join(typed)}"] if typed else []
     problem = "; ".join(f"({n}) {error.problem}" for n, error in enumerate(errors, 1))
-    raise UserError(f"{len(errors)} reasons prevent an export of this model: {problem}", "; ".join([*others, *train]))
+    blocked = Blocked(f"{len(errors)} things keep this model from going out: {problem}", "; ".join([*others, *train]))
+    blocked.parts = tuple(errors)
+    return blocked

@@ -6,6 +6,7 @@ classes lie in id2label.json, where `import` finds them.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from diffcli.preset import Preset
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.codecs.latent import LatentCodecConfig
 from diffcli.tasks.conditioners.pretrained import PretrainedConditionerConfig
+from diffcli.tasks.diffusion_config import DiffusionConfig
 
 VERSION = "0.32.0"  # of diffusers: the oldest that the tests have read such folders with
 FOLDERS = {"UNet2DModel": "unet", "UNet2DConditionModel": "unet", "DiTTransformer2DModel": "transformer"}
@@ -93,6 +95,9 @@ def check(preset: Preset) -> None:
     if isinstance(task, AutoencoderTaskConfig):
         check_expressible(task.first_stage(preset.data.shape.channels))
         return
+    if not isinstance(task, DiffusionConfig):
+        problem = f"task.kind is '{task.kind}': diffusers has no pipeline for {task.noun}"
+        raise UserError(problem, "it cannot go out; diffusion models and first stages can")
     texts = blockers.refusals([lambda: told_by(preset)])
     own: list[Callable[[], object]] = [
         lambda: write_scheduler(preset),
@@ -106,8 +111,8 @@ def check(preset: Preset) -> None:
         own.append(lambda: first_stage(preset, {}))
     errors = blockers.refusals(own)
     if errors and stage:  # another training than that of this model
-        lone = blockers.refusals([lambda: blockers.raise_joined(errors)])[0]
-        raise UserError(f"{lone.problem}; and {stage[0].problem}", f"{lone.hint}; and first, {stage[0].hint}")
+        lone, first = blockers.joined(errors), blockers.joined(stage)
+        raise UserError(f"{lone.problem}; and {first.problem}", f"{lone.hint}; and first, {first.hint}")
     blockers.raise_joined([*errors, *(stage or [])])
 
 
@@ -135,6 +140,7 @@ def written(
     out: Path, parts: Sequence[WrittenPart], files: Mapping[str, dict[str, Any]], towers: Towers | None = None
 ) -> Path:
     """Writes networks, other files of JSON, and a text encoder; returns the folder."""
+    new = not out.exists()
     try:
         for folder, config, weights in parts:
             (out / folder).mkdir(parents=True, exist_ok=True)
@@ -147,6 +153,8 @@ def written(
             (out / name).parent.mkdir(exist_ok=True)
             write_json(out / name, content)
     except OSError as error:
+        for made in [out] if new else list(out.iterdir()):  # it was empty
+            shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)
         raise UserError(
             f"--out {out}: cannot be written ({error.strerror})", "free some space, or give another place"
         ) from error

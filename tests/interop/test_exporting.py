@@ -9,6 +9,7 @@ from torch import Tensor
 from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.interop import exporting
+from diffcli.interop.blockers import SET
 from diffcli.interop.imported import on_meta
 from diffcli.interop.scheduler import write_scheduler
 from diffcli.preset import Preset
@@ -116,6 +117,24 @@ def test_a_shipped_model_of_pixels_goes_out(name: str):
     network = exporting.network(preset, on_meta(preset).state_dict())
     assert network.config["_class_name"] == "UNet2DModel"
     assert network.config["norm_num_groups"] == preset.task.network.groups
+
+
+@pytest.mark.parametrize("name", ["mnist-eps", "mnist-v", "mnist-hybrid", "digits-14", "mnist-flow", "mnist-edm"])
+def test_what_the_hint_of_a_small_model_of_pixels_says_to_train_goes_out(name: str):
+    with pytest.raises(UserError) as error:
+        exporting.check(presets.load(name))
+    assert error.value.problem.count("things keep") <= 1
+    typed = [word.removeprefix("--set ").strip("'") for word in SET.findall(error.value.hint)]
+    preset = presets.load(name, typed)
+    exporting.check(preset)
+    assert exporting.network(preset, on_meta(preset).state_dict()).config["_class_name"] == "UNet2DModel"
+
+
+@pytest.mark.parametrize("name", ["digits-classifier", "clip-prior", "isic-unet", "cifar10-sr-cnn"])
+def test_what_draws_by_no_diffusion_is_refused_by_its_kind(name: str):
+    with pytest.raises(UserError, match=r"task\.kind") as error:
+        exporting.check(presets.load(name))
+    assert "--as" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -76,10 +76,10 @@ BLOCKS = {
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }
 OWN = {  # what to train with
-    "blocks": "task.network.blocks of res alone, or of res and spatial_transformer by turns",
-    "middle": "task.network.middle [res, spatial_transformer, res] or []",
-    "resample": "task.network.resample conv",
-    "transformer_eps": f"task.network.transformer_eps {TRANSFORMER_EPS:g}",
+    "blocks": "--set 'task.network.blocks=[res, spatial_transformer]', or [res] alone",
+    "middle": "--set 'task.network.middle=[res, spatial_transformer, res]'",
+    "resample": "--set task.network.resample=conv",
+    "transformer_eps": f"--set task.network.transformer_eps={TRANSFORMER_EPS:g}",
 }
 EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),

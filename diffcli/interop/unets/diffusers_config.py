@@ -64,17 +64,16 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
 }
 UNLIKE = {"mult": "at this data.size", "width": "beside another first level", "groups": "at these widths"}
 OWN = {
-    "blocks": "task.network.blocks of res alone, or of res and attention by turns",
-    "middle": "task.network.middle [res, attention, res], [res, res] or []",
-    "resample": "task.network.resample residual or conv",
+    "blocks": "--set 'task.network.blocks=[res, attention]', or [res] alone",
+    "middle": "--set 'task.network.middle=[res, res]'",
+    "resample": "--set task.network.resample=residual",
 }
 LIKE = {  # what to train with, for keys that both classes see alike
-    "activation": "task.network.activation silu, gelu or relu",
-    "fold": "task.network.fold 1",
-    "max_period": f"task.network.max_period {PERIOD}",
+    "activation": "--set task.network.activation=silu",
+    "fold": "--set task.network.fold=1",
+    "max_period": f"--set task.network.max_period={PERIOD}",
     "mult": "a data.size that can be halved at every level",
     "width": "task.network.mult that begins with 1",
-    "groups": "widths that task.network.groups divides at every norm",
 }
 
 
@@ -286,6 +285,7 @@ def refuse_inexpressible(
         "width": config.widths[0] == config.width,  # theirs embed time as wide as the first level
         "groups": len(norm_groups(network)) == 1,  # they have one number for all norms
     }
+    like = {**LIKE, **like, "groups": f"--set task.network.groups={common_groups(network)}"}
     errors = []
     for key, expressible in checks.items():
         if not expressible:
@@ -293,7 +293,7 @@ def refuse_inexpressible(
             errors.append(
                 UserError(
                     f"task.network.{key} is {found}, which diffusers' {name} cannot express {UNLIKE.get(key, '')}".rstrip(),
-                    f"export a model that was trained with {like.get(key) or LIKE[key]}",
+                    f"export a model that was trained with {like[key]}",
                 )
             )
     blockers.raise_joined(errors)
@@ -302,6 +302,12 @@ def refuse_inexpressible(
 def norm_groups(network: UNet) -> set[int]:
     """The numbers of groups that the norms of a network have."""
     return {module.groups for module in network.modules() if isinstance(module, GroupNorm)}
+
+
+def common_groups(network: UNet) -> int:
+    """A number of groups that every norm of a network can have, at most that of its preset."""
+    widths = [module.weight.numel() for module in network.modules() if isinstance(module, GroupNorm)]
+    return math.gcd(network.config.groups, *widths)
 
 
 def head_dim(network: UNet) -> int | None:
