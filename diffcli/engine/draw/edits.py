@@ -106,7 +106,7 @@ class Edit(NamedTuple):
         return torch.where(self.painted.to(made.device), made, given)
 
     def ends(self, task: DiffusionTask, sampler: Sampler, denoise: Denoise, seeds: Sequence[int]) -> Tensor:
-        """The two noises to interpolate between (2, C, H, W): those of two seeds, or those that the two images come from."""
+        """The two noises to interpolate between (2, C, H, W): those of two seeds, or those that lead to the two images."""
         if self.images is None:
             return task.start(seeds)[0]
         schedule = task.denoiser.schedule

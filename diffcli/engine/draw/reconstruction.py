@@ -255,7 +255,7 @@ def encoded(stage: StageModel, originals: Originals, batch_size: int) -> Tensor:
 
 
 def check_idle(model: Model, options: SampleOptions) -> None:
-    """Raises UserError for sampling options that a first stage cannot heed: it encodes and decodes, each in one step."""
+    """Raises UserError for sampling options without effect on a first stage, which encodes and decodes in one step each."""
     own: dict[str, Any] = {"interpolate": None, "compare": False}  # which it can
     drawn = options.model_copy(update=own if options.images else own | {"seed": 0})
     check_one_step(drawn, f"{model.path} is a first stage, which encodes and decodes in one step each")

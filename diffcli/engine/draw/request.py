@@ -119,7 +119,7 @@ class Request:
         return [nth_seed(self.seed, i) for i in rows]
 
     def streams(self, rows: range) -> list[int]:
-        """The seeds from which the conditions of images `rows` follow: on a way between two images they stay."""
+        """The seeds of the conditions of images `rows`; an interpolation has one for all."""
         return self.seeds(rows) if self.edit.options.interpolate is None else self.seeds(range(1)) * len(rows)
 
     def batch(self, rows: range) -> Batch:

@@ -84,7 +84,7 @@ class SampleOptions(EditOptions):
 
 
 def check_one_step(options: SampleOptions, what: str) -> None:
-    """Raises UserError for sampling options that a model cannot heed which answers in one step. what: it, as a clause."""
+    """Raises UserError for sampling options without effect on a one-step model. what: the model, as a clause."""
     if not isinstance(options.seed, int):
         raise UserError(f"--seed names several seeds: {what}", "leave --seed out")
     flags = {

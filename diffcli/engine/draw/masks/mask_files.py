@@ -126,8 +126,8 @@ def check_folder(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, told: Iterable[Tensor]) -> None:
-    """Writes the masks of all images as the path says, then the record. told: probabilities, batch by batch."""
+def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, probabilities: Iterable[Tensor]) -> None:
+    """Writes the masks of all images in the format of the path, then the record. probabilities: batch by batch."""
     with all_or_none(path) as begun:
         if kind_of(path) == ".npz":
             _write_npz(path, pictures, probabilities)
@@ -137,7 +137,7 @@ def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, told: Iterab
                 write_png(partial, grid(torch.stack(rows), 1 + len(PARTS)))
         else:
             path.mkdir(parents=True, exist_ok=True)
-            for name, (image, p) in zip(pictures.names, _each(pictures, told), strict=True):
+            for name, (image, p) in zip(pictures.names, _each(pictures, probabilities), strict=True):
                 _write_one(path / name, image, p, begun)
     record = seg.describe() | stated(seg.classes) | {"images": _listed(pictures), "skipped": pictures.skipped}
     write_record(path, record)

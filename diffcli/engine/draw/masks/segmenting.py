@@ -235,7 +235,7 @@ def check_ensemble(model: Model, ensemble: int | None) -> None:
 
 
 def check_options(options: SampleOptions) -> None:
-    """Raises UserError for options of drawing that have no place where images are segmented."""
+    """Raises UserError for sampling options without a meaning in segmentation."""
     if not isinstance(options.seed, int):
         raise UserError("--seed names several seeds: the masks of all images follow from one", "give the first alone")
     fresh = SampleOptions()
