@@ -17,9 +17,10 @@ from tests.prep.server import WebServer, serving
 
 # What stands for other words, and what is run in its place
 FORMS = {
-    "diffcli info PATH": "diffcli info runs/photos",
-    "diffcli info RUN": "diffcli info runs/photos",
-    "diffcli resume RUN": "diffcli resume runs/photos",
+    "diffcli info PATH": "diffcli info runs/digits",
+    "diffcli resume RUN": "diffcli resume runs/digits",
+    "diffcli sample RUN": "diffcli sample runs/digits",
+    "diffcli fid --ckpt RUN --metrics psnr": "diffcli fid --ckpt runs/mnist-vae --metrics psnr",
     "diffcli prep-data KIND SOURCE --out DIR": "diffcli prep-data folder PICTURES --out prepared",
     "diffcli prep-data KIND": "diffcli prep-data folder",
     "diffcli ema RUN --rate 0.9999 --out DIR": "diffcli ema runs/rates --rate 0.9999 --out rate",
