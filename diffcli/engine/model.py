@@ -16,6 +16,7 @@ from diffcli.engine.loading import load_to_sample, place
 from diffcli.engine.records import encoder_records
 from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
 from diffcli.fields import OVER_PIXELS, Specs, from_record
+from diffcli.networks.weightless import weightless
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -84,7 +85,7 @@ def load_model(
     if not checkpoint.holds(part, found, record) and checkpoint.holds("ema", found, record):
         raise UserError(f"--no-ema: {found} holds an average only", "leave --no-ema out")
     fields = specs_of(record, resolved, found)
-    with torch.device("meta"):
+    with weightless():
         built = resolved.task.build(fields)
     chosen = suited(built, chosen)
     digest = load_to_sample(built, found, record, use_ema)
@@ -103,7 +104,7 @@ def without_weights(path: Path) -> Model:
     record = checkpoint.read_record(found)
     resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
     fields = specs_of(record, resolved, found)
-    with torch.device("meta"):
+    with weightless():
         task = resolved.task.build(fields).eval()
     return _recorded(found, record, resolved, task, fields, ema=True, digest="")
 

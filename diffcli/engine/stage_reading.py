@@ -23,6 +23,7 @@ from diffcli.engine.model import specs_of
 from diffcli.interop import first_stages
 from diffcli.lookup import preset_files
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
+from diffcli.networks.weightless import weightless
 from diffcli.preset import Preset
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.codecs.latent import LatentCodec, LatentCodecConfig
@@ -44,7 +45,7 @@ class FirstStage(NamedTuple):
 
     def build(self, device: torch.device) -> Autoencoder:
         """The network itself, in evaluation mode and without gradients."""
-        with torch.device("meta"):
+        with weightless():
             built = self.config.build()
         fill(built, self.tensors, Path(self.origin))
         return built.to(device).eval().requires_grad_(False)
@@ -102,7 +103,7 @@ def located(path: Path, key: str) -> tuple[Path, dict[str, Any], FirstStageConfi
             f"{key}: {path} was trained as {task.noun}, not as an autoencoder",
             "name the run of a first stage, such as one of the presets mnist-vae, cifar10-kl or kl-f8-256",
         )
-    with torch.device("meta"):
+    with weightless():
         built = task.build(specs_of(record, resolved, found))
     return found, record, built.first_stage, "autoencoder."
 

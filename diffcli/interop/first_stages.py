@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffcli.config import UserError
@@ -21,6 +20,7 @@ from diffcli.interop.weight_files import ForeignTensors, read, read_tensors, wei
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
 from diffcli.networks.bottlenecks import Kl
 from diffcli.networks.vector_quantiser import Vq
+from diffcli.networks.weightless import weightless
 
 CONFIG = "config.json"
 COMPVIS_MARK = "encoder.down.0.block.0.conv1.weight"
@@ -123,5 +123,5 @@ def folded(stage: FirstStageConfig, ours: Mapping[str, Tensor], shift: Tensor, s
 
 def on_meta(stage: FirstStageConfig) -> Autoencoder:
     """The first stage without memory for its weights."""
-    with torch.device("meta"):
+    with weightless():
         return stage.build()

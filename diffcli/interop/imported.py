@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffcli import preset as presets
@@ -13,6 +12,7 @@ from diffcli.config import UserError
 from diffcli.interop import pipelines
 from diffcli.interop.first_stages import ForeignStage
 from diffcli.interop.weight_files import ForeignTensors
+from diffcli.networks.weightless import weightless
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -66,7 +66,7 @@ def null_row(preset: Preset, theirs: ForeignTensors, labels: str, path: Path) ->
 def on_meta(preset: Preset) -> DiffusionTask:
     """The preset's task without memory for its weights. Raises UserError if it is no diffusion model."""
     diffusion(preset)
-    with torch.device("meta"):
+    with weightless():
         task = preset.task.build(preset.specs)
     assert isinstance(task, DiffusionTask)
     return task

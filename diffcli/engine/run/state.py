@@ -18,6 +18,7 @@ from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.roles.parameter_roles import check_parameters, frozen_names, rate_factors
 from diffcli.engine.tuning import auto_precision
 from diffcli.fields import Specs
+from diffcli.networks.weightless import weightless
 from diffcli.optim import optimizer_tensors, restore_optimizer, scale_rates
 from diffcli.preset import Preset, TrainConfig
 from diffcli.tasks.task import Phase, Task
@@ -160,7 +161,7 @@ def build_on_meta(preset: Preset, specs: Specs | None = None) -> Task:
 
     specs: the fields of its data; None: what the preset alone says of them.
     """
-    with torch.device("meta"):
+    with weightless():
         task = preset.task.build(preset.specs if specs is None else specs)
     freeze_rest(task, phases_of(task, preset.train), preset.train)
     return task

@@ -6,7 +6,6 @@ Source: Dhariwal & Nichol 2021 (arXiv 2105.05233); the layout of their code.
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffcli.config import UserError
@@ -15,6 +14,7 @@ from diffcli.interop.unets.openai import ENDS, openai_rules
 from diffcli.interop.unets.places import NETWORK
 from diffcli.interop.weight_files import ForeignTensors, Rule, read
 from diffcli.networks.trunk import Trunk
+from diffcli.networks.weightless import weightless
 from diffcli.preset import Preset
 from diffcli.tasks.classifier import ClassifierTask
 
@@ -35,7 +35,7 @@ def classifier(theirs: ForeignTensors, path: Path, given: Preset | None) -> Impo
             f"{path}: a classifier of guided-diffusion does not contain its flags (heads, schedule, ...)",
             "name the preset that has them, such as --as imagenet64-adm-classifier",
         )
-    with torch.device("meta"):
+    with weightless():
         task = given.task.build(given.specs)
     if not isinstance(task, ClassifierTask) or not isinstance(task.network, Trunk) or task.schedule is None:
         raise UserError(
