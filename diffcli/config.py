@@ -7,22 +7,63 @@ A `Note` is information that stops nothing.
 """
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationInfo, model_validator
 from pydantic_core import CoreSchema
 
 LONGEST_LIST = 64  # values that a person writes in one key
+
+C = TypeVar("C", bound=BaseModel)
+Check = Callable[[Any], Iterable[str] | None]
 
 
 class Record(BaseModel):
     """Base of records that programs write and read: frozen, no unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Agreement(NamedTuple):
+    """A config whose keys contradict each other, and the check that finds how."""
+
+    config: BaseModel
+    check: Check
+
+    @property
+    def contradictions(self) -> list[str]:
+        """What the check says, as far as it comes: a key that the config lacks ends it."""
+        found: list[str] = []
+        try:
+            for each in self.check(self.config) or ():
+                found.append(each)  # noqa: PERF402: what was found stays where the check ends with an error
+        except ValueError as error:
+            found.append(str(error))
+        except AttributeError:
+            pass
+        return found
+
+
+def keys_agree(check: Callable[[C], Iterable[str] | None]) -> Any:
+    """Makes a method a check of keys against each other, which runs once each key is right by itself.
+
+    The method yields "what is wrong; what to do" for each contradiction, or raises one as ValueError. The first one refuses the
+    config, unless the validation's context is a list, which gets an `Agreement` for each check that found any.
+    """
+
+    def checked(self: C, info: ValidationInfo) -> C:
+        agreement = Agreement(self, check)
+        if found := agreement.contradictions:
+            if not isinstance(info.context, list):
+                raise ValueError(found[0])
+            info.context.append(agreement)
+        return self
+
+    return model_validator(mode="after")(checked)
 
 
 class Config(Record):

@@ -6,15 +6,15 @@ functions of the step, which counts optimizer updates from 1.
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from diffcli.config import Config, UserError
+from diffcli.config import Config, UserError, keys_agree
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -97,11 +97,10 @@ class Sgd(OptimizerConfig):
     def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
         return sum(p.numel() for p in parameters) if self.momentum else 0
 
-    @model_validator(mode="after")
-    def _agree(self) -> "Sgd":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov is true but momentum is 0; set train.optimizer.momentum to 0.9")
-        return self
+            yield "nesterov is true but momentum is 0; set train.optimizer.momentum to 0.9"
 
     def build(
         self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
@@ -243,14 +242,13 @@ class InverseSqrt(Curve):
     kind: Literal["inverse_sqrt"] = "inverse_sqrt"
     ref: int = Field(1000, ge=1, description="updates")
 
-    @model_validator(mode="after")
-    def _agree(self) -> "InverseSqrt":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if self.ref < self.warmup:
-            raise ValueError(
+            yield (
                 f"warmup is {self.warmup}, but the rate already falls after ref {self.ref}; "
                 f"set train.curve.ref to {self.warmup} or more"
             )
-        return self
 
     def shape(self, step: int, steps: int) -> float:
         return math.sqrt(self.ref / max(step, self.ref))

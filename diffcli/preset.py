@@ -5,14 +5,14 @@ names the file, the key and the value found. `dump` writes the resolved tree bac
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from diffcli.config import Config, UserError
+from diffcli.config import Config, UserError, keys_agree
 from diffcli.config_errors import explain
 from diffcli.config_errors.schema_paths import default_kind, forms, known_keys
 from diffcli.data.dataset import DataConfig
@@ -133,19 +133,18 @@ class TrainConfig(Config):
         phases = {name: _completed(phase, given.get("optimizer", {})) for name, phase in given["phases"].items()}
         return {**given, "phases": phases}
 
-    @model_validator(mode="after")
-    def _agree(self) -> "TrainConfig":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         for pattern, factor in self.lr_scale.items():
             if factor <= 0:
-                raise ValueError(
+                yield (
                     f"lr_scale is {factor:g} for '{pattern}', but a factor is above 0; "
                     f"leave it out and freeze it: --set 'train.freeze=[{pattern}]'"
                 )
         if self.accumulate > self.batch_size:
-            raise ValueError(
+            yield (
                 f"accumulate is {self.accumulate}, more than the batch_size {self.batch_size}; set train.accumulate lower"
             )
-        return self
 
     def advice(self) -> list[str]:
         """What is allowed but probably not meant, one sentence each."""
@@ -189,11 +188,13 @@ class Preset(Config):
     guide: Guide = Field(Guide(), description="what surrounds guidance: where it acts and how large values are tamed")
     prior: Path | None = Field(None, description="checkpoint that makes embeddings of images out of those of prompts")
 
-    @model_validator(mode="after")
-    def _agree(self) -> "Preset":
-        self.task.check_drawing(self.drawing)
+    @keys_agree
+    def _drawing_agrees(self) -> Iterator[str]:
+        return self.task.check_drawing(self.drawing)
+
+    @keys_agree
+    def _buckets_agree(self) -> None:
         self.task.check_buckets(self.data.buckets)
-        return self
 
     @property
     def specs(self) -> dict[str, FieldSpec]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from diffcli.config import UserError, did_you_mean
+from diffcli.config_errors.agreements import contradictions
 from diffcli.config_errors.schema_paths import kinds, known_keys, length, listed, record, setting, taken, value_at
 
 TEXTS = {
@@ -38,18 +39,22 @@ DEMANDS = {  # of a value, by pydantic's name for the mistake
 
 
 class Mistake(NamedTuple):
-    """One mistake in a tree: its path, the problem, and what to type."""
+    """One thing that is wrong with a tree: at which path, what it is, and what to type.
+
+    between: the keys below the path are right by themselves and contradict each other.
+    """
 
     path: list[int | str]
     problem: str
     hint: str
+    between: bool = False
 
 
 def explain(
     error: ValidationError, tree: dict[str, Any], model: type[BaseModel], source: str, changed: Sequence[str]
 ) -> UserError:
-    """All mistakes of a validation, the first in full. `changed`: keys that --set gave."""
-    first, *others = mistakes(error, tree, model)
+    """All mistakes of a tree that a validation refused, the first in full. `changed`: keys that --set gave."""
+    first, *others = all_mistakes(error, tree, model)
     begins = _where(source, first.path, changed)
     more = f" (and {len(others)} more mistake{'s' if len(others) > 1 else ''})" if others else ""
     also = []
@@ -57,6 +62,14 @@ def explain(
         where = _where(source, other.path, changed)
         also.append(f"{where if where != begins else ''}{other.problem}; {other.hint}")
     return UserError(begins + first.problem + more, first.hint, also)
+
+
+def all_mistakes(error: ValidationError, tree: dict[str, Any], model: type[BaseModel]) -> list[Mistake]:
+    """What a validation found, and the contradictions between keys that it did not come to."""
+    found = mistakes(error, tree, model)
+    wrong = [each.path for each in found if not each.between]
+    hidden = (_disagreement(*each) for each in contradictions(tree, model, wrong))
+    return [*found, *(each for each in hidden if each not in found)]
 
 
 def mistakes(error: ValidationError, tree: dict[str, Any], model: type[BaseModel]) -> list[Mistake]:
@@ -69,8 +82,17 @@ def mistakes(error: ValidationError, tree: dict[str, Any], model: type[BaseModel
             continue
         reshaped = _reshaped(each, path, model, tree)
         seen.append(path[:-1] if reshaped and each["type"] == "missing" else path)
-        found.append(Mistake(path, *(reshaped or _told(each, path, model, tree))))
+        if each["type"] == "value_error" and isinstance(value_at(tree, path), Mapping):
+            found.append(_disagreement(path, str(each["ctx"]["error"])))
+        else:
+            found.append(Mistake(path, *(reshaped or _told(each, path, model, tree))))
     return found
+
+
+def _disagreement(path: list[int | str], message: str) -> Mistake:
+    """message: "what is wrong; what to do" of keys below a path."""
+    problem, _, remedy = message.partition("; ")
+    return Mistake(path, ".".join(map(str, path)) + ": " * bool(path) + problem, remedy, between=True)
 
 
 def _told(
@@ -78,7 +100,7 @@ def _told(
 ) -> tuple[str, str]:
     """Problem and hint of a wrong value whose form is right."""
     key, kind, context = ".".join(map(str, path)), mistake["type"], mistake.get("ctx", {})
-    if kind == "value_error":  # a contradiction that a config found: "what is wrong; what to do"
+    if kind == "value_error":  # "what is wrong; what to do", of one value
         message, _, remedy = str(context["error"]).partition("; ")
         return (f"{key}: " if key else "") + message, remedy
     problem, hint = TEXTS.get(kind, ("{key} is {shown}: {message}", "change {key}, for example with --set {setting}"))

@@ -78,6 +78,16 @@ def record(model: type[BaseModel], tree: Any, path: Place, name: object) -> Node
     return {name: pair} if pair else {}
 
 
+def stand_in(model: type[BaseModel], tree: Any, path: Place) -> Any:
+    """A value that the schema may take at a path, without the keys that a record needs; None where none is known."""
+    node = _at(model, tree, path)
+    if choice := list(_mapping(node)):
+        return {"kind": choice[0]}
+    if "properties" in node:
+        return {}
+    return "x" if node.get("type") == "string" else _example(node, None, _definitions(model))
+
+
 def setting(tree: Any, path: Place, value: Any) -> str:
     """`KEY=VALUE` for --set that puts a value at a path, quoted for a shell. A list is written whole, a single key alone."""
     path = list(path)

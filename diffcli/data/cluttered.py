@@ -5,14 +5,16 @@ beside fainter pieces of itself. An annotator marks the pixels where its ink, sl
 has a different level, from generous to tight, which varies smoothly along the border.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 from torch import Tensor
 
+from diffcli.config import keys_agree
 from diffcli.data import mnist
 from diffcli.data.annotators import HeldMasks, annotated, consensus
 from diffcli.data.dataset import DataConfig
@@ -42,14 +44,13 @@ class DigitsSegmentation(DataConfig):
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32
     channels: Literal[1, 3] = 1
 
-    @model_validator(mode="after")
-    def _embedded(self) -> "DigitsSegmentation":
+    @keys_agree
+    def _embedded(self) -> Iterator[str]:
         if self.root is not None:
-            raise ValueError(
+            yield (
                 "root must not be set for kind 'digits_segmentation', which comes with diffcli; "
                 "run `diffcli prep-data pairs SOURCE --out DIR` on images and masks of yours, then type --data DIR"
             )
-        return self
 
     @property
     def specs(self) -> dict[str, FieldSpec]:

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from diffcli.config import Config, ImageShape, UserError
+from diffcli.config import Config, ImageShape, UserError, keys_agree
 from diffcli.data.broken import broken_among, left_out, named
 from diffcli.data.buckets import Framing, aspects, nearest
 from diffcli.data.class_captions import ClassCaptions
@@ -91,28 +91,26 @@ class DataConfig(Config):
         found = ["crop 'random'"] * (self.crop == "random") + ["buckets"] * bool(self.buckets)
         return " and ".join(found)
 
-    @model_validator(mode="after")
-    def _cut(self) -> "DataConfig":
+    @keys_agree
+    def _cut(self) -> Iterator[str]:
         if self.in_memory and self.cut_anew:
-            raise ValueError(
+            yield (
                 f"in_memory is true, but {self.cut_anew} cut the images anew whenever they are read; "
                 "set data.in_memory to false"
             )
         ratios = aspects(torch.tensor(self.buckets)) if self.buckets else torch.empty(0)
         if len(ratios.unique()) < len(ratios):
-            raise ValueError("buckets holds one aspect ratio twice; leave one of the two sizes out of data.buckets")
-        return self
+            yield "buckets holds one aspect ratio twice; leave one of the two sizes out of data.buckets"
 
-    @model_validator(mode="after")
-    def _derives(self) -> "DataConfig":
+    @keys_agree
+    def _derives(self) -> Iterator[str]:
         if self.size is None:  # that of the data, which are read later
-            return self
+            return
         try:
             for size in (self.shape[1:], *self.buckets):
                 derived_specs(self.derived, FieldSpec("image", (self.channels, *size)))
         except UserError as error:
-            raise ValueError(f"{error.problem}; {error.hint}") from None
-        return self
+            yield f"{error.problem}; {error.hint}"
 
     def absolute(self) -> "DataConfig":
         """The same data with absolute paths."""

@@ -4,12 +4,13 @@ Every set has one shape, uint8 pixels and int64 labels; its order is that of its
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator
 
-from diffcli.config import UserError, quoted
+from diffcli.config import UserError, keys_agree, quoted
 from diffcli.data import cifar, mnist
 from diffcli.data.cluttered import DigitsSegmentation
 from diffcli.data.dataset import Broken, DataConfig
@@ -34,14 +35,13 @@ class Digits(DataConfig):
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = 28
     channels: Literal[1, 3] = 1
 
-    @model_validator(mode="after")
-    def _embedded(self) -> "Digits":
+    @keys_agree
+    def _embedded(self) -> Iterator[str]:
         if self.root is not None:
-            raise ValueError(
+            yield (
                 "root must not be set for kind 'digits', which comes with diffcli; "
                 "add --set data.kind=folder for pictures of yours, or =mnist for its four files"
             )
-        return self
 
     def build(self, split: Split) -> ImageData:
         images, labels, _ = read_digits(split)

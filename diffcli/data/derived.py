@@ -6,14 +6,14 @@ there are any.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, get_args
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from diffcli.config import Config, UserError
+from diffcli.config import Config, UserError, keys_agree
 from diffcli.data.edges import canny, grey, smoothed, xdog
 from diffcli.data.lowering import Kernel, lowered
 from diffcli.fields import FieldSpec, Specs
@@ -79,11 +79,10 @@ class Edges(Derived):
         0.12, gt=0, lt=1, description="smallest gradient of an edge that counts by itself, as a share of the largest"
     )
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "Edges":
+    @keys_agree
+    def _ordered(self) -> Iterator[str]:
         if self.low > self.high:
-            raise ValueError(f"low is {self.low}, above high, which is {self.high}; set low to {self.high} or less")
-        return self
+            yield f"low is {self.low}, above high, which is {self.high}; set low to {self.high} or less"
 
     def specs(self, image: FieldSpec) -> Specs:
         return {self.field: FieldSpec("image", (1, *image.shape[1:]))}
@@ -154,13 +153,10 @@ class Hole(Derived):
     least: float = Field(0.2, gt=0, le=1, description="shortest edge of the hole, as a share of that of the image")
     most: float = Field(0.7, gt=0, le=1, description="longest edge of the hole, as a share of that of the image")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "Hole":
+    @keys_agree
+    def _ordered(self) -> Iterator[str]:
         if self.least > self.most:
-            raise ValueError(
-                f"least is {self.least}, above most, which is {self.most}; set least to {self.most} or less"
-            )
-        return self
+            yield (f"least is {self.least}, above most, which is {self.most}; set least to {self.most} or less")
 
     def specs(self, image: FieldSpec) -> Specs:
         return {self.field: FieldSpec("mask", (1, *image.shape[1:]), 2), self.image: image}

@@ -6,14 +6,15 @@ discrete schedule is a table of log alpha-bar = log alpha^2 at t = 0, 1/T, ..., 
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from diffcli.config import Config
+from diffcli.config import Config, keys_agree
 from diffcli.transfer import moved
 
 CLEANEST = 1e-3  # smallest time of a walk on the straight path before t = 0
@@ -111,11 +112,10 @@ class DiscreteSchedule(Schedule):
         low, high, share = table[left], table[left + 1], position - left
         return torch.where(high.isinf(), low + 2 * torch.log1p(-share), torch.lerp(low, high, share))
 
-    @model_validator(mode="after")
-    def _has_a_step_to_rescale(self) -> Self:
+    @keys_agree
+    def _has_a_step_to_rescale(self) -> Iterator[str]:
         if self.zero_terminal_snr and self.steps < 2:
-            raise ValueError("zero_terminal_snr leaves no signal at all with steps 1; set steps to 2 or more")
-        return self
+            yield "zero_terminal_snr leaves no signal at all with steps 1; set steps to 2 or more"
 
 
 @cache  # not in the config, where comparing and copying would meet it
@@ -224,14 +224,13 @@ class Sigmoid(CurveSchedule):
         low, high = math.exp(-self.end / self.tau), (t * (self.end - self.start) + self.start) / self.tau
         return 1 / (1 + low) - torch.sigmoid(high)
 
-    @model_validator(mode="after")
-    def _falls(self) -> Self:
+    @keys_agree
+    def _falls(self) -> Iterator[str]:
         if not bool((self.log_alpha_bar.diff() < 0).all()):
-            raise ValueError(
+            yield (
                 f"the sigmoid from {self.start:g} to {self.end:g} with tau {self.tau:g} is flat somewhere, so some of its "
                 f"{self.steps} steps add no noise; set start below end and tau to 0.2 or more"
             )
-        return self
 
 
 class Flow(Schedule):

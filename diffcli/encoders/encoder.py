@@ -5,17 +5,17 @@ the digest of its weights; weights with another digest are refused.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from diffcli.config import Config, Note, UserError
+from diffcli.config import Config, Note, UserError, keys_agree
 from diffcli.encoders.libraries import LOADERS, Origin, Towers, typed
 from diffcli.transfer import moved
 
@@ -42,19 +42,18 @@ class EncoderConfig(Config):
         "masked", description="whether tokens behind a text's end are read, as Stable Diffusion does"
     )
 
-    @model_validator(mode="after")
-    def _agree(self) -> "EncoderConfig":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if self.kind == "t5" and self.library == "open_clip":
-            raise ValueError("library is 'open_clip', which has no t5; set library to transformers")
+            yield "library is 'open_clip', which has no t5; set library to transformers"
         if self.kind == "t5" and self.layer == -2:
-            raise ValueError("layer -2 is a choice of clip's tokens, t5 gives its last layer; set layer to -1")
+            yield "layer -2 is a choice of clip's tokens, t5 gives its last layer; set layer to -1"
         if self.kind == "t5" and self.padding == "read":
-            raise ValueError("padding is 'read', but t5 gives nothing behind a text's end; set padding to masked")
+            yield "padding is 'read', but t5 gives nothing behind a text's end; set padding to masked"
         if self.pretrained is not None and (self.library != "open_clip" or "/" in self.model):
-            raise ValueError(
+            yield (
                 f"pretrained is '{self.pretrained}', but only names that open_clip knows have tags; leave pretrained out"
             )
-        return self
 
     @property
     def origin(self) -> Origin:

@@ -3,14 +3,15 @@
 encode(x) -> h; bottleneck(h) -> z; decode(z) -> x. Source: Rombach et al. 2021, section 3.1 (arXiv 2112.10752).
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from diffcli.config import Config
+from diffcli.config import Config, keys_agree
 from diffcli.networks.bottleneck import Bottleneck, Coded
 from diffcli.networks.bottlenecks import AnyBottleneck
 from diffcli.networks.dropout import mask_bits, number_dropouts
@@ -59,24 +60,20 @@ class AutoencoderConfig(Config):
         False, description="gradient checkpointing: blocks are computed again in the backward pass"
     )
 
-    @model_validator(mode="after")
-    def _attends_where_it_can(self) -> "AutoencoderConfig":
+    @keys_agree
+    def _attends_where_it_can(self) -> Iterator[str]:
         there = [self.patch * 2**i for i in range(len(self.mult))]
         for downscale in self.attend:
             if downscale not in there:
-                raise ValueError(
+                yield (
                     f"attend names {downscale}, but the downscales of {len(self.mult)} levels are {listed(there)}; "
                     f"choose among {listed(there)} for task.network.attend"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _has_a_middle(self) -> "AutoencoderConfig":
+    @keys_agree
+    def _has_a_middle(self) -> Iterator[str]:
         if self.middle_attention and not self.middle_blocks:
-            raise ValueError(
-                "middle_attention is true, but middle_blocks is 0; set task.network.middle_attention to false"
-            )
-        return self
+            yield ("middle_attention is true, but middle_blocks is 0; set task.network.middle_attention to false")
 
     @property
     def downscale(self) -> int:

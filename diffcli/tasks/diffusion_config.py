@@ -1,11 +1,12 @@
 """The preset keys of a diffusion model in `task`, and checks that its parts fit together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from diffcli.config import keys_agree
 from diffcli.diffusion.coupling import Coupling
 from diffcli.diffusion.denoiser import Denoiser, Target
 from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
@@ -54,29 +55,27 @@ class DiffusionConfig(TaskConfig):
     distance: AnyDistance = Field(L2(), description="distance between prediction and target")
     coupling: Coupling = Field("none", description="pairing of noise and images; none: at random")
 
-    @model_validator(mode="after")
-    def _agree(self) -> "DiffusionConfig":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if self.target == "eps" and self.schedule.leftover_signal == 0:
-            raise ValueError(
+            yield (
                 f"target 'eps' cannot give x0 at t = 1 on the {self.schedule.kind} schedule, where no signal is left; "
                 "set task.target to flow, v or x0"
             )
         if self.learn_variance and not isinstance(self.schedule, DiscreteSchedule):
-            raise ValueError(
+            yield (
                 f"learn_variance needs a discrete schedule, {self.schedule.kind} has no steps; "
                 "set task.learn_variance to false"
             )
         if self.drop_condition > 0 and not self.guided:
-            raise ValueError(
+            yield (
                 f"drop_condition is {self.drop_condition} but there are no conditioners that can be left out; "
                 "set task.drop_condition to 0 or add one to task.conditioners"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _objective_agrees(self) -> "DiffusionConfig":
+    @keys_agree
+    def _objective_agrees(self) -> None:
         self.objective.check(self.schedule)
-        return self
 
     @property
     def guided(self) -> bool:
@@ -91,16 +90,16 @@ class DiffusionConfig(TaskConfig):
     def objective(self) -> Objective:
         return Objective(self.times, self.weight, self.distance, self.coupling)
 
-    def check_drawing(self, drawing: Drawing) -> None:
+    def check_drawing(self, drawing: Drawing) -> Iterator[str]:
         if not any(c.kind == "embedding" and c.field == IMAGE for c in self.conditioners):
-            drawing.check_no_prior()
-        self.check_guide(drawing)
-        drawing.check_times(self.schedule)
-        drawing.check_variance(self.learn_variance)
+            yield from drawing.check_no_prior()
+        yield from self.check_guide(drawing)
+        yield from drawing.check_times(self.schedule)
+        yield from drawing.check_variance(self.learn_variance)
 
-    def check_guide(self, drawing: Drawing) -> None:
-        """Raises ValueError if guidance and `guide` do not fit the model."""
-        drawing.check_guide(self.codec.clip, self.guided, self.drop_condition)
+    def check_guide(self, drawing: Drawing) -> Iterator[str]:
+        """Yields a contradiction if guidance or `guide` do not fit the model."""
+        return drawing.check_guide(self.codec.clip, self.guided, self.drop_condition)
 
     def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
         factor = 1

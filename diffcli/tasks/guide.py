@@ -1,12 +1,13 @@
 """The preset keys for sampling: sampler, guidance scale, prior, and the section `guide`, with the checks that tasks share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from diffcli.config import Config, UserError
+from diffcli.config import Config, UserError, keys_agree
 from diffcli.diffusion.denoiser import Denoise
 from diffcli.diffusion.guidance import LogProb
 from diffcli.diffusion.samplers import Ddpm, Sampler
@@ -43,18 +44,15 @@ class Guide(Config):
     classifier: Path | None = Field(None, description="checkpoint of a noise-aware classifier")
     classifier_scale: float | None = Field(None, description="factor of the classifier's gradient; 1 if left out")
 
-    @model_validator(mode="after")
-    def _agree(self) -> "Guide":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(
-                f"interval is {list(self.interval)}, not two rising noise levels from 0; write for example [0.3, 3]"
-            )
+            yield (f"interval is {list(self.interval)}, not two rising noise levels from 0; write for example [0.3, 3]")
         if self.classifier_scale is not None and self.classifier is None:
-            raise ValueError(
+            yield (
                 f"classifier_scale is {self.classifier_scale} but there is no classifier; "
                 "set guide.classifier to the run of one, or leave classifier_scale out"
             )
-        return self
 
     @property
     def pull(self) -> float:
@@ -113,59 +111,59 @@ class Drawing(NamedTuple):
         """The scale of previews, which use no other model: 1 if the second branch is that of guide.weaker."""
         return self.guidance if self.guide.weaker is None else 1.0
 
-    def check_times(self, schedule: Schedule) -> None:
-        """Raises ValueError if the sampler needs times that the schedule lacks; otherwise only the first preview would fail."""
+    def check_times(self, schedule: Schedule) -> Iterator[str]:
+        """Yields a contradiction if the sampler needs times that the schedule lacks; otherwise the first preview would fail."""
         try:
             self.sampler.times(schedule)
         except UserError as error:
-            raise ValueError(f"{error.problem}; {error.hint.replace('--steps ', '--set sampler.steps=')}") from None
+            yield f"{error.problem}; {error.hint.replace('--steps ', '--set sampler.steps=')}"
 
-    def check_variance(self, learned: bool) -> None:
-        """Raises ValueError if the sampler uses a learned variance that the model does not have."""
+    def check_variance(self, learned: bool) -> Iterator[str]:
+        """Yields a contradiction if the sampler uses a learned variance that the model does not have."""
         if isinstance(self.sampler, Ddpm) and self.sampler.variance == "learned" and not learned:
-            raise ValueError(
+            yield (
                 "sampler.variance is 'learned' but task.learn_variance is false; set sampler.variance to small or large"
             )
 
-    def check_guide(self, bounded: bool, conditional: bool, drop_condition: float) -> None:
-        """Raises ValueError if guidance needs an untrained branch, or if a key of `guide` has no effect.
+    def check_guide(self, bounded: bool, conditional: bool, drop_condition: float) -> Iterator[str]:
+        """Yields a contradiction if guidance needs an untrained branch, or if a key of `guide` has no effect.
 
         bounded: whether x0 has a range. conditional: whether the model has conditions. drop_condition: that of its training.
         """
         guide, scale = self.guide, self.guidance
         if guide.threshold is not None and not bounded:
-            raise ValueError(
+            yield (
                 f"guide.threshold is {guide.threshold} but task.codec.clip is false, so x0 has no range to be kept to; "
                 "leave guide.threshold out"
             )
         if scale == 1:
             idle = [key for key in Guide.model_fields if getattr(guide, key) != getattr(guide.unscaled(), key)]
             if idle:
-                raise ValueError(
+                yield (
                     f"guide.{idle[0]} is {getattr(guide, idle[0])} but guidance is 1, which is off; "
                     f"set guidance to 2, say, or leave guide.{idle[0]} out"
                 )
         elif guide.weaker is None and not conditional:
-            raise ValueError(
+            yield (
                 f"guidance is {scale} but the model is unconditional; leave guidance at 1, or name a guide.weaker model"
             )
         elif guide.weaker is None and drop_condition == 0:
-            raise ValueError(
+            yield (
                 f"guidance is {scale} but task.drop_condition is 0, so the unconditional branch was never trained; "
                 "set task.drop_condition to 0.1 or guidance to 1, or name a guide.weaker model"
             )
 
-    def check_unguided(self, kind: str) -> None:
-        """Raises ValueError if guidance is set for a task of this kind, which has one branch."""
+    def check_unguided(self, kind: str) -> Iterator[str]:
+        """Yields a contradiction if guidance is set for a task of this kind, which has one branch."""
         if self.guidance != 1:
-            raise ValueError(f"guidance is {self.guidance} but task.kind is '{kind}'; leave guidance at 1")
+            yield f"guidance is {self.guidance} but task.kind is '{kind}'; leave guidance at 1"
 
-    def check_no_guide(self, kind: str) -> None:
-        """Raises ValueError for a section `guide` in the preset of a task that draws no images."""
+    def check_no_guide(self, kind: str) -> Iterator[str]:
+        """Yields a contradiction for a section `guide` in the preset of a task that draws no images."""
         if self.guide != Guide():
-            raise ValueError(f"guide is given but task.kind is '{kind}'; leave guide out")
+            yield f"guide is given but task.kind is '{kind}'; leave guide out"
 
-    def check_no_prior(self) -> None:
-        """Raises ValueError if a prior is named and no conditioner reads its output."""
+    def check_no_prior(self) -> Iterator[str]:
+        """Yields a contradiction if a prior is named and no conditioner reads its output."""
         if self.prior is not None:
-            raise ValueError(f"prior is {self.prior} but no conditioner reads clip_image; leave prior out")
+            yield f"prior is {self.prior} but no conditioner reads clip_image; leave prior out"

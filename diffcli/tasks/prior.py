@@ -5,7 +5,7 @@ Source: Ramesh et al. 2022, section 2.2, and 5.1 for the baseline (arXiv 2204.06
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Annotated, Literal, cast
 
@@ -183,17 +183,17 @@ class PriorConfig(TaskConfig):
         """Whether there is a branch without the text to lead away from."""
         return isinstance(self.network, DiffusionPriorConfig) and self.network.drop_condition > 0
 
-    def check_drawing(self, drawing: Drawing) -> None:
+    def check_drawing(self, drawing: Drawing) -> Iterator[str]:
         if drawing.guidance != 1 and not self.guided:
-            raise ValueError(
+            yield (
                 f"guidance is {drawing.guidance}, but a prior of task.network.kind {self.network.kind} that never drops its "
                 "text has no second branch; set guidance to 1"
             )
-        drawing.check_no_guide(self.kind)
-        drawing.check_no_prior()
+        yield from drawing.check_no_guide(self.kind)
+        yield from drawing.check_no_prior()
         if isinstance(self.network, DiffusionPriorConfig):
-            drawing.check_times(self.network.schedule)
-        drawing.check_variance(learned=False)
+            yield from drawing.check_times(self.network.schedule)
+        yield from drawing.check_variance(learned=False)
 
     def build(self, specs: Specs) -> PriorTask:
         """The task, with weights from torch's current generator; it takes no images."""

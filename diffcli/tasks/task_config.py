@@ -1,7 +1,7 @@
 """The contract of configs for `task` of a preset: they build the task and check the rest of the preset."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 from diffcli.config import Config, UserError
@@ -32,12 +32,12 @@ class TaskConfig(Config):
         Raises UserError if the modelled field is missing, or of an unsupported kind or shape.
         """
 
-    def check_drawing(self, drawing: Drawing) -> None:
-        """Raises ValueError ("what is wrong; what to do") if the settings of sampling do not fit this task."""
-        drawing.check_unguided(self.kind)
-        drawing.check_no_guide(self.kind)
-        drawing.check_no_prior()
-        drawing.check_variance(learned=False)
+    def check_drawing(self, drawing: Drawing) -> Iterator[str]:
+        """Yields "what is wrong; what to do" for each setting of sampling that does not fit this task."""
+        yield from drawing.check_unguided(self.kind)
+        yield from drawing.check_no_guide(self.kind)
+        yield from drawing.check_no_prior()
+        yield from drawing.check_variance(learned=False)
 
     def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Raises ValueError where the network cannot take images of one of these sizes (height, width) of data.buckets."""

@@ -1,6 +1,5 @@
 """What is said of guidance beside its scale: one denoiser of it all, in the right order, at the cost that it must have."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -176,14 +175,14 @@ def test_a_guide_that_contradicts_itself_is_refused(keys, words):
     ],
 )
 def test_a_guide_that_does_not_fit_the_model_is_refused(scale, guide, changes, words):
-    with pytest.raises(ValueError, match=words):
-        config(**changes).check_drawing(Drawing(Ddim(), scale, guide))
+    (found,) = config(**changes).check_drawing(Drawing(Ddim(), scale, guide))
+    assert words in found
 
 
 def test_a_guide_that_fits_is_not_refused():
-    config(conditioners=[]).check_drawing(Drawing(Ddim(), 3, Guide(weaker="w", rescale=0.5)))
-    config(conditioners=[]).check_drawing(Drawing(Ddim(), 1, Guide(classifier="c", interval=(1, 2))))
-    config(drop_condition=0.1).check_drawing(Drawing(Ddim(), 3, Guide(interval=(1, 2))))
+    assert not list(config(conditioners=[]).check_drawing(Drawing(Ddim(), 3, Guide(weaker="w", rescale=0.5))))
+    assert not list(config(conditioners=[]).check_drawing(Drawing(Ddim(), 1, Guide(classifier="c", interval=(1, 2)))))
+    assert not list(config(drop_condition=0.1).check_drawing(Drawing(Ddim(), 3, Guide(interval=(1, 2)))))
 
 
 @pytest.mark.parametrize(
@@ -202,9 +201,10 @@ def test_a_guide_that_fits_is_not_refused():
     ],
 )
 def test_each_task_judges_how_a_preset_draws_from_it(task, drawing, words):
-    task.check_drawing(Drawing(Ddim()))
-    with pytest.raises(ValueError, match=re.escape(words)):
-        task.check_drawing(drawing)
+    assert not list(task.check_drawing(Drawing(Ddim())))
+    found = list(task.check_drawing(drawing))
+    assert len(found) == 1
+    assert words in found[0]
 
 
 def test_a_sampler_guided_by_everything_draws_in_range():
@@ -262,5 +262,6 @@ def test_a_guide_names_the_channels_that_are_guided(scale: float):
 
 def test_guided_channels_are_switched_off_with_guidance():
     assert Guide(channels=3).unscaled() == Guide()
-    with pytest.raises(ValueError, match=r"guide\.channels is 3 but guidance is 1"):
-        Drawing(Ddim(), guide=Guide(channels=3)).check_guide(bounded=False, conditional=True, drop_condition=0.1)
+    drawing = Drawing(Ddim(), guide=Guide(channels=3))
+    (found,) = drawing.check_guide(bounded=False, conditional=True, drop_condition=0.1)
+    assert "guide.channels is 3 but guidance is 1" in found

@@ -19,11 +19,10 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
-    model_validator,
 )
 from torch import Tensor
 
-from diffcli.config import UserError
+from diffcli.config import UserError, keys_agree
 from diffcli.data.buckets import Framing
 from diffcli.data.dataset import DataConfig, no_split
 from diffcli.data.images import ImageData
@@ -85,15 +84,14 @@ class Stream(DataConfig):
             raise ValueError(f"it names no shard; {HINT}")
         return shards
 
-    @model_validator(mode="after")
-    def _streams(self) -> "Stream":
+    @keys_agree
+    def _streams(self) -> Iterator[str]:
         if self.root is not None:
-            raise ValueError(f"root is '{self.root}', but a stream has shards; set data.shards instead of data.root")
+            yield f"root is '{self.root}', but a stream has shards; set data.shards instead of data.root"
         if self.in_memory:
-            raise ValueError("in_memory is true, but a stream is never held; leave data.in_memory out")
+            yield "in_memory is true, but a stream is never held; leave data.in_memory out"
         if self.buckets:
-            raise ValueError("buckets need the sizes of all images; leave data.buckets out, or use kind shards")
-        return self
+            yield "buckets need the sizes of all images; leave data.buckets out, or use kind shards"
 
     def absolute(self) -> Self:
         found = {name: getattr(self, name) for name in ("shards", "test_shards")}

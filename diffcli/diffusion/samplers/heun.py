@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
+from diffcli.config import keys_agree
 from diffcli.diffusion.denoiser import Denoise, Prediction, over
 from diffcli.diffusion.samplers.sampler import Sampler, Step
 from diffcli.diffusion.schedule import Schedule
@@ -59,14 +60,13 @@ class EdmHeun(Sampler):
     s_tmax: float = Field(100.0, ge=0, description="highest sigma / alpha at which noise is raised")
     s_noise: float = Field(1.0, gt=0, description="deviation of the fresh noise")
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if self.s_churn and self.s_tmin > self.s_tmax:
-            raise ValueError(
+            yield (
                 f"s_churn is {self.s_churn} but s_tmin {self.s_tmin} is above s_tmax {self.s_tmax}, so noise is raised nowhere; "
                 "set sampler.s_tmin below sampler.s_tmax, or s_churn to 0"
             )
-        return self
 
     def trajectory(self, denoise: Denoise, schedule: Schedule, x: Tensor, noise: Noise) -> Iterator[Step]:
         for t, s in pairwise(self.times(schedule)):

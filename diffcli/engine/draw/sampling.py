@@ -121,11 +121,9 @@ def choose_guidance(model: Model, options: SampleOptions, task: DiffusionConfig)
         return scale, guide
     scale, guide = options.guidance, guide.unscaled() if options.guidance == 1 else guide
     if not any(item.startswith("guide.") for item in options.overrides):
-        try:
-            task.check_guide(Drawing(model.preset.sampler, scale, guide))
-        except ValueError as error:
-            problem = str(error).partition("; ")[0]
-            raise UserError(f"--guidance for {model.path}: {problem}", "use --guidance 1, which is off") from None
+        for contradiction in task.check_guide(Drawing(model.preset.sampler, scale, guide)):
+            problem = contradiction.partition("; ")[0]
+            raise UserError(f"--guidance for {model.path}: {problem}", "use --guidance 1, which is off")
     return scale, guide
 
 

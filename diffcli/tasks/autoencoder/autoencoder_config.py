@@ -1,11 +1,11 @@
 """The preset keys of a first stage: `task: {kind: autoencoder, network: ..., bottleneck: ...}`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import ImageShape, UserError, keys_agree
 from diffcli.fields import Specs, check_buckets, misfit, typed
 from diffcli.networks.autoencoder import AutoencoderConfig, FirstStageConfig
 from diffcli.networks.bottlenecks import AnyBottleneck, Kl
@@ -32,14 +32,13 @@ class AutoencoderTaskConfig(TaskConfig):
     perceptual: AnyPerceptual | None = Field(None, description="an additional distance in features; null: none")
     adversarial: Adversarial | None = Field(None, description="an additional discriminator; null: none")
 
-    @model_validator(mode="after")
-    def _agree(self) -> "AutoencoderTaskConfig":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if self.sigma is not None and self.distance != "l2":
-            raise ValueError(
+            yield (
                 f"sigma is {self.sigma}, the deviation of a normal distribution, but distance is '{self.distance}'; "
                 "set task.distance to l2, or task.sigma to null"
             )
-        return self
 
     @property
     def models(self) -> str:

@@ -1,13 +1,13 @@
 """Texts as a condition, read by a frozen pretrained encoder in every step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from diffcli.config import UserError
+from diffcli.config import UserError, keys_agree
 from diffcli.encoders.encoder import CLIP_LENGTH, T5_LENGTH, Encoded, Encoder, EncoderConfig
 from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.conditioning import Conditioning, CondShape
@@ -93,11 +93,10 @@ class PretrainedConditionerConfig(ConditionerConfig):
         "learned", description="features for rows without a caption: learned vectors, or those of an empty text"
     )
 
-    @model_validator(mode="after")
-    def _agree(self) -> "PretrainedConditionerConfig":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if self.encoder.kind == "t5" and self.gives != "tokens":
-            raise ValueError(f"gives is '{self.gives}', but t5 has no pooled feature; set gives to tokens")
-        return self
+            yield f"gives is '{self.gives}', but t5 has no pooled feature; set gives to tokens"
 
     def resolved(self) -> Self:
         return self.model_copy(update={"encoder": self.encoder.resolved()})

@@ -1,12 +1,14 @@
 """Pictures and masks as conditions: channels concatenated to x, position by position."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
+from diffcli.config import keys_agree
 from diffcli.data.derived import MAKERS
 from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.conditioning import Conditioning, CondShape
@@ -129,15 +131,14 @@ class SpatialConditionerConfig(ConditionerConfig):
         False, description="leave it out in a share task.drop_condition of the samples, so that guidance can use it"
     )
 
-    @model_validator(mode="after")
-    def _agree(self) -> "SpatialConditionerConfig":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if (self.of == "mask") != (self.classes is not None):
-            raise ValueError(
+            yield (
                 f"classes is {self.classes} of '{self.of}'; name the number of classes of a mask, and of nothing else"
             )
         if self.of == "mask" and self.augment:
-            raise ValueError(f"augment is {self.augment}, but a mask has no levels; leave augment out")
-        return self
+            yield f"augment is {self.augment}, but a mask has no levels; leave augment out"
 
     @property
     def droppable(self) -> bool:

@@ -1,13 +1,13 @@
 """Embeddings as a condition: computed by a pretrained encoder beforehand and stored beside the images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from diffcli.config import UserError
+from diffcli.config import UserError, keys_agree
 from diffcli.encoders.encoder import Encoder, EncoderConfig
 from diffcli.fields import Batch, FieldSpec, Remedies, Specs
 from diffcli.networks.conditioning import Conditioning, CondShape
@@ -117,13 +117,12 @@ class EmbeddingConditionerConfig(ConditionerConfig):
     normalize: bool = Field(True, description="scale vectors to unit variance of each number")
     encoder: EncoderConfig | None = Field(None, description="the encoder that made them, for prompts")
 
-    @model_validator(mode="after")
-    def _agree(self) -> "EmbeddingConditionerConfig":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if self.stored == "sequence" and self.gives != "tokens":
-            raise ValueError(f"gives is '{self.gives}', but a stored sequence is read as tokens; set gives to tokens")
+            yield f"gives is '{self.gives}', but a stored sequence is read as tokens; set gives to tokens"
         if self.stored == "vector" and self.encoder is not None and self.encoder.kind == "t5":
-            raise ValueError("encoder is t5, which has no pooled feature; set stored to sequence, or name a clip")
-        return self
+            yield "encoder is t5, which has no pooled feature; set stored to sequence, or name a clip"
 
     def resolved(self) -> Self:
         return self if self.encoder is None else self.model_copy(update={"encoder": self.encoder.resolved()})

@@ -10,14 +10,14 @@ enters by a vector and by tokens; bytes, of Xue et al. 2021 (arXiv 2105.13626); 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from diffcli.config import Note
+from diffcli.config import Note, keys_agree
 from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.attention_blocks import TokenAttention
 from diffcli.networks.conditioning import Conditioning, CondShape
@@ -145,18 +145,15 @@ class TextConditionerConfig(ConditionerConfig):
     neighbours: int = Field(1, ge=1, description="bytes that a convolution sees around each, itself counted; 1: none")
     gives: Gives = Field("both", description="tokens to attend to, a vector that joins the time, or both")
 
-    @model_validator(mode="after")
-    def _agree(self) -> "TextConditionerConfig":
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
         if self.neighbours % 2 == 0:
-            raise ValueError(
-                f"neighbours is {self.neighbours}, which has no byte in the middle; set it to {self.neighbours + 1}"
-            )
+            yield (f"neighbours is {self.neighbours}, which has no byte in the middle; set it to {self.neighbours + 1}")
         if self.width % self.heads:
-            raise ValueError(
+            yield (
                 f"heads is {self.heads}, which does not divide the width {self.width}; "
                 "choose a divisor of the width, or a width that is a multiple of heads"
             )
-        return self
 
     def build(self) -> TextConditioner:
         return TextConditioner(self)
