@@ -239,6 +239,16 @@ def test_a_key_of_a_section_that_the_file_leaves_out_takes_the_default_kind() ->
     assert preset.train.curve.factor(1, 10) == pytest.approx(1 / 3)
 
 
+def test_a_diffusion_preset_of_ones_own_predicts_v_and_every_shipped_one_says_what_it_predicts() -> None:
+    assert presets.build(changed(TINY, task__target=None), "bare").task.target == "v"
+    raw = {name: yaml.safe_load(path.read_text()) for name, path in SHIPPED.items()}
+    left_out = [
+        name for name, tree in raw.items() if tree["task"]["kind"] == "diffusion" and "target" not in tree["task"]
+    ]
+    assert left_out == []
+    assert [name for name, tree in raw.items() if "lr" not in tree["train"]["optimizer"]] == []
+
+
 def test_the_optimizer_of_a_phase_begins_as_that_of_the_whole() -> None:
     tree = changed(TINY, train__optimizer={"kind": "adam", "lr": 0.5, "eps": 1e-3, "weight_decay": 0.1})
     phase = presets.build(tree, "tiny", ["train.phases.main.optimizer.lr=0.25"]).train.phases["main"]

@@ -36,7 +36,7 @@ class DiffusionConfig(TaskConfig):
     kind: Literal["diffusion"] = "diffusion"
     field: str = Field("image", description="the field of the data to model: an image, a mask or a clip")
     target: Target = Field(
-        "eps",
+        "v",
         description="what the network predicts: noise (eps), image (x0), a mixture (v), or the flow from one to the other",
     )
     learn_variance: bool = Field(False, description="also predict the variance of a step, in as many further channels")
