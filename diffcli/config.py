@@ -40,7 +40,7 @@ class Agreement(NamedTuple):
         found: list[str] = []
         try:
             for each in self.check(self.config) or ():
-                found.append(each)  # noqa: PERF402: what was found stays where the check ends with an error
+                found.append(each)  # one by one: these stay where the check ends with an error
         except ValueError as error:
             found.append(str(error))
         except AttributeError:

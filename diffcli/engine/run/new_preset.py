@@ -140,7 +140,8 @@ def written(name: str, found: Findings, task: NewTask) -> str:
     """The preset as commented YAML. Raises UserError where the data do not fit the task."""
     if task == "classifier":
         return heading(name, found, f"diffcli fid A B --features runs/{name}") + classifier_task(name, found)
-    return heading(name, found, f"diffcli sample runs/{name}") + diffusion_task(name, found)
+    use = f"diffcli sample runs/{name}" + (" --prompt TEXT" if found.longest is not None else "")
+    return heading(name, found, use) + diffusion_task(name, found)
 
 
 def heading(name: str, found: Findings, use: str) -> str:
@@ -213,7 +214,7 @@ def diffusion_task(name: str, found: Findings) -> str:
         lines.append("  drop_condition: 0.1  # share of the images trained without it, which guidance needs")
     lines += [
         "  times: {kind: stratified}  # a batch sees all noise levels evenly",
-        *training(steps, 8, "1e-3", f"images are in runs/{name}/previews", preview=200),
+        *training(steps, 8, "1e-3", f"images are in runs/{name}/previews", 50, preview=200),
         "sampler: {kind: dpmpp_2m, steps: 20}",
     ]
     if text or classes:
@@ -233,13 +234,15 @@ def classifier_task(name: str, found: Findings) -> str:
         "  kind: classifier",
         f"  num_classes: {len(found.classes)}  # {shown(found.classes)}",
         "  label_smoothing: 0.1  # share of the label that is spread over all classes: it does not learn to be too sure",
-        *training(steps_for(found.number), 16, "1e-3", f"loss and accuracy are in runs/{name}/log.jsonl", preview=0),
+        *training(
+            steps_for(found.number), 16, "1e-3", f"loss and accuracy are in runs/{name}/log.jsonl", 10, preview=0
+        ),
     ]
     return "\n".join(lines) + "\n"
 
 
-def training(steps: int, batch: int, rate: str, look: str, preview: int) -> list[str]:
-    """The section `train`. look: where one sees how it goes; preview: steps between grids of images."""
+def training(steps: int, batch: int, rate: str, look: str, log: int, preview: int) -> list[str]:
+    """The section `train`. look: where one sees how it goes; log, preview: steps between log lines and grids of images."""
     return [
         "train:",
         f"  steps: {steps}  # more make better pictures: `diffcli resume RUN --steps N` goes on",
@@ -247,7 +250,7 @@ def training(steps: int, batch: int, rate: str, look: str, preview: int) -> list
         f"  optimizer: {{kind: adamw, lr: {rate}}}  # lr, the learning rate: lower it where the loss jumps",
         "  curve: {kind: cosine, warmup: 30, floor: 0.02}  # the rate rises for 30 steps, then falls to 2%",
         "  ema: 0.99  # images are drawn with averaged weights; 0.999 and more for runs of 10,000 steps and more",
-        f"  every: {{log: 50, preview: {preview}, save: 200}}  # steps; {look}",
+        f"  every: {{log: {log}, preview: {preview}, save: 200}}  # steps; {look}",
     ]
 
 

@@ -18,6 +18,8 @@ from diffcli.tasks.conditioners.classes import ClassConditionerConfig
 from diffcli.tasks.conditioners.spatial import SpatialConditionerConfig
 from diffcli.tasks.diffusion_config import DiffusionConfig
 
+LATELY = 10  # log lines, each of one batch, that an accuracy is the mean of
+
 
 def machine(preset: Preset, group: Group) -> str:
     """Device, precision and processes of a run: `cuda (NVIDIA H200), bf16, 2 processes`."""
@@ -55,9 +57,12 @@ def ending(loop: Loop, last: Progress, first: int) -> dict[str, str]:
         "done": f"{steps:,} steps in {_spoken(last.trained)}, {rate:.3g} images/s, "
         f"{last.data_wait:.0%} of the time spent waiting for data"
     }
-    logged = [line["loss"] for line in read_log(run.log) if isinstance(line.get("loss"), float)]
+    logged = _logged(run.log, "loss")
     if logged and "loss" in last.losses:
         facts["loss"] = f"{last.losses['loss']:.4f} at step {last.step:,}; the first in the log is {logged[0]:.4f}"
+    if right := _logged(run.log, "accuracy")[-LATELY:]:
+        lines = f"{len(right)} log line{'s' * (len(right) > 1)}"
+        facts["accuracy"] = f"{sum(right) / len(right):.0%}, of the training images in the last {lines}"
     shown = [str(run.path / name) for name in ("loss.png", "preview.png") if (run.path / name).is_file()]
     if shown:
         facts["look at"] = ", ".join(shown)
@@ -81,6 +86,11 @@ def next_command(preset: Preset, run: Path) -> str:
             return f"sample {place}" + (" --prompt TEXT" if worded else "")
         case _:
             return f"sample {place} --image FILE"
+
+
+def _logged(log: Path, name: str) -> list[float]:
+    """The values of a term in the lines of a log."""
+    return [line[name] for line in read_log(log) if isinstance(line.get(name), float)]
 
 
 def _epochs(data: ImageData, batch_size: int, steps: int) -> str:
