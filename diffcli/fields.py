@@ -14,7 +14,7 @@ Data sets say which fields they have, tasks and conditioners which they read; `c
     latent   (C, h, w)             as they are: float16 or float32          no
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -173,7 +173,11 @@ def fits(wanted: tuple[int | None, ...], found: tuple[int | None, ...]) -> bool:
     return len(wanted) == len(found) and all(a == b or None in (a, b) for a, b in zip(wanted, found, strict=True))
 
 
-def misfit(size: Sequence[int], factor: int, what: str) -> tuple[str, tuple[int, int]] | None:
+Fault = tuple[str, tuple[int, int]]
+"""The problem with images of a size, and the nearest (height, width) that fits."""
+
+
+def misfit(size: Sequence[int], factor: int, what: str) -> Fault | None:
     """The problem with images of this height and width if `factor` pixels along an edge become one position; None: there is none.
 
     And the nearest size that fits, (height, width). what: the factor's name, in `30x32 pixels (HxW), which WHAT does not divide`.
@@ -189,10 +193,10 @@ def typed(size: tuple[int, int]) -> str:
     return str(size[0] if size[0] == size[1] else list(size))
 
 
-def check_buckets(sizes: Sequence[tuple[int, int]], factor: int, what: str) -> None:
-    """Raises ValueError where one of data.buckets, (height, width) each, does not fit; see `misfit`."""
+def check_buckets(sizes: Sequence[tuple[int, int]], fault_of: Callable[[Sequence[int]], Fault | None]) -> None:
+    """Raises ValueError where one of data.buckets, (height, width) each, does not fit; fault_of: see `misfit`."""
     for size in sizes:
-        if fault := misfit(size, factor, what):
+        if fault := fault_of(size):
             raise ValueError(f"data.buckets holds {fault[0]}; put {list(fault[1])} in its place in data.buckets")
 
 

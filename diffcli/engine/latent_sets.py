@@ -1,5 +1,6 @@
 """The first stage of `prep-data latents`: read once, on a device, as a function of images."""
 
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -34,6 +35,7 @@ def latent_options(
 
     return LatentOptions(
         encode=encode,
+        misfit=partial(stage.config.network.misfit, what=f"its downscale {autoencoder.downscale}"),
         first_stage=stage.origin,
         sha256=stage.digest,
         channels=stage.config.channels,

@@ -150,6 +150,8 @@ def resized(model: Model, size: tuple[int, int] | None) -> Model:
     if size[0] % step or size[1] % step:
         near = "x".join(str(max(1, round(side / step)) * step) for side in size)
         raise UserError(f"{flag}: {model.path} draws sides that are multiples of {step}", f"try --size {near}")
+    if fault := task.codec.misfit(size):
+        raise UserError(f"{flag}: {model.path} would draw images of {fault[0]}", "leave --size out")
     changed = copy(task)  # shares modules and weights with the original
     changed.spec = task.spec._replace(shape=(task.spec.sides[0], *size))
     data = model.preset.data.model_copy(update={"size": size})

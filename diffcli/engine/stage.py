@@ -13,7 +13,7 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.engine.model import Model
 from diffcli.engine.tuning import autocast
-from diffcli.fields import misfit
+from diffcli.fields import Fault
 from diffcli.networks.coding import decoded, encoded
 from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
 
@@ -39,9 +39,9 @@ class StageModel:
     def quantises(self) -> bool:
         return self.bottleneck.bits is not None
 
-    def fault(self, size: Sequence[int]) -> tuple[str, tuple[int, int]] | None:
+    def fault(self, size: Sequence[int]) -> Fault | None:
         """The problem with images of this height and width, and the nearest (height, width) that fits; None: there is none."""
-        return misfit(size, self.downscale, f"its downscale {self.downscale}")
+        return self.task.autoencoder.config.misfit(size, f"its downscale {self.downscale}")
 
     def latent_shape(self, size: Sequence[int]) -> tuple[int, int, int]:
         """The shape of the latent of an image of this height and width."""

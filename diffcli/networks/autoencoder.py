@@ -3,7 +3,7 @@
 encode(x) -> h; bottleneck(h) -> z; decode(z) -> x. Source: Rombach et al. 2021, section 3.1 (arXiv 2112.10752).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,15 +11,18 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from diffcli.config import Config, keys_agree
+from diffcli.config import Config, ImageShape, keys_agree
+from diffcli.fields import Fault, misfit
 from diffcli.networks.bottleneck import Bottleneck, Coded
 from diffcli.networks.bottlenecks import AnyBottleneck
 from diffcli.networks.dropout import mask_bits, number_dropouts
 from diffcli.networks.image_coder import Aside, CoderOptions, ImageDecoder, ImageEncoder
-from diffcli.networks.layers import Pointwise, set_norms
+from diffcli.networks.layers import Pointwise, set_norms, zero
 from diffcli.networks.network import listed
+from diffcli.networks.vector_quantiser import Vq
+from diffcli.networks.whole_image import AroundLatent, WholeImage, principal, wanted, whole_layers
 
-DECIDING = ("kind", "patch", "groups", "norm_eps")
+DECIDING = ("kind", "patch", "whole", "groups", "norm_eps")
 """All keys of AutoencoderConfig that change the result for given tensors without changing a name or shape."""
 
 
@@ -53,6 +56,11 @@ class AutoencoderConfig(Config):
     features: int | None = Field(
         None, ge=1, description="channels between encoder or decoder and the latent, if they are not the latent's"
     )
+    whole: tuple[PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="height and width of images that are coded as wholes, all of that size: a linear layer over all numbers "
+        "stands before the latent, another one after it, and no token is a place; null: tokens are places",
+    )
     groups: int = Field(32, ge=1, description="a group norm of C channels has gcd(groups, C) groups")
     norm_eps: float = Field(1e-6, gt=0, description="added to the variance in group norms")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
@@ -75,24 +83,52 @@ class AutoencoderConfig(Config):
         if self.middle_attention and not self.middle_blocks:
             yield ("middle_attention is true, but middle_blocks is 0; set task.network.middle_attention to false")
 
+    @keys_agree
+    def _has_whole_images(self) -> Iterator[str]:
+        if self.whole is None:
+            return
+        if self.features is not None:
+            yield (
+                f"features is {self.features}, but beside task.network.whole they are the pixels of a position; "
+                "set task.network.features to null"
+            )
+        if fault := misfit(self.whole, self.downscale, f"the downscale {self.downscale}"):
+            yield f"whole is {fault[0]}; set task.network.whole to {list(fault[1])}"
+
     @property
     def downscale(self) -> int:
         """Pixels in the edge of a position of the latent."""
         return int(self.patch * 2 ** (len(self.mult) - 1))
+
+    @property
+    def positions(self) -> int | None:
+        """Of a latent of whole images; None: as many as an image has."""
+        return None if self.whole is None else self.whole[0] * self.whole[1] // self.downscale**2
+
+    def misfit(self, size: Sequence[int], what: str) -> Fault | None:
+        """What is wrong with images of this height and width, and the nearest that it takes; None: nothing. See `fields.misfit`.
+
+        what: what the downscale is called.
+        """
+        if self.whole is None or tuple(size) == self.whole:
+            return misfit(size, self.downscale, what)
+        one = "x".join(map(str, self.whole))
+        return f"{size[0]}x{size[1]} pixels (HxW), where images of {one} alone are coded as wholes", self.whole
 
     def build(self, channels: int, bottleneck: AnyBottleneck, vector: int = 0) -> "Autoencoder":
         """The module for images of this number of channels. vector: width of the vector for encoder and decoder; 0: none.
 
         Raises UserError if the bottleneck cannot have `latent` channels.
         """
-        return Autoencoder(self, channels, bottleneck.build(self.latent), vector)
+        return Autoencoder(self, channels, bottleneck.build(self.latent, self.positions), vector)
 
 
 class Autoencoder(nn.Module):
     """See the module's docstring; forward(x, noise) -> (the image again, Coded).
 
-    quant_conv and post_quant_conv are the 1x1 convolutions of published models on both sides of the bottleneck. null: the
-    vector of images without one.
+    quant_conv and post_quant_conv are the 1x1 convolutions of published models on both sides of the bottleneck. For whole images
+    they are linear layers over all positions, and encoder and decoder add to the image before and after them, at first nothing.
+    null: the vector of images without one.
     """
 
     def __init__(self, config: AutoencoderConfig, channels: int, bottleneck: Bottleneck, vector: int) -> None:
@@ -110,13 +146,35 @@ class Autoencoder(nn.Module):
         )
         features = config.features or bottleneck.channels
         given = features * bottleneck.inputs // bottleneck.channels
+        if config.whole is not None:
+            features = given = channels * config.downscale**2
         self.encoder = ImageEncoder(channels * config.patch**2, given, options)
-        self.quant_conv = Pointwise(given, bottleneck.inputs)
-        self.post_quant_conv = Pointwise(bottleneck.channels, features)
+        self.quant_conv: nn.Module
+        self.post_quant_conv: nn.Module
+        self.measures = 0  # images that the layers of whole images want to see before the first step
+        if config.whole is None:
+            self.quant_conv = Pointwise(given, bottleneck.inputs)
+            self.post_quant_conv = Pointwise(bottleneck.channels, features)
+        else:
+            image = ImageShape(channels, *config.whole)
+            self.quant_conv, self.post_quant_conv = whole_layers(
+                image, config.downscale, bottleneck.inputs, bottleneck.channels
+            )
+            self.measures = wanted(image)
         self.decoder = ImageDecoder(features, channels * config.patch**2, options)
+        if config.whole is not None:
+            zero(self.encoder.head)
+            zero(self.decoder.head)
         self.null = nn.Parameter(torch.zeros(vector)) if vector else None
         set_norms(self, config.groups, config.norm_eps)
         number_dropouts(self)
+
+    @torch.no_grad()
+    def start(self, images: Tensor) -> None:
+        """Called once, before the first step, where `measures` says so: (n, C, H, W) of the training data, in [-1, 1]."""
+        assert isinstance(self.quant_conv, WholeImage)
+        assert isinstance(self.post_quant_conv, WholeImage)
+        AroundLatent(self.quant_conv, self.post_quant_conv).start(principal(images))
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -128,12 +186,27 @@ class Autoencoder(nn.Module):
 
         vector: (B, V); None: the null. seeds: (B,) int64, one stream a sample; needed only where dropout trains.
         """
-        return self.quant_conv(self.encoder(F.pixel_unshuffle(x, self.config.patch), self.aside(vector, seeds, len(x))))
+        h = self.encoder(self.laid(F.pixel_unshuffle(x, self.config.patch)), self.aside(vector, seeds, len(x)))
+        return self.quant_conv(h if self.config.whole is None else h + F.pixel_unshuffle(x, self.downscale))
 
     def decode(self, z: Tensor, vector: Tensor | None = None, seeds: Tensor | None = None) -> Tensor:
         """z (B, bottleneck.channels, H/f, W/f), as the bottleneck gave it -> (B, C, H, W) about [-1, 1]; see `encode`."""
-        patches = self.decoder(self.post_quant_conv(z), self.aside(vector, seeds, len(z)))
-        return F.pixel_shuffle(patches, self.config.patch)
+        h = self.post_quant_conv(z)
+        return self.image(self.decoder(self.laid(h), self.aside(vector, seeds, len(z))), h)
+
+    def laid(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) in the layout in which convolutions take it fastest.
+
+        On the CPU, maps as small as those of whole images take two thirds of the time with channels last, in training too.
+        """
+        if self.config.whole is None or x.device.type != "cpu":
+            return x
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def image(self, patches: Tensor, h: Tensor) -> Tensor:
+        """(B, C, H, W) of what the decoder made of h."""
+        made = F.pixel_shuffle(patches, self.config.patch)
+        return made if self.config.whole is None else made + F.pixel_shuffle(h, self.downscale)
 
     def forward(
         self, x: Tensor, noise: Tensor | None = None, vector: Tensor | None = None, seeds: Tensor | None = None
@@ -168,7 +241,8 @@ class FirstStageConfig(Config):
     @property
     def deciding(self) -> dict[str, Any]:
         """The settings that affect the result beside the tensors, as JSON values; defaults are left out, as for future keys."""
-        return self.network.model_dump(mode="json", include=set(DECIDING), exclude_defaults=True)
+        found = self.network.model_dump(mode="json", include=set(DECIDING), exclude_defaults=True)
+        return found | ({"own": True} if isinstance(self.bottleneck, Vq) and self.bottleneck.own else {})
 
     def build(self) -> Autoencoder:
         """The first stage, its weights from torch's current generator."""

@@ -73,10 +73,10 @@ class BandedNorm:
 @torch.no_grad()
 def decode_in_bands(autoencoder: Autoencoder, z: Tensor, pixels: int, vector: Tensor | None = None) -> Tensor:
     """Autoencoder.decode, with bands of at most about so many pixels of each level."""
-    z = autoencoder.post_quant_conv(z)
+    x = h = autoencoder.post_quant_conv(z)
     for layers in parts(autoencoder, autoencoder.aside(vector, None, len(z))):
-        z = layers.run(z) if isinstance(layers, WholeLayers) else in_bands(layers, z, pixels)
-    return F.pixel_shuffle(z, autoencoder.config.patch)
+        x = layers.run(x) if isinstance(layers, WholeLayers) else in_bands(layers, x, pixels)
+    return autoencoder.image(x, h)
 
 
 def parts(autoencoder: Autoencoder, aside: Aside) -> Iterator[LocalLayers | WholeLayers]:

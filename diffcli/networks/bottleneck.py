@@ -79,8 +79,11 @@ class BottleneckConfig(Config):
         return latent
 
     @abstractmethod
-    def build(self, latent: int) -> Bottleneck:
-        """A bottleneck for latents of this number of channels. Raises UserError if that is impossible."""
+    def build(self, latent: int, positions: int | None = None) -> Bottleneck:
+        """A bottleneck for latents of this number of channels. Raises UserError if that is impossible.
+
+        positions: the fixed number of positions of a latent; None: it depends on the image.
+        """
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Identity(BottleneckConfig):
 
     kind: Literal["none"] = "none"
 
-    def build(self, latent: int) -> Through:
+    def build(self, latent: int, positions: int | None = None) -> Through:
         return Through(latent)
 
 
@@ -79,7 +79,7 @@ class Kl(BottleneckConfig):
     def inputs(self, latent: int) -> int:
         return 2 * latent
 
-    def build(self, latent: int) -> Gaussian:
+    def build(self, latent: int, positions: int | None = None) -> Gaussian:
         return Gaussian(latent, self.beta)
 
 

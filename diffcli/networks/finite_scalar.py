@@ -111,7 +111,7 @@ class Fsq(CountedConfig):
         (8, 5, 5, 5), min_length=1, description="levels of each channel"
     )
 
-    def build(self, latent: int) -> FiniteScalarQuantiser:
+    def build(self, latent: int, positions: int | None = None) -> FiniteScalarQuantiser:
         if latent != len(self.levels):
             raise UserError(
                 f"task.network.latent is {latent}, but task.bottleneck.levels names {len(self.levels)} channels",

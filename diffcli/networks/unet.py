@@ -136,7 +136,7 @@ class UNetConfig(NetworkConfig):
             )
 
     def check_buckets(self, sizes: Sequence[Size]) -> None:
-        check_buckets(sizes, self.fold, f"task.network.fold {self.fold}")
+        check_buckets(sizes, lambda size: misfit(size, self.fold, f"task.network.fold {self.fold}"))
 
     def check_attention(self, sizes: list[int]) -> None:
         """Checks that `attend_at` names sizes that occur, and only together with attention blocks."""

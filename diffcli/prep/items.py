@@ -16,6 +16,7 @@ from diffcli.data.listing import ClassesFrom, Split
 from diffcli.data.modes import Range
 from diffcli.data.pixels import BrokenImage
 from diffcli.data.shards import FieldNote
+from diffcli.fields import Fault
 from diffcli.prep.encode import Picture
 
 SOURCE = "SOURCE"  # the name of the argument, for errors
@@ -82,11 +83,13 @@ class Download(Config):
 class LatentOptions(Config):
     """The encoder of images. encode: float32 (B, channels, H, W) in [-1, 1] -> (B, inputs, H / downscale, W / downscale).
 
+    misfit: the problem with images of a height and width, and the nearest size that fits; None: there is none.
     first_stage, sha256: its path, and the digest of its weights. size: that of the images; None: as they are.
     half: store float16 in place of float32. flip_pair: store that of the mirrored image, too.
     """
 
     encode: Callable[[Tensor], Tensor] = Field(exclude=True)
+    misfit: Callable[[Sequence[int]], Fault | None] = Field(exclude=True)
     first_stage: str = Field(exclude=True)  # the same weights may lie elsewhere
     sha256: str
     channels: int

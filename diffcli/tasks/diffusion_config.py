@@ -106,8 +106,9 @@ class DiffusionConfig(TaskConfig):
         if isinstance(self.codec, LatentCodecConfig):
             if self.codec.first_stage is None:
                 return  # the size of a latent is not known yet
-            factor = self.codec.first_stage.network.downscale
-            check_buckets(sizes, factor, f"the downscale {factor} of the first stage")
+            stage = self.codec.first_stage.network
+            factor = stage.downscale
+            check_buckets(sizes, partial(stage.misfit, what=f"the downscale {factor} of the first stage"))
         self.network.check_buckets([(height // factor, width // factor) for height, width in sizes])
 
     def advice(self) -> list[str]:

@@ -64,7 +64,7 @@ def _task(task: Mapping[str, Any]) -> list[str]:
     network = task.get("network") or {}
     settings = [f"task.network.{key}={value}" for key, value in _network(task["kind"], network).items()]
     settings += ["task.perceptual=null"] if task.get("perceptual") else []
-    settings += ["task.bottleneck.codes=32"] if (task.get("bottleneck") or {}).get("kind") == "vq" else []
+    settings += ["task.bottleneck.codes=16"] if (task.get("bottleneck") or {}).get("kind") == "vq" else []
     settings += [f"task.dim={POOLED}"] if task["kind"] == "prior" else []
     for i, conditioner in enumerate(task.get("conditioners") or ()):
         if conditioner["kind"] == "embedding":

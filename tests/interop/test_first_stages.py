@@ -262,6 +262,11 @@ def test_a_folder_or_file_without_a_first_stage_is_refused(tmp_path: Path):
         ({"vector": 3}, "vector"),
         ({"network": {"norm_eps": 1e-5}}, "network.norm_eps"),
         ({"network": {"patch": 2}}, "network.patch"),
+        ({"network": {"whole": (16, 16)}}, "network.whole"),
+        (
+            {"network": {"whole": (16, 16)}, "bottleneck": {"kind": "vq", "codes": 4, "own": True}},
+            "bottleneck.own true and",
+        ),
         ({"network": {"middle_blocks": 0, "middle_attention": False}}, "network.middle_blocks"),
         ({"network": {"groups": 32}}, "network.groups"),
         ({"network": {"features": 8}}, "network.features"),

@@ -166,6 +166,7 @@ OTHERS = {  # another value of each key
     "middle_attention": True,
     "latent": 3,
     "features": 5,
+    "whole": (8, 8),
     "groups": 2,
     "norm_eps": 1e-3,
     "dropout": 0.5,
@@ -186,3 +187,15 @@ def test_every_key_of_a_network_is_deciding_or_shows_in_its_tensors_or_changes_n
             continue
         other.load_state_dict(plain.state_dict())
         assert other(x)[0].equal(plain(x)[0]), key
+
+
+def test_codebooks_of_positions_are_told_from_one_as_large() -> None:
+    """Both have tensors of the same shapes, and other codes are the nearest."""
+    whole = small((1,), whole=(2, 2))
+    own, one = (
+        FirstStageConfig(network=whole, bottleneck=Vq(codes=codes, own=own), channels=3)
+        for codes, own in ((4, True), (16, False))
+    )
+    shapes = [{name: value.shape for name, value in each.build().state_dict().items()} for each in (own, one)]
+    assert shapes[0] == shapes[1]
+    assert own.deciding != one.deciding

@@ -282,3 +282,56 @@ def test_usage_and_perplexity_are_of_all_updates_of_a_window() -> None:
     assert terms["usage"].tolist() == [0.25] * 3
     torch.testing.assert_close(terms["perplexity"], torch.full((3,), 2.0))
     assert "usage" not in vq.eval()(normal(3, 3, 2, 2), None).terms
+
+
+def parted(positions: int = 6, codes: int = 4, **options: object) -> VectorQuantiser:
+    """A codebook for each position of a latent (3, 2, 3)."""
+    made = Vq(codes=codes, own=True, **options).build(3, positions)  # type: ignore[arg-type]
+    made.reset(normal(positions * codes, 3, seed=11))
+    return made
+
+
+def test_each_position_has_the_nearest_of_its_own_codes() -> None:
+    vq, h = parted(), normal(5, 3, 2, 3)
+    codes = vq.codes_of(h)
+    own = vq.codebook.view(6, 4, 3)
+    distances = (h.flatten(2).mT[:, :, None].double() - own.double()).square().sum(3)  # (5, 6, 4)
+    assert codes.flatten(1).equal(distances.argmin(2) + 4 * torch.arange(6))
+    assert vq(h, None).z.equal(vq.of_codes(codes))
+    assert vq.bits == 2
+
+
+def test_codebooks_of_positions_learn_as_if_each_had_a_quantiser_of_its_own() -> None:
+    first, h = normal(40, 3, 2, 3, seed=2), normal(7, 3, 2, 3)
+    vq = Vq(codes=4, own=True, decay=0.5, revive=0).build(3, 6)
+    vq.start(first)
+    updated(vq, h)
+    updated(vq, h * 2)
+    for place in range(6):
+        alone = Vq(codes=4, decay=0.5, revive=0).build(3)
+        rows = first.flatten(2)[:, :, place]
+        alone.reset(vq.first(rows))
+        for each in (h, h * 2):
+            updated(alone, each.flatten(2)[:, :, place : place + 1])
+        torch.testing.assert_close(vq.codebook.view(6, 4, 3)[place], alone.codebook)
+        torch.testing.assert_close(vq.sizes.view(6, 4)[place] * 6, alone.sizes)
+
+
+def test_a_dead_code_of_a_position_becomes_a_latent_of_that_position() -> None:
+    vq = parted(revive=0.03)
+    h = normal(50, 3, 2, 3)
+    vq.sizes.view(6, 4)[2, 1] = 0
+    vq.sizes.view(6, 4)[5, 0] = 0
+    vq.revive(h.movedim(1, -1).reshape(-1, 3))
+    for place, code in ((2, 1), (5, 0)):
+        found = vq.codebook.view(6, 4, 3)[place, code]
+        assert (h.flatten(2)[:, :, place] == found).all(dim=1).sum() == 1
+
+
+def test_codebooks_of_positions_need_positions_and_images_enough() -> None:
+    with pytest.raises(UserError, match=r"task\.bottleneck\.own is true") as error:
+        Vq(own=True).build(3)
+    assert "task.network.whole" in error.value.hint
+    with pytest.raises(UserError, match="the 3 images that k-means looks at have 3 latents at each position") as error:
+        parted().start(normal(3, 3, 2, 3))
+    assert "--set task.bottleneck.codes=3 or fewer" in error.value.hint

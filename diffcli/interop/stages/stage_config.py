@@ -188,8 +188,10 @@ def check_expressible(stage: FirstStageConfig) -> None:
     widths = [network.width * m for m in network.mult]
     checks = {
         "bottleneck.kind": (kind in ("kl", "vq"), kind, "kl"),
+        "bottleneck.own": (not (isinstance(stage.bottleneck, Vq) and stage.bottleneck.own), "true", "false"),
         "vector": (stage.vector == 0, stage.vector, None),
         "network.patch": (network.patch == 1, network.patch, 1),
+        "network.whole": (network.whole is None, network.whole, None),
         "network.middle_blocks": (network.middle_blocks == 2, network.middle_blocks, 2),
         "network.norm_eps": (network.norm_eps == EPS, network.norm_eps, EPS),
         "network.groups": (not any(w % network.groups for w in widths), network.groups, math.gcd(GROUPS, *widths)),

@@ -19,7 +19,7 @@ from diffcli.data.files import printable
 from diffcli.data.listing import Split
 from diffcli.data.pixels import BrokenImage, decode
 from diffcli.data.shards import FieldNote, PreparedSet, ShardFiles, open_shards
-from diffcli.fields import LATENT, misfit, to_float
+from diffcli.fields import LATENT, to_float
 from diffcli.prep.encode import Picture
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, LatentOptions, PrepSource, SourceOptions
 
@@ -106,7 +106,7 @@ def open_latents(source: Path, work: Path, options: SourceOptions) -> PrepSource
             f"--first-stage {chosen.first_stage}: is for images of {chosen.channels} channels, {source} has {prepared.channels}",
             "name a first stage that was trained on such images",
         )
-    if fault := misfit(size, chosen.downscale, f"its downscale {chosen.downscale}"):
+    if fault := chosen.misfit(size):
         raise UserError(
             f"--first-stage {chosen.first_stage}: the images are {fault[0]}",
             f"give another size: --size {min(fault[1])}",

@@ -1,12 +1,13 @@
 """The preset keys of a first stage: `task: {kind: autoencoder, network: ..., bottleneck: ...}`."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
 from diffcli.config import ImageShape, UserError, keys_agree
-from diffcli.fields import Specs, check_buckets, misfit, typed
+from diffcli.fields import Specs, check_buckets, typed
 from diffcli.networks.autoencoder import AutoencoderConfig, FirstStageConfig
 from diffcli.networks.bottlenecks import AnyBottleneck, Kl
 from diffcli.tasks.autoencoder.adversary import Adversarial
@@ -45,7 +46,7 @@ class AutoencoderTaskConfig(TaskConfig):
         return self.field
 
     def check_buckets(self, sizes: Sequence[tuple[int, int]]) -> None:
-        check_buckets(sizes, self.network.downscale, self.factor)
+        check_buckets(sizes, partial(self.network.misfit, what=self.factor))
         for size in sizes:
             if self.adversarial is not None and (fault := self.adversarial.fault(size)):
                 raise ValueError("; ".join(fault).replace("data.size", "data.buckets"))
@@ -76,9 +77,10 @@ class AutoencoderTaskConfig(TaskConfig):
         """The task for the field that it encodes, its weights drawn from torch's current generator."""
         spec = modelled(specs, self.field, ("image",))
         channels, *sides = spec.sides
-        if None not in spec.shape and (fault := misfit(sides, self.network.downscale, self.factor)):
+        if None not in spec.shape and (fault := self.network.misfit(sides, self.factor)):
+            key = "mult" if self.network.whole is None else "whole"
             raise UserError(
-                f"images are {fault[0]}", f"set data.size to {typed(fault[1])}, or change task.network.mult"
+                f"images are {fault[0]}", f"set data.size to {typed(fault[1])}, or change task.network.{key}"
             )
         if self.adversarial is not None and None not in spec.shape and (deep := self.adversarial.fault(sides)):
             raise UserError(*deep)

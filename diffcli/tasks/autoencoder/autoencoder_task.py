@@ -25,6 +25,7 @@ from diffcli.ema import at_rest
 from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
 from diffcli.networks.bottleneck import Coded
+from diffcli.networks.coding import encoded
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.autoencoder.adversary import PHASE, Adversary
 from diffcli.tasks.autoencoder.perceptual import Perceptual
@@ -191,6 +192,9 @@ class AutoencoderTask(Task):
         bottleneck = self.autoencoder.bottleneck
         seen: list[tuple[Tensor, Tensor]] = []
         with at_rest(self), torch.no_grad():
+            if self.autoencoder.measures:
+                self.start_on(self.in_order(batches, ranks))
+                return
             for batch in batches:
                 x, given = batch[self.field], self.vector_of(batch)
                 vectors = [None] * len(x) if given is None else given.split(1)
@@ -199,9 +203,27 @@ class AutoencoderTask(Task):
         stream, h = (ranks.gather(torch.cat(parts)) for parts in zip(*seen, strict=True))
         bottleneck.start(h[stream.argsort()][: bottleneck.measures])
 
+    def in_order(self, batches: Iterable[Batch], ranks: Ranks) -> dict[str, Tensor]:
+        """What all processes were dealt of what the task reads, in an order of its own: on its device, images in [-1, 1]."""
+        device = self.autoencoder.last_layer.device
+        parts: dict[str, list[Tensor]] = {}
+        for batch in batches:
+            for name in ("stream", *self.reads):
+                parts.setdefault(name, []).append(moved(batch[name], device))
+        dealt = {name: ranks.gather(torch.cat(rows)) for name, rows in parts.items()}
+        order = dealt["stream"].argsort()
+        return {name: rows[order] for name, rows in dealt.items()}
+
+    def start_on(self, first: dict[str, Tensor]) -> None:
+        """Starts the layers of whole images on what every process has in the same order, then the bottleneck."""
+        network, x, vector = self.autoencoder, first[self.field], self.vector_of(first)
+        network.start(x[: network.measures])
+        if n := network.bottleneck.measures:
+            network.bottleneck.start(encoded(network, x[:n], None if vector is None else vector[:n]))
+
     @property
     def measures(self) -> int:  # type: ignore[override]
-        return self.autoencoder.bottleneck.measures
+        return max(self.autoencoder.measures, self.autoencoder.bottleneck.measures)
 
     def after_update(self, ranks: Ranks) -> None:
         self.made.clear()

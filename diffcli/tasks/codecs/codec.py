@@ -1,13 +1,13 @@
 """The contract of codecs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from diffcli.config import Config
-from diffcli.fields import FieldSpec
+from diffcli.fields import Fault, FieldSpec
 from diffcli.noise import Noise
 from diffcli.tasks.task import Ranks
 
@@ -27,6 +27,10 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def latent_shape(self, shape: Shape) -> Shape:
         """The shape in diffusion space of a sample of this shape. Raises UserError if the codec does not support it."""
+
+    def misfit(self, size: Sequence[int]) -> Fault | None:
+        """What is wrong with pictures of this height and width for what they are decoded by; None: nothing."""
+        return None
 
     @abstractmethod
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:

@@ -6,7 +6,7 @@ scale, so that the nearest code is the same in z, as other libraries expect; the
 al. 2021, sections 3.2 and G (arXiv 2112.10752), with one scale for each channel where there are no codes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.fields import FieldSpec, listed, misfit, typed
+from diffcli.fields import Fault, FieldSpec, listed, typed
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
 from diffcli.networks.coding import TILE, decoded, encoded
 from diffcli.noise import Noise
@@ -52,9 +52,12 @@ class LatentCodec(Codec):
                 f"task.codec: the first stage is for images of {self.channels} channels, but the data's have {channels}",
                 f"use --set data.channels={self.channels}, or name another first stage in task.codec.from",
             )
-        if fault := misfit((height, width), factor, f"the downscale {factor} of the first stage"):
+        if fault := self.misfit((height, width)):
             raise UserError(f"task.codec: the images are {fault[0]}", f"use --set 'data.size={typed(fault[1])}'")
         return latent, height // factor, width // factor
+
+    def misfit(self, size: Sequence[int]) -> Fault | None:
+        return self.first_stage.config.misfit(size, f"the downscale {self.first_stage.downscale} of the first stage")
 
     def stored(self, x: Tensor) -> Tensor:
         """The stored form of images (B, C, H, W) in [-1, 1]: (B, inputs, H/f, W/f), for `kl` means and log-variances."""

@@ -10,6 +10,7 @@ import torch
 
 import diffcli
 from diffcli import preset as presets
+from diffcli.config import UserError
 from diffcli.engine.distributed import Group, join
 from diffcli.engine.draw.sample import SampleOptions, draw, request
 from diffcli.engine.model import Model, load_model, resized
@@ -96,6 +97,14 @@ def test_sizes_that_cannot_be_are_refused(
 ) -> None:
     cli("sample", "--ckpt", run, "--size", size, "--out", tmp_path / "x.png").refused(*words)
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_first_stage_of_whole_images_has_one_size(tmp_path: Path) -> None:
+    whole = load_model(stage_checkpoint(tmp_path / "stage", network__whole=[8, 8]), CPU)
+    assert resized(whole, (8, 8)).size == (8, 8)
+    with pytest.raises(UserError, match="16x16") as refused:
+        resized(whole, (16, 16))
+    assert refused.value.hint == "leave --size out"
 
 
 def test_a_slightly_varied_image_is_nearly_its_reconstruction(

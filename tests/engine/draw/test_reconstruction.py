@@ -175,6 +175,15 @@ def test_there_is_nothing_to_draw_from_without_a_prior() -> None:
         assert "--image" in refused.value.hint
 
 
+def test_images_of_another_size_than_is_coded_whole_are_refused(tmp_path: Path) -> None:
+    network = {"width": 8, "mult": [1], "patch": 4, "latent": 2, "groups": 4, "whole": [8, 8]}
+    whole = encoding(network=network)
+    request_of(whole, options(files(tmp_path)))
+    with pytest.raises(UserError, match="16x16") as refused:
+        request_of(whole, options(files(tmp_path, [(16, 16)])))
+    assert "--size 8x8" in refused.value.hint
+
+
 def test_images_that_cannot_be_encoded_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"16x30 pixels \(HxW\), which its downscale 4") as refused:
         request_of(encoding(), options(files(tmp_path, [(30, 16)])))

@@ -195,11 +195,13 @@ def test_a_first_stage_that_cannot_take_the_set_is_refused_with_nothing_written(
 ) -> None:
     stage_checkpoint(tmp_path / "rgb", channels=3)
     other = stage_checkpoint(tmp_path / "other", seed=2)
+    whole = stage_checkpoint(tmp_path / "whole", network__whole=[8, 8])
     cases: list[tuple[list[object], tuple[str, ...]]] = [
         ([root / "set"], ("needs a first stage", "--first-stage")),
         ([root / "set", "--first-stage", trained], ("--first-stage", "was trained as a diffusion")),
         ([root / "set", "--first-stage", tmp_path / "rgb"], ("--first-stage", "3 channels", "has 1")),
         ([root / "set", "--first-stage", other, "--size", 9], ("--first-stage", "9x9", "--size 8")),
+        ([root / "set", "--first-stage", whole, "--size", 4], ("--first-stage", "4x4", "--size 8")),
         ([root / "images", "--first-stage", root / "stage"], ("SOURCE", "dataset.json")),
     ]
     for arguments, words in cases:

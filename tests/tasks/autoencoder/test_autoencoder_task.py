@@ -137,6 +137,40 @@ def test_the_start_of_a_codebook_does_not_depend_on_how_images_were_dealt():
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_the_start_of_whole_images_does_not_depend_on_how_they_were_dealt():
+    rows, found = batch(24), []
+    network = {"width": 8, "mult": [1], "patch": 2, "depth": 1, "latent": 1, "groups": 4, "whole": [8, 8]}
+    for parts in ([rows], [part(rows, slice(12, 24)), part(rows, slice(0, 5)), part(rows, slice(5, 12))]):
+        task = first_stage(network=network, bottleneck={"kind": "vq", "codes": 8})
+        task.measure(iter(parts), Alone())
+        found.append(task.autoencoder.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], msg=name)
+    untouched = first_stage(network=network, bottleneck={"kind": "vq", "codes": 8}).autoencoder.state_dict()
+    started = {name for name, value in found[0].items() if not value.equal(untouched[name])}
+    assert {"quant_conv.weight", "quant_conv.bias", "post_quant_conv.weight", "post_quant_conv.bias"} <= started
+
+
+def test_what_starts_on_images_starts_without_a_quantiser_too():
+    network = {"width": 8, "mult": [1], "patch": 2, "depth": 1, "latent": 1, "groups": 4, "whole": [8, 8]}
+    task, rows = first_stage(network=network, bottleneck={"kind": "none"}), batch(24)
+    assert task.measures > 0
+    before = task.seen(rows["image"], task.autoencoder(rows["image"])[0])["loss"]
+    task.measure(iter([rows]), Alone())
+    assert task.seen(rows["image"], task.autoencoder(rows["image"])[0])["loss"] < before
+
+
+def test_images_of_another_size_than_is_coded_whole_are_refused_before_training():
+    network = {"width": 8, "mult": [1], "patch": 2, "latent": 1, "whole": [8, 8]}
+    with pytest.raises(UserError, match="16x16") as error:
+        first_stage(size=16, network=network)
+    assert error.value.hint == "set data.size to 8, or change task.network.whole"
+    config = AutoencoderTaskConfig.model_validate({"network": network})
+    config.check_buckets([(8, 8)])
+    with pytest.raises(ValueError, match=r"8x16 .* put \[8, 8\] in its place"):
+        config.check_buckets([(8, 8), (8, 16)])
+
+
 def test_a_codebook_is_updated_once_a_step_from_all_micro_batches():
     rows, found = batch(), []
     for cuts in ([slice(0, 6)], [slice(0, 2), slice(2, 6)]):

@@ -116,6 +116,14 @@ def test_what_a_first_stage_cannot_take_is_refused_by_name(spec, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_of_whole_images_a_first_stage_takes_one_size():
+    config = LatentCodecConfig(first_stage=stage_config(network__whole=[8, 8]))
+    assert config.build(FieldSpec("image", (1, 8, 8))).misfit((8, 8)) is None
+    with pytest.raises(UserError, match=r"task\.codec: the images are 16x8 pixels") as caught:
+        config.build(FieldSpec("image", (1, 16, 8)))
+    assert "data.size=8" in caught.value.hint
+
+
 def test_without_a_first_stage_the_key_that_names_one_is_told():
     with pytest.raises(UserError, match=r"task\.codec\.from"):
         LatentCodecConfig().build(IMAGE)
