@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from diffcli.config import Config, UserError, keys_agree
 from diffcli.config_errors import explain
@@ -29,6 +37,7 @@ from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Drawing, Guide
 from diffcli.tasks.prior import PriorConfig
 from diffcli.tasks.segmentation import SegmentationConfig
+from diffcli.tasks.starting_point import StartingPoint, named
 from diffcli.tasks.super_resolution import SuperResolutionConfig
 
 AnyTask = Annotated[
@@ -170,6 +179,8 @@ def _completed(phase: Any, whole: Any) -> Any:
 class Preset(Config):
     """Everything about a run: the same preset and seed are the same run."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     name: str = Field(
         examples=["mine"],
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
@@ -177,6 +188,9 @@ class Preset(Config):
     )
     seed: int = Field(
         0, ge=0, lt=2**63, description="of weights, order of images, noise and crops: the same seed is the same run"
+    )
+    origin: StartingPoint | None = Field(
+        None, alias="from", description="model that a new run takes its first weights from: a path, or {path, weights}"
     )
     data: AnyData = Field(description="the images: where they lie and how they are read")
     task: AnyTask = Field(description="what is trained, and of which parts")
@@ -195,6 +209,10 @@ class Preset(Config):
     @keys_agree
     def _buckets_agree(self) -> None:
         self.task.check_buckets(self.data.buckets)
+
+    @model_serializer(mode="wrap")
+    def _named(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return named(handler(self), "origin", "from")
 
     @property
     def specs(self) -> dict[str, FieldSpec]:

@@ -16,6 +16,8 @@ from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.data.prepared import Shards
 from diffcli.data.stream.stream_data import Stream
+from diffcli.engine.model import Model
+from diffcli.engine.run.origin.taking import matched
 from diffcli.engine.run.plan import plan
 from diffcli.engine.run.state import build_on_meta
 from diffcli.engine.stage_reading import codec_of
@@ -70,7 +72,11 @@ def test_a_shipped_preset_loads_dumps_and_loads_again_to_the_same(name: str, tmp
 
 
 def with_first_stage(preset: presets.Preset) -> presets.Preset:
-    """The preset with the first stage that its `from` names, a run of another shipped preset, described as a run would tell."""
+    """The preset with the first stage that its `from` names, a run of another shipped preset, described as a run would tell.
+
+    A run that it starts from is left out.
+    """
+    preset = preset.model_copy(update={"origin": None})
     codec = codec_of(preset)
     if codec is None:
         return preset
@@ -119,6 +125,17 @@ def test_a_latent_preset_has_images_that_its_first_stage_was_trained_on(name: st
     stage = presets.load(codec.source.name)
     assert str(codec.source) == f"runs/{stage.name}"
     assert stage.data.shape == preset.data.shape
+
+
+@pytest.mark.parametrize("name", [name for name, path in SHIPPED.items() if "\nfrom:" in path.read_text()])
+def test_a_preset_that_starts_from_another_takes_every_weight_of_it(name: str) -> None:
+    preset = presets.load(name)
+    assert preset.origin is not None
+    source = presets.load(preset.origin.path.name)
+    assert str(preset.origin.path) == f"runs/{source.name}"
+    model = Model(preset.origin.path, 1, source, build_on_meta(source), None, True, "")
+    task = build_on_meta(preset)
+    assert matched(task, model, None, model.task.state_dict()).covers(task.state_dict())
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from diffcli.cli.informing import info
 from diffcli.cli.options import Device, DeviceOption, Nproc, ResumeSet, Set
 from diffcli.cli.parsing import choices
 from diffcli.cli.parsing.helping import RUN, WIDEST, HelpfulCommand, HelpfulGroup
+from diffcli.cli.parsing.start_options import FromOption, FromWeightsOption
 from diffcli.cli.preparing import prep_data
 from diffcli.cli.presets import presets_app
 from diffcli.cli.scoring import fid
@@ -48,6 +49,8 @@ def train(
     run_dir: Annotated[
         Path | None, typer.Option(help="Where to write.", show_default="runs/NAME", rich_help_panel=RUN)
     ] = None,
+    start_from: FromOption = None,
+    from_weights: FromWeightsOption = None,
     steps: Annotated[
         int | None,
         typer.Option(min=1, help="train.steps: updates.", show_default="the preset's", rich_help_panel=RUN),
@@ -65,12 +68,15 @@ def train(
 ) -> None:
     """Train a model from a preset into a run directory."""
     door.check_preset(preset, overrides or [])
+    if start_from is not None:
+        door.check_checkpoint(start_from)
     from diffcli import preset as presets
     from diffcli.engine.distributed import Launch
+    from diffcli.engine.run.origin.starting import starting_from
     from diffcli.engine.run.runlog import RunDir
 
     flags = [f"{key}={value}" for key, value in (("train.steps", steps), ("seed", seed)) if value is not None]
-    chosen = presets.load(preset, [*(overrides or []), *flags], data)
+    chosen = starting_from(presets.load(preset, [*(overrides or []), *flags], data), start_from, from_weights)
     run = RunDir(run_dir or Path("runs") / chosen.name)
     how = Launch(nproc, nnodes, node_rank, rdzv_endpoint)
     if dry_run:

@@ -10,6 +10,7 @@ import typer
 from diffcli.cli import door
 from diffcli.cli.parsing import choices
 from diffcli.cli.parsing.helping import HelpfulCommand, HelpfulGroup
+from diffcli.cli.parsing.start_options import FromModel
 
 
 class NewTask(StrEnum):
@@ -73,14 +74,25 @@ def presets_check(
 def presets_new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the preset; the file is NAME.yaml.")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="Your pictures: a folder, or a set of prep-data.")],
-    task: Annotated[NewTask, typer.Option(help="What is trained.")] = NewTask.diffusion,
+    task: Annotated[
+        NewTask | None, typer.Option(help="What is trained.", show_default="diffusion, or what --from is")
+    ] = None,
+    start_from: FromModel = None,
 ) -> None:
     """Write a commented preset that fits your own pictures."""
+    if start_from is not None:
+        door.check_checkpoint(start_from)
     from diffcli.cli.console import say
     from diffcli.config import quoted
     from diffcli.engine.run.new_preset import write_new
+    from diffcli.engine.run.origin.new_continuation import write_continued
 
-    path, found = write_new(name, data, task.value)
+    kind = None if task is None else task.value
+    path, found = (
+        write_new(name, data, "classifier" if task is NewTask.classifier else "diffusion")
+        if start_from is None
+        else write_continued(name, data, start_from, kind)
+    )
     for line in found.lines:
         say(line)
     for note in found.notes:

@@ -126,6 +126,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     from diffcli.engine.data_records import fitted_to_data
     from diffcli.engine.distributed import pick_device, speaks
     from diffcli.engine.draw.guides import check_named
+    from diffcli.engine.run.origin.source_reading import described
     from diffcli.engine.run.resume import changes, edits
     from diffcli.engine.run.showing import run_facts
     from diffcli.engine.run.showing.trackers import check_trackers
@@ -141,6 +142,8 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     preset = completed(fitted_to_data(preset))
     with tidied(run.path) if speaks() else nullcontext():
         if speaks():
+            if start is None and preset.origin is not None:
+                described(preset.origin)
             build_on_meta(preset)  # an impossible network is refused before data are read and folders made
             if start is None:
                 check_named(preset.drawing.named)
@@ -158,7 +161,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
         def work(group: "Group") -> None:
             with begun(preset, run, group, start, counting if group.leads else None, scoring) as ready:
                 if group.leads:
-                    say_facts(run_facts.beginning(ready.loop, ready.first, ready.holds.facts))
+                    say_facts({**run_facts.beginning(ready.loop, ready.first, ready.holds.facts), **ready.taken})
                     say_all((), ready.notes)
                 last = watch_training(ready.loop.steps(ready.first), group.leads)
                 if last is not None:

@@ -93,6 +93,10 @@ def _lines_of_model(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "sampler",
             f"{found['sampler']['kind']}, {found['sampler']['steps']} steps, guidance {found['guidance']:g}",
         )
+    if origin := found["from"]:
+        which = "averaged" if origin["weights"] == "ema" else "raw"
+        yield "from", f"{origin['path']}, step {origin['step']:,}, {which} weights {origin['sha256'][:12]}..."
+        yield from origin["taken"].items()
     if found["data"]:
         yield from _of_data(DataDescription.model_validate(found["data"])).items()
     yield "written", f"by diffcli {found['version']}, {_bytes(found['bytes'])}"
@@ -146,6 +150,7 @@ def _of_model(path: Path) -> dict[str, Any]:
         "sampler": model.preset.sampler.model_dump(mode="json") if model.preset.task.kind == "diffusion" else None,
         "guidance": model.preset.guidance,
         "data": None if holds is None else holds.model_dump(mode="json"),
+        "from": record.get("from"),
         "version": record.get("version"),
         "next": _next(model, path),
     } | _sizes(model.path)

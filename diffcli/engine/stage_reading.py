@@ -145,8 +145,13 @@ def codec_of(chosen: Preset) -> LatentCodecConfig | None:
 
 
 def completed(chosen: Preset) -> Preset:
-    """The preset with the configuration of its first stage filled in, if it names one and does not describe it."""
+    """The preset with the configuration of its first stage filled in, if it does not describe it.
+
+    Where it names none, the first stage is that of the model that it starts from.
+    """
     codec = codec_of(chosen)
+    if codec is not None and codec.source is None and chosen.origin is not None:
+        codec = codec.model_copy(update={"source": chosen.origin.path})
     if codec is None or codec.source is None:
         return chosen
     source = codec.source.expanduser().absolute()

@@ -6,7 +6,7 @@ cosine path, a rate of 1e-3, few channels, and condition dropout for guidance.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Literal, NamedTuple
@@ -59,6 +59,14 @@ def write_new(name: str, data: Path, task: NewTask) -> tuple[Path, Findings]:
 
     Raises UserError where the name is none, the file is there already, or the data do not fit the task.
     """
+    return write(name, data, lambda name, found: (written(name, found, task), found))
+
+
+def write(name: str, data: Path, make: Callable[[str, Findings], tuple[str, Findings]]) -> tuple[Path, Findings]:
+    """Writes NAME.yaml; make: the preset out of its name and what the pictures in `data` are, which it may say otherwise.
+
+    Raises UserError as `write_new` does, before it writes.
+    """
     name = name.removesuffix(".yaml")
     if not NAME.fullmatch(name):
         raise UserError(
@@ -68,8 +76,7 @@ def write_new(name: str, data: Path, task: NewTask) -> tuple[Path, Findings]:
     target = Path(f"{name}.yaml")
     if target.exists():
         raise UserError(f"{target} is there already", "give another NAME, or delete that file")
-    found = look_at(data)
-    text = written(name, found, task)
+    text, found = make(name, look_at(data))
     presets.build(yaml.safe_load(text), str(target))
     target.write_text(text, encoding="utf-8")
     return target, found

@@ -14,6 +14,7 @@ from diffcli.data.stream.stream_data import StreamData
 from diffcli.ema import averages
 from diffcli.engine.data_records import check_colours, described
 from diffcli.engine.draw.guides import check_named
+from diffcli.engine.run.origin.starting import planned
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.roles.parameter_roles import parts
 from diffcli.engine.run.state import build_on_meta, unaveraged
@@ -39,6 +40,7 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
         task.check(data.specs)
         check_colours(preset.data, task, data)
         check_planned(preset, task, data)
+    taken, warned = planned(preset, task, None if data is None else data.classes)
     frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())
     phases = phases_of(task, cfg)
@@ -53,11 +55,12 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     }
     if frozen:
         facts["encoder"] = f"{', '.join(frozen)}: runs in every step, is not counted above"
+    facts |= taken
     facts |= {"images": f"unknown: {lacking}"} if data is None else amounts(data, cfg.batch_size, cfg.steps)
     if data is not None:
         holds = described(preset.data, data)
         facts |= holds.facts
-        if advice := [*holds.remarks, *task.advice(data.specs)]:
+        if advice := [*holds.remarks, *task.advice(data.specs), *warned]:
             facts["note"] = "; ".join(advice)
     return facts | {
         "run directory": str(run),

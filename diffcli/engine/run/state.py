@@ -152,7 +152,14 @@ def resolved(preset: Preset, device: torch.device) -> Preset:
         update={name: path.expanduser().absolute() for name, path in preset.guide.models.items()}
     )
     prior = None if preset.prior is None else preset.prior.expanduser().absolute()
-    found = {"data": preset.data.absolute(), "task": preset.task.resolved(), "guide": guide, "prior": prior}
+    origin = None if preset.origin is None else preset.origin.absolute()
+    found = {
+        "data": preset.data.absolute(),
+        "task": preset.task.resolved(),
+        "guide": guide,
+        "prior": prior,
+        "origin": origin,
+    }
     return preset.model_copy(update={"train": train, **found})
 
 

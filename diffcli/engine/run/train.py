@@ -4,7 +4,7 @@ Training state is a pure function of the step: data order, augmentation, times, 
 position in the global batch), so a checkpoint holds weights, averages and optimizer moments and nothing else.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from diffcli.engine.records import encoder_records
 from diffcli.engine.run.averages import set_aside_snapshots
 from diffcli.engine.run.loop import Loop, Progress, Score
 from diffcli.engine.run.measuring import Counting, measure
+from diffcli.engine.run.origin import starting as origin
 from diffcli.engine.run.resume import set_aside
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state, resolved
@@ -36,12 +37,16 @@ Scoring = Callable[[Preset, Path, Group, Task, ImageData], Score]
 
 
 class Beginning(NamedTuple):
-    """A run before its first step. first: the step that it starts after. holds: the description of its data; notes: on them."""
+    """A run before its first step. first: the step that it starts after. holds: the description of its data; notes: on them.
+
+    taken: what its weights are of the model that it starts from, by what it is about.
+    """
 
     loop: Loop
     first: int
     holds: DataDescription
     notes: tuple[str, ...]
+    taken: Mapping[str, str] = {}
 
 
 def check_processes(preset: Preset, world: int) -> None:
@@ -121,6 +126,7 @@ def prepare(
     if start is None and images:
         preset = preset.model_copy(update={"task": preset.task.trained_on(images)})
     stage = stage_reading.begun(preset) if start is None else None
+    begins = origin.begun(preset) if start is None else None
     found = None if start is None else checkpoint.read_record(start)
     encoded_by: dict[str, Any] = {}
     holds = data_records.described(source, data)
@@ -138,7 +144,9 @@ def prepare(
             stage_reading.install(task, stage)
         if start is None:
             task.begin()
-            measure(preset, group, data.select(task.reads).knowing(task.reads), task, counting)
+            measured = begins is not None and begins.install(task, data.classes, stage)
+            if not measured:
+                measure(preset, group, data.select(task.reads).knowing(task.reads), task, counting)
 
     state = build_state(preset, group.device, data.specs, begin)
     data = data.select(state.task.reads).knowing(state.task.reads)
@@ -147,6 +155,7 @@ def prepare(
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
     record |= {"fields": to_record(state.task.reads), **encoded_by, "feed": (found or {}).get("feed")}
     record[data_records.RECORD] = holds.model_dump(mode="json")
+    record |= origin.recorded(found) if begins is None else begins.record
     first = 0
     if start is not None and found is not None:
         first = found["step"]
@@ -162,4 +171,5 @@ def prepare(
                 set_aside_snapshots(run, first)
             run.preset.write_text(dump(preset))
     changed = [] if found is None else data_records.changes_of(holds, found)
-    return Beginning(loop, first, holds, (*holds.remarks, *changed))
+    notes = (*holds.remarks, *changed, *(begins.notes if begins else ()))
+    return Beginning(loop, first, holds, notes, begins.facts if begins else {})

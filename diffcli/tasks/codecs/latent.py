@@ -20,6 +20,7 @@ from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
 from diffcli.networks.coding import TILE, decoded, encoded
 from diffcli.noise import Noise
 from diffcli.tasks.codecs.codec import Codec, CodecConfig, Shape
+from diffcli.tasks.starting_point import named
 from diffcli.tasks.task import Ranks
 
 
@@ -135,7 +136,7 @@ class LatentCodecConfig(CodecConfig):
 
     @model_serializer(mode="wrap")
     def _named(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {"from" if name == "source" else name: value for name, value in handler(self).items()}
+        return named(handler(self), "source", "from")
 
     def build(self, spec: FieldSpec) -> LatentCodec:
         """The codec of images. Raises UserError if the field is not an image, or if no first stage is given."""
