@@ -194,7 +194,7 @@ def _whole(tree: FileTree, listing: Listing, levels: Range | None) -> tuple[List
         return listing, ()
     if len(broken) == len(files):
         problem = f"data.root '{tree.source}': no image can be decoded: {named(files, broken)}"
-        raise UserError(problem, "set data.root to whole images")
+        raise UserError(problem, "give a folder of whole images as --data PATH")
     kept = [row for row in range(len(files)) if row not in broken]
     labels = None if listing.labels is None else [listing.labels[row] for row in kept]
     return Listing([listing.names[row] for row in kept], labels, listing.classes), (left_out(files, broken),)

@@ -3,7 +3,7 @@
 Imports nothing heavy, so that a mistake in `--seed 1,5,9` or `--seed 0-15` is answered at once.
 """
 
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 
 Seeds = int | tuple[int, ...]
 MOST = 1_000_000  # that a text may name
@@ -37,7 +37,7 @@ def read_seeds(text: str) -> Seeds:
         first, last = first.strip(), last.strip() if dash else first.strip()
         if not (_is_number(first) and _is_number(last)):
             what = f"'{part}' is no seed" if part else "names no seed between two commas" if text else "names no seed"
-            raise UserError(f"--seed {text}: {what}", FORMS)
+            raise UserError(f"--seed {quoted(text)}: {what}", FORMS)
         low, high = int(first), int(last)
         if high < low:
             raise UserError(f"--seed {text}: the range {part} ends before it begins", f"write {high}-{low}")

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 
 RECORD = "checkpoint.json"
+WEIGHTS = ".safetensors"
+PRESETS = (".yaml", ".yml")
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 
 
@@ -41,7 +43,7 @@ def locate(path: Path) -> Path:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path looks like a run, a checkpoint or an exported file."""
-    exported = path.suffix == ".safetensors" and path.is_file()
+    exported = path.suffix == WEIGHTS and path.is_file()
     return exported or (path / "checkpoints").is_dir() or (path / RECORD).is_file()
 
 
@@ -61,10 +63,23 @@ def run_directory(path: Path) -> Path:
 
 def _refuse_foreign(path: Path) -> Path:
     with path.open("rb") as file:
-        start = file.read(2)
-    if path.suffix in PICKLES or start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        start = file.read(9)
+    if path.suffix in PICKLES or start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise UserError(
             f"{path}: is a pickle or a zip, not a diffcli checkpoint; pickles can run code and are never loaded",
             "give a run directory, a checkpoint folder or an ema.safetensors file",
         )
+    if path.suffix != WEIGHTS and start[8:] != b"{":  # of safetensors, JSON follows the 8 bytes of its length
+        raise UserError(f"{path}: is no checkpoint", _beside(path))
     return path
+
+
+def _beside(path: Path) -> str:
+    """What to type instead of a file that is none of a checkpoint's weights."""
+    if (path.parent / "checkpoints").is_dir():
+        return f"give the run that it lies in: {path.parent}"
+    if (path.parent / RECORD).is_file():
+        return f"give the checkpoint that it lies in: {path.parent}"
+    if path.suffix in PRESETS:
+        return f"`diffcli train --preset {quoted(path)}` trains a preset, and prints the run directory to give"
+    return "give a run directory, a checkpoint folder or a .safetensors file"

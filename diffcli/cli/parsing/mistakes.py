@@ -84,7 +84,8 @@ def in_our_words(error: Any) -> tuple[str, str]:
     named = re.match(r"(?:Missing|Option|Invalid value for) ?(?:option|argument|parameter)? ?'?([^':]+)'?", message)
     name = named[1].split(" / ")[0] if named else ""
     if kind == "MissingParameter":
-        return f"{path}: {name} is missing", f"{_example(path, name)}{see}"
+        shown = name if name.startswith("-") else name.upper()
+        return f"{path}: {shown} is missing", f"{_example(error, path, name)}{see}"
     if "requires an argument" in message:
         return f"{name}: no value is given", f"type {name} VALUE; {see}"
     if message.startswith("Got unexpected extra argument"):
@@ -143,11 +144,23 @@ def _instead(error: Any, path: str) -> str:
     return f"did you mean {' or '.join(close)}? " if close else ""
 
 
-def _example(path: str, name: str) -> str:
+def _example(error: Any, path: str, name: str) -> str:
     if name == "--preset":
         words = [word for word in sys.argv[2:] if not word.startswith("-")]
         return f"type {path} --preset {words[0] if words else 'NAME'}, of `diffcli presets list`; "
-    return f"type {path} {name} VALUE; " if name.startswith("-") else f"type {path} {name.upper()}; "
+    params = [each for each in error.ctx.command.params if each.required] if error.ctx is not None else []
+    words = [_typed(each) for each in params] or [f"{name} VALUE" if name.startswith("-") else name.upper()]
+    return f"type {' '.join([path, *words])}; "
+
+
+def _typed(param: Any) -> str:
+    """A required argument or option as it is typed: by its value if it was given, else by what stands in the help."""
+    from diffcli.config import quoted
+
+    if param.param_type_name == "argument":
+        return str(param.metavar or param.name.upper())
+    flag, value = max(param.opts, key=len), _given(param)
+    return f"{flag} {param.metavar or 'VALUE' if value is None else quoted(value)}"
 
 
 def _no_command(error: Any, path: str, message: str) -> tuple[str, str]:

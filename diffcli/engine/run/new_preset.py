@@ -104,12 +104,13 @@ def look_at(data: Path) -> Findings:
             str(text) for text in texts if any(map(str.isalpha, str(text)))
         ]  # text files beside images may also be boxes or labels
         longest = max((len(text.encode()) for text in words), default=None) if len(words) > len(rows) / 2 else None
-    description = describe(images, place=data)
+    shape = (1 if grey else 3, *fitting(sides))
+    description = describe(images, place=data).model_copy(update={"shape": shape})
     return Findings(
         str(data),
         place.kind,
         len(images),
-        (1 if grey else 3, *fitting(sides)),
+        shape,
         images.classes,
         longest,
         tuple(description.lines),
@@ -155,18 +156,19 @@ def heading(name: str, found: Findings, use: str) -> str:
     """The first comments of the preset. use: the command for a trained run."""
     height, width = found.shape[1:]
     size = str(height) if height == width else f"[{height}, {width}]"
-    what = f"{found.number:,} pictures" + (f" of {len(found.classes)} classes" if found.classes else "")
-    root = yaml.safe_dump(found.place, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    what = f"{found.number:,} picture{'s' * (found.number != 1)}" + (
+        f" of {len(found.classes)} classes" if found.classes else ""
+    )
     flip = found.shape[0] == COLOUR and found.longest is None
     lines = [
         f"# {name} - {what} in {commented(found.place)}, as images of {height}x{width}",
         f"# Train: diffcli train --preset {quoted(name)}.yaml   Then: {use}",
         f"# After a change, `diffcli presets check {quoted(name)}.yaml` says all that is wrong;"
         " `diffcli presets schema` explains every key.",
-        f"name: {name}  # the run is written to runs/{name}",
+        f"name: {scalar(name)}  # the run is written to runs/{name}",
         "data:",
         f"  kind: {found.kind}",
-        f"  root: {root}",
+        f"  root: {scalar(found.place)}",
         f"  size: {size}  # pixels; larger pictures are made smaller and cropped. Twice the size takes four times as long",
         f"  channels: {found.shape[0]}  # 3: colour, 1: grey",
         f"  flip: {str(flip).lower()}  # true: half of the pictures are mirrored. Not for letters, digits and words like 'left'",
@@ -269,6 +271,11 @@ def steps_for(count: int) -> int:
 def shown(classes: Sequence[str]) -> str:
     """The first names of classes, for a comment."""
     return commented(", ".join(classes[:NAMED])) + ", ..." * (len(classes) > NAMED)
+
+
+def scalar(text: str) -> str:
+    """A text as YAML reads it back: in quotes where it looks like a number, a switch or null."""
+    return yaml.safe_dump(text, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
 
 
 def commented(text: str) -> str:

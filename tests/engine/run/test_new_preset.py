@@ -126,6 +126,20 @@ def test_every_name_of_a_folder_and_of_a_class_gives_yaml():
     assert new(Path("my: #photos")).data.root == Path("my: #photos")
 
 
+@pytest.mark.parametrize("name", ["123", "null", "on", "1.5", "2024-01-01"])
+def test_a_name_that_yaml_reads_as_something_else_stays_a_text(name: str):
+    picture(Path("photos", "a.png"))
+    assert new(Path("photos"), name).name == name
+
+
+@pytest.mark.parametrize("size", [(28, 20), (300, 200)])
+def test_what_is_printed_is_the_size_of_the_images_in_the_preset(size: tuple[int, int]):
+    picture(Path("photos", "a.png"), size, grey=True)
+    path, found = write_new("mine", Path("photos"), "diffusion")
+    height, width = presets.load(str(path)).data.shape[1:]
+    assert any(f"{height}x{width} (HxW) grey" in line for line in found.lines), found.lines
+
+
 @pytest.mark.parametrize(
     ("sides", "fits"),
     [
