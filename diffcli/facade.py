@@ -317,6 +317,8 @@ def load(
     ema: bool = True,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     compile: bool = False,
+    lora: str | Path | Sequence[str | Path] = (),
+    base: str | Path | None = None,
     settings: Settings = (),
 ) -> LoadedModel:
     """See `diffcli.load`."""
@@ -324,8 +326,12 @@ def load(
     def work() -> LoadedModel:
         checkpoint, moved = path_of("path", path), settings_of(settings)
         averaged, compiled = switch("ema", ema), switch("compile", compile)
+        changes = (lora,) if isinstance(lora, str | Path) else several("lora", lora) if lora else ()
+        under = None if base is None else path_of("base", base)
         where = pick_device(cast(DeviceName, str(device)))
-        return LoadedModel(load_model(checkpoint, where, averaged, moved, str(precision), compiled))
+        return LoadedModel(
+            load_model(checkpoint, where, averaged, moved, str(precision), compiled, under, tuple(map(str, changes)))
+        )
 
     return readable(work, LOAD)
 

@@ -30,6 +30,7 @@ from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
 from diffcli.fields import FieldSpec
 from diffcli.lookup.preset_files import find, key_and_value, read
+from diffcli.networks.lora import LoraConfig
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.classifier import ClassifierConfig
@@ -111,6 +112,9 @@ class TrainConfig(Config):
     lr_scale: dict[str, float] = Field(
         {},
         description="factor on the learning rate of the parameters of a name, * for any part; the last that fits counts",
+    )
+    lora: LoraConfig | None = Field(
+        None, description="low-rank changes of the model that the run begins from, in place of its weights"
     )
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null clips nothing")
     ema: AnyEma = Field(

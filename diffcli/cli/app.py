@@ -17,6 +17,7 @@ from diffcli.cli.options import Device, DeviceOption, Nproc, ResumeSet, Set
 from diffcli.cli.parsing import choices
 from diffcli.cli.parsing.helping import RUN, WIDEST, HelpfulCommand, HelpfulGroup
 from diffcli.cli.parsing.start_options import FromOption, FromWeightsOption
+from diffcli.cli.parsing.weight_options import BaseModel
 from diffcli.cli.preparing import prep_data
 from diffcli.cli.presets import presets_app
 from diffcli.cli.scoring import fid
@@ -97,6 +98,7 @@ def resume(
         typer.Option(min=1, help="train.steps: updates in all.", show_default="the run's", rich_help_panel=RUN),
     ] = None,
     overrides: ResumeSet = None,
+    base: BaseModel = None,
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:
@@ -108,7 +110,7 @@ def resume(
 
     flags = [] if steps is None else [f"train.steps={steps}"]
     chosen, run, start = reopen(run_dir, from_step, [*(overrides or []), *flags])
-    session.run_training(chosen, run, start, device, Launch(nproc))
+    session.run_training(chosen, run, start, device, Launch(nproc), base)
 
 
 @app.command(cls=HelpfulCommand)

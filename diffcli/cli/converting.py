@@ -9,10 +9,13 @@ import typer
 from diffcli.cli import door
 from diffcli.cli.options import Ckpt, Named, UseEma, the_checkpoint
 from diffcli.cli.parsing import choices
+from diffcli.cli.parsing.weight_options import BaseModel, Lora
 
 
 class ExportLibrary(StrEnum):
     diffusers = "diffusers"
+    peft = "peft"
+    kohya = "kohya"
 
 
 def import_weights(
@@ -48,19 +51,53 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder for the model.")],
     named: Named = None,
     ckpt: Ckpt = None,
-    to: Annotated[ExportLibrary, typer.Option(help="The library that is to load it.")] = ExportLibrary.diffusers,
+    to: Annotated[
+        ExportLibrary | None,
+        typer.Option(
+            help="The library that shall load it: the whole model for diffusers, the matrices of a LoRA run for peft (and "
+            "diffusers) or kohya.",
+            show_default="diffusers",
+        ),
+    ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge/--no-merge",
+            help="A checkpoint of diffcli instead, with the weights of a LoRA run, and those of --lora, merged into its base.",
+        ),
+    ] = False,
     ema: UseEma = True,
+    lora: Lora = None,
+    base: BaseModel = None,
 ) -> None:
     """Write a checkpoint as a folder that another library loads."""
     ckpt = the_checkpoint("export", named, ckpt)
     door.check_checkpoint(ckpt)
+    door.check_loras(lora or [])
+    from diffcli.config import UserError
+
+    if merge and to is not None:
+        raise UserError(f"--merge with --to {to}: it writes a checkpoint of diffcli", "leave out --merge or --to")
+    if merge:
+        from diffcli.engine.lora.lora_export import export_merged
+
+        print(export_merged(ckpt, out, ema, lora or (), base))
+        return
+    if to in (ExportLibrary.peft, ExportLibrary.kohya):
+        from diffcli.engine.lora.lora_export import export_matrices
+
+        if lora or base is not None:
+            flag = f"--lora {lora[0]}" if lora else f"--base {base}"
+            raise UserError(f"{flag} with --to {to}: the matrices of {ckpt} go out alone", f"leave {flag} out")
+        print(export_matrices(ckpt, out, ema, "peft" if to == ExportLibrary.peft else "kohya"))
+        return
     import torch
 
     from diffcli.cli.console import say
     from diffcli.engine.draw.sample import load_model
     from diffcli.interop.exporting import export_diffusers, notes
 
-    model = load_model(ckpt, torch.device("cpu"), ema, precision="fp32")
+    model = load_model(ckpt, torch.device("cpu"), ema, precision="fp32", base=base, loras=lora or ())
     encoders = [c.encoder for c in model.task.named_conditioners.values() if c.encoder is not None]
     written = export_diffusers(model.preset, model.task.state_dict(), model.classes, out, next(iter(encoders), None))
     for note in notes(model.preset):

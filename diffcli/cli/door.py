@@ -50,15 +50,32 @@ def seeds(text: str, n: int | None, interpolate: int | None = None) -> "Seeds":
 
 
 def check_drawing(
-    ckpt: Path, out: Path, kinds: tuple[str, ...], folder: bool, sampler: str | None, overrides: Sequence[str]
+    ckpt: Path,
+    out: Path,
+    kinds: tuple[str, ...],
+    folder: bool,
+    sampler: str | None,
+    overrides: Sequence[str],
+    loras: Sequence[str] = (),
 ) -> None:
-    """Raises UserError for an unknown sampler, a malformed setting, an impossible output, and a missing checkpoint."""
+    """Raises UserError for an unknown sampler, a malformed setting, an impossible output, and a missing checkpoint or LoRA."""
     from diffcli.engine.draw.out_files import check_output
 
     check_sampler(sampler)
     check_settings(overrides)
     check_output(out, kinds, folder_allowed=folder)
     check_checkpoint(ckpt)
+    check_loras(loras)
+
+
+def check_loras(texts: Sequence[str]) -> None:
+    """Raises UserError where a --lora names nothing that is there, or no scale."""
+    if not texts:
+        return
+    from diffcli.lookup.lora_paths import lora_wish
+
+    for text in texts:
+        lora_wish(text)
 
 
 def check_checkpoint(path: Path) -> None:

@@ -1,6 +1,5 @@
 """The commands that draw: sample and gif; fid shares their sampling options, which become one SampleOptions."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +54,7 @@ from diffcli.cli.options import (
     the_checkpoint,
 )
 from diffcli.cli.parsing.values import finite, named_files, sides
+from diffcli.cli.parsing.weight_options import BaseModel, Lora
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group
@@ -133,6 +133,8 @@ def sample(
     columns: Columns = None,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
+    lora: Lora = None,
+    base: BaseModel = None,
     precision: PrecisionOption = PrecisionChoice.auto,
     compiled: Compile = False,
     device: DeviceOption = Device.auto,
@@ -144,7 +146,7 @@ def sample(
         return
     ckpt = the_checkpoint("sample", named, ckpt)
     seeds = door.seeds(seed, n, interpolate)
-    door.check_drawing(ckpt, out, (".png", ".npz"), True, sampler, overrides or [])
+    door.check_drawing(ckpt, out, (".png", ".npz"), True, sampler, overrides or [], lora or [])
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output
@@ -159,6 +161,7 @@ def sample(
     edit |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
+    edit |= {"loras": tuple(lora or ()), "base": base}
     options = sampling(n, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_apart(out, options)
     check_arrangement(out, (".png",), {"--captions": captions, "--scale": scale, "--columns": columns})
@@ -167,7 +170,7 @@ def sample(
         return
 
     def work(group: "Group") -> None:
-        opened = partial(session.open_model, options=options, group=group, ema=ema)
+        opened = session.opening(options, group, ema)
         for stage in cascade([ckpt, *(then or ())], unfolded(options, group.leads), group, opened):
             output.check_pictures(out, stage.req.shape, stage.req.model.path)
             output.check_sizes(out, stage.req)
@@ -220,6 +223,8 @@ def gif(
     project: Project = False,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
+    lora: Lora = None,
+    base: BaseModel = None,
     precision: PrecisionOption = PrecisionChoice.auto,
     compiled: Compile = False,
     fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.", callback=finite)] = 10,
@@ -240,7 +245,7 @@ def gif(
         return
     ckpt = the_checkpoint("gif", named, ckpt)
     seeds = door.seeds(seed, n)
-    door.check_drawing(ckpt, out, (".gif", ".mp4", ".webp"), False, sampler, overrides or [])
+    door.check_drawing(ckpt, out, (".gif", ".mp4", ".webp"), False, sampler, overrides or [], lora or [])
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output
@@ -258,11 +263,12 @@ def gif(
     edit |= {"fields": named_files(field), "augment": augment}
     edit |= {"tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
+    edit |= {"loras": tuple(lora or ()), "base": base}
     options = sampling(shown, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_apart(out, options)
 
     def work(group: "Group") -> None:
-        opened = partial(session.open_model, options=options, group=group, ema=ema)
+        opened = session.opening(options, group, ema)
         for stage in cascade([ckpt, *(then or ())], unfolded(options, group.leads), group, opened, animated=True):
             output.check_pictures(out, stage.req.shape, stage.req.model.path)
             output.check_sizes(out, stage.req)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffcli.engine.draw.sample import SampleOptions
 
 FREE = {"like", "out", "device", "nproc", "batch_size"}  # what does not change the images, and may be given anew
-PATHS = ("prompts", "mask")  # options that are a path,
+PATHS = ("prompts", "mask", "base")  # options that are a path,
 LISTS = ("image", "then")  # several,
 NAMED = ("field",)  # or NAME=PATH
 
@@ -135,6 +135,9 @@ def _placed(params: dict[str, Any], folder: Path) -> None:
         params[name] = [folder / str(path) for path in params[name] or ()] or None
     if params["prior"] not in (None, "none"):
         params["prior"] = str(folder / params["prior"])
+    from diffcli.lookup.lora_paths import lora_text, lora_wish
+
+    params["lora"] = [lora_text(lora_wish(text), folder) for text in params["lora"] or ()] or None
     for name in NAMED:
         pairs = [item.partition("=") for item in params[name] or ()]
         params[name] = [f"{key}={folder / path}" for key, _, path in pairs] or None

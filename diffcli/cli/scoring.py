@@ -34,6 +34,7 @@ from diffcli.cli.options import (
     UseEma,
 )
 from diffcli.cli.parsing import choices
+from diffcli.cli.parsing.weight_options import BaseModel, Lora
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group
@@ -96,6 +97,8 @@ def fid(
     project: Project = False,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
+    lora: Lora = None,
+    base: BaseModel = None,
     precision: PrecisionOption = PrecisionChoice.auto,
     compiled: Compile = False,
     device: DeviceOption = Device.auto,
@@ -111,12 +114,14 @@ def fid(
     check_compared(compared, model, ref)
     if model is not None:
         door.check_checkpoint(model)
+    door.check_loras(lora or [])
     from diffcli.cli.console import counting, say
     from diffcli.engine.distributed import Launch
     from diffcli.engine.score import job
 
     how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled, "project": project}
     how |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
+    how |= {"loras": tuple(lora or ()), "base": base}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
     scoring = job.Scoring(
         compared,

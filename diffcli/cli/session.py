@@ -118,14 +118,17 @@ def in_group(work: "Callable[[Group], None]", device: str, how: "Launch") -> Non
             raise
 
 
-def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: str, how: "Launch") -> None:
-    """Trains or resumes, shows progress, and prints the resume command after an interruption."""
+def run_training(
+    preset: "Preset", run: "RunDir", start: Path | None, device: str, how: "Launch", base: Path | None = None
+) -> None:
+    """Trains or resumes, shows progress, and prints the resume command after an interruption. base: see `train`."""
     from diffcli.checkpoint import checkpoints
     from diffcli.config import quoted
     from diffcli.data.leftovers import tidied
     from diffcli.engine.data_records import fitted_to_data
     from diffcli.engine.distributed import pick_device, speaks
     from diffcli.engine.draw.guides import check_named
+    from diffcli.engine.lora.lora_training import check_base
     from diffcli.engine.run.origin.source_reading import described
     from diffcli.engine.run.resume import changes, edits
     from diffcli.engine.run.showing import run_facts
@@ -142,6 +145,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
     preset = completed(fitted_to_data(preset))
     with tidied(run.path) if speaks() else nullcontext():
         if speaks():
+            check_base(preset)
             if start is None and preset.origin is not None:
                 described(preset.origin)
             build_on_meta(preset)  # an impossible network is refused before data are read and folders made
@@ -159,7 +163,7 @@ def run_training(preset: "Preset", run: "RunDir", start: Path | None, device: st
             scoring = SmallScore
 
         def work(group: "Group") -> None:
-            with begun(preset, run, group, start, counting if group.leads else None, scoring) as ready:
+            with begun(preset, run, group, start, counting if group.leads else None, scoring, base) as ready:
                 if group.leads:
                     say_facts({**run_facts.beginning(ready.loop, ready.first, ready.holds.facts), **ready.taken})
                     say_all((), ready.notes)
@@ -185,13 +189,21 @@ def open_model(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool) 
     from diffcli.engine.model import load_model
 
     how: dict[str, Any] = {"precision": options.precision, "compile": options.compile}
+    how |= {"base": options.base, "loras": options.loras}
     return load_model(ckpt, group.device, ema, options.overrides, **how)
+
+
+def opening(options: "SampleOptions", group: "Group", ema: bool) -> "Callable[[Path], Model]":
+    """Loads the checkpoints of a cascade, one a call, in their order; changes of weights are those of the first."""
+    first, later = iter([options]), options.model_copy(update={"loras": (), "base": None})
+    return lambda ckpt: open_model(ckpt, next(first, later), group, ema)
 
 
 def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None:
     """The resolved preset as YAML, then facts as comments of it."""
     from diffcli.engine.data_records import fitted_to_data
     from diffcli.engine.distributed import pick_device
+    from diffcli.engine.lora.lora_training import check_base
     from diffcli.engine.run.plan import plan
     from diffcli.engine.run.state import resolved
     from diffcli.engine.run.train import check_processes
@@ -200,6 +212,7 @@ def print_plan(preset: "Preset", path: Path, device: str, how: "Launch") -> None
 
     how.check()
     check_processes(preset, how.world)
+    check_base(preset)
     preset = resolved(completed(fitted_to_data(preset)), pick_device(device))  # type: ignore[arg-type]
     facts = plan(preset, path, how.world)
     print(dump(preset), end="")

@@ -18,6 +18,7 @@ from diffcli.data.shards import is_prepared
 from diffcli.engine.data_records import recorded
 from diffcli.engine.model import Model, without_weights
 from diffcli.fields import listed
+from diffcli.networks.lora import Lora
 
 SCHEMA = 1
 INDEX = "model_index.json"  # of a folder of diffusers
@@ -25,6 +26,7 @@ CONFIG = "config.json"  # of one of its parts alone
 CLASS = "_class_name"
 SHOWN_CLASSES = 10
 SHOWN_CHECKPOINTS = 8
+SHOWN_DIGITS = 12  # of a digest
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -81,6 +83,18 @@ def _lines_of_model(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "step", f"{found['step']:,}"
     yield "model", f"{found['task']} of the preset {found['name']}, {found['parameters']:,} parameters"
     yield from ((f"  {name}", f"{count:,}") for name, count in found["networks"].items() if len(found["networks"]) > 1)
+    if lora := found["lora"]:
+        also = f", and whole {', '.join(lora['whole'])}" if lora["whole"] else ""
+        yield (
+            "lora",
+            f"rank {lora['rank']}, alpha {lora['alpha']:g} on {', '.join(lora['targets'])} ({lora['layers']} layers){also}; "
+            f"{lora['trained']:,} weights, {lora['share']:.2%} of the model",
+        )
+        base = lora["base"]
+        yield (
+            "base",
+            f"{base['path']}, step {base['step']:,}, {base['weights']} weights {base['sha256'][:SHOWN_DIGITS]}...",
+        )
     if found["image"]:
         channels, *sides = found["image"]
         colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
@@ -153,7 +167,27 @@ def _of_model(path: Path) -> dict[str, Any]:
         "from": record.get("from"),
         "version": record.get("version"),
         "next": _next(model, path),
+        "lora": _changes(model),
     } | _sizes(model.path)
+
+
+def _changes(model: Model) -> dict[str, Any] | None:
+    """Of a checkpoint of low-rank changes: its base, what changes, and the share of the weights that it holds itself."""
+    lora = model.preset.train.lora
+    if model.base is None or lora is None:
+        return None
+    from diffcli.engine.run.state import build_on_meta
+
+    task = build_on_meta(model.preset, model.fields)
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    return {
+        "base": dict(model.base),
+        **lora.model_dump(mode="json"),
+        "alpha": lora.strength,
+        "layers": sum(isinstance(module, Lora) for module in task.modules()),
+        "trained": trained,
+        "share": trained / sum(p.numel() for p in model.task.parameters()),
+    }
 
 
 def _next(model: Model, path: Path) -> str:

@@ -59,7 +59,7 @@ SAMPLE: Parameters = {
     "no-tile": "tile=False",
 }
 LOAD: Parameters = {
-    **{name: name for name in ("device", "precision", "compile")},
+    **{name: name for name in ("device", "precision", "compile", "lora", "base")},
     "ckpt": "path",
     "set": "settings",
     "no-ema": "ema=False",

@@ -16,20 +16,17 @@ from diffcli.tasks.task import Task
 LoadedTensors = Mapping[str, Tensor]
 
 
-def load_to_sample(task: Task, path: Path, record: dict[str, Any], use_ema: bool) -> str:
-    """Loads the weights that sampling needs into a task on the meta device, averaged or as trained last.
+def read_to_sample(task: Task, path: Path, record: dict[str, Any], use_ema: bool) -> tuple[dict[str, Tensor], str]:
+    """What a checkpoint holds of the tensors that sampling a task needs, averaged or as trained last.
 
-    Networks that sampling does not need are emptied. Returns the SHA-256 of the file with these weights, which is read once.
-    Raises UserError if the checkpoint is damaged or does not fit.
+    Also the SHA-256 of the file of these weights, which is read once. Raises UserError where the checkpoint is damaged.
     """
     unsampled = task.keys_of(network.name for network in task.networks if not network.samples)
     contents = checkpoint.read_contents(path, "ema" if use_ema else "task", record)
     tensors = contents.tensors
     if not use_ema and not task.state_dict().keys() <= tensors.keys():  # frozen networks stand in the other file alone
         tensors = completed(task, tensors, checkpoint.read_part(path, "ema", record))
-    task.forget_unsampled()
-    fill(task, {name: value for name, value in tensors.items() if name not in unsampled}, path)
-    return contents.sha256
+    return {name: value for name, value in tensors.items() if name not in unsampled}, contents.sha256
 
 
 def completed(task: Task, tensors: dict[str, Tensor], others: LoadedTensors) -> dict[str, Tensor]:

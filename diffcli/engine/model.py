@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffcli import checkpoint, preset
 from diffcli.config import UserError
 from diffcli.engine import data_records
 from diffcli.engine.casting import run_in, suited
-from diffcli.engine.loading import load_to_sample, place
+from diffcli.engine.loading import fill, place
+from diffcli.engine.lora import lora_bases
+from diffcli.engine.lora.lora_weights import used_weights, warn
 from diffcli.engine.records import encoder_records
 from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
 from diffcli.fields import OVER_PIXELS, Specs, from_record
@@ -39,6 +42,8 @@ class Model:
     size: tuple[int, int] | None = None  # (height, width) of its images, if other than in training
     fields: Specs | None = None  # fields of the training data; None: those of its preset
     untrained: frozenset[int] = frozenset()  # classes without an image in its data
+    base: Mapping[str, Any] | None = None  # the model that a checkpoint of low-rank changes changes
+    loras: tuple[Mapping[str, Any], ...] = ()  # the changes of --lora: path, scale, sha256
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +64,10 @@ class Model:
             "weights_sha256": self.digest,
             "precision": "fp32 (TF32)" if tf32 else self.precision,
             "compiled": self.compiled,
-        } | ({} if self.size is None else {"size": list(self.size)})
+            **({} if self.size is None else {"size": list(self.size)}),
+            **({} if self.base is None else {"base": dict(self.base)}),
+            **({"loras": [dict(each) for each in self.loras]} if self.loras else {}),
+        }
 
 
 def load_model(
@@ -69,11 +77,15 @@ def load_model(
     overrides: Sequence[str] = (),
     precision: str = "auto",
     compile: bool = False,
+    base: Path | None = None,
+    loras: Sequence[str] = (),
 ) -> Model:
     """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged.
 
     overrides: KEY=VALUE; only new places of pretrained encoders are applied. precision: auto, fp32, bf16 or fp16, see `run_in`
-    and `suited`. The weights are read once; the task is built on the meta device, so no random weights are made.
+    and `suited`. base: of a checkpoint of low-rank changes, the present place of the model that they change. loras: PATH[:SCALE]
+    of changes that are merged into the weights, see `lora_weights`. The weights are read once; the task is built on the meta
+    device, so no random weights are made.
     """
     tune(device)
     chosen = choose_precision(precision, device)
@@ -88,14 +100,18 @@ def load_model(
     with weightless():
         built = resolved.task.build(fields)
     chosen = suited(built, chosen)
-    digest = load_to_sample(built, found, record, use_ema)
+    used = used_weights(built, resolved, found, record, use_ema, base, loras)
+    warn(used.notes)
+    built.forget_unsampled()
+    fill(built, used.tensors, found)
     encoder_records.promise(built, record, found)
     task = place(built, device, chosen, training=False).eval().requires_grad_(False)
     run_in(task, device, chosen)
     if compile:
         for network in task.networks_in_use:
             compile_network(network)
-    return _recorded(found, record, resolved, task, fields, use_ema, digest, chosen, compile)
+    made = _recorded(found, record, resolved, task, fields, use_ema, used.sha256, chosen, compile)
+    return replace(made, base=used.base, loras=used.loras)
 
 
 def without_weights(path: Path) -> Model:
@@ -106,7 +122,18 @@ def without_weights(path: Path) -> Model:
     fields = specs_of(record, resolved, found)
     with weightless():
         task = resolved.task.build(fields).eval()
-    return _recorded(found, record, resolved, task, fields, ema=True, digest="")
+    made = _recorded(found, record, resolved, task, fields, ema=True, digest="")
+    return replace(made, base=lora_bases.named(record))
+
+
+def weights_to_sample(path: Path, record: dict[str, Any]) -> dict[str, Tensor]:
+    """The averaged weights of a located checkpoint, whole: where it is a change of another, merged into that."""
+    if lora_bases.named(record) is None:
+        return checkpoint.read_part(path, "ema", record)
+    resolved = preset.build(record.get("preset"), f"{path}/{checkpoint.RECORD}")
+    with weightless():
+        task = resolved.task.build(specs_of(record, resolved, path))
+    return used_weights(task, resolved, path, record, use_ema=True).tensors
 
 
 def _recorded(

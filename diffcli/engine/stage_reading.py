@@ -19,7 +19,7 @@ from diffcli.data.images import ImageData
 from diffcli.data.latent_data import Latents
 from diffcli.data.shards import FieldNote
 from diffcli.engine.loading import fill, load_weights
-from diffcli.engine.model import specs_of
+from diffcli.engine.model import specs_of, weights_to_sample
 from diffcli.interop import first_stages
 from diffcli.lookup import preset_files
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
@@ -61,7 +61,7 @@ def read(path: Path, key: str = KEY) -> FirstStage:
         config, tensors = foreign(path, key)
     else:
         found, record, config, prefix = located(path, key)
-        weights = checkpoint.read_part(found, "ema", record)
+        weights = weights_to_sample(found, record)
         tensors = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     return FirstStage(config, tensors, digest_of(config, tensors), str(path))
 

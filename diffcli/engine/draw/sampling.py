@@ -52,6 +52,8 @@ class SampleOptions(EditOptions):
     overlap: int | None = Field(None, ge=0)  # of tiles, in pixels
     exact_tiles: bool = False  # tiles with the result of the whole image
     whole: bool = False  # large images are not cut into tiles
+    loras: tuple[str, ...] = ()  # PATH[:SCALE] of low-rank changes that are merged into the weights
+    base: Path | None = None  # where the model lies that a checkpoint of such changes changes
 
     def check(self) -> None:
         super().check()

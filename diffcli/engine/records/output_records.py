@@ -15,7 +15,10 @@ from typing import Any
 
 from diffcli import __version__, checkpoint
 from diffcli.config import Note, UserError, quoted
+from diffcli.digest import sha256
 from diffcli.engine.draw.out_files import whole
+from diffcli.interop.adapters import lora_names
+from diffcli.lookup.checkpoint_files import is_checkpoint
 
 OURS = {"checkpoint", "version"}  # keys that every record has
 LIKE = ("sample", "gif")  # commands that repeat their records
@@ -108,7 +111,23 @@ def same_weights(path: Path, record: Mapping[str, Any], folder: Path) -> Path:
                 f"--like {path}: {place} has other weights now than when it was drawn",
                 "give the same options to `diffcli sample` for images of the present weights",
             )
+    for lora in record.get("loras") or ():
+        if _digest_now(folder / lora["path"]) != lora["sha256"]:
+            raise UserError(
+                f"--like {path}: --lora {lora['path']} has other weights by now than those that it was drawn with",
+                "give the same options to `diffcli sample` for images of the present weights",
+            )
     return place
+
+
+def _digest_now(path: Path) -> str | None:
+    """Of the file that a --lora reads; None where it is not there any more."""
+    if path.is_dir() and is_checkpoint(path):
+        return checkpoint.read_record(checkpoint.locate(path)).get("sha256", {}).get("ema.safetensors")
+    try:
+        return sha256(lora_names.inside(path))
+    except OSError:
+        return None
 
 
 def differences(record: Mapping[str, Any]) -> list[Note]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffcli import checkpoint, preset
 from diffcli.config import UserError, quoted
 from diffcli.ema import MAX_STD, Ema, PowerEma, Profile, coefficients, exponential, power
+from diffcli.engine.lora.lora_training import to_write
 from diffcli.engine.run.runlog import SUPERSEDED, RunDir
 from diffcli.engine.run.state import below, build_on_meta, saved_averages, unaveraged_keys
 from diffcli.tasks.task import Task
@@ -35,7 +36,8 @@ def store(run: RunDir, step: int, emas: Sequence[Ema], config: PowerEma, record:
         about = {"kind": "power", "std": std}
         path = run.snapshots / f"step-{step:08d}-{ema.average.name}.safetensors"
         assert isinstance(ema.module, Task)
-        checkpoint.export(path, ema.module.sampled_state(), {**record, "step": step, "average": about})
+        weights = to_write(ema.module, ema.module.sampled_state())
+        checkpoint.export(path, weights, {**record, "step": step, "average": about})
     return run.snapshots
 
 

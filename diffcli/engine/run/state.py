@@ -1,6 +1,6 @@
 """Everything that a training step changes: its start, and its conversion to the tensors of a checkpoint and back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,10 +14,12 @@ from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.ema import AnyEma, Ema, averages
 from diffcli.engine.loading import completed, load_weights, place
+from diffcli.engine.lora.lora_training import adapt, kept_constant, to_write
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.roles.parameter_roles import check_parameters, frozen_names, rate_factors
 from diffcli.engine.tuning import auto_precision
 from diffcli.fields import Specs
+from diffcli.networks.lora import Lora
 from diffcli.networks.weightless import weightless
 from diffcli.optim import optimizer_tensors, restore_optimizer, scale_rates
 from diffcli.preset import Preset, TrainConfig
@@ -63,7 +65,8 @@ class State:
             moments |= {f"{ema.average.name}/{name}": tensors[name] for name in tensors if name not in shared}
         only_sampled = self.task.keys_of(n.name for n in self.task.networks if n.name in self.task.still and n.samples)
         current = {name: value for name, value in self.task.state_dict().items() if name not in only_sampled}
-        return {"ema": self.averaged.sampled_state(), "task": current, "optimizer": moments}
+        parts = {"ema": self.averaged.sampled_state(), "task": current}
+        return {name: to_write(self.task, tensors) for name, tensors in parts.items()} | {"optimizer": moments}
 
     @property
     def averaged(self) -> Task:
@@ -72,11 +75,15 @@ class State:
         assert isinstance(task, Task)
         return task
 
-    def restore(self, path: Path, record: dict[str, Any]) -> None:
-        """Puts a checkpoint's tensors back. What has changed its role since goes on with the weights that it had."""
+    def restore(self, path: Path, record: dict[str, Any], under: Mapping[str, Tensor] = {}) -> None:
+        """Puts a checkpoint's tensors back. What has changed its role since goes on with the weights that it had.
+
+        under: the tensors of the base, of which a checkpoint of low-rank changes holds none.
+        """
         check_averages([ema.average.name for ema in self.emas], path, record)
-        to_sample = checkpoint.read_part(path, "ema", record)
-        load_weights(self.task, completed(self.task, checkpoint.read_part(path, "task", record), to_sample), path)
+        to_sample = {**under, **checkpoint.read_part(path, "ema", record)}
+        current = {**under, **checkpoint.read_part(path, "task", record)}
+        load_weights(self.task, completed(self.task, current, to_sample), path)
         earlier, shared = TrainConfig.model_validate(record["preset"]["train"]), unaveraged_keys(self.task)
         now = self.task.state_dict()
         constants = {name: now[name] for name in self.task.fixed | frozen_names(self.task, earlier)}
@@ -170,8 +177,15 @@ def build_on_meta(preset: Preset, specs: Specs | None = None) -> Task:
     """
     with weightless():
         task = preset.task.build(preset.specs if specs is None else specs)
+        change(task, preset)
     freeze_rest(task, phases_of(task, preset.train), preset.train)
     return task
+
+
+def change(task: Task, preset: Preset) -> None:
+    """Gives the networks that some phase trains low-rank changes, where the preset wants them. Raises UserError as `adapt`."""
+    if preset.train.lora is not None:
+        adapt(task, preset.train, {name for phase in phases_of(task, preset.train) for name in phase.networks})
 
 
 def freeze_rest(task: Task, phases: tuple[Phase, ...], cfg: TrainConfig) -> None:
@@ -181,7 +195,8 @@ def freeze_rest(task: Task, phases: tuple[Phase, ...], cfg: TrainConfig) -> None
     """
     trained = {name for phase in phases for name in phase.networks}
     still = [network.name for network in task.networks if network.name not in trained]
-    task.freeze(still, frozen_names(task, cfg))
+    fixed = frozen_names(task, cfg)
+    task.freeze(still, fixed if cfg.lora is None else fixed | kept_constant(task, cfg.lora))
     check_parameters(task, phases, cfg)
 
 
@@ -195,6 +210,7 @@ def build_state(
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(preset.seed)  # the same weights on every device and rank
         built = preset.task.build(preset.specs if specs is None else specs)
+        change(built, preset)
     phases = phases_of(built, preset.train)
     task = place(built, device, preset.train.precision, training=True)
     freeze_rest(task, phases, preset.train)
@@ -204,6 +220,7 @@ def build_state(
     kept = [network.module for network in task.networks if network.name in names]
     shared = [tensor for module in kept for tensor in chain(module.parameters(), module.buffers())]
     shared += [task.get_parameter(name) for name in task.fixed]
+    shared += [module.alpha for module in task.modules() if isinstance(module, Lora)]
     emas = [Ema(task, average, shared) for average in averages(preset.train.ema)]
     hidden, factors, optimizers = task.hidden(), rate_factors(task, preset.train), {}
     for phase in phases:

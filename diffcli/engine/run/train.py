@@ -18,6 +18,8 @@ from diffcli.engine import data_records, stage_reading
 from diffcli.engine.data_records import fitted_to_data
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
+from diffcli.engine.lora import lora_runs
+from diffcli.engine.lora.lora_training import check_base
 from diffcli.engine.records import encoder_records
 from diffcli.engine.run.averages import set_aside_snapshots
 from diffcli.engine.run.loop import Loop, Progress, Score
@@ -70,14 +72,18 @@ def check_data(preset: Preset, task: Task, data: ImageData) -> None:
     task.check(data.specs)
 
 
-def train(preset: Preset, run: RunDir, group: Group, start: Path | None = None) -> Iterator[Progress]:
+def train(
+    preset: Preset, run: RunDir, group: Group, start: Path | None = None, base: Path | None = None
+) -> Iterator[Progress]:
     """Trains to preset.train.steps, from the checkpoint `start` or from the beginning; yields after every step.
+
+    base: of a checkpoint of low-rank changes, where the model lies that they change, if it has moved.
 
     Saves at train.every.save, at the end, and when SIGINT or SIGTERM asks to stop (then raises KeyboardInterrupt).
     Raises RunFailed where the loss or the gradient is no longer finite: the last checkpoint is the last good state.
     Raises UserError where another process writes into the run.
     """
-    with begun(preset, run, group, start) as beginning:
+    with begun(preset, run, group, start, base=base) as beginning:
         yield from beginning.loop.steps(beginning.first)
 
 
@@ -89,6 +95,7 @@ def begun(
     start: Path | None = None,
     counting: Counting | None = None,
     scoring: Scoring | None = None,
+    base: Path | None = None,
 ) -> Iterator[Beginning]:
     """A run that is locked for this process and ready for its first step; see `train`.
 
@@ -98,12 +105,13 @@ def begun(
     preset = resolved(stage_reading.completed(fitted_to_data(preset)), group.device)
     check_processes(preset, group.world)
     if start is None:
+        check_base(preset)
         check_named(preset.drawing.named)
     with run.locked() if group.leads else nullcontext():
         if start is None and group.leads:
             run.check_new()
         try:
-            yield prepare(preset, run, group, start, counting, scoring)
+            yield prepare(preset, run, group, start, counting, scoring, base)
         except BaseException:
             run.abandon()
             raise
@@ -116,6 +124,7 @@ def prepare(
     start: Path | None,
     counting: Counting | None = None,
     scoring: Scoring | None = None,
+    base: Path | None = None,
 ) -> Beginning:
     """A run of a resolved preset, ready for its first step; the first to touch the run's files."""
     source = preset.data
@@ -129,6 +138,7 @@ def prepare(
     begins = origin.begun(preset) if start is None else None
     found = None if start is None else checkpoint.read_record(start)
     encoded_by: dict[str, Any] = {}
+    changed_from: dict[str, Any] = {}
     holds = data_records.described(source, data)
 
     def begin(task: Task) -> None:
@@ -147,6 +157,9 @@ def prepare(
             measured = begins is not None and begins.install(task, data.classes, stage)
             if not measured:
                 measure(preset, group, data.select(task.reads).knowing(task.reads), task, counting)
+            if begins is not None and preset.train.lora is not None:
+                source_model, weights = begins.source.model, begins.start.weights
+                changed_from.update(lora_runs.begun(task, source_model.path, source_model.step, weights, run.path))
 
     state = build_state(preset, group.device, data.specs, begin)
     data = data.select(state.task.reads).knowing(state.task.reads)
@@ -159,8 +172,11 @@ def prepare(
     first = 0
     if start is not None and found is not None:
         first = found["step"]
-        state.restore(start, found)
+        under, entry = lora_runs.taken_up(state.task, found, start, run.path, base)
+        changed_from.update(entry)
+        state.restore(start, found, under)
         group.barrier()
+    record |= changed_from
     loop = Loop(preset, run, group, state, data, record, validate, score)  # refuses a feed that cannot go on
     if group.leads:
         with run.writing():

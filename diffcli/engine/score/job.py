@@ -100,7 +100,7 @@ class Scoring:
             "--ddim-eta": "eta",
         }
         flags |= {"--guidance": "guidance", "--precision": "precision", "--compile": "compile", "--project": "project"}
-        flags |= FRAMING
+        flags |= FRAMING | {"--lora": "loras", "--base": "base"}
         for flag, name in flags.items():
             if getattr(options, name) != getattr(fresh, name):
                 value = "" if getattr(options, name) is True else f" {getattr(options, name)}"
@@ -171,9 +171,11 @@ class Scoring:
         options = self.options
         exact = "bound" in self.extractors and options.precision == "auto"  # a sum of many small terms
         precision = "fp32" if exact else options.precision
-        model = load_model(self.ckpt, group.device, self.ema, options.overrides, precision, options.compile)
+        how: dict[str, Any] = {"base": options.base, "loras": options.loras}
+        model = load_model(self.ckpt, group.device, self.ema, options.overrides, precision, options.compile, **how)
         about = {"checkpoint": f"{model.path} (step {model.step})", "ema": model.ema}
         about |= {key: model.describe()[key] for key in ("precision", "compiled")}
+        about |= {"loras": ", ".join(f"{e['path']}:{e['scale']:g}" for e in model.loras)} if model.loras else {}
         if metrics := self.extractors.get("translation"):
             self._check_framing(f"{model.path} is a prior, which draws no images")
             whole = held_out(model, self.ref)

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from diffcli import checkpoint
-from diffcli.config import Config, ImageShape, UserError
+from diffcli.config import Config, ImageShape, UserError, quoted
 from diffcli.fields import from_record
 from diffcli.networks.convnet import ConvNet
 from diffcli.networks.lpips import SMALLEST, Lpips, directions, find_files
@@ -76,7 +76,13 @@ class FeatureDistance(Perceptual):
     def load(self) -> None:
         assert self.config.run is not None
         path = checkpoint.locate(self.config.run)
-        tensors = checkpoint.read_part(path, "ema", checkpoint.read_record(path))
+        record = checkpoint.read_record(path)
+        if "base" in record:
+            raise UserError(
+                f"task.perceptual.run {path}: holds changes of another model alone",
+                f"merge them: diffcli export {quoted(path)} --merge --out DIR, and name that",
+            )
+        tensors = checkpoint.read_part(path, "ema", record)
         found = {key.removeprefix("network."): value for key, value in tensors.items()}
         try:
             self.network.load_state_dict(found)

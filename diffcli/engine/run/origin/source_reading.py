@@ -8,6 +8,7 @@ from torch import Tensor
 from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.engine.loading import completed
+from diffcli.engine.lora.lora_weights import used_weights
 from diffcli.engine.model import Model, without_weights
 from diffcli.lookup import preset_files
 from diffcli.tasks.starting_point import StartingPoint
@@ -50,6 +51,9 @@ def read(start: StartingPoint) -> SourceModel:
     """The same with its weights. Raises UserError where they are damaged."""
     model = described(start)
     record = checkpoint.read_record(model.path)
+    if model.base is not None:  # low-rank changes, which are merged into the model that they change
+        used = used_weights(model.task, model.preset, model.path, record, start.weights == "ema")
+        return SourceModel(model, used.tensors, used.sha256)
     first, second = ("ema", "task") if start.weights == "ema" else ("task", "ema")
     contents = checkpoint.read_contents(model.path, first, record)
     tensors = dict(contents.tensors)

@@ -13,6 +13,7 @@ from diffcli.engine.run.origin import taking
 from diffcli.engine.run.origin.correspondence import Classes
 from diffcli.engine.run.origin.source_reading import FLAG, KEY, SourceModel, described, read
 from diffcli.engine.stage_reading import FirstStage, codec_of, digest_of
+from diffcli.networks.lora import of_change
 from diffcli.preset import Preset
 from diffcli.tasks.starting_point import StartingPoint
 from diffcli.tasks.task import Task
@@ -46,7 +47,8 @@ class Begun:
         self.record = {KEY: {**self.source.record(self.start.weights), "taken": self.facts}}
         inside = task.keys_of(network.name for network in task.networks)
         kept = task.state_dict().keys()
-        return found.covers(name for name, _ in task.named_buffers() if name in inside and name in kept)
+        buffers = [name for name, _ in task.named_buffers() if not of_change(name)]
+        return found.covers(name for name in buffers if name in inside and name in kept)
 
     def _stage_digest(self, stage: FirstStage) -> str:
         """That of the source's first stage, if it is made as this one."""

@@ -15,6 +15,7 @@ from diffcli.engine.run.origin.correspondence import Classes, Move, joined, pair
 from diffcli.engine.run.origin.source_reading import KEY
 from diffcli.engine.run.roles.parameter_roles import parts
 from diffcli.fields import listed
+from diffcli.networks.lora import of_change
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.task import Task
 
@@ -94,7 +95,7 @@ def matched(ours: Task, model: Model, names: Classes, available: Iterable[str], 
 def _shapes(task: Task, stage: bool) -> dict[str, tuple[int, ...]]:
     """Of all that lies in a network: what does not is the state of a training."""
     inside = task.keys_of(network.name for network in task.networks if stage or network.name != "codec")
-    return {key: tuple(value.shape) for key, value in task.state_dict().items() if key in inside}
+    return {key: tuple(value.shape) for key, value in task.state_dict().items() if key in inside and not of_change(key)}
 
 
 def _corresponding(ours: Task, theirs: Task) -> Iterator[tuple[str, str]]:
@@ -165,7 +166,7 @@ def take(task: Task, taking: Taking, tensors: Mapping[str, Tensor]) -> None:
 
 def told(task: Task, model: Model, taking: Taking, names: Classes) -> dict[str, str]:
     """What is taken and what is not, for people, by what it is about."""
-    sizes = {name: p.numel() for name, p in task.named_parameters()}
+    sizes = {name: p.numel() for name, p in task.named_parameters() if not of_change(name)}
     whole = sum(sizes.values())
     taken = round(sum(size * taking.moves[name].share() for name, size in sizes.items() if name in taking.moves))
     facts = {"taken": f"{taken:,} of {whole:,} parameters of {model.path}, step {model.step:,}"}
