@@ -1,7 +1,8 @@
 """A commented preset for a user's own pictures: `diffcli presets new NAME --data DIR`.
 
-Size, channels, classes and captions are those of the data. The other values suit a first try on a CPU: v-prediction on the
-cosine path, a rate of 1e-3, few channels, and condition dropout for guidance.
+Size, channels, classes and captions are those of the data. The other values suit a first try on a CPU: small images, squares
+of pixels as positions of the network, the image itself as target, mostly high noise levels, a high rate that falls to almost 0,
+and condition dropout for guidance.
 """
 
 import math
@@ -26,14 +27,14 @@ from diffcli.networks.unet import UNetConfig
 
 NewTask = Literal["diffusion", "classifier"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-LONGEST = 64  # pixels along the longer side of the images that a new model makes
+LONGEST, LONGEST_OF_FEW = 64, 32  # pixels along the longer side of the images that a new model makes
 STEP = 8  # pixels; sides are multiples of this where images are made smaller
 ALIKE = 0.9  # share of the images that must have one shape before the model's images get it
 LIKENESS = 0.05  # of the logarithm of two aspect ratios that count as one
 LOOKED_AT = 64  # images that sizes and colours are taken from
 FEW = 1000  # images; fewer get 600 steps, more get 3000
-PLAIN = 32  # pixels along the longer side; of larger images 2x2 pixels are one position of the network
-LEVELS = ((1, 2, 4), (1, 2), (1,))  # multiples of the width, the first that leaves 4 positions along the shorter side
+GRID = 16  # positions of the network along the longer side, at most, where squares of pixels can be that
+LEVELS = ((1, 2), (1,))  # multiples of the width, the first that leaves 4 positions along the shorter side
 LEAST = 4
 COLOUR, MIN_CLASSES, NAMED = 3, 2, 8  # channels; classes that can be told apart; class names in a comment
 GREY = 4  # levels that the channels of a grey pixel may differ by: JPEG
@@ -104,7 +105,7 @@ def look_at(data: Path) -> Findings:
             str(text) for text in texts if any(map(str.isalpha, str(text)))
         ]  # text files beside images may also be boxes or labels
         longest = max((len(text.encode()) for text in words), default=None) if len(words) > len(rows) / 2 else None
-    shape = (1 if grey else 3, *fitting(sides))
+    shape = (1 if grey else 3, *fitting(sides, LONGEST_OF_FEW if len(images) < FEW else LONGEST))
     description = describe(images, place=data).model_copy(update={"shape": shape})
     return Findings(
         str(data),
@@ -118,25 +119,25 @@ def look_at(data: Path) -> Findings:
     )
 
 
-def fitting(sides: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def fitting(sides: Sequence[tuple[int, int]], longest: int) -> tuple[int, int]:
     """(height, width) for images of these sides: their own if all are equal and small, else that of the most common aspect ratio.
 
-    The longer side is 64 pixels at most, and both are multiples of 8 where images are made smaller; nothing is enlarged.
+    The longer side is `longest` pixels at most, and both are multiples of 8 where images are made smaller; nothing is enlarged.
     """
-    if len(set(sides)) == 1 and max(sides[0]) <= LONGEST:
+    if len(set(sides)) == 1 and max(sides[0]) <= longest:
         return sides[0]
     ratios = [math.log(width / height) for height, width in sides]
     middle = median(ratios)
     shared = sum(abs(ratio - middle) < LIKENESS for ratio in ratios) >= ALIKE * len(ratios)
     ratio = math.exp(middle) if shared else 1.0
-    shorter = min(median(min(pair) for pair in sides), LONGEST / max(ratio, 1 / ratio))
+    shorter = min(median(min(pair) for pair in sides), longest / max(ratio, 1 / ratio))
     height, width = shorter * max(1, 1 / ratio), shorter * max(1, ratio)
     return rounded(height), rounded(width)
 
 
 def rounded(side: float) -> int:
     """A side in whole steps; less than one step stays as it is."""
-    return round(side) if side < STEP else min(LONGEST, STEP * round(side / STEP))
+    return round(side) if side < STEP else STEP * round(side / STEP)
 
 
 def is_grey(pixels: np.ndarray) -> bool:
@@ -146,20 +147,20 @@ def is_grey(pixels: np.ndarray) -> bool:
 
 def written(name: str, found: Findings, task: NewTask) -> str:
     """The preset as commented YAML. Raises UserError where the data do not fit the task."""
+    mirrored = found.shape[0] == COLOUR and found.longest is None  # photographs of things, as far as one can tell
     if task == "classifier":
-        return heading(name, found, f"diffcli fid A B --features runs/{name}") + classifier_task(name, found)
+        return heading(name, found, f"diffcli fid A B --features runs/{name}", mirrored) + classifier_task(name, found)
     use = f"diffcli sample runs/{name}" + (" --prompt TEXT" if found.longest is not None else "")
-    return heading(name, found, use) + diffusion_task(name, found)
+    return heading(name, found, use, mirrored and found.number >= FEW) + diffusion_task(name, found)
 
 
-def heading(name: str, found: Findings, use: str) -> str:
-    """The first comments of the preset. use: the command for a trained run."""
+def heading(name: str, found: Findings, use: str, flip: bool) -> str:
+    """The first comments of the preset, and its data. use: the command for a trained run. flip: whether pictures are mirrored."""
     height, width = found.shape[1:]
     size = str(height) if height == width else f"[{height}, {width}]"
     what = f"{found.number:,} picture{'s' * (found.number != 1)}" + (
         f" of {len(found.classes)} classes" if found.classes else ""
     )
-    flip = found.shape[0] == COLOUR and found.longest is None
     lines = [
         f"# {name} - {what} in {commented(found.place)}, as images of {height}x{width}",
         f"# Train: diffcli train --preset {quoted(name)}.yaml   Then: {use}",
@@ -171,7 +172,7 @@ def heading(name: str, found: Findings, use: str) -> str:
         f"  root: {scalar(found.place)}",
         f"  size: {size}  # pixels; larger pictures are made smaller and cropped. Twice the size takes four times as long",
         f"  channels: {found.shape[0]}  # 3: colour, 1: grey",
-        f"  flip: {str(flip).lower()}  # true: half of the pictures are mirrored. Not for letters, digits and words like 'left'",
+        f"  flip: {str(flip).lower()}  # true: half of them are mirrored, for long runs. Not for letters or words like 'left'",
     ]
     if found.kind == "folder":
         lines.append("  broken: leave_out  # files that cannot be decoded are left out; refuse: they stop the run")
@@ -183,7 +184,7 @@ def diffusion_task(name: str, found: Findings) -> str:
     text = found.longest is not None
     what = "text" if text else "class"
     classes = 0 if text or found.classes is None or len(found.classes) < MIN_CLASSES else len(found.classes)
-    fold = 2 if max(found.shape[1:]) > PLAIN and all(side % 2 == 0 for side in found.shape[1:]) else 1
+    fold = folding(found.shape[1:])
     grid = [side // fold for side in found.shape[1:]]
     mult = next(m for m in LEVELS if len(m) == 1 or min(grid) >> (len(m) - 1) >= LEAST)
     sizes = UNetConfig(mult=mult).sizes(max(grid))
@@ -196,11 +197,11 @@ def diffusion_task(name: str, found: Findings) -> str:
     lines = [
         "task:",
         "  kind: diffusion",
-        "  target: v  # what the network predicts: a mixture of image and noise that is learned quickly at every noise level",
+        "  target: x0  # what the network predicts: the image itself, which after few steps is soft and not grainy",
         "  schedule: {kind: cosine, steps: 1000}  # how the noise grows; cosine keeps the image visible for long",
         "  network:",
         "    kind: unet",
-        "    width: 32  # channels; 64 draws finer pictures and takes about four times as long",
+        "    width: 64  # channels; 128 draws finer pictures and takes about three times as long",
         f"    mult: {list(mult)}  # channels at the sizes {', '.join(map(str, sizes))}, as multiples of width",
         "    blocks: [res, attention]",
         f"    middle: {middle}",
@@ -222,13 +223,22 @@ def diffusion_task(name: str, found: Findings) -> str:
     if text or classes:
         lines.append("  drop_condition: 0.1  # share of the images trained without it, which guidance needs")
     lines += [
-        "  times: {kind: stratified}  # a batch sees all noise levels evenly",
-        *training(steps, 8, "1e-3", f"images are in runs/{name}/previews", 50, preview=200),
+        "  times: {kind: logit_normal, mean: 1, stratified: true}  # mostly much noise, where shapes are decided",
+        *training(steps, 16, "2e-3", f"images are in runs/{name}/previews", 50, preview=300),
+        "  previews: 16  # images in such a grid",
         "sampler: {kind: dpmpp_2m, steps: 20}",
     ]
     if text or classes:
         lines.append(f"guidance: 2  # how closely images follow the {what}: 1 not more than learned, 4 strongly")
     return "\n".join(lines) + "\n"
+
+
+def folding(sides: Sequence[int]) -> int:
+    """Pixels along the edge of a position of the network: the fewest that leave 16 positions or fewer, if both sides allow it."""
+    fold = 1
+    while max(sides) > GRID * fold and all(side % (2 * fold) == 0 for side in sides):
+        fold *= 2
+    return fold
 
 
 def classifier_task(name: str, found: Findings) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.engine.run.new_preset import NewTask, fitting, write_new
+from diffcli.engine.run.new_preset import NewTask, fitting, folding, write_new
 from diffcli.engine.run.state import build_on_meta
 from diffcli.prep.prepare import prepare
 
@@ -41,13 +41,39 @@ def test_class_folders_of_photos_become_a_model_of_their_classes():
     for name in ("cat/a.png", "cat/b.png", "dog/c.png"):
         picture(Path("photos", name))
     preset = new(Path("photos"))
-    assert preset.data.shape == (3, 64, 64)
+    assert preset.data.shape == (3, 32, 32)
     assert preset.data.root == Path("photos")
     assert [each.num_classes for each in preset.task.conditioners] == [2]
-    assert (preset.task.target, preset.task.schedule.kind, preset.task.drop_condition) == ("v", "cosine", 0.1)
-    assert preset.train.optimizer.lr == 1e-3
+    assert (preset.task.target, preset.task.weight.kind, preset.task.drop_condition) == ("x0", "none", 0.1)
+    assert preset.train.optimizer.lr == 2e-3
     assert preset.guidance > 1
-    assert set(preset.task.network.attend_at) <= {32, 16, 8}
+    assert set(preset.task.network.attend_at) <= {16, 8}
+    assert not preset.data.flip  # few pictures and few steps: each is seen as it is
+
+
+def test_a_first_run_ends_at_a_rate_and_an_average_that_leave_no_noise():
+    """The rate falls to a fiftieth, and the average is as long as the last sixth of the run."""
+    picture(Path("photos", "a.png"))
+    train = new(Path("photos")).train
+    assert train.curve.factor(train.steps, train.steps) == pytest.approx(0.02)
+    assert 1 / (1 - train.ema) <= train.steps / 6
+
+
+@pytest.mark.parametrize(
+    ("sides", "fold"),
+    [
+        ((64, 64), 4),
+        ((48, 64), 4),
+        ((64, 40), 4),
+        ((32, 32), 2),
+        ((20, 28), 2),
+        ((16, 16), 1),
+        ((31, 33), 1),
+        ((34, 50), 2),
+    ],
+)
+def test_squares_of_pixels_are_the_smallest_that_leave_few_positions(sides: tuple[int, int], fold: int):
+    assert folding(sides) == fold
 
 
 def test_small_grey_pictures_keep_their_size_and_are_not_mirrored():
@@ -79,11 +105,11 @@ def test_boxes_beside_pictures_are_no_captions():
 
 def test_a_prepared_set_is_read_as_shards():
     for name in ("cat/a.png", "dog/c.png"):
-        picture(Path("photos", name), (40, 32))
+        picture(Path("photos", name), (30, 24))
     list(prepare("folder", Path("photos"), Path("set")))
     preset = new(Path("set"))
     assert preset.data.kind == "shards"
-    assert preset.data.shape == (3, 32, 40)
+    assert preset.data.shape == (3, 24, 30)
     assert [each.num_classes for each in preset.task.conditioners] == [2]
 
 
@@ -152,7 +178,8 @@ def test_what_is_printed_is_the_size_of_the_images_in_the_preset(size: tuple[int
     ],
 )
 def test_sides_fit_the_pictures(sides: list[tuple[int, int]], fits: tuple[int, int]):
-    assert fitting(sides) == fits
+    assert fitting(sides, longest=64) == fits
+    assert max(fitting(sides, longest=32)) <= 32
 
 
 def test_every_key_of_what_is_written_has_a_reason_or_is_plain():
