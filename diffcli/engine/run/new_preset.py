@@ -147,11 +147,16 @@ def is_grey(pixels: np.ndarray) -> bool:
 
 def written(name: str, found: Findings, task: NewTask) -> str:
     """The preset as commented YAML. Raises UserError where the data do not fit the task."""
-    mirrored = found.shape[0] == COLOUR and found.longest is None  # photographs of things, as far as one can tell
+    flip = mirrored(found)
     if task == "classifier":
-        return heading(name, found, f"diffcli fid A B --features runs/{name}", mirrored) + classifier_task(name, found)
+        return heading(name, found, f"diffcli fid A B --features runs/{name}", flip) + classifier_task(name, found)
     use = f"diffcli sample runs/{name}" + (" --prompt TEXT" if found.longest is not None else "")
-    return heading(name, found, use, mirrored and found.number >= FEW) + diffusion_task(name, found)
+    return heading(name, found, use, flip and found.number >= FEW) + diffusion_task(name, found)
+
+
+def mirrored(found: Findings) -> bool:
+    """Whether pictures may be mirrored: in colour and without captions they show things, as far as one can tell."""
+    return found.shape[0] == COLOUR and found.longest is None
 
 
 def heading(name: str, found: Findings, use: str, flip: bool) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from diffcli.config import UserError
 from diffcli.engine.model import Model
-from diffcli.engine.run.new_preset import COLOUR, FEW, Findings, heading, shown, write
+from diffcli.engine.run.new_preset import COLOUR, FEW, Findings, heading, mirrored, shown, write
 from diffcli.engine.run.origin.source_reading import described
 from diffcli.tasks.codecs.latent import LatentCodecConfig
 from diffcli.tasks.conditioners.registry import AnyConditioner
@@ -59,7 +59,7 @@ def continued(name: str, found: Findings, start: Path, kind: str | None) -> tupl
     task, more = fitted(model.preset.task, found)
     found = found._replace(notes=(*notes, *more))
     use = f"diffcli sample runs/{name}" if isinstance(task, DiffusionConfig) else f"diffcli info runs/{name}"
-    lines = heading(name, found, use).splitlines()
+    lines = heading(name, found, use, mirrored(found)).splitlines()
     if channels != COLOUR:
         lines.insert(lines.index(f"  channels: {channels}  # 3: colour, 1: grey") + 1, "  grey: true")
     place = next(i for i, line in enumerate(lines) if line.startswith("data:"))
