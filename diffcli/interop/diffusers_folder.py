@@ -34,6 +34,7 @@ NOT_TOLD = (  # keys that --as may change: no part of the architecture, or check
     "sampler",
     "guidance",
     "task.network.dropout",
+    "task.network.save_memory",
     "task.drop_condition",
     "task.conditioners",
 )

@@ -19,6 +19,7 @@ from diffcli.networks.dropout import mask_bits, number_dropouts
 from diffcli.networks.image_coder import Aside, CoderOptions, ImageDecoder, ImageEncoder
 from diffcli.networks.layers import Pointwise, set_norms, zero
 from diffcli.networks.network import listed
+from diffcli.networks.saving import SAVE_MEMORY
 from diffcli.networks.vector_quantiser import Vq
 from diffcli.networks.whole_image import AroundLatent, WholeImage, principal, wanted, whole_layers
 
@@ -64,9 +65,7 @@ class AutoencoderConfig(Config):
     groups: int = Field(32, ge=1, description="a group norm of C channels has gcd(groups, C) groups")
     norm_eps: float = Field(1e-6, gt=0, description="added to the variance in group norms")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
-    save_memory: bool = Field(
-        False, description="gradient checkpointing: blocks are computed again in the backward pass"
-    )
+    save_memory: bool = Field(False, description=SAVE_MEMORY)
 
     @keys_agree
     def _attends_where_it_can(self) -> Iterator[str]:

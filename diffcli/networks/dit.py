@@ -21,6 +21,7 @@ from diffcli.networks.dropout import Dropout, MaskBits, mask_bits, number_dropou
 from diffcli.networks.layers import attend, sinusoid, zero
 from diffcli.networks.network import NetworkConfig, divisors, listed
 from diffcli.networks.patches import Rotation, patchify, rotate, rotation, sincos, unpatchify
+from diffcli.networks.saving import SAVE_MEMORY, run
 
 TIME_WIDTH = 256  # of the sinusoid of the time
 SIZES = {
@@ -52,6 +53,7 @@ class DiTConfig(NetworkConfig):
     )
     qk_norm: bool = Field(False, description="RMS norm of queries and keys (arXiv 2302.05442): stable at high rates")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
+    save_memory: bool = Field(False, description=SAVE_MEMORY)
     max_period: float = Field(10_000, gt=1, description="of the time's sinusoid; foreign weights may need another")
     time_scale: float = Field(1.0, gt=0, description="times 0..1000 become 0..1000 * this; foreign weights may need it")
     mlp_eps: float = Field(EPS, gt=0, description="of the norm before the MLP; foreign weights may need another")
@@ -144,6 +146,16 @@ class DiT(nn.Module):
         return self.final_layer.linear
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
+        h, inputs = self.begin(x, time, cond)
+        added = cond.residuals or ()  # after each of the first blocks
+        for i, block in enumerate(self.blocks):
+            h = run(block, h, inputs, save_memory=self.config.save_memory)
+            if i < len(added):
+                h = h + added[i]
+        return unpatchify(self.final_layer(h, inputs.emb), self.config.patch, (x.shape[2], x.shape[3]))
+
+    def begin(self, x: Tensor, time: Tensor, cond: Conditioning) -> tuple[Tensor, "BlockInputs"]:
+        """The tokens (B, L, D) of x with their positions, and what every block receives beside them."""
         size, patch = (x.shape[2], x.shape[3]), self.config.patch
         if size[0] % patch or size[1] % patch:
             raise UserError(
@@ -160,10 +172,7 @@ class DiT(nn.Module):
             h = h + sincos(grid, self.config.width, x.device)
         else:
             turn = rotation(grid, self.config.width // self.config.heads, x.device)
-        inputs = BlockInputs(emb, cond.tokens, cond.mask, turn, mask_bits(cond.seeds))
-        for block in self.blocks:
-            h = block(h, inputs)
-        return unpatchify(self.final_layer(h, emb), patch, size)
+        return h, BlockInputs(emb, cond.tokens, cond.mask, turn, mask_bits(cond.seeds))
 
 
 class PatchConv(nn.Conv2d):

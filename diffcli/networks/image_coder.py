@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from diffcli.networks.dropout import Dropout, MaskBits
 from diffcli.networks.layers import Attention, EnlargingConv, GroupNorm, Pointwise, zero
+from diffcli.networks.saving import run
 
 
 class CoderOptions(NamedTuple):
@@ -105,13 +104,7 @@ class CoderLevel(nn.Module):
         return x if self.resample is None else self.resample(x)
 
     def run(self, layer: nn.Module, *inputs: object) -> Tensor:
-        """layer(*inputs); with gradient checkpointing its inner results are computed again in the backward pass.
-
-        Dropout follows from seeds, so no state of a generator must be kept for that.
-        """
-        if self.save_memory and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return layer(*inputs)
+        return run(layer, *inputs, save_memory=self.save_memory)
 
 
 def middle(options: CoderOptions) -> CoderLevel:

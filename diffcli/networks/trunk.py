@@ -16,7 +16,8 @@ from diffcli.config import Config, ImageShape
 from diffcli.networks.blocks import BlockName
 from diffcli.networks.conditioning import CondShape
 from diffcli.networks.layers import GroupNorm, HeadOrder, Signal
-from diffcli.networks.unet import Level, UNet, UNetConfig
+from diffcli.networks.levels import Level
+from diffcli.networks.unet import UNet, UNetConfig
 
 
 class TrunkConfig(Config):

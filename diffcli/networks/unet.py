@@ -20,7 +20,7 @@ from diffcli.config import UserError
 from diffcli.fields import check_buckets, misfit
 from diffcli.networks.attention_blocks import SpatialTransformer
 from diffcli.networks.blocks import BLOCKS, BlockName, stages
-from diffcli.networks.conditioning import Conditioning, CondShape
+from diffcli.networks.conditioning import Conditioning, CondShape, joined_by
 from diffcli.networks.dropout import mask_bits, number_dropouts
 from diffcli.networks.layers import (
     Activation,
@@ -30,15 +30,16 @@ from diffcli.networks.layers import (
     GroupNorm,
     HeadOrder,
     Padding,
-    Pointwise,
     Resample,
     Signal,
     Size,
     set_norms,
     zero,
 )
+from diffcli.networks.levels import Level, Stage
 from diffcli.networks.network import NetworkConfig, divisors, listed
 from diffcli.networks.resampling import REACHES, RESAMPLERS, Resampling, reach
+from diffcli.networks.saving import SAVE_MEMORY, run
 
 
 class UNetConfig(NetworkConfig):
@@ -64,6 +65,7 @@ class UNetConfig(NetworkConfig):
     resample: Resampling = Field("residual", description="how the size is halved and doubled")
     activation: Activation = Field("silu", description="of the blocks; the head and the time embedding have SiLU")
     embed: Embed = Field("scale_shift", description="how time and condition enter: after a norm, or added before it")
+    save_memory: bool = Field(False, description=SAVE_MEMORY)
     # only for imported weights
     qkv: HeadOrder = Field("by_head", description="rows of attention; by_part: OpenAI's use_new_attention_order")
     groups: int = Field(32, ge=1, description="a norm of C channels has gcd(groups, C) groups")
@@ -226,36 +228,6 @@ def largest_divisor(n: int, limit: int) -> int:
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
 
 
-class Stage(nn.Module):
-    """Blocks in order; the first takes the width from `channels` to `out_channels`, by a 1x1 projection if necessary."""
-
-    def __init__(self, names: Sequence[BlockName], channels: int, out_channels: int, options: BlockOptions) -> None:
-        super().__init__()
-        starts = bool(names) and BLOCKS[names[0]].changes_width
-        project = channels != out_channels and not starts
-        self.project = Pointwise(channels, out_channels) if project else None
-        widths = [channels if starts else out_channels] + [out_channels] * len(names)
-        self.blocks = nn.ModuleList(
-            BLOCKS[name].build(width, out_channels, options) for name, width in zip(names, widths, strict=False)
-        )
-
-    def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        if self.project is not None:
-            x = self.project(x)
-        for block in self.blocks:
-            x = block(x, signal)
-        return x
-
-
-class Level(nn.Module):
-    """The stages at one size, and the resampling to the next size, if there is one."""
-
-    def __init__(self, stages: list[Stage], resample: nn.Module | None) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(stages)
-        self.resample = resample
-
-
 class UNet(nn.Module):
     """See the module's docstring; built by `UNetConfig`, whose `sizes` are those of the levels."""
 
@@ -281,6 +253,7 @@ class UNet(nn.Module):
         self.stem = nn.Conv2d((channels + cond.spatial) * pixels, first, 3, padding=1)
         kept = [first]  # the widths of what the encoder keeps
         self.down = nn.ModuleList(self.encoder(widths, sizes, kept))
+        self.kept_widths = tuple(kept)
         self.middle = Stage(config.middle, widths[-1], widths[-1], self.options_at(widths[-1]))
         self.up = nn.ModuleList(self.decoder(widths, sizes, kept))
         self.norm = GroupNorm(widths[0])
@@ -323,26 +296,40 @@ class UNet(nn.Module):
         return RESAMPLERS[self.config.resample](channels, self.options, way)
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
-        signal = Signal(self.embedding(time, cond.vector), mask_bits(cond.seeds), cond.tokens, cond.mask)
-        fold = self.config.fold
-        x = x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1)
-        h = self.stem(x if fold == 1 else F.pixel_unshuffle(x, fold))
-        kept = [h]
-        for level in cast(Iterable[Level], self.down):
-            for stage in level.stages:
-                h = stage(h, signal)
-                kept.append(h)
-            if level.resample is not None:
-                h = level.resample(h, signal)
-                kept.append(h)
-        h = self.middle(h, signal)
+        signal, fold = self.signal(time, cond), self.config.fold
+        *kept, h = joined_by(self.encode(x, signal, cond), cond.residuals)
         for level in cast(Iterable[Level], self.up):
             for stage in level.stages:
-                h = stage(torch.cat([h, kept.pop()], dim=1), signal)
+                h = self.run(stage, torch.cat([h, kept.pop()], dim=1), signal)
             if level.resample is not None:
                 h = level.resample(h, signal, image_size(kept[-1]))
         out = self.head(F.silu(self.norm(h)))
         return out if fold == 1 else F.pixel_shuffle(out, fold)
+
+    def signal(self, time: Tensor, cond: Conditioning) -> Signal:
+        """What every block is told beside x."""
+        return Signal(self.embedding(time, cond.vector), mask_bits(cond.seeds), cond.tokens, cond.mask)
+
+    def encode(self, x: Tensor, signal: Signal, cond: Conditioning, hint: Tensor | None = None) -> list[Tensor]:
+        """All that the decoder reads: what is kept, in the order in which it is made, `kept_widths` wide, and last the middle.
+
+        hint: (B, C, H, W) as the stem gives it, to which it is added.
+        """
+        x = x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1)
+        h = self.stem(x if self.config.fold == 1 else F.pixel_unshuffle(x, self.config.fold))
+        h = h if hint is None else h + hint
+        kept = [h]
+        for level in cast(Iterable[Level], self.down):
+            for stage in level.stages:
+                h = self.run(stage, h, signal)
+                kept.append(h)
+            if level.resample is not None:
+                h = level.resample(h, signal)
+                kept.append(h)
+        return [*kept, self.run(self.middle, h, signal)]
+
+    def run(self, layer: nn.Module, *inputs: object) -> Tensor:
+        return run(layer, *inputs, save_memory=self.config.save_memory)
 
 
 def image_size(x: Tensor) -> Size:

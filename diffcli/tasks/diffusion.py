@@ -1,6 +1,6 @@
 """Diffusion as a task: codec, conditioners and denoiser; its loss, and the Denoise function for samplers."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -63,9 +63,9 @@ class DiffusionTask(Task):
         self.drawn: list[tuple[Tensor, Tensor]] = []  # in this update: (position, index of t) int64 (B, 2), loss (B,)
         self.drop_condition = drop_condition
         self.field, self.spec, self.stored = field, spec, stored
-        for key, conditioner in self.named_conditioners.items():
+        for i, conditioner in enumerate(conditioners):
             if conditioner.encoder is not None:
-                conditioner.encoder.key = f"{key}.encoder.model"
+                conditioner.encoder.key = f"task.conditioners.{i}.encoder.model"
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -125,13 +125,29 @@ class DiffusionTask(Task):
         if coupling == "optimal_transport":
             eps = paired(eps, x0)
         cond = self.condition({**batch, "stream": stream}, keep, x0, seeds=stream)
-        terms = denoising_loss(self.denoiser, x0, eps, t, cond, weight, distance, self.codec.length)
+
+        def losses(cond: Conditioning) -> dict[str, Tensor]:
+            return denoising_loss(self.denoiser, x0, eps, t, cond, weight, distance, self.codec.length)
+
+        terms = losses(cond)
+        beside = self.beside(step, batch["position"], cond, terms["loss"], losses)
         if self.history is not None and self.training:
             index = (t * len(self.history.count)).round().long() - 1
             place = torch.stack([moved(batch["position"], index.device), index], dim=1)
             self.drawn.append((place, terms["loss"].detach()))
         terms["loss"] = terms["loss"] * moved(importance, x0.device, terms["loss"].dtype)
-        return {name: term.mean() for name, term in terms.items()}
+        return {name: term.mean() for name, term in terms.items()} | beside
+
+    def beside(
+        self,
+        step: int,
+        position: Tensor,
+        cond: Conditioning,
+        loss: Tensor,
+        losses: Callable[[Conditioning], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Further numbers for the log, each (). loss: of the samples at `position`, (B,); losses: theirs when told otherwise."""
+        return {}
 
     def streamed(self, batch: Batch) -> Tensor:
         """`stream` of a batch on the device where its fields are."""
@@ -240,7 +256,8 @@ class DiffusionTask(Task):
         def windowed(x: Tensor, t: Tensor, pieces: Sequence[Piece]) -> Prediction:
             if network is not None:
                 network.parts = [Cutout(piece.row, image_size(x), piece.own) for piece in pieces]
-            prediction: Prediction = self.denoiser(x, t, cond.windows([(row, window) for row, window, _ in pieces]))
+            some = cond.windows([(row, window) for row, window, _ in pieces], self.codec.downscale)
+            prediction: Prediction = self.denoiser(x, t, some)
             return prediction
 
         return tiled(windowed, tiles, None if network is None else network.settled)
