@@ -34,6 +34,7 @@ from diffcli.networks.lora import LoraConfig
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.classifier import ClassifierConfig
+from diffcli.tasks.control.filling import filled
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Drawing, Guide
 from diffcli.tasks.prior import PriorConfig
@@ -220,9 +221,10 @@ class Preset(Config):
 
     @property
     def specs(self) -> dict[str, FieldSpec]:
-        """The fields of the data, as far as the preset tells; the modelled field is assumed to have the size of the images."""
+        """The fields of the data, as far as the preset tells; modelled and leading fields are assumed to lie over the images."""
         known, modelled = self.data.specs, self.task.models
-        return known if modelled is None or modelled in known else known | {modelled: self.data.over(modelled)}
+        over = [*([] if modelled is None else [modelled]), *self.task.led_by]
+        return known | {name: self.data.over(name) for name in over if name not in known}
 
     @property
     def drawing(self) -> Drawing:
@@ -250,6 +252,7 @@ def build(raw: object, source: str, overrides: Iterable[str] = (), data: str | N
     changed: list[str] = []
     for item in overrides:
         changed.append(_override(tree, item, changed))
+    tree = filled(tree)
     try:
         preset = Preset.model_validate(tree)
     except ValidationError as error:

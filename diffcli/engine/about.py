@@ -99,6 +99,12 @@ def _lines_of_model(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         channels, *sides = found["image"]
         colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
         yield "draws", f"images of {listed(tuple(sides))} (HxW), {colour}"
+    if led := found["control"]:
+        fields = ", ".join(led["fields"])
+        yield (
+            "control",
+            f"{fields} lead the weights {str(led['sha256'])[:12]}... of {led['from']}, step {led['step']:,}",
+        )
     if names := found["classes"]:
         more = ", ..." * (len(names) > SHOWN_CLASSES)
         yield "classes", f"{len(names)}: {', '.join(names[:SHOWN_CLASSES])}{more}"
@@ -160,6 +166,7 @@ def _of_model(path: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.task.parameters()),
         "networks": networks,
         "image": None if drawn is None or None in drawn.sides else list(drawn.sides),
+        "control": record.get("control") and {**record["control"], "fields": list(model.preset.task.led_by)},
         "classes": None if model.classes is None else list(model.classes),
         "sampler": model.preset.sampler.model_dump(mode="json") if model.preset.task.kind == "diffusion" else None,
         "guidance": model.preset.guidance,

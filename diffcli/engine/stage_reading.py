@@ -162,9 +162,9 @@ def completed(chosen: Preset) -> Preset:
 
 
 def begun(chosen: Preset) -> FirstStage | None:
-    """The first stage that a new run of a completed preset begins with; None where it needs none."""
+    """The first stage that a new run of a completed preset begins with; None where it needs none or a model brings it."""
     codec = codec_of(chosen)
-    if codec is None:
+    if codec is None or chosen.task.led_by:
         return None
     if codec.source is None:
         raise UserError(
@@ -215,7 +215,7 @@ def agreed(
 
 def check_planned(chosen: Preset, task: Task, data: ImageData) -> None:
     """Raises UserError as `agreed` does for a new run of a completed preset; reads no first stage where there are no latents."""
-    if noted(task, data) is not None:
+    if noted(task, data) is not None and not chosen.task.led_by:
         agreed(task, data, begun(chosen), None)
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from diffcli.config import keys_agree
 from diffcli.diffusion.coupling import Coupling
@@ -13,6 +13,7 @@ from diffcli.diffusion.schedule import AnySchedule, Cosine, DiscreteSchedule
 from diffcli.diffusion.times import AnyTimes, UniformTimes
 from diffcli.diffusion.weights import L2, AnyDistance, AnyWeight, NoWeight
 from diffcli.fields import LATENT, FieldKind, FieldSpec, Specs, check_buckets
+from diffcli.networks.control import Controlled
 from diffcli.networks.registry import AnyNetwork
 from diffcli.tasks.codecs.latent import LatentCodecConfig
 from diffcli.tasks.codecs.pixel import PixelCodecConfig
@@ -20,6 +21,8 @@ from diffcli.tasks.codecs.registry import AnyCodec, exchanged
 from diffcli.tasks.conditioners.conditioner import cond_shape
 from diffcli.tasks.conditioners.registry import AnyConditioner
 from diffcli.tasks.conditioners.stored import IMAGE
+from diffcli.tasks.control.control_config import ControlConfig, as_list, faults
+from diffcli.tasks.control.controlled_task import ControlledTask
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.guide import Drawing
 from diffcli.tasks.objective import Objective
@@ -54,6 +57,9 @@ class DiffusionConfig(TaskConfig):
     weight: AnyWeight = Field(NoWeight(), description="of the loss at each time")
     distance: AnyDistance = Field(L2(), description="distance between prediction and target")
     coupling: Coupling = Field("none", description="pairing of noise and images; none: at random")
+    control: Annotated[tuple[ControlConfig, ...], BeforeValidator(as_list)] = Field(
+        (), description="pictures that lead a trained model, which stays as it is: branches beside it are trained"
+    )
 
     @keys_agree
     def _agree(self) -> Iterator[str]:
@@ -72,6 +78,11 @@ class DiffusionConfig(TaskConfig):
                 f"drop_condition is {self.drop_condition} but there are no conditioners that can be left out; "
                 "set task.drop_condition to 0 or add one to task.conditioners"
             )
+
+    @keys_agree
+    def _controls_agree(self) -> None:
+        if fault := faults(self.control, self.field):
+            raise ValueError(fault)
 
     @keys_agree
     def _objective_agrees(self) -> None:
@@ -131,7 +142,12 @@ class DiffusionConfig(TaskConfig):
         return found
 
     def resolved(self) -> "DiffusionConfig":
-        return self.model_copy(update={"conditioners": tuple(c.resolved() for c in self.conditioners)})
+        led = tuple(
+            each.model_copy(update={"source": each.source and each.source.expanduser().absolute()})
+            for each in self.control
+        )
+        conditioners = tuple(c.resolved() for c in self.conditioners)
+        return self.model_copy(update={"conditioners": conditioners, "control": led})
 
     @property
     def leaves_classes_out(self) -> bool:
@@ -147,6 +163,10 @@ class DiffusionConfig(TaskConfig):
     @property
     def models(self) -> str:
         return self.field
+
+    @property
+    def led_by(self) -> tuple[str, ...]:
+        return tuple(each.field for each in self.control)
 
     @property
     def latents(self) -> LatentCodecConfig:
@@ -172,8 +192,15 @@ class DiffusionConfig(TaskConfig):
         inner = codec.latent_shape(spec.sides)
         self.network.check_axes(inner)
         outputs = inner[0] * (2 if self.learn_variance else 1)
-        network = self.network.build(inner, outputs, cond_shape(conditioners))
-        denoiser = Denoiser(network, self.schedule, self.target, self.learn_variance)
-        return DiffusionTask(
-            denoiser, codec, conditioners, self.objective, self.drop_condition, self.field, spec, stored
-        )
+        width = cond_shape(conditioners)
+        network = self.network.build(inner, outputs, width)
+        rest = codec, conditioners, self.objective, self.drop_condition, self.field, spec, stored
+        if not self.control:
+            return DiffusionTask(Denoiser(network, self.schedule, self.target, self.learn_variance), *rest)
+        readers = [each.reader(specs, f"task.control.{i}") for i, each in enumerate(self.control)]
+        branches = [
+            each.branch(self.network, inner, width, reader, codec.downscale)
+            for each, reader in zip(self.control, readers, strict=True)
+        ]
+        led = Denoiser(Controlled(network, branches), self.schedule, self.target, self.learn_variance)
+        return ControlledTask(led, *rest, readers=readers)

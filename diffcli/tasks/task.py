@@ -74,6 +74,9 @@ class Task(nn.Module, ABC):
     fixed: frozenset[str] = frozenset()  # and those of single parameters
     wide: ClassVar[bool] = False  # its activations exceed the range of fp16, so it computes in float32 instead
     measures: int | None = 0  # samples of the training data that `measure` needs at least; None: all
+    log_every: int = (
+        0  # steps between lines of the log, for numbers that are not worth computing in every step; 0: none
+    )
     measured: ClassVar[str] = "measuring the data"  # what `measure` does, for progress displays
 
     @property

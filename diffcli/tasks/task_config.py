@@ -25,6 +25,11 @@ class TaskConfig(Config):
         """The field of the data that the task models or classifies, whose shape it has; None if there is none."""
         return None
 
+    @property
+    def led_by(self) -> tuple[str, ...]:
+        """The fields of the data that lie over what it models and lead it."""
+        return ()
+
     @abstractmethod
     def build(self, specs: Specs) -> Task:
         """The task for data of these fields, its weights from torch's current generator.

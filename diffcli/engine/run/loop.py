@@ -120,6 +120,7 @@ class Loop:
             phase: [p for other, parameters in self.trained.items() if other != phase for p in parameters]
             for phase in self.trained
         }
+        state.task.log_every = self.cfg.every.log
         counts = [len(share) for share in group.shares(self.cfg.batch_size)]
         self.ranks = GroupRanks(group, counts)
         self.models = wrap(state.task, state.phases, group, self.cfg.compile)

@@ -12,6 +12,7 @@ from diffcli.data.images import ImageData
 from diffcli.data.order import epoch_size
 from diffcli.data.stream.stream_data import StreamData
 from diffcli.ema import averages
+from diffcli.engine import control_reading
 from diffcli.engine.data_records import check_colours, described
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.origin.starting import planned
@@ -33,6 +34,7 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     """Facts about a resolved preset, by name; estimates are for one process. Builds the task on the meta device."""
     cfg = preset.train
     check_named(preset.drawing.named)
+    control_reading.check_planned(preset)
     data, lacking = _data(preset)
     specs = None if data is None else data.specs
     task = build_on_meta(preset.model_copy(update={"task": preset.task.valueless()}), specs).train()

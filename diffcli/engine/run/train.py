@@ -14,7 +14,7 @@ from diffcli.config import UserError
 from diffcli.data.description import DataDescription
 from diffcli.data.images import ImageData
 from diffcli.data.stream.stream_data import StreamData
-from diffcli.engine import data_records, stage_reading
+from diffcli.engine import control_reading, data_records, stage_reading
 from diffcli.engine.data_records import fitted_to_data
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
@@ -136,6 +136,7 @@ def prepare(
         preset = preset.model_copy(update={"task": preset.task.trained_on(images)})
     stage = stage_reading.begun(preset) if start is None else None
     begins = origin.begun(preset) if start is None else None
+    led = control_reading.begun(preset) if start is None else None
     found = None if start is None else checkpoint.read_record(start)
     encoded_by: dict[str, Any] = {}
     changed_from: dict[str, Any] = {}
@@ -148,10 +149,14 @@ def prepare(
         else:
             data_records.check_colours(source, task, data)
         check_data(preset, task, data)
-        encoded_by.update(stage_reading.agreed(task, data, stage, found))
-        encoded_by.update(encoder_records.agreed(task, data, found))
+        encoded_by.update(control_reading.agreed(task, led, found))
+        encoded_by.update(stage_reading.agreed(task, data, stage, {**(found or {}), **encoded_by}))
+        encoded_by.update(encoder_records.agreed(task, data, found if led is None else led.record))
         if stage is not None:
             stage_reading.install(task, stage)
+        if led is not None:
+            control_reading.check_fits(task, led, holds)
+            control_reading.install(task, led)
         if start is None:
             task.begin()
             measured = begins is not None and begins.install(task, data.classes, stage)

@@ -80,7 +80,7 @@ def next_command(preset: Preset, run: Path) -> str:
             return f"sample DECODER --prior {place} --prompt TEXT"
         case "diffusion":
             assert isinstance(task, DiffusionConfig)
-            if any(isinstance(each, SpatialConditionerConfig) for each in task.conditioners):
+            if task.led_by or any(isinstance(each, SpatialConditionerConfig) for each in task.conditioners):
                 return f"sample {place} --image FILE"
             worded = any(not isinstance(each, ClassConditionerConfig) for each in task.conditioners)
             return f"sample {place}" + (" --prompt TEXT" if worded else "")
