@@ -17,17 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffcli.config import UserError, did_you_mean
+from diffcli.config import UserError
 from diffcli.engine.arguments import (
     LOAD,
     RECONSTRUCT,
     SAMPLE,
     checked,
+    controls_of,
     label_of,
     path_of,
     pictures,
     readable,
-    rows_of,
+    scales_of,
     seed_of,
     settings_of,
     several,
@@ -35,10 +36,10 @@ from diffcli.engine.arguments import (
     whole,
 )
 from diffcli.engine.distributed import DeviceName, Group, pick_device
-from diffcli.engine.draw.conditions import condition_specs
-from diffcli.engine.draw.given import Value, from_files, from_stage, spec_of
 from diffcli.engine.draw.pictured.cascade import cascade
-from diffcli.engine.draw.pictured.unfolding import pictures_of, unfolded
+from diffcli.engine.draw.pictured.controls import led
+from diffcli.engine.draw.pictured.named_values import named_values, value_of
+from diffcli.engine.draw.pictured.unfolding import unfolded
 from diffcli.engine.draw.reconstruction import (
     Originals,
     Reconstruction,
@@ -113,6 +114,8 @@ class LoadedModel:
         tile: int | bool | None = None,
         overlap: int | None = None,
         exact_tiles: bool = False,
+        control: str | Path | Sequence[str | Path] | Mapping[str | Path, float] = (),
+        control_scale: float | Mapping[str, float] | None = None,
         then: "Following | Sequence[Following]" = (),
         given: Mapping[str, "Pictures | Samples"] | None = None,
         settings: Settings = (),
@@ -129,7 +132,8 @@ class LoadedModel:
         degrade applies it first, and compare shows the pictures beside the results.
         project: make an upscaler's images agree exactly with its picture. augment: level of the noise on that picture. tile,
         overlap: of large images, in pixels; tile=False computes them whole, exact_tiles predict what that would. then: the next
-        stages of a cascade, checkpoints or loaded models; the images of earlier stages are in `stages`.
+        stages of a cascade, checkpoints or loaded models; the images of earlier stages are in `stages`. control: runs
+        whose branches lead the model, too, or a dict of them with their scales; control_scale: of all branches, or by field.
         given, or keywords with the names of fields: other conditions, as pictures, a tensor or array (K, ...), uint8 if it holds
         pictures, or the samples of another model. settings: keys of sampler.* and guide.*, as {"sampler.steps": 20}.
         Raises UserError, whose text says what to change.
@@ -173,11 +177,13 @@ class LoadedModel:
             "overlap": overlap,
             "exact_tiles": switch("exact_tiles", exact_tiles),
             "whole": tile is False,
+            "controls": controls_of(control),
+            "control_scale": scales_of(control_scale),
             "overrides": settings_of(settings),
             "batch_size": batch_size,
         }
         following = (then,) if isinstance(then, str | Path | LoadedModel) else several("then", then) if then else ()
-        return readable(lambda: self._finished(checked(options), self._named(given or {}, fields), following), SAMPLE)
+        return readable(lambda: self._finished(checked(options), given or {}, fields, following), SAMPLE)
 
     def reconstruct(
         self,
@@ -251,36 +257,25 @@ class LoadedModel:
             batches = list(draw(req, Group(0, 1, self.model.device)))
             return _collected(req, batches, ())
 
-    def _named(
-        self, given: Mapping[str, "Pictures | Samples"], fields: Mapping[str, "Pictures | Samples"]
-    ) -> dict[str, "Pictures | Samples"]:
-        """All conditions by field. Raises UserError for one that is given twice, and for an unknown keyword."""
-        read = self.model.task.reads
-        for name in fields:
-            if name in given:
-                raise UserError(f"'{name}' is given twice", f"leave it out of given, or leave out {name}")
-            if name not in read:
-                known = [*inspect.signature(self.sample).parameters, *condition_specs(self.model)]
-                raise UserError(
-                    f"{name} is no parameter, and {self.model.path} reads no field of that name",
-                    did_you_mean(name, known),
-                )
-        return {**given, **fields}
-
     def _finished(
-        self, options: SampleOptions, given: Mapping[str, "Pictures | Samples"], then: Sequence["Following"]
+        self,
+        options: SampleOptions,
+        given: Mapping[str, "Pictures | Samples"],
+        fields: Mapping[str, "Pictures | Samples"],
+        then: Sequence["Following"],
     ) -> Samples:
-        options = unfolded(options)
+        model, options = led(self.model, unfolded(options))
+        named = named_values(model, given, fields, inspect.signature(self.sample).parameters)
         known = [each for each in then if isinstance(each, LoadedModel)]
         with ExitStack() as locks:
             for loaded in sorted({id(each): each for each in (self, *known)}.values(), key=id):
                 locks.enter_context(loaded._lock)
-            values = {name: self._value(name, value, options.size) for name, value in given.items()}
-            group, done = Group(0, 1, self.model.device), list[Samples]()
-            models = iter((self, *then))
+            values = {name: value_of(model, name, value, options.size) for name, value in named.items()}
+            group, done = Group(0, 1, model.device), list[Samples]()
+            models = iter((LoadedModel(model), *then))
             places = [each.model.path if isinstance(each, LoadedModel) else path_of("then", each) for each in then]
             for stage in cascade(
-                [self.model.path, *places], options, group, lambda path: self._beside(next(models), path), values
+                [model.path, *places], options, group, lambda path: self._beside(next(models), path), values
             ):
                 if len({part.shape for part, _ in stage.req.parts}) > 1:
                     raise UserError("the pictures are of several sizes", "give size, or draw one size at a time")
@@ -292,22 +287,6 @@ class LoadedModel:
         if isinstance(stage, LoadedModel):
             return stage.model
         return load_model(path, self.model.device, precision=self.model.precision)
-
-    def _value(self, name: str, value: "Pictures | Samples", size: tuple[int, int] | None) -> Value:
-        if isinstance(value, Samples):
-            return from_stage(self.model, value.tensor, value.record, name)[name]
-        rows = rows_of(value)
-        if rows is None:
-            spec_of(self.model, str(name))  # an unknown field is reported before a wrong value
-            files = [
-                each for path in pictures(f"given[{name!r}]", value) for each in pictures_of(name, path, notes=True)
-            ]
-            return from_files(self.model, name, files, size)
-        if not rows.ndim or not len(rows):
-            raise UserError(
-                f"given[{name!r}] has no rows", "give a tensor (K, ...) with a row for each image, or one for all"
-            )
-        return Value(rows, f"a tensor of {'x'.join(map(str, rows.shape))}")
 
 
 def load(

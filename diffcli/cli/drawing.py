@@ -53,6 +53,7 @@ from diffcli.cli.options import (
     UseEma,
     the_checkpoint,
 )
+from diffcli.cli.parsing.control_options import Control, ControlScale, named_scales, scaled_paths
 from diffcli.cli.parsing.values import finite, named_files, sides
 from diffcli.cli.parsing.weight_options import BaseModel, Lora
 
@@ -120,6 +121,8 @@ def sample(
     overlap: Overlap = None,
     exact_tiles: ExactTiles = False,
     no_tile: NoTile = False,
+    control: Control = None,
+    control_scale: ControlScale = None,
     mask: Mask = None,
     strength: Strength = None,
     interpolate: Interpolate = None,
@@ -159,6 +162,7 @@ def sample(
     edit |= {"restore": restore, "degrade": degrade, "project": project}
     edit |= {"fields": named_files(field)}
     edit |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
+    edit |= {"controls": scaled_paths(control, "--control"), "control_scale": named_scales(control_scale)}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     edit |= {"loras": tuple(lora or ()), "base": base}
@@ -216,6 +220,8 @@ def gif(
     overlap: Overlap = None,
     exact_tiles: ExactTiles = False,
     no_tile: NoTile = False,
+    control: Control = None,
+    control_scale: ControlScale = None,
     mask: Mask = None,
     strength: Strength = None,
     restore: Restore = None,
@@ -262,6 +268,7 @@ def gif(
     edit |= {"prompts": texts, "prior": prior, "restore": restore, "degrade": degrade, "project": project}
     edit |= {"fields": named_files(field), "augment": augment}
     edit |= {"tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
+    edit |= {"controls": scaled_paths(control, "--control"), "control_scale": named_scales(control_scale)}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     edit |= {"loras": tuple(lora or ()), "base": base}
     options = sampling(shown, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)

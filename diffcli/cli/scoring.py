@@ -34,6 +34,7 @@ from diffcli.cli.options import (
     UseEma,
 )
 from diffcli.cli.parsing import choices
+from diffcli.cli.parsing.control_options import Control, ControlScale, named_scales, scaled_paths
 from diffcli.cli.parsing.weight_options import BaseModel, Lora
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def fid(
     overlap: Overlap = None,
     exact_tiles: ExactTiles = False,
     no_tile: NoTile = False,
+    control: Control = None,
+    control_scale: ControlScale = None,
     project: Project = False,
     batch_size: BatchSize = 64,
     ema: UseEma = True,
@@ -122,6 +125,7 @@ def fid(
     how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled, "project": project}
     how |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     how |= {"loras": tuple(lora or ()), "base": base}
+    how |= {"controls": scaled_paths(control, "--control"), "control_scale": named_scales(control_scale)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
     scoring = job.Scoring(
         compared,

@@ -1,6 +1,7 @@
 """Arguments of the Python interface: conversion of all accepted forms, and errors in terms of Python."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ ALIKE = (
     "tile",
     "overlap",
     "then",
+    "control",
 )
 SAMPLE: Parameters = {
     **{name: name for name in ALIKE},
@@ -57,6 +59,7 @@ SAMPLE: Parameters = {
     "batch-size": "batch_size",
     "exact-tiles": "exact_tiles",
     "no-tile": "tile=False",
+    "control-scale": "control_scale",
 }
 LOAD: Parameters = {
     **{name: name for name in ("device", "precision", "compile", "lora", "base")},
@@ -66,7 +69,13 @@ LOAD: Parameters = {
 }
 RECONSTRUCT: Parameters = {"image": "images", "size": "size", "compare": "compare", "batch-size": "batch_size"}
 SAVE: Parameters = {"out": "path"}
-OPTIONS = {"labels": "label", "prompts": "prompt", "images": "image", "overrides": "settings"}  # parameters by option
+OPTIONS = {
+    "labels": "label",
+    "prompts": "prompt",
+    "images": "image",
+    "overrides": "settings",
+    "controls": "control",
+}  # parameters by option
 
 
 def checked(options: dict[str, Any]) -> SampleOptions:
@@ -164,6 +173,28 @@ def seed_of(value: Any) -> Any:
     if isinstance(value, str) or not (isinstance(value, Sequence) or np.ndim(value)):
         return value
     return tuple(whole("seed", each, 0) for each in several("seed", value))
+
+
+def controls_of(value: Any) -> tuple[tuple[Path, float], ...]:
+    """(run, scale) of a run, a list of runs, or a dict of runs and scales. Raises UserError."""
+    items = value.items() if isinstance(value, Mapping) else [(value, 1.0)] if isinstance(value, str | Path) else None
+    pairs = items if items is not None else [(each, 1.0) for each in (several("control", value) if value else ())]
+    return tuple((path_of("control", path), _scale("control", path, scale)) for path, scale in pairs)
+
+
+def scales_of(value: Any) -> tuple[tuple[str | None, float], ...]:
+    """(field, scale) of a dict, or (None, scale) of a number; nothing for None. Raises UserError."""
+    pairs = value.items() if isinstance(value, Mapping) else () if value is None else [(None, value)]
+    return tuple((name, _scale("control_scale", name, scale)) for name, scale in pairs)
+
+
+def _scale(name: str, key: Any, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(
+            f"{name}{'' if key is None else f' of {key}'} is {value!r}: must be a number",
+            f"give a number, as {name}=0.8",
+        )
+    return float(value)
 
 
 def switch(name: str, value: Any) -> bool:

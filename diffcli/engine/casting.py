@@ -48,7 +48,13 @@ def run_in(task: Task, device: torch.device, precision: str) -> None:
     for part in exact:
         part.forward = under(part.forward, device, None)
     for module in (*networks, *(m for m in task.modules() if isinstance(m, Conditioner))):
-        module.forward = under(module.forward, device, dtype)
+        call_in(module, device, precision)
+
+
+def call_in(module: nn.Module, device: torch.device, precision: str) -> None:
+    """From now on a module computes under autocast to bf16 or fp16; fp32 is as is."""
+    if precision in HALVES:
+        module.forward = under(module.forward, device, HALVES[precision])
 
 
 def suited(task: Task, precision: str) -> str:

@@ -14,6 +14,7 @@ from diffcli.config import UserError
 from diffcli.engine.model import Model
 from diffcli.fields import OVER_PIXELS, Batch, Specs, stub, whole
 from diffcli.tasks.conditioners.conditioner import Conditioner
+from diffcli.tasks.control.controlled_task import ControlledTask
 
 
 class Conditions(ABC):
@@ -74,7 +75,7 @@ def blanks(model: Model, found: Sequence[Conditions], null_alone: bool) -> list[
     """
     provided = {name for condition in found for name in condition.specs}
     missing = {name: spec for name, spec in condition_specs(model).items() if name not in provided}
-    needed = always_told(model) & missing.keys() if null_alone else missing.keys()
+    needed = (always_told(model) & missing.keys() if null_alone else missing.keys()) - unheeded(model)
     if needed:
         name = next(name for name in missing if name in needed)
         instead = "" if name in always_told(model) else ", or draw without any condition: --guidance 0"
@@ -125,6 +126,11 @@ def always_told(model: Model) -> frozenset[str]:
     """The fields that both branches of guidance read, such as the picture that an upscaler enlarges."""
     conditioners = [each for each in model.task.modules() if isinstance(each, Conditioner) and not each.droppable]
     return frozenset(name for each in conditioners for name in each.reads)
+
+
+def unheeded(model: Model) -> frozenset[str]:
+    """The fields that a model reads and nothing looks at: pictures that count 0."""
+    return model.task.idle if isinstance(model.task, ControlledTask) else frozenset()
 
 
 def check_distinct(conditions: Iterable[Conditions]) -> None:

@@ -23,6 +23,7 @@ from diffcli.engine.draw.conditions import Conditions, always_told, blanks, chec
 from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.draw.given import Given, Value, choose_given
 from diffcli.engine.draw.labels import choose_labels
+from diffcli.engine.draw.pictured import controls
 from diffcli.engine.draw.pictured.augmenting import at_level, check_augment
 from diffcli.engine.draw.pictured.exactness import check_guides
 from diffcli.engine.draw.pictured.following import WHOLE, Frame, Gathered, Size, check_alike, framed, picture_conditions
@@ -220,8 +221,8 @@ class Request:
         for condition in self.conditions:
             description |= condition.describe(rows, self.streams(rows))
         restored = {} if self.restoration is None else self.restoration.described
-        augmented = {} if self.augment is None else {"augment": self.augment}
-        return description | self.edit.describe() | restored | augmented | self.frame.describe()
+        shown = controls.describe(model) | ({} if self.augment is None else {"augment": self.augment})
+        return description | self.edit.describe() | restored | shown | self.frame.describe()
 
 
 def request(
@@ -257,6 +258,7 @@ def request(
     if options.compare and options.restore is None:
         problem = f"--compare: {model.path} changes its images instead of reconstructing them"
         raise UserError(problem, "leave --compare out, add --restore NAME, or give --ckpt of a first stage")
+    model, options = controls.led(model, options)
     if reference is None:
         check_hole(model, options, {*(given or {}), *dict(options.fields)})
     gathered = picture_conditions(model, options, given or {})
@@ -282,11 +284,10 @@ def composed(model: Model, gathered: Gathered, size: Size | None, reference: Ref
     conditions = choose_conditions(model, options, guidance, guide, models, reference, values)
     words = next((each for each in conditions if isinstance(each, Prompts)), None)
     negative = choose_negative(model, options, guidance, guide, words)
-    n = choose_n(options, conditions)
     edit = Edit() if options.restore else choose_edit(model, options)
     return Request(
         model,
-        n,
+        choose_n(options, conditions),
         options.seed,
         conditions,
         sampler,

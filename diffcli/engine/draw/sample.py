@@ -15,6 +15,7 @@ from diffcli.engine.distributed import Group
 from diffcli.engine.draw.conditions import enlargement
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.labels import class_id
+from diffcli.engine.draw.pictured.controls import led
 from diffcli.engine.draw.pictured.enlarging import enlargements
 from diffcli.engine.draw.pictured.following import picture_conditions, pictured
 from diffcli.engine.draw.pictured.gallery import Gallery
@@ -92,7 +93,7 @@ def request_of(model: Model, options: SampleOptions, given: Mapping[str, Value] 
         return reconstruction(model, options)
     if isinstance(model.task, SuperResolutionTask):
         return enlargements(model, options, given)
-    return drawing(model, options, given)
+    return drawing(*led(model, options), given)
 
 
 def drawing(model: Model, options: SampleOptions, given: Mapping[str, Value] | None = None) -> ImageRequest:

@@ -54,6 +54,8 @@ class SampleOptions(EditOptions):
     whole: bool = False  # large images are not cut into tiles
     loras: tuple[str, ...] = ()  # PATH[:SCALE] of low-rank changes that are merged into the weights
     base: Path | None = None  # where the model lies that a checkpoint of such changes changes
+    controls: tuple[tuple[Path, float], ...] = ()  # runs whose branches lead the model, too, and how much each counts
+    control_scale: tuple[tuple[str | None, float], ...] = ()  # of the branch of a field; None: of all
 
     def check(self) -> None:
         super().check()
@@ -109,6 +111,8 @@ def check_one_step(options: SampleOptions, what: str) -> None:
         "--tile": options.tile,
         "--overlap": options.overlap,
         "--exact-tiles": options.exact_tiles or None,
+        "--control": next((path for path, _ in options.controls), None),
+        "--control-scale": next((scale for _, scale in options.control_scale), None),
     }
     for flag, value in flags.items():
         if value is not None:

@@ -101,12 +101,19 @@ def _earlier(node: Any) -> dict[str, Any] | None:
 
 
 def same_weights(path: Path, record: Mapping[str, Any], folder: Path) -> Path:
-    """The checkpoint of a record, found from `folder`, its weights those that the record names. Raises UserError."""
-    place = folder / str(record["checkpoint"])
-    if place.is_dir():
-        part = "ema" if record.get("ema", True) else "task"
+    """The checkpoint of a record, found from `folder`, its weights, and those of other runs, as the record names them.
+
+    Raises UserError where they are others by now.
+    """
+    controls = record.get("control")
+    others = [each for each in controls.values() if "checkpoint" in each] if isinstance(controls, Mapping) else []
+    for each in (record, *others):
+        place = folder / str(each["checkpoint"])
+        if not place.is_dir():
+            continue
+        part = "ema" if each.get("ema", True) else "task"
         now = checkpoint.read_record(checkpoint.locate(place)).get("sha256", {}).get(f"{part}.safetensors")
-        if now != record.get("weights_sha256", now):
+        if now != each.get("weights_sha256", now):
             raise UserError(
                 f"--like {path}: {place} has other weights now than when it was drawn",
                 "give the same options to `diffcli sample` for images of the present weights",
@@ -117,7 +124,7 @@ def same_weights(path: Path, record: Mapping[str, Any], folder: Path) -> Path:
                 f"--like {path}: --lora {lora['path']} has other weights by now than those that it was drawn with",
                 "give the same options to `diffcli sample` for images of the present weights",
             )
-    return place
+    return folder / str(record["checkpoint"])
 
 
 def _digest_now(path: Path) -> str | None:

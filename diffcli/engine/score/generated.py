@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from diffcli.engine.draw import guides
+from diffcli.engine.draw.pictured import controls
 from diffcli.engine.draw.request import Request
 from diffcli.engine.draw.sample import sampled
 from diffcli.engine.score.sides import Side
@@ -37,6 +38,7 @@ def describe(req: Request) -> dict[str, Any]:
         "nfe": req.sampler.nfe,
         "guidance": req.guidance,
         **req.scored_under(),
+        **controls.describe(req.model),
         **({} if req.restoration is None else req.restoration.described),
         **({"guide": guides.describe(req.guide, req.models)} if req.guide != Guide() else {}),
         "seed": req.seed,

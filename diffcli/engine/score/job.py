@@ -9,6 +9,7 @@ from typing import Any
 
 from diffcli.config import ImageShape, UserError, quoted
 from diffcli.engine.distributed import Group
+from diffcli.engine.draw.pictured.controls import led
 from diffcli.engine.draw.reconstruction import check_idle
 from diffcli.engine.draw.request import Request
 from diffcli.engine.draw.rows import row_fields
@@ -100,10 +101,16 @@ class Scoring:
             "--ddim-eta": "eta",
         }
         flags |= {"--guidance": "guidance", "--precision": "precision", "--compile": "compile", "--project": "project"}
-        flags |= FRAMING | {"--lora": "loras", "--base": "base"}
+        flags |= FRAMING | {
+            "--lora": "loras",
+            "--base": "base",
+            "--control": "controls",
+            "--control-scale": "control_scale",
+        }
         for flag, name in flags.items():
             if getattr(options, name) != getattr(fresh, name):
-                value = "" if getattr(options, name) is True else f" {getattr(options, name)}"
+                given = getattr(options, name)
+                value = "" if given is True or isinstance(given, tuple) else f" {given}"
                 problem = f"{flag}{value} with two sides ({' '.join(self.sides)}): no model is sampled"
                 raise UserError(problem, f"leave {flag} out, or score a model with --ckpt RUN --ref B")
 
@@ -172,7 +179,13 @@ class Scoring:
         exact = "bound" in self.extractors and options.precision == "auto"  # a sum of many small terms
         precision = "fp32" if exact else options.precision
         how: dict[str, Any] = {"base": options.base, "loras": options.loras}
-        model = load_model(self.ckpt, group.device, self.ema, options.overrides, precision, options.compile, **how)
+        loaded = load_model(self.ckpt, group.device, self.ema, options.overrides, precision, options.compile, **how)
+        model, sampling = led(loaded, self.sampling)
+        return dataclasses.replace(self, sampling=sampling)._of_model(model, group, watch)
+
+    def _of_model(self, model: Model, group: Group, watch: Watch | None) -> Report | None:
+        """Scores of a loaded model."""
+        options = self.options
         about = {"checkpoint": f"{model.path} (step {model.step})", "ema": model.ema}
         about |= {key: model.describe()[key] for key in ("precision", "compiled")}
         about |= {"loras": ", ".join(f"{e['path']}:{e['scale']:g}" for e in model.loras)} if model.loras else {}

@@ -1,12 +1,15 @@
 """`--exact-tiles`: whether tiles of a model can equal the prediction for the whole picture, and the overlap that this needs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 from diffcli.config import UserError
 from diffcli.diffusion.tiling import Tiles
 from diffcli.engine.model import Model
 from diffcli.fields import listed
+from diffcli.networks.control import Branch
+from diffcli.tasks.control.controlled_task import ControlledTask
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
 
@@ -28,6 +31,9 @@ def exact_overlap(model: Model, flag: str = "--exact-tiles") -> int:
     reach = config.network.reach(task.codec.latent_shape(trained))
     if reach is None:
         raise UserError(f"{flag}: in {model.path} each position attends to all positions of the picture", LEAVE)
+    if isinstance(task, ControlledTask):
+        hints = (branch.hint.reach for branch in cast(Iterable[Branch], task.controlled.branches))
+        reach += math.ceil(max(hints) / task.codec.downscale)
     step = config.network.shift
     return math.ceil((2 * reach + step) / step) * step * task.codec.downscale
 
