@@ -33,6 +33,18 @@ def import_weights(
             show_default="what the files say",
         ),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            metavar="RUN",
+            help="Of a ControlNetModel of diffusers: the import of the model that it leads.",
+            show_default="none",
+        ),
+    ] = None,
+    field: Annotated[
+        str, typer.Option("--field", metavar="NAME", help="Of a ControlNetModel: what its picture is called, as edges.")
+    ] = "hint",
 ) -> None:
     """Turn published weights (diffusers, Stable Diffusion, OpenAI U-Nets, DiT, SiT, taming) into a checkpoint."""
     door.check_import(source, preset)
@@ -41,7 +53,7 @@ def import_weights(
     from diffcli.interop import importing
 
     importing.check_empty(out)
-    imported = importing.load(source, None if preset is None else presets.load(preset))
+    imported = importing.load(source, None if preset is None else presets.load(preset), base, field)
     for note in imported.notes:
         say(f"note:  {note}")
     print(importing.save(imported, out, source))

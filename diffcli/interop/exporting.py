@@ -19,7 +19,7 @@ from diffcli.config import ImageShape, UserError
 from diffcli.diffusion.samplers import Ddpm
 from diffcli.encoders.encoder import Encoder
 from diffcli.encoders.libraries import TEXT_ENCODER, TOKENIZER, Towers
-from diffcli.interop import blockers, first_stages, published_dit
+from diffcli.interop import blockers, control_nets, first_stages, published_dit
 from diffcli.interop.diffusers_folder import CONFIG, NAMES, PIPELINE, SCHEDULER
 from diffcli.interop.imported import diffusion, on_meta
 from diffcli.interop.importing import check_empty
@@ -34,6 +34,7 @@ from diffcli.preset import Preset
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
 from diffcli.tasks.codecs.latent import LatentCodecConfig
 from diffcli.tasks.conditioners.pretrained import PretrainedConditionerConfig
+from diffcli.tasks.control.led_weights import own_tensors
 from diffcli.tasks.diffusion_config import DiffusionConfig
 
 VERSION = "0.32.0"  # of diffusers: the oldest that the tests have read such folders with
@@ -76,7 +77,9 @@ def export_diffusers(
     check(preset)
     if isinstance(preset.task, AutoencoderTaskConfig):
         return written(out, [stage_alone(preset, tensors)], {})
-    parts = [network(preset, tensors), *first_stage(preset, tensors)]
+    branches = control_nets.exported(preset, tensors)
+    preset, tensors = control_nets.alone(preset), own_tensors(tensors) if branches else tensors
+    parts = [network(preset, tensors), *first_stage(preset, tensors), *(WrittenPart(*branch) for branch in branches)]
     planned = {**write_scheduler(preset), "_diffusers_version": VERSION}
     index = {**index_of(parts, classes), "scheduler": ["diffusers", planned["_class_name"]]}
     towers = None
@@ -91,6 +94,7 @@ def export_diffusers(
 
 def check(preset: Preset) -> None:
     """Raises one UserError with all reasons in the preset against an export: target and schedule first."""
+    preset = control_nets.alone(preset)
     task, stage = preset.task, None
     if isinstance(task, AutoencoderTaskConfig):
         check_expressible(task.first_stage(preset.data.shape.channels))
@@ -178,6 +182,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def index_of(parts: list[WrittenPart], classes: tuple[str, ...] | None) -> dict[str, Any]:
     """model_index.json, but for its scheduler and its text encoder."""
     name = parts[0].config["_class_name"]
+    controls = [part for part in parts if part.folder.startswith(control_nets.FOLDER)]
+    parts = [part for part in parts if part not in controls]
     latent = len(parts) > 1
     pipeline = PIPELINES[name] if latent or name == "DiTTransformer2DModel" else "DDPMPipeline"
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": VERSION}
@@ -187,6 +193,8 @@ def index_of(parts: list[WrittenPart], classes: tuple[str, ...] | None) -> dict[
     elif pipeline == "StableDiffusionPipeline":
         index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
         index["requires_safety_checker"] = False
+        if len(controls) == 1:  # the pipeline of several has no index that names them
+            index |= {"_class_name": "StableDiffusionControlNetPipeline", control_nets.FOLDER: controls[0].named}
     return index
 
 

@@ -7,8 +7,8 @@ before anything is written.
 from pathlib import Path
 
 from diffcli import __version__, checkpoint
-from diffcli.config import UserError
-from diffcli.interop import compvis, first_stages, pipelines, published_dit
+from diffcli.config import UserError, quoted
+from diffcli.interop import compvis, control_nets, first_stages, pipelines, published_dit
 from diffcli.interop.diffusers_folder import from_folder
 from diffcli.interop.imported import Imported, built, diffusion, network_of, null_row, on_meta, slug, stage_alone
 from diffcli.interop.unets import openai, openai_classifier
@@ -19,10 +19,24 @@ from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
 
+HINT_FIELD = "hint"  # what a picture is called that leads an imported model, where nobody says
 
-def load(path: Path, given: Preset | None) -> Imported:
-    """Reads a file or folder. given: the preset of --as. Raises UserError if anything does not fit."""
+
+def load(path: Path, given: Preset | None, base: Path | None = None, field: str = HINT_FIELD) -> Imported:
+    """Reads a file or folder. given: the preset of --as. base, field: see `control_nets.load`.
+
+    Raises UserError if anything does not fit.
+    """
     weights_to_import(path)
+    if base is not None:
+        if given is not None:
+            raise UserError(f"--as {given.name} with --base {base}: the base describes the model", "leave --as out")
+        return control_nets.load(path, base, field)
+    if path.is_dir() and control_nets.is_folder(path):
+        raise UserError(
+            f"{path}: is a {control_nets.CLASS}, which leads a model that its folder does not hold",
+            f"import that model first, then: diffcli import {quoted(path)} --base RUN --out DIR",
+        )
     return from_folder(path, given) if path.is_dir() else from_file(path, given)
 
 

@@ -110,6 +110,12 @@ def stable_diffusion(folder: Path) -> None:
     stable(folder)
 
 
+def control_net(folder: Path) -> None:
+    from tests.interop import pipes
+
+    pipes.control_net(folder)
+
+
 FILES: dict[str, Callable[[Path], object]] = {
     "DIR": published,
     "data/mnist": mnist,
@@ -139,6 +145,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     CLIP: tiny_clip,
     "FOLDER_OF_DIFFUSERS": diffusers_folder,
     "FOLDER_OF_STABLE_DIFFUSION": stable_diffusion,
+    "FOLDER_OF_CONTROLNET": control_net,
 }
 OF_PAGE: dict[str, dict[str, Callable[[Path], object]]] = {  # where a page means something else by the name
     "pictures.md": {"PICTURES": flat},

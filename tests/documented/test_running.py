@@ -131,7 +131,8 @@ def needs(words: Sequence[str]) -> list[str]:
     """Other sets and runs that the preset names which these words train."""
     tree = yaml.safe_load(presets.dump(preset_of(words)))
     data, codec = tree["data"], tree["task"].get("codec") or {}
-    return [*filter(None, [*(data.get("more") or ()), data.get("validation"), codec.get("from")])]
+    leads = [each.get("from") for each in tree["task"].get("control") or ()]
+    return [*filter(None, [*(data.get("more") or ()), data.get("validation"), codec.get("from"), *leads])]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,10 @@ from tests.encoders.making import WIDTH, tiny_text_tower
 from tests.interop.making import CPU, STAGE, TRANSFORMING, wake
 
 UNET = TRANSFORMING | {"cross_attention_dim": WIDTH}
+CONTROL: dict[str, Any] = {k: v for k, v in TRANSFORMING.items() if k not in ("sample_size", "up_block_types")} | {
+    "cross_attention_dim": WIDTH,
+    "conditioning_embedding_out_channels": (6, 10),
+}
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
@@ -35,6 +39,13 @@ def stable(folder: Path, scheduler: Any = None, stage: dict[str, Any] | None = N
     )
     made.save_pretrained(folder)
     return folder
+
+
+def control_net(folder: Path, **options: Any) -> diffusers.ControlNetModel:
+    """A ControlNetModel of `stable`; options: of its own."""
+    made = wake(diffusers.ControlNetModel(**(CONTROL | options)), seed=5)
+    made.save_pretrained(folder)
+    return made
 
 
 def unconditional(folder: Path, quantised: bool = True) -> Path:
