@@ -84,6 +84,7 @@ def begun(chosen: Preset) -> Led | None:
     source = source_of(chosen)
     if source is None:
         return None
+    check_alone(chosen)
     found, record, led = described(source)
     check_agrees(chosen, led, source)
     weights = checkpoint.read_part(found, "ema", record)
@@ -93,8 +94,20 @@ def begun(chosen: Preset) -> Led | None:
 def check_planned(chosen: Preset) -> None:
     """Raises UserError where a resolved preset says otherwise than what it leads. One that is not there yet is passed over."""
     source = source_of(chosen)
-    if source is not None and source.exists():
+    if source is None:
+        return
+    check_alone(chosen)
+    if source.exists():
         check_agrees(chosen, described(source)[2], source)
+
+
+def check_alone(chosen: Preset) -> None:
+    """Raises UserError where a preset also names a model to start from, which would say otherwise what the weights are."""
+    if chosen.origin is not None:
+        raise UserError(
+            f"from is {chosen.origin.path}, but with task.control the model and its branches begin as {KEY} says",
+            "leave from out: --set from=null",
+        )
 
 
 def check_agrees(chosen: Preset, led: Preset, path: Path) -> None:

@@ -135,8 +135,8 @@ def prepare(
     if start is None and images:
         preset = preset.model_copy(update={"task": preset.task.trained_on(images)})
     stage = stage_reading.begun(preset) if start is None else None
-    begins = origin.begun(preset) if start is None else None
     led = control_reading.begun(preset) if start is None else None
+    begins = origin.begun(preset) if start is None else None
     found = None if start is None else checkpoint.read_record(start)
     encoded_by: dict[str, Any] = {}
     changed_from: dict[str, Any] = {}

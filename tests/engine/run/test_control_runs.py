@@ -145,11 +145,13 @@ def test_a_preset_that_contradicts_its_model_is_one_error_before_any_step(
 
 
 def test_what_is_no_model_to_lead_is_refused(
-    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, control: Path
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, control: Path, trained: Path
 ) -> None:
     missing = led(tmp_path / "nowhere")
     cli("train", "--preset", tiny(**missing), "--run-dir", tmp_path / "a").refused("task.control.from", "nowhere")
     cli("train", "--preset", tiny(**led(control)), "--run-dir", tmp_path / "b").refused("is led by pictures itself")
+    both = led(trained) | {"from": str(trained)}
+    cli("train", "--preset", tiny(**both), "--run-dir", tmp_path / "d").refused("--set from=null")
     nothing = led(control) | {"task__control": [{"field": "edges"}]}
     cli("train", "--preset", tiny(**nothing), "--run-dir", tmp_path / "c").refused("task.control.from is missing")
 
