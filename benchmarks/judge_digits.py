@@ -228,6 +228,7 @@ def judge_samples(args: argparse.Namespace) -> None:
     """Print how many samples are what they were asked to be, and how varied they are."""
     judge, reference, test_accuracy = load(args.weights)
     images, labels = read_samples(args.samples)
+    labels += args.first
     probabilities, features = read_all(judge, images)
     right = probabilities.argmax(1) == labels
     varied = {
@@ -269,6 +270,9 @@ def main() -> None:
     learn.set_defaults(run=train)
     score = commands.add_parser("judge", help="judge samples")
     score.add_argument("samples", type=Path, help=".npz with arr_0 (images), and arr_1 (labels) or prompts beside it")
+    score.add_argument(
+        "--first", type=int, default=0, help="the digit of label 0, of a model that knows only the last ones"
+    )
     score.add_argument("--json", action="store_true", help="print one JSON object")
     score.set_defaults(run=judge_samples)
     for command in (learn, score):

@@ -38,6 +38,14 @@ def pairs(folder: Path) -> None:
         (folder / "masks" / f"{i:03d}.png").write_bytes(png(mask // 128))
 
 
+def grey_digits(folder: Path) -> None:
+    """Two pictures of each of five classes."""
+    for k in range(5):
+        (folder / str(k)).mkdir(parents=True)
+        for i, image in enumerate(pixels(2, 1, 28, 28, seed=k)):
+            Image.fromarray(image[0]).save(folder / str(k) / f"{i}.png")
+
+
 def one_picture(path: Path) -> None:
     """Of 16 x 16 pixels: what is drawn or restored of it is small, too."""
     Image.fromarray(pixels(1, 3, 16, 16, seed=3)[0].transpose(1, 2, 0)).save(path, "PNG")
@@ -124,6 +132,8 @@ FILES: dict[str, Callable[[Path], object]] = {
     "cifar-10-binary.tar.gz": packed_cifar,
     "data/imagenet256": prepared_pictures,
     "data/mine": prepared_pictures,
+    "low": grey_digits,
+    "high": grey_digits,
     "PICTURES": pictures,
     "pictures": pictures,
     "FOLDER": flat,

@@ -23,6 +23,7 @@ from diffcli.tasks.task_config import TaskConfig
 SLOWER = 0.3  # of the rate that the model was trained with
 STEPS, MORE_STEPS = 300, 1000  # for fewer than 1000 pictures, and for more
 BATCH = 16
+EXPLICIT = ("kind", "target", "schedule")  # written even where they are the default
 
 
 def write_continued(name: str, data: Path, start: Path, kind: str | None) -> tuple[Path, Findings]:
@@ -126,11 +127,11 @@ def training(model: Model, found: Findings, name: str) -> list[str]:
 
 
 def written(config: BaseModel) -> dict[str, Any]:
-    """A config as a person would write it: without what is as it is by default."""
+    """A config as a person would write it: without what is as it is by default, but for what a model is defined by."""
     found: dict[str, Any] = {}
     for name, field in sorted(type(config).model_fields.items(), key=lambda item: item[0] != "kind"):
         value = getattr(config, name)
-        if name == "kind" or value != field.get_default(call_default_factory=True):
+        if name in EXPLICIT or value != field.get_default(call_default_factory=True):
             found[field.alias or name] = _plain(value)
     return found
 
