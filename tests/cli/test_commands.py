@@ -252,7 +252,7 @@ def test_presets_check_prints_the_resolved_preset(cli: Cli, tiny: Callable[..., 
 
 def test_presets_schema_is_json_that_knows_every_key(cli: Cli) -> None:
     schema = json.loads(cli("presets", "schema").out)
-    assert {"data", "task", "train", "sampler", "guidance", "guide", "prior", "seed", "name"} == set(
+    assert {"data", "from", "task", "train", "sampler", "guidance", "guide", "prior", "seed", "name"} == set(
         schema["properties"]
     )
 

@@ -74,7 +74,7 @@ def completed(line: list[str], name: str, incomplete: str) -> list[str]:
 
 
 def test_names_are_completed(trained: Path) -> None:
-    assert completed(["train"], "preset", "digits-c") == ["digits-classifier"]
+    assert completed(["train"], "preset", "digits-cl") == ["digits-classifier"]
     assert completed(["presets", "show"], "name", "") == sorted(available())
     assert completed(["sample"], "sampler", "dpmpp") == [name for name in SAMPLERS if name.startswith("dpmpp")]
     assert completed(["prep-data"], "kind", "ci") == ["cifar10", "cifar100"]
