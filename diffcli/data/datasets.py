@@ -40,7 +40,8 @@ class Digits(DataConfig):
         if self.root is not None:
             yield (
                 "root must not be set for kind 'digits', which comes with diffcli; "
-                "add --set data.kind=folder for pictures of yours, or =mnist for its four files"
+                "write a preset for your own pictures by `diffcli presets new NAME --data DIR`, or, for these 28x28 digits, "
+                "add --set data.kind=folder for a folder of images, or =mnist for the four files"
             )
 
     def build(self, split: Split) -> ImageData:

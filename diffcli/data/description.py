@@ -106,11 +106,12 @@ class DataDescription(Config):
         return [*self.notes, f"no image has the class {named}{begins}: it is never trained"]
 
     def _amounts(self) -> str:
-        parts = [f"{split} {'images of unknown number' if n is None else f'{n:,}'}" for split, n in self.splits.items()]
-        known = [n for n in self.splits.values() if n is not None]
-        if len(known) < len(self.splits):
+        splits = {self.counted: self.count} | self.splits  # a record sorts them by name
+        parts = [f"{split} {'images of unknown number' if n is None else f'{n:,}'}" for split, n in splits.items()]
+        known = [n for n in splits.values() if n is not None]
+        if len(known) < len(splits):
             return ", ".join(parts)
-        return f"{sum(known):,} images" + (f" ({', '.join(parts)})" if parts and list(self.splits) != ["train"] else "")
+        return f"{sum(known):,} images" + (f" ({', '.join(parts)})" if parts and list(splits) != ["train"] else "")
 
     def _pixels(self) -> str:
         what = "latents of images of " if self.latents else ""

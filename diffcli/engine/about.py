@@ -18,6 +18,7 @@ from diffcli.data.shards import is_prepared
 from diffcli.engine.data_records import recorded
 from diffcli.engine.model import Model, without_weights
 from diffcli.fields import listed
+from diffcli.lookup.checkpoint_files import runs_inside
 from diffcli.networks.lora import Lora
 
 SCHEMA = 1
@@ -49,7 +50,8 @@ def about(path: Path) -> dict[str, Any]:
         )
     raise UserError(
         f"{path}: is no run, checkpoint, export or prepared set",
-        f"give one that diffcli wrote; images become a set by `diffcli prep-data folder {quoted(path)} --out DIR`",
+        runs_inside(path)
+        or f"give one that diffcli wrote; images become a set by `diffcli prep-data folder {quoted(path)} --out DIR`",
     )
 
 
@@ -98,7 +100,7 @@ def _lines_of_model(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["image"]:
         channels, *sides = found["image"]
         colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-        yield "draws", f"images of {listed(tuple(sides))} (HxW), {colour}"
+        yield "draws" if found["sampler"] else "reads", f"images of {listed(tuple(sides))} (HxW), {colour}"
     if led := found["control"]:
         fields = ", ".join(led["fields"])
         yield (

@@ -6,6 +6,8 @@ from diffcli.config import UserError, quoted
 
 RECORD = "checkpoint.json"
 WEIGHTS = ".safetensors"
+ANY = "give a run directory, a checkpoint folder or a .safetensors file"
+SHOWN = 8  # runs that a hint names
 PRESETS = (".yaml", ".yml")
 PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 
@@ -24,9 +26,7 @@ def checkpoints(root: Path) -> list[Path]:
 def locate(path: Path) -> Path:
     """The checkpoint that PATH means: a run directory (its newest), one checkpoint folder, or an exported .safetensors file."""
     if not path.exists():
-        raise UserError(
-            f"{path}: no such checkpoint", "give a run directory, a checkpoint folder or a .safetensors file"
-        )
+        raise UserError(f"{path}: no such checkpoint", _in_runs(path) or ANY)
     if path.is_file():
         return _refuse_foreign(path)
     if (path / RECORD).is_file():
@@ -36,7 +36,8 @@ def locate(path: Path) -> Path:
     if not found:
         raise UserError(
             f"{path}: holds no whole checkpoint",
-            "give the run directory that `diffcli train` printed, or wait for its first checkpoint (train.every.save)",
+            runs_inside(path)
+            or "give the run directory that `diffcli train` printed, or wait for its first checkpoint (train.every.save)",
         )
     return found[-1]
 
@@ -57,8 +58,22 @@ def weights_to_import(path: Path) -> Path:
 def run_directory(path: Path) -> Path:
     """The directory of a run. Raises UserError where there is none."""
     if not path.is_dir():
-        raise UserError(f"{path}: no such run directory", "give the directory that `diffcli train` printed")
+        hint = _in_runs(path) or "give the directory that `diffcli train` printed"
+        raise UserError(f"{path}: no such run directory", hint)
     return path
+
+
+def runs_inside(path: Path) -> str:
+    """A hint that names the runs in a folder; empty where there are none."""
+    found = sorted(each.parent for each in path.glob("*/checkpoints"))
+    more = ", ..." * (len(found) > SHOWN)
+    return f"give one of the runs in it: {', '.join(map(quoted, found[:SHOWN]))}{more}" if found else ""
+
+
+def _in_runs(path: Path) -> str:
+    """A hint at the run of this name, which lies in `runs`; empty where there is none."""
+    run = Path("runs", path.name)
+    return f"did you mean {quoted(run)}?" if (run / "checkpoints").is_dir() else ""
 
 
 def _refuse_foreign(path: Path) -> Path:
@@ -82,4 +97,4 @@ def _beside(path: Path) -> str:
         return f"give the checkpoint that it lies in: {path.parent}"
     if path.suffix in PRESETS:
         return f"`diffcli train --preset {quoted(path)}` trains a preset, and prints the run directory to give"
-    return "give a run directory, a checkpoint folder or a .safetensors file"
+    return ANY

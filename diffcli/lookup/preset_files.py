@@ -3,15 +3,17 @@
 A name means ./presets/NAME.yaml, else the file of that name that is shipped in the package.
 """
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from diffcli.config import UserError, did_you_mean
+from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.lookup.plain_yaml import KeyTwice, parsed
 
 NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # PyYAML on 2024-13-45, !!timestamp x, [[[[...
+COMPARE = "compare it with `diffcli presets show digits`"
 
 
 def folders() -> list[Path]:
@@ -31,13 +33,16 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
-            raise UserError(
-                f"--preset {name}: no such file", "give a preset's name, see `diffcli presets list`, or a YAML file"
-            )
+            close = get_close_matches(path.name, [each.name for each in path.parent.glob("*.y*ml")], n=1)
+            guess = f" (did you mean {quoted(path.with_name(close[0]))}?)" if close else ""
+            hint = f"give a preset's name, see `diffcli presets list`, or a YAML file{guess}"
+            raise UserError(f"--preset {name}: no such file", hint)
         return path
     presets = available()
     if name not in presets:
-        raise UserError(f"--preset {name}: no such preset", did_you_mean(name, sorted(presets)))
+        own = Path(f"{name}.yaml")
+        hint = f"type --preset {quoted(own)} for the file" if own.is_file() else did_you_mean(name, sorted(presets))
+        raise UserError(f"--preset {name}: no such preset", hint)
     return presets[name]
 
 
@@ -48,14 +53,16 @@ def read(path: Path) -> dict[str, Any]:
     except KeyTwice as error:
         raise UserError(f"{path}: {error}", f"keep one '{error.key}', with all that belongs to it") from None
     except (OSError, *NOT_YAML) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: is not readable YAML ({reason})", "compare it with `diffcli presets show digits`"
-        ) from error
+        reason = " ".join(str(error).split()).replace(' in "<unicode string>",', " in")
+        hint = "indent it by spaces, not by tabs" if r"'\t' that cannot start" in reason else COMPARE
+        raise UserError(f"{path}: is not readable YAML ({reason})", hint) from error
     if not isinstance(raw, dict):
-        raise UserError(
-            f"{path}: holds {type(raw).__name__}, not a mapping", "compare it with `diffcli presets show digits`"
+        found = (
+            "is empty"
+            if raw is None
+            else f"holds a {'list' if isinstance(raw, list) else 'single value'}, not KEY: VALUE"
         )
+        raise UserError(f"{path}: {found}", COMPARE)
     return raw
 
 

@@ -8,6 +8,7 @@ import torch
 
 from diffcli import preset as presets
 from diffcli.config import UserError
+from diffcli.data.description import DataDescription
 from diffcli.engine.about import about, lines
 from diffcli.engine.run.state import build_on_meta
 from tests.conftest import TINY, Cli
@@ -52,6 +53,20 @@ def test_a_prepared_set_tells_what_it_holds(cli: Cli, tmp_path: Path) -> None:
         [2, 1],
     )
     assert f"--data {tmp_path / 'set'}" in lines(found)["next"]
+
+
+def test_splits_stand_in_one_order_however_they_were_recorded() -> None:
+    holds = {"place": "p", "shape": (3, 8, 8)}
+    for splits in ({"train": 5, "test": 1}, {"test": 1, "train": 5}):
+        assert (
+            DataDescription.model_validate(holds | {"splits": splits}).facts["data"] == "p: 6 images (train 5, test 1)"
+        )
+
+
+def test_a_folder_of_runs_names_them(trained: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        about(trained.parent)
+    assert str(trained) in refused.value.hint
 
 
 def test_an_export_tells_its_pipeline_and_parts(tmp_path: Path) -> None:

@@ -91,7 +91,10 @@ def in_our_words(error: Any) -> tuple[str, str]:
     if message.startswith("Got unexpected extra argument"):
         extra = message[message.index("(") + 1 :].rstrip(")") if "(" in message else ""
         extra = extra.removeprefix("s) (")
-        return f"{path}: '{extra}' is one argument too many", f"leave it out, or give it by a flag; {see}"
+        return (
+            f"{path}: '{extra}' is one argument too many",
+            f"leave it out, give it by a flag, or put a value of several words in quotes; {see}",
+        )
     if message.startswith("No such command"):
         return _no_command(error, path, message)
     if kind == "BadParameter":

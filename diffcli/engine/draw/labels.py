@@ -113,4 +113,4 @@ def class_id(which: str | int, classes: tuple[str, ...] | None, count: int) -> i
             f"--class {which}: the model has the classes 0 to {count - 1}", f"use 0 to {count - 1}, all or random"
         )
     shown = names if len(names) <= FEW_CLASSES else get_close_matches(which, names, n=5, cutoff=0.3)
-    raise UserError(f"--class {which}: no such class", did_you_mean(which, [*shown, "all", "random"]))
+    raise UserError(f"--class {which or repr(which)}: no such class", did_you_mean(which, [*shown, "all", "random"]))

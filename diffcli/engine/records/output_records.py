@@ -103,12 +103,17 @@ def _earlier(node: Any) -> dict[str, Any] | None:
 def same_weights(path: Path, record: Mapping[str, Any], folder: Path) -> Path:
     """The checkpoint of a record, found from `folder`, its weights, and those of other runs, as the record names them.
 
-    Raises UserError where they are others by now.
+    Raises UserError where they are others by now, or gone.
     """
     controls = record.get("control")
     others = [each for each in controls.values() if "checkpoint" in each] if isinstance(controls, Mapping) else []
     for each in (record, *others):
         place = folder / str(each["checkpoint"])
+        if not place.exists():  # moved, or removed while its run went on
+            raise UserError(
+                f"--like {path}: {place}, which drew it, is not there",
+                "put it back, or draw with a checkpoint that is there, by the options under `command` in the record",
+            )
         if not place.is_dir():
             continue
         part = "ema" if each.get("ema", True) else "task"

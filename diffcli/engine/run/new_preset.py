@@ -23,6 +23,7 @@ from diffcli.data.description import describe
 from diffcli.data.images import FileImages
 from diffcli.data.pixels import open_image
 from diffcli.data.prepared import Shards
+from diffcli.lookup import preset_files
 from diffcli.networks.unet import UNetConfig
 
 NewTask = Literal["diffusion", "classifier"]
@@ -73,6 +74,11 @@ def write(name: str, data: Path, make: Callable[[str, Findings], tuple[str, Find
         raise UserError(
             f"NAME is '{name}': must be letters, digits and ._-",
             "type for example `diffcli presets new photos --data DIR`",
+        )
+    if name in preset_files.available():
+        raise UserError(
+            f"NAME is '{name}', which a preset of `diffcli presets list` has already",
+            f"give another, such as my-{name}",
         )
     target = Path(f"{name}.yaml")
     if target.exists():

@@ -99,7 +99,8 @@ def _of_run(path: Path, device: torch.device | str) -> Extractor:
     if not isinstance(task, ScoringTask):
         raise UserError(
             f"--features {path} is a run of a {model.preset.task.kind} task, which has no features to score with",
-            "train a classifier: diffcli train --preset digits-classifier",
+            "train a classifier: of digits by `diffcli train --preset digits-classifier`, "
+            "of your own classes by `diffcli presets new NAME --data DIR --task classifier`",
         )
     name = f"{model.preset.name}-step{model.step}-{model.digest[:8]}"
     return ClassifierFeatures(task, name, model.preset.data.shape, model.classes, device)

@@ -80,6 +80,13 @@ def test_weights_that_are_others_by_now_are_refused(cli: Cli, trained: Path, tmp
     cli("sample", "--like", file, "--out", tmp_path / "b.npz").refused(str(file), "other weights")
 
 
+def test_a_checkpoint_that_is_gone_is_named_with_what_to_do(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    assert cli("sample", trained, "--n", 1, "--out", tmp_path / "a.npz").code == 0
+    file, gone = tmp_path / "a.npz.json", tmp_path / "gone"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"checkpoint": str(gone)}))
+    cli("sample", "--like", file, "--out", tmp_path / "b.npz").refused(str(gone), "`command` in the record")
+
+
 def test_records_of_before_are_found_and_say_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps(TOLD))
     found = records.read_record(tmp_path / "s.png")

@@ -144,6 +144,9 @@ def test_a_file_that_is_there_stays_and_a_name_that_is_none_is_refused():
         write_new("../x", Path("photos"), "diffusion")
     with pytest.raises(UserError, match="nowhere"):
         write_new("other", Path("nowhere"), "diffusion")
+    with pytest.raises(UserError, match="NAME is 'digits'"):  # whose run would lie in the same folder
+        write_new("digits", Path("photos"), "diffusion")
+    assert not Path("digits.yaml").exists()
 
 
 def test_every_name_of_a_folder_and_of_a_class_gives_yaml():
