@@ -21,6 +21,7 @@ Scale = Annotated[
     typer.Option(
         "--scale",
         min=1,
+        max=64,
         help="Pixels of the square that each pixel of a .png grid or an animation becomes.",
         show_default="1; with --captions large enough for them",
         rich_help_panel=LOOKS,

@@ -28,6 +28,7 @@ KEYS = {  # flags of other programs whose meaning is a key of the preset here
     "--num-workers": "train.workers",
     "--save-every": "train.every.save",
     "--log-every": "train.every.log",
+    "--data": "data.root",
     "--size": "data.size",
     "--image-size": "data.size",
     "--resolution": "data.size",
