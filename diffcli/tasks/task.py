@@ -72,6 +72,9 @@ class Task(nn.Module, ABC):
 
     still: frozenset[str] = frozenset()  # the names of the networks that `freeze` was given,
     fixed: frozenset[str] = frozenset()  # and those of single parameters
+    inherited: frozenset[str] = (
+        frozenset()
+    )  # parameters of another model, of which a checkpoint of low-rank changes holds none
     wide: ClassVar[bool] = False  # its activations exceed the range of fp16, so it computes in float32 instead
     measures: int | None = 0  # samples of the training data that `measure` needs at least; None: all
     log_every: int = (

@@ -58,8 +58,8 @@ def covers(pattern: str, name: str) -> bool:
 
 
 def held(task: Task) -> set[str]:
-    """The keys that a checkpoint of changes holds: what training changes; its base has all else."""
-    constant = task.keys_of(task.still) | task.fixed
+    """The keys that a checkpoint of changes holds: those of changes and of `whole`, frozen or not; its base has all else."""
+    constant = task.keys_of(task.still) | task.inherited
     return {name for name in task.state_dict() if name not in constant}
 
 

@@ -195,8 +195,8 @@ def freeze_rest(task: Task, phases: tuple[Phase, ...], cfg: TrainConfig) -> None
     """
     trained = {name for phase in phases for name in phase.networks}
     still = [network.name for network in task.networks if network.name not in trained]
-    fixed = frozen_names(task, cfg)
-    task.freeze(still, fixed if cfg.lora is None else fixed | kept_constant(task, cfg.lora))
+    task.inherited = frozenset() if cfg.lora is None else kept_constant(task, cfg.lora)
+    task.freeze(still, frozen_names(task, cfg) | task.inherited)
     check_parameters(task, phases, cfg)
 
 

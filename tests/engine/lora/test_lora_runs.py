@@ -145,6 +145,24 @@ def test_what_is_trained_whole_beside_is_held_whole(base: Path, tmp_path: Path) 
     assert not any(found[name].equal(before[name]) for name in whole)
 
 
+def test_what_is_frozen_after_a_while_keeps_what_it_has_learned(base: Path, tmp_path: Path) -> None:
+    lora = LORA | {"whole": ["conditioners.0"]}
+    run = run_to(tmp_path / "run", 2, base, train__lora=lora)
+    before = {name: part(run, name) for name in ("ema", "task")}
+    frozen = ["conditioners.0", "network.down"]
+    run_to(run, 4, base, train__lora=lora, train__freeze=frozen)
+    after = {name: part(run, name) for name in ("ema", "task")}
+    names = [name for name in before["task"] if ".down." in name.partition(".lora.")[0] or name.startswith("cond")]
+    assert {of_change(name) for name in names} == {True, False}
+    for name in ("ema", "task"):
+        assert after[name].keys() == before[name].keys()
+        assert all(after[name][key].equal(before["task"][key]) for key in names)
+    drawn = weights(run)
+    same(drawn, merged({**part(base, "ema"), **after["ema"]}, low_rank(after["ema"])))
+    begun = run_to(tmp_path / "begun", 1, base, train__lora=lora, train__freeze=frozen)
+    assert part(begun, "ema").keys() == before["ema"].keys()
+
+
 # ---- the base elsewhere, gone or another -----------------------------------------------------------------------------------
 
 
