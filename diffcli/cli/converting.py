@@ -100,7 +100,10 @@ def export(
 
         if lora or base is not None:
             flag = f"--lora {lora[0]}" if lora else f"--base {base}"
-            raise UserError(f"{flag} with --to {to}: the matrices of {ckpt} go out alone", f"leave {flag} out")
+            raise UserError(
+                f"{flag} with --to {to}: it writes the matrices of one LoRA run alone",
+                f"give that run, and leave {flag} out; --merge, or --to diffusers, writes the model with its changes",
+            )
         print(export_matrices(ckpt, out, ema, "peft" if to == ExportLibrary.peft else "kohya"))
         return
     import torch

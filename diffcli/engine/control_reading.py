@@ -15,6 +15,7 @@ from diffcli.config import UserError
 from diffcli.data.description import DataDescription
 from diffcli.engine.data_records import check_classes
 from diffcli.engine.loading import load_weights
+from diffcli.engine.lora import lora_bases
 from diffcli.engine.model import specs_of
 from diffcli.fields import listed
 from diffcli.preset import Preset
@@ -76,6 +77,10 @@ def described(path: Path) -> tuple[Path, dict[str, Any], Preset]:
     preset_of(path)
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
+    try:
+        lora_bases.check_whole(found, record)
+    except UserError as error:
+        raise UserError(f"{KEY}: {error.problem}", error.hint) from None
     return found, record, preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
 
 

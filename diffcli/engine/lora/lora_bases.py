@@ -92,10 +92,15 @@ def read(task: Task, entry: Mapping[str, Any], found: Path, given: Path | None =
 def of_checkpoint(task: Task, path: Path, weights: WeightsName) -> BaseWeights:
     """The weights of a located checkpoint that others may be changes of. Raises UserError where it is a change itself."""
     record = checkpoint.read_record(path)
+    check_whole(path, record)
+    tensors, _ = read_to_sample(task, path, record, weights == "ema")
+    return BaseWeights(path, tensors, digest_of(tensors))
+
+
+def check_whole(path: Path, record: Mapping[str, Any]) -> None:
+    """Raises UserError where a located checkpoint with this record is a change of another model."""
     if named(record) is not None:
         raise UserError(
             f"{path}: is itself a change of {record[RECORD]['path']}, no whole model",
             f"merge it first: diffcli export {quoted(path)} --merge --out DIR",
         )
-    tensors, _ = read_to_sample(task, path, record, weights == "ema")
-    return BaseWeights(path, tensors, digest_of(tensors))

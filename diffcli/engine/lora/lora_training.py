@@ -7,14 +7,22 @@ from torch import Tensor, nn
 from diffcli.config import UserError
 from diffcli.networks.lora import Lora, LoraConfig, attach, matches, of_change
 from diffcli.preset import Preset, TrainConfig
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.task import Task
 
 KEY = "train.lora"
 
 
 def check_base(preset: Preset) -> None:
-    """Raises UserError where a preset wants low-rank changes and names no model that they change."""
-    if preset.train.lora is not None and preset.origin is None:
+    """Raises UserError where a preset wants low-rank changes and names no model that they change, or one that is led."""
+    if preset.train.lora is None:
+        return
+    if isinstance(preset.task, DiffusionConfig) and preset.task.control:
+        raise UserError(
+            f"{KEY} is set, but with task.control the branches are trained, and the model stays as it is",
+            "train one in a run: --set train.lora=null; `diffcli sample MODEL --lora RUN --control RUN` takes both",
+        )
+    if preset.origin is None:
         raise UserError(
             f"{KEY} is set, but {preset.name} begins from no model that it could change",
             "name one: --from RUN, or `from: RUN` in the preset",

@@ -97,6 +97,11 @@ class BaseIdentity:
     def __init__(self, tensors: dict[str, Tensor], entry: dict[str, Any] | None) -> None:
         self._tensors, self._entry = tensors, entry
 
+    @property
+    def own(self) -> bool:
+        """Whether the checkpoint is a whole model, and no change of one."""
+        return self._entry is None
+
     @cached_property
     def digest(self) -> str:
         return lora_bases.digest_of(self._tensors) if self._entry is None else str(self._entry["sha256"])
@@ -128,7 +133,7 @@ def applied(
     if entry["sha256"] != identity.digest:
         raise UserError(
             f"--lora {lora.text}: changes {entry['path']}, weights {entry['sha256'][: lora_bases.SHOWN]}..., but {found} "
-            f"{'changes' if identity.digest else 'has'} {identity.digest[: lora_bases.SHOWN]}...",
+            f"{'has' if identity.own else 'changes'} {identity.digest[: lora_bases.SHOWN]}...",
             f"give the model that it was trained on: --ckpt {quoted(entry['path'])}"
             + (" --no-ema" if entry["weights"] == "raw" else ""),
         )

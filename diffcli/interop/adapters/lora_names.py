@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffcli import tensor_file
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
 from diffcli.interop.foreign import read_json
 from diffcli.interop.weight_files import read_tensors, some
 from diffcli.networks.lora import LowRank
@@ -91,9 +91,14 @@ def inside(path: Path) -> Path:
     if not path.is_dir():
         return path
     found = next((path / name for name in FILES if (path / name).is_file()), None)
-    if found is None:
-        raise UserError(f"{path}: holds none of {', '.join(FILES)}", "give the .safetensors file of a LoRA")
-    return found
+    if found is not None:
+        return found
+    others = sorted(path.glob("*.safetensors"))  # kohya's have any name
+    if len(others) == 1:
+        return others[0]
+    if others:
+        raise UserError(f"{path}: holds {len(others)} files of weights", f"name one, as {quoted(others[0])}")
+    raise UserError(f"{path}: holds none of {', '.join(FILES)}", "give the .safetensors file of a LoRA")
 
 
 def layer_name(name: str, former: bool) -> str:

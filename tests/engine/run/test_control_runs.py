@@ -152,8 +152,33 @@ def test_what_is_no_model_to_lead_is_refused(
     cli("train", "--preset", tiny(**led(control)), "--run-dir", tmp_path / "b").refused("is led by pictures itself")
     both = led(trained) | {"from": str(trained)}
     cli("train", "--preset", tiny(**both), "--run-dir", tmp_path / "d").refused("--set from=null")
+    at_once = led(trained) | {"train__lora": {"rank": 2}}
+    cli("train", "--preset", tiny(**at_once), "--run-dir", tmp_path / "e").refused(
+        "train.lora", "--set train.lora=null"
+    )
     nothing = led(control) | {"task__control": [{"field": "edges"}]}
     cli("train", "--preset", tiny(**nothing), "--run-dir", tmp_path / "c").refused("task.control.from is missing")
+
+
+def test_a_change_of_a_model_is_merged_before_it_is_led(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, trained: Path
+) -> None:
+    lora = tiny(train__lora={"rank": 2, "targets": ["all"]}, **{"from": str(trained)})
+    assert cli("train", "--preset", lora, "--run-dir", tmp_path / "lora").code == 0
+    told = cli("train", "--preset", tiny(**led(tmp_path / "lora")), "--run-dir", tmp_path / "run")
+    told.refused("task.control.from", f"diffcli export {checkpoint.locate(tmp_path / 'lora')} --merge")
+
+
+def test_a_run_begins_from_the_model_that_is_led_not_from_what_leads_it(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, trained: Path, control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    cli("train", "--preset", tiny(), "--from", control, "--run-dir", run).refused("from", str(control), str(trained))
+    pictures = next(trained.rglob("*.png")).parent
+    monkeypatch.chdir(tmp_path)
+    cli("presets", "new", "mine", "--data", pictures, "--from", control).refused("from", str(control), str(trained))
+    assert not run.exists()
+    assert not Path("mine.yaml").exists()
 
 
 def test_dry_run_says_who_is_trained_and_looks_at_the_model_where_it_is_there(

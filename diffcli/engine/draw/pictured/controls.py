@@ -13,12 +13,13 @@ from typing import Any, cast
 from torch import nn
 
 from diffcli import checkpoint
-from diffcli.config import UserError, did_you_mean
+from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.engine import control_reading
 from diffcli.engine.casting import call_in
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model, load_model
+from diffcli.lookup.checkpoint_files import step_dir
 from diffcli.networks.control import Branch, Controlled
 from diffcli.tasks.conditioners.hints import HintConditioner
 from diffcli.tasks.control.controlled_task import ControlledTask
@@ -100,7 +101,7 @@ def joined(model: Model, path: Path) -> Model:
         raise UserError(
             f"{flag}: leads the weights {str(note.get('sha256'))[:12]}... of {note.get('from')}, but those of {model.path} are "
             f"{digest[:12]}...",
-            f"give --ckpt {note.get('from')}, or train a control of this model: task.control.from",
+            f"give --ckpt {quoted(led_place(note))}, or train a control of this model: task.control.from",
         )
     other = load_model(found, model.device, precision=model.precision)
     assert isinstance(other.task, ControlledTask)
@@ -115,6 +116,12 @@ def check_apart(model: Model, other: Model, flag: str) -> None:
         raise UserError(
             f"{flag}: reads '{both[0]}', which {model.path} reads, too", "give branches that read different fields"
         )
+
+
+def led_place(note: Mapping[str, Any]) -> str:
+    """Where a model that is led lay: in a run that may have gone on since, the checkpoint of its step, if that is kept."""
+    found = step_dir(Path(str(note.get("from"))) / "checkpoints", int(note.get("step") or 0))
+    return str(found) if found.is_dir() else str(note.get("from"))
 
 
 def led_digest(model: Model) -> str:

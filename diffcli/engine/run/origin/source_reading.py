@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from diffcli import checkpoint
-from diffcli.config import UserError
+from diffcli.config import UserError, quoted
+from diffcli.engine import control_reading
 from diffcli.engine.loading import completed
 from diffcli.engine.lora.lora_weights import used_weights
 from diffcli.engine.model import Model, without_weights
 from diffcli.lookup import preset_files
+from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.starting_point import StartingPoint
 
 KEY = "from"  # of a preset, and of a checkpoint's record
@@ -39,6 +41,12 @@ def described(start: StartingPoint) -> Model:
     except UserError as error:
         raise UserError(f"{KEY}: {error.problem}", error.hint, error.also) from error
     record = checkpoint.read_record(model.path)
+    if isinstance(model.preset.task, DiffusionConfig) and model.preset.task.control:
+        led = record.get(control_reading.RECORD) or {}
+        raise UserError(
+            f"{KEY}: {model.path} is led by pictures, and what a run begins from is not",
+            f"name the model that it leads: {quoted(str(led.get('from')))}; to lead it by other pictures set task.control.from",
+        )
     if start.weights == "raw" and not checkpoint.holds("task", model.path, record):
         raise UserError(
             f"{KEY}: {model.path} holds an average only, and weights is raw",

@@ -115,4 +115,4 @@ def test_control_of_another_model_is_refused_by_its_digest(
     name = next(name for name in weights if name.endswith("stem.weight"))
     other = checkpoint.save_average(tmp_path / "step-00000004", weights | {name: weights[name] + 1}, record)
     told = cli("sample", other, "--control", strong, "--image", hint, *FEW, "--out", tmp_path / "x.png")
-    told.refused("--control", "leads the weights", "task.control.from")
+    told.refused("--control", "leads the weights", "task.control.from", f"--ckpt {found},")
