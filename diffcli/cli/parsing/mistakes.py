@@ -36,6 +36,17 @@ KEYS = {  # flags of other programs whose meaning is a key of the preset here
     "--num-classes": "task.conditioners.0.num_classes",
     "--guidance": "guidance",
     "--sampler": "sampler.kind",
+    "--lora-rank": "train.lora.rank",
+    "--rank": "train.lora.rank",
+    "--lora-alpha": "train.lora.alpha",
+    "--alpha": "train.lora.alpha",
+    "--freeze": "train.freeze",
+}
+SAID = {  # what is said of flags that neither a key nor a flag stands for, where the command ends in one of these words
+    ("--epochs", ()): "type --steps N: --dry-run says how many steps an epoch has; ",
+    ("--lora", ("train", "resume")): "type --set train.lora.rank=8 to train small changes of the model of --from; ",
+    ("--lora", ("new",)): "type `diffcli train --preset NAME.yaml --set train.lora.rank=8` after it; ",
+    ("--lora-scale", ("sample", "gif", "fid", "export")): "put the scale behind the run, as in --lora RUN:0.5; ",
 }
 FLAGS = {  # flags of other programs, by those that mean the same here
     "--cfg": "--guidance",
@@ -136,12 +147,16 @@ def _instead(error: Any, path: str) -> str:
 
     name = error.option_name.replace("_", "-")
     value = next(iter(_values([name, error.option_name])), "VALUE")
-    if name == "--epochs":
-        return "type --steps N: --dry-run says how many steps an epoch has; "
+    last = path.split()[-1]
+    for (flag, commands), said in SAID.items():
+        if name == flag and (not commands or last in commands):
+            return said
     command = error.ctx.command if error.ctx is not None else None
     known = [opt for param in getattr(command, "params", ()) for opt in (*param.opts, *param.secondary_opts)]
-    if path.split()[-1] in ("train", "resume") and name in KEYS and "--set" in known:
+    if last in ("train", "resume") and name in KEYS and "--set" in known:
         return f"type --set {KEYS[name]}={value}; "
+    if last == "new" and name in KEYS:
+        return f"type `diffcli train --preset NAME.yaml --set {KEYS[name]}={value}` after it, or change the file; "
     if FLAGS.get(name) in known:
         return f"type {FLAGS[name]} {value}; "
     close = get_close_matches(name, [opt for opt in known if opt.startswith("--")], n=2, cutoff=0.7)
