@@ -1,5 +1,6 @@
 """Conditions that are given as they are: files, arrays, and the images of an earlier stage, each for a named field."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffcli.config import ImageShape, UserError, did_you_mean
+from diffcli.config import ImageShape, Note, UserError, did_you_mean
+from diffcli.data.derived import Edges
 from diffcli.data.modes import class_values
 from diffcli.data.pixels import fit
 from diffcli.data.shards import WHITE
@@ -20,6 +22,8 @@ from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.model import Model
 from diffcli.fields import FieldSpec, Specs, fits, listed
 
+EDGES_AT_MOST = 0.5  # of a picture is white where edges are one pixel wide, with at least one black pixel between two
+HALF = 128  # levels from here on are white
 BINARY = 2  # classes of a mask that may be black and white
 OPTIONS = {"classes": "--class", "text": "--prompt"}  # kinds of fields that have an option of their own
 PICTURED = ("image", "mask")  # the kinds of fields that are read from files
@@ -143,8 +147,22 @@ def from_files(
             check_enlarged(f"{flag} {path}", image, size, factor)
         rows.append(torch.from_numpy(_picture(spec, image, _sides(model, image, size, factor))))
         check_values(f"{flag} {path}", spec, rows[-1], ", or black and white" * (spec.class_count == BINARY))
+        _note_tones(model, name, f"{flag} {path}", rows[-1])
     alike = len({row.shape for row in rows}) == 1
     return Value(torch.stack(rows) if alike else rows, [described(path) for path in paths])
+
+
+def _note_tones(model: Model, name: str, what: str, picture: Tensor) -> None:
+    """A note where a picture has dark lines on white, as people draw, and the model learned from white ones on black."""
+    learned = any(isinstance(each, Edges) and each.field == name for each in model.preset.data.derived)
+    white = float((picture >= HALF).float().mean())
+    if learned and white > EDGES_AT_MOST:
+        warnings.warn(
+            f"{what}: {white:.0%} of it is white, but the model learned from white lines on black; for a drawing of dark lines "
+            "exchange black and white first, with ImageOps.invert of Pillow or in a painting program",
+            Note,
+            stacklevel=2,
+        )
 
 
 def from_stage(model: Model, images: Tensor, record: Mapping[str, Any], field: str | None = None) -> dict[str, Value]:

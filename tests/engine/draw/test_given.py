@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffcli.config import UserError
+from diffcli.config import Note, UserError
 from diffcli.data.pixels import fit
 from diffcli.digest import sha256
 from diffcli.engine.distributed import Group
@@ -51,6 +51,21 @@ def test_files_arrive_as_levels_in_the_models_shape_one_image_of_each(tmp_path: 
     described = request(model, SampleOptions(), given={"low_res": value}).describe()
     origins = [{"file": str(file), "sha256": sha256(file)} for file in files]
     assert json.loads(json.dumps(described["given"])) == {"low_res": origins}
+
+
+@pytest.mark.parametrize(("derived", "noted"), [("edges", True), ("sketch", False)])
+def test_dark_lines_on_white_are_noted_where_edges_were_learned_and_taken_as_they_are(
+    derived: str, noted: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    model, _ = pictured("lines", FieldSpec("image", (1, 8, 8)), data__derived=[{"kind": derived, "field": "lines"}])
+    drawing = np.full((8, 8), 255, np.uint8)
+    drawing[3] = 0
+    for levels, name in [(drawing, "dark.png"), (255 - drawing, "light.png")]:
+        Image.fromarray(levels).save(tmp_path / name)
+        assert torch.equal(from_files(model, "lines", [tmp_path / name]).rows[0], torch.from_numpy(levels)[None])
+    said = [str(each.message) for each in recwarn if issubclass(each.category, Note)]
+    assert len(said) == noted
+    assert all("dark.png" in each and "ImageOps.invert" in each for each in said), said
 
 
 def test_an_image_depends_on_its_own_row_and_seed_alone(tmp_path: Path) -> None:
