@@ -25,18 +25,26 @@ def begun(task: Task, source: Path, step: int, weights: WeightsName, run: Path) 
     constants = [name for name in mine if name not in kept]
     lacking = [name for name in constants if name not in base.tensors or base.tensors[name].shape != mine[name].shape]
     if lacking:
-        place = lacking[0].rpartition(".")[0] or lacking[0]
         raise UserError(
             f"{KEY}: {source} does not have {some(lacking)} of this model, and a run with {KEY} changes its base alone",
-            f"train them whole: --set 'train.lora.whole=[{place}]'",
+            _trained_whole(lacking),
         )
     other = [name for name in constants if not torch.equal(mine[name].cpu(), base.tensors[name].to(mine[name].dtype))]
-    if other:
+    if other:  # rows of a class table of as many new classes, or what is no parameter and is measured of the data
+        parameters = dict(task.named_parameters())
         raise UserError(
             f"{KEY}: {some(other)} is not as in {source}, and a run with {KEY} changes its base alone",
-            f"begin from that model without {KEY}: leave it out of the preset",
+            _trained_whole(other)
+            if all(name in parameters for name in other)
+            else f"begin from that model without {KEY}: leave it out of the preset",
         )
     return {lora_bases.RECORD: lora_bases.noted(base, step, weights, run)}
+
+
+def _trained_whole(names: list[str]) -> str:
+    """What to type so that these parameters are trained as they are: each layer of theirs once."""
+    places = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
+    return f"train what is new whole: --set 'train.lora.whole=[{', '.join(places)}]'"
 
 
 def taken_up(
