@@ -120,6 +120,7 @@ def training(model: Model, found: Findings, name: str) -> list[str]:
         f"  batch_size: {min(BATCH, train.batch_size, max(1, found.number))}  # images in a step",
         *(f"  {line}" for line in options.splitlines()),
         f"  # lr is {SLOWER:g} of the model's own; single parts: lr_scale: {{network.up: 0.5}}, freeze: [network.down]",
+        "  # small changes alone (LoRA), in checkpoints of a few MB: lora: {rank: 8, targets: [all]}, and ten times this lr",
         "  curve: {kind: cosine, warmup: 20, floor: 0.1}  # the rate rises for 20 steps, then falls to a tenth",
         "  ema: 0.99  # an average of the last 100 steps or so",
         f"  every: {{log: 20, preview: 100, save: 100}}  # steps; {shown(('previews are in runs/' + name + '/previews',))}",
