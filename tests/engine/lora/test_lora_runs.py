@@ -181,6 +181,14 @@ def test_a_base_that_is_gone_is_told_and_found_by_base(pair: Path, adapted: Path
     assert checkpoint.read_record(last(pair / "adapted"))["base"]["path"] == str(last(moved))
 
 
+def test_without_its_base_it_is_merged_first(pair: Path, tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
+    (pair / "base").rename(tmp_path / "away")
+    kept = last(pair / "adapted")
+    told = cli("train", "--preset", tiny(), "--from", kept, "--run-dir", tmp_path / "run")
+    told.refused("from", f"diffcli export {kept} --base PATH --merge --out DIR")
+    assert cli("export", kept, "--base", tmp_path / "away", "--merge", "--out", tmp_path / "whole").code == 0
+
+
 def test_another_base_is_refused(pair: Path, cli: Cli, tmp_path: Path) -> None:
     other = tmp_path / "other"
     with join("cpu") as group:

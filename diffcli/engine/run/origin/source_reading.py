@@ -60,7 +60,11 @@ def read(start: StartingPoint) -> SourceModel:
     model = described(start)
     record = checkpoint.read_record(model.path)
     if model.base is not None:  # low-rank changes, which are merged into the model that they change
-        used = used_weights(model.task, model.preset, model.path, record, start.weights == "ema")
+        try:
+            used = used_weights(model.task, model.preset, model.path, record, start.weights == "ema")
+        except UserError as error:  # `train` has no --base
+            merging = f"diffcli export {quoted(model.path)} --base PATH --merge --out DIR"
+            raise UserError(f"{KEY}: {error.problem}", f"{merging}, and begin from DIR") from error
         return SourceModel(model, used.tensors, used.sha256)
     first, second = ("ema", "task") if start.weights == "ema" else ("task", "ema")
     contents = checkpoint.read_contents(model.path, first, record)
