@@ -137,6 +137,12 @@ def applied(
             f"give the model that it was trained on: --ckpt {quoted(entry['path'])}"
             + (" --no-ema" if entry["weights"] == "raw" else ""),
         )
+    there, here = record["preset"]["task"].get("target"), preset.task.model_dump(mode="json").get("target")
+    if there != here:
+        raise UserError(
+            f"--lora {lora.text}: was trained with task.target {there}, but {found} is used with {here}",
+            f"draw with it alone: --ckpt {quoted(lora.path)}",
+        )
     contents = checkpoint.read_contents(place, "ema", record)
     parameters = {name for name, _ in task.named_parameters()}
     whole = {name: value for name, value in contents.tensors.items() if not of_change(name) and name in parameters}
