@@ -57,7 +57,7 @@ class Malicious:
 def test_a_malicious_pickle_runs_nothing_and_is_named(tmp_path: Path, protocol: int):
     witness = tmp_path / "ran"
     data = pickle.dumps({"data": Malicious((os.system, (f"touch {witness}",)))}, protocol)
-    with pytest.raises(PickleError, match=rf"asks for {os.system.__module__}\.system"):
+    with pytest.raises(PickleError, match=rf"{os.system.__module__}\.system"):
         read_pickle(data)
     assert not witness.exists()
     pickle.loads(data)
@@ -67,10 +67,10 @@ def test_a_malicious_pickle_runs_nothing_and_is_named(tmp_path: Path, protocol: 
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (pickle.dumps(datetime.date(2020, 1, 1)), "asks for datetime.date"),
+        (pickle.dumps(datetime.date(2020, 1, 1)), r"datetime\.date"),
         (pickle.dumps({1, 2}), "opcode EMPTY_SET"),
         (pickle.dumps(np.zeros(2), 2), "array of type 'f8'"),
-        (pickle.dumps(np.array([object()]), 2), "asks for "),
+        (pickle.dumps(np.array([object()]), 2), "no plain data"),
         (pickle.dumps({1: 2}), "without names"),
         (pickle.dumps([1, 2])[:-1], "ends before|garbled"),
         (b"", "garbled"),

@@ -338,7 +338,7 @@ def test_a_folder_that_lacks_a_part_is_refused_or_says_what_it_takes_for_granted
 def test_a_preset_beside_a_pipeline_may_guide_otherwise_but_not_diffuse_otherwise(pipeline: Path) -> None:
     raw = importing.load(pipeline, None).preset.model_dump(mode="json")
     assert importing.load(pipeline, presets.build(raw, "mine", ["guidance=3"])).preset.guidance == 3
-    with pytest.raises(UserError, match=r"means task\.target 'eps', but --as .* has 'v'"):
+    with pytest.raises(UserError, match=r"task\.target 'eps', but --as .* has 'v'"):
         importing.load(pipeline, presets.build(raw, "mine", ["task.target=v"]))
 
 

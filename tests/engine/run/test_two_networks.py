@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from diffcli import checkpoint
 from diffcli.config import UserError
-from diffcli.engine.loading import load_to_sample
+from diffcli.engine.loading import fill, read_to_sample
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.plan import roles
 from diffcli.engine.run.runlog import read_log
@@ -156,7 +156,9 @@ def test_an_average_copies_what_it_averages_alone(straight: Path) -> None:
 def test_what_sampling_needs_is_loaded_and_the_rest_is_forgotten(straight: Path, use_ema: bool) -> None:
     path = straight / "checkpoints" / "step-00000008"
     task = build_on_meta(pair())
-    load_to_sample(task, path, checkpoint.read_record(path), use_ema)
+    tensors, _ = read_to_sample(task, path, checkpoint.read_record(path), use_ema)
+    task.forget_unsampled()
+    fill(task, tensors, path)
     expected = weights(straight, "ema") | ({} if use_ema else weights(straight, "task"))
     found = task.state_dict()
     assert prefixes(found) == {"generator", "colour", "stage", "updates"}

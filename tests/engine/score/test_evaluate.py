@@ -210,7 +210,7 @@ def test_of_a_reference_batch_fid_takes_the_statistics_and_precision_the_images(
         assert found.scores == pytest.approx({**alone, "fid": all_of_it["fid"]}, abs=1e-6)
         assert found.as_dict()["reference"] == {"name": batch.name, "n": 40, "statistics": "given"}
     assert alone["fid"] != pytest.approx(all_of_it["fid"], rel=0.05)
-    assert "states" in next(line for line in report.lines() if line.startswith("reference"))
+    assert "in the file" in next(line for line in report.lines() if line.startswith("reference"))
 
 
 def test_the_images_of_a_reference_batch_are_read_only_where_a_metric_needs_them(tmp_path):
