@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 import diffcli
 from diffcli.cli.app import app
 from diffcli.cli.parsing.choices import METRICS
-from diffcli.cli.parsing.mistakes import FLAGS, KEYS
+from diffcli.cli.parsing.mistakes import FLAGS, KEYS, SAID
 from diffcli.metrics.scores import AnyMetric
 from diffcli.preset import Preset
 
@@ -22,7 +22,7 @@ PACKAGE = Path(diffcli.__file__).parent
 GAP = "\0"  # what a message fills in
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 OTHERS = {  # of other programs, and those that the parser itself has
-    *("--help", "--version", "--epochs", "--local-dir", "--force-reinstall", "--no-deps"),
+    *("--help", "--version", "--local-dir", "--force-reinstall", "--no-deps"),
 }
 
 
@@ -78,7 +78,13 @@ def typed_commands(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def test_every_flag_that_a_text_names_is_one_of_a_command() -> None:
-    known = OTHERS | set(KEYS) | set(FLAGS) | {name for command in commands().values() for name in options(command)}
+    known = (
+        OTHERS
+        | set(KEYS)
+        | set(FLAGS)
+        | {flag for flag, _ in SAID}
+        | {name for command in commands().values() for name in options(command)}
+    )
     named = [(text.place, flag) for text in texts() for flag in OPTION.findall(text.typed)]
     assert len(named) > 500
     assert [each for each in named if each[1] not in known] == []
