@@ -53,7 +53,9 @@ def listed(model: type[BaseModel], tree: Any, path: Place, value: Any) -> list[A
     if numeric and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         default = taken(model, tree, path)
         return default if isinstance(default, list) else listed(model, tree, path, None)
-    return _example(_array(_at(model, tree, path)), value, _definitions(model))
+    example: list[Any] = _example(_array(_at(model, tree, path)), value, _definitions(model))
+    default = _at(model, tree, path[:-1]).get("properties", {}).get(path[-1], {}).get("default")
+    return list(default) if None in example and default else example  # of words, the schema knows none but the default
 
 
 def taken(model: type[BaseModel], tree: Any, path: Place) -> Any:

@@ -56,6 +56,12 @@ def test_a_value_in_the_wrong_form_is_told_in_the_right_one_which_works(
     presets.build(TINY, "tiny.yaml", typed(error.hint))
 
 
+def test_an_empty_list_of_words_is_answered_with_the_default() -> None:
+    with pytest.raises(UserError) as error:
+        presets.load("digits-lora", ["train.lora.targets=[]"])
+    assert "train.lora.targets=[attention]" in error.value.hint
+
+
 def test_a_record_of_a_kind_lists_the_kinds() -> None:
     error = refused("train.optimizer=adamw2")
     assert "did you mean 'adamw'?" in error.hint
