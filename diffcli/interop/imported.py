@@ -18,7 +18,7 @@ from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
 
 STAGE_SIZE = 256  # of the images of a first stage, which takes any size
-STEPS = 100_000  # placeholders for a training, which a preset needs
+STEPS = 100_000  # a preset says how long a run is; files of weights do not
 
 
 class Imported(NamedTuple):

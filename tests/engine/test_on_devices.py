@@ -32,6 +32,7 @@ def devices(*cpu_marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
 
 @pytest.fixture(autouse=True)
 def there(request: pytest.FixtureRequest) -> None:
+    """Leaves the CUDA half of a test out where there is no such device, as on most machines; its CPU half always runs."""
     if request.getfixturevalue("device") == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
@@ -142,7 +143,7 @@ def test_samples_score_as_on_the_cpu_in_float32(
 def test_two_processes_train_and_sample_as_one(
     device: str, tiny: Callable[..., Path], tmp_path: Path, expected: list[float]
 ) -> None:
-    if device == "cuda" and torch.cuda.device_count() < 2:
+    if device == "cuda" and torch.cuda.device_count() < 2:  # nccl refuses two processes on one device
         pytest.skip("needs two CUDA devices")
     run, out = tmp_path / "run", tmp_path / "s.npz"
     trained = in_subprocess("train", "--preset", tiny("two"), "--run-dir", run, "--device", device, "--nproc", 2)
