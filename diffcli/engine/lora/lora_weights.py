@@ -56,7 +56,7 @@ def used_weights(
         under = lora_bases.read(task, entry, found, base)
         tensors = changed(task, under.tensors, own_tensors, found)
         entry = entry | {"path": str(under.path)}
-    identity = BaseIdentity(tensors, entry)
+    identity = BaseIdentity(tensors, entry, record.get("classes"))
     done: list[dict[str, Any]] = []
     notes: list[str] = []
     for each in wishes:
@@ -94,8 +94,8 @@ def added(tensors: dict[str, Tensor], changes: dict[str, LowRank], scale: float,
 class BaseIdentity:
     """Which model the weights of a checkpoint are, before changes: the digest is made when first asked for."""
 
-    def __init__(self, tensors: dict[str, Tensor], entry: dict[str, Any] | None) -> None:
-        self._tensors, self._entry = tensors, entry
+    def __init__(self, tensors: dict[str, Tensor], entry: dict[str, Any] | None, classes: list[str] | None) -> None:
+        self._tensors, self._entry, self.classes = tensors, entry, classes
 
     @property
     def own(self) -> bool:
@@ -146,6 +146,12 @@ def applied(
     contents = checkpoint.read_contents(place, "ema", record)
     parameters = {name for name, _ in task.named_parameters()}
     whole = {name: value for name, value in contents.tensors.items() if not of_change(name) and name in parameters}
+    theirs = record.get("classes")
+    if any(name.startswith("conditioners.") for name in whole) and theirs != identity.classes:
+        raise UserError(
+            f"--lora {lora.text}: was trained on the classes {theirs}, but {found} has {identity.classes}",
+            f"draw with it alone: --ckpt {quoted(lora.path)}",
+        )
     mixed = {name: part_way(name, tensors[name], value, lora) for name, value in whole.items()}
     result = added(tensors | mixed, changes_in(contents.tensors, place), lora.scale, f"--lora {lora.text}")
     return result, about | {"sha256": contents.sha256}
