@@ -15,7 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config, UserError, keys_agree
+from diffcli.eight_bit import EightBitAdamW, in_bytes, state_bytes
 
+FLOAT = 4  # bytes
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -39,7 +41,7 @@ class OptimizerConfig(Config):
 
     @abstractmethod
     def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
-        """The number of values that the optimizer from `build` keeps after its first step."""
+        """The bytes that the optimizer from `build` keeps after its first step, counters left out."""
 
 
 class Moments(OptimizerConfig):
@@ -53,7 +55,7 @@ class Moments(OptimizerConfig):
     eps: float = Field(1e-8, gt=0, description="added to the root of the second average")
 
     def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
-        return 2 * sum(p.numel() for p in parameters)
+        return 2 * FLOAT * sum(p.numel() for p in parameters)
 
 
 class Adam(Moments):
@@ -82,6 +84,29 @@ class AdamW(Moments):
         )
 
 
+class AdamW8bit(Moments):
+    """AdamW with a byte for each value of both moments, by the package bitsandbytes (extra `lowbit`): a quarter of the memory.
+
+    Parameters of fewer than 4096 values keep moments in float32. In fp16 the host waits in every step, as with Muon.
+    Source: Dettmers et al. 2022, arXiv 2110.02861.
+    """
+
+    remembers: ClassVar[str] = "moments in bytes"
+
+    kind: Literal["adamw8bit"] = "adamw8bit"
+
+    def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
+        return sum(state_bytes(p) if in_bytes(p) else 2 * FLOAT * p.numel() for p in parameters)
+
+    def build(
+        self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
+    ) -> torch.optim.Optimizer:
+        large, small = ([p for p in parameters if in_bytes(p) is kept] for kept in (True, False))
+        rest = AdamW(lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        built = [EightBitAdamW(large, self.lr, self.betas, self.eps, self.weight_decay)] if large else []
+        return Together([*built, *([rest.build(small)] if small else [])])
+
+
 class Sgd(OptimizerConfig):
     """Gradient descent with heavy-ball or Nesterov momentum; weight_decay is L2 in the gradient.
 
@@ -95,7 +120,7 @@ class Sgd(OptimizerConfig):
     nesterov: bool = Field(False, description="look ahead by the velocity before the gradient counts")
 
     def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
-        return sum(p.numel() for p in parameters) if self.momentum else 0
+        return FLOAT * sum(p.numel() for p in parameters) if self.momentum else 0
 
     @keys_agree
     def _agree(self) -> Iterator[str]:
@@ -129,7 +154,7 @@ class Muon(Moments):
     momentum: Beta = Field(0.95, description="decay of the momentum that is orthogonalised, in [0, 1)")
 
     def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
-        return sum(p.numel() * (1 if p in hidden else 2) for p in parameters)
+        return FLOAT * sum(p.numel() * (1 if p in hidden else 2) for p in parameters)
 
     def build(
         self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
@@ -169,7 +194,7 @@ def scale_rates(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter,
 
     Who sets rates gives each group that of all times its `scale`, which is 1 where `factors` name no other.
     """
-    parts = optimizer.parts if isinstance(optimizer, Together) else [optimizer]
+    parts = _parts(optimizer)
     for part in parts:
         groups = []
         for group in part.param_groups:
@@ -269,18 +294,35 @@ def restore_optimizer(
 ) -> None:
     """Restores the state from `optimizer_tensors`. Raises UserError if a tensor fits no parameter."""
     by_name = {names[p]: p for group in optimizer.param_groups for p in group["params"]}
+    eight_bit = {
+        p: part
+        for part in _parts(optimizer)
+        if isinstance(part, EightBitAdamW)
+        for g in part.param_groups
+        for p in g["params"]
+    }
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition(":")
         parameter = by_name.get(parameter_name)
-        if parameter is None or (value.ndim and value.shape != parameter.shape):
+        if parameter is None:
+            like = None
+        elif parameter in eight_bit:
+            like = eight_bit[parameter].fresh(parameter).get(key)
+        else:  # fused kernels walk memory: moments need the parameter's strides (channels last), the counter its device
+            like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=parameter.device)
+            like = like.detach().to(value.dtype)
+        if parameter is None or like is None or value.shape != like.shape:
             raise UserError(
                 f"optimizer.safetensors: {name} {tuple(value.shape)} fits no parameter of this preset",
                 "resume without changing the network; to start anew from weights, train into another --run-dir",
             )
-        # fused kernels walk memory: moments need the parameter's strides (channels last), the counter its device
-        like = torch.empty_like(parameter) if value.ndim else torch.empty((), device=parameter.device)
-        optimizer.state[parameter][key] = like.detach().to(value.dtype).copy_(value)
+        optimizer.state[parameter][key] = like.copy_(value)
 
 
-AnyOptimizer = Annotated[Adam | AdamW | Sgd | Muon, Field(discriminator="kind")]
+def _parts(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizers that it is made of, or itself."""
+    return optimizer.parts if isinstance(optimizer, Together) else [optimizer]
+
+
+AnyOptimizer = Annotated[Adam | AdamW | AdamW8bit | Sgd | Muon, Field(discriminator="kind")]
 AnyCurve = Annotated[Constant | LinearDecay | CosineDecay | InverseSqrt, Field(discriminator="kind")]

@@ -25,7 +25,7 @@ ROWS: list[set[str]] = [
     {"preset"},
     {"tasks", "prep"},
     {"diffusion", "networks", "encoders", "data", "metrics", "optim", "ema", "checkpoint"},
-    {"fields", "noise", "digest", "tensor_file", "torchvision_compat", "config_errors", "lookup"},
+    {"fields", "noise", "digest", "tensor_file", "torchvision_compat", "config_errors", "lookup", "eight_bit"},
     {"config", "transfer", "kmeans"},
     {"__init__"},
 ]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from importlib.util import find_spec
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from diffcli.noise import Noise
 from diffcli.optim import (
     Adam,
     AdamW,
+    AdamW8bit,
     AnyCurve,
     AnyOptimizer,
     Constant,
@@ -33,7 +35,12 @@ from diffcli.tasks.diffusion_config import DiffusionConfig
 from tests.diffusion.oracle import kind, members
 
 CURVES = members(AnyCurve)
-OPTIMIZERS = members(AnyOptimizer)
+needs_bytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes, of the extra lowbit, is not installed"
+)
+OPTIMIZERS = [
+    pytest.param(cls, marks=needs_bytes if cls is AdamW8bit else (), id=kind(cls)) for cls in members(AnyOptimizer)
+]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
@@ -227,7 +234,7 @@ def built(config: OptimizerConfig, module: nn.Module, fused: bool) -> torch.opti
     return optimizer
 
 
-@pytest.mark.parametrize("cls", OPTIMIZERS, ids=kind)
+@pytest.mark.parametrize("cls", OPTIMIZERS)
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("memory_format", FORMATS, ids=["contiguous", "channels_last"])
 def test_an_optimizer_goes_on_from_its_tensors_bit_for_bit(cls, fused, memory_format):
@@ -324,9 +331,9 @@ def test_a_moment_that_never_forgets_or_grows_is_refused_before_training(betas):
         AdamW(betas=betas)
 
 
-@pytest.mark.parametrize("choice", OPTIMIZERS, ids=kind)
+@pytest.mark.parametrize("choice", OPTIMIZERS)
 def test_groups_with_factors_step_as_if_each_were_alone_at_its_own_rate(choice: type[OptimizerConfig]) -> None:
-    """And the optimizer keeps, beside counters, as many numbers as its config says."""
+    """And the optimizer keeps, beside counters, as many bytes as its config says."""
     config = choice()
 
     def stepped(factor: float, scaled: bool) -> tuple[nn.Module, int]:
@@ -341,7 +348,7 @@ def test_groups_with_factors_step_as_if_each_were_alone_at_its_own_rate(choice: 
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * (group["scale"] if scaled else factor)
             optimizer.step()
-        kept = sum(v.numel() for state in optimizer.state.values() for v in state.values() if v is not None and v.ndim)
+        kept = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v is not None and v.ndim)
         assert kept == config.remembered(parameters, hidden)
         return module, kept
 

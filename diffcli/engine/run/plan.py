@@ -85,7 +85,7 @@ def values_kept(task: Task, phases: tuple[Phase, ...], cfg: TrainConfig) -> dict
         "trained weights": learned,
         "frozen weights": sum(p.numel() for p in task.parameters()) - learned,
         "gradients": learned,
-        "optimizer": moments,
+        "optimizer": moments / 4,
         "averages": len(averages(cfg.ema)) * sum(p.numel() for p in trained if id(p) not in apart),
     }
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,10 @@ def test_resume_changes_the_learning_rate_where_it_is_asked_to(
     [
         {"kind": "sgd", "lr": 0.01, "nesterov": True},
         pytest.param(
+            {"kind": "adamw8bit", "lr": 1e-3},
+            marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"),
+        ),
+        pytest.param(
             {"kind": "muon", "lr": 1e-3}, marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9")
         ),
     ],
@@ -207,7 +212,14 @@ def test_resume_changes_the_learning_rate_where_it_is_asked_to(
 def test_a_run_of_each_further_optimizer_resumed_is_the_run_in_one_go_to_the_byte(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path, optimizer: dict
 ) -> None:
-    network = {"kind": "dit", "patch": 4, "width": 8, "depth": 1, "heads": 2, "dropout": 0.2}
+    network = {
+        "kind": "dit",
+        "patch": 4,
+        "width": 32,
+        "depth": 1,
+        "heads": 2,
+        "dropout": 0.2,
+    }  # 4096 values in a matrix
     curve = {"kind": "inverse_sqrt", "ref": 2}
     preset = tiny(train__optimizer=optimizer, train__curve=curve, task__network=network)
     straight, parted = tmp_path / "straight", tmp_path / "parted"
