@@ -72,7 +72,7 @@ def _data(data: Any) -> tuple[str, str]:
     from diffcli.prep.kinds import KINDS
 
     kind, root = str(_part(data, "kind") or ""), str(_part(data, "root") or "")
-    if kind.startswith("digits"):
+    if kind.startswith(("digits", "moving_digits")):
         return SHIPPED
     known = {"none": NONE, "mnist": IDX, "cifar10": CIFAR}
     if kind in known:

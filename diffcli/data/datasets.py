@@ -20,6 +20,7 @@ from diffcli.data.images import ImageData
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import ClassesFrom, Split
 from diffcli.data.modes import Range
+from diffcli.data.moving_digits import MovingDigits
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
 from diffcli.data.stream.stream_data import Stream, lists_shards
@@ -134,7 +135,8 @@ class NoData(DataConfig):
 
 
 AnyData = Annotated[
-    Digits | DigitsSegmentation | Mnist | Cifar | Folder | Shards | Stream | NoData, Field(discriminator="kind")
+    Digits | DigitsSegmentation | MovingDigits | Mnist | Cifar | Folder | Shards | Stream | NoData,
+    Field(discriminator="kind"),
 ]
 
 

@@ -18,6 +18,7 @@ from diffcli.data.cluttered import DigitsSegmentation
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, Cifar, Digits, Folder, Mnist, NoData, at_root
 from diffcli.data.images import FileImages, MemoryImages
+from diffcli.data.moving_digits import MovingDigits
 from diffcli.data.prepared import Shards
 from diffcli.data.stream.stream_data import Stream
 from diffcli.prep.prepare import prepare
@@ -41,6 +42,8 @@ def write(kind: str, root: Path) -> DataConfig:
             return Digits()
         case "digits_segmentation":
             return DigitsSegmentation(size=8)  # the 9,000 scenes of 32x32 take seconds
+        case "moving_digits":
+            return MovingDigits(size=12, digit=6, frames=3)
         case "mnist":
             making.mnist(root)
             return Mnist(root=root)
