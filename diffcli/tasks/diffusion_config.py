@@ -80,6 +80,18 @@ class DiffusionConfig(TaskConfig):
             )
 
     @keys_agree
+    def _frames_agree(self) -> Iterator[str]:
+        places = [i for i, each in enumerate(self.conditioners) if each.kind == "frames"]
+        for i in places:
+            if (name := getattr(self.conditioners[i], "field", self.field)) != self.field:
+                yield (
+                    f"conditioners.{i} (frames) gives frames of '{name}', but the task models '{self.field}'; "
+                    f"set task.conditioners.{i}.field to {self.field}"
+                )
+        if len(places) > 1:
+            yield "conditioners has two of kind frames, which read one clip; name all patterns in given of one of them"
+
+    @keys_agree
     def _controls_agree(self) -> None:
         if fault := faults(self.control, self.field):
             raise ValueError(fault)
