@@ -130,6 +130,7 @@ def run_training(
     from diffcli.engine.draw.guides import check_named
     from diffcli.engine.lora.lora_training import check_base
     from diffcli.engine.run.origin.source_reading import described
+    from diffcli.engine.run.personal.class_pictures import check_preserving
     from diffcli.engine.run.resume import changes, edits
     from diffcli.engine.run.showing import run_facts
     from diffcli.engine.run.showing.trackers import check_trackers
@@ -146,6 +147,7 @@ def run_training(
     with tidied(run.path) if speaks() else nullcontext():
         if speaks():
             check_base(preset)
+            check_preserving(preset)
             if start is None and preset.origin is not None:
                 described(preset.origin)
             build_on_meta(preset)  # an impossible network is refused before data are read and folders made

@@ -21,6 +21,7 @@ from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import ClassesFrom, Split
 from diffcli.data.modes import Range
 from diffcli.data.moving_digits import MovingDigits
+from diffcli.data.personal import Personal
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
 from diffcli.data.stream.stream_data import Stream, lists_shards
@@ -135,7 +136,7 @@ class NoData(DataConfig):
 
 
 AnyData = Annotated[
-    Digits | DigitsSegmentation | MovingDigits | Mnist | Cifar | Folder | Shards | Stream | NoData,
+    Digits | DigitsSegmentation | MovingDigits | Mnist | Cifar | Folder | Personal | Shards | Stream | NoData,
     Field(discriminator="kind"),
 ]
 
@@ -147,7 +148,7 @@ def at_root(config: DataConfig, place: str | Path) -> DataConfig:
         exclude_unset=True,
     )
     listed = lists_shards(str(place))
-    if not listed and not isinstance(config, Shards):
+    if not listed and not isinstance(config, Shards | Personal):
         if is_prepared(Path(place)):
             return Shards(root=Path(place), **same)
         check_finished(Path(place).expanduser(), "--data")

@@ -6,6 +6,7 @@ from diffcli.config import UserError
 from diffcli.data.dataset import DataConfig, TreeFiles
 from diffcli.data.datasets import Folder
 from diffcli.data.description import StoredSizes, spread, stored_sizes
+from diffcli.data.personal import Personal
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import PreparedSet, ShardFiles, open_shards
 from diffcli.data.stream.stream_data import Stream, expanded, record_beside
@@ -30,7 +31,7 @@ def fitted(config: Data) -> Data:
             case Stream() if config.size is None:  # no request to a server for channels alone
                 record = record_beside(expanded(config.shards)[0], config.patience)
                 sizes, channels = (None, None) if record is None else (_uniform(record), record.channels)
-            case Folder():
+            case Folder() | Personal():
                 sizes, channels = _of_files(config)
             case _:
                 return config  # an array of images, of one size
@@ -67,7 +68,7 @@ def _uniform(prepared: PreparedSet) -> StoredSizes | None:
     return StoredSizes(smallest=prepared.size, largest=prepared.size) if prepared.size else None
 
 
-def _of_files(config: Folder) -> tuple[StoredSizes | None, int | None]:
+def _of_files(config: Folder | Personal) -> tuple[StoredSizes | None, int | None]:
     """The channels of a few files of a folder; grey only if all of them are."""
     plain = {"size": 1, "in_memory": False, "buckets": (), "derived": (), "captions": None, "broken": "refuse"}
     origin = config.model_copy(update=plain).build("train").origin

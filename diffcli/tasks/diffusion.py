@@ -31,6 +31,7 @@ from diffcli.tasks.codecs.codec import Codec
 from diffcli.tasks.conditioners.conditioner import Conditioner, condition
 from diffcli.tasks.guide import Guide, Guiding
 from diffcli.tasks.objective import Objective
+from diffcli.tasks.preserving import PRESERVED, of_class, preserving, preserving_fields
 from diffcli.tasks.task import Network, Ranks, Task
 from diffcli.transfer import moved
 
@@ -42,6 +43,7 @@ class DiffusionTask(Task):
     """
 
     measured = "measuring the spread of the latents"
+    preservation = 0.0  # weight of the loss on pictures of the class; 0: none are read
 
     def __init__(
         self,
@@ -114,7 +116,18 @@ class DiffusionTask(Task):
         """The shape of one sample of the modelled field, (C, *S)."""
         return self.spec.sides
 
+    @property
+    def trains_on(self) -> Specs:
+        return preserving_fields(self.reads, self.field, self.spec) if self.preservation else {}
+
     def forward(self, batch: Batch, phase: str = "main", step: int = 1) -> dict[str, Tensor]:
+        own = self.terms(batch, step)
+        if not self.preservation or PRESERVED not in batch:
+            return own
+        return preserving(own, self.terms(of_class(batch, self.field), step, beside=False), self.preservation)
+
+    def terms(self, batch: Batch, step: int, beside: bool = True) -> dict[str, Tensor]:
+        """The loss of a batch and its terms, each (). beside: also further numbers, and the history of losses."""
         chance = Noise(batch["stream"], torch.device("cpu"), Domain.CHANCE)
         times, weight, distance, coupling = self.objective
         t, importance = times.sample(chance.uniform(), batch["position"], self.denoiser.schedule, self.history)
@@ -130,13 +143,13 @@ class DiffusionTask(Task):
             return denoising_loss(self.denoiser, x0, eps, t, cond, weight, distance, self.codec.length)
 
         terms = losses(cond)
-        beside = self.beside(step, batch["position"], cond, terms["loss"], losses)
-        if self.history is not None and self.training:
+        more = self.beside(step, batch["position"], cond, terms["loss"], losses) if beside else {}
+        if beside and self.history is not None and self.training:
             index = (t * len(self.history.count)).round().long() - 1
             place = torch.stack([moved(batch["position"], index.device), index], dim=1)
             self.drawn.append((place, terms["loss"].detach()))
         terms["loss"] = terms["loss"] * moved(importance, x0.device, terms["loss"].dtype)
-        return {name: term.mean() for name, term in terms.items()} | beside
+        return {name: term.mean() for name, term in terms.items()} | more
 
     def beside(
         self,

@@ -26,6 +26,7 @@ from diffcli.tasks.control.controlled_task import ControlledTask
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.guide import Drawing
 from diffcli.tasks.objective import Objective
+from diffcli.tasks.preserving import PRESERVED
 from diffcli.tasks.task_config import TaskConfig, modelled
 
 LEFTOVER_SIGNAL = 0.02  # alpha at t = 1 above which sampling from N(0, 1) visibly misses what training saw
@@ -57,6 +58,9 @@ class DiffusionConfig(TaskConfig):
     weight: AnyWeight = Field(NoWeight(), description="of the loss at each time")
     distance: AnyDistance = Field(L2(), description="distance between prediction and target")
     coupling: Coupling = Field("none", description="pairing of noise and images; none: at random")
+    preservation: float = Field(
+        1.0, ge=0, description="weight of the loss on pictures of the class (data.preserve); 0: they are not read"
+    )
     control: Annotated[tuple[ControlConfig, ...], BeforeValidator(as_list)] = Field(
         (), description="pictures that lead a trained model, which stays as it is: branches beside it are trained"
     )
@@ -208,7 +212,9 @@ class DiffusionConfig(TaskConfig):
         network = self.network.build(inner, outputs, width)
         rest = codec, conditioners, self.objective, self.drop_condition, self.field, spec, stored
         if not self.control:
-            return DiffusionTask(Denoiser(network, self.schedule, self.target, self.learn_variance), *rest)
+            task = DiffusionTask(Denoiser(network, self.schedule, self.target, self.learn_variance), *rest)
+            task.preservation = self.preservation if PRESERVED in specs and stored is None else 0.0
+            return task
         readers = [each.reader(specs, f"task.control.{i}") for i, each in enumerate(self.control)]
         branches = [
             each.branch(self.network, inner, width, reader, codec.downscale)

@@ -177,6 +177,11 @@ class Task(nn.Module, ABC):
         """The fields of the data that it reads, as it was built for them; other fields are not read from disk."""
 
     @property
+    def trains_on(self) -> Specs:
+        """Further fields, which its loss reads where the data have them, and nothing else does."""
+        return {}
+
+    @property
     def named_conditioners(self) -> dict[str, Conditioner]:
         """Its conditioners, each by its key in a preset."""
         return {}

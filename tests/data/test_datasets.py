@@ -19,6 +19,7 @@ from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, Cifar, Digits, Folder, Mnist, NoData, at_root
 from diffcli.data.images import FileImages, MemoryImages
 from diffcli.data.moving_digits import MovingDigits
+from diffcli.data.personal import Personal
 from diffcli.data.prepared import Shards
 from diffcli.data.stream.stream_data import Stream
 from diffcli.prep.prepare import prepare
@@ -54,6 +55,10 @@ def write(kind: str, root: Path) -> DataConfig:
             making.class_folders(root / "train")
             making.class_folders(root / "test", n=1)
             return Folder(root=root, size=8)
+        case "personal":
+            making.class_folders(root / "train")
+            making.class_folders(root / "test")
+            return Personal(root=root, size=8, token="sks", prompts=("sks",))
         case "shards":
             return Shards(root=prepared(root), size=8)
     raise AssertionError(f"no tiny set of kind {kind}: write one here")
@@ -70,8 +75,11 @@ def test_every_kind_yields_the_fields_of_the_contract(config: DataConfig, split:
     batch = data.read(torch.tensor([1, 0, 1]))
     assert batch["image"].shape == (3, *config.shape)
     assert batch["image"].dtype == torch.uint8
-    assert batch["label"].dtype == torch.int64
     assert data.shape == config.shape
+    if data.labels is None:  # texts in their place
+        assert len(batch["text"]) == 3
+        return
+    assert batch["label"].dtype == torch.int64
     assert data.labels.shape == (len(data),)
     assert 0 <= data.labels.min() <= data.labels.max() < len(data.classes)
 
@@ -83,7 +91,7 @@ def test_every_kind_is_deterministic_by_index(config: DataConfig):
     for i in index.tolist():
         single = one.read(torch.tensor([i]))
         assert torch.equal(single["image"][0], one.read(index)["image"][i])
-        assert single["label"].item() == one.labels[i]
+        assert one.labels is None or single["label"].item() == one.labels[i]
 
 
 def test_every_kind_resizes_and_converts(config: DataConfig):

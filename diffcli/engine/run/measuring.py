@@ -53,13 +53,14 @@ def measure(preset: Preset, group: Group, data: ImageData, task: Task, counting:
     if task.measures == 0:
         return
     batches = shown(preset, group, data, task.measures)
-    with (counting or _unseen)() as show:
+    with (counting or unseen)() as show:
         total = pass_of(preset, data, task.measures) * preset.train.batch_size
         task.measure(_counted(batches, lambda done: show(task.measured, done, total), group.world), GroupRanks(group))
 
 
 @contextmanager
-def _unseen() -> Iterator[ShowDone]:
+def unseen() -> Iterator[ShowDone]:
+    """Shows nothing."""
     yield lambda what, done, total: None
 
 

@@ -16,6 +16,7 @@ from diffcli.engine import control_reading
 from diffcli.engine.data_records import check_colours, described
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.origin.starting import planned
+from diffcli.engine.run.personal import class_pictures
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.roles.parameter_roles import parts
 from diffcli.engine.run.state import build_on_meta, unaveraged
@@ -35,6 +36,7 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     cfg = preset.train
     check_named(preset.drawing.named)
     control_reading.check_planned(preset)
+    class_pictures.check_preserving(preset)
     data, lacking = _data(preset)
     specs = None if data is None else data.specs
     task = build_on_meta(preset.model_copy(update={"task": preset.task.valueless()}), specs).train()
@@ -57,7 +59,7 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     }
     if frozen:
         facts["encoder"] = f"{', '.join(frozen)}: runs in every step, is not counted above"
-    facts |= taken
+    facts |= {**taken, **class_pictures.planned(preset)}
     facts |= {"images": f"unknown: {lacking}"} if data is None else amounts(data, cfg.batch_size, cfg.steps)
     if data is not None:
         holds = described(preset.data, data)
@@ -154,8 +156,9 @@ def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> tuple[int,
 
 def _kept(task: Task, preset: Preset, phases: tuple[Phase, ...], images: int) -> tuple[int, int]:
     """What `measure` tells of a batch of so many images."""
+    told = {**task.reads, **task.trains_on}
     known = preset.specs  # what reads pictures of any size is trained with those that the data have
-    read = {name: spec if spec.fixed else known.get(name, spec) for name, spec in task.reads.items()}
+    read = {name: spec if spec.fixed else known.get(name, spec) for name, spec in told.items()}
     batch = {
         **{name: stub(whole(spec, preset.data.shape[1:]), images, "meta") for name, spec in read.items()},
         "position": torch.arange(images),

@@ -15,7 +15,12 @@ from diffcli.engine.run.state import build_on_meta, same_state
 from diffcli.lookup.checkpoint_files import run_directory
 from diffcli.preset import Preset
 
-MOVABLE = ("data.root", "data.shards", "data.test_shards")  # keys of data that may lie elsewhere by now
+MOVABLE = (
+    "data.root",
+    "data.shards",
+    "data.test_shards",
+    "data.preserve.root",
+)  # keys of data that may lie elsewhere by now
 
 
 class Edits(NamedTuple):

@@ -25,6 +25,7 @@ from diffcli.engine.run.averages import set_aside_snapshots
 from diffcli.engine.run.loop import Loop, Progress, Score
 from diffcli.engine.run.measuring import Counting, measure
 from diffcli.engine.run.origin import starting as origin
+from diffcli.engine.run.personal import class_pictures
 from diffcli.engine.run.resume import set_aside
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state, resolved
@@ -106,6 +107,7 @@ def begun(
     check_processes(preset, group.world)
     if start is None:
         check_base(preset)
+        class_pictures.check_preserving(preset)
         check_named(preset.drawing.named)
     with run.locked() if group.leads else nullcontext():
         if start is None and group.leads:
@@ -127,7 +129,8 @@ def prepare(
     base: Path | None = None,
 ) -> Beginning:
     """A run of a resolved preset, ready for its first step; the first to touch the run's files."""
-    source = preset.data
+    found = None if start is None else checkpoint.read_record(start)
+    source, of_class = class_pictures.preserved(preset, run.path, group, found, counting)
     if isinstance(preset.task, PriorConfig):
         source = source.model_copy(update={"in_memory": False})  # images that are not needed are not decoded
     data = source.build("train")
@@ -137,7 +140,6 @@ def prepare(
     stage = stage_reading.begun(preset) if start is None else None
     led = control_reading.begun(preset) if start is None else None
     begins = origin.begun(preset) if start is None else None
-    found = None if start is None else checkpoint.read_record(start)
     encoded_by: dict[str, Any] = {}
     changed_from: dict[str, Any] = {}
     holds = data_records.described(source, data)
@@ -167,11 +169,13 @@ def prepare(
                 changed_from.update(lora_runs.begun(task, source_model.path, source_model.step, weights, run.path))
 
     state = build_state(preset, group.device, data.specs, begin)
-    data = data.select(state.task.reads).knowing(state.task.reads)
+    reads = {**state.task.reads, **state.task.trains_on}
+    data = data.select(reads).knowing(reads)
     validate = Validation(preset, group, state.task).loss if preset.train.every.validate else None
     score = scoring(preset, run.path, group, state.task, data) if scoring and preset.train.every.score else None
     record = {"preset": preset.model_dump(mode="json"), "classes": data.classes, "version": __version__}
     record |= {"fields": to_record(state.task.reads), **encoded_by, "feed": (found or {}).get("feed")}
+    record |= of_class
     record[data_records.RECORD] = holds.model_dump(mode="json")
     record |= origin.recorded(found) if begins is None else begins.record
     first = 0
