@@ -33,6 +33,7 @@ class Domain(IntEnum):
     CONDITION = 8
     POSTERIOR = 9
     CODEBOOK = 10
+    VARIANT = 11
 
 
 def philox(key: Tensor, counter: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt, field_validator
 
 from diffcli.config import UserError, keys_agree, quoted
 from diffcli.data import cifar, mnist
+from diffcli.data.clips.clip_config import Clips
 from diffcli.data.cluttered import DigitsSegmentation
 from diffcli.data.dataset import Broken, DataConfig
 from diffcli.data.digits_file import read_digits
@@ -136,7 +137,7 @@ class NoData(DataConfig):
 
 
 AnyData = Annotated[
-    Digits | DigitsSegmentation | MovingDigits | Mnist | Cifar | Folder | Personal | Shards | Stream | NoData,
+    Digits | DigitsSegmentation | MovingDigits | Mnist | Cifar | Folder | Clips | Personal | Shards | Stream | NoData,
     Field(discriminator="kind"),
 ]
 

@@ -15,10 +15,12 @@ import torch
 from pydantic import Field
 
 from diffcli.config import Config, UserError
+from diffcli.data.clips.clip_files import TreeClips
+from diffcli.data.clips.film import NoFrames
 from diffcli.data.columns import Texts
 from diffcli.data.dataset import TreeFiles
 from diffcli.data.files import ARCHIVE_ERRORS
-from diffcli.data.images import EncodedFiles, ImageData, ImageOrigin
+from diffcli.data.images import EncodedFiles, ImageData, ImageOrigin, NamedFiles
 from diffcli.data.latent_data import LatentImages
 from diffcli.data.pixels import open_image
 from diffcli.data.prepared import Joined
@@ -47,10 +49,10 @@ class StoredSizes(Config):
 class DataDescription(Config):
     """The description of a data set, as a run records it.
 
-    splits: images of each. counted: the split that is described. shape: of an image after reading, (C, H, W). class_counts:
-    images of each class, in the order of `classes`. captioned: images with a caption. fields: the other fields of each sample.
-    skipped: broken images that prep-data left out. left_out: files that are no images, by type. digest: of the files
-    of the split.
+    splits: images of each. counted: the split that is described. shape: of an image after reading, (C, H, W). frames: of a clip;
+    None: these are images. class_counts: images of each class, in the order of `classes`. captioned: images with a caption.
+    fields: the other fields of each sample. skipped: broken images that prep-data left out. left_out: files that are no images,
+    by type. digest: of the files of the split.
     """
 
     place: str
@@ -59,6 +61,7 @@ class DataDescription(Config):
     shape: tuple[int, ...]
     stored: StoredSizes | None = None
     latents: bool = False
+    frames: int | None = None
     classes: tuple[str, ...] | None = None
     class_counts: tuple[int, ...] | None = None
     captioned: int | None = None
@@ -79,7 +82,9 @@ class DataDescription(Config):
         found = {"data": f"{self.place}: {self._amounts()}", "pixels": self._pixels(), "classes": self._classes()}
         if self.captioned is not None:
             every = self.count is None or self.captioned == self.count
-            found["captions"] = "of every image" if every else f"of {self.captioned:,} of {self.count:,} images"
+            found["captions"] = (
+                f"of every {self._noun[:-1]}" if every else f"of {self.captioned:,} of {self.count:,} {self._noun}"
+            )
         if self.fields:
             found["fields"] = ", ".join(self.fields)
         if left_out := self._left_out():
@@ -103,18 +108,25 @@ class DataDescription(Config):
             return list(self.notes)
         named = _few([self.classes[number] for number in self.empty_classes], SHOWN_CLASSES)
         begins = " (labels count from 0)" if self.empty_classes == [0] and self.classes[0] == "0" else ""
-        return [*self.notes, f"no image has the class {named}{begins}: it is never trained"]
+        return [*self.notes, f"no {self._noun[:-1]} has the class {named}{begins}: it is never trained"]
+
+    @property
+    def _noun(self) -> str:
+        return "images" if self.frames is None else "clips"
 
     def _amounts(self) -> str:
         splits = {self.counted: self.count} | self.splits  # a record sorts them by name
-        parts = [f"{split} {'images of unknown number' if n is None else f'{n:,}'}" for split, n in splits.items()]
+        unknown = f"{self._noun} of unknown number"
+        parts = [f"{split} {unknown if n is None else f'{n:,}'}" for split, n in splits.items()]
         known = [n for n in splits.values() if n is not None]
         if len(known) < len(splits):
             return ", ".join(parts)
-        return f"{sum(known):,} images" + (f" ({', '.join(parts)})" if parts and list(splits) != ["train"] else "")
+        return f"{sum(known):,} {self._noun}" + (
+            f" ({', '.join(parts)})" if parts and list(splits) != ["train"] else ""
+        )
 
     def _pixels(self) -> str:
-        what = "latents of images of " if self.latents else ""
+        what = "latents of images of " if self.latents else "" if self.frames is None else f"{self.frames} frames of "
         colour = {1: "grey", 3: "RGB"}.get(self.shape[0], f"{self.shape[0]} channels")
         read = f"{what}{_pixels(self.shape[1:])} (HxW) {colour}"
         if self.stored is None or self.stored.smallest == self.stored.largest == self.shape[1:]:
@@ -130,7 +142,7 @@ class DataDescription(Config):
         if counts is None:
             return f"{len(self.classes)}: {_few(self.classes, SHOWN_CLASSES)}"
         named = [f"{name} ({count:,})" for name, count in zip(self.classes, counts, strict=True)]
-        spread = f"; {min(counts):,} to {max(counts):,} images each" if len(counts) > SHOWN_CLASSES else ""
+        spread = f"; {min(counts):,} to {max(counts):,} {self._noun} each" if len(counts) > SHOWN_CLASSES else ""
         return f"{len(counts)}: {_few(named, SHOWN_CLASSES)}{spread}"
 
     def _left_out(self) -> str:
@@ -157,6 +169,7 @@ def describe(data: ImageData, split: str = "train", place: Path | str | None = N
         shape=tuple(data.shape),
         stored=stored_sizes(origin.files),
         latents=isinstance(data, LatentImages),
+        frames=next((spec.sides[1] for spec in data.specs.values() if spec.kind == "clip"), None),
         classes=classes,
         class_counts=None if labels is None or classes is None else _counts(labels, len(classes)),
         captioned=_captioned(columns["text"], count) if "text" in columns else None,
@@ -191,7 +204,7 @@ def describe_set(root: Path, key: str = "the prepared set") -> DataDescription:
     )
 
 
-def stored_sizes(files: EncodedFiles | None) -> StoredSizes | None:
+def stored_sizes(files: NamedFiles | None) -> StoredSizes | None:
     """The sizes of stored images: of all if an index has them, else of a few files; None if they are unknown."""
     match files:
         case Joined(parts=parts):
@@ -201,10 +214,10 @@ def stored_sizes(files: EncodedFiles | None) -> StoredSizes | None:
             return _extremes([side for found in each if found for side in (found.smallest, found.largest)], None)
         case ShardFiles(sides=sides):
             return _extremes([(int(h), int(w)) for h, w in sides.unique(dim=0)], None) if bool(sides.all()) else None
-        case TreeFiles():
+        case TreeFiles() | TreeClips():
             try:
                 found = [files.size_of(row) for row in spread(len(files))]
-            except UserError:  # a broken one, which its reader reports
+            except (UserError, NoFrames):  # a broken one, which its reader reports
                 return None
             return _extremes(found, len(found) if len(found) < len(files) else None)
         case _:
@@ -231,7 +244,7 @@ def first_in_colour(files: EncodedFiles) -> str | None:
 def differences(before: DataDescription, now: DataDescription) -> list[str]:
     """The changes of the data of a run since `before`, without the class list, in a few words each."""
     found = [
-        f"images of the split {now.counted}: {now.count:,}, were {before.count:,}"
+        f"{now._noun} of the split {now.counted}: {now.count:,}, were {before.count:,}"
         for _ in [0]
         if None not in (before.count, now.count) and before.count != now.count
     ]
@@ -280,14 +293,14 @@ def _with_text(files: EncodedFiles) -> int:
             return len(files)
 
 
-def _identity(files: EncodedFiles | None, data: ImageData) -> str | None:
+def _identity(files: NamedFiles | None, data: ImageData) -> str | None:
     match files:
         case Joined(parts=parts):
             each = [_identity(part, data) for part in parts]
             return hashlib.sha256(" ".join(map(str, each)).encode()).hexdigest()
         case ShardFiles():
             return _of_shards(files)
-        case TreeFiles():
+        case TreeFiles() | TreeClips():
             return files.digest(sizes=len(files) <= SIZED)
         case _:
             return None

@@ -50,7 +50,7 @@ class ImageOrigin(NamedTuple):
     out. left_out: files that are no images, by type. notes: on the interpretation of the files.
     """
 
-    files: "EncodedFiles | None" = None
+    files: "NamedFiles | None" = None
     splits: Mapping[Split, int] = MappingProxyType({})
     skipped: int = 0
     left_out: Mapping[str, int] = MappingProxyType({})
@@ -85,6 +85,11 @@ class ImageData(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    def variants(self) -> "tuple[ImageData, ...]":
+        """The forms of training batches, one a batch, such as the lengths of clips; `StepRows` names one."""
+        return (self,)
 
     @abstractmethod
     def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
@@ -216,13 +221,18 @@ class MemoryImages(ImageData):
         return self.images.index_select(0, indices)
 
 
-class EncodedFiles(Protocol):
-    """Image files by number, still encoded; picklable, for the workers of a DataLoader."""
+class NamedFiles(Protocol):
+    """Files by number; picklable, for the workers of a DataLoader."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
         """The file as the user knows it."""
+
+
+@runtime_checkable
+class EncodedFiles(NamedFiles, Protocol):
+    """Image files by number, still encoded."""
 
     def read(self, index: int) -> bytes: ...
 

@@ -61,6 +61,18 @@ def list_images(tree: FileTree, key: str, classes_from: ClassesFrom = "folders")
     if labelled := labelled_names(tree, names):
         listing = Listing(labelled.names, labelled.labels, labelled.classes)
         return Listings({"train": listing}, found.others + tree.passed, (*needs, *labelled.notes))
+    return arranged(names, tree, classes_from, found.others + tree.passed, needs)
+
+
+def arranged(
+    names: list[str],
+    tree: FileTree,
+    classes_from: ClassesFrom,
+    left_out: Mapping[str, int],
+    needs: Sequence[str] = (),
+    what: str = "images",
+) -> Listings:
+    """The splits and classes that the paths of a tree's images, or of other samples, say; the rest as for `list_images`."""
     around = _wrapper(names, tree.source.is_dir())
     paths = {name: name.removeprefix(around) for name in names}
     grouped = _grouped(paths, tree)
@@ -68,8 +80,8 @@ def list_images(tree: FileTree, key: str, classes_from: ClassesFrom = "folders")
         grouped = {split: {name: _by_prefix(name, tree) for name in paths} for split, paths in grouped.items()}
     classes = _classes(grouped.get("train", next(iter(grouped.values()))), tree)
     splits = {split: _listing(paths, classes, tree) for split, paths in sorted(grouped.items(), reverse=True)}
-    notes = _notes(tree, around, classes if classes_from == "folders" else None)
-    return Listings(splits, found.others + tree.passed, (*needs, *notes))
+    notes = _notes(tree, around, classes if classes_from == "folders" else None, what)
+    return Listings(splits, left_out, (*needs, *notes))
 
 
 def split_named(folder: str) -> Split | None:
@@ -160,15 +172,15 @@ def _by_prefix(name: str, tree: FileTree) -> str:
     return f"{prefix}/{name}"
 
 
-def _notes(tree: FileTree, around: str, classes: tuple[str, ...] | None) -> list[str]:
+def _notes(tree: FileTree, around: str, classes: tuple[str, ...] | None, what: str) -> list[str]:
     notes = []
     if around and tree.source.is_dir():
-        notes.append(f"all images lie in {around}, which is no class")
+        notes.append(f"all {what} lie in {around}, which is no class")
     if classes:
         paths = [*tree.names, *(f"{folder}/" for folder in tree.empty)]
         lone = {_class_folder(path.removeprefix(around)) for path in paths} - {None, *classes}
         if lone:
-            notes.append(f"no classes, for they hold no images: {_few(sorted(filter(None, lone)))}")
+            notes.append(f"no classes, for they hold no {what}: {_few(sorted(filter(None, lone)))}")
     return notes
 
 

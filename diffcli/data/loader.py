@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffcli import noise, transfer
 from diffcli.config import UserError
 from diffcli.data.images import FileImages, ImageData, MemoryImages
-from diffcli.data.order import BucketOrder, IndexOrder, StepRows, share
+from diffcli.data.order import StepRows, order_of, share
 from diffcli.fields import Batch, Specs, converted, mirrored
 from diffcli.noise import Domain
 
@@ -49,7 +49,7 @@ def batches(
     seed of each sample.
     workers: processes that decode files; sets in memory need none. Raises UserError where an image cannot be read.
     """
-    order = BucketOrder(seed, data.framing, batch_size) if data.framing.buckets else IndexOrder(seed, len(data))
+    order = order_of(data, seed, batch_size)
     start, stop = share(batch_size, rank, world)
 
     def plans() -> Iterator[StepRows]:
@@ -115,15 +115,17 @@ def on_device(fields: Batch, specs: Specs, device: torch.device) -> dict[str, An
 
 
 class _Reader(Dataset):
-    """Reads a batch of (index, draw) pairs. An error is returned as a value, because a DataLoader would rebuild it wrongly."""
+    """Reads a batch of (index, draw) pairs in a variant of the data. An error is returned as a value, because a DataLoader would
+    rebuild it wrongly."""
 
     def __init__(self, data: ImageData) -> None:
-        self.data = data
+        self.data, self.variants = data, data.variants
 
-    def __getitem__(self, rows: tuple[list[int], list[int] | None]) -> Batch | UserError:
-        index, draws = rows
+    def __getitem__(self, rows: tuple[list[int], list[int] | None, int | None]) -> Batch | UserError:
+        index, draws, variant = rows
+        data = self.data if variant is None else self.variants[variant]
         try:
-            return self.data.read(torch.tensor(index), None if draws is None else torch.tensor(draws))
+            return data.read(torch.tensor(index), None if draws is None else torch.tensor(draws))
         except UserError as error:
             return error
 
@@ -133,15 +135,17 @@ def _read_ahead(
 ) -> Iterator[tuple[StepRows, Batch]]:
     """Each plan with its fields, in order, read by `workers` processes where there are any."""
     if not workers:
+        variants = data.variants
         for plan in plans:
-            yield plan, data.read(plan.indices, plan.draws)
+            form = data if plan.variant is None else variants[plan.variant]
+            yield plan, form.read(plan.indices, plan.draws)
         return
     pending: deque[StepRows] = deque()
 
-    def rows() -> Iterator[tuple[list[int], list[int] | None]]:
+    def rows() -> Iterator[tuple[list[int], list[int] | None, int | None]]:
         for plan in plans:
             pending.append(plan)
-            yield plan.indices.tolist(), None if plan.draws is None else plan.draws.tolist()
+            yield plan.indices.tolist(), None if plan.draws is None else plan.draws.tolist(), plan.variant
 
     for fields in from_workers(_Reader(data), workers, device, rows()):
         if isinstance(fields, UserError):

@@ -6,7 +6,7 @@ straddle two epochs, and a set may be smaller than a batch. Where images have bu
 each instead.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,14 @@ class StepRows(NamedTuple):
     indices: Tensor  # int64: which image
     positions: Tensor  # int64: place in the endless stream
     draws: Tensor | None  # int64: random bits of each sample in its epoch; bit 0 mirrors it if the preset flips
+    variant: int | None = None  # which of the data's `variants` reads them; None: the data themselves
+
+
+class RowOrder(Protocol):
+    """The rows of a run, a pure function of the position."""
+
+    def rows(self, first: int, last: int) -> StepRows:
+        """Positions first <= p < last, all within one batch."""
 
 
 class IndexOrder:
@@ -94,6 +102,26 @@ class BucketOrder:
         start = step * self.batch_size
         index = self.order(epoch)[number][first - start : last - start]
         return StepRows(index, torch.arange(first, last), epoch_draws(self.seed, epoch, index))
+
+
+class VariantOrder:
+    """The order of a set whose batches come in several variants, such as lengths of clips, each equally often on average."""
+
+    def __init__(self, seed: int, data: ImageData, batch_size: int) -> None:
+        self.whole = IndexOrder(seed, len(data))
+        self.seed, self.count, self.batch_size = seed, len(data.variants), batch_size
+
+    def rows(self, first: int, last: int) -> StepRows:
+        """Positions first <= p < last, all within one batch."""
+        chosen = noise.derive(self.seed, Domain.VARIANT, torch.tensor(first // self.batch_size))
+        return self.whole.rows(first, last)._replace(variant=int(chosen) % self.count)
+
+
+def order_of(data: ImageData, seed: int, batch_size: int) -> RowOrder:
+    """The order in which a run reads its data."""
+    if len(data.variants) > 1:
+        return VariantOrder(seed, data, batch_size)
+    return BucketOrder(seed, data.framing, batch_size) if data.framing.buckets else IndexOrder(seed, len(data))
 
 
 def epoch_size(data: ImageData, batch_size: int) -> int:

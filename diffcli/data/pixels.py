@@ -42,9 +42,11 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no warning be
 class BrokenImage(UserError):
     """An image file that cannot be decoded; `reason` says why, `name` which."""
 
+    what = "image"
+
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(
-            f"image {name} cannot be read: {reason}",
+            f"{self.what} {name} cannot be read: {reason}",
             "delete or replace that file, or let `diffcli prep-data` make a set that skips and lists broken files",
         )
         self.name, self.reason = name, reason

@@ -12,7 +12,7 @@ from diffcli.config import UserError
 from diffcli.data.dataset import DataConfig
 from diffcli.data.description import DataDescription, describe, differences, first_in_colour
 from diffcli.data.fitting import fitted
-from diffcli.data.images import ImageData
+from diffcli.data.images import EncodedFiles, ImageData
 from diffcli.data.latent_data import LatentImages
 from diffcli.data.listing import alike
 from diffcli.data.stream.stream_data import StreamData
@@ -63,7 +63,7 @@ def check_colours(config: DataConfig, task: Task, data: ImageData) -> None:
     files = data.origin.files if data.origin else None
     if config.channels != 1 or config.grey or "image" not in task.reads or isinstance(data, LatentImages):
         return
-    if files is not None and (name := first_in_colour(files)):
+    if isinstance(files, EncodedFiles) and (name := first_in_colour(files)):
         raise UserError(
             f"data.channels is 1, but images are in colour: {name}",
             "use --set data.channels=3, or --set data.grey=true to train on their grey values",

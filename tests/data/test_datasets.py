@@ -14,16 +14,18 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from diffcli.config import ImageShape, UserError
+from diffcli.data.clips.clip_config import Clips
 from diffcli.data.cluttered import DigitsSegmentation
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, Cifar, Digits, Folder, Mnist, NoData, at_root
-from diffcli.data.images import FileImages, MemoryImages
+from diffcli.data.images import FileImages, ImageData, MemoryImages
 from diffcli.data.moving_digits import MovingDigits
 from diffcli.data.personal import Personal
 from diffcli.data.prepared import Shards
 from diffcli.data.stream.stream_data import Stream
 from diffcli.prep.prepare import prepare
 from tests.data import making
+from tests.data.clips import filming
 
 KINDS = {config.model_fields["kind"].default: config for config in get_args(get_args(AnyData)[0])}
 CONFIGS = {kind: config for kind, config in KINDS.items() if config not in (NoData, Stream)}  # what is read by index
@@ -59,6 +61,10 @@ def write(kind: str, root: Path) -> DataConfig:
             making.class_folders(root / "train")
             making.class_folders(root / "test")
             return Personal(root=root, size=8, token="sks", prompts=("sks",))
+        case "clips":
+            for name in ("train/cat/a.mp4", "train/dog/b.gif", "test/cat/c.mp4", "test/dog/d.gif"):
+                filming.write(root / name, filming.ramp(6, 8, 8))
+            return Clips(root=root, size=8, frames=3)
         case "shards":
             return Shards(root=prepared(root), size=8)
     raise AssertionError(f"no tiny set of kind {kind}: write one here")
@@ -69,12 +75,18 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> DataConfig:
     return write(request.param, tmp_path)
 
 
+def pictures(data: ImageData, index: torch.Tensor) -> torch.Tensor:
+    """What is seen of these rows: images, or clips."""
+    return data.read(index)["image" if "image" in data.specs else "clip"]
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_kind_yields_the_fields_of_the_contract(config: DataConfig, split: str):
     data = config.build(split)
     batch = data.read(torch.tensor([1, 0, 1]))
-    assert batch["image"].shape == (3, *config.shape)
-    assert batch["image"].dtype == torch.uint8
+    seen = pictures(data, torch.tensor([1, 0, 1]))
+    assert (len(seen), seen.shape[1], *seen.shape[-2:]) == (3, *config.shape)
+    assert seen.dtype == torch.uint8
     assert data.shape == config.shape
     if data.labels is None:  # texts in their place
         assert len(batch["text"]) == 3
@@ -87,16 +99,17 @@ def test_every_kind_yields_the_fields_of_the_contract(config: DataConfig, split:
 def test_every_kind_is_deterministic_by_index(config: DataConfig):
     one, other = config.build("train"), config.build("train")
     index = torch.arange(min(len(one), 10))
-    assert torch.equal(one.read(index)["image"], other.read(index)["image"])
+    assert torch.equal(pictures(one, index), pictures(other, index))
     for i in index.tolist():
         single = one.read(torch.tensor([i]))
-        assert torch.equal(single["image"][0], one.read(index)["image"][i])
+        assert torch.equal(pictures(one, torch.tensor([i]))[0], pictures(one, index)[i])
         assert one.labels is None or single["label"].item() == one.labels[i]
 
 
 def test_every_kind_resizes_and_converts(config: DataConfig):
     other = config.model_copy(update={"size": (6, 10), "channels": 4 - config.channels})
-    assert other.build("test").read(torch.tensor([0]))["image"].shape == (1, 4 - config.channels, 6, 10)
+    seen = pictures(other.build("test"), torch.tensor([0])).shape
+    assert (seen[:2], seen[-2:]) == ((1, 4 - config.channels), (6, 10))
 
 
 def test_every_kind_is_chosen_by_its_name(config: DataConfig):
