@@ -2,7 +2,8 @@
 
 Both name parameters as the state dict of the task does, `denoiser.network.stem.weight`. A pattern with * stands for all that it
 fits, the name of a module for all below it, and what stands before the first dot may be left out: `network.down` and
-`denoiser.network.down.*` are the same.
+`denoiser.network.down.*` are the same. In `train.freeze` a pattern with ! before it takes out of what those before it name:
+`["*", "!*.temporal.*"]` freezes all but the layers over time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,11 @@ SHOWN = 8  # names in a hint
 def frozen_names(task: Task, cfg: TrainConfig) -> frozenset[str]:
     """The names of the parameters that `train.freeze` makes constants. Raises UserError where a pattern fits none."""
     names = [name for name, _ in task.named_parameters()]
-    return frozenset(name for pattern in cfg.freeze for name in fitting(pattern, names, "train.freeze"))
+    found: set[str] = set()
+    for pattern in cfg.freeze:
+        named = fitting(pattern.removeprefix("!"), names, "train.freeze")
+        found = found.difference(named) if pattern.startswith("!") else found.union(named)
+    return frozenset(found)
 
 
 def rate_factors(task: Task, cfg: TrainConfig) -> dict[nn.Parameter, float]:

@@ -234,3 +234,17 @@ def test_two_processes_train_what_is_not_frozen_as_one_does(
         assert tensors.keys() == two[part].keys()
         for name, value in tensors.items():
             assert torch.allclose(value, two[part][name], atol=1e-5), (part, name)
+
+
+def test_an_exclamation_mark_takes_out_of_what_stands_before_it() -> None:
+    def trained(*freeze: str) -> set[str]:
+        task = build_on_meta(presets.build(changed(TINY, train__freeze=list(freeze)), "frozen.yaml"))
+        return {name for name, p in task.named_parameters() if p.requires_grad}
+
+    everything = trained()
+    up = {name for name in everything if name.startswith("denoiser.network.up.")}
+    assert trained("*", "!network.up") == up
+    assert trained("*", "!network.up", "*.bias") == {name for name in up if not name.endswith(".bias")}
+    assert trained("!network.up") == everything, "nothing stands before it"
+    with pytest.raises(UserError, match=r"'network\.ups' fits no parameter"):
+        trained("*", "!network.ups")
