@@ -102,6 +102,11 @@ def check(preset: Preset) -> None:
     if not isinstance(task, DiffusionConfig):
         problem = f"task.kind is '{task.kind}': diffusers has no pipeline for {task.noun}"
         raise UserError(problem, "it cannot go out; diffusion models and first stages can")
+    if task.network.temporal is not None:
+        problem = (
+            "task.network.temporal makes it a model of clips, and diffusers has no class for a network of these layers"
+        )
+        raise UserError(problem, "it cannot go out; the model of images that it began from can")
     texts = blockers.refusals([lambda: told_by(preset)])
     own: list[Callable[[], object]] = [
         lambda: write_scheduler(preset),

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcli.networks.dropout import Dropout, MaskBits
+from diffcli.networks.frames import of_clips
 from diffcli.networks.layers import BlockOptions, GroupNorm, Pointwise, Signal, attend, zero
 from diffcli.networks.patches import patchify, unpatchify
 
@@ -39,6 +40,7 @@ class PatchAttention(nn.Module):
 class TokenAttention(nn.Module):
     """Cross-attention of items (B, L, width) to a context (B, M, D): q from the items, k and v from the context.
 
+    Items (B T, L, width) of the T frames of a clip read the one context of the clip.
     mask: bool (B, M), the items of the context to read; None: all.
     Source: Rombach et al. 2021, eq. 3 (arXiv 2112.10752): no bias but the output's.
     """
@@ -52,9 +54,10 @@ class TokenAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        projected = (self.query(x), self.key(context), self.value(context))  # (B, L or M, width) each
+        items = of_clips(x, len(context))
+        projected = (self.query(items), self.key(context), self.value(context))  # (B, L or M, width) each
         q, k, v = (z.unflatten(2, (self.heads, -1)).transpose(1, 2) for z in projected)  # (B, heads, L or M, D)
-        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2)).view_as(x)
 
 
 class CrossAttentionBlock(nn.Module):

@@ -40,6 +40,11 @@ class BlockKind(NamedTuple):
     patches: bool = False  # attends among patches
     reach: int | None = None  # reach in positions, without means over all positions; None: it depends on every position
 
+    @property
+    def mixes(self) -> bool:
+        """Whether positions attend to each other: attention among frames follows, where there is any."""
+        return self.heads and self.reach is None
+
 
 BLOCKS: dict[BlockName, BlockKind] = {
     "res": BlockKind(ResBlock, changes_width=True, hears=True, reach=2),

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcli.networks.dropout import Dropout
+from diffcli.networks.frames import TimeLayers
 from diffcli.networks.layers import (
     ACTIVATIONS,
     BlockOptions,
@@ -73,6 +74,7 @@ class ConvNext(nn.Module):
         super().__init__()
         self.act = ACTIVATIONS[options.activation]
         self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.temporal = TimeLayers(options.over_time, channels)
         self.modulate = modulation(options, channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.expand = Pointwise(channels, 4 * out_channels)
@@ -81,7 +83,8 @@ class ConvNext(nn.Module):
         self.skip = projection(channels, out_channels)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        h = self.depthwise(x).movedim(1, 3)  # (B, H, W, C): the norm is over the channels of each position
+        h = self.temporal.after(0, self.depthwise(x), signal.frames)
+        h = h.movedim(1, 3)  # (B, H, W, C): the norm is over the channels of each position
         modulation = self.modulate(signal.emb)[:, None, None]  # (B, 1, 1, 2C or C), read as GroupNorm reads it
         if modulation.shape[3] == h.shape[3]:
             h = self.norm(h + modulation)
@@ -93,7 +96,7 @@ class ConvNext(nn.Module):
 
 
 class Residual(nn.Module):
-    """skip(x) + W body(x, emb), W a 1x1 convolution that starts at zero; `features` is the body's width."""
+    """skip(x) + W body(x, signal), W a 1x1 convolution that starts at zero; `features` is the body's width."""
 
     def __init__(self, body: nn.Module, channels: int, features: int, out_channels: int, dropout: float) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class Residual(nn.Module):
         self.skip = projection(channels, out_channels)
 
     def forward(self, x: Tensor, signal: Signal) -> Tensor:
-        return self.skip(x) + self.out(self.dropout(self.body(x, signal.emb), signal.bits))
+        return self.skip(x) + self.out(self.dropout(self.body(x, signal), signal.bits))
 
 
 class Vgg(nn.Module):
@@ -119,10 +122,11 @@ class Vgg(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(width, out_channels, 3, padding=1) for width in widths)
         self.norms = nn.ModuleList(GroupNorm(out_channels) for _ in widths)
         self.modulations = nn.ModuleList(modulation(options, out_channels) for _ in widths)
+        self.temporal = TimeLayers(options.over_time, out_channels, out_channels)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        for conv, norm, modulate in zip(self.convs, self.norms, self.modulations, strict=True):
-            x = self.act(norm(conv(x), modulate(emb)))
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        for i, (conv, norm, modulate) in enumerate(zip(self.convs, self.norms, self.modulations, strict=True)):
+            x = self.act(norm(self.temporal.after(i, conv(x), signal.frames), modulate(signal.emb)))
         return x
 
 
@@ -139,10 +143,12 @@ class Dense(nn.Module):
         self.norms = nn.ModuleList(GroupNorm(width) for width in widths)
         self.modulations = nn.ModuleList(modulation(options, width) for width in widths)
         self.convs = nn.ModuleList(nn.Conv2d(width, growth, 3, padding=1) for width in widths)
+        self.temporal = TimeLayers(options.over_time, *[growth] * LAYERS)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        for norm, modulate, conv in zip(self.norms, self.modulations, self.convs, strict=True):
-            x = torch.cat([x, conv(self.act(norm(x, modulate(emb))))], dim=1)
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
+        for i, (norm, modulate, conv) in enumerate(zip(self.norms, self.modulations, self.convs, strict=True)):
+            h = conv(self.act(norm(x, modulate(signal.emb))))
+            x = torch.cat([x, self.temporal.after(i, h, signal.frames)], dim=1)
         return x
 
 
@@ -161,14 +167,15 @@ class Inception(nn.Module):
         self.conv5 = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         self.modulate = modulation(options, 4 * width)
         self.norm = GroupNorm(4 * width)
+        self.temporal = TimeLayers(options.over_time, *[width] * 3)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, signal: Signal) -> Tensor:
         mean = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
         one, three, five, pooled = (conv(h) for conv, h in zip(self.reduce, (x, x, x, mean), strict=True))
-        three = self.conv3(self.act(three))
-        for conv in self.conv5:
-            five = conv(self.act(five))
-        return self.act(self.norm(torch.cat([one, three, five, pooled], dim=1), self.modulate(emb)))
+        three = self.temporal.after(0, self.conv3(self.act(three)), signal.frames)
+        for i, conv in enumerate(self.conv5, start=1):
+            five = self.temporal.after(i, conv(self.act(five)), signal.frames)
+        return self.act(self.norm(torch.cat([one, three, five, pooled], dim=1), self.modulate(signal.emb)))
 
 
 def vgg(channels: int, out_channels: int, options: BlockOptions) -> Residual:

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from diffcli.config import ImageShape, UserError
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.dropout import Dropout, MaskBits, mask_bits, number_dropouts
+from diffcli.networks.frames import Frames, folded, frames_of, of_clips, of_each_frame, unfolded
 from diffcli.networks.layers import attend, sinusoid, zero
-from diffcli.networks.network import NetworkConfig, divisors, listed
+from diffcli.networks.network import divisors, listed
 from diffcli.networks.patches import Rotation, patchify, rotate, rotation, sincos, unpatchify
 from diffcli.networks.saving import SAVE_MEMORY, run
+from diffcli.networks.temporal import FrameAttention, NetworkOverTime, TemporalConfig, TokenAttentionOverTime
 
 TIME_WIDTH = 256  # of the sinusoid of the time
 SIZES = {
@@ -33,7 +35,7 @@ SIZES = {
 EPS = 1e-6  # of every norm, but for `mlp_eps`
 
 
-class DiTConfig(NetworkConfig):
+class DiTConfig(NetworkOverTime):
     """The published sizes are S 384 wide, 12 deep, 6 heads; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28, 16; patch 2, 4 or 8.
 
     size: one of them, for those of width, depth and heads that are not given. It is replaced by these three, so that a written
@@ -54,6 +56,7 @@ class DiTConfig(NetworkConfig):
     qk_norm: bool = Field(False, description="RMS norm of queries and keys (arXiv 2302.05442): stable at high rates")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations dropped in training")
     save_memory: bool = Field(False, description=SAVE_MEMORY)
+    temporal: TemporalConfig | None = Field(None, description="layers over time, for clips; null: for images")
     max_period: float = Field(10_000, gt=1, description="of the time's sinusoid; foreign weights may need another")
     time_scale: float = Field(1.0, gt=0, description="times 0..1000 become 0..1000 * this; foreign weights may need it")
     mlp_eps: float = Field(EPS, gt=0, description="of the norm before the MLP; foreign weights may need another")
@@ -75,7 +78,7 @@ class DiTConfig(NetworkConfig):
         return {**SIZES[size], **given, "size": None}
 
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "DiT":
-        self.check_patch(ImageShape(*shape))
+        self.check_patch(ImageShape(shape[0], *shape[-2:]))
         self.check_width()
         return DiT(self, shape[0], out_channels, cond)
 
@@ -105,6 +108,7 @@ class DiTConfig(NetworkConfig):
                 f"task.network.heads is {self.heads}, which does not divide the width {self.width}",
                 f"choose a divisor of the width: {listed(divisors(self.width))}",
             )
+        self.check_over_time([self.width // self.heads])
         rotary = self.positions == "rotary"
         channels = self.width // self.heads if rotary else self.width
         if channels % 4:
@@ -123,6 +127,7 @@ class BlockInputs(NamedTuple):
     mask: Tensor | None  # (B, M) bool   the tokens to read; None: all
     rotation: Rotation | None
     bits: MaskBits | None  # random bits for dropout
+    frames: Frames | None = None  # of clips, whose tokens and mask have one row for all of their frames
 
 
 class DiT(nn.Module):
@@ -152,11 +157,12 @@ class DiT(nn.Module):
             h = run(block, h, inputs, save_memory=self.config.save_memory)
             if i < len(added):
                 h = h + added[i]
-        return unpatchify(self.final_layer(h, inputs.emb), self.config.patch, (x.shape[2], x.shape[3]))
+        y = unpatchify(self.final_layer(h, inputs.emb), self.config.patch, (x.shape[-2], x.shape[-1]))
+        return unfolded(y, x)
 
     def begin(self, x: Tensor, time: Tensor, cond: Conditioning) -> tuple[Tensor, "BlockInputs"]:
         """The tokens (B, L, D) of x with their positions, and what every block receives beside them."""
-        size, patch = (x.shape[2], x.shape[3]), self.config.patch
+        size, patch, frames = (x.shape[-2], x.shape[-1]), self.config.patch, frames_of(x)
         if size[0] % patch or size[1] % patch:
             raise UserError(
                 f"images are {size[0]}x{size[1]}, which task.network.patch {patch} does not divide",
@@ -166,13 +172,15 @@ class DiT(nn.Module):
         emb = self.t_embedder(time)
         if cond.vector is not None:
             emb = emb + self.y_embedder(cond.vector)
-        h = self.x_embedder(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1)).float()  # (B, L, D)
+        x = folded(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1))
+        h = self.x_embedder(x).float()  # (B, L, D)
         turn = None
         if self.config.positions == "sincos":
             h = h + sincos(grid, self.config.width, x.device)
         else:
             turn = rotation(grid, self.config.width // self.config.heads, x.device)
-        return h, BlockInputs(emb, cond.tokens, cond.mask, turn, mask_bits(cond.seeds))
+        emb = of_each_frame(emb, frames)
+        return h, BlockInputs(emb, cond.tokens, cond.mask, turn, mask_bits(cond.seeds), frames)
 
 
 class PatchConv(nn.Conv2d):
@@ -223,6 +231,9 @@ class Block(nn.Module):
         width = config.width
         self.mlp_eps = config.mlp_eps
         self.attn = SelfAttention(width, config.heads, config.qk_norm)
+        over = config.temporal
+        attends = over is not None and over.attention
+        self.temporal = TokenAttentionOverTime(width, config.heads, over, config.qk_norm) if over and attends else None
         self.cross_attn = TokenReader(width, config.heads, tokens) if tokens else None
         self.mlp = nn.Sequential(
             OrderedDict(
@@ -238,6 +249,8 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(inputs.emb).chunk(6, dim=1)
         h = self.attn(modulated_norm(x, shift1, scale1), inputs.rotation)
         x = x + gate1[:, None] * self.dropout1(h, inputs.bits)
+        if self.temporal is not None and inputs.frames is not None:
+            x = self.temporal(x, inputs.frames)
         if self.cross_attn is not None:
             x = x + self.cross_attn(x, inputs.tokens, inputs.mask)
         h = self.mlp(modulated_norm(x, shift2, scale2, self.mlp_eps))
@@ -276,9 +289,9 @@ class TokenReader(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        q = self.q_linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        q = self.q_linear(of_clips(x, len(tokens))).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv_linear(tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v, mask).transpose(1, 2).flatten(2)).view_as(x)
 
 
 class FinalLayer(nn.Module):
@@ -308,3 +321,5 @@ def initialise(module: nn.Module) -> None:
         zero(module.linear if isinstance(module, FinalLayer) else nn.Identity())
     elif isinstance(module, TokenReader):
         zero(module.proj)
+    elif isinstance(module, FrameAttention):
+        zero(module.out)

@@ -6,8 +6,6 @@ pairs (u, SPREAD^(m - l) u) of a lattice, and SPREAD is chosen such that none of
 3e-5, what two layers drop is independent. The seeds of training come out of Philox; see noise.py.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +17,10 @@ LEVELS = 2**32  # of the probability
 
 
 class MaskBits:
-    """The random words of one forward, for all its dropout layers. seeds: (B,) int64, one stream a sample."""
+    """The random words of one forward, for all its dropout layers. seeds: (B,) int64, one stream a sample.
+
+    Of x (B T, ...) with T frames a sample, each frame has words of its own, which do not depend on T.
+    """
 
     def __init__(self, seeds: Tensor) -> None:
         self.seeds = seeds
@@ -31,10 +32,10 @@ class MaskBits:
         layout = memory_format(x)
         key = (*x.shape[1:], layout is torch.contiguous_format)
         if key not in self.shaped:
-            n = math.prod(x.shape[1:])
+            n = x.numel() // len(self.seeds)
             if self.words is None or n > self.words.shape[1]:
                 self.words = hashed(self.seeds, n)
-            self.shaped[key] = self.words[:, :n].view(x.shape).contiguous(memory_format=layout)
+            self.shaped[key] = self.words[:, :n].reshape(x.shape).contiguous(memory_format=layout)
         return self.shaped[key]
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcli.networks.dropout import Dropout, MaskBits
+from diffcli.networks.frames import Frames, TimeLayers
 from diffcli.networks.memory_format import memory_format
 
 Resample = Literal["down", "up"]
@@ -45,6 +46,7 @@ class BlockOptions(NamedTuple):
     dropout: float = 0.0
     activation: Activation = "silu"
     embed: Embed = "scale_shift"
+    over_time: Callable[[int], nn.Module] | None = None  # makes the layer over time that follows a convolution
 
 
 class Signal(NamedTuple):
@@ -54,6 +56,7 @@ class Signal(NamedTuple):
     bits: MaskBits | None = None  # what dropout follows from
     tokens: Tensor | None = None  # (B, M, D)   tokens for cross-attention
     mask: Tensor | None = None  # (B, M) bool   the tokens to read; None: all
+    frames: Frames | None = None  # of clips, whose tokens and mask have one row for all of their frames
 
 
 def zero(layer: Layer) -> Layer:
@@ -249,6 +252,7 @@ class ResBlock(nn.Module):
         self.dropout = Dropout(options.dropout)
         self.conv2 = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = Pointwise(channels, out_channels) if channels != out_channels else nn.Identity()
+        self.temporal = TimeLayers(options.over_time, out_channels, out_channels)
 
     def forward(self, x: Tensor, signal: Signal, size: Size | None = None) -> Tensor:
         """size: if the block enlarges, the (H', W') to reach."""
@@ -260,9 +264,9 @@ class ResBlock(nn.Module):
             h, x = self.conv1(halve(h)), halve(x)
         else:
             h = self.conv1(h)
-        h = self.norm2(h, self.modulate(signal.emb))
+        h = self.norm2(self.temporal.after(0, h, signal.frames), self.modulate(signal.emb))
         h = self.dropout(self.act(h), signal.bits)
-        return self.skip(x) + self.conv2(h)
+        return self.skip(x) + self.temporal.after(1, self.conv2(h), signal.frames)
 
 
 class ConvResample(nn.Module):
@@ -271,37 +275,42 @@ class ConvResample(nn.Module):
     padding: on the way down zeros on both sides, or (TensorFlow's rule for even sizes) only after the last row and column.
     """
 
-    def __init__(self, channels: int, resample: Resample, padding: Padding = "both") -> None:
+    def __init__(self, channels: int, options: BlockOptions, resample: Resample) -> None:
         super().__init__()
         self.resample = resample
-        self.pad_end = resample == "down" and padding == "end"
+        self.pad_end = resample == "down" and options.down_padding == "end"
         around = 0 if self.pad_end else 1
         down = resample == "down"
         self.conv = (
             nn.Conv2d(channels, channels, 3, stride=2, padding=around) if down else EnlargingConv(channels, channels)
         )
+        self.temporal = TimeLayers(options.over_time, channels)
 
     def forward(self, x: Tensor, signal: Signal, size: Size | None = None) -> Tensor:
         if self.resample == "up":
             assert size is not None
-            return self.conv(x, size)
-        return self.conv(F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1 + x.shape[2] % 2)) if self.pad_end else x)
+            return self.temporal.after(0, self.conv(x, size), signal.frames)
+        h = self.conv(F.pad(x, (0, 1 + x.shape[3] % 2, 0, 1 + x.shape[2] % 2)) if self.pad_end else x)
+        return self.temporal.after(0, h, signal.frames)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """Softmax attention of q (B, heads, L, D) to k and v (B, heads, M, D), the result (B, heads, L, D).
 
-    mask: bool (B, M) over the items of k and v, at least one True in each row; False items are not read.
+    mask: bool (B, M) over the items of k and v, at least one True in each row; False items are not read. bias: added to the
+    products, of a shape that broadcasts to (B, heads, L, M); there is no mask beside it.
 
     On the CPU in bf16 the backward pass of torch's fused kernel is slow, so up to a few hundred positions training uses two
     matrix products and a softmax; longer sequences would need too much memory that way.
     """
-    read = None if mask is None else mask[:, None, None]  # (B, 1, 1, M), the same for every head and query
+    read = bias if mask is None else mask[:, None, None]  # (B, 1, 1, M), the same for every head and query
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
     if not slow or q.shape[-2] > UNFUSED_LENGTH:
         return F.scaled_dot_product_attention(q, k, v, read)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    return (scores if read is None else scores.masked_fill(~read, -torch.inf)).softmax(dim=-1) @ v
+    if bias is not None:
+        scores = scores + bias
+    return (scores if mask is None else scores.masked_fill(~mask[:, None, None], -torch.inf)).softmax(dim=-1) @ v
 
 
 class Attention(nn.Module):

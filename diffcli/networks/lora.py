@@ -20,6 +20,7 @@ from diffcli.networks.attention_blocks import PatchAttention, TokenAttention
 from diffcli.networks.channel_blocks import ClassAttention
 from diffcli.networks.dit import PatchConv, SelfAttention, TokenReader
 from diffcli.networks.layers import Attention, EnlargingConv, Pointwise, PositionLinear
+from diffcli.networks.temporal import FrameAttention
 from diffcli.networks.trunk import AttentionPool
 
 CHILD = "lora"  # of an adapted layer
@@ -28,7 +29,10 @@ SHOWN = 6  # names that an error lists
 
 Group = Literal["attention", "linear", "convolution", "all"]
 GROUPS: tuple[Group, ...] = get_args(Group)
-ATTENTIONS = (Attention, PatchAttention, TokenAttention, ClassAttention, SelfAttention, TokenReader, AttentionPool)
+ATTENTIONS = (
+    *(Attention, PatchAttention, TokenAttention, ClassAttention, SelfAttention, TokenReader, AttentionPool),
+    FrameAttention,
+)
 LINEAR = (nn.Linear, PositionLinear, Pointwise, PatchConv)  # by what they compute; the others are convolutions
 
 

@@ -59,6 +59,11 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
+def largest_divisor(n: int, limit: int) -> int:
+    """The largest divisor of n up to limit."""
+    return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
+
+
 def listed(numbers: Iterable[int]) -> str:
     """Numbers as a list in a hint."""
     return ", ".join(map(str, numbers))

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffcli.networks.frames import TimeLayers
 from diffcli.networks.layers import BlockOptions, ConvResample, Resample, ResBlock, Signal, Size, enlarge, halve
 
 Resampling = Literal["residual", "conv", "pool", "interpolate"]
@@ -28,21 +29,23 @@ class PoolResample(nn.Module):
 class InterpolateResample(nn.Module):
     """Bilinear interpolation either way, then a 3x3 convolution (up: Odena et al. 2016, against checkerboards)."""
 
-    def __init__(self, channels: int, resample: Resample) -> None:
+    def __init__(self, channels: int, options: BlockOptions, resample: Resample) -> None:
         super().__init__()
         self.resample = resample
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.temporal = TimeLayers(options.over_time, channels)
 
     def forward(self, x: Tensor, signal: Signal, size: Size | None = None) -> Tensor:
         size = size or (-(-x.shape[2] // 2), -(-x.shape[3] // 2))
-        return self.conv(F.interpolate(x, size=size, mode="bilinear", align_corners=False))
+        h = self.conv(F.interpolate(x, size=size, mode="bilinear", align_corners=False))
+        return self.temporal.after(0, h, signal.frames)
 
 
 RESAMPLERS: dict[Resampling, Callable[[int, BlockOptions, Resample], nn.Module]] = {
     "residual": lambda channels, options, way: ResBlock(channels, channels, options, way),  # ADM
-    "conv": lambda channels, options, way: ConvResample(channels, way, options.down_padding),  # Ho et al. 2020
+    "conv": ConvResample,  # Ho et al. 2020
     "pool": lambda channels, options, way: PoolResample(way),
-    "interpolate": lambda channels, options, way: InterpolateResample(channels, way),
+    "interpolate": InterpolateResample,
 }
 
 

@@ -1,4 +1,4 @@
-"""The U-Net of the ADM / improved-DDPM line: forward(x (B, C, H, W), time (B,), cond) -> (B, out, H, W).
+"""The U-Net of the ADM / improved-DDPM line: forward(x (B, C, H, W), time (B,), cond) -> (B, out, H, W), and so for clips.
 
 A level's `blocks` run in order and are grouped into stages: a stage starts at every block that can change the width. The
 encoder keeps its output after each stage; the decoder has one stage more at each level and concatenates the kept outputs. Any H
@@ -22,6 +22,7 @@ from diffcli.networks.attention_blocks import SpatialTransformer
 from diffcli.networks.blocks import BLOCKS, BlockName, stages
 from diffcli.networks.conditioning import Conditioning, CondShape, joined_by
 from diffcli.networks.dropout import mask_bits, number_dropouts
+from diffcli.networks.frames import folded, frames_of, of_each_frame, unfolded
 from diffcli.networks.layers import (
     Activation,
     BlockOptions,
@@ -37,12 +38,13 @@ from diffcli.networks.layers import (
     zero,
 )
 from diffcli.networks.levels import Level, Stage
-from diffcli.networks.network import NetworkConfig, divisors, listed
+from diffcli.networks.network import divisors, largest_divisor, listed
 from diffcli.networks.resampling import REACHES, RESAMPLERS, Resampling, reach
 from diffcli.networks.saving import SAVE_MEMORY, run
+from diffcli.networks.temporal import ConvTemporalConfig, MapAttention, NetworkOverTime
 
 
-class UNetConfig(NetworkConfig):
+class UNetConfig(NetworkOverTime):
     """width x mult[i] channels at level i, each level half the size of the one before."""
 
     kind: Literal["unet"] = "unet"
@@ -66,6 +68,7 @@ class UNetConfig(NetworkConfig):
     activation: Activation = Field("silu", description="of the blocks; the head and the time embedding have SiLU")
     embed: Embed = Field("scale_shift", description="how time and condition enter: after a norm, or added before it")
     save_memory: bool = Field(False, description=SAVE_MEMORY)
+    temporal: ConvTemporalConfig | None = Field(None, description="layers over time, for clips; null: for images")
     # only for imported weights
     qkv: HeadOrder = Field("by_head", description="rows of attention; by_part: OpenAI's use_new_attention_order")
     groups: int = Field(32, ge=1, description="a norm of C channels has gcd(groups, C) groups")
@@ -86,14 +89,14 @@ class UNetConfig(NetworkConfig):
         return self.fold << (len(self.mult) - 1)
 
     def reach(self, shape: tuple[int, ...]) -> int | None:
-        levels = [self.blocks_at(size) for size in self.sizes(max(shape[1:]) // self.fold)]
+        levels = [self.blocks_at(size) for size in self.sizes(max(shape[-2:]) // self.fold)]
         blocks = [list(chain(*stages, *stages, stages[-1])) for stages in levels]  # encoder, decoder
         blocks[-1].extend(self.middle)
         found = reach([[BLOCKS[name].reach for name in names] for names in blocks], REACHES[self.resample])
         return None if found is None else self.fold * (found + 2) + self.fold - 1  # stem and head see one more each
 
     def build(self, shape: tuple[int, ...], out_channels: int, cond: CondShape) -> "UNet":
-        channels, height, width = shape
+        channels, height, width = shape[0], *shape[-2:]
         if any(m <= 0 or self.width * m % 1 for m in self.mult):
             hint = f"each level's multiple of task.network.width {self.width} gives a whole number of channels above 0"
             raise UserError(f"task.network.mult is {list(self.mult)}", hint)
@@ -104,6 +107,8 @@ class UNetConfig(NetworkConfig):
         self.check_patches(sizes, self.sizes(min(height, width) // self.fold))
         self.check_tokens(sizes, cond.tokens)
         self.check_time(sizes)
+        mixing = [width for name, width, _ in self.placed(sizes) if BLOCKS[name].mixes]
+        self.check_over_time([width // self.heads if self.heads else self.head_dim for width in mixing])
         return UNet(self, channels, out_channels, cond, sizes)
 
     @property
@@ -223,11 +228,6 @@ class UNetConfig(NetworkConfig):
             )
 
 
-def largest_divisor(n: int, limit: int) -> int:
-    """The largest divisor of n up to limit."""
-    return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
-
-
 class UNet(nn.Module):
     """See the module's docstring; built by `UNetConfig`, whose `sizes` are those of the levels."""
 
@@ -244,6 +244,7 @@ class UNet(nn.Module):
             dropout=config.dropout,
             activation=config.activation,
             embed=config.embed,
+            over_time=config.temporal.follower if config.temporal else None,
         )
         widths, first = config.widths, min(config.width, config.widths[0])  # the stem of ADM at 512x512 is narrower
         self.embedding = Embedding(
@@ -254,7 +255,7 @@ class UNet(nn.Module):
         kept = [first]  # the widths of what the encoder keeps
         self.down = nn.ModuleList(self.encoder(widths, sizes, kept))
         self.kept_widths = tuple(kept)
-        self.middle = Stage(config.middle, widths[-1], widths[-1], self.options_at(widths[-1]))
+        self.middle = self.stage(config.middle, widths[-1], widths[-1])
         self.up = nn.ModuleList(self.decoder(widths, sizes, kept))
         self.norm = GroupNorm(widths[0])
         self.head = zero(nn.Conv2d(widths[0], out_channels * pixels, 3, padding=1))
@@ -269,7 +270,7 @@ class UNet(nn.Module):
         for i, (out, size) in enumerate(zip(widths, sizes, strict=True)):
             made = []
             for names in self.config.blocks_at(size):
-                made.append(Stage(names, width, out, self.options_at(out)))
+                made.append(self.stage(names, width, out))
                 kept.append(out)
                 width = out
             last = i == len(widths) - 1
@@ -283,20 +284,25 @@ class UNet(nn.Module):
             made = []
             names_of_stages = self.config.blocks_at(size)
             for names in [*names_of_stages, names_of_stages[-1]]:  # one more than the encoder: level i keeps n + 1
-                made.append(Stage(names, width + kept.pop(), out, self.options_at(out)))
+                made.append(self.stage(names, width + kept.pop(), out))
                 width = out
             yield Level(made, self.resample(out, "up") if i else None)
 
-    def options_at(self, channels: int) -> BlockOptions:
-        """The options of blocks of this width; a number of heads determines their dimension."""
-        heads = self.config.heads
-        return self.options._replace(head_dim=channels // heads) if heads else self.options
+    def stage(self, names: Sequence[BlockName], channels: int, out: int) -> Stage:
+        """A stage of blocks `out` wide; a number of heads determines their dimension."""
+        heads, over = self.config.heads, self.config.temporal
+        options = self.options._replace(head_dim=out // heads) if heads else self.options
+        if over is None or not over.attention:
+            return Stage(names, channels, out, options)
+        return Stage(names, channels, out, options, lambda width: MapAttention(width, over, options.head_dim))
 
     def resample(self, channels: int, way: Resample) -> nn.Module:
         return RESAMPLERS[self.config.resample](channels, self.options, way)
 
     def forward(self, x: Tensor, time: Tensor, cond: Conditioning = Conditioning()) -> Tensor:
-        signal, fold = self.signal(time, cond), self.config.fold
+        like, fold = x, self.config.fold
+        signal = self.signal(time, cond)._replace(frames=frames_of(x))
+        signal = signal._replace(emb=of_each_frame(signal.emb, signal.frames))
         *kept, h = joined_by(self.encode(x, signal, cond), cond.residuals)
         for level in cast(Iterable[Level], self.up):
             for stage in level.stages:
@@ -304,7 +310,7 @@ class UNet(nn.Module):
             if level.resample is not None:
                 h = level.resample(h, signal, image_size(kept[-1]))
         out = self.head(F.silu(self.norm(h)))
-        return out if fold == 1 else F.pixel_shuffle(out, fold)
+        return unfolded(out if fold == 1 else F.pixel_shuffle(out, fold), like)
 
     def signal(self, time: Tensor, cond: Conditioning) -> Signal:
         """What every block is told beside x."""
@@ -315,7 +321,7 @@ class UNet(nn.Module):
 
         hint: (B, C, H, W) as the stem gives it, to which it is added.
         """
-        x = x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1)
+        x = folded(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1))
         h = self.stem(x if self.config.fold == 1 else F.pixel_unshuffle(x, self.config.fold))
         h = h if hint is None else h + hint
         kept = [h]
@@ -333,5 +339,5 @@ class UNet(nn.Module):
 
 
 def image_size(x: Tensor) -> Size:
-    """(H, W) of (B, C, H, W)."""
-    return x.shape[2], x.shape[3]
+    """(H, W) of images (B, C, H, W) or clips (B, C, T, H, W)."""
+    return x.shape[-2], x.shape[-1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import cast
 
 import torch
@@ -25,6 +26,7 @@ from diffcli.diffusion.times import LossAware, UniformTimes
 from diffcli.fields import LATENT, Batch, FieldSpec, Remedies, Specs, check_fields, joined
 from diffcli.networks.conditioning import Conditioning
 from diffcli.networks.pieces import Cutout, InPieces
+from diffcli.networks.temporal import LAYERS
 from diffcli.networks.unet import image_size
 from diffcli.noise import Domain, Noise, streams
 from diffcli.tasks.codecs.codec import Codec
@@ -90,6 +92,10 @@ class DiffusionTask(Task):
     @property
     def network_to_compile(self) -> nn.Module:
         return self.denoiser.network
+
+    @property
+    def skips(self) -> bool:  # type: ignore[override]
+        return any(isinstance(layer, LAYERS) for layer in self.denoiser.modules())  # passed by at one frame
 
     @property
     def reads(self) -> dict[str, FieldSpec]:
@@ -303,19 +309,26 @@ class DiffusionTask(Task):
         denoise = self.denoise({**batch, "stream": streams(seeds)}, guidance, len(seeds))
         return sampler.trajectory(denoise, self.denoiser.schedule, x, noise)
 
+    def of_frames(self, frames: int) -> "DiffusionTask":
+        """The same task for clips of so many frames; shares modules and weights."""
+        channels, _, *size = self.spec.shape
+        changed = copy(self)
+        changed.spec = self.spec._replace(shape=(channels, frames, *size))
+        return changed
+
     def latent_shape(self, n: int) -> tuple[int, ...]:
         """Shape of n samples in diffusion space, (n, C, *S)."""
         return n, *self.codec.latent_shape(self.shape)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Diffusion space -> images (B, C, H, W), clamped to [-1, 1]."""
+        """Diffusion space -> images (B, C, H, W) or clips (B, C, T, H, W), clamped to [-1, 1]."""
         return self.codec.decode(z).clamp(-1, 1)
 
     @torch.no_grad()
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
-        drawn = self.decode(
-            last(self.trajectory(batch, range(len(batch[next(iter(self.modelled))])), sampler, guidance)).x
-        )
+        shown = batch[next(iter(self.modelled))]
+        task = self.of_frames(shown.shape[2]) if self.spec.kind == "clip" else self
+        drawn = task.decode(last(task.trajectory(batch, range(len(shown)), sampler, guidance)).x)
         return drawn[:, :, drawn.shape[2] // 2] if self.spec.kind == "clip" else drawn  # of a clip the middle frame
 
     @property

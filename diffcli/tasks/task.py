@@ -76,6 +76,7 @@ class Task(nn.Module, ABC):
         frozenset()
     )  # parameters of another model, of which a checkpoint of low-rank changes holds none
     wide: ClassVar[bool] = False  # its activations exceed the range of fp16, so it computes in float32 instead
+    skips: bool = False  # a step may use only some of the parameters, the same ones of every sample of its batch
     measures: int | None = 0  # samples of the training data that `measure` needs at least; None: all
     log_every: int = (
         0  # steps between lines of the log, for numbers that are not worth computing in every step; 0: none

@@ -6,7 +6,7 @@ import torch
 from diffcli.config import ImageShape, UserError
 from diffcli.networks.conditioning import CondShape
 from diffcli.networks.dit import DiT, DiTConfig
-from diffcli.networks.layers import Attention, ConvResample, GroupNorm, Signal
+from diffcli.networks.layers import Attention, BlockOptions, ConvResample, GroupNorm, Signal
 from diffcli.networks.unet import UNet, UNetConfig
 from tests.interop.making import close, noise, wake
 
@@ -79,7 +79,7 @@ def test_norms_take_their_groups_and_epsilon():
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
 @torch.no_grad()
 def test_padding_at_the_end_sees_the_next_row_and_halves_any_size(size: tuple[int, int]):
-    layer, x = wake(ConvResample(4, "down", "end")), noise(1, 4, *size)
+    layer, x = wake(ConvResample(4, BlockOptions(emb=4, down_padding="end"), "down")), noise(1, 4, *size)
     y = layer(x, SILENT)
     assert y.shape[2:] == (-(-size[0] // 2), -(-size[1] // 2))
     padded = torch.nn.functional.pad(x, (0, 3, 0, 3))

@@ -76,12 +76,12 @@ def test_vgg_sees_two_three_by_three_neighbourhoods() -> None:
 def test_every_layer_of_a_dense_block_reads_all_before_it() -> None:
     block = wake(dense(8, 10, OPTIONS))
     assert [conv.in_channels for conv in block.body.convs] == [8, 11, 14, 17]  # growth is a quarter of 10, rounded up
-    features = block.body(X, SIGNAL.emb)
+    features = block.body(X, SIGNAL)
     assert features.shape[1] == 8 + LAYERS * 3 == block.out.in_channels
     assert torch.equal(features[:, :8], X), "the input is handed on as it is"
     with torch.no_grad():
         block.body.convs[0].bias.add_(1)
-    later = block.body(X, SIGNAL.emb)
+    later = block.body(X, SIGNAL)
     assert torch.equal(later[:, :8], X)
     for i in range(LAYERS):
         part = slice(8 + 3 * i, 11 + 3 * i)
@@ -93,7 +93,7 @@ def test_the_branches_of_inception_see_1_3_and_5_positions_and_the_mean_of_nine(
     block = wake(inception(8, 8, OPTIONS)).double()
     block.body.norm.forward = lambda h, told: h  # type: ignore[method-assign]
     x = normal(1, 8, 9, 9).double().requires_grad_()
-    features = block.body(x, SIGNAL.emb.double())
+    features = block.body(x, SIGNAL._replace(emb=SIGNAL.emb.double()))
     for branch, reach in enumerate([1, 3, 5, 3]):
         (grad,) = torch.autograd.grad(features[0, 2 * branch, 4, 4], x, retain_graph=True)
         seen = grad[0].abs().sum(0) > 0
@@ -104,5 +104,5 @@ def test_the_branches_of_inception_see_1_3_and_5_positions_and_the_mean_of_nine(
 def test_inception_takes_the_mean_of_what_lies_inside_the_map() -> None:
     block = wake(inception(8, 8, OPTIONS))
     block.body.norm.forward = lambda h, told: h  # type: ignore[method-assign]
-    features = block.body(torch.ones(1, 8, 4, 4), SIGNAL.emb[:1])[:, 6:]
+    features = block.body(torch.ones(1, 8, 4, 4), SIGNAL._replace(emb=SIGNAL.emb[:1]))[:, 6:]
     torch.testing.assert_close(features, features[:, :, :1, :1].expand_as(features))

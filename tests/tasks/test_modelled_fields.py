@@ -234,7 +234,7 @@ def test_weights_of_clips_keep_their_layout_where_those_of_pictures_change_it(mo
 
 
 def test_a_network_of_pictures_refuses_a_clip():
-    with pytest.raises(UserError, match=r"task\.network\.kind is 'unet', for 2 axes .* 1x3x4x6") as caught:
+    with pytest.raises(UserError, match=r"task\.network\.temporal is null.* 1x3x4x6") as caught:
         DiffusionConfig.model_validate({**TINY["task"], "field": "clip"}).build(clips().specs)
     assert "task.field" in caught.value.hint
 

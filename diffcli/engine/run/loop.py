@@ -310,7 +310,7 @@ def wrap(task: Task, phases: Sequence[Phase], group: Group, compiled: bool) -> d
     """The callable task of each phase, by name; compiled in place, so that no prefix reaches a checkpoint.
 
     With several processes each phase has its own DDP with only the parameters of this phase, because DDP waits for a gradient
-    of each.
+    of each that is used.
     """
     if compiled:
         compile_network(task.network_to_compile)
@@ -324,7 +324,9 @@ def wrap(task: Task, phases: Sequence[Phase], group: Group, compiled: bool) -> d
         ):  # torch 2.13 renames broadcast_buffers, which 2.6 needs
             warnings.simplefilter("ignore", FutureWarning)
             # no device_ids: they would move what a batch keeps on the CPU, too
-            ddp = DistributedDataParallel(task, broadcast_buffers=False, gradient_as_bucket_view=True)
+            ddp = DistributedDataParallel(
+                task, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=task.skips
+            )
         wrapped[phase.name] = ddp
     return wrapped
 

@@ -16,6 +16,7 @@ from diffcli.engine.run.origin.source_reading import KEY
 from diffcli.engine.run.roles.parameter_roles import parts
 from diffcli.fields import listed
 from diffcli.networks.lora import of_change
+from diffcli.networks.temporal import OVER_TIME
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.task import Task
 
@@ -184,8 +185,12 @@ def told(task: Task, model: Model, taking: Taking, names: Classes) -> dict[str, 
     grids = [name for name, move in taking.moves.items() if move.grid]
     if grids:
         facts["interpolated"] = _few(grids)
-    if taking.new:
-        facts["new"] = _few(parts(taking.new, 5))
+    over = [name for name in taking.new if OVER_TIME in name.split(".")]
+    if over:
+        count = sum(sizes.get(name, 0) for name in over)
+        facts["over time"] = f"{count:,} new parameters (*.{OVER_TIME}.*): on each frame it begins as the source does"
+    if new := [name for name in taking.new if name not in over]:
+        facts["new"] = _few(parts(new, 5))
     if taking.left_out:
         facts["left out"] = _few(parts(taking.left_out, 5))
     return facts
