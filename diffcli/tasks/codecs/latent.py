@@ -4,6 +4,8 @@ z = (latent(x) - shift) / scale for each channel, so that z has mean 0 and varia
 latents before quantisation; a first stage with codes quantises them before decoding. All channels of such latents have one
 scale, so that the nearest code is the same in z, as other libraries expect; their variance is 1 on average. Source: Rombach et
 al. 2021, sections 3.2 and G (arXiv 2112.10752), with one scale for each channel where there are no codes.
+
+Clips (B, C, T, H, W) become latents (B, c, T, h, w) frame by frame: the first stage sees images, a bounded number at once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +20,7 @@ from diffcli.config import UserError
 from diffcli.fields import Fault, FieldSpec, listed, typed
 from diffcli.networks.autoencoder import Autoencoder, FirstStageConfig
 from diffcli.networks.coding import TILE, decoded, encoded
+from diffcli.networks.frames import folded, unfolded
 from diffcli.noise import Noise
 from diffcli.tasks.codecs.codec import Codec, CodecConfig, Shape
 from diffcli.tasks.starting_point import named
@@ -47,7 +50,7 @@ class LatentCodec(Codec):
 
     def latent_shape(self, shape: Shape) -> Shape:
         factor, latent = self.first_stage.downscale, self.first_stage.bottleneck.channels
-        channels, height, width = shape
+        channels, *frames, height, width = shape
         if channels != self.channels:
             raise UserError(
                 f"task.codec: the first stage is for images of {self.channels} channels, but the data's have {channels}",
@@ -55,14 +58,17 @@ class LatentCodec(Codec):
             )
         if fault := self.misfit((height, width)):
             raise UserError(f"task.codec: the images are {fault[0]}", f"use --set 'data.size={typed(fault[1])}'")
-        return latent, height // factor, width // factor
+        return latent, *frames, height // factor, width // factor
 
     def misfit(self, size: Sequence[int]) -> Fault | None:
         return self.first_stage.config.misfit(size, f"the downscale {self.first_stage.downscale} of the first stage")
 
     def stored(self, x: Tensor) -> Tensor:
-        """The stored form of images (B, C, H, W) in [-1, 1]: (B, inputs, H/f, W/f), for `kl` means and log-variances."""
-        return encoded(self.first_stage, x)
+        """The stored form of images (B, C, H, W) in [-1, 1]: (B, inputs, H/f, W/f), for `kl` means and log-variances.
+
+        That of clips (B, C, T, H, W) is that of their frames, (B, inputs, T, H/f, W/f).
+        """
+        return unfolded(encoded(self.first_stage, folded(x)), x)
 
     def restored(self, stored: Tensor, noise: Noise | None = None) -> Tensor:
         """`encode` from the stored form of images, float16 or float32."""
@@ -70,7 +76,8 @@ class LatentCodec(Codec):
         bottleneck = self.first_stage.bottleneck
         if noise is not None and self.sample_posterior and bottleneck.variational:
             normal = noise(torch.empty(len(stored), bottleneck.channels, *stored.shape[2:], device=stored.device))
-        z = bottleneck.latent(stored.float(), normal)
+        z = bottleneck.latent(folded(stored.float()), None if normal is None else folded(normal))
+        z = unfolded(z, stored)
         return (z - over(self.shift, z)) * over(1 / self.scale, z)
 
     @torch.no_grad()
@@ -79,11 +86,11 @@ class LatentCodec(Codec):
 
     def decode(self, z: Tensor) -> Tensor:
         """In batches; images of more than tile x tile pixels one by one and in bands of rows, which is exact."""
-        whole = self.first_stage.bottleneck.snapped(z * over(self.scale, z) + over(self.shift, z))
-        return decoded(self.first_stage, whole, tile=self.tile)
+        whole = self.first_stage.bottleneck.snapped(folded(z * over(self.scale, z) + over(self.shift, z)))
+        return unfolded(decoded(self.first_stage, whole, tile=self.tile), z)
 
     def measure(self, latents: Iterable[Tensor], ranks: Ranks) -> None:
-        """Sets shift and scale to mean and standard deviation of latents (B, C, h, w) that shift 0 and scale 1 gave.
+        """Sets shift and scale to mean and standard deviation of latents (B, C, *S) that shift 0 and scale 1 gave.
 
         For a first stage with codes, scale is one number: the root of the mean variance over channels.
         Raises UserError if latents are not finite, or constant.
@@ -139,10 +146,10 @@ class LatentCodecConfig(CodecConfig):
         return named(handler(self), "source", "from")
 
     def build(self, spec: FieldSpec) -> LatentCodec:
-        """The codec of images. Raises UserError if the field is not an image, or if no first stage is given."""
-        if spec.kind != "image" or len(spec.shape) != 3:
+        """The codec of images or clips. Raises UserError if the field is neither, or if no first stage is given."""
+        if len(spec.shape) != {"image": 3, "clip": 4}.get(spec.kind):
             raise UserError(
-                f"task.codec is latent, for images, but task.field names a field of kind {spec.kind}",
+                f"task.codec is latent, for images and clips, but task.field names a field of kind {spec.kind}",
                 "use --set task.codec.kind=pixels, or --set task.field=image",
             )
         stage = self.required

@@ -147,3 +147,31 @@ def test_from_is_the_name_of_the_key_in_files_and_the_config_survives_them():
     assert written["from"] == "runs/x"
     assert "source" not in written
     assert LatentCodecConfig.model_validate(written) == config
+
+
+@pytest.mark.parametrize("keys", KINDS.values(), ids=KINDS.keys())
+def test_a_clip_is_coded_frame_by_frame_and_one_frame_as_an_image(keys, monkeypatch: pytest.MonkeyPatch):
+    """In portions of the first stage that are no multiple of a clip."""
+    monkeypatch.setattr("diffcli.networks.coding.AT_ONCE", 4 * 64)
+    made, images = measured(**keys)[0], pictures(6)
+    clips = images.unflatten(0, (2, 3)).transpose(1, 2)  # (2, 1, 3, 8, 8)
+    each = made.encode(images)
+    z = made.encode(clips)
+    assert z.shape == (2, *made.latent_shape((1, 3, 8, 8)))
+    torch.testing.assert_close(z, each.unflatten(0, (2, 3)).transpose(1, 2))
+    torch.testing.assert_close(made.decode(z).transpose(1, 2).flatten(0, 1), made.decode(each))
+    seeds = [3, 4]
+    still = made.encode(clips[:, :, :1], Noise(seeds, CPU, Domain.POSTERIOR))
+    torch.testing.assert_close(still[:, :, 0], made.encode(clips[:, :, 0], Noise(seeds, CPU, Domain.POSTERIOR)))
+
+
+def test_every_frame_of_a_clip_has_a_draw_of_its_own():
+    made, clips = codec(), pictures(1)[:, :, None].expand(-1, -1, 2, -1, -1)
+    z = made.encode(clips, Noise([5], CPU, Domain.POSTERIOR))
+    assert not torch.allclose(z[:, :, 0], z[:, :, 1])
+
+
+def test_the_codec_of_clips_is_built_for_clips_of_any_length():
+    config = LatentCodecConfig.model_validate({"first_stage": stage_config().model_dump()})
+    made = config.build(FieldSpec("clip", (1, None, 8, 8)))
+    assert made.latent_shape((1, 5, 8, 8)) == (3, 5, 4, 4)
