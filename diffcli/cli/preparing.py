@@ -140,7 +140,11 @@ def prep_data(
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="Folder or hub name.", show_default="none: --embed needs it", rich_help_panel=EMBEDDING),
+        typer.Option(
+            help="Folder or hub name; or a run or an import, whose own encoder reads as it does there.",
+            show_default="none: --embed needs it",
+            rich_help_panel=EMBEDDING,
+        ),
     ] = None,
     encoder_library: Annotated[
         EncoderLibrary, typer.Option(help="What loads it.", rich_help_panel=EMBEDDING)
@@ -268,9 +272,11 @@ def embedder(
         known = "t5-base" if embed == EmbedChoice.t5 else "openai/clip-vit-large-patch14"
         raise UserError(f"--embed {embed.value} needs an encoder", f"--encoder {known}, or the folder of another")
     from diffcli.engine.distributed import pick_device
+    from diffcli.engine.records.model_encoders import encoder_of
     from diffcli.prep import embedding
 
-    where, built = pick_device(device.value), embedding.named(embed.value, model, library.value, pretrained)
+    where, own = pick_device(device.value), encoder_of(Path(model), embedding.kind_of(embed.value))
+    built = embedding.named(embed.value, model, library.value, pretrained) if own is None else embedding.loaded(own)
     return lambda reports, out: embedding.after(reports, out, embed.value, built, where, workers)
 
 

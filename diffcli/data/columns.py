@@ -4,6 +4,7 @@ import copy
 import io
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import assert_never
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor
 from diffcli.config import ImageShape, UserError
 from diffcli.data import captions
 from diffcli.data.buckets import Framing
+from diffcli.data.field_notes import WHITE, FieldNote, empty_file
 from diffcli.data.images import Column, EncodedFiles
 from diffcli.data.pixels import NEAREST, Place, decode
-from diffcli.data.shards import WHITE, FieldNote
+from diffcli.digest import sha256
 from diffcli.fields import FieldSpec, fits, listed
 
 BINARY = 2  # classes of a mask that may be black and white
@@ -44,11 +46,25 @@ class Texts:
 class Vectors:
     """Embeddings in .npy members: (D,), or (K, D) with one row for each caption; each epoch uses the row of its caption.
 
-    A row may be a sequence (L, D). spec: the form of a row and its width. note: the encoder that made them.
+    A row may be a sequence (L, D). spec: the form of a row and its width. note: the encoder that made them. folder: of the set.
     """
 
-    def __init__(self, files: EncodedFiles, spec: FieldSpec, note: FieldNote | None = None) -> None:
-        self.files, self.spec, self.note = files, spec, note
+    def __init__(
+        self, files: EncodedFiles, spec: FieldSpec, note: FieldNote | None = None, folder: Path | None = None
+    ) -> None:
+        self.files, self.spec, self.note, self.folder = files, spec, note, folder
+
+    def empty(self, name: str) -> Tensor | None:
+        """The row of a text without a word, float32; None where the set does not have it. name: of the field.
+
+        Raises UserError where its file is not that of the set.
+        """
+        if self.folder is None or self.note is None or self.note.empty is None:
+            return None
+        path, hint = self.folder / empty_file(name), "run `diffcli prep-data shards` with the same --embed again"
+        if not path.is_file() or sha256(path) != self.note.empty:
+            raise UserError(f"{path} is {'not there' if not path.is_file() else 'not that of its set'}", hint)
+        return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
 
     def read(self, indices: Tensor, draws: Tensor | None) -> Tensor:
         """float32 (B, D), or (B, L, D)."""
@@ -134,14 +150,14 @@ class ClassTexts:
         return wording.replace("{name}", name)
 
 
-def column(files: EncodedFiles, note: FieldNote, framing: Framing) -> Column:
-    """The rows of a field beside the images in shards; framing: the crop of the images."""
+def column(files: EncodedFiles, note: FieldNote, framing: Framing, folder: Path | None = None) -> Column:
+    """The rows of a field beside the images in shards; framing: the crop of the images; folder: of the set."""
     spec = note.spec(framing.size)
     match note.kind:
         case "text":
             return Texts(files)
         case "vector" | "tokens":
-            return Vectors(files, spec, note)
+            return Vectors(files, spec, note, folder)
         case "image" | "mask":
             return Pictures(files, spec, framing)
         case "latent":

@@ -18,6 +18,7 @@ from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.columns import Texts
 from diffcli.data.deep_images import LOOKED_AT, range_note
 from diffcli.data.derived import AnyDerived, derived_specs
+from diffcli.data.field_notes import FieldNote, is_mask
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, Location, open_location, read_location, size_of
 from diffcli.data.image_formats import open_encoded
 from diffcli.data.images import FileImages, ImageData, ImageOrigin, MemoryImages, unreadable
@@ -25,7 +26,6 @@ from diffcli.data.listing import ClassesFrom, Listing, Split, list_images
 from diffcli.data.loader import loaded
 from diffcli.data.modes import GREY, Range
 from diffcli.data.pixels import fit_all, read_size
-from diffcli.data.shards import FieldNote, is_mask
 from diffcli.data.sidecars import SidecarFiles
 from diffcli.fields import FieldSpec
 

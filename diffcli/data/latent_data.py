@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
 from diffcli.data.columns import read_npy
+from diffcli.data.field_notes import FieldNote
 from diffcli.data.images import Column, EncodedFiles, ImageData
-from diffcli.data.shards import FieldNote
 from diffcli.fields import LATENT, FieldSpec, fits, listed
 
 

@@ -17,11 +17,12 @@ from diffcli.data.annotators import joined_annotators
 from diffcli.data.buckets import Framing
 from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split
+from diffcli.data.field_notes import FieldNote
 from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData, ImageOrigin
 from diffcli.data.latent_data import LatentImages, Latents
 from diffcli.data.listing import Split
 from diffcli.data.loader import MEMORY_LIMIT, loaded
-from diffcli.data.shards import FieldNote, PreparedSet, ShardFiles, open_shards
+from diffcli.data.shards import PreparedSet, ShardFiles, open_shards
 from diffcli.fields import LATENT, FieldSpec, listed, typed
 
 
@@ -150,7 +151,7 @@ class Shards(DataConfig):
         there = [name in found.prepared.fields for found in sets]
         if not all(there):
             return Lacking(name, note.spec(framing.size), sets[there.index(False)].shown, sets[there.index(True)].shown)
-        return column(joined([part.field(name) for part in parts]), note, framing)
+        return column(joined([part.field(name) for part in parts]), note, framing, sets[0].root)
 
 
 class Found(NamedTuple):
@@ -281,7 +282,8 @@ def _told(note: FieldNote, digest: bool) -> str:
     width = (
         f"{note.width} wide" if note.width else f"{listed(note.shape)}{' in pairs' * note.pair}" if note.shape else ""
     )
-    parts = [note.kind, width, classes, f"weights {note.sha256}" if digest else encoder]
+    read = note.reading if encoder and note.kind in ("vector", "tokens") else ""
+    parts = [note.kind, width, classes, f"weights {note.sha256}" if digest else encoder, read]
     return " ".join(filter(None, parts))
 
 

@@ -12,29 +12,25 @@ Images are read by random access straight from the tars, by any number of proces
 import copy
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, assert_never
+from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, Field, NonNegativeInt, StringConstraints, ValidationError
+from pydantic import Field, NonNegativeInt, StringConstraints, ValidationError
 from torch import Tensor
 
 from diffcli.config import Config, Record, UserError, quoted
+from diffcli.data.field_notes import Digest, FieldName, Notes
 from diffcli.data.labels_file import is_labels_file
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
 from diffcli.data.naming import given_as
 from diffcli.digest import sha256, stands_in
-from diffcli.fields import FieldSpec
 
 DATASET = "dataset.json"
-WHITE = 255  # of a mask in black and white
-TOKENS = frozenset({"clip_tokens", "t5_tokens"})  # the fields that --embed fills with sequences
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(tar|json)$")]  # never a path
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-FieldName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 AGAIN = (
     "run `diffcli prep-data` with the same arguments again: it rewrites what is missing (delete broken shards first)"
 )
@@ -52,77 +48,6 @@ class Members(Record):
 
     offset: list[NonNegativeInt]
     size: list[NonNegativeInt]
-
-
-class FieldNote(Config):
-    """The description of a field beside the image: the kind of its FieldSpec, or `video`, an MP4 that is not decoded.
-
-    width: of a vector or of tokens; encoder, sha256: the model that made it, and its weights. classes: of a mask, if known.
-    shape: of a latent (C, h, w); pair: whether that of the mirrored image follows it.
-    """
-
-    kind: Literal["text", "image", "mask", "vector", "tokens", "video", "latent"]
-    width: int | None = None
-    encoder: str | None = None
-    sha256: Digest | None = None
-    classes: int | None = None
-    shape: tuple[int, int, int] | None = None
-    pair: bool = False
-
-    def spec(self, size: tuple[int, int]) -> FieldSpec:
-        """The FieldSpec; size: (height, width) of the images."""
-        match self.kind:
-            case "text":
-                return FieldSpec("text")
-            case "vector":
-                return FieldSpec("vector", (self.width,))
-            case "tokens":
-                return FieldSpec("tokens", (None, self.width))
-            case "image":
-                return FieldSpec("image", (1, *size))
-            case "mask":
-                return FieldSpec("mask", (1, *size), self.classes)
-            case "latent":
-                return FieldSpec("latent", self.shape or ())
-            case "video":
-                raise AssertionError("clips are no column of images")
-            case never:
-                assert_never(never)
-
-
-def is_mask(field: str) -> bool:
-    """Whether the values of a picture beside an image are class numbers, by the name of its field."""
-    return field == "mask" or field.endswith("_mask")
-
-
-def classes_in(values: Collection[int]) -> int | None:
-    """The number of classes of a mask with these values; None if 255 marks pixels without a class.
-
-    Black and white are two classes. Otherwise the values are the numbers of the classes.
-    """
-    if set(values) <= {0, WHITE}:
-        return 2
-    return None if max(values) == WHITE else max(2, max(values) + 1)
-
-
-def _renamed(notes: Any) -> Any:
-    """Notes of raw JSON with current names: earlier versions had one kind for all pictures, and one for all embeddings."""
-    if not isinstance(notes, Mapping):
-        return notes
-    return {name: _renamed_note(name, note) if isinstance(note, Mapping) else note for name, note in notes.items()}
-
-
-def _renamed_note(name: str, note: Mapping[str, Any]) -> Mapping[str, Any]:
-    match note.get("kind"):
-        case "picture":
-            return {**note, "kind": "mask" if is_mask(name) else "image"}
-        case "vector" if name in TOKENS:
-            return {**note, "kind": "tokens"}
-        case _:
-            return note
-
-
-Notes = Annotated[dict[FieldName, FieldNote], BeforeValidator(_renamed)]
 
 
 class Index(Record):

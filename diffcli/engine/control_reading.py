@@ -35,7 +35,14 @@ LED = (
     "conditioners",
     "field",
 )  # keys that must be the model's
-FREE = ("dropout", "save_memory", "from", "tile", "sample_posterior")  # of these, what does not change what it computes
+FREE = (
+    "dropout",
+    "save_memory",
+    "from",
+    "tile",
+    "sample_posterior",
+    "cached",
+)  # of these, what does not change what it computes
 SHOWN = 3  # differences that an error names
 
 

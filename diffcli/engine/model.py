@@ -1,6 +1,6 @@
 """A checkpoint made ready to use: its preset read, its task built, its weights loaded, its networks in their precision."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +92,7 @@ def load_model(
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
     moved = filter(encoder_records.moves, overrides)
-    resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}", moved)
+    resolved = preset_to_draw(record, found, moved)
     part = "ema" if use_ema else "task"
     if not checkpoint.holds(part, found, record) and checkpoint.holds("ema", found, record):
         raise UserError(f"--no-ema: {found} holds an average only", "leave --no-ema out")
@@ -118,7 +118,7 @@ def without_weights(path: Path) -> Model:
     """The newest whole checkpoint at PATH on the meta device, without reading weights. Raises UserError."""
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
-    resolved = preset.build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
+    resolved = preset_to_draw(record, found)
     fields = specs_of(record, resolved, found)
     with weightless():
         task = resolved.task.build(fields).eval()
@@ -130,10 +130,16 @@ def weights_to_sample(path: Path, record: dict[str, Any]) -> dict[str, Tensor]:
     """The averaged weights of a located checkpoint, whole: where it is a change of another, merged into that."""
     if lora_bases.named(record) is None:
         return checkpoint.read_part(path, "ema", record)
-    resolved = preset.build(record.get("preset"), f"{path}/{checkpoint.RECORD}")
+    resolved = preset_to_draw(record, path)
     with weightless():
         task = resolved.task.build(specs_of(record, resolved, path))
     return used_weights(task, resolved, path, record, use_ema=True).tensors
+
+
+def preset_to_draw(record: Mapping[str, Any], path: Path, overrides: Iterable[str] = ()) -> Preset:
+    """The preset of a located checkpoint, whose conditioners read what a person can give."""
+    trained = preset.build(record.get("preset"), f"{path}/{checkpoint.RECORD}", overrides)
+    return trained.model_copy(update={"task": trained.task.for_drawing()})
 
 
 def _recorded(

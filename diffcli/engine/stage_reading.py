@@ -15,9 +15,9 @@ from torch import Tensor
 
 from diffcli import checkpoint, preset
 from diffcli.config import UserError, quoted
+from diffcli.data.field_notes import FieldNote
 from diffcli.data.images import ImageData
 from diffcli.data.latent_data import Latents
-from diffcli.data.shards import FieldNote
 from diffcli.engine.loading import fill, load_weights
 from diffcli.engine.model import specs_of, weights_to_sample
 from diffcli.interop import first_stages

@@ -45,7 +45,7 @@ def locate(path: Path) -> Path:
 def is_checkpoint(path: Path) -> bool:
     """Whether a path looks like a run, a checkpoint or an exported file."""
     exported = path.suffix == WEIGHTS and path.is_file()
-    return exported or (path / "checkpoints").is_dir() or (path / RECORD).is_file()
+    return exported or (path / "checkpoints").is_dir() or (path / RECORD).is_file() or bool(checkpoints(path))
 
 
 def weights_to_import(path: Path) -> Path:

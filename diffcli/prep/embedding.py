@@ -5,6 +5,7 @@ the end. An index in the work folder may belong to a tar that was renamed alread
 and embeds only the remaining shards. dataset.json names a field once every shard has it.
 """
 
+import hashlib
 import io
 import os
 import shutil
@@ -23,8 +24,9 @@ from webdataset.writer import TarWriter
 
 from diffcli.config import UserError
 from diffcli.data import captions
+from diffcli.data.field_notes import TOKENS, FieldNote, empty_file
 from diffcli.data.pixels import open_image
-from diffcli.data.shards import DATASET, TOKENS, FieldNote, Index, PreparedSet, Shard, open_shards
+from diffcli.data.shards import DATASET, Index, PreparedSet, Shard, open_shards
 from diffcli.digest import sha256
 from diffcli.encoders.encoder import Encoder, EncoderConfig
 from diffcli.prep.prepare import alone
@@ -47,20 +49,32 @@ class Adding(NamedTuple):
     notes: dict[str, FieldNote]
     device: torch.device
 
+    def empties(self) -> dict[str, bytes]:
+        """The .npy of a text without a word, by field that is made of texts."""
+        return _empties(self.encoder, self.notes, self.device)
+
 
 def named(what: What, model: str, library: str, pretrained: str | None) -> Encoder:
-    """The encoder that the flags of prep-data name, loaded first, so that mistakes are reported before anything is prepared."""
+    """The encoder that the flags of prep-data name, see `loaded`."""
     try:
-        kind = "t5" if what == "t5" else "clip"
-        given = {"kind": kind, "model": model, "library": library, "pretrained": pretrained}
+        given = {"kind": kind_of(what), "model": model, "library": library, "pretrained": pretrained}
         config = EncoderConfig.model_validate(given)
     except ValidationError as error:
         message, _, remedy = str(error.errors()[0]["ctx"]["error"]).partition("; ")
         raise UserError(f"--embed {what} --encoder {model}: {message}", remedy) from None
-    encoder = config.resolved().build()
+    return loaded(config.resolved().build())
+
+
+def loaded(encoder: Encoder) -> Encoder:
+    """The encoder, with its weights, so that mistakes are reported before anything is prepared."""
     encoder.key = "--encoder"
     encoder.digest  # noqa: B018  loads it
     return encoder
+
+
+def kind_of(what: What) -> Literal["clip", "t5"]:
+    """The kind of encoder that makes these fields."""
+    return "t5" if what == "t5" else "clip"
 
 
 def after(
@@ -78,11 +92,12 @@ def embed(out: Path, what: What, encoder: Encoder, device: torch.device, workers
     """Embeds the prepared set in `out`, yielding a report at the start and after every batch; the last one is final.
 
     what: clip adds clip_image (D,) and, of K captions, clip_text (K, D); clip-tokens and t5 add clip_tokens and t5_tokens
-    (K, L, D), 0 where there is no token; all float16. workers: threads that decode images. Raises UserError where the set
+    (K, L, D), 0 where there is no token; all float16. Beside the set stands what the encoder makes of a text without a word,
+    for training without a condition. workers: threads that decode images. Raises UserError where the set
     was embedded by another encoder, has no captions that are needed, or cannot be written.
     """
     prepared, work = open_shards(out, "--out"), out / WORK
-    adding = Adding(encoder, _notes(what, encoder, prepared, out), device)
+    adding = Adding(encoder, _notes(what, encoder, prepared, out, device), device)
     try:
         with alone(out):
             _tidy(out, work, prepared)
@@ -91,11 +106,15 @@ def embed(out: Path, what: What, encoder: Encoder, device: torch.device, workers
             report = report._replace(written=prepared.count - sum(shard.count for shard in todo))
             yield report
             try:
+                for shard in shards_of(prepared):
+                    _renote(out, work, shard, adding)
                 for shard in todo:
                     for count in _embed_shard(out, work, shard, adding, workers):
                         report = report._replace(written=report.written + count)
                         yield report
             finally:  # a set that is embedded in part can be read as it was before
+                for field, data in adding.empties().items():
+                    write_whole(out / empty_file(field), data, work)
                 _describe(out, work)
             shutil.rmtree(work)
     except OSError as error:
@@ -131,7 +150,9 @@ def vectors(
     return added
 
 
-def _notes(what: What, encoder: Encoder, prepared: PreparedSet, out: Path) -> dict[str, FieldNote]:
+def _notes(
+    what: What, encoder: Encoder, prepared: PreparedSet, out: Path, device: torch.device
+) -> dict[str, FieldNote]:
     """The fields that are added. Raises UserError where the set has them of another encoder, or has no captions."""
     if prepared.latents and what == "clip":
         raise UserError(
@@ -160,9 +181,22 @@ def _notes(what: What, encoder: Encoder, prepared: PreparedSet, out: Path) -> di
         )
         for field, width in widths.items()
     }
+    for field, data in _empties(encoder, made, device).items():
+        reading = {"length": encoder.config.length, "empty": hashlib.sha256(data).hexdigest()}
+        if field in TOKENS:
+            reading |= {"layer": encoder.config.layer, "padding": encoder.config.padding}
+        made[field] = made[field].model_copy(update=reading)
     for field, note in made.items():
         _check_same(out, field, prepared.fields.get(field, note), note)
     return made
+
+
+def _empties(encoder: Encoder, fields: Iterable[str], device: torch.device) -> dict[str, bytes]:
+    encoded = encoder.texts([""], device)
+    rows = {
+        field: encoded.pooled if field == "clip_text" else encoded.tokens for field in fields if field != "clip_image"
+    }
+    return {field: _npy(row[0]) for field, row in rows.items() if row is not None}
 
 
 def _check_same(out: Path, field: str, there: FieldNote, note: FieldNote) -> None:
@@ -170,6 +204,11 @@ def _check_same(out: Path, field: str, there: FieldNote, note: FieldNote) -> Non
         raise UserError(
             f"--encoder {note.encoder}: '{out}' has '{field}' by {there.encoder}, of other weights",
             "name that encoder, or prepare another set",
+        )
+    if there.reads() != note.reads():
+        raise UserError(
+            f"--encoder {note.encoder}: '{out}' has '{field}' by it with {there.reading}, and this one reads with {note.reading}",
+            "name what made the others, or prepare another set",
         )
 
 
@@ -183,6 +222,15 @@ def _embedded(out: Path, shard: Shard, adding: Adding) -> bool:
     for field, note in adding.notes.items():
         _check_same(out, field, index.notes.get(field, note), note)
     return not index.members or adding.notes.keys() <= index.notes.keys()
+
+
+def _renote(out: Path, work: Path, shard: Shard, adding: Adding) -> None:
+    """Gives the index of a shard what an earlier version did not note of fields that the shard has."""
+    index = _index(out, shard)
+    found = {field: note for field, note in adding.notes.items() if index.notes.get(field, note) != note}
+    if found:
+        changed = index.model_copy(update={"notes": {**index.notes, **found}})
+        write_whole(out / shard.index, changed.model_dump_json().encode(), work)
 
 
 def _embed_shard(out: Path, work: Path, shard: Shard, adding: Adding, workers: int) -> Iterator[int]:

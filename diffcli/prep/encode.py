@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from diffcli.config import ImageShape
+from diffcli.data.field_notes import is_mask
 from diffcli.data.files import Location, read_location
 from diffcli.data.modes import Range, class_values, flatten
 from diffcli.data.pixels import fit, fit_all, is_plain_jpeg, open_image, to_image, to_png
-from diffcli.data.shards import is_mask
 
 
 class Picture(NamedTuple):

@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from diffcli.config import Config
+from diffcli.data.field_notes import FieldNote
 from diffcli.data.files import FileTree, Location
 from diffcli.data.listing import ClassesFrom, Split
 from diffcli.data.modes import Range
 from diffcli.data.pixels import BrokenImage
-from diffcli.data.shards import FieldNote
 from diffcli.fields import Fault
 from diffcli.prep.encode import Picture
 
@@ -155,7 +155,7 @@ class PrepSource(NamedTuple):
     """An opened source. fingerprint: a digest of its content, so that a resumed run sees the same; notes: for the user.
 
     fields: those beside the images, if the source knows them. left_out: numbers of files that are not used, by
-    type. levels: the values of deep images that are black and white.
+    type. levels: the values of deep images that are black and white. beside: files to stand beside dataset.json, by name.
     """
 
     splits: dict[Split, Items]
@@ -166,6 +166,7 @@ class PrepSource(NamedTuple):
     fields: Mapping[str, FieldNote] = {}
     left_out: Mapping[str, int] = {}
     levels: Range | None = None
+    beside: Mapping[str, bytes] = {}
 
 
 def fingerprint(files: Iterable[tuple[str, int]]) -> str:

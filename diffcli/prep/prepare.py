@@ -17,23 +17,12 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from diffcli.config import RunFailed, UserError
+from diffcli.data.field_notes import FieldNote, classes_in, is_mask
 from diffcli.data.files import WriteError, printable, unreadable
 from diffcli.data.leftovers import REQUEST, WORK, tidied
 from diffcli.data.listing import Split
 from diffcli.data.lock import only_writer
-from diffcli.data.shards import (
-    DATASET,
-    FieldNote,
-    Index,
-    PreparedSet,
-    PreparedSplit,
-    PrepRequest,
-    Shard,
-    Skipped,
-    classes_in,
-    is_mask,
-    is_prepared,
-)
+from diffcli.data.shards import DATASET, Index, PreparedSet, PreparedSplit, PrepRequest, Shard, Skipped, is_prepared
 from diffcli.digest import sha256
 from diffcli.prep.asking import check_request
 from diffcli.prep.items import SOURCE, PrepSource, SourceOptions, Wanted
@@ -245,6 +234,8 @@ def _finish(plans: list[Preparation], source: PrepSource, out: Path, request: Pr
         splits=splits,
         request=request,
     )
+    for name, data in source.beside.items():
+        write_whole(out / name, data, out / WORK)
     write_whole(out / SKIPPED, "".join(skipped).encode(), out / WORK)
     write_whole(out / DATASET, record_of(prepared), out / WORK)
 

@@ -18,10 +18,11 @@ from webdataset.writer import TarWriter
 from diffcli.config import RunFailed
 from diffcli.data import captions
 from diffcli.data.faults import is_momentary
+from diffcli.data.field_notes import FieldNote
 from diffcli.data.files import ARCHIVE_ERRORS, printable
 from diffcli.data.modes import Range
 from diffcli.data.pixels import BrokenImage
-from diffcli.data.shards import FieldNote, Index, Members, PreparedSet, Skipped
+from diffcli.data.shards import Index, Members, PreparedSet, Skipped
 from diffcli.digest import sha256
 from diffcli.prep.encode import Picture, encode, encode_over
 from diffcli.prep.items import Deferred, Item

@@ -165,6 +165,9 @@ class DiffusionConfig(TaskConfig):
         conditioners = tuple(c.resolved() for c in self.conditioners)
         return self.model_copy(update={"conditioners": conditioners, "control": led})
 
+    def for_drawing(self) -> "DiffusionConfig":
+        return self.model_copy(update={"conditioners": tuple(c.for_drawing() for c in self.conditioners)})
+
     @property
     def leaves_classes_out(self) -> bool:
         return any(c.kind == "class" and c.num_classes is None for c in self.conditioners)

@@ -55,6 +55,10 @@ class TaskConfig(Config):
         """The same config with absolute paths of local folders."""
         return self
 
+    def for_drawing(self) -> Self:
+        """The same config for a trained model, which is told what training had stored beside its images."""
+        return self
+
     def trained_on(self, images: int) -> Self:
         """The same config with the values that follow from the length of the training set, when a run begins."""
         return self

@@ -14,18 +14,9 @@ import torch
 from PIL import Image
 
 from diffcli.data import captions
+from diffcli.data.field_notes import FieldNote, is_mask
 from diffcli.data.prepared import Shards
-from diffcli.data.shards import (
-    DATASET,
-    FieldNote,
-    Index,
-    Members,
-    PreparedSet,
-    PreparedSplit,
-    PrepRequest,
-    Shard,
-    is_mask,
-)
+from diffcli.data.shards import DATASET, Index, Members, PreparedSet, PreparedSplit, PrepRequest, Shard
 from diffcli.digest import sha256
 from diffcli.prep.prepare import PrepReport, prepare
 

@@ -11,12 +11,13 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import Digits, Folder
+from diffcli.data.field_notes import FieldNote, classes_in
 from diffcli.data.images import ImageData, MemoryImages
 from diffcli.data.listing import Split
 from diffcli.data.loader import batches, evaluation_batches
 from diffcli.data.order import epoch_draws
 from diffcli.data.prepared import Shards
-from diffcli.data.shards import FieldNote, Index, PreparedSet, classes_in, open_shards
+from diffcli.data.shards import Index, PreparedSet, open_shards
 from diffcli.fields import FieldSpec, to_float
 from tests.data.making import class_folders, pixels, png, prepared, run
 

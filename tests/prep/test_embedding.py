@@ -107,6 +107,44 @@ def test_sequences_are_stored_for_each_caption(tmp_path: Path, source: Path, cli
         assert read[field].shape == (2, *shape)
 
 
+@pytest.mark.parametrize(
+    "keys", [{}, {"padding": "read", "layer": -2}, {"length": 5}], ids=["as it is", "as in SD 2", "short"]
+)
+def test_a_text_without_a_word_is_stored_once_and_the_set_says_how_texts_were_read(
+    tmp_path: Path, source: Path, clip: Encoder, keys: dict
+) -> None:
+    encoder = clip.config.model_copy(update=keys).build()
+    run("folder", source, tmp_path / "out")
+    done(tmp_path / "out", "clip-tokens", encoder)
+    data = Shards(root=tmp_path / "out", size=16).build("train")
+    found = data.columns["clip_tokens"].empty("clip_tokens")
+    close(half(found), half(encoder.texts([""]).tokens[0]))
+    note = open_shards(tmp_path / "out", "x").fields["clip_tokens"]
+    assert note.reads() == (keys.get("layer", -1), keys.get("padding", "masked"), keys.get("length"))
+    if keys:
+        with pytest.raises(UserError, match="layer -1, padding masked, length None"):
+            done(tmp_path / "out", "clip-tokens", clip)
+    np.save(tmp_path / "out/clip_tokens.empty.npy", np.zeros((LIMIT, WIDTH)))
+    with pytest.raises(UserError, match=r"clip_tokens\.empty\.npy"):
+        data.columns["clip_tokens"].empty("clip_tokens")
+
+
+def test_a_set_of_an_earlier_version_learns_what_it_lacks_without_being_embedded_again(
+    tmp_path: Path, source: Path, clip: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose notes said nothing of how texts were read."""
+    run("folder", source, tmp_path / "out", images_per_shard=4)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(embedding, "_empties", lambda *_: {})
+        done(tmp_path / "out", "clip-tokens", clip)
+    assert "empty" not in json.loads((tmp_path / "out/dataset.json").read_text())["fields"]["clip_tokens"]
+    tars = {name: data for name, data in contents(tmp_path / "out").items() if name.endswith(".tar")}
+    done(tmp_path / "out", "clip-tokens", clip)
+    column = Shards(root=tmp_path / "out", size=16).build("train").columns["clip_tokens"]
+    close(half(column.empty("clip_tokens")), half(clip.texts([""]).tokens[0]))
+    assert {name: data for name, data in contents(tmp_path / "out").items() if name.endswith(".tar")} == tars
+
+
 def test_a_set_without_captions_gets_embeddings_of_its_images(tmp_path: Path, clip: Encoder):
     making.mnist(tmp_path / "mnist")
     run("mnist", tmp_path / "mnist", tmp_path / "out")

@@ -19,9 +19,9 @@ from diffcli.data.buckets import Framing
 from diffcli.data.class_captions import ClassCaptions
 from diffcli.data.columns import column
 from diffcli.data.derived import Derived
+from diffcli.data.field_notes import FieldNote, is_mask
 from diffcli.data.images import FileImages, ImageData
 from diffcli.data.sample_labels import EXTENSIONS, label_in, number_in
-from diffcli.data.shards import FieldNote, is_mask
 from diffcli.data.stream.tar import IMAGES, TarSample
 from diffcli.fields import Batch, FieldSpec, Specs
 

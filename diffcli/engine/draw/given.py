@@ -13,9 +13,9 @@ from torch import Tensor
 
 from diffcli.config import ImageShape, Note, UserError, did_you_mean
 from diffcli.data.derived import Edges
+from diffcli.data.field_notes import WHITE
 from diffcli.data.modes import class_values
 from diffcli.data.pixels import fit
-from diffcli.data.shards import WHITE
 from diffcli.engine.draw.conditions import Conditions, condition_specs, enlargement
 from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.pictures import MemoryPicture

@@ -11,8 +11,10 @@ from typing import Any
 
 from diffcli.config import UserError
 from diffcli.data.columns import Vectors
+from diffcli.data.field_notes import FieldNote
 from diffcli.data.images import ImageData
-from diffcli.data.shards import FieldNote
+from diffcli.encoders.encoder import EncoderConfig
+from diffcli.tasks.conditioners.pretrained import PretrainedConditioner
 from diffcli.tasks.task import Task
 
 MOVED = re.compile(r"task\.conditioners\.\d+\.encoder\.model=")
@@ -45,13 +47,40 @@ def agreed(task: Task, data: ImageData, before: Mapping[str, Any] | None) -> dic
         if encoder is None:
             continue
         encoder.promise(known.get(key), "the run")
+        for each in conditioner.reads.keys() & stored.keys():
+            if conditioner.kind == "pretrained" or stored[each].empty is not None:  # or an earlier version made it
+                _check_reading(key, each, encoder.config, stored[each])
+            encoder.promise(stored[each].sha256, f"the data's '{each}'")
         sha256 = stored[name].sha256 if name in stored else None
-        encoder.promise(sha256, f"the data's '{name}'")
         renamed = name in stored and encoder.config.name != stored[name].encoder
         if sha256 is None or (renamed and encoder.config.origin.folder):
             sha256 = encoder.digest  # of a wrong one only a prompt, after training, would tell
         found[key] = {"model": encoder.config.model, "library": encoder.config.library, "sha256": sha256}
     return {"encoders": found} if found else {}
+
+
+def install(task: Task, data: ImageData) -> None:
+    """Gives conditioners that read what was stored of captions what the data have of a text without a word."""
+    empty = {
+        name: row
+        for name, column in data.columns.items()
+        if isinstance(column, Vectors) and name in task.reads and (row := column.empty(name)) is not None
+    }
+    for conditioner in task.named_conditioners.values():
+        if isinstance(conditioner, PretrainedConditioner):
+            conditioner.know(empty, next(task.parameters()).device)
+
+
+def _check_reading(key: str, name: str, config: EncoderConfig, note: FieldNote) -> None:
+    """Raises UserError where prompts would be read in another way than the captions of the data were."""
+    own = (config.layer, config.padding, config.length) if note.kind == "tokens" else (-1, "masked", config.length)
+    if own != note.reads():
+        words = "layer {}, padding {}, length {}".format(*own)
+        raise UserError(
+            f"{key}.encoder reads texts with {words}, but the data's '{name}' was made with {note.reading}",
+            "embed the set by the model itself: diffcli prep-data shards --out SET --embed ... --encoder RUN; or set "
+            f"{key}.encoder.layer, padding and length to those of the data",
+        )
 
 
 def promise(task: Task, record: Mapping[str, Any], path: Path) -> None:

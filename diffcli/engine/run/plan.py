@@ -58,7 +58,10 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
         "memory": memory(values_kept(task, phases, cfg) | {f"activations of {local} images": kept * local / 4}),
     }
     if frozen:
-        facts["encoder"] = f"{', '.join(frozen)}: runs in every step, is not counted above"
+        facts["encoder"] = (
+            f"{', '.join(frozen)}: runs in every step, is not counted above; with cached: true the conditioner reads what "
+            "`prep-data shards --embed` stored of the captions"
+        )
     facts |= {**taken, **class_pictures.planned(preset)}
     facts |= {"images": f"unknown: {lacking}"} if data is None else amounts(data, cfg.batch_size, cfg.steps)
     if data is not None:
@@ -179,7 +182,7 @@ def _kept(task: Task, preset: Preset, phases: tuple[Phase, ...], images: int) ->
 
 def running(task: Task) -> list[str]:
     """The models of the frozen encoders that run in every step, which are not loaded to plan."""
-    return [m.encoder.config.model for m in task.modules() if isinstance(m, PretrainedConditioner)]
+    return [m.encoder.config.model for m in task.modules() if isinstance(m, PretrainedConditioner) and m.in_steps]
 
 
 @contextmanager

@@ -154,6 +154,7 @@ def prepare(
         encoded_by.update(control_reading.agreed(task, led, found))
         encoded_by.update(stage_reading.agreed(task, data, stage, {**(found or {}), **encoded_by}))
         encoded_by.update(encoder_records.agreed(task, data, found if led is None else led.record))
+        encoder_records.install(task, data)
         if stage is not None:
             stage_reading.install(task, stage)
         if led is not None:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
+from diffcli.data.field_notes import FieldNote, empty_file
 from diffcli.data.files import printable
 from diffcli.data.listing import Split
 from diffcli.data.pixels import BrokenImage, decode
-from diffcli.data.shards import FieldNote, PreparedSet, ShardFiles, open_shards
+from diffcli.data.shards import PreparedSet, ShardFiles, open_shards
 from diffcli.fields import LATENT, to_float
 from diffcli.prep.encode import Picture
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, LatentOptions, PrepSource, SourceOptions
@@ -122,4 +123,6 @@ def open_latents(source: Path, work: Path, options: SourceOptions) -> PrepSource
     )
     carried = {name: other for name, other in prepared.fields.items() if other.kind in EXTENSIONS}
     digest = hashlib.sha256("".join(shards).encode()).hexdigest()
-    return PrepSource(splits, prepared.classes, digest, fields={**carried, LATENT: note})
+    empties = [source / empty_file(name) for name, other in carried.items() if other.empty is not None]
+    beside = {path.name: path.read_bytes() for path in empties}
+    return PrepSource(splits, prepared.classes, digest, fields={**carried, LATENT: note}, beside=beside)

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from diffcli.config import UserError
+from diffcli.data.field_notes import WHITE
 from diffcli.data.files import Location, read_location
 from diffcli.data.listing import Split
 from diffcli.data.modes import class_values
 from diffcli.data.pixels import BrokenImage, open_image
-from diffcli.data.shards import WHITE
 from diffcli.prep.items import SOURCE, Deferred, Item, Items, PrepSource, SourceOptions
 from diffcli.prep.kinds import CVC, ISIC
 from diffcli.prep.sets.pairs import PairItems, open_pairs

@@ -83,6 +83,10 @@ class ConditionerConfig(Config):
         """The same config with absolute paths of local folders."""
         return self
 
+    def for_drawing(self) -> Self:
+        """The same config for a trained model, which is told what training had stored beside its images."""
+        return self
+
 
 def cond_shape(conditioners: Iterable[Conditioner]) -> CondShape:
     """The widths that `condition` will produce: those of vectors and of maps add up, those of tokens must agree.

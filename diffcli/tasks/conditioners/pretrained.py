@@ -1,6 +1,6 @@
-"""Texts as a condition, read by a frozen pretrained encoder in every step."""
+"""Texts as a condition, read by a frozen pretrained encoder: in every step, or once for all, by `prep-data --embed`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, Self
 
 import torch
@@ -14,17 +14,24 @@ from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, ConditionerConfig
 from diffcli.tasks.conditioners.slots import NO_CAPTIONS, Gives, Slot, readable
+from diffcli.tasks.conditioners.stored import TEXT
+from diffcli.transfer import moved
 
 
 class PretrainedConditioner(Conditioner):
-    """Reads the field `text` through a frozen encoder, in every step."""
+    """Reads the field `text` through a frozen encoder, in every step, or what that encoder made of it, stored beside the images.
+
+    empty: what the data have of a text without a word, by field; without it the encoder is asked.
+    """
 
     kind = "pretrained"
 
     def __init__(self, config: "PretrainedConditionerConfig") -> None:
         super().__init__()
-        self.reads = {"text": FieldSpec("text")}
+        self.config = config
+        self.reads = config.reads
         self.encoder: Encoder = config.encoder.build()
+        self.empty: dict[str, Tensor] = {}
         tokens = config.width if config.gives != "vector" else 0
         vector = (config.pooled_width or config.width) if config.gives != "tokens" else 0
         self.learned = config.unconditional == "learned"
@@ -35,11 +42,34 @@ class PretrainedConditioner(Conditioner):
         )
 
     def remedies(self, key: str) -> Remedies:
-        return Remedies(lacking=NO_CAPTIONS)
+        if not self.config.cached:
+            return Remedies(lacking=NO_CAPTIONS)
+        first, *rest = self.config.embedded
+        again = f" (and again with --embed {rest[0]})" if rest else ""
+        return Remedies(
+            lacking=f"add it to the set: diffcli prep-data shards --out SET --embed {first} --encoder RUN{again}; "
+            f"or read texts in every step: --set {key}.cached=false",
+            kind=f"use --set {key}.cached=false",
+            shape=f"use --set {key}.width={{found}}",
+        )
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether the encoder runs in every step of a training."""
+        return not self.config.cached
+
+    def know(self, empty: Mapping[str, Tensor], device: torch.device) -> None:
+        """Takes what its encoder made of a text without a word: a row of each field that it reads."""
+        self.empty = {name: value.to(device, torch.float32) for name, value in empty.items() if name in self.reads}
 
     def forward(self, batch: Batch, keep: Tensor, like: Tensor, noise: Noise = UNSEEDED) -> Conditioning:
         """A vector (B, D) and tokens (B, L, D) with their mask. batch["text"]: B strings."""
-        encoded = self._planned(keep) if keep.is_meta else self._encoded(batch["text"], keep)
+        if keep.is_meta:
+            encoded = self._planned(keep)
+        elif self.config.cached:
+            encoded = self._stored(batch, keep)
+        else:
+            encoded = self._encoded(batch["text"], keep)
         vector = tokens = mask = None
         if self.vector is not None:
             vector = self.vector(self._pooled(encoded), keep, self.encoder, "pooled_width")
@@ -53,11 +83,29 @@ class PretrainedConditioner(Conditioner):
         if self.learned:
             return self.encoder.texts(texts, keep.device)
         found = self.encoder.texts([*texts, ""], keep.device)
+        tokens, mask, pooled = (None if x is None else chosen(keep, x[:-1], x[-1:]) for x in found)
+        assert tokens is not None
+        assert mask is not None
+        return Encoded(tokens, mask, pooled)
 
-        def chosen(x: Tensor) -> Tensor:
-            return torch.where(keep.view(-1, *[1] * (x.ndim - 1)), x[:-1], x[-1:])
-
-        return Encoded(chosen(found.tokens), chosen(found.mask), None if found.pooled is None else chosen(found.pooled))
+    def _stored(self, batch: Batch, keep: Tensor) -> Encoded:
+        """The same as the data have it."""
+        fields = {name: moved(batch[name], keep.device, torch.float32) for name in self.reads}
+        if not self.learned:
+            if not fields.keys() <= self.empty.keys():
+                nothing = self.encoder.texts([""], keep.device)
+                rows = {"tokens": nothing.tokens, "vector": nothing.pooled}
+                made = {name: rows[spec.kind] for name, spec in self.reads.items()}
+                self.know({name: row[0] for name, row in made.items() if row is not None}, keep.device)
+            fields = {name: chosen(keep, value, self.empty[name][None]) for name, value in fields.items()}
+        by_kind = {self.reads[name].kind: value for name, value in fields.items()}
+        pooled, tokens = by_kind.get("vector"), by_kind.get("tokens")
+        if tokens is None:
+            assert pooled is not None  # it reads one of both
+            tokens = pooled[:, None]
+        read = self.encoder.config.padding == "read"
+        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if read else (tokens != 0).any(-1)
+        return Encoded(tokens, mask, pooled)
 
     def _pooled(self, encoded: Encoded) -> Tensor:
         if encoded.pooled is None:
@@ -76,11 +124,16 @@ class PretrainedConditioner(Conditioner):
         return Encoded(mask[..., None].expand(-1, -1, widths[0]).float(), mask, keep.new_zeros(n, widths[1]).float())
 
 
+def chosen(keep: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """x (B, ...) where keep (B,) is True, elsewhere the one row of `other` (1, ...)."""
+    return torch.where(keep.view(-1, *[1] * (x.ndim - 1)), x, other)
+
+
 class PretrainedConditionerConfig(ConditionerConfig):
     """Captions, read by a frozen encoder in every step. width, pooled_width: of its tokens and of its pooled feature.
 
     unconditional: the null of rows without a condition: learned vectors, or the features of an empty text, as in Stable
-    Diffusion.
+    Diffusion. cached: training reads what `prep-data --embed` stored and loads no encoder; drawing still reads texts.
     """
 
     kind: Literal["pretrained"] = "pretrained"
@@ -92,6 +145,31 @@ class PretrainedConditionerConfig(ConditionerConfig):
     unconditional: Literal["learned", "empty"] = Field(
         "learned", description="features for rows without a caption: learned vectors, or those of an empty text"
     )
+
+    cached: bool = Field(
+        False, description="in training read what prep-data --embed stored of captions, and load no encoder"
+    )
+
+    @property
+    def reads(self) -> dict[str, FieldSpec]:
+        """The fields of the data that it reads."""
+        if not self.cached:
+            return {"text": FieldSpec("text")}
+        found: dict[str, FieldSpec] = {}
+        if self.gives != "vector":
+            found[f"{self.encoder.kind}_tokens"] = FieldSpec("tokens", (None, self.width))
+        if self.gives != "tokens":
+            found[TEXT] = FieldSpec("vector", (self.pooled_width or self.width,))
+        return found
+
+    @property
+    def embedded(self) -> list[str]:
+        """What `prep-data --embed` makes these fields with."""
+        of_tokens = "t5" if self.encoder.kind == "t5" else "clip-tokens"
+        return [*([of_tokens] if self.gives != "vector" else []), *(["clip"] if self.gives != "tokens" else [])]
+
+    def for_drawing(self) -> Self:
+        return self.model_copy(update={"cached": False})
 
     @keys_agree
     def _agree(self) -> Iterator[str]:

@@ -58,6 +58,24 @@ def test_pretrained_gives_what_it_is_asked_for_projected(clip, gives):
     assert told.tokens is None or told.tokens.shape == (3, LIMIT, 10)
 
 
+@pytest.mark.parametrize("unconditional", ["learned", "empty"])
+@pytest.mark.parametrize("padding", ["masked", "read"])
+def test_stored_features_act_as_those_of_the_encoder_in_every_step_do(clip, unconditional, padding, monkeypatch):
+    """Rows without a condition, too, of which the data hold what the encoder makes of a text without a word."""
+    encoder = clip.model_copy(update={"padding": padding})
+    keys = {"gives": "both", "width": WIDTH, "pooled_width": POOLED, "dim": 10, "unconditional": unconditional}
+    live, cached = pretrained(encoder, **keys), pretrained(encoder, cached=True, **keys)
+    cached.load_state_dict(live.state_dict())
+    of, nothing = encoder.build().texts(TEXTS), encoder.build().texts([""])
+    cached.know({"clip_tokens": nothing.tokens[0], "clip_text": nothing.pooled[0]}, torch.device("cpu"))
+    monkeypatch.setattr(cached.encoder, "texts", lambda *_: pytest.fail("the encoder runs"))
+    wanted = live({"text": TEXTS}, KEEP, LIKE)
+    found = cached({"clip_tokens": of.tokens, "clip_text": of.pooled}, KEEP, LIKE)
+    assert torch.equal(found.mask, wanted.mask)
+    assert torch.allclose(found.tokens[found.mask], wanted.tokens[wanted.mask], atol=1e-6)
+    assert torch.allclose(found.vector, wanted.vector, atol=1e-6)
+
+
 def test_t5_fits_where_clip_fits(t5):
     told = pretrained(t5, width=T5_WIDTH, dim=10)({"text": TEXTS}, KEEP, LIKE)
     assert told.tokens.shape == (3, 16, 10)

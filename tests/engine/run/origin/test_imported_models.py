@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from diffcli import checkpoint
 from diffcli import preset as presets
+from diffcli.encoders import encoder
 from diffcli.engine.distributed import join
 from diffcli.engine.model import load_model
 from diffcli.engine.run.runlog import RunDir
@@ -68,3 +69,84 @@ def test_an_imported_pipeline_is_trained_on_and_given_back(
     with torch.no_grad():
         ours = task.denoiser.network(x, t, Conditioning(tokens=tokens))
         assert torch.allclose(ours, theirs(x, t, tokens).sample, atol=1e-5)
+
+
+def test_an_imported_pipeline_is_trained_without_its_encoder_on_what_was_stored_of_captions(
+    pictures: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss is that of the captions but for half precision; it resumes; and it still draws what a prompt says."""
+    monkeypatch.chdir(tmp_path)
+    assert cli("import", stable(tmp_path / "pipe"), "--out", "imported").code == 0
+    embed = ("--embed", "clip-tokens", "--encoder", "imported", "--device", "cpu")
+    done = cli("prep-data", "folder", pictures, "--out", "set", "--size", 16, "--workers", 1, *embed)
+    assert done.code == 0, done.err
+    assert cli("presets", "new", "mine", "--data", "set", "--from", "imported").code == 0
+    keys = [
+        "train.steps=2",
+        "train.log=[]",
+        "train.curve={kind: constant}",
+        "train.every.save=1",
+        "task.drop_condition=0.5",
+    ]
+    cached = "task.conditioners.0.cached=true"
+
+    def loss(preset: Path | str, overrides: list[str], run: str) -> torch.Tensor:
+        chosen = completed(presets.load(preset, overrides))
+        with join("cpu") as group, begun(chosen, RunDir(tmp_path / run), group) as beginning:
+            loop = beginning.loop
+            _, batch = next(loop.feed.batches(0))
+            assert ("text" in batch) == (cached not in overrides)
+            found = loop.state.task.train()(batch, "main", 1)["loss"]
+            if cached in overrides:
+                list(loop.steps(0))
+            return found
+
+    live = loss("mine.yaml", keys, "live")
+    with monkeypatch.context() as without:
+        without.setattr(encoder, "_shared", lambda *_: pytest.fail("an encoder is loaded"))
+        assert torch.allclose(loss("mine.yaml", [*keys, cached], "run"), live, rtol=1e-3)
+        checkpoint.step_dir(tmp_path / "run/checkpoints", 2).rename(tmp_path / "whole")
+        assert cli("resume", "run").code == 0
+        one, other = (
+            load_file(p / "task.safetensors") for p in (tmp_path / "whole", checkpoint.locate(tmp_path / "run"))
+        )
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        plan = cli("train", "--preset", "mine.yaml", "--set", cached, "--dry-run")
+        assert plan.code == 0, plan.err
+        assert "runs in every step" not in plan.out + plan.err
+    drawn = cli("sample", "run", "--prompt", "a cat", "--guidance", 3, "--steps", 2, "--out", "x.npz")
+    assert drawn.code == 0, drawn.err
+    assert cli("export", "run", "--out", "back").code == 0
+    latents = cli("prep-data", "latents", "set", "--first-stage", "pipe/vae", "--out", "latents", "--device", "cpu")
+    assert latents.code == 0, latents.err
+    with monkeypatch.context() as without:  # what was stored of captions is taken along
+        without.setattr(encoder, "_shared", lambda *_: pytest.fail("an encoder is loaded"))
+        sets = [f"--set={key}" for key in [*keys, cached]]
+        done = cli("train", "--preset", "mine.yaml", "--data", "latents", *sets)
+        assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("embedded", "said"),
+    [
+        ((), ["clip_tokens", "prep-data shards", "--embed clip-tokens"]),
+        (("--encoder", "pipe"), ["padding read", "padding masked", "--encoder RUN"]),
+    ],
+    ids=["nothing stored", "read otherwise"],
+)
+def test_captions_that_were_not_stored_as_the_model_reads_them_are_refused(
+    pictures: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedded: tuple, said: list
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli("import", stable(tmp_path / "pipe"), "--out", "imported").code == 0
+    flags = ("--embed", "clip-tokens", "--device", "cpu", *embedded) if embedded else ()
+    assert cli("prep-data", "folder", pictures, "--out", "set", "--size", 16, "--workers", 1, *flags).code == 0
+    assert cli("presets", "new", "mine", "--data", "set", "--from", "imported").code == 0
+    cli("train", "--preset", "mine.yaml", "--set", "task.conditioners.0.cached=true").refused(*said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_without_such_an_encoder_is_refused(cli: Cli, tmp_path: Path) -> None:
+    assert cli("import", stable(tmp_path / "pipe"), "--out", tmp_path / "imported").code == 0
+    flags = ("--embed", "t5", "--encoder", tmp_path / "imported")
+    cli("prep-data", "shards", "--out", tmp_path / "set", *flags).refused("no encoder of kind t5", "clip-tokens")
