@@ -1,18 +1,15 @@
 """Writes samples: one grid, a folder of files or an .npz, each with a .json sidecar; and animations."""
 
-import errno
-import io
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as imageio
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffcli.config import UserError
+from diffcli.data.clips.film_writing import write_frames
 from diffcli.data.image_formats import SUFFIXES
 from diffcli.engine.draw.out_files import all_or_none, kind_of, whole
 from diffcli.engine.draw.out_files import check_output as check_output
@@ -136,64 +133,16 @@ def write_animation(
     hold: float = HOLD,
 ) -> None:
     """Writes grids of uint8 (n, C, H, W) as .gif, .webp or .mp4, then the sidecar. hold: seconds that the last one stays."""
-    drawn = (layout.sheet(images) for images in frames)
-    sheets = [np.repeat(sheet, 3, axis=2) if sheet.shape[-1] == 1 else sheet for sheet in drawn]
+    sheets = [layout.sheet(images) for images in frames]
     try:
         with all_or_none(path), whole(path) as partial:
-            _write_frames(partial, sheets, fps, hold)
+            write_frames(partial, sheets, fps, hold)
     except ImportError as error:
         raise UserError(
             f"--out {path}: writing it needs a package ({error})", "pip install 'imageio[ffmpeg]', or use .gif"
         ) from error
     told = {"frames": len(sheets), "fps": fps, "hold": hold}
     write_record(path, {**description, **layout.describe(), **told})
-
-
-def _write_frames(path: Path, sheets: list[np.ndarray], fps: float, hold: float) -> None:
-    if kind_of(path) == ".mp4":
-        even = [np.pad(s, ((0, s.shape[0] % 2), (0, s.shape[1] % 2), (0, 0))) for s in sheets]  # H.264 wants it
-        _write_film(path, np.stack(even + even[-1:] * round(hold * fps)), fps)
-    else:
-        durations = [1000 / fps] * (len(sheets) - 1) + [max(1000 * hold, 1000 / fps)]
-        how = {"extension": kind_of(path), "plugin": "pillow"}
-        # in memory: an encoder that cannot write its file tries once more when it is forgotten
-        path.write_bytes(imageio.imwrite("<bytes>", np.stack(sheets), duration=durations, loop=0, **how))
-
-
-def _write_film(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Frames (T, H, W, 3) as H.264. Raises OSError, also where the encoder stopped early and kept silent about it."""
-    how: dict[str, Any] = {"codec": "libx264", "plugin": "FFMPEG", "macro_block_size": 2, "ffmpeg_log_level": "quiet"}
-    try:
-        imageio.imwrite(path, frames, fps=fps, **how)
-    except OSError as error:
-        raise OSError(error.errno or errno.EIO, _stopped(path, error)) from error
-    if not film_ends(path):
-        raise OSError(errno.EIO, _stopped(path, None))
-
-
-def _stopped(path: Path, error: OSError | None) -> str:
-    """Why a film is not whole; the encoder's own words are its command line."""
-    free = shutil.disk_usage(path.parent).free
-    why = None if error is None or not error.errno else error.strerror
-    return f"{why or 'the encoder of films stopped'}; {free} bytes are free there"
-
-
-def film_ends(path: Path) -> bool:
-    """Whether an MP4 file has its index, which an encoder writes last, and no box is cut off.
-
-    Source: ISO/IEC 14496-12, 4.2: a box is its size, four bytes, or eight after its name where that is 1; its name; its content.
-    """
-    names, end = set(), path.stat().st_size if path.exists() else 0
-    place = 0
-    with path.open("rb") if end else io.BytesIO() as file:
-        while place + 8 <= end:
-            file.seek(place)
-            head = file.read(16)
-            size = int.from_bytes(head[:4], "big")
-            size = int.from_bytes(head[8:16], "big") if size == 1 else size or end - place
-            names.add(head[4:8])
-            place += max(size, 8)
-    return place == end and b"moov" in names
 
 
 def pick(frames: Iterable[Tensor], total: int, wanted: int | None) -> Iterator[Tensor]:

@@ -4,13 +4,12 @@ import gc
 import json
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as imageio
-import numpy as np
+import imageio_ffmpeg
 import pytest
 import torch
 
@@ -71,13 +70,19 @@ def test_an_earlier_output_survives_and_loses_no_record(tmp_path: Path) -> None:
 def test_a_film_whose_encoder_keeps_silent_about_its_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = imageio.imwrite
+    encoder = imageio_ffmpeg.write_frames
 
-    def cut(path: Path, frames: np.ndarray, **how: Any) -> None:
-        written(path, frames, **how)
-        path.write_bytes(path.read_bytes()[:-20])
+    def cut(path: str, size: tuple[int, int], **how: Any) -> Generator[None, Any, None]:
+        writer = encoder(path, size, **how)
+        writer.send(None)
+        try:
+            while True:
+                writer.send((yield))
+        finally:
+            writer.close()
+            Path(path).write_bytes(Path(path).read_bytes()[:-20])
 
-    monkeypatch.setattr(imageio, "imwrite", cut)
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", cut)
     with pytest.raises(UserError, match=r"a\.mp4.*bytes are free"):
         write(tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []
