@@ -1,7 +1,7 @@
 """What end-to-end tests share: a preset that trains in a second, and the command line run in this process or as another.
 
-In this process a command costs milliseconds; `start` and `in_subprocess` cost about three seconds each, for what needs a
-process of its own: signals, kill -9, torchrun.
+In this process a command costs milliseconds, by `in_ranks` in several processes tenths of a second. `start` and `in_subprocess`
+cost about three seconds of each process, for what needs one that nothing is shared with: signals, kill -9, torchrun.
 """
 
 import os
@@ -20,6 +20,7 @@ from hypothesis import settings
 import diffcli.torchvision_compat  # noqa: F401  before anything that imports torchvision
 from diffcli.cli import session
 from diffcli.cli.app import app
+from tests import warm
 
 settings.register_profile("ci", derandomize=True)  # there the change is judged, not the luck of the day
 if os.environ.get("CI"):
@@ -140,6 +141,13 @@ def finish(process: subprocess.Popen[str]) -> Outcome:
 def in_subprocess(*arguments: object, cwd: Path | None = None, **env: str) -> Outcome:
     """Runs `python -m diffcli ARGUMENTS` to its end."""
     return finish(start(*arguments, cwd=cwd, **env))
+
+
+def in_ranks(*arguments: object, **env: str) -> Outcome:
+    """Runs `diffcli ARGUMENTS` in as many processes as its --nproc says, without the launcher; see warm.py."""
+    words = [str(argument) for argument in arguments]
+    world = int(words[words.index("--nproc") + 1]) if "--nproc" in words else 1
+    return Outcome(*warm.ranks(world, warm.diffcli, *words, limit=WAIT, env=env))
 
 
 def changed(tree: dict[str, Any], **keys: Any) -> dict[str, Any]:

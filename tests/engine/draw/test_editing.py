@@ -14,7 +14,7 @@ from PIL import Image
 from diffcli import checkpoint
 from diffcli.digest import sha256
 from diffcli.engine.draw.sample import SampleOptions, load_model, request
-from tests.conftest import TINY, Cli, changed, in_subprocess
+from tests.conftest import TINY, Cli, changed, in_ranks
 from tests.engine.draw.test_sample import LAST, off_by_at_most_one_level
 
 Draw = Callable[..., tuple[np.ndarray, dict[str, Any]]]
@@ -108,7 +108,7 @@ def test_editing_does_not_depend_on_the_number_of_processes(
 ) -> None:
     options = ["--image", picture("a.png"), "--image", picture("b.png", level=90), "--n", 3, "--batch-size", 1]
     out = tmp_path / "two.npz"
-    done = in_subprocess("sample", "--ckpt", trained, "--out", out, "--nproc", 2, *options)
+    done = in_ranks("sample", "--ckpt", trained, "--out", out, "--nproc", 2, *options)
     assert done.code == 0, done.err
     assert np.array_equal(np.load(out)["arr_0"][..., 0], draw(*options)[0])
 

@@ -14,7 +14,7 @@ from diffcli.engine.draw.output import pick
 from diffcli.engine.draw.sheets.arrangement import GAP, columns_for, grid, squarest
 from diffcli.fields import to_levels
 from diffcli.noise import Noise
-from tests.conftest import Cli, in_subprocess
+from tests.conftest import Cli, in_ranks
 
 
 def test_bytes_are_rounded_and_clamped() -> None:
@@ -127,7 +127,7 @@ def test_a_gif_does_not_depend_on_the_number_of_processes(
     animate: Callable[..., Image.Image], trained: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "two.gif"
-    done = in_subprocess("gif", "--ckpt", trained, "--n", 5, "--nproc", 2, "--out", out)
+    done = in_ranks("gif", "--ckpt", trained, "--n", 5, "--nproc", 2, "--out", out)
     assert done.code == 0, done.err
     assert close_frames(animate("--n", 5), Image.open(out))
 

@@ -23,7 +23,7 @@ from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_on_meta, build_state
 from diffcli.engine.run.train import train
 from diffcli.networks.lora import low_rank, merged, of_change
-from tests.conftest import TINY, Cli, changed, in_subprocess
+from tests.conftest import TINY, Cli, changed, in_ranks
 from tests.engine.run.test_exact_resume import LINEAR, bytes_of
 
 CPU = torch.device("cpu")
@@ -131,7 +131,7 @@ def test_two_processes_are_one(base: Path, tiny: Callable[..., Path], cli: Cli, 
     preset = tiny(**LINEAR, train__batch_size=5, train__lora=LORA, **{"from": str(base)})
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli("train", "--preset", preset, "--run-dir", one).code == 0
-    done = in_subprocess("train", "--preset", preset, "--run-dir", two, "--nproc", 2)
+    done = in_ranks("train", "--preset", preset, "--run-dir", two, "--nproc", 2)
     assert done.code == 0, done.err
     same(part(one, "task"), part(two, "task"), atol=1e-5)
 

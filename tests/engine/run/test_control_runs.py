@@ -15,7 +15,7 @@ from diffcli.config import UserError
 from diffcli.engine.control_reading import begun
 from diffcli.engine.run.runlog import read_log
 from diffcli.tasks.control.led_weights import digest_of, own_tensors
-from tests.conftest import Cli, in_subprocess
+from tests.conftest import Cli, in_ranks
 from tests.engine.run.test_exact_resume import LINEAR, bytes_of, close, lines
 from tests.engine.run.test_latent_runs import run as latent
 
@@ -105,7 +105,7 @@ def test_micro_batches_give_the_run_of_whole_batches(
 def test_two_processes_give_the_run_of_one(tiny: Callable[..., Path], cli: Cli, tmp_path: Path, trained: Path) -> None:
     preset, one, two = tiny(**led(trained) | LINEAR), tmp_path / "one", tmp_path / "two"
     assert cli("train", "--preset", preset, "--run-dir", one).code == 0
-    done = in_subprocess("train", "--preset", preset, "--run-dir", two, "--nproc", 2, "--device", "cpu")
+    done = in_ranks("train", "--preset", preset, "--run-dir", two, "--nproc", 2, "--device", "cpu")
     assert done.code == 0, done.err
     close(one, two, 4)
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffcli.engine.run.runlog import CLOCKED, read_log
-from tests.conftest import WAIT, Cli, finish, in_subprocess, start
+from tests.conftest import WAIT, Cli, finish, in_ranks, start
 
 FILES = ["checkpoint.json", "ema.safetensors", "optimizer.safetensors", "task.safetensors"]
 
@@ -95,10 +95,10 @@ def test_two_processes_killed_and_resumed_are_two_in_one_go_to_the_byte(
     preset = tiny(**FORTY, train__batch_size=5)  # uneven shares
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     kill_in_preview(start("train", "--preset", preset, "--run-dir", killed, "--nproc", 2), killed)
-    resumed = in_subprocess("resume", killed, "--nproc", 2)
+    resumed = in_ranks("resume", killed, "--nproc", 2)
     assert resumed.code == 0, resumed.err
     assert "Warning" not in resumed.err
-    assert in_subprocess("train", "--preset", preset, "--run-dir", straight, "--nproc", 2).code == 0
+    assert in_ranks("train", "--preset", preset, "--run-dir", straight, "--nproc", 2).code == 0
     same_run(killed, straight)
 
 
@@ -122,7 +122,7 @@ def test_a_run_goes_on_with_another_number_of_processes_up_to_rounding(
 ) -> None:
     preset, moved, stayed = tiny(**LINEAR, train__batch_size=5), tmp_path / "moved", tmp_path / "stayed"
     assert cli("train", "--preset", preset, "--run-dir", moved, "--steps", 4).code == 0
-    resumed = in_subprocess("resume", moved, "--steps", 8, "--nproc", 2)
+    resumed = in_ranks("resume", moved, "--steps", 8, "--nproc", 2)
     assert resumed.code == 0, resumed.err
     assert cli("train", "--preset", preset, "--run-dir", stayed, "--steps", 8).code == 0
     close(moved, stayed, 8)
@@ -137,7 +137,7 @@ def test_two_processes_with_uneven_shares_and_micro_batches_give_the_updates_of_
         tmp_path / "two",
         tmp_path / "one",
     )
-    done = in_subprocess("train", "--preset", preset, "--run-dir", two, "--nproc", 2, "--set", "train.accumulate=2")
+    done = in_ranks("train", "--preset", preset, "--run-dir", two, "--nproc", 2, "--set", "train.accumulate=2")
     assert done.code == 0, done.err
     assert done.out == f"{two}\n"
     assert cli("train", "--preset", preset, "--run-dir", one).code == 0

@@ -12,7 +12,7 @@ from diffcli.engine.run.loop import Loop
 from diffcli.engine.run.runlog import read_log
 from diffcli.tasks.autoencoder.adversary import LEARNED_NOTHING, OVERRUN
 from diffcli.tasks.autoencoder.autoencoder_task import AutoencoderTask
-from tests.conftest import Cli, in_subprocess
+from tests.conftest import Cli, in_ranks
 from tests.engine.run.test_exact_resume import LINEAR, bytes_of, close, lines
 from tests.tasks.autoencoder.stages import ADVERSARIAL, NETWORK
 
@@ -65,7 +65,7 @@ def test_two_processes_with_uneven_shares_give_the_codebook_and_the_weights_of_o
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path
 ) -> None:
     preset, two, one = tiny(**TWO_PHASES, **LINEAR), tmp_path / "two", tmp_path / "one"
-    done = in_subprocess("train", "--preset", preset, "--run-dir", two, "--nproc", 2, "--set", "train.accumulate=2")
+    done = in_ranks("train", "--preset", preset, "--run-dir", two, "--nproc", 2, "--set", "train.accumulate=2")
     assert done.code == 0, done.err
     assert cli("train", "--preset", preset, "--run-dir", one).code == 0
     close(two, one, 8)
@@ -85,7 +85,7 @@ def test_two_processes_resumed_within_two_phases_are_two_in_one_go_to_the_byte(
         ("train", "--preset", preset, "--run-dir", whole),
     ]
     for command in commands:
-        done = in_subprocess(*command, "--nproc", 2)
+        done = in_ranks(*command, "--nproc", 2)
         assert done.code == 0, done.err
     parted, straight = ({n: b for n, b in bytes_of(run).items() if LAST in n} for run in (half, whole))
     assert parted == straight

@@ -22,7 +22,7 @@ from diffcli.fields import to_float
 from diffcli.noise import Domain, Noise
 from diffcli.tasks.codecs.latent import LatentCodec
 from diffcli.tasks.diffusion import DiffusionTask
-from tests.conftest import Cli, changed, in_subprocess
+from tests.conftest import Cli, changed, in_ranks
 from tests.engine.run.test_exact_resume import bytes_of
 from tests.latents import latent_tree, random_stage, stage_checkpoint
 
@@ -101,7 +101,7 @@ def test_scale_and_shift_are_those_of_the_training_set(run: Path) -> None:
 def test_two_processes_measure_what_one_does(cli: Cli, write: Write, tmp_path: Path) -> None:
     preset, one, two = write(train__batch_size=7), tmp_path / "one", tmp_path / "two"
     assert cli("train", "--preset", preset, "--run-dir", one, "--steps", 1).code == 0
-    done = in_subprocess("train", "--preset", preset, "--run-dir", two, "--steps", 1, "--nproc", 2)
+    done = in_ranks("train", "--preset", preset, "--run-dir", two, "--steps", 1, "--nproc", 2)
     assert done.code == 0, done.err
     for name in ("shift", "scale"):
         assert torch.allclose(getattr(codec_of(one), name), getattr(codec_of(two), name), rtol=1e-6, atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import Cli, in_subprocess
+from tests.conftest import Cli, in_ranks
 
 # few times and a short memory, so that the uniform start is over after a few of the steps
 AWARE = {
@@ -53,7 +53,7 @@ def test_the_history_does_not_depend_on_micro_batches_or_processes(
     if nproc == 1:
         done = cli(*command, split, "--set", "train.accumulate=3")
     else:
-        done = in_subprocess(*command, split, "--nproc", nproc)
+        done = in_ranks(*command, split, "--nproc", nproc)
     assert done.code == 0, done.err
     count, losses = history(one)
     assert int(count.sum()) == 8 * 7

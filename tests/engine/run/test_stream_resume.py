@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from diffcli import preset as presets
 from diffcli.engine.run.feed import crowding
 from diffcli.engine.run.runlog import CLOCKED, read_log
-from tests.conftest import Cli, in_subprocess
+from tests.conftest import Cli, in_ranks
 from tests.data.stream.streaming import serving, shard, write_shards
 
 SIZES = [9, 5, 8, 7, 6]  # an epoch is 35 samples, 6 steps
@@ -75,7 +75,7 @@ def test_a_stream_resumed_in_the_middle_of_an_epoch_is_the_run_in_one_go(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path, nproc: int
 ) -> None:
     preset = tiny(**options(write_shards(tmp_path / "shards", SIZES)), train__every__save=9)
-    command = cli if nproc == 1 else lambda *arguments: in_subprocess(*arguments, "--nproc", nproc)
+    command = cli if nproc == 1 else lambda *arguments: in_ranks(*arguments, "--nproc", nproc)
     straight, run = tmp_path / "straight", tmp_path / "run"
     done = command("train", "--preset", preset, "--run-dir", run)
     assert done.code == 0, done.err
@@ -94,7 +94,7 @@ def test_a_stream_goes_on_with_another_number_of_processes_up_to_rounding(
     preset = tiny(**LINEAR, **options(write_shards(tmp_path / "shards", SIZES)), train__batch_size=7)
     moved, stayed = tmp_path / "moved", tmp_path / "stayed"
     assert cli("train", "--preset", preset, "--run-dir", moved, "--steps", 7).code == 0
-    resumed = in_subprocess("resume", moved, "--steps", 16, "--nproc", 2)
+    resumed = in_ranks("resume", moved, "--steps", 16, "--nproc", 2)
     assert resumed.code == 0, resumed.err
     assert cli("train", "--preset", preset, "--run-dir", stayed).code == 0
     assert record(moved, 16)["feed"] == record(stayed, 16)["feed"]

@@ -21,9 +21,10 @@ from diffcli.engine.run.plan import roles
 from diffcli.engine.run.runlog import read_log
 from diffcli.engine.run.state import build_on_meta, build_state
 from diffcli.tasks.task import Batch
+from tests import warm
 from tests.conftest import WAIT, environment
 from tests.engine.run.test_exact_resume import FILES, bytes_of, close, lines
-from tests.engine.run.two_networks import SLOW_PREVIEW, PairConfig, PairTask, pair, trained
+from tests.engine.run.two_networks import SLOW_PREVIEW, PairConfig, PairTask, in_this_process, pair, trained
 
 CPU = torch.device("cpu")
 CONSTANT = {
@@ -34,18 +35,8 @@ MODULE = "tests.engine.run.two_networks"
 
 def on_two(run: Path, **keys: Any) -> None:
     """Trains on two processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "-m",
-        MODULE,
-        str(run),
-        json.dumps(keys),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=WAIT, check=False)
-    assert done.returncode == 0, done.stderr
+    code, _, told = warm.ranks(2, in_this_process, str(run), json.dumps(keys), limit=WAIT, env={})
+    assert code == 0, told
 
 
 def weights(run: Path, part: str, step: int = 8) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from diffcli.engine.run.state import build_state
 from diffcli.engine.run.validation import SEED, Validation
 from diffcli.fields import to_float
 from diffcli.noise import Domain
-from tests.conftest import TINY, Cli, changed, in_subprocess
+from tests.conftest import TINY, Cli, changed, in_ranks
 from tests.data.making import encoded
 
 ALONE = Group(0, 1, torch.device("cpu"))
@@ -174,7 +174,7 @@ def test_two_processes_train_in_the_buckets_of_one(
     }  # steps proportional to gradients: only rounding
     path = tiny(**bucketed(photographs) | linear)
     assert cli("train", "--preset", path, "--run-dir", tmp_path / "one").code == 0
-    two = in_subprocess("train", "--preset", path, "--run-dir", tmp_path / "two", "--nproc", 2)
+    two = in_ranks("train", "--preset", path, "--run-dir", tmp_path / "two", "--nproc", 2)
     assert two.code == 0, two.err
     losses = [[line["loss"] for line in read_log(tmp_path / name / "log.jsonl")] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -141,5 +141,10 @@ def trained(path: Path, **keys: Any) -> list[Progress]:
         return list(train(pair(**keys), run, group, kept[-1] if kept else None))
 
 
+def in_this_process(path: str, keys: str) -> None:
+    """As `trained`, with keys as JSON: the call of a process of its own."""
+    trained(Path(path), **json.loads(keys))
+
+
 if __name__ == "__main__":
-    trained(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+    in_this_process(*sys.argv[1:])

@@ -1,7 +1,6 @@
 """Every kind of side scored by one process of several: `python -m tests.engine.score.sharing FOLDER` writes what it found."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,8 +90,8 @@ def _bounded(n: int, group: Group) -> dict[str, Any]:
     return {"report": report and report.as_dict(), **seen}
 
 
-if __name__ == "__main__":
-    place = Path(sys.argv[1])
+def in_this_process(place: Path) -> None:
+    """Leaves what this process of the group found in the folder."""
     with join("cpu") as group:
         told = found(place, group, place / f"cache-{group.world}")
         (place / f"rank-{group.rank}.json").write_text(json.dumps(told))

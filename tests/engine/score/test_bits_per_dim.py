@@ -17,7 +17,7 @@ from diffcli.engine.draw.sample import SampleOptions, load_model, request
 from diffcli.engine.score.bound import VariationalBound
 from diffcli.noise import Noise
 from diffcli.prep.prepare import prepare
-from tests.conftest import Cli, in_subprocess
+from tests.conftest import Cli, in_ranks
 from tests.engine.score.making import pixels, write_folder, write_npz
 
 STEPS = 12
@@ -89,7 +89,7 @@ def test_a_prepared_set_of_another_size_is_resized_as_in_training(run: Path, cli
 
 @pytest.mark.slow
 def test_two_processes_tell_the_images_of_one(run: Path, cli: Cli) -> None:
-    told = in_subprocess("fid", "--ckpt", run, "--metrics", "bpd", "--n", 5, "--json", "--nproc", 2, "--device", "cpu")
+    told = in_ranks("fid", "--ckpt", run, "--metrics", "bpd", "--n", 5, "--json", "--nproc", 2, "--device", "cpu")
     assert told.code == 0, told.err
     alone = bpd(cli, run, "--n", 5)
     assert json.loads(told.out)["terms"] == pytest.approx(alone["terms"], rel=1e-4, abs=1e-6)

@@ -12,7 +12,7 @@ import yaml
 
 from diffcli.engine.draw.sample import SampleOptions, load_model
 from diffcli.engine.score.translated import Translation
-from tests.conftest import Cli, changed, in_subprocess
+from tests.conftest import Cli, changed, in_ranks
 from tests.data.making import prepared
 
 DIM, TRAIN, TEST = 8, 48, 20
@@ -121,7 +121,7 @@ def test_scores_of_a_diffusion_prior_follow_from_the_seed_whatever_the_batch_siz
     assert scores(cli, run, "--batch-size", 3)["scores"] == pytest.approx(told["scores"], rel=1e-4)
     assert scores(cli, run, "--seed", 5)["scores"] != told["scores"]
     assert scores(cli, run, "--steps", 5, "--guidance", 1)["steps"] == 5
-    done = in_subprocess(
+    done = in_ranks(
         "fid", "--ckpt", run, "--metrics", "cosine,mse,retrieval", "--json", "--nproc", 2, "--device", "cpu"
     )
     assert done.code == 0, done.err

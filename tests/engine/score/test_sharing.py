@@ -1,7 +1,6 @@
 """Several processes score together: each reads, draws and extracts its own share, and the scores are those of one process."""
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import pytest
 from diffcli.config import UserError
 from diffcli.engine.score.onepass import dealt, share, spans
 from diffcli.engine.score.sides import resolve
-from tests.conftest import finish, in_subprocess, start
+from tests import warm
+from tests.conftest import WAIT, in_ranks
 from tests.engine.score.making import ALONE, pixels, write_folder, write_npz
-from tests.engine.score.sharing import FORMAT_1, SIDES, TERMS, found
+from tests.engine.score.sharing import FORMAT_1, SIDES, TERMS, found, in_this_process
 
 pytestmark = pytest.mark.xdist_group("sharing")  # one fixture serves all of them, and takes its time
 
@@ -30,15 +30,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], l
     write_folder(folder / "images", pixels(2, N))
     write_npz(folder / "stored.npz", pixels(1, N))
     write_npz(folder / "compressed.npz", pixels(3, N, channels=3), np.savez_compressed)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    module = "tests.engine.score.sharing"
-    processes = [start(folder, module=module, RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(WORLD)]
     alone = found(folder, ALONE, folder / "cache-1")
-    for outcome in map(finish, processes):
-        assert outcome.code == 0, outcome.err
+    code, _, told = warm.ranks(WORLD, in_this_process, folder, limit=WAIT, env={})
+    assert code == 0, told
     return alone, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(WORLD)]
 
 
@@ -112,7 +106,7 @@ def test_a_broken_image_in_the_share_of_any_process_is_left_out_and_named_once(t
     folder = write_folder(tmp_path / "images", pixels(1, 12))
     (folder / "part2" / "00011.png").write_bytes(b"no image")
     scored = ("fid", folder, FORMAT_1 / "reference.npz", "--features", FORMAT_1 / "classifier", "--batch-size", 3)
-    done = in_subprocess(*scored, "--nproc", 2, "--device", "cpu", DIFFCLI_CACHE=str(tmp_path / "cache"))
+    done = in_ranks(*scored, "--nproc", 2, "--device", "cpu", DIFFCLI_CACHE=str(tmp_path / "cache"))
     assert done.code == 0, done.err
     assert done.err.count("00011.png") == 1
 

@@ -14,7 +14,7 @@ from diffcli.engine.draw.masks.mask_files import most_variance, overlay
 from diffcli.engine.draw.masks.segmenting import decided, frequency, probabilities, segmenter, variance
 from diffcli.engine.draw.sample import SampleOptions, load_model, request, sampled
 from diffcli.fields import to_float
-from tests.conftest import Cli, in_subprocess
+from tests.conftest import Cli, in_ranks
 from tests.data.making import pixels
 from tests.engine.draw.masks.mask_runs import SIZE, trained
 
@@ -136,7 +136,7 @@ def test_two_processes_write_the_same_masks(runs: dict[str, Path], kind: str, tm
     source = pictures(tmp_path / "in", 5)
     how = ["sample", "--ckpt", runs[kind], "--image", source, "--batch-size", 10]
     assert cli(*how, "--out", tmp_path / "one").code == 0
-    done = in_subprocess(*how, "--out", tmp_path / "two", "--nproc", 2)
+    done = in_ranks(*how, "--out", tmp_path / "two", "--nproc", 2)
     assert done.code == 0, done.err
     for file in sorted((tmp_path / "one").iterdir()):
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffcli.engine import model as models
 from diffcli.engine.model import Model, load_model
-from tests.conftest import TINY, Cli, changed, in_subprocess
+from tests.conftest import TINY, Cli, changed, in_ranks
 from tests.engine.draw.making import FREE
 from tests.engine.draw.masks import mask_runs
 from tests.engine.draw.pictured.small import CLASSES, LOW, from_edges, picture, saved, upscaler
@@ -74,7 +74,7 @@ def test_two_processes_draw_the_same_cascade(cli: Cli, stages: list[Path], tmp_p
     options = ["--n", 3, "--class", "random", "--batch-size", 2, "--device", "cpu"]
     run(cli, stages[:2], tmp_path / "one.npz", *options)
     then = ["--ckpt", stages[0], "--then", stages[1], "--out", tmp_path / "two.npz", "--nproc", 2]
-    done = in_subprocess("sample", *then, *options)
+    done = in_ranks("sample", *then, *options)
     assert done.code == 0, done.err
     for name in ("{}.npz", "{}.stage-1.npz"):
         one, two = (np.load(tmp_path / name.format(which)) for which in ("one", "two"))

@@ -20,7 +20,7 @@ from diffcli.engine.run.roles.parameter_roles import fits
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_on_meta, build_state
 from diffcli.engine.run.train import train
-from tests.conftest import TINY, changed, in_subprocess
+from tests.conftest import TINY, changed, in_ranks
 
 CPU = torch.device("cpu")
 FROZEN = ["network.down", "denoiser.network.stem.*", "*.embedding.time.0.bias"]
@@ -227,7 +227,7 @@ def test_two_processes_train_what_is_not_frozen_as_one_does(
 ) -> None:
     preset = tiny(**(KEYS | LINEAR))
     for name, more in (("one", ()), ("two", ("--nproc", 2, "--set", "train.accumulate=3"))):
-        done = in_subprocess("train", "--preset", preset, "--run-dir", tmp_path / name, *more)
+        done = in_ranks("train", "--preset", preset, "--run-dir", tmp_path / name, *more)
         assert done.code == 0, done.err
     one, two = (parts_of(checkpoint.checkpoints(tmp_path / name / "checkpoints")[-1]) for name in ("one", "two"))
     for part, tensors in one.items():

@@ -28,7 +28,7 @@ from diffcli.fields import to_float, to_levels
 from diffcli.metrics.adherence import edges_f1
 from diffcli.metrics.nearness import psnr_of_bytes, ssim_of_bytes
 from diffcli.metrics.scores import metrics_by_name
-from tests.conftest import ROOT, TINY, Cli, changed, in_subprocess
+from tests.conftest import ROOT, TINY, Cli, changed, in_ranks
 from tests.engine.draw.making import random_model
 from tests.engine.score.making import ALONE
 
@@ -264,7 +264,7 @@ def test_scores_are_the_same_on_two_processes(tmp_path: Path) -> None:
         "cpu",
         "--json",
     ]
-    one, two = (in_subprocess(*asked, "--nproc", n) for n in (1, 2))
+    one, two = (in_ranks(*asked, "--nproc", n) for n in (1, 2))
     assert two.code == 0, two.err
     assert json.loads(two.out)["scores"] == pytest.approx(json.loads(one.out)["scores"], abs=1e-9)
 

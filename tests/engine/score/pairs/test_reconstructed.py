@@ -33,7 +33,7 @@ from diffcli.metrics.scores import metrics_by_name
 from diffcli.networks.lpips import Lpips, find_files
 from diffcli.noise import Noise
 from diffcli.prep.prepare import prepare
-from tests.conftest import Cli, in_subprocess
+from tests.conftest import Cli, in_ranks
 from tests.engine.draw.making import encoding
 from tests.engine.score.making import (
     ALONE,
@@ -336,7 +336,7 @@ def test_two_processes_find_the_scores_of_one(tmp_path: Path) -> None:
     asked = ("fid", "--ckpt", run, "--n", 30, "--batch-size", 8, "--metrics", "psnr,ssim", "--device", "cpu", "--json")
     told = []
     for processes in (1, 2):
-        done = in_subprocess(*asked, "--nproc", processes, DIFFCLI_CACHE=str(tmp_path / str(processes)))
+        done = in_ranks(*asked, "--nproc", processes, DIFFCLI_CACHE=str(tmp_path / str(processes)))
         assert done.code == 0, done.err
         told.append(json.loads(done.out))
     assert told[0]["scores"] == pytest.approx(told[1]["scores"], rel=1e-6)
