@@ -15,7 +15,7 @@ from diffcli.engine.run.feed import open_feed
 from diffcli.fields import Batch
 from diffcli.networks.conditioning import Conditioning
 from diffcli.tasks.diffusion import DiffusionTask
-from tests.conftest import Cli, in_subprocess
+from tests.conftest import Cli, in_ranks
 from tests.engine.run.test_exact_resume import LINEAR, bytes_of, close, lines
 from tests.networks.waking import normal
 
@@ -134,6 +134,6 @@ def test_images_and_clips_of_many_lengths_are_one_run_that_resumes_to_the_byte(
 def test_two_processes_give_the_run_of_one(tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
     preset, one, two = tiny(**over_time(UNET) | LINEAR), tmp_path / "one", tmp_path / "two"
     assert cli("train", "--preset", preset, "--run-dir", one).code == 0
-    done = in_subprocess("train", "--preset", preset, "--run-dir", two, "--nproc", 2, "--device", "cpu")
+    done = in_ranks("train", "--preset", preset, "--run-dir", two, "--nproc", 2, "--device", "cpu")
     assert done.code == 0, done.err
     close(one, two, 2)

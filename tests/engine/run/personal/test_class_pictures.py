@@ -15,7 +15,7 @@ from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.engine.run.plan import plan
 from diffcli.engine.run.runlog import read_log
-from tests.conftest import Cli, changed, in_subprocess
+from tests.conftest import Cli, changed, in_ranks
 from tests.engine.run.personal.personal_runs import last, of_texts, part, personal_tree, thing, trained_to
 from tests.engine.run.test_exact_resume import LINEAR, bytes_of
 
@@ -197,7 +197,7 @@ def test_two_processes_draw_and_learn_as_one(base: Path, own: Path, tmp_path: Pa
     preset.write_text("# kept - for tests\n" + yaml.safe_dump(personal_tree(base, own, **KEPT, **LINEAR)))
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli("train", "--preset", preset, "--run-dir", one).code == 0
-    done = in_subprocess("train", "--preset", preset, "--run-dir", two, "--nproc", 2)
+    done = in_ranks("train", "--preset", preset, "--run-dir", two, "--nproc", 2)
     assert done.code == 0, done.err
     for i in range(5):
         pair = [np.asarray(Image.open(run / "preserved" / f"{i:06d}.png")).astype(int) for run in (one, two)]
