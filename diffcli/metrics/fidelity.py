@@ -4,14 +4,18 @@ All of them use the extractor `features`, a network that --features chooses. War
 real.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from diffcli.config import UserError
+from diffcli.metrics.extractor import Extractor
 from diffcli.metrics.keepers import CAP, CLASSES, HITS, MOMENTS, SAMPLE
 from diffcli.metrics.metric import Metric, Need, Role, Summaries, of_both
+from diffcli.metrics.motion.clip_networks import ClipNetwork
 from diffcli.metrics.statistics import frechet
 from diffcli.noise import permutation
 
@@ -47,6 +51,32 @@ class Fid(Metric):
             elif n < 2 * dim:
                 found.append(f"fid: {n} {name} images are few for {dim} features: the score is biased upwards")
         return found
+
+
+class Fvd(Fid):
+    """Frechet distance of the Gaussians of features of whole clips; 0 is best. `fid` of clips is that of their frames.
+
+    Source: Unterthiner et al. 2018 (arXiv 1812.01717).
+    """
+
+    kind: Literal["fvd"] = "fvd"  # type: ignore[assignment]
+
+    def check(self, extractors: Mapping[str, Extractor]) -> None:
+        found = extractors.get(FEATURES)
+        if found is not None and not isinstance(found, ClipNetwork):
+            problem = f"--metrics fvd: {found.describe()['name']} sees no clips, only images"
+            hint = (
+                "give --features FILE of a TorchScript I3D, r3d_18, or RUN of a classifier of clips; `fid` is of frames"
+            )
+            raise UserError(problem, hint)
+
+    def compute(self, of: Summaries) -> dict[str, float]:
+        """`fvd`, from mean and covariance over all clips."""
+        return {"fvd": super().compute(of)["fid"]}
+
+    def warnings(self, of: Summaries) -> list[str]:
+        """Sides with fewer clips than a covariance of this dimension asks for."""
+        return [note.replace("fid:", "fvd:").replace(" images", " clips") for note in super().warnings(of)]
 
 
 class Kid(Metric):

@@ -29,6 +29,8 @@ SAMPLE = Keep("sample")  # the features of at most CAP images
 CLASSES = Keep("splits", ("logits",))  # class probabilities, summed within random splits
 HITS = Keep("hits", ("logits", "label"))  # how often the classifier agrees with the label
 
+OF_FEATURES = frozenset({"moments", "sample", "splits", "hits"})  # parts made of single rows of features or logits
+
 
 def mean_of(value: str) -> Keep:
     """Mean and standard deviation of a value over the rows."""

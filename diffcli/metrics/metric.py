@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from diffcli.config import Config
+from diffcli.metrics.extractor import Extractor
 from diffcli.metrics.keepers import Keep
 from diffcli.metrics.summary import Summary
 
@@ -37,6 +38,9 @@ class Metric(Config):
     @abstractmethod
     def compute(self, of: Summaries) -> dict[str, float]:
         """The scores by name; NAME_std is the spread of NAME."""
+
+    def check(self, extractors: Mapping[str, Extractor]) -> None:
+        """Raises UserError where an extractor is none that this metric is defined with."""
 
     def warnings(self, of: Summaries) -> list[str]:
         """Warnings about these summaries for readers of the scores."""

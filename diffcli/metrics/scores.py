@@ -12,8 +12,10 @@ from diffcli.config import Config, UserError, did_you_mean
 from diffcli.config_errors import explain
 from diffcli.metrics.adherence import Consistency, Follows
 from diffcli.metrics.bits import BitsPerDim
-from diffcli.metrics.fidelity import Accuracy, Fid, InceptionScore, Kid, Precision, Recall
+from diffcli.metrics.fidelity import Accuracy, Fid, Fvd, InceptionScore, Kid, Precision, Recall
 from diffcli.metrics.metric import Metric
+from diffcli.metrics.motion.constancy import FrameSimilarity, Kept, KeptClass
+from diffcli.metrics.motion.tracking import Motion
 from diffcli.metrics.nearness import PerceptualDistance, Psnr, Ssim
 from diffcli.metrics.overlap import CalibrationError, Dice, EnergyDistance, Iou, MatchedIou
 from diffcli.metrics.priors import CosineSimilarity, Retrieval, SquaredError
@@ -38,7 +40,12 @@ AnyMetric = Annotated[
     | Iou
     | EnergyDistance
     | MatchedIou
-    | CalibrationError,
+    | CalibrationError
+    | Fvd
+    | Motion
+    | Kept
+    | KeptClass
+    | FrameSimilarity,
     Field(discriminator="kind"),
 ]
 METRICS: dict[str, Callable[[], Metric]] = {

@@ -3,7 +3,7 @@
 `arrays` and `from_arrays` move moments and sample to and from a cache file.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from diffcli.metrics.keepers import (
     HITS,
     KEEPERS,
     MOMENTS,
+    OF_FEATURES,
     SAMPLE,
     AllRows,
     Hits,
@@ -35,7 +36,10 @@ K = TypeVar("K", bound=Keeper)
 
 
 class Summary:
-    """All that the metrics need of what one extractor gives of one side; `stream` separates the random samples of two sides."""
+    """All that the metrics need of what one extractor gives of one side; `stream` separates the random samples of two sides.
+
+    n: rows of the side, or of features where there are several for each: of clips, one for every frame.
+    """
 
     def __init__(self, keeps: Iterable[Keep], stream: int = 0) -> None:
         self.keepers = {keep: KEEPERS[keep.how](stream) for keep in keeps}
@@ -56,8 +60,9 @@ class Summary:
         """Add a batch of `values`, each (B, ...). Raises RunFailed where one is not finite."""
         values = {name: _finite(name, batch[name], self.n) for name in self.values}
         for keep, keeper in self.keepers.items():
-            keeper.update(*(values[name] for name in keep.of))
-        self.n += len(next(iter(values.values())))
+            keeper.update(*_as_rows(keep, [values[name] for name in keep.of]))
+        counted = next((values[name] for name in ("features", "logits") if name in values), None)
+        self.n += len(next(iter(values.values()))) if counted is None else counted.shape[:-1].numel()
 
     def statistics(self) -> Statistics:
         """Mean and covariance of the features, gathered or given."""
@@ -127,6 +132,17 @@ class Summary:
             sample = self._part(SAMPLE, Reservoir)
             sample.kept, sample.seen, sample.ranks = rows, self.n, torch.arange(len(rows))
         return self
+
+
+def _as_rows(keep: Keep, values: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Values for a part that is made of single rows of features: those of frames, (B, T, D), become B * T rows.
+
+    The label of a clip, (B,), is that of each of its frames.
+    """
+    if keep.how not in OF_FEATURES or values[0].ndim < 3:
+        return values
+    frames = values[0].shape[1]
+    return [value.flatten(0, 1) if value.ndim > 1 else value.repeat_interleave(frames) for value in values]
 
 
 def _finite(name: str, values: Tensor, first: int) -> Tensor:

@@ -17,8 +17,13 @@ from diffcli.metrics.summary import Summary
 from diffcli.noise import Noise, permutation
 
 LOGITS = 5
-BEST = {name: best for name, metric in METRICS.items() if (best := metric().best) is not None}
-OF_IMAGES = sorted(name for name, metric in METRICS.items() if metric().needs[0].extractor == "features")
+OVER_FRAMES = {"kept", "kept_class", "frame_similarity"}  # which need each frame of a clip, see tests/metrics/motion
+BEST = {
+    name: best for name, metric in METRICS.items() if (best := metric().best) is not None and name not in OVER_FRAMES
+}
+OF_IMAGES = sorted(
+    {name for name, metric in METRICS.items() if metric().needs[0].extractor == "features"} - OVER_FRAMES
+)
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -301,6 +306,9 @@ def test_a_metric_keeps_nothing_that_it_does_not_say_it_needs(name: str) -> None
     values |= {f"{who}{value}": rows[:, 0] for who in ("", "identity_") for value in ("cosine", "mse")}
     values |= dict.fromkeys(("psnr", "ssim", "lpips", "consistency", "follows", "shuffled"), rows[:, 0])
     values |= {"calibration": rows.view(24, 2, 3), **dict.fromkeys(("dice", "iou", "ged", "hm_iou"), rows[:, 0])}
+    values |= {"places": 8 * torch.rand(24, 6, 2), "pieces": torch.ones(24, 6), "similarity": torch.rand(24, 5)}
+    if name in OVER_FRAMES:
+        values["logits"] = torch.rand(24, 6, LOGITS)
     for summary in summaries.values():
         summary.update({value: values[value] for value in summary.values})
     scores = metric.compute(summaries)

@@ -12,6 +12,7 @@ SAMPLERS = (
 METRICS = (
     *("fid", "kid", "is", "precision", "recall", "accuracy", "bpd", "psnr", "ssim", "lpips", "consistency", "follows"),
     *("cosine", "mse", "retrieval", "dice", "iou", "ged", "hm_iou", "ece"),
+    *("fvd", "motion", "kept", "kept_class", "frame_similarity"),
 )
 
 

@@ -24,6 +24,7 @@ def check_needs(metrics: Sequence[Metric], sides: Sides, extractors: Mapping[str
         if side.statistics is not None:
             warnings += _check_statistics(side, extractors.get("features"))
     for metric in metrics:
+        metric.check(extractors)
         for need in metric.needs:
             if need.side not in sides:
                 raise UserError(
@@ -87,7 +88,7 @@ def _check_statistics(side: Side, extractor: Extractor | None) -> list[str]:
     assert given is not None
     if extractor is None:
         return []
-    described, dim = extractor.describe(), extractor.gives["features"][0]
+    described, dim = extractor.describe(), extractor.gives["features"][-1]
     name, layer = described["name"], described["layer"]
     if len(given.mu) != dim:
         problem = f"{side.name}: statistics of {len(given.mu)} features, but {name} has {dim}"

@@ -11,6 +11,7 @@ from diffcli.engine.score.checks import Sides, check_needs
 from diffcli.engine.score.onepass import Use, Watch, sweep
 from diffcli.engine.score.report import Counted, Report, Result, size_text
 from diffcli.engine.score.sides import Side
+from diffcli.engine.score.sight.viewed import for_side
 from diffcli.metrics.extractor import Extractor
 from diffcli.metrics.keepers import MOMENTS
 from diffcli.metrics.metric import ROLES, Metric, Role, empty_summaries
@@ -51,7 +52,7 @@ class Gathering:
         """The statistics beside a side's images, if a metric needs them and they belong to the same extractor."""
         if side.whole is None or FEATURES not in own or MOMENTS not in own[FEATURES].keeps:
             return None
-        described, dim = self.extractors[FEATURES].describe(), self.extractors[FEATURES].gives[FEATURES][0]
+        described, dim = self.extractors[FEATURES].describe(), self.extractors[FEATURES].gives[FEATURES][-1]
         stated = (side.whole.features, side.whole.layer)
         if len(side.whole.mu) == dim and (stated[0] is None or stated == (described["name"], described["layer"])):
             if stated[0] is None:
@@ -67,9 +68,12 @@ class Gathering:
     def _read(self, role: Role, side: Side, wanted: dict[str, Summary], own: dict[str, Summary]) -> Counted:
         """Fills the requested summaries in `own`, from the cache or the rows."""
         path = self._cache_file(side, wanted) if role == "reference" else None
-        found = read_cache(path, wanted[FEATURES].keeps, self.extractors[FEATURES].gives[FEATURES][0]) if path else None
+        found = (
+            read_cache(path, wanted[FEATURES].keeps, self.extractors[FEATURES].gives[FEATURES][-1]) if path else None
+        )
         cached = self.group.agreed(found is not None)
-        uses = {name: Use(self.extractors[name], wanted[name]) for name in wanted if not (cached and name == FEATURES)}
+        seen = for_side(self.extractors, side)
+        uses = {name: Use(seen[name], wanted[name]) for name in wanted if not (cached and name == FEATURES)}
         shape = sweep(side, uses, self.group, self.batch_size, self.watch) if uses else None
         if found is not None:
             own[FEATURES] = found

@@ -15,17 +15,18 @@ from diffcli.tasks.guide import Guide
 
 
 def samples(req: Request) -> Side:
-    """The images of a request; drawn while they are read, batch by batch."""
+    """The images or clips of a request, a field of that name; drawn while they are read, batch by batch."""
+    spec = FieldSpec("clip" if len(req.shape) == 4 else "image", req.shape)
 
     @torch.no_grad()
     def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
         for rows in spans:
-            found: dict[str, Any] = {"image": sampled(req, rows)}
+            found: dict[str, Any] = {spec.kind: sampled(req, rows)}
             if "label" in fields and req.labels is not None:
                 found["label"] = req.labels[rows.start : rows.stop]
             yield found
 
-    specs = {"image": FieldSpec("image", req.shape)}
+    specs = {str(spec.kind): spec}
     specs |= {} if req.labels is None else {"label": FieldSpec("classes", (), req.model.classes)}
     return Side(f"samples of {req.model.path}", req.n, specs, read, req.model.classes)
 

@@ -29,6 +29,7 @@ from diffcli.engine.score.pairs.regressed import Enlargements
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.segmented import annotated_side, counted, mask_scores, told_by
 from diffcli.engine.score.sides import Side, chosen_rows, own_side, resolve, spread
+from diffcli.engine.score.sight.viewed import over_clips, without_network
 from diffcli.engine.score.translated import Translation, held_out
 from diffcli.engine.stage import StageModel
 from diffcli.metrics.extractor import Extractor
@@ -310,7 +311,8 @@ class Scoring:
     def _check_pictures(self, model: Model, reference: Side) -> None:
         """Refuses to compare pictures of another field with images, since features are made for images."""
         field = model.preset.task.models
-        if "features" in self.extractors and field is not None and field != "image" and field in reference.fields:
+        spec = None if field is None or field == "image" else reference.fields.get(field)
+        if "features" in self.extractors and spec is not None and spec.kind != "clip":
             raise UserError(
                 f"{model.path} draws the field '{field}', but features compare them with the images of {reference.name}",
                 f"draw some, `diffcli sample --ckpt {quoted(model.path)} --out drawn`, "
@@ -328,10 +330,10 @@ class Scoring:
     ) -> Report | None:
         """The descriptions of all extractors for the details, without `features`, which have keys of their own."""
         details = {**details, **{k: v for extractor in extractors.values() for k, v in extractor.describe().items()}}
+        extractors = without_network(self.extractors) | extractors
         if "features" in self.extractors and any(side.statistics is None for side in sides.values()):
-            extractors = {
-                "features": extractor_for(self.features or "inception", self.weights, group.device)
-            } | extractors
+            chosen = extractor_for(self.features or "inception", self.weights, group.device)
+            extractors = {"features": over_clips(chosen, sides.values())} | extractors
         size = size or self.options.batch_size
         return evaluate(self.metrics, sides, extractors, group, batch_size=size, watch=watch, details=details)
 

@@ -67,7 +67,8 @@ def sweep(
 ) -> ImageShape | None:
     """Fills the summaries of `uses` from the rows of a side, on the leading process; the others extract and fill nothing.
 
-    Returns the shape of the side's first image, None if no extractor reads images. Raises UserError if a row cannot be read.
+    Returns the shape of the side's first image or frame, None if no extractor reads any. Raises UserError if a row cannot be
+    read.
     """
     assert side.read is not None
     counts = {name: use.rows_of(side) for name, use in uses.items()}
@@ -77,8 +78,8 @@ def sweep(
     shape = None
     for batches in rounds:
         found = next(mine) if group.rank < len(batches) else None
-        if shape is None and found is not None and "image" in found:
-            shape = ImageShape(*found["image"].shape[1:])
+        if shape is None and found is not None and (seen := found.get("image", found.get("clip"))) is not None:
+            shape = ImageShape(seen.shape[1], *seen.shape[-2:])
         for name, use in uses.items():
             if batches[-1].stop <= counts[name]:
                 own = {} if found is None else {**found, **use.extractor(found, batches[group.rank])}

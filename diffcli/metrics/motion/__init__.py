@@ -1,0 +1,1 @@
+"""Scores of clips: motion, constancy and the networks that look at frames and clips."""
