@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from diffcli.engine.tuning import HALVES
+from diffcli.networks.clip_convnet import ClipConvNet
 from diffcli.networks.convnet import ConvNet
 from diffcli.networks.dit import PatchConv, TimeEmbedder
 from diffcli.networks.layers import Embedding, EnlargingConv, Pointwise, PositionLinear
@@ -69,7 +70,7 @@ def float32_parts(module: nn.Module) -> list[nn.Module]:
             return [module.time]
         case TimeEmbedder():
             return [module.mlp]
-        case ConvNet() | Trunk():
+        case ConvNet() | Trunk() | ClipConvNet():
             return [module.head]
     return []
 

@@ -1,5 +1,6 @@
-"""Image classification as a task: its features score samples, and a classifier of noisy images guides sampling."""
+"""Classification of images or clips as a task: its features score samples; a classifier of noisy images guides sampling."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import torch
@@ -7,13 +8,14 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from diffcli.config import ImageShape, UserError
+from diffcli.config import ImageShape, UserError, keys_agree
 from diffcli.diffusion.denoiser import network_time
 from diffcli.diffusion.editing import noised
 from diffcli.diffusion.guidance import LogProb, on_path
 from diffcli.diffusion.samplers import Sampler
 from diffcli.diffusion.schedule import AnySchedule, Schedule
 from diffcli.fields import Batch, FieldSpec, Remedies, Specs, check_fields
+from diffcli.networks.clip_convnet import ClipConvNet, ClipConvNetConfig
 from diffcli.networks.convnet import ConvNet, ConvNetConfig
 from diffcli.networks.trunk import Trunk, TrunkConfig
 from diffcli.noise import Domain, Noise
@@ -26,7 +28,7 @@ LABELLED = Remedies(
 )
 
 
-AnyJudge = Annotated[ConvNetConfig | TrunkConfig, Field(discriminator="kind")]
+AnyJudge = Annotated[ConvNetConfig | TrunkConfig | ClipConvNetConfig, Field(discriminator="kind")]
 
 
 class ClassifierTask(Task):
@@ -37,7 +39,7 @@ class ClassifierTask(Task):
 
     def __init__(
         self,
-        network: ConvNet | Trunk,
+        network: ConvNet | Trunk | ClipConvNet,
         num_classes: int,
         label_smoothing: float,
         schedule: Schedule | None,
@@ -76,7 +78,10 @@ class ClassifierTask(Task):
         return {"loss": loss, "accuracy": (logits.argmax(1) == batch["label"]).float().mean()}
 
     def features(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) in [-1, 1], or x_t at times t () or (B,) of its schedule -> penultimate features (B, D)."""
+        """(B, C, H, W) in [-1, 1], or x_t at times t () or (B,) of its schedule -> penultimate features (B, D).
+
+        Of clips (B, C, T, H, W).
+        """
         if self.schedule is None:
             return self.network(x).float()
         t = torch.zeros((), dtype=torch.float64) if t is None else t
@@ -99,20 +104,24 @@ class ClassifierTask(Task):
 
     @torch.no_grad()
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
-        """The batch's own images, those that the classifier is least sure of first."""
+        """The batch's own images, or the middle frames of its clips, those that the classifier is least sure of first."""
         margin = self.logits(self.features(batch[self.field])).gather(1, batch["label"][:, None])[:, 0]
-        return batch[self.field][margin.argsort()]
+        found: Tensor = batch[self.field][margin.argsort()]
+        return found[:, :, found.shape[2] // 2] if self.spec.kind == "clip" else found
 
 
 class ClassifierConfig(TaskConfig):
-    """A classifier of images into num_classes classes; with a schedule, of noisy ones at any of its times."""
+    """A classifier of images or clips into num_classes classes; with a schedule, of noisy images at any of its times."""
 
     kind: Literal["classifier"] = "classifier"
-    field: str = Field("image", description="the field of the data to classify, an image")
+    field: str = Field("image", description="the field of the data to classify, an image or a clip")
     num_classes: int | None = Field(
         None, ge=2, description="number of classes, labels 0 to this - 1; null: as many as the data have"
     )
-    network: AnyJudge = Field(ConvNetConfig(), description="convnet for small images, or trunk, the encoder of a U-Net")
+    network: AnyJudge = Field(
+        ConvNetConfig(),
+        description="convnet for small images, trunk, the encoder of a U-Net, or clip_convnet for clips",
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of each label that is spread evenly over all classes"
     )
@@ -125,6 +134,11 @@ class ClassifierConfig(TaskConfig):
     def _convnet(cls, value: Any) -> Any:
         """Keys without a kind are those of a convnet, once the only kind."""
         return {"kind": "convnet", **value} if isinstance(value, dict) else value
+
+    @keys_agree
+    def _agree(self) -> Iterator[str]:
+        if self.schedule is not None and isinstance(self.network, ClipConvNetConfig):
+            yield "network.kind is 'clip_convnet', which is told no time of noise; leave task.schedule out"
 
     @property
     def models(self) -> str:
@@ -149,7 +163,17 @@ class ClassifierConfig(TaskConfig):
 
     def build(self, specs: Specs) -> ClassifierTask:
         """The task for the field that it classifies, its weights drawn from torch's current generator."""
-        spec = modelled(specs, self.field, ("image",))
-        shape = ImageShape(*spec.sides)
-        network = self.network.build(shape, self.known_classes, timed=self.schedule is not None)
+        spec = modelled(specs, self.field, ("image", "clip"))
+        kind, of_clips = self.network.kind, isinstance(self.network, ClipConvNetConfig)
+        if of_clips != (spec.kind == "clip"):
+            hint = "use --set task.network.kind=" + ("convnet" if of_clips else "clip_convnet")
+            raise UserError(
+                f"task.field is '{self.field}' of kind {spec.kind}, but task.network.kind is '{kind}'", hint
+            )
+        network: ConvNet | Trunk | ClipConvNet
+        if isinstance(self.network, ClipConvNetConfig):
+            network = self.network.build(spec.sides[0], self.known_classes)
+        else:
+            timed = self.schedule is not None
+            network = self.network.build(ImageShape(*spec.sides), self.known_classes, timed=timed)
         return ClassifierTask(network, self.known_classes, self.label_smoothing, self.schedule, self.field, spec)

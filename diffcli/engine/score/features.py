@@ -5,17 +5,22 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError, did_you_mean
 from diffcli.engine.model import load_model
 from diffcli.engine.score.report import size_text
+from diffcli.engine.score.sight.clip_classifier import ClipClassifier
+from diffcli.engine.score.sight.conversion import converted
+from diffcli.engine.score.sight.tower import TowerFeatures
 from diffcli.fields import Specs, to_float
 from diffcli.metrics.extractor import IMAGES, Extracted, Extractor, check_images
 from diffcli.metrics.inception import InceptionFeatures
+from diffcli.metrics.motion.clip_networks import TorchScriptI3d
+from diffcli.tasks.classifier import ClassifierTask
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, Pillow's grey
+R3D = "r3d_18"
+EXPORTED = ".safetensors"  # a file of weights that diffcli wrote
 
 
 @runtime_checkable
@@ -69,27 +74,31 @@ class ClassifierFeatures:
         note = f"images of {size_text(found)} were converted to the {size_text(self.shape)} of {self.name}"
         if note not in self.notes:
             self.notes.append(note)
-        if found.channels == 3 and self.shape.channels == 1:
-            x = (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
-        elif found.channels == 1:
-            x = x.expand(-1, self.shape.channels, -1, -1)
-        if found[1:] != self.shape[1:]:
-            x = F.interpolate(x, self.shape[1:], mode="bilinear", antialias=True)
-        return x
+        return converted(x, self.shape)
 
 
 def extractor_for(features: str, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor of `--features inception|RUN` and `--weights FILE`. Raises UserError."""
+    """The extractor of `--features inception|r3d_18|RUN|FILE|CLIP` and `--weights FILE`. Raises UserError."""
     if features.lower() == "inception":
         return InceptionFeatures(weights, device)
+    if features.lower() == R3D:
+        from diffcli.metrics.motion.r3d import R3d18  # which imports torchvision
+
+        return R3d18(weights, device)
     path = Path(features).expanduser()
     if not path.exists():
         raise UserError(
             f"--features {features}: is neither an extractor nor a run",
-            did_you_mean(features, ["inception"]) + ", or give the run directory of a classifier trained by diffcli",
+            did_you_mean(features, ["inception", R3D])
+            + ", or give the run directory of a classifier trained by diffcli, "
+            "a TorchScript file of an I3D or the folder of a CLIP",
         )
     if weights is not None:
         raise UserError(f"--weights {weights} given with --features {features}, which brings its own", "drop --weights")
+    if path.is_file() and path.suffix != EXPORTED:
+        return TorchScriptI3d(path, device)
+    if (path / "config.json").is_file():
+        return TowerFeatures(path, device)
     return _of_run(path, device)
 
 
@@ -103,4 +112,6 @@ def _of_run(path: Path, device: torch.device | str) -> Extractor:
             "of your own classes by `diffcli presets new NAME --data DIR --task classifier`",
         )
     name = f"{model.preset.name}-step{model.step}-{model.digest[:8]}"
+    if isinstance(task, ClassifierTask) and task.spec.kind == "clip":
+        return ClipClassifier(task, name, model.classes, device)
     return ClassifierFeatures(task, name, model.preset.data.shape, model.classes, device)

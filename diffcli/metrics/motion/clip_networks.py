@@ -1,18 +1,15 @@
-"""Networks that see a whole clip, for FVD: an I3D as TorchScript, or torchvision's r3d_18. Nothing is downloaded.
+"""Networks that see a whole clip, for FVD, such as an I3D as TorchScript. Nothing is downloaded.
 
-Preprocessing is part of a score, so `describe` tells it:
-
-    i3d     frames resized to 224x224 (bilinear), values in [-1, 1]; the network's output, its 400 logits
-            Source: Carreira & Zisserman 2017 (arXiv 1705.07750); Unterthiner et al. 2018 (arXiv 1812.01717)
-    r3d_18  resized to 128x171 (bilinear, antialiased), cropped to the middle 112x112, standardised; 512 features before the
-            last layer. Source: Tran et al. 2018 (arXiv 1711.11248), torchvision's weights for Kinetics-400
+Preprocessing is part of a score, so `describe` tells it. For an I3D frames are resized to 224x224 (bilinear), with values in
+[-1, 1]; the features are the network's output, 400 logits.
+Source: Carreira & Zisserman 2017 (arXiv 1705.07750); Unterthiner et al. 2018 (arXiv 1812.01717).
 
 Grey clips are repeated to three channels. FVD depends on the number of frames and on the frame rate: compare like with like.
 """
 
 import hashlib
 import io
-import pickle
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,17 +17,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.fields import Specs, to_float
 from diffcli.metrics.extractor import Extracted
 from diffcli.metrics.motion.tracking import CLIPS, check_clips
 
-R3D = "r3d_18"
-R3D_FILE = "r3d_18-b3b3357e.pth"  # the hex digits begin its SHA-256
-R3D_URL = f"https://download.pytorch.org/models/{R3D_FILE}"
-R3D_MEAN, R3D_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 TRIED = 16  # frames of the clip that tells how wide the features are
 AT_ONCE = 16  # clips that a network sees
 
@@ -67,7 +60,7 @@ class ClipNetwork(ABC):
     def _tried(self, clips: Tensor) -> dict[str, Tensor]:
         try:
             return self.values(clips)
-        except RuntimeError as error:
+        except (RuntimeError, torch.jit.Error) as error:
             frames, reason = clips.shape[2], (str(error).strip().splitlines() or ["no reason given"])[-1][:160]
             problem = f"--features {self.name}: cannot read clips of {frames} frames ({reason})"
             raise UserError(problem, "score longer clips, or choose a network for shorter ones") from error
@@ -89,7 +82,10 @@ class TorchScriptI3d(ClipNetwork):
         super().__init__(device)
         try:
             raw = path.read_bytes()
-            self.network = torch.jit.load(io.BytesIO(raw), map_location=self.device).eval()
+            with warnings.catch_warnings():
+                # the published I3D comes in no other form
+                warnings.filterwarnings("ignore", category=DeprecationWarning)
+                self.network = torch.jit.load(io.BytesIO(raw), map_location=self.device).eval()
         except (OSError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or ["no reason given"])[0][:120]
             hint = "give a TorchScript file of an I3D for --metrics fvd, or the run of a classifier trained by diffcli"
@@ -105,54 +101,13 @@ class TorchScriptI3d(ClipNetwork):
         self.gives = {"features": tuple(found.shape[1:])}
 
     def values(self, clips: Tensor) -> dict[str, Tensor]:
-        frames = F.interpolate(_coloured(clips).movedim(2, 1).flatten(0, 1), (224, 224), mode="bilinear")
+        frames = F.interpolate(coloured(clips).movedim(2, 1).flatten(0, 1), (224, 224), mode="bilinear")
         resized = frames.unflatten(0, (len(clips), -1)).movedim(1, 2)
         return {"features": self.network(resized, **self.options).float()}
 
 
-class R3d18(ClipNetwork):
-    """torchvision's r3d_18 with the weights of a file, or those in torch hub's cache."""
-
-    layer = "avgpool (512)"
-    protocol = "resized to 128x171, bilinear; middle 112x112; standardised"
-    gives: Mapping[str, tuple[int, ...]] = {"features": (512,), "logits": (400,)}
-
-    def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu") -> None:
-        super().__init__(device)
-        path = weights or Path(torch.hub.get_dir()) / "checkpoints" / R3D_FILE
-        hint = f"download {R3D_URL} and put it at {path}" if weights is None else f"take {R3D_URL}"
-        if not path.is_file():
-            raise UserError(f"{path} is not there: the weights of --features {R3D} are missing", hint)
-        import diffcli.torchvision_compat  # noqa: F401, I001 - before torchvision
-        from torchvision.models.video import r3d_18
-
-        try:
-            raw = path.read_bytes()
-            self.network = r3d_18(weights=None)
-            self.network.load_state_dict(torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(f"{path} does not hold the weights of {R3D} ({reason})", hint) from error
-        digest = hashlib.sha256(raw).hexdigest()[:8]
-        self.name = f"{R3D}-{digest}"
-        if digest not in R3D_FILE:
-            self.notes.append(f"{path} is not {R3D_FILE}: the scores do not compare with those of others")
-        self.head: nn.Module = self.network.fc
-        self.network.fc = nn.Identity()
-        self.network.eval().to(self.device)
-        self.head.to(self.device)
-
-    def values(self, clips: Tensor) -> dict[str, Tensor]:
-        frames = _coloured(clips).movedim(2, 1).flatten(0, 1)
-        resized = F.interpolate((frames + 1) / 2, (128, 171), mode="bilinear", antialias=True)
-        top, left = (128 - 112) // 2, round((171 - 112) / 2)
-        cut = resized[..., top : top + 112, left : left + 112]
-        mean, std = (cut.new_tensor(values)[:, None, None] for values in (R3D_MEAN, R3D_STD))
-        features = self.network(((cut - mean) / std).unflatten(0, (len(clips), -1)).movedim(1, 2)).float()
-        return {"features": features, "logits": self.head(features).float()}
-
-
-def _coloured(clips: Tensor) -> Tensor:
+def coloured(clips: Tensor) -> Tensor:
+    """Clips (B, C, T, H, W) of three channels: grey ones are repeated."""
     return clips if clips.shape[1] == 3 else clips.expand(-1, 3, -1, -1, -1)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffcli import checkpoint
 from diffcli.config import Config, ImageShape, UserError, quoted
 from diffcli.fields import from_record
+from diffcli.networks.clip_convnet import ClipConvNetConfig
 from diffcli.networks.convnet import ConvNet
 from diffcli.networks.lpips import SMALLEST, Lpips, directions, find_files
 from diffcli.networks.trunk import Trunk
@@ -57,6 +58,7 @@ class FeatureDistance(Perceptual):
     def __init__(self, config: "FeatureLoss", judge: "Judge") -> None:
         super().__init__()
         self.config, self.judge = config, judge
+        assert not isinstance(judge.classifier.network, ClipConvNetConfig)
         self.network: ConvNet | Trunk = judge.classifier.network.build(judge.image, judge.classifier.known_classes)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -177,6 +179,8 @@ def judge_of(run: Path) -> Judge:
         classifier = ClassifierConfig.model_validate(tree["task"])
         if classifier.schedule is not None:
             raise UserError(f"task.perceptual.run {path}: is a classifier of noisy images", RUN)
+        if isinstance(classifier.network, ClipConvNetConfig):
+            raise UserError(f"task.perceptual.run {path}: is a classifier of clips", RUN)
         image = from_record(record["fields"])[classifier.field]
         return Judge(classifier=classifier, image=ImageShape(*image.sides))
     except (ValidationError, KeyError, TypeError, ValueError) as error:

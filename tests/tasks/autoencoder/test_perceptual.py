@@ -156,3 +156,12 @@ def test_a_run_reads_its_classifier_when_it_begins_and_goes_on_without_its_file(
     judge.rename(tmp_path / "elsewhere")
     done = cli("resume", run, "--steps", 2, "--device", "cpu")
     assert done.code == 0, done.err
+
+
+def test_a_classifier_of_clips_is_refused(trained: Path, tmp_path: Path):
+    found = checkpoint.locate(trained)
+    record = checkpoint.read_record(found)
+    task = {"kind": "classifier", "field": "clip", "num_classes": 3, "network": {"kind": "clip_convnet"}}
+    record["preset"] = {**record["preset"], "task": task}
+    with pytest.raises(UserError, match="is a classifier of clips"):
+        judge_of(checkpoint.save_average(tmp_path / "clips", checkpoint.read_part(found, "ema", record), record))
