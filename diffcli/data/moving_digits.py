@@ -40,7 +40,10 @@ class MovingDigits(DataConfig):
     kind: Literal["moving_digits"] = "moving_digits"
     size: PositiveInt | tuple[PositiveInt, PositiveInt] = 28
     channels: Literal[1, 3] = 1
-    frames: PositiveInt = Field(16, description="frames of a clip")
+    frames: PositiveInt | tuple[PositiveInt, ...] = Field(
+        16,
+        description="frames of a clip; a list: each batch of training has one of these lengths, all else the longest",
+    )
     fps: PositiveFloat | tuple[PositiveFloat, ...] = Field(
         10.0, description="frames a second; of several values each clip has one, so digits take longer steps at fewer"
     )
@@ -66,6 +69,18 @@ class MovingDigits(DataConfig):
             )
         return speed
 
+    @field_validator("frames")
+    @classmethod
+    def _some_length(cls, frames: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if frames == ():
+            raise ValueError("frames is an empty list; set data.frames=16 for example")
+        return frames
+
+    @property
+    def lengths(self) -> list[int]:
+        """The lengths of clips in frames, the longest last."""
+        return sorted({self.frames} if isinstance(self.frames, int) else set(self.frames))
+
     @keys_agree
     def _embedded(self) -> Iterator[str]:
         if self.root is not None:
@@ -85,7 +100,7 @@ class MovingDigits(DataConfig):
     @property
     def _beside(self) -> dict[str, FieldSpec]:
         channels, *size = self.shape
-        return {"clip": FieldSpec("clip", (channels, self.frames, *size)), "fps": FieldSpec("number")}
+        return {"clip": FieldSpec("clip", (channels, self.lengths[-1], *size)), "fps": FieldSpec("number")}
 
     def build(self, split: Split) -> ImageData:
         return self._with_made(MovingImages(self, split))
@@ -110,7 +125,14 @@ class MovingImages(ImageData):
         columns: dict[str, Column] = {"clip": _Clips(self, config._beside["clip"]), "fps": _Fps(self)}
         one = config.digits == 1
         super().__init__(config.shape, labels if one else None, mnist.DIGITS if one else None, columns)
-        self.config = config
+        self.config, self.split = config, split
+
+    @property
+    def variants(self) -> tuple[ImageData, ...]:
+        return tuple(
+            MovingImages(self.config.model_copy(update={"frames": length}), self.split).select(self.specs)
+            for length in self.config.lengths
+        )
 
     def __len__(self) -> int:
         return len(self.ink)
@@ -122,7 +144,7 @@ class MovingImages(ImageData):
         noise = Noise(seeds, CPU, Domain.AUGMENT)
         given = torch.tensor([config.fps] if isinstance(config.fps, float) else config.fps, dtype=torch.float64)
         fps = given[(noise.uniform() * len(given)).long()]
-        seconds = torch.arange(config.frames, dtype=torch.float64) / fps[:, None]  # (B, T)
+        seconds = torch.arange(config.lengths[-1], dtype=torch.float64) / fps[:, None]  # (B, T)
         room = torch.tensor(self.shape[1:], dtype=torch.float64) - config.digit
         corners, which = [], [indices]
         for number in range(config.digits):
@@ -149,7 +171,7 @@ class MovingImages(ImageData):
         frame = torch.zeros_like(indices)
         if draws is not None:
             chance = Noise(draws, CPU, Domain.CHANCE).uniform()
-            frame = (chance * self.config.frames).long()
+            frame = (chance * self.config.lengths[-1]).long()
         at = paths.corner.gather(2, frame.view(-1, 1, 1, 1).expand(-1, paths.corner.shape[1], 1, 2))
         return self.rendered(paths._replace(corner=at))[:, :, 0]
 

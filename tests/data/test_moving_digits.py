@@ -102,6 +102,18 @@ def test_longer_clips_go_on_where_shorter_ones_end():
     assert torch.equal(long[:, :, :3], short)
 
 
+def test_of_several_lengths_each_batch_has_one_and_all_else_the_longest():
+    data = MovingDigits(frames=(5, 2)).build("test").select({"clip", "label"})
+    assert data.specs["clip"].shape == (1, 5, 28, 28)
+    assert data.read(ROWS)["clip"].shape[2] == 5
+    found = [
+        (batch["clip"], batch["index"])
+        for _, batch in batches(data, batch_size=4, seed=0, first=0, last=8, flip=False, device=CPU)
+    ]
+    assert {clip.shape[2] for clip, _ in found} == {2, 5}
+    assert all(torch.equal(data.labels[index], data.read(index)["label"]) for _, index in found)
+
+
 def test_at_half_the_frame_rate_a_clip_shows_every_other_frame():
     slow, fast = (MovingDigits(frames=n, fps=fps).build("test") for n, fps in ((4, 5), (7, 10)))
     assert torch.equal(slow.read(ROWS)["clip"], fast.read(ROWS)["clip"][:, :, ::2])
@@ -153,6 +165,7 @@ def test_training_batches_hold_the_clip_as_values_and_mirror_it_with_its_frame()
         ({"fps": ()}, "data.fps"),
         ({"fps": 0}, "fps"),
         ({"frames": 0}, "frames"),
+        ({"frames": ()}, "data.frames"),
         ({"digits": 3}, "digits"),
         ({"crop": "random"}, "crop"),
     ],

@@ -21,6 +21,7 @@ import torch
 from diffcli import __version__, preset
 from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.data.broken import broken_among, left_out, named
+from diffcli.data.clips.whole_films import whole_films
 from diffcli.data.dataset import DataConfig, TreeFiles
 from diffcli.data.files import open_location, open_tree
 from diffcli.data.fitting import fitted
@@ -43,7 +44,9 @@ from diffcli.lookup.checkpoint_files import is_checkpoint
 from diffcli.metrics.statistics import Statistics
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-KINDS = "a folder of images, .npz samples, .npz statistics, a prepared data set or NAME:SPLIT of a preset's data"
+KINDS = (
+    "a folder of images or films, .npz samples, .npz statistics, a prepared data set or NAME:SPLIT of a preset's data"
+)
 STAGE = re.compile(
     r"((?:.*/)?stage-[^/]*)\.json"
 )  # the record of an earlier stage, which `diffcli sample --then` leaves
@@ -304,4 +307,5 @@ def _folder_like(path: Path, size: int | tuple[int, int] | None, always: bool) -
     check_finished(path, "the prepared data set")
     if is_checkpoint(path):
         raise UserError(f"{path} is a run or a checkpoint, not images", f"score it with --ckpt {quoted(path)} --ref B")
-    return folder_side(path)
+    films = whole_films(path)
+    return folder_side(path) if films is None else data_side(str(path), films, "train")

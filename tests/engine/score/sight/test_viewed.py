@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError
+from diffcli.data.clips.film_writing import write_frames
 from diffcli.data.moving_digits import MovingDigits
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.onepass import Use
-from diffcli.engine.score.sides import Side, data_side
+from diffcli.engine.score.sides import Side, data_side, resolve
 from diffcli.engine.score.sight.viewed import for_side, over_clips, without_network
 from diffcli.metrics.metric import Metric
 from diffcli.metrics.motion.clip_networks import ClipNetwork
@@ -142,3 +143,16 @@ def test_several_processes_are_told_the_shape_of_the_values_of_clips():
     assert each["motion"].gives == {"places": (6, 2), "pieces": (6,)}
     assert Use(each["features"], None).extractor.describe()["layer"] == "quarters of each frame"  # type: ignore[arg-type]
     assert isinstance(over_clips(Toy(), [replace(side(), fields={"image": side().fields["image"]})]), Toy)
+
+
+def test_a_folder_of_films_is_a_side_of_clips(tmp_path: Path):
+    clips = MovingDigits(size=16, digit=10, frames=6).build("test").read(torch.arange(60))["clip"]
+    for number, clip in enumerate(clips.permute(0, 2, 3, 4, 1).expand(-1, -1, -1, -1, 3).numpy()):
+        write_frames(tmp_path / f"{number:06d}.webp", clip, fps=10, exact=True)
+    found = resolve(str(tmp_path))
+    assert found.fields["clip"].shape == (3, 6, 16, 16)
+    report = evaluate(
+        metrics_by_name(["motion"]), {"samples": found, "reference": side()}, without_network({"motion"}), ALONE
+    )
+    assert report is not None
+    assert report.scores["acceleration_ratio"] == pytest.approx(1, rel=1e-3), "the same clips"
