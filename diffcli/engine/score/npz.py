@@ -1,5 +1,7 @@
 """`.npz` samples as a side: `arr_0` uint8 (N, H, W, C) and maybe `arr_1`, N integer labels, read batch by batch.
 
+Clips are uint8 (N, T, H, W, C).
+
 The arrays are never held whole, and no pickle is ever read. Where several processes share a file, each reads its own rows, by
 their offset where the file is not compressed; the one with the first row also checks the file's checksum.
 """
@@ -17,10 +19,14 @@ import numpy as np
 import torch
 
 from diffcli.config import UserError
-from diffcli.fields import Batch
+from diffcli.fields import Batch, FieldKind
 
 ZIP_ERRORS = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, struct.error)
-HINT = "give an .npz with arr_0, uint8 (N, H, W, C) with 1 or 3 channels, and at most arr_1, N integer labels"
+HINT = (
+    "give an .npz with arr_0, uint8 (N, H, W, C) with 1 or 3 channels, of clips (N, T, H, W, C), "
+    "and at most arr_1, N integer labels"
+)
+AXES: dict[int, FieldKind] = {4: "image", 5: "clip"}  # the field that an array of so many axes holds
 LOCAL_HEADER = 30  # bytes in front of the name of a member; its last four say how long name and extra field are
 SUM_CHUNK = 1 << 20  # bytes
 
@@ -48,7 +54,7 @@ def members(path: Path) -> set[str]:
 
 
 def samples_shape(path: Path, labelled: bool) -> tuple[int, ...]:
-    """(N, H, W, C) of samples. Raises UserError where arr_0 or arr_1 cannot be what they must be."""
+    """(N, H, W, C) of images, (N, T, H, W, C) of clips. Raises UserError where arr_0 or arr_1 cannot be what they must be."""
     try:
         with zipfile.ZipFile(path) as archive:
             _, images = _opened(archive, path, "arr_0")
@@ -56,7 +62,7 @@ def samples_shape(path: Path, labelled: bool) -> tuple[int, ...]:
     except ZIP_ERRORS as error:
         raise UserError(f"{path} cannot be read as samples ({error})", HINT) from error
     shape = images.shape
-    if images.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
+    if images.dtype != np.uint8 or len(shape) not in AXES or shape[-1] not in (1, 3):
         raise UserError(f"{path}: arr_0 is {images.dtype} {shape}", HINT)
     if labels and (labels.dtype.kind not in "iu" or labels.shape != shape[:1]):
         raise UserError(f"{path}: arr_1 is {labels.dtype} {labels.shape} beside {shape[0]} images", HINT)
@@ -64,22 +70,24 @@ def samples_shape(path: Path, labelled: bool) -> tuple[int, ...]:
 
 
 def read_samples(path: Path, spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
-    """The rows of each span, ascending and apart: image uint8 (B, C, H, W) and label int64 (B,), whichever `fields` names."""
+    """The rows of each span, ascending and apart: image uint8 (B, C, H, W) or clip (B, C, T, H, W), and label int64 (B,),
+    whichever `fields` names."""
     if not spans:
         return
     try:
         with zipfile.ZipFile(path) as archive, ExitStack() as open_files:
-            count = _opened(archive, path, "arr_0")[1].shape[0]
+            shape = _opened(archive, path, "arr_0")[1].shape
+            count, pictures = shape[0], AXES[len(shape)]
             ends = [range(0), *spans, range(count, count)]
             shared = any(one.stop != other.start for one, other in pairwise(ends))
             if shared and spans[0].start == 0:  # true of one process alone; one that reads all checks on the way
                 _check_sum(archive, "arr_0")
-            wanted = [name for name, field in (("arr_0", "image"), ("arr_1", "label")) if field in fields]
+            wanted = [name for name, field in (("arr_0", pictures), ("arr_1", "label")) if field in fields]
             arrays = {name: _Rows(archive, path, name, shared, open_files) for name in wanted}
             for span in spans:
                 found: dict[str, Any] = {}
                 if "arr_0" in arrays:
-                    found["image"] = torch.from_numpy(arrays["arr_0"].take(span)).permute(0, 3, 1, 2)
+                    found[pictures] = torch.from_numpy(arrays["arr_0"].take(span)).movedim(-1, 1)
                 if "arr_1" in arrays:
                     found["label"] = torch.from_numpy(arrays["arr_1"].take(span).astype(np.int64))
                 yield found

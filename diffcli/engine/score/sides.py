@@ -266,7 +266,8 @@ def npz_side(path: Path) -> Side:
     def read(spans: Sequence[range], fields: Collection[str]) -> Iterator[Batch]:
         return npz.read_samples(path, spans, fields)
 
-    specs = {"image": FieldSpec("image", (shape[3], *shape[1:3]))}
+    pictures = npz.AXES[len(shape)]
+    specs = {str(pictures): FieldSpec(pictures, (shape[-1], *shape[1:-1]))}
     specs |= {"label": FieldSpec("classes")} if labelled else {}
     whole = Statistics.load(path) if {"mu", "sigma"} <= names else None
     return Side(str(path), shape[0], specs, read, identify=lambda: f"samples {fingerprint(path)}", whole=whole)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.onepass import Use
 from diffcli.engine.score.sides import Side, data_side, resolve
 from diffcli.engine.score.sight.viewed import for_side, over_clips, without_network
+from diffcli.fields import FieldSpec
 from diffcli.metrics.metric import Metric
 from diffcli.metrics.motion.clip_networks import ClipNetwork
 from diffcli.metrics.motion.over_frames import OverFrames
@@ -156,3 +158,14 @@ def test_a_folder_of_films_is_a_side_of_clips(tmp_path: Path):
     )
     assert report is not None
     assert report.scores["acceleration_ratio"] == pytest.approx(1, rel=1e-3), "the same clips"
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_clips_in_an_npz_are_a_side_of_clips(tmp_path: Path, save: Any):
+    clips = MovingDigits(size=16, digit=10, frames=5).build("test").read(torch.arange(9))["clip"]
+    save(tmp_path / "clips.npz", arr_0=clips.movedim(1, -1).numpy(), arr_1=np.arange(9))
+    found = resolve(str(tmp_path / "clips.npz"))
+    assert found.fields["clip"] == FieldSpec("clip", (1, 5, 16, 16))
+    parts = list(found.read([range(2, 4), range(7, 9)], ["clip", "label"]))
+    assert torch.equal(torch.cat([part["clip"] for part in parts]), clips[[2, 3, 7, 8]])
+    assert [part["label"].tolist() for part in parts] == [[2, 3], [7, 8]]
