@@ -28,6 +28,7 @@ from diffcli.data.datasets import AnyData, at_root
 from diffcli.data.stream.stream_data import Stream
 from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
+from diffcli.encoders.learned_words import WordConfig
 from diffcli.fields import FieldSpec
 from diffcli.lookup.preset_files import find, key_and_value, read
 from diffcli.networks.lora import LoraConfig
@@ -116,6 +117,9 @@ class TrainConfig(Config):
     )
     lora: LoraConfig | None = Field(
         None, description="low-rank changes of the model that the run begins from, in place of its weights"
+    )
+    embedding: WordConfig | None = Field(
+        None, description="a new word, whose embedding is all that is trained (textual inversion)"
     )
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null clips nothing")
     ema: AnyEma = Field(

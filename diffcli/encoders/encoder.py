@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffcli.config import Config, Note, UserError, keys_agree
+from diffcli.encoders.learned_words import LearnedWords, reading, with_words
 from diffcli.encoders.libraries import LOADERS, Origin, Towers, typed
 from diffcli.transfer import moved
 
@@ -133,16 +134,29 @@ class Encoder:
             )
         return self.config.length or limit
 
-    @torch.no_grad()
-    def texts(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Encoded:
-        """Encodes B texts on a device; those longer than the limit are cut there, with a warning that counts tokens."""
+    def texts(
+        self, texts: Sequence[str], device: torch.device | str = "cpu", words: LearnedWords | None = None
+    ) -> Encoded:
+        """Encodes B texts on a device; those longer than the limit are cut there, with a warning that counts tokens.
+
+        words: new ones that they may hold, on the same device; gradients reach these alone.
+        """
+        learning = words is not None and words.learning and torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning):
+            return self._encoded(texts, torch.device(device), words)
+
+    def _encoded(self, texts: Sequence[str], device: torch.device, words: LearnedWords | None) -> Encoded:
         row = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # both branches of guidance read the same
-        ids, mask = self._tokenized(list(row))
-        towers, device = self.towers, torch.device(device)
+        ids, mask = self._tokenized(list(row), words)
+        towers = self.towers
         towers.move_text(device)
         ids, mask = moved(ids, device), moved(mask, device)
         with _whole_range(self.config.kind, device):
-            tokens, pooled = towers.text(ids, mask, self.config.layer)
+            if words is None:
+                tokens, pooled = towers.text(ids, mask, self.config.layer)
+            else:
+                with reading(towers, ids, words) as known:
+                    tokens, pooled = towers.text(known, mask, self.config.layer)
         rows = moved(torch.tensor([row[text] for text in texts]), device)
         mask = torch.ones_like(mask) if self.config.padding == "read" else mask
         tokens = tokens.float() * mask[..., None]
@@ -176,12 +190,12 @@ class Encoder:
         self.towers.move_images(pixels.device)
         return self.towers.images(pixels).float()
 
-    def _tokenized(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _tokenized(self, texts: Sequence[str], words: LearnedWords | None = None) -> tuple[Tensor, Tensor]:
         """Ids int64 (B, L) and which of them are there, (B, L) bool; every row ends with the end-of-text token."""
         length, towers = self.length, self.towers
         ids = torch.full((len(texts), length), towers.pad, dtype=torch.int64)
         mask = torch.zeros(len(texts), length, dtype=torch.bool)
-        found = towers.ids(texts)
+        found = towers.ids(texts) if words is None else [with_words(towers, text, words) for text in texts]
         longest = max(map(len, found), default=0)
         if longest > length and not self._told:
             self._told = True

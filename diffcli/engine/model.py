@@ -18,6 +18,7 @@ from diffcli.engine.lora import lora_bases
 from diffcli.engine.lora.lora_weights import used_weights, warn
 from diffcli.engine.records import encoder_records
 from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
+from diffcli.engine.words import word_training
 from diffcli.fields import OVER_PIXELS, Specs, from_record
 from diffcli.networks.weightless import weightless
 from diffcli.preset import Preset
@@ -98,7 +99,7 @@ def load_model(
         raise UserError(f"--no-ema: {found} holds an average only", "leave --no-ema out")
     fields = specs_of(record, resolved, found)
     with weightless():
-        built = resolved.task.build(fields)
+        built = word_training.built(resolved, fields)
     chosen = suited(built, chosen)
     used = used_weights(built, resolved, found, record, use_ema, base, loras)
     warn(used.notes)
@@ -121,7 +122,7 @@ def without_weights(path: Path) -> Model:
     resolved = preset_to_draw(record, found)
     fields = specs_of(record, resolved, found)
     with weightless():
-        task = resolved.task.build(fields).eval()
+        task = word_training.built(resolved, fields).eval()
     made = _recorded(found, record, resolved, task, fields, ema=True, digest="")
     return replace(made, base=lora_bases.named(record))
 
@@ -132,7 +133,7 @@ def weights_to_sample(path: Path, record: dict[str, Any]) -> dict[str, Tensor]:
         return checkpoint.read_part(path, "ema", record)
     resolved = preset_to_draw(record, path)
     with weightless():
-        task = resolved.task.build(specs_of(record, resolved, path))
+        task = word_training.built(resolved, specs_of(record, resolved, path))
     return used_weights(task, resolved, path, record, use_ema=True).tensors
 
 

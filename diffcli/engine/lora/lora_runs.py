@@ -15,8 +15,8 @@ from diffcli.interop.weight_files import some
 from diffcli.tasks.task import Task
 
 
-def begun(task: Task, source: Path, step: int, weights: WeightsName, run: Path) -> dict[str, Any]:
-    """`base` for the record of a new run, whose task has taken what it can from a located checkpoint.
+def begun(task: Task, source: Path, step: int, weights: WeightsName, run: Path, key: str = KEY) -> dict[str, Any]:
+    """`base` for the record of a new run, whose task has taken what it can from a located checkpoint. key: `changing`.
 
     Raises UserError where something that stays constant is not that of the checkpoint, which would be lost.
     """
@@ -26,23 +26,25 @@ def begun(task: Task, source: Path, step: int, weights: WeightsName, run: Path) 
     lacking = [name for name in constants if name not in base.tensors or base.tensors[name].shape != mine[name].shape]
     if lacking:
         raise UserError(
-            f"{KEY}: {source} does not have {some(lacking)} of this model, and a run with {KEY} changes its base alone",
-            _trained_whole(lacking),
+            f"{key}: {source} does not have {some(lacking)} of this model, and a run with {key} changes its base alone",
+            _remedy(lacking, key),
         )
     other = [name for name in constants if not torch.equal(mine[name].cpu(), base.tensors[name].to(mine[name].dtype))]
     if other:  # rows of a class table of as many new classes, or what is no parameter and is measured of the data
         parameters = dict(task.named_parameters())
         raise UserError(
-            f"{KEY}: {some(other)} is not as in {source}, and a run with {KEY} changes its base alone",
-            _trained_whole(other)
+            f"{key}: {some(other)} is not as in {source}, and a run with {key} changes its base alone",
+            _remedy(other, key)
             if all(name in parameters for name in other)
-            else f"begin from that model without {KEY}: leave it out of the preset",
+            else f"begin from that model without {key}: leave it out of the preset",
         )
     return {lora_bases.RECORD: lora_bases.noted(base, step, weights, run)}
 
 
-def _trained_whole(names: list[str]) -> str:
+def _remedy(names: list[str], key: str) -> str:
     """What to type so that these parameters are trained as they are: each layer of theirs once."""
+    if key != KEY:
+        return f"begin from a model that has it all; or train it so first, without {key}"
     places = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
     return f"train what is new whole: --set 'train.lora.whole=[{', '.join(places)}]'"
 

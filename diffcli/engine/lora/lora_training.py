@@ -5,26 +5,34 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 
 from diffcli.config import UserError
-from diffcli.networks.lora import Lora, LoraConfig, attach, matches, of_change
+from diffcli.encoders.learned_words import LearnedWords, of_word
+from diffcli.networks.lora import Lora, attach, matches, of_change
 from diffcli.preset import Preset, TrainConfig
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.task import Task
 
 KEY = "train.lora"
+WORD = "train.embedding"
+
+
+def changing(cfg: TrainConfig) -> str | None:
+    """The key that makes a run one of changes: what it does not train stays that of its base, of which it stores nothing."""
+    return KEY if cfg.lora is not None else WORD if cfg.embedding is not None else None
 
 
 def check_base(preset: Preset) -> None:
-    """Raises UserError where a preset wants low-rank changes and names no model that they change, or one that is led."""
-    if preset.train.lora is None:
+    """Raises UserError where a preset wants changes of a model and names none that they change, or one that is led."""
+    key = changing(preset.train)
+    if key is None:
         return
     if isinstance(preset.task, DiffusionConfig) and preset.task.control:
         raise UserError(
-            f"{KEY} is set, but with task.control the branches are trained, and the model stays as it is",
-            "train one in a run: --set train.lora=null; `diffcli sample MODEL --lora RUN --control RUN` takes both",
+            f"{key} is set, but with task.control the branches are trained, and the model stays as it is",
+            f"train one in a run: --set {key}=null; `diffcli sample MODEL --lora RUN --control RUN` takes both",
         )
     if preset.origin is None:
         raise UserError(
-            f"{KEY} is set, but {preset.name} begins from no model that it could change",
+            f"{key} is set, but {preset.name} begins from no model that it could change",
             "name one: --from RUN, or `from: RUN` in the preset",
         )
 
@@ -45,19 +53,22 @@ def parts(task: Task, networks: Collection[str]) -> dict[str, nn.Module]:
     return {names[id(n.module)]: n.module for n in task.networks if n.name in networks and id(n.module) in names}
 
 
-def kept_constant(task: Task, lora: LoraConfig) -> frozenset[str]:
-    """The parameters that stay as they are: all but the changes and those that `whole` names.
+def kept_constant(task: Task, cfg: TrainConfig) -> frozenset[str]:
+    """The parameters that stay as they are in a run of changes: all but the changes, a new word, and what `whole` names.
 
     Raises UserError where a pattern of `whole` names none.
     """
-    names = [name for name, _ in task.named_parameters() if not of_change(name)]
-    for pattern in lora.whole:
+    if changing(cfg) is None:
+        return frozenset()
+    names = [name for name, _ in task.named_parameters() if not of_change(name) and not of_word(name)]
+    whole = cfg.lora.whole if cfg.lora else ()
+    for pattern in whole:
         if not any(covers(pattern, name) for name in names):
             raise UserError(
                 f"{KEY}.whole: '{pattern}' matches no parameter of the model",
                 f"name some, as {', '.join(names[:4])}, or leave it out",
             )
-    return frozenset(name for name in names if not any(covers(pattern, name) for pattern in lora.whole))
+    return frozenset(name for name in names if not any(covers(pattern, name) for pattern in whole))
 
 
 def covers(pattern: str, name: str) -> bool:
@@ -73,7 +84,7 @@ def held(task: Task) -> set[str]:
 
 def to_write(task: Task, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a task that a file holds: all, or, where the task is a changed base, those that are not the base's."""
-    if not any(isinstance(module, Lora) for module in task.modules()):
+    if not any(isinstance(module, Lora | LearnedWords) for module in task.modules()):
         return dict(tensors)
     kept = held(task)
     return {name: tensor for name, tensor in tensors.items() if name in kept}

@@ -108,7 +108,7 @@ def edits(run: RunDir) -> Edits:
 def _may_change(item: str) -> bool:
     """Whether a resumed run may change what `KEY=VALUE` names."""
     key = item.partition("=")[0]
-    if key == "train.lora" or key.startswith("train.lora."):  # what is changed is a part of what the checkpoint holds
+    if key.startswith(("train.lora", "train.embedding")):  # what is changed is a part of what the checkpoint holds
         return False
     return key.startswith("train.") or key in MOVABLE or encoder_records.moves(item)
 

@@ -18,6 +18,7 @@ from diffcli.engine.lora.lora_training import adapt, kept_constant, to_write
 from diffcli.engine.run.phases import phases_of
 from diffcli.engine.run.roles.parameter_roles import check_parameters, frozen_names, rate_factors
 from diffcli.engine.tuning import auto_precision
+from diffcli.engine.words.word_training import prepared
 from diffcli.fields import Specs
 from diffcli.networks.lora import Lora
 from diffcli.networks.weightless import weightless
@@ -183,7 +184,8 @@ def build_on_meta(preset: Preset, specs: Specs | None = None) -> Task:
 
 
 def change(task: Task, preset: Preset) -> None:
-    """Gives the networks that some phase trains low-rank changes, where the preset wants them. Raises UserError as `adapt`."""
+    """Gives a task the new word and the low-rank changes that the preset wants. Raises UserError as `prepared` and `adapt`."""
+    prepared(task, preset.train)
     if preset.train.lora is not None:
         adapt(task, preset.train, {name for phase in phases_of(task, preset.train) for name in phase.networks})
 
@@ -195,7 +197,7 @@ def freeze_rest(task: Task, phases: tuple[Phase, ...], cfg: TrainConfig) -> None
     """
     trained = {name for phase in phases for name in phase.networks}
     still = [network.name for network in task.networks if network.name not in trained]
-    task.inherited = frozenset() if cfg.lora is None else kept_constant(task, cfg.lora)
+    task.inherited = kept_constant(task, cfg)
     task.freeze(still, frozen_names(task, cfg) | task.inherited)
     check_parameters(task, phases, cfg)
 

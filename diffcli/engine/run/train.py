@@ -19,7 +19,7 @@ from diffcli.engine.data_records import fitted_to_data
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.lora import lora_runs
-from diffcli.engine.lora.lora_training import check_base
+from diffcli.engine.lora.lora_training import changing, check_base
 from diffcli.engine.records import encoder_records
 from diffcli.engine.run.averages import set_aside_snapshots
 from diffcli.engine.run.loop import Loop, Progress, Score
@@ -31,6 +31,7 @@ from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state, resolved
 from diffcli.engine.run.validation import Validation
 from diffcli.engine.tuning import tune
+from diffcli.engine.words.word_training import begin_word, check_told
 from diffcli.fields import to_record
 from diffcli.preset import Preset, dump
 from diffcli.tasks.prior import PriorConfig
@@ -165,9 +166,13 @@ def prepare(
             measured = begins is not None and begins.install(task, data.classes, stage)
             if not measured:
                 measure(preset, group, data.select(task.reads).knowing(task.reads), task, counting)
-            if begins is not None and preset.train.lora is not None:
+            if preset.train.embedding is not None:
+                check_told(data, preset.train.embedding)
+                begin_word(task, preset.train.embedding)
+            key = changing(preset.train)
+            if begins is not None and key is not None:
                 source_model, weights = begins.source.model, begins.start.weights
-                changed_from.update(lora_runs.begun(task, source_model.path, source_model.step, weights, run.path))
+                changed_from.update(lora_runs.begun(task, source_model.path, source_model.step, weights, run.path, key))
 
     state = build_state(preset, group.device, data.specs, begin)
     reads = {**state.task.reads, **state.task.trains_on}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffcli.config import UserError, keys_agree
 from diffcli.encoders.encoder import CLIP_LENGTH, T5_LENGTH, Encoded, Encoder, EncoderConfig
+from diffcli.encoders.learned_words import LearnedWords
 from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
@@ -37,6 +38,8 @@ class PretrainedConditioner(Conditioner):
         self.learned = config.unconditional == "learned"
         self.tokens = Slot(tokens, config.dim, learned=self.learned) if tokens else None
         self.vector = Slot(vector, config.dim, learned=self.learned) if vector else None
+        self.words: LearnedWords | None
+        self.register_module("words", None)  # new ones, where a run or --embedding brings any
         self.shape = CondShape(
             vector=self.vector.dim if self.vector else 0, tokens=self.tokens.dim if self.tokens else 0
         )
@@ -81,8 +84,8 @@ class PretrainedConditioner(Conditioner):
     def _encoded(self, texts: Sequence[str], keep: Tensor) -> Encoded:
         """The features of B texts; without learned null vectors, rows with keep False get those of an empty text."""
         if self.learned:
-            return self.encoder.texts(texts, keep.device)
-        found = self.encoder.texts([*texts, ""], keep.device)
+            return self.encoder.texts(texts, keep.device, self.words)
+        found = self.encoder.texts([*texts, ""], keep.device, self.words)
         tokens, mask, pooled = (None if x is None else chosen(keep, x[:-1], x[-1:]) for x in found)
         assert tokens is not None
         assert mask is not None
@@ -121,7 +124,9 @@ class PretrainedConditioner(Conditioner):
         n, length = len(keep), config.length or (CLIP_LENGTH if config.kind == "clip" else T5_LENGTH)
         widths = [slot.width if slot else 1 for slot in (self.tokens, self.vector)]
         mask = keep.new_ones(n, length)
-        return Encoded(mask[..., None].expand(-1, -1, widths[0]).float(), mask, keep.new_zeros(n, widths[1]).float())
+        learned = 0.0 if self.words is None else self.words.rows.sum()  # what gradients flow to
+        tokens = mask[..., None].expand(-1, -1, widths[0]).float() + learned
+        return Encoded(tokens, mask, keep.new_zeros(n, widths[1]).float() + learned)
 
 
 def chosen(keep: Tensor, x: Tensor, other: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Note, keys_agree
+from diffcli.encoders.learned_words import LearnedWords
 from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.attention_blocks import TokenAttention
 from diffcli.networks.conditioning import Conditioning, CondShape
@@ -46,6 +47,8 @@ class TextConditioner(Conditioner):
             vector=width if config.gives != "tokens" else 0, tokens=width if config.gives != "vector" else 0
         )
         self.told = False  # that a text was cut
+        self.words: LearnedWords | None
+        self.register_module("words", None)  # new ones, where a run or --embedding brings any
         self.embedding = nn.Parameter(SMALL * torch.randn(VOCABULARY, width))
         seen = config.neighbours
         self.neighbours = nn.Conv1d(width, width, seen, padding=seen // 2) if seen > 1 else None
@@ -67,7 +70,8 @@ class TextConditioner(Conditioner):
         ids, ends = moved(ids, keep.device), moved(ends, keep.device)
         place = torch.arange(self.length, device=keep.device)
         mask = place <= ends[:, None]  # (B, L)
-        h = self.embedding[ids] * mask[:, :, None]  # (B, L, D)
+        table = self.embedding if self.words is None else torch.cat([self.embedding, self.words.rows])
+        h = table[ids] * mask[:, :, None]  # (B, L, D)
         if self.neighbours is not None:
             h = h + self.neighbours(h.mT).mT
         h = h + self.positions
@@ -87,9 +91,12 @@ class TextConditioner(Conditioner):
         return Conditioning(vector=vector, tokens=tokens, mask=mask & (keep[:, None] | (place == 0)))
 
     def tokenise(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """int64 (B, length), one id a byte, and (B,), where the end marks stand. Longer texts are cut, with one note."""
-        encoded = [as_bytes(text) for text in texts]
-        longest = max(map(len, encoded), default=0) + MARKS
+        """int64 (B, length), one id a byte or a vector of a word, and (B,), where the end marks stand.
+
+        Longer texts are cut, with one note.
+        """
+        encoded = [self.pieces(text) for text in texts]
+        longest = max((sum(map(len, pieces)) for pieces in encoded), default=0) + MARKS
         if longest > self.length and not self.told:
             self.told = True
             warnings.warn(
@@ -98,10 +105,20 @@ class TextConditioner(Conditioner):
                 Note,
                 stacklevel=2,
             )
-        kept = [cut(data, self.length - MARKS) for data in encoded]
-        rows = b"".join((BEGIN + data + END).ljust(self.length, PAD) for data in kept)
-        ends = torch.tensor([len(data) + 1 for data in kept], dtype=torch.int64)
-        return torch.tensor(list(rows), dtype=torch.int64).view(len(kept), self.length), ends
+        kept = [shortened(pieces, self.length - MARKS) for pieces in encoded]
+        rows = [[*BEGIN, *ids, *END] for ids in kept]
+        filled = [row + [*PAD] * (self.length - len(row)) for row in rows]
+        ends = torch.tensor([len(row) - 1 for row in rows], dtype=torch.int64)
+        return torch.tensor(filled, dtype=torch.int64).view(len(kept), self.length), ends
+
+    def pieces(self, text: str) -> list[bytes | range]:
+        """A text as bytes, and the numbers of the vectors of words, which follow those of bytes."""
+        if self.words is None:
+            return [as_bytes(text)]
+        parts = self.words.split(text)
+        return [
+            range(VOCABULARY + p.start, VOCABULARY + p.stop) if isinstance(p, range) else as_bytes(p) for p in parts
+        ]
 
 
 class TextBlock(nn.Module):
@@ -127,6 +144,18 @@ def as_bytes(text: str) -> bytes:
 def cut(data: bytes, limit: int) -> bytes:
     """The longest run of whole UTF-8 characters from the start that takes at most `limit` bytes."""
     return data[:limit].decode("utf-8", "ignore").encode()
+
+
+def shortened(pieces: Sequence[bytes | range], limit: int) -> list[int]:
+    """The numbers of the longest run of whole characters and words from the start that takes at most `limit`."""
+    found: list[int] = []
+    for piece in pieces:
+        left = limit - len(found)
+        fits = len(piece) <= left
+        found += piece if fits else cut(piece, left) if isinstance(piece, bytes) else ()
+        if not fits:
+            break
+    return found
 
 
 class TextConditionerConfig(ConditionerConfig):
