@@ -26,19 +26,26 @@ def load(
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     compile: bool = False,
     lora: str | Path | Sequence[str | Path] = (),
+    embedding: str | Path | Sequence[str | Path] = (),
     base: str | Path | None = None,
     settings: Mapping[str, Any] | Sequence[str] = (),
 ) -> "LoadedModel":
     """The model of a run directory, a checkpoint folder or an exported file, ready to draw.
 
     ema: use the averaged weights. precision: of the networks; auto is what is fast on the device. compile: compile the network,
-    which takes about a minute. lora: PATH or PATH:SCALE of changes that are merged into the weights, one or several. base: of a
-    LoRA run, the present place of the model that it changes. settings: new places of encoders, by key. Raises UserError if
-    there is no such checkpoint.
+    which takes about a minute. lora: PATH or PATH:SCALE of changes that are merged into the weights, one or several.
+    embedding: learned words that prompts may hold, by path. base: of a LoRA run, the present place of the model that it
+    changes. settings: new places of encoders, by key. Raises UserError if there is no such checkpoint.
     """
     from diffcli.facade import load
 
-    how: dict[str, Any] = {"precision": precision, "compile": compile, "lora": lora, "base": base}
+    how: dict[str, Any] = {
+        "precision": precision,
+        "compile": compile,
+        "lora": lora,
+        "embedding": embedding,
+        "base": base,
+    }
     return load(path, device=device, ema=ema, settings=settings, **how)
 
 

@@ -297,6 +297,7 @@ def load(
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     compile: bool = False,
     lora: str | Path | Sequence[str | Path] = (),
+    embedding: str | Path | Sequence[str | Path] = (),
     base: str | Path | None = None,
     settings: Settings = (),
 ) -> LoadedModel:
@@ -306,11 +307,14 @@ def load(
         checkpoint, moved = path_of("path", path), settings_of(settings)
         averaged, compiled = switch("ema", ema), switch("compile", compile)
         changes = (lora,) if isinstance(lora, str | Path) else several("lora", lora) if lora else ()
+        words = (
+            (embedding,) if isinstance(embedding, str | Path) else several("embedding", embedding) if embedding else ()
+        )
         under = None if base is None else path_of("base", base)
         where = pick_device(cast(DeviceName, str(device)))
-        return LoadedModel(
-            load_model(checkpoint, where, averaged, moved, str(precision), compiled, under, tuple(map(str, changes)))
-        )
+        added: dict[str, Any] = {"loras": tuple(map(str, changes))}
+        added |= {"embeddings": [path_of("embedding", word) for word in words]}
+        return LoadedModel(load_model(checkpoint, where, averaged, moved, str(precision), compiled, under, **added))
 
     return readable(work, LOAD)
 

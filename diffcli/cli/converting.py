@@ -16,6 +16,7 @@ class ExportLibrary(StrEnum):
     diffusers = "diffusers"
     peft = "peft"
     kohya = "kohya"
+    embedding = "embedding"
 
 
 def import_weights(
@@ -67,7 +68,7 @@ def export(
         ExportLibrary | None,
         typer.Option(
             help="The library that shall load it: the whole model for diffusers, the matrices of a LoRA run for peft (and "
-            "diffusers) or kohya.",
+            "diffusers) or kohya; embedding: the learned word of a run, for diffusers and the web UI.",
             show_default="diffusers",
         ),
     ] = None,
@@ -94,6 +95,11 @@ def export(
         from diffcli.engine.lora.lora_export import export_merged
 
         print(export_merged(ckpt, out, ema, lora or (), base))
+        return
+    if to == ExportLibrary.embedding:
+        from diffcli.engine.words.word_files import export_word
+
+        print(export_word(ckpt, out))
         return
     if to in (ExportLibrary.peft, ExportLibrary.kohya):
         from diffcli.engine.lora.lora_export import export_matrices

@@ -55,7 +55,7 @@ from diffcli.cli.options import (
 )
 from diffcli.cli.parsing.control_options import Control, ControlScale, named_scales, scaled_paths
 from diffcli.cli.parsing.values import finite, named_files, sides
-from diffcli.cli.parsing.weight_options import BaseModel, Lora
+from diffcli.cli.parsing.weight_options import BaseModel, Embedding, Lora
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group
@@ -137,6 +137,7 @@ def sample(
     batch_size: BatchSize = 64,
     ema: UseEma = True,
     lora: Lora = None,
+    embedding: Embedding = None,
     base: BaseModel = None,
     precision: PrecisionOption = PrecisionChoice.auto,
     compiled: Compile = False,
@@ -165,7 +166,7 @@ def sample(
     edit |= {"controls": scaled_paths(control, "--control"), "control_scale": named_scales(control_scale)}
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
-    edit |= {"loras": tuple(lora or ()), "base": base}
+    edit |= {"loras": tuple(lora or ()), "base": base, "embeddings": tuple(embedding or ())}
     options = sampling(n, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_apart(out, options)
     check_arrangement(out, (".png",), {"--captions": captions, "--scale": scale, "--columns": columns})
@@ -230,6 +231,7 @@ def gif(
     batch_size: BatchSize = 64,
     ema: UseEma = True,
     lora: Lora = None,
+    embedding: Embedding = None,
     base: BaseModel = None,
     precision: PrecisionOption = PrecisionChoice.auto,
     compiled: Compile = False,
@@ -270,7 +272,7 @@ def gif(
     edit |= {"tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     edit |= {"controls": scaled_paths(control, "--control"), "control_scale": named_scales(control_scale)}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
-    edit |= {"loras": tuple(lora or ()), "base": base}
+    edit |= {"loras": tuple(lora or ()), "base": base, "embeddings": tuple(embedding or ())}
     options = sampling(shown, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_apart(out, options)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FREE = {"like", "out", "device", "nproc", "batch_size"}  # what does not change the images, and may be given anew
 PATHS = ("prompts", "mask", "base")  # options that are a path,
-LISTS = ("image", "then", "control")  # several,
+LISTS = ("image", "then", "control", "embedding")  # several,
 NAMED = ("field",)  # or NAME=PATH
 
 Like = Annotated[

@@ -35,7 +35,7 @@ from diffcli.cli.options import (
 )
 from diffcli.cli.parsing import choices
 from diffcli.cli.parsing.control_options import Control, ControlScale, named_scales, scaled_paths
-from diffcli.cli.parsing.weight_options import BaseModel, Lora
+from diffcli.cli.parsing.weight_options import BaseModel, Embedding, Lora
 
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group
@@ -101,6 +101,7 @@ def fid(
     batch_size: BatchSize = 64,
     ema: UseEma = True,
     lora: Lora = None,
+    embedding: Embedding = None,
     base: BaseModel = None,
     precision: PrecisionOption = PrecisionChoice.auto,
     compiled: Compile = False,
@@ -124,7 +125,7 @@ def fid(
 
     how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled, "project": project}
     how |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
-    how |= {"loras": tuple(lora or ()), "base": base}
+    how |= {"loras": tuple(lora or ()), "base": base, "embeddings": tuple(embedding or ())}
     how |= {"controls": scaled_paths(control, "--control"), "control_scale": named_scales(control_scale)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
     scoring = job.Scoring(

@@ -191,13 +191,13 @@ def open_model(ckpt: Path, options: "SampleOptions", group: "Group", ema: bool) 
     from diffcli.engine.model import load_model
 
     how: dict[str, Any] = {"precision": options.precision, "compile": options.compile}
-    how |= {"base": options.base, "loras": options.loras}
+    how |= {"base": options.base, "loras": options.loras, "embeddings": options.embeddings}
     return load_model(ckpt, group.device, ema, options.overrides, **how)
 
 
 def opening(options: "SampleOptions", group: "Group", ema: bool) -> "Callable[[Path], Model]":
     """Loads the checkpoints of a cascade, one a call, in their order; changes of weights are those of the first."""
-    first, later = iter([options]), options.model_copy(update={"loras": (), "base": None})
+    first, later = iter([options]), options.model_copy(update={"loras": (), "base": None, "embeddings": ()})
     return lambda ckpt: open_model(ckpt, next(first, later), group, ema)
 
 

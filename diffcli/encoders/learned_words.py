@@ -53,8 +53,10 @@ class LearnedWords(nn.Module):
 
     def split(self, text: str) -> list[str | range]:
         """A text in pieces: what stands between words, and for each word which rows are its vectors."""
-        ends = torch.tensor([0, *(len(vectors) for vectors in self.vectors)]).cumsum(0).tolist()
-        places = {name: range(ends[i], ends[i + 1]) for i, name in enumerate(self.names)}
+        places, end = {}, 0
+        for name, vectors in zip(self.names, self.vectors, strict=True):
+            places[name] = range(end, end + vectors.shape[0])
+            end += vectors.shape[0]
         return [places.get(piece, piece) for piece in self._pattern.split(text) if piece]
 
     @property
@@ -76,7 +78,7 @@ def token_table(towers: Towers) -> nn.Embedding:
         case TransformersClipText():
             found = towers.tower.embeddings.token_embedding
         case TransformersT5():
-            found = towers.model.get_input_embeddings()
+            found = cast(Any, towers.model).encoder.embed_tokens  # versions of the library share weights, not modules
         case OpenClip():
             found = towers.tower.token_embedding
         case _:

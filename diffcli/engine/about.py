@@ -92,11 +92,11 @@ def _lines_of_model(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"rank {lora['rank']}, alpha {lora['alpha']:g} on {', '.join(lora['targets'])} ({lora['layers']} layers){also}; "
             f"{lora['trained']:,} weights, {lora['share']:.2%} of the model",
         )
-        base = lora["base"]
-        yield (
-            "base",
-            f"{base['path']}, step {base['step']:,}, {base['weights']} weights {base['sha256'][:SHOWN_DIGITS]}...",
-        )
+        yield from _line_of_base(lora["base"])
+    if word := found["word"]:
+        yield "word", f"{word['token']}, begun as {word['init']}"
+        if not found["lora"]:
+            yield from _line_of_base(word["base"])
     if found["image"]:
         channels, *sides = found["image"]
         colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
@@ -177,7 +177,21 @@ def _of_model(path: Path) -> dict[str, Any]:
         "version": record.get("version"),
         "next": _next(model, path),
         "lora": _changes(model),
+        "word": _word(model),
     } | _sizes(model.path)
+
+
+def _word(model: Model) -> dict[str, Any] | None:
+    """Of a run of a new word: the word, what it began as, and the base that it was learned with."""
+    word = model.preset.train.embedding
+    return None if word is None else {**word.model_dump(mode="json"), "base": model.base and dict(model.base)}
+
+
+def _line_of_base(base: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Nothing where it is merged into the checkpoint."""
+    if base is not None:
+        digest = f"{base['sha256'][:SHOWN_DIGITS]}..."
+        yield "base", f"{base['path']}, step {base['step']:,}, {base['weights']} weights {digest}"
 
 
 def _changes(model: Model) -> dict[str, Any] | None:

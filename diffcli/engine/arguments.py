@@ -62,7 +62,7 @@ SAMPLE: Parameters = {
     "control-scale": "control_scale",
 }
 LOAD: Parameters = {
-    **{name: name for name in ("device", "precision", "compile", "lora", "base")},
+    **{name: name for name in ("device", "precision", "compile", "lora", "embedding", "base")},
     "ckpt": "path",
     "set": "settings",
     "no-ema": "ema=False",

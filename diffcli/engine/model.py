@@ -18,7 +18,7 @@ from diffcli.engine.lora import lora_bases
 from diffcli.engine.lora.lora_weights import used_weights, warn
 from diffcli.engine.records import encoder_records
 from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
-from diffcli.engine.words import word_training
+from diffcli.engine.words import word_files, word_training
 from diffcli.fields import OVER_PIXELS, Specs, from_record
 from diffcli.networks.weightless import weightless
 from diffcli.preset import Preset
@@ -45,6 +45,7 @@ class Model:
     untrained: frozenset[int] = frozenset()  # classes without an image in its data
     base: Mapping[str, Any] | None = None  # the model that a checkpoint of low-rank changes changes
     loras: tuple[Mapping[str, Any], ...] = ()  # the changes of --lora: path, scale, sha256
+    embeddings: tuple[Mapping[str, Any], ...] = ()  # the words of --embedding: path, token, sha256
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +69,7 @@ class Model:
             **({} if self.size is None else {"size": list(self.size)}),
             **({} if self.base is None else {"base": dict(self.base)}),
             **({"loras": [dict(each) for each in self.loras]} if self.loras else {}),
+            **({"embeddings": [dict(each) for each in self.embeddings]} if self.embeddings else {}),
         }
 
 
@@ -80,13 +82,14 @@ def load_model(
     compile: bool = False,
     base: Path | None = None,
     loras: Sequence[str] = (),
+    embeddings: Sequence[Path] = (),
 ) -> Model:
     """The newest whole checkpoint at PATH, in eval mode. Raises UserError where there is none or it is damaged.
 
     overrides: KEY=VALUE; only new places of pretrained encoders are applied. precision: auto, fp32, bf16 or fp16, see `run_in`
     and `suited`. base: of a checkpoint of low-rank changes, the present place of the model that they change. loras: PATH[:SCALE]
-    of changes that are merged into the weights, see `lora_weights`. The weights are read once; the task is built on the meta
-    device, so no random weights are made.
+    of changes that are merged into the weights, see `lora_weights`. embeddings: words that texts may hold, see `word_files`.
+    The weights are read once; the task is built on the meta device, so no random weights are made.
     """
     tune(device)
     chosen = choose_precision(precision, device)
@@ -102,9 +105,10 @@ def load_model(
         built = word_training.built(resolved, fields)
     chosen = suited(built, chosen)
     used = used_weights(built, resolved, found, record, use_ema, base, loras)
-    warn(used.notes)
+    tensors, words, notes = word_files.add_words(built, used.tensors, embeddings, record, used.identity)
+    warn((*used.notes, *notes))
     built.forget_unsampled()
-    fill(built, used.tensors, found)
+    fill(built, tensors, found)
     encoder_records.promise(built, record, found)
     task = place(built, device, chosen, training=False).eval().requires_grad_(False)
     run_in(task, device, chosen)
@@ -112,7 +116,7 @@ def load_model(
         for network in task.networks_in_use:
             compile_network(network)
     made = _recorded(found, record, resolved, task, fields, use_ema, used.sha256, chosen, compile)
-    return replace(made, base=used.base, loras=used.loras)
+    return replace(made, base=used.base, loras=used.loras, embeddings=tuple(words))
 
 
 def without_weights(path: Path) -> Model:

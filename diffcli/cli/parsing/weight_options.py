@@ -18,6 +18,17 @@ Lora = Annotated[
         rich_help_panel=WEIGHTS,
     ),
 ]
+Embedding = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--embedding",
+        metavar="PATH",
+        help="A learned word that prompts may hold: a run with train.embedding, or a .safetensors file of diffusers or the web "
+        "UI; repeatable.",
+        show_default="none",
+        rich_help_panel=WEIGHTS,
+    ),
+]
 BaseModel = Annotated[
     Path | None,
     typer.Option(

@@ -53,6 +53,7 @@ class SampleOptions(EditOptions):
     exact_tiles: bool = False  # tiles with the result of the whole image
     whole: bool = False  # large images are not cut into tiles
     loras: tuple[str, ...] = ()  # PATH[:SCALE] of low-rank changes that are merged into the weights
+    embeddings: tuple[Path, ...] = ()  # words that prompts may hold
     base: Path | None = None  # where the model lies that a checkpoint of such changes changes
     controls: tuple[tuple[Path, float], ...] = ()  # runs whose branches lead the model, too, and how much each counts
     control_scale: tuple[tuple[str | None, float], ...] = ()  # of the branch of a field; None: of all

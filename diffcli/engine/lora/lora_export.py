@@ -55,6 +55,10 @@ def export_matrices(ckpt: Path, out: Path, use_ema: bool, form: LoraFormat) -> P
             "give the run of a preset with train.lora, or --to diffusers",
         )
     preset = build(record.get("preset"), f"{found}/{checkpoint.RECORD}")
+    if preset.train.lora is None:
+        raise UserError(
+            f"--to {form}: {found} has learned a word, of which there are no matrices", "give --to embedding"
+        )
     tensors = checkpoint.read_part(found, "ema" if use_ema else "task", record)
     whole = [name for name in tensors if not of_change(name)]
     if whole:

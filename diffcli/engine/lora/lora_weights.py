@@ -26,13 +26,17 @@ from diffcli.tasks.task import Task
 
 
 class UsedWeights(NamedTuple):
-    """See the module. sha256: of the checkpoint's own file; base, loras: what a record says of the others."""
+    """See the module. sha256: of the checkpoint's own file; base, loras: what a record says of the others.
+
+    identity: of the model before the changes of `--lora`.
+    """
 
     tensors: dict[str, Tensor]
     sha256: str
     base: dict[str, Any] | None
     loras: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
+    identity: "BaseIdentity"
 
 
 def used_weights(
@@ -62,7 +66,7 @@ def used_weights(
     for each in wishes:
         tensors, about = applied(each, task, preset, found, tensors, identity, notes)
         done.append(about)
-    return UsedWeights(tensors, digest, entry, tuple(done), tuple(notes))
+    return UsedWeights(tensors, digest, entry, tuple(done), tuple(notes), identity)
 
 
 def changed(task: Task, base: dict[str, Tensor], own_tensors: dict[str, Tensor], found: Path) -> dict[str, Tensor]:
@@ -129,6 +133,11 @@ def applied(
     if entry is None:
         raise UserError(
             f"--lora {lora.text}: is a whole model, no change of one", f"draw with it alone: --ckpt {quoted(lora.path)}"
+        )
+    if record["preset"]["train"].get("lora") is None:
+        raise UserError(
+            f"--lora {lora.text}: has learned a word, no low-rank changes",
+            f"give it as --embedding {quoted(lora.path)}",
         )
     if entry["sha256"] != identity.digest:
         raise UserError(

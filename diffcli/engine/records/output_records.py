@@ -21,6 +21,7 @@ from diffcli.interop.adapters import lora_names
 from diffcli.lookup.checkpoint_files import is_checkpoint
 
 OURS = {"checkpoint", "version"}  # keys that every record has
+ADDED = {"loras": "--lora", "embeddings": "--embedding"}  # what is added to the weights, by key: its flag
 LIKE = ("sample", "gif")  # commands that repeat their records
 
 
@@ -123,10 +124,11 @@ def same_weights(path: Path, record: Mapping[str, Any], folder: Path) -> Path:
                 f"--like {path}: {place} has other weights now than when it was drawn",
                 "give the same options to `diffcli sample` for images of the present weights",
             )
-    for lora in record.get("loras") or ():
-        if _digest_now(folder / lora["path"]) != lora["sha256"]:
+    added = [(flag, each) for key, flag in ADDED.items() for each in record.get(key) or ()]
+    for flag, each in added:
+        if _digest_now(folder / each["path"]) != each["sha256"]:
             raise UserError(
-                f"--like {path}: --lora {lora['path']} has other weights by now than those that it was drawn with",
+                f"--like {path}: {flag} {each['path']} has other weights by now than those that it was drawn with",
                 "give the same options to `diffcli sample` for images of the present weights",
             )
     return folder / str(record["checkpoint"])

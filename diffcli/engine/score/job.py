@@ -104,6 +104,7 @@ class Scoring:
         flags |= {"--guidance": "guidance", "--precision": "precision", "--compile": "compile", "--project": "project"}
         flags |= FRAMING | {
             "--lora": "loras",
+            "--embedding": "embeddings",
             "--base": "base",
             "--control": "controls",
             "--control-scale": "control_scale",
@@ -179,7 +180,7 @@ class Scoring:
         options = self.options
         exact = "bound" in self.extractors and options.precision == "auto"  # a sum of many small terms
         precision = "fp32" if exact else options.precision
-        how: dict[str, Any] = {"base": options.base, "loras": options.loras}
+        how: dict[str, Any] = {name: getattr(options, name) for name in ("base", "loras", "embeddings")}
         loaded = load_model(self.ckpt, group.device, self.ema, options.overrides, precision, options.compile, **how)
         model, sampling = led(loaded, self.sampling)
         return dataclasses.replace(self, sampling=sampling)._of_model(model, group, watch)
@@ -190,6 +191,7 @@ class Scoring:
         about = {"checkpoint": f"{model.path} (step {model.step})", "ema": model.ema}
         about |= {key: model.describe()[key] for key in ("precision", "compiled")}
         about |= {"loras": ", ".join(f"{e['path']}:{e['scale']:g}" for e in model.loras)} if model.loras else {}
+        about |= {"embeddings": ", ".join(e["token"] for e in model.embeddings)} if model.embeddings else {}
         if metrics := self.extractors.get("translation"):
             self._check_framing(f"{model.path} is a prior, which draws no images")
             whole = held_out(model, self.ref)
