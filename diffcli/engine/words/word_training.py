@@ -30,15 +30,14 @@ WordReader = TextConditioner | PretrainedConditioner
 
 
 def word_readers(task: Task) -> dict[str, WordReader]:
-    """The conditioners of a task that read texts and may learn words, by their keys."""
-    return {
-        key: c for key, c in task.named_conditioners.items() if isinstance(c, TextConditioner | PretrainedConditioner)
-    }
+    """The conditioners of a task that read texts, and no stored embeddings of them, by their keys."""
+    kinds = TextConditioner | PretrainedConditioner
+    return {key: c for key, c in task.named_conditioners.items() if isinstance(c, kinds) and "text" in c.reads}
 
 
 def width_of(reader: WordReader) -> int:
     """Of an embedding, as far as the preset tells."""
-    return reader.embedding.shape[1] if isinstance(reader, TextConditioner) else reader.width
+    return reader.embedding.shape[1] if isinstance(reader, TextConditioner) else reader.config.width
 
 
 def give_word(reader: WordReader, name: str, vectors: Tensor) -> None:
@@ -57,7 +56,7 @@ def prepared(task: Task, cfg: TrainConfig) -> Task:
     if not readers:
         raise UserError(
             f"{KEY} is set, but the model reads no texts as they are, so that it has no words",
-            f"leave it out: --set {KEY}=null; or name a model of texts: --from RUN",
+            f"leave it out: --set {KEY}=null; name a model of texts: --from RUN; or of stored texts set cached to false",
         )
     for reader in readers.values():
         count = len(as_bytes(word.init)) if isinstance(reader, TextConditioner) else 1
