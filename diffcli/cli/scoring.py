@@ -60,12 +60,16 @@ def fid(
             autocompletion=choices.metrics,
             help="Comma list of fid, kid, is, precision, recall, accuracy, bpd; for a first stage or a model conditioned on "
             "pictures also psnr, ssim, lpips, for the latter consistency, follows; for a prior cosine, mse, retrieval; "
-            "for a model of masks dice, iou, ged, hm_iou, ece.",
+            "for a model of masks dice, iou, ged, hm_iou, ece; for clips fvd, motion, kept, kept_class, frame_similarity.",
         ),
     ] = "fid",
     features: Annotated[
         str | None,
-        typer.Option(help="inception, or the run directory of a diffcli classifier.", show_default="inception"),
+        typer.Option(
+            help="inception, or the run directory of a diffcli classifier, the folder of a CLIP; for fvd r3d_18, the run of a "
+            "classifier of clips, or a TorchScript file of an I3D.",
+            show_default="inception",
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="File with the extractor's weights.", show_default="its cache")

@@ -27,14 +27,23 @@ CLOSE = 1e-12  # of the squared norms: below it, a squared distance in float64 i
 
 
 class Fid(Metric):
-    """Frechet distance of the features' Gaussians; 0 is best. Source: Heusel et al. 2017, eq. 6 (arXiv 1706.08500)."""
+    """Frechet distance of the features' Gaussians; 0 is best. Of clips it is that of their frames taken as images.
+
+    Source: Heusel et al. 2017, eq. 6 (arXiv 1706.08500).
+    """
 
     kind: Literal["fid"] = "fid"
     needs: ClassVar[tuple[Need, ...]] = of_both(FEATURES, MOMENTS)
     best: ClassVar[float | None] = 0.0
 
+    def check(self, extractors: Mapping[str, Extractor]) -> None:
+        found = extractors.get(FEATURES)
+        if isinstance(found, ClipNetwork):
+            problem = f"--metrics fid: {found.name} sees whole clips, and their distance is called fvd"
+            raise UserError(problem, "type --metrics fvd, or score single frames: --features inception")
+
     def compute(self, of: Summaries) -> dict[str, float]:
-        """`fid`, from mean and covariance over all images."""
+        """`fid`, from mean and covariance over all images, or all frames of clips."""
         a, b = of[REFERENCE].statistics(), of[SAMPLES].statistics()
         return {"fid": frechet(a.mu, a.sigma, b.mu, b.sigma)}
 
@@ -54,7 +63,7 @@ class Fid(Metric):
 
 
 class Fvd(Fid):
-    """Frechet distance of the Gaussians of features of whole clips; 0 is best. `fid` of clips is that of their frames.
+    """Frechet distance of the Gaussians of features of whole clips; 0 is best.
 
     Source: Unterthiner et al. 2018 (arXiv 1812.01717).
     """

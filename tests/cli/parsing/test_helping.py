@@ -79,7 +79,7 @@ def test_names_are_completed(trained: Path) -> None:
     assert completed(["sample"], "sampler", "dpmpp") == [name for name in SAMPLERS if name.startswith("dpmpp")]
     assert completed(["prep-data"], "kind", "ci") == ["cifar10", "cifar100"]
     assert completed(["prep-data"], "kind", "") == [*KINDS, "shards"]
-    assert completed(["fid"], "metrics", "fid,k") == ["fid,kid"]
+    assert completed(["fid"], "metrics", "fid,ki") == ["fid,kid"]
     assert completed(["fid"], "metrics", "fid,") == [f"fid,{name}" for name in METRICS if name != "fid"]
 
 

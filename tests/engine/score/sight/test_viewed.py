@@ -106,6 +106,9 @@ def test_fvd_refuses_a_network_of_images_and_images_a_network_of_clips():
     with pytest.raises(UserError, match="--metrics fvd: toy sees no clips") as error:
         scores(side(), ["fvd"], Toy())
     assert "r3d_18" in error.value.hint
+    with pytest.raises(UserError, match="--metrics fid: steps sees whole clips") as other:
+        scores(side(), ["fid"], Steps())
+    assert "--metrics fvd" in other.value.hint
     images = replace(side(), fields={"image": side().fields["image"]})
     with pytest.raises(UserError, match="--features steps reads the field 'clip'"):
         scores(images, ["fvd"], Steps())
