@@ -1,7 +1,7 @@
 """The motion of one bright thing on black, such as a moving digit, measured from the pixels alone and alike for both sides.
 
-Ink is the brightness above FAINT, so that faint noise of a drawn ground counts for nothing. The place of the thing in a frame
-is the centroid of the ink, p_k (row, column) in pixels. Each axis alone:
+Ink is the brightness above a quarter of the brightest pixel of a frame, so that faint noise of a drawn ground counts for nothing.
+The place of the thing in a frame is the centroid of the ink, p_k (row, column) in pixels. Each axis alone:
 
     step          v_k = p_(k+1) - p_k
     walls         the lowest and the highest p of the reference; its longest step is its reach, m
@@ -30,7 +30,8 @@ SAMPLES: tuple[Role, str] = ("samples", MOTION)
 REFERENCE: tuple[Role, str] = ("reference", MOTION)
 CLIPS: Specs = {"clip": FieldSpec("clip", (None, None, None, None))}
 LEAST_FRAMES = 4  # three steps, of which the one between may be a reflection
-FAINT = 0.25  # of white: below it brightness is no ink
+FAINT = 0.25  # of the brightest pixel of a frame: below it brightness is no ink
+BLANK = 0.1  # of white: a frame whose brightest pixel is below it shows nothing
 NEAR = 2  # pixels, across, down or both, within which ink belongs together
 
 
@@ -165,7 +166,8 @@ def check_clips(name: str, fields: Specs, who: str) -> None:
 def ink(clips: Tensor) -> Tensor:
     """The ink of clips uint8 (B, C, T, H, W): (B, T, H, W) float32 in [0, 1]; of channels the mean."""
     level = clips.float().mean(1) / 255
-    return ((level - FAINT) / (1 - FAINT)).clamp(min=0)
+    brightest = level.amax((-2, -1), keepdim=True)
+    return torch.where(brightest < BLANK, 0.0, level - FAINT * brightest).clamp(min=0)
 
 
 def centroids(amount: Tensor) -> Tensor:

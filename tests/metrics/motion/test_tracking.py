@@ -124,6 +124,13 @@ def test_faint_noise_does_not_move_a_centroid():
     assert (centroids(clip[:, 0])[0, 0] - torch.tensor([5.25, 10.5])).abs().max() < 1e-5
 
 
+def test_a_dim_thing_has_the_place_of_a_bright_one_and_a_blank_frame_none():
+    clip = MovingDigits(frames=4).build("test").read(torch.arange(20))["clip"]
+    found = centroids(ink(clip))
+    assert (centroids(ink(clip // 3)) - found).abs().max() < 0.1
+    assert pieces(ink(clip // 25) > 0).sum() == 0
+
+
 def test_the_place_of_nothing_is_the_middle():
     assert centroids(torch.zeros(1, 3, 5)).tolist() == [[1, 2]]
     assert pieces(torch.zeros(2, 3, 5, dtype=torch.bool)).tolist() == [0, 0]
