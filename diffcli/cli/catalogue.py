@@ -71,6 +71,9 @@ def _data(data: Any) -> tuple[str, str]:
     """Heading and how to get it."""
     from diffcli.prep.kinds import KINDS
 
+    parts = _part(data, "parts")
+    if isinstance(parts, list) and parts:  # a mixture: the last is what the model is for
+        return _data(_part(parts[-1], "data"))
     kind, root = str(_part(data, "kind") or ""), str(_part(data, "root") or "")
     if kind.startswith(("digits", "moving_digits")):
         return SHIPPED

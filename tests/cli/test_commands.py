@@ -221,7 +221,7 @@ def test_presets_list_shows_every_preset_by_its_data(cli: Cli) -> None:
     assert cli("presets").out == done.out
     groups = [group.splitlines() for group in done.out.split("\n\n")]
     found = {name: group[0].partition(":")[0] for group in groups for name in (row.split()[0] for row in group[1:])}
-    assert found["digits"] == found["digits-14"] == "digits, which ship with diffcli"
+    assert found["digits"] == found["digits-14"] == found["moving-digits"] == "digits, which ship with diffcli"
     assert {name: found[name] for name in ("mnist", "cifar10", "imagenet64", "kl-f8-256", "cc3m-64")} == {
         "mnist": "mnist", "cifar10": "cifar10", "imagenet64": "imagenet", "kl-f8-256": "imagenet", "cc3m-64": "cc3m"
     }  # fmt: skip
