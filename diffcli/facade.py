@@ -39,7 +39,6 @@ from diffcli.engine.distributed import DeviceName, Group, pick_device
 from diffcli.engine.draw.pictured.cascade import cascade
 from diffcli.engine.draw.pictured.controls import led
 from diffcli.engine.draw.pictured.named_values import named_values, value_of
-from diffcli.engine.draw.pictured.unfolding import unfolded
 from diffcli.engine.draw.reconstruction import (
     Originals,
     Reconstruction,
@@ -116,6 +115,11 @@ class LoadedModel:
         exact_tiles: bool = False,
         control: str | Path | Sequence[str | Path] | Mapping[str | Path, float] = (),
         control_scale: float | Mapping[str, float] | None = None,
+        frames: int | None = None,
+        fps: float | None = None,
+        given_frames: str | None = None,
+        window: int | None = None,
+        window_overlap: int | None = None,
         then: "Following | Sequence[Following]" = (),
         given: Mapping[str, "Pictures | Samples"] | None = None,
         settings: Settings = (),
@@ -134,6 +138,8 @@ class LoadedModel:
         overlap: of large images, in pixels; tile=False computes them whole, exact_tiles predict what that would. then: the next
         stages of a cascade, checkpoints or loaded models; the images of earlier stages are in `stages`. control: runs
         whose branches lead the model, too, or a dict of them with their scales; control_scale: of all branches, or by field.
+        frames, fps: of clips; given_frames: which of them image gives, as "first:4"; image is then a picture, a film, a folder of
+        frames or a tensor (K, C, T, H, W). window, window_overlap: of long clips, in frames.
         given, or keywords with the names of fields: other conditions, as pictures, a tensor or array (K, ...), uint8 if it holds
         pictures, or the samples of another model. settings: keys of sampler.* and guide.*, as {"sampler.steps": 20}.
         Raises UserError, whose text says what to change.
@@ -164,7 +170,7 @@ class LoadedModel:
             "steps": steps,
             "eta": eta,
             "guidance": guidance,
-            "images": pictures("image", list(image) if isinstance(image, Samples) else image),
+            "images": pictures("image", image.pictures() if isinstance(image, Samples) else image),
             "mask": next(iter(masks), None),
             "strength": strength,
             "interpolate": interpolate,
@@ -177,6 +183,11 @@ class LoadedModel:
             "overlap": overlap,
             "exact_tiles": switch("exact_tiles", exact_tiles),
             "whole": tile is False,
+            "frames": frames,
+            "fps": fps,
+            "given_frames": given_frames,
+            "window": window,
+            "window_overlap": window_overlap,
             "controls": controls_of(control),
             "control_scale": scales_of(control_scale),
             "overrides": settings_of(settings),
@@ -264,7 +275,7 @@ class LoadedModel:
         fields: Mapping[str, "Pictures | Samples"],
         then: Sequence["Following"],
     ) -> Samples:
-        model, options = led(self.model, unfolded(options))
+        model, options = led(self.model, options)
         named = named_values(model, given, fields, inspect.signature(self.sample).parameters)
         known = [each for each in then if isinstance(each, LoadedModel)]
         with ExitStack() as locks:

@@ -80,6 +80,14 @@ def streams(seeds: Sequence[int]) -> Tensor:
     return torch.tensor([signed64(seed) for seed in seeds], dtype=torch.int64)
 
 
+def normal(words: Tensor) -> Tensor:
+    """N(0, 1) of uniform words (B, 4, blocks) in [0, 2^32): float32 (B, 4 blocks). Source: Box and Muller 1958."""
+    words = words.float()
+    radius = words[:, :2].add_(0.5).mul_(TO_UNIT).log_().mul_(-2).clamp_(min=0).sqrt_()
+    angle = words[:, 2:].mul_(2 * math.pi * TO_UNIT)
+    return torch.cat([radius * angle.cos(), radius * angle.sin_()], dim=1).flatten(1)
+
+
 class Noise:
     """One stream of random numbers per sample: the numbers of sample i depend on seed i alone.
 
@@ -107,11 +115,7 @@ class Noise:
     def __call__(self, like: Tensor) -> Tensor:
         """N(0, 1) with like's shape (B, ...), device and dtype, by Box and Muller 1958."""
         n = math.prod(like.shape[1:])
-        words = self.words(-(-n // 4)).float()  # (B, 4, n/4)
-        radius = words[:, :2].add_(0.5).mul_(TO_UNIT).log_().mul_(-2).clamp_(min=0).sqrt_()
-        angle = words[:, 2:].mul_(2 * math.pi * TO_UNIT)
-        normal = torch.cat([radius * angle.cos(), radius * angle.sin_()], dim=1).flatten(1)
-        return normal[:, :n].reshape(like.shape).to(like)
+        return normal(self.words(-(-n // 4)))[:, :n].reshape(like.shape).to(like)
 
     def unit(self) -> Tensor:
         """U[0, 1) with 24 bits, one a stream: float32 (B,) on the device of the streams, for which nothing waits."""
@@ -121,3 +125,21 @@ class Noise:
         """U[0, 1) with 53 bits, one a stream: float64 (B,) on the CPU, where schedule arithmetic lives."""
         words = self.words(1)[:, :2, 0].cpu()
         return ((words[:, 0] >> 5).double() * 2.0**26 + (words[:, 1] >> 6).double()) * 2.0**-53
+
+
+class FrameNoise(Noise):
+    """Noise of clips: frame f of a sample depends on its seed and on f alone, however long the clip is.
+
+    Frame f draws from lane f, so that a clip begins as a longer one does, and frame 0 has the noise of an image of that seed.
+    """
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """N(0, 1) with like's shape (B, C, T, H, W), device and dtype."""
+        n, channels, frames, *sides = like.shape
+        each = math.prod(sides) * channels
+        counter = torch.arange(-(-each // 4), device=self.key.device)
+        lanes = self.lane + torch.arange(frames, device=self.key.device)[:, None]
+        words = philox(self.key[:, None], (counter, self.draw, int(self.domain), lanes))  # each (B, T, blocks)
+        self.draw += 1
+        drawn = normal(torch.stack(words, dim=2).flatten(0, 1))[:, :each]
+        return drawn.view(n, frames, channels, *sides).transpose(1, 2).to(like)

@@ -144,12 +144,22 @@ def test_a_checkpoint_that_is_not_there_is_a_mistake_of_the_user(tmp_path: Path)
             diffcli.load(**options)
 
 
-def test_a_clip_is_a_tensor_and_no_picture_file(tmp_path: Path) -> None:
-    clips = Samples(torch.zeros(2, 3, 5, 8, 8, dtype=torch.uint8), None, {"checkpoint": "runs/clips"})
-    assert clips.numpy().shape == (2, 5, 8, 8, 3)
-    with pytest.raises(UserError, match="runs/clips draws clips of 3x5x8x8"):
-        clips.save(tmp_path / "a.png")
-    assert not list(tmp_path.iterdir())
+def test_clips_are_shown_as_rows_of_frames_and_saved_as_films(tmp_path: Path) -> None:
+    record = {"checkpoint": "runs/clips", "version": "0", "n": 2, "clip": {"frames": 5, "fps": 8.0}}
+    clips = Samples(torch.randint(0, 256, (2, 3, 5, 8, 6), dtype=torch.uint8), None, record)
+    assert clips.numpy().shape == (2, 5, 8, 6, 3)
+    for number, frame in enumerate(clips.frames(1)):
+        assert np.array_equal(np.asarray(frame), clips.numpy()[1, number])
+    assert clips[0].width > 5 * 6
+    assert torch.equal(clips.pictures(), clips.tensor)
+    clips.save(tmp_path / "clips")
+    film = Image.open(tmp_path / "clips" / "000001.webp")
+    assert film.n_frames == 5
+    film.seek(3)
+    assert np.array_equal(np.asarray(film.convert("RGB")), clips.numpy()[1, 3])
+    still = Samples(clips.tensor[:, :, 0], None, {"checkpoint": "runs/images", "version": "0", "n": 2})
+    with pytest.raises(UserError, match="runs/images draws still images"):
+        still.save(tmp_path / "a.gif")
 
 
 def test_threads_get_what_one_after_the_other_gets(model: LoadedModel) -> None:

@@ -53,6 +53,7 @@ from diffcli.cli.options import (
     UseEma,
     the_checkpoint,
 )
+from diffcli.cli.parsing.clip_options import ClipFps, Frames, GivenFrames, Window, WindowOverlap
 from diffcli.cli.parsing.control_options import Control, ControlScale, named_scales, scaled_paths
 from diffcli.cli.parsing.values import finite, named_files, sides
 from diffcli.cli.parsing.weight_options import BaseModel, Embedding, Lora
@@ -115,6 +116,11 @@ def sample(
     overrides: SamplerSet = None,
     image: ImageFiles = None,
     field: FieldFiles = None,
+    frames: Frames = None,
+    fps: ClipFps = None,
+    given_frames: GivenFrames = None,
+    window: Window = None,
+    window_overlap: WindowOverlap = None,
     then: Then = None,
     augment: Augment = None,
     tile: Tile = None,
@@ -144,18 +150,21 @@ def sample(
     device: DeviceOption = Device.auto,
     nproc: Nproc = 1,
 ) -> None:
-    """Draw images, reconstruct or segment them: a grid (.png), one file an image (a folder) or arrays (.npz)."""
+    """Draw images or clips, reconstruct or segment them: a grid (.png), one file each (a folder) or arrays (.npz).
+
+    Clips also as .mp4, .webp or .gif.
+    """
     if like is not None:
         repeat(context, like)
         return
     ckpt = the_checkpoint("sample", named, ckpt)
     seeds = door.seeds(seed, n, interpolate)
-    door.check_drawing(ckpt, out, (".png", ".npz"), True, sampler, overrides or [], lora or [])
+    kinds = (".png", ".npz", ".mp4", ".webp", ".gif")
+    door.check_drawing(ckpt, out, kinds, True, sampler, overrides or [], lora or [])
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output
     from diffcli.engine.draw.pictured.cascade import cascade
-    from diffcli.engine.draw.pictured.unfolding import unfolded
     from diffcli.engine.draw.prompts import read_prompts
     from diffcli.engine.draw.sheets.arrangement import Arrangement, check_arrangement
 
@@ -167,21 +176,25 @@ def sample(
     edit |= {"interpolate": interpolate, "prompts": read_prompts(prompt or (), prompts), "prior": prior}
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     edit |= {"loras": tuple(lora or ()), "base": base, "embeddings": tuple(embedding or ())}
+    edit |= {"frames": frames, "fps": fps, "given_frames": given_frames}
+    edit |= {"window": window, "window_overlap": window_overlap}
     options = sampling(n, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_apart(out, options)
-    check_arrangement(out, (".png",), {"--captions": captions, "--scale": scale, "--columns": columns})
+    check_arrangement(
+        out, (".png", ".mp4", ".webp", ".gif"), {"--captions": captions, "--scale": scale, "--columns": columns}
+    )
     if segments(ckpt, options, ensemble, then):
         segment(ckpt, out, options, ensemble, ema, device, nproc)
         return
 
     def work(group: "Group") -> None:
         opened = session.opening(options, group, ema)
-        for stage in cascade([ckpt, *(then or ())], unfolded(options, group.leads), group, opened):
+        for stage in cascade([ckpt, *(then or ())], options, group, opened):
             output.check_pictures(out, stage.req.shape, stage.req.model.path)
             output.check_sizes(out, stage.req)
             place = out if stage.last else output.stage_path(out, stage.number)
             if stage.number == 1:  # what would be refused when the last stage is drawn
-                output.check_kept(out, stage.req.n)
+                output.check_kept(out, stage.req.n, output.suffix_of(stage.req.shape))
             words = stage.captions() if captions else None
             shown = Arrangement(scale, columns, words) if stage.last else Arrangement()
             if group.leads:
@@ -259,7 +272,6 @@ def gif(
     from diffcli.engine.draw import output
     from diffcli.engine.draw import sample as engine
     from diffcli.engine.draw.pictured.cascade import cascade
-    from diffcli.engine.draw.pictured.unfolding import unfolded
     from diffcli.engine.draw.prompts import read_prompts
     from diffcli.engine.draw.sheets.arrangement import Arrangement
 
@@ -278,8 +290,7 @@ def gif(
 
     def work(group: "Group") -> None:
         opened = session.opening(options, group, ema)
-        for stage in cascade([ckpt, *(then or ())], unfolded(options, group.leads), group, opened, animated=True):
-            output.check_pictures(out, stage.req.shape, stage.req.model.path)
+        for stage in cascade([ckpt, *(then or ())], options, group, opened, animated=True):
             output.check_sizes(out, stage.req)
             if not stage.last:
                 list(track(stage.drawn(), stage.req.n, stage.title))

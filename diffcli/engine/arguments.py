@@ -17,8 +17,9 @@ from diffcli.config import UserError
 from diffcli.config_errors import demand
 from diffcli.data.modes import flatten
 from diffcli.data.pixels import to_image
-from diffcli.engine.draw.pictures import MemoryPicture
+from diffcli.engine.draw.pictures import MemoryClip, MemoryPicture
 from diffcli.engine.draw.sampling import SampleOptions
+from diffcli.engine.draw.sheets.arrangement import CLIPS
 
 SIDES = r"\d+x\d+|HxW"  # of images: height and width
 WORD = rf"{SIDES}\b|-?\d[\d.]*\b|\"[^\"]*\"|[A-Z]+\b|ddim\b|cpu\b|none\b"  # the value of a flag in a hint
@@ -47,6 +48,9 @@ ALIKE = (
     "augment",
     "tile",
     "overlap",
+    "frames",
+    "fps",
+    "window",
     "then",
     "control",
 )
@@ -58,6 +62,8 @@ SAMPLE: Parameters = {
     "set": "settings",
     "batch-size": "batch_size",
     "exact-tiles": "exact_tiles",
+    "given-frames": "given_frames",
+    "window-overlap": "window_overlap",
     "no-tile": "tile=False",
     "control-scale": "control_scale",
 }
@@ -226,10 +232,14 @@ def several(name: str, value: Any) -> tuple[Any, ...]:
 def pictures(name: str, value: Any) -> tuple[Path | MemoryPicture, ...]:
     """Picture files, Pillow images, arrays (H, W), (H, W, C) and tensors (C, H, W) of uint8, one or a list; none for None.
 
-    An array (K, H, W, C) or a tensor (K, C, H, W) is K pictures. Raises UserError for anything else.
+    An array (K, H, W, C) or a tensor (K, C, H, W) is K pictures; (K, T, H, W, C) or (K, C, T, H, W) are K clips. Raises UserError
+    for anything else.
     """
     if value is None:
         return ()
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == CLIPS:
+        clips = [each.movedim(1, 0) if isinstance(each, Tensor) else each for each in value]
+        return tuple(MemoryClip([_levels(name, frame).image for frame in clip]) for clip in clips)
     if isinstance(value, np.ndarray | Tensor) and value.ndim == 4:
         value = list(value)
     if isinstance(value, list | tuple):
@@ -250,20 +260,25 @@ def _picture(name: str, value: Any) -> Path | MemoryPicture:
                 f"{name} is a picture that cannot be read: {error}", "give one of 8 bits, grey or RGB"
             ) from None
     if isinstance(value, np.ndarray | Tensor):
-        levels = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-        if levels.ndim == 3 and isinstance(value, np.ndarray):
-            levels = levels.transpose(2, 0, 1)
-        levels = levels[None] if levels.ndim == 2 else levels
-        if levels.dtype == np.uint8 and levels.ndim == 3 and len(levels) in (1, 3) and levels.size:
-            return MemoryPicture(to_image(levels))
-        form = f"{'tensor' if isinstance(value, Tensor) else 'array'} of {value.dtype} and shape {tuple(value.shape)}"
-        raise UserError(
-            f"{name} is an {form}" if form[0] == "a" else f"{name} is a {form}",
-            "give levels from 0 to 255 as uint8, an array (H, W, C) or a tensor (C, H, W) with 1 or 3 channels",
-        )
+        return _levels(name, value)
     raise UserError(
         f"{name} is {value!r}: is no picture",
         f'give a file, as {name}="a.png", a Pillow image, an array (H, W, C) or a tensor (C, H, W) of uint8, or a list of them',
+    )
+
+
+def _levels(name: str, value: np.ndarray | Tensor) -> MemoryPicture:
+    """The picture of an array (H, W), (H, W, C) or a tensor (C, H, W). Raises UserError."""
+    levels = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    if levels.ndim == 3 and isinstance(value, np.ndarray):
+        levels = levels.transpose(2, 0, 1)
+    levels = levels[None] if levels.ndim == 2 else levels
+    if levels.dtype == np.uint8 and levels.ndim == 3 and len(levels) in (1, 3) and levels.size:
+        return MemoryPicture(to_image(levels))
+    form = f"{'tensor' if isinstance(value, Tensor) else 'array'} of {value.dtype} and shape {tuple(value.shape)}"
+    raise UserError(
+        f"{name} is an {form}" if form[0] == "a" else f"{name} is a {form}",
+        "give levels from 0 to 255 as uint8, an array (H, W, C) or a tensor (C, H, W) with 1 or 3 channels",
     )
 
 

@@ -19,7 +19,7 @@ from diffcli.engine.lora.lora_weights import used_weights, warn
 from diffcli.engine.records import encoder_records
 from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
 from diffcli.engine.words import word_files, word_training
-from diffcli.fields import OVER_PIXELS, Specs, from_record
+from diffcli.fields import OVER_PIXELS, PICTURES, Specs, from_record
 from diffcli.networks.weightless import weightless
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionTask
@@ -174,8 +174,8 @@ def resized(model: Model, size: tuple[int, int] | None) -> Model:
     if size is None:
         return model
     task, flag = model.task, f"--size {size[0]}x{size[1]}"
-    if not isinstance(task, DiffusionTask) or task.spec.kind != "image":
-        raise UserError(f"{flag}: {model.path} draws no still images", "leave --size out")
+    if not isinstance(task, DiffusionTask) or task.spec.kind not in PICTURES:
+        raise UserError(f"{flag}: {model.path} draws no pictures", "leave --size out")
     over = [name for name, spec in task.reads.items() if name != task.field and spec.kind in OVER_PIXELS and spec.fixed]
     if over:
         raise UserError(
@@ -191,10 +191,16 @@ def resized(model: Model, size: tuple[int, int] | None) -> Model:
     if fault := task.codec.misfit(size):
         raise UserError(f"{flag}: {model.path} would draw images of {fault[0]}", "leave --size out")
     changed = copy(task)  # shares modules and weights with the original
-    changed.spec = task.spec._replace(shape=(task.spec.sides[0], *size))
+    changed.spec = task.spec._replace(shape=(*task.spec.shape[:-2], *size))
     data = model.preset.data.model_copy(update={"size": size})
     preset = model.preset.model_copy(update={"data": data})
     return replace(model, size=size, task=changed, preset=preset, fields=model.trained_on)
+
+
+def lengthened(model: Model, frames: int) -> Model:
+    """The same model for clips of so many frames; the weights are shared."""
+    assert isinstance(model.task, DiffusionTask)
+    return replace(model, task=model.task.of_frames(frames), fields=model.trained_on)
 
 
 def specs_of(record: Mapping[str, Any], preset: Preset, path: Path) -> Specs:

@@ -12,20 +12,21 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.engine.arguments import SAVE, path_of, readable, several, whole
 from diffcli.engine.draw import output
+from diffcli.engine.draw.out_files import ANIMATIONS
 from diffcli.engine.draw.sample import Finished
-from diffcli.engine.draw.sheets.arrangement import Arrangement
+from diffcli.engine.draw.sheets.arrangement import CLIPS, Arrangement
 
 
 class Samples:
-    """Finished images, in order. labels: int64 (n,), None without classes. record: all that is needed to draw them again.
+    """Finished images or clips, in order; a clip is shown as a row of its frames. labels: int64 (n,), None without classes.
 
-    stages: the images of the earlier stages of a cascade, in order.
+    record: all that is needed to draw them again. stages: the images of the earlier stages of a cascade, in order.
     """
 
     def __init__(
         self, tensor: Tensor, labels: Tensor | None, record: dict[str, Any], stages: Sequence["Samples"] = ()
     ) -> None:
-        self.tensor = tensor  # uint8 (n, C, H, W) on the CPU
+        self.tensor = tensor  # uint8 (n, C, H, W), or clips (n, C, T, H, W), on the CPU
         self.labels = labels
         self.record = record
         self.stages = tuple(stages)
@@ -34,6 +35,8 @@ class Samples:
         return len(self.tensor)
 
     def __getitem__(self, index: int) -> Image.Image:
+        if self.tensor.ndim == CLIPS:
+            return _picture(Arrangement().sheet(self.tensor[index][None]))
         return _picture(self.tensor[index].permute(1, 2, 0).numpy())
 
     def __iter__(self) -> Iterator[Image.Image]:
@@ -44,12 +47,21 @@ class Samples:
         return f"<{len(self)} images of {size} from {self.record['checkpoint']}>"
 
     def numpy(self) -> np.ndarray:
-        """uint8 (n, H, W, C)."""
+        """uint8 (n, H, W, C), of clips (n, T, H, W, C)."""
         return self.tensor.movedim(1, -1).numpy()
 
     def pil(self) -> list[Image.Image]:
         """One Pillow image each, grey or RGB."""
         return list(self)
+
+    def frames(self, index: int) -> list[Image.Image]:
+        """The frames of a clip; of an image itself alone."""
+        one = self.tensor[index] if self.tensor.ndim == CLIPS else self.tensor[index][:, None]
+        return [_picture(frame.numpy()) for frame in one.permute(1, 2, 3, 0)]
+
+    def pictures(self) -> "Tensor | list[Image.Image]":
+        """What another model takes them as: images, or the tensor of clips."""
+        return self.tensor if self.tensor.ndim == CLIPS else list(self)
 
     def grid(
         self, columns: int | None = None, scale: int | None = None, captions: Sequence[str] | None = None
@@ -70,12 +82,14 @@ class Samples:
         return _picture(Arrangement(scale, columns, captions).sheet(self.tensor, self.record))
 
     def save(self, path: str | Path) -> Path:
-        """Writes them as `diffcli sample --out` does, with the record beside: a grid (.png), arrays (.npz), or a folder."""
+        """Writes them as `diffcli sample --out` does, with the record beside: a grid (.png), arrays (.npz), or a folder; clips
+        also as .mp4, .webp or .gif.
+        """
         return readable(lambda: self._save(path_of("path", path)), SAVE)
 
     def _save(self, path: Path) -> Path:
         output.check_pictures(path, tuple(self.tensor.shape[1:]), Path(self.record["checkpoint"]))
-        output.check_output(path, (".png", ".npz"), folder_allowed=True)
+        output.check_output(path, (".png", ".npz", *ANIMATIONS), folder_allowed=True)
         output.write(path, [Finished(self.tensor, self.labels)], self.record)
         return path
 

@@ -49,6 +49,14 @@ class Conditioning(NamedTuple):
         hints = self.hints and tuple(each and Hint(part(each.picture, pixels), each.scale) for each in self.hints)
         return chosen._replace(spatial=spatial, hints=hints)
 
+    def stretches(self, places: Iterable[tuple[int, slice]]) -> "Conditioning":
+        """The conditions of stretches of clips, each (row of the batch, its frames); all of one length."""
+        cut = list(places)
+        chosen = self._each(lambda slot: torch.stack([slot[row] for row, _ in cut]))
+        if self.spatial is None:
+            return chosen
+        return chosen._replace(spatial=torch.stack([self.spatial[row, :, frames] for row, frames in cut]))
+
     def _each(self, pick: Callable[[Tensor], Tensor]) -> "Conditioning":
         """With every tensor changed in the same way."""
         found = {name: getattr(self, name) for name in ("vector", "tokens", "spatial", "seeds", "mask")}

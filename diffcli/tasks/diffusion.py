@@ -23,12 +23,13 @@ from diffcli.diffusion.losses import denoising_loss
 from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.diffusion.tiling import Piece, Tiles, tiled
 from diffcli.diffusion.times import LossAware, UniformTimes
+from diffcli.diffusion.windows import Stretch, Windows, in_windows
 from diffcli.fields import LATENT, Batch, FieldSpec, Remedies, Specs, check_fields, joined
 from diffcli.networks.conditioning import Conditioning
 from diffcli.networks.pieces import Cutout, InPieces
 from diffcli.networks.temporal import LAYERS
 from diffcli.networks.unet import image_size
-from diffcli.noise import Domain, Noise, streams
+from diffcli.noise import Domain, FrameNoise, Noise, streams
 from diffcli.tasks.codecs.codec import Codec
 from diffcli.tasks.conditioners.conditioner import Conditioner, condition
 from diffcli.tasks.guide import Guide, Guiding
@@ -215,11 +216,11 @@ class DiffusionTask(Task):
         return condition(conditioners, batch, keep, like, seeds, always_given)
 
     def denoise(
-        self, batch: Batch, guidance: float, n: int, guiding: Guiding = Guiding(), tiles: Tiles | None = None
+        self, batch: Batch, guidance: float, n: int, guiding: Guiding = Guiding(), tiles: Tiles | Windows | None = None
     ) -> Denoise:
         """The denoiser of n images with the batch's condition and all guidance bound; x0 in the codec's bounds.
 
-        tiles: the networks predict in these; guidance and bounds act on the whole image.
+        tiles: the networks predict in these, or in these windows of frames; guidance and bounds act on the whole.
         """
         guide, schedule, weaker = guiding.guide, self.denoiser.schedule, guiding.weaker
         leads = guidance != 1 and self.conditional and weaker is None
@@ -250,7 +251,7 @@ class DiffusionTask(Task):
             return threshold_x0(denoise, self.denoiser.schedule, guide.threshold, self.codec.bounds[1])
         return clip_x0(denoise, self.denoiser.schedule, *self.codec.bounds)
 
-    def branch(self, batch: Batch, n: int, conditional: bool = True, tiles: Tiles | None = None) -> Denoise:
+    def branch(self, batch: Batch, n: int, conditional: bool = True, tiles: Tiles | Windows | None = None) -> Denoise:
         """The network alone, with the batch's condition or with none."""
         return self._under(self._conditions(batch, n, (conditional,)), tiles)
 
@@ -266,9 +267,16 @@ class DiffusionTask(Task):
         like = torch.empty(self.latent_shape(len(keep)), device=self.device)
         return self.condition(whole, keep, like, always_given=tuple(negative or ()))
 
-    def _under(self, cond: Conditioning, tiles: Tiles | None = None) -> Denoise:
+    def _under(self, cond: Conditioning, tiles: Tiles | Windows | None = None) -> Denoise:
         if tiles is None:
             return lambda x, t: self.denoiser(x, t, cond)
+        if isinstance(tiles, Windows):
+
+            def stretched(x: Tensor, t: Tensor, places: Sequence[Stretch]) -> Prediction:
+                prediction: Prediction = self.denoiser(x, t, cond.stretches(places))
+                return prediction
+
+            return in_windows(stretched, tiles)
 
         network = InPieces(self.denoiser.network) if tiles.exact else None
 
@@ -281,7 +289,7 @@ class DiffusionTask(Task):
 
         return tiled(windowed, tiles, None if network is None else network.settled)
 
-    def _both(self, cond: Conditioning, tiles: Tiles | None = None) -> Pair:
+    def _both(self, cond: Conditioning, tiles: Tiles | Windows | None = None) -> Pair:
         """Both branches of the network as one batch; cond: of 2B samples."""
         both = self._under(cond, tiles)
 
@@ -299,8 +307,8 @@ class DiffusionTask(Task):
         return rescaled(pair, guidance, self.denoiser.schedule, guide.rescale, guide.channels)
 
     def start(self, seeds: Sequence[int]) -> tuple[Tensor, Noise]:
-        """Pure noise in diffusion space, one stream for each seed, and the streams to draw on from."""
-        noise = Noise(seeds, self.device)
+        """Pure noise in diffusion space, one stream for each seed, and the streams to draw on from; of clips see `FrameNoise`."""
+        noise = (FrameNoise if self.spec.kind == "clip" else Noise)(seeds, self.device)
         return noise(torch.empty(self.latent_shape(len(seeds)), device=self.device)), noise
 
     def trajectory(self, batch: Batch, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Iterator[Step]:
@@ -328,8 +336,7 @@ class DiffusionTask(Task):
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor:
         shown = batch[next(iter(self.modelled))]
         task = self.of_frames(shown.shape[2]) if self.spec.kind == "clip" else self
-        drawn = task.decode(last(task.trajectory(batch, range(len(shown)), sampler, guidance)).x)
-        return drawn[:, :, drawn.shape[2] // 2] if self.spec.kind == "clip" else drawn  # of a clip the middle frame
+        return task.decode(last(task.trajectory(batch, range(len(shown)), sampler, guidance)).x)
 
     @property
     def device(self) -> torch.device:

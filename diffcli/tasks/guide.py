@@ -13,6 +13,7 @@ from diffcli.diffusion.guidance import LogProb
 from diffcli.diffusion.samplers import Ddpm, Sampler
 from diffcli.diffusion.schedule import Schedule
 from diffcli.diffusion.tiling import Tiles
+from diffcli.diffusion.windows import Windows
 from diffcli.fields import Batch
 
 
@@ -74,7 +75,9 @@ class Guide(Config):
 class Branching(Protocol):
     """A denoising model that can take the place of the unconditional branch."""
 
-    def branch(self, batch: Batch, n: int, conditional: bool = True, tiles: Tiles | None = None) -> Denoise: ...
+    def branch(
+        self, batch: Batch, n: int, conditional: bool = True, tiles: Tiles | Windows | None = None
+    ) -> Denoise: ...
 
 
 class Judging(Protocol):

@@ -49,6 +49,10 @@ class Conditions(ABC):
         """Entries for the sidecar, from which `rows` can be made again; JSON values."""
         return {}
 
+    def kept(self, made: Tensor, rows: range) -> Tensor:
+        """Finished images `rows`, uint8 (B, C, *S), with the parts that the conditions give as they were given."""
+        return made
+
     def notes(self, n: int) -> list[str]:
         """Warnings about n images under these conditions."""
         return []

@@ -1,6 +1,6 @@
 """Writes samples: one grid, a folder of files or an .npz, each with a .json sidecar; and animations."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from diffcli.config import UserError
 from diffcli.data.clips.film_writing import write_frames
 from diffcli.data.image_formats import SUFFIXES
-from diffcli.engine.draw.out_files import all_or_none, kind_of, whole
+from diffcli.engine.draw.out_files import ANIMATIONS, all_or_none, kind_of, whole
 from diffcli.engine.draw.out_files import check_output as check_output
 from diffcli.engine.draw.pictures import MemoryPicture, write_png
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions
@@ -19,6 +19,8 @@ from diffcli.engine.draw.sheets.arrangement import Arrangement
 from diffcli.engine.records.output_records import check_record, write_record
 from diffcli.fields import listed
 
+PICTURE = 3  # axes of a still image
+STILL, CLIP = ".png", ".webp"  # of the files in a folder
 HOLD = 1.0  # seconds that an animation shows its last frame, unless --hold is given
 
 
@@ -46,12 +48,11 @@ def check_apart(path: Path, options: SampleOptions) -> None:
 
 
 def check_pictures(path: Path, shape: tuple[int, ...], model: Path) -> None:
-    """Raises UserError, before any work, where what a model draws, each (C, *S), is no still picture that files can hold."""
-    if len(shape) != 3:
-        sides = "x".join(map(str, shape))
+    """Raises UserError, before any work, where still images, each (C, H, W), would be written as an animation."""
+    if len(shape) == PICTURE and kind_of(path) in ANIMATIONS:
         raise UserError(
-            f"--out {path}: {model} draws clips of {sides} (channels, frames, height, width), which no file is written of yet",
-            "take them as a tensor from Python: diffcli.load(...).sample(...).tensor",
+            f"--out {path}: {model} draws still images, which do not move",
+            f"end --out in .png, name a folder, or animate their denoising: diffcli gif --out {path}",
         )
 
 
@@ -66,10 +67,11 @@ def check_sizes(path: Path, req: ImageRequest) -> None:
         )
 
 
-def check_kept(path: Path, n: int) -> None:
-    """Raises UserError where a folder would keep other images beside the n that are asked for."""
-    names = set(numbered(n))
-    stale = [] if kind_of(path) else sorted({p.name for p in path.glob("*.png")} - names)
+def check_kept(path: Path, n: int, suffix: str = STILL) -> None:
+    """Raises UserError where a folder would keep other images beside the n that are asked for. suffix: of their files."""
+    names = set(numbered(n, suffix))
+    written = [] if kind_of(path) else [*path.glob("*.png"), *path.glob(f"*{CLIP}")]
+    stale = sorted({p.name for p in written} - names)
     if stale:
         others = f" and {len(stale) - 1} other images that are" if len(stale) > 1 else ", which is"
         raise UserError(
@@ -78,9 +80,14 @@ def check_kept(path: Path, n: int) -> None:
         )
 
 
-def numbered(n: int) -> list[str]:
+def numbered(n: int, suffix: str = STILL) -> list[str]:
     """The names of n images in a folder."""
-    return [f"{i:06d}.png" for i in range(n)]
+    return [f"{i:06d}{suffix}" for i in range(n)]
+
+
+def suffix_of(shape: tuple[int, ...]) -> str:
+    """The suffix of the file of one image (C, H, W), or clip (C, T, H, W), in a folder."""
+    return STILL if len(shape) == PICTURE else CLIP
 
 
 def stage_path(path: Path, number: int) -> Path:
@@ -93,10 +100,13 @@ def write(
 ) -> None:
     """Writes all images to `path` in the format of its name, then the sidecar. Refuses a folder that would keep other images.
 
-    layout: of a grid.
+    layout: of a grid. Clips have `clip` in their description; a picture shows their frames side by side, an animation all clips
+    in a grid, and a folder has one lossless WebP a clip.
     """
-    names = numbered(description["n"])
-    check_kept(path, len(names))
+    clip = description.get("clip")
+    suffix = STILL if clip is None else CLIP
+    names = numbered(description["n"], suffix)
+    check_kept(path, len(names), suffix)
     with all_or_none(path) as begun:
         if not kind_of(path):
             path.mkdir(exist_ok=True)
@@ -106,6 +116,14 @@ def write(
             images = torch.cat([d.images for d in drawn])
             with whole(path) as partial:
                 write_png(partial, layout.sheet(images, description))
+        elif kind_of(path) in ANIMATIONS and clip is not None:
+            clips = torch.cat([d.images for d in drawn])
+            with whole(path) as partial:
+                _write_frames(partial, layout.sheets(clips, description), clip["fps"], exact=True)
+        elif clip is not None:
+            for name, image in zip(names, images_of(drawn), strict=True):
+                begun.append(path / name)
+                _write_frames(path / name, list(image.permute(1, 2, 3, 0).numpy()), clip["fps"], exact=True)
         else:
             for name, image in zip(names, images_of(drawn), strict=True):
                 begun.append(path / name)
@@ -114,9 +132,9 @@ def write(
 
 
 def write_npz(path: Path, drawn: Iterable[Finished]) -> None:
-    """`arr_0` uint8 NHWC and, where there are labels, `arr_1` int64."""
+    """`arr_0` uint8 NHWC, of clips NTHWC, and, where there are labels, `arr_1` int64."""
     batches = list(drawn)
-    arrays: dict[str, Any] = {"arr_0": np.concatenate([d.images.permute(0, 2, 3, 1).numpy() for d in batches])}
+    arrays: dict[str, Any] = {"arr_0": np.concatenate([d.images.movedim(1, -1).numpy() for d in batches])}
     labels = [d.labels.numpy() for d in batches if d.labels is not None]
     if labels:
         arrays["arr_1"] = np.concatenate(labels)
@@ -132,17 +150,22 @@ def write_animation(
     layout: Arrangement = Arrangement(),
     hold: float = HOLD,
 ) -> None:
-    """Writes grids of uint8 (n, C, H, W) as .gif, .webp or .mp4, then the sidecar. hold: seconds that the last one stays."""
+    """Writes grids of uint8 (n, C, *S) as .gif, .webp or .mp4, then the sidecar. hold: seconds that the last one stays."""
     sheets = [layout.sheet(images) for images in frames]
+    with all_or_none(path), whole(path) as partial:
+        _write_frames(partial, sheets, fps, hold)
+    told = {"frames": len(sheets), "fps": fps, "hold": hold}
+    write_record(path, {**description, **layout.describe(), **told})
+
+
+def _write_frames(path: Path, sheets: Sequence[np.ndarray], fps: float, hold: float = 0, exact: bool = False) -> None:
+    """`write_frames`. Raises UserError where a package is missing."""
     try:
-        with all_or_none(path), whole(path) as partial:
-            write_frames(partial, sheets, fps, hold)
+        write_frames(path, sheets, fps, hold, exact)
     except ImportError as error:
         raise UserError(
             f"--out {path}: writing it needs a package ({error})", "pip install 'imageio[ffmpeg]', or use .gif"
         ) from error
-    told = {"frames": len(sheets), "fps": fps, "hold": hold}
-    write_record(path, {**description, **layout.describe(), **told})
 
 
 def pick(frames: Iterable[Tensor], total: int, wanted: int | None) -> Iterator[Tensor]:

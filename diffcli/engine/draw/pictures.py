@@ -1,6 +1,7 @@
 """Pictures in memory and in files. Inside, images are float (B, C, H, W) in [-1, 1]; bytes are rounded and clamped."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -23,6 +24,24 @@ class MemoryPicture:
         """For sidecars: its mode, size and pixels."""
         digest = hashlib.sha256(self.image.tobytes()).hexdigest()
         return {"picture": f"{self.image.mode} {self.image.width}x{self.image.height}", "sha256": digest}
+
+
+class MemoryClip(MemoryPicture):
+    """A clip in memory. frames: at least one, of mode L or RGB and of one size; `image` is the first."""
+
+    def __init__(self, frames: Sequence[Image.Image]) -> None:
+        super().__init__(frames[0])
+        self.frames = tuple(frames)
+
+    def __str__(self) -> str:
+        return f"(a clip of {len(self.frames)}x{self.image.height}x{self.image.width})"
+
+    def describe(self) -> dict[str, str]:
+        digest = hashlib.sha256(b"".join(frame.tobytes() for frame in self.frames)).hexdigest()
+        return {
+            "clip": f"{self.image.mode} {self.image.width}x{self.image.height}, {len(self.frames)} frames",
+            "sha256": digest,
+        }
 
 
 class FilePicture(MemoryPicture):

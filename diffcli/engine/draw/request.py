@@ -4,7 +4,7 @@ Image i of a request starts from seed + i, or from number i of several seeds. Ev
 label) follows from that.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from diffcli import __version__
-from diffcli.config import ImageShape, UserError, quoted
+from diffcli.config import ImageShape, UserError
 from diffcli.data.loader import on_device
 from diffcli.diffusion.denoiser import Denoise
 from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw import guides
+from diffcli.engine.draw.clips.given_clips import clip_conditions
+from diffcli.engine.draw.clips.lengths import clip_frame
 from diffcli.engine.draw.conditions import Conditions, always_told, blanks, check_distinct
 from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.draw.given import Given, Value, choose_given
@@ -27,6 +29,7 @@ from diffcli.engine.draw.pictured import controls
 from diffcli.engine.draw.pictured.augmenting import at_level, check_augment
 from diffcli.engine.draw.pictured.exactness import check_guides
 from diffcli.engine.draw.pictured.following import WHOLE, Frame, Gathered, Size, check_alike, framed, picture_conditions
+from diffcli.engine.draw.pictured.walking import check_steps_to_show
 from diffcli.engine.draw.prompts import Prompts, choose_negative, choose_prompts, unconditional
 from diffcli.engine.draw.restore.holes import check_hole, choose_surroundings, with_hole
 from diffcli.engine.draw.restore.measured import Restoring
@@ -100,10 +103,10 @@ class Request:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one image: channels, height and width, with the pictures beside it."""
-        channels, *size = self.task.shape
-        height, width = size if self.frame.cut is None else self.frame.cut
-        return channels, height, width * (1 if self.restoration is None else self.restoration.pictures)
+        """The shape of one image: channels, of a clip its frames, height and width, with the pictures beside it."""
+        *before, height, width = self.task.shape
+        height, width = (height, width) if self.frame.cut is None else self.frame.cut
+        return *before, height, width * (1 if self.restoration is None else self.restoration.pictures)
 
     @property
     def parts(self) -> list[tuple["Request", range]]:
@@ -189,6 +192,8 @@ class Request:
         """Images `rows` in diffusion space -> uint8 on the same device, with the given pixels outside of a mask."""
         made = to_levels(self.edit.kept(self.task, self.task.decode(x), rows))
         made = self.frame.kept(made)
+        for condition in self.conditions:
+            made = condition.kept(made, rows)
         return made if self.restoration is None else self.restoration.shown(made, rows)
 
     def agree(self, group: Group) -> None:
@@ -233,28 +238,7 @@ def request(
     reference: its rows are the conditions of a model of texts or embeddings, in place of prompts. given: values of conditions
     by field, such as pictures from files or the images of an earlier stage.
     """
-    task = model.preset.task
-    if task.kind == "autoencoder":
-        raise UserError(
-            f"{model.path}: is a first stage, which encodes and decodes in one step, without conditions",
-            f"use it by `diffcli sample --ckpt {quoted(model.path)} --image FILE`, or as the codec of a latent model",
-        )
-    if task.kind == "segmentation":
-        drawn = f"segment images by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR --out masks`"
-        hint = f"{drawn}, score them by fid with --metrics dice,iou"
-        raise UserError(
-            f"{model.path}: was trained as {task.noun}, which predicts masks of images and draws none", hint
-        )
-    if task.kind == "super_resolution":
-        drawn = f"enlarge pictures by `diffcli sample --ckpt {quoted(model.path)} --image FILE|DIR`"
-        hint = f"{drawn}, score them by fid with --metrics psnr,ssim"
-        raise UserError(f"{model.path}: was trained as {task.noun} in one step, so there are no steps to show", hint)
-    if not isinstance(task, DiffusionConfig):
-        raise UserError(
-            f"{model.path}: was trained as {task.noun}, which draws no images",
-            "give the checkpoint of a diffusion model; a classifier is used by `diffcli fid --features RUN`, a prior by "
-            "`diffcli sample --prior RUN`, and scored by `diffcli fid --ckpt RUN --metrics cosine,mse,retrieval`",
-        )
+    check_steps_to_show(model)
     if options.compare and options.restore is None:
         problem = f"--compare: {model.path} changes its images instead of reconstructing them"
         raise UserError(problem, "leave --compare out, add --restore NAME, or give --ckpt of a first stage")
@@ -272,6 +256,9 @@ def composed(model: Model, gathered: Gathered, size: Size | None, reference: Ref
     assert isinstance(task, DiffusionConfig)
     check_augment(model, options.augment)
     model, frame, sides = framed(model, options, gathered.values, size)
+    model, frame = clip_frame(model, options, frame)
+    fps = None if frame.clip is None else frame.clip.fps
+    options, clips = clip_conditions(model, options, fps, reference)
     sampler, guidance, guide = choose_sampler(model, options), *choose_guidance(model, options, task)
     if options.overrides:
         changed = overridden(model, sampler, guidance, guide, options)
@@ -281,7 +268,7 @@ def composed(model: Model, gathered: Gathered, size: Size | None, reference: Ref
     check_guides(frame.tiles, models)
     given = gathered.values if reference is not None else with_hole(model, options, gathered.values)
     values = choose_given(model, given, options.interpolate, sides)
-    conditions = choose_conditions(model, options, guidance, guide, models, reference, values)
+    conditions = choose_conditions(model, options, guidance, guide, models, reference, values, clips)
     words = next((each for each in conditions if isinstance(each, Prompts)), None)
     negative = choose_negative(model, options, guidance, guide, words)
     edit = Edit() if options.restore else choose_edit(model, options)
@@ -330,8 +317,12 @@ def choose_conditions(
     models: dict[str, Model],
     reference: Reference | None,
     values: Given | None,
+    clips: Sequence[Conditions] = (),
 ) -> tuple[Conditions, ...]:
-    """The conditions of the images: all fields that the model reads. Raises UserError if one is not given."""
+    """The conditions of the images: all fields that the model reads. Raises UserError if one is not given.
+
+    clips: conditions of clips alone.
+    """
     null_alone = unconditional(guidance, guide)
     labels = choose_labels(model, options.labels, options.interpolate, models)
     words: Conditions | None
@@ -341,6 +332,6 @@ def choose_conditions(
         labels = None if "label" in rows.specs else labels
     else:
         words = choose_prompts(model, options, guidance, guide, {} if values is None else values.specs)
-    found = [condition for condition in (words, labels, values) if condition is not None]
+    found = [condition for condition in (words, labels, values, *clips) if condition is not None]
     check_distinct(found)
     return (*found, *blanks(model, found, null_alone))

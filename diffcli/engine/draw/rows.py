@@ -17,6 +17,7 @@ from diffcli.engine.draw.conditions import Conditions, condition_specs
 from diffcli.engine.draw.translation import Prior
 from diffcli.engine.model import Model
 from diffcli.fields import Batch, FieldSpec, Specs
+from diffcli.tasks.conditioners.frame_rate import FPS
 from diffcli.tasks.conditioners.stored import IMAGE, TEXT
 
 
@@ -76,8 +77,8 @@ class Rows(Conditions):
 
 
 def row_fields(model: Model) -> frozenset[str]:
-    """The fields that the rows of a reference must have for the model: its conditions beside classes."""
-    return frozenset(model.task.reads) - {model.preset.task.models, "label"}
+    """The fields that the rows of a reference must have for the model: its conditions beside classes and a frame rate."""
+    return frozenset(model.task.reads) - {model.preset.task.models, "label", FPS}
 
 
 def choose_rows(model: Model, reference: Reference, prior: Prior | None, labelled: bool) -> Rows:

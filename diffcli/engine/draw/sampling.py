@@ -52,6 +52,11 @@ class SampleOptions(EditOptions):
     overlap: int | None = Field(None, ge=0)  # of tiles, in pixels
     exact_tiles: bool = False  # tiles with the result of the whole image
     whole: bool = False  # large images are not cut into tiles
+    frames: int | None = Field(None, ge=1)  # of a clip
+    fps: float | None = Field(None, gt=0)  # of a clip, frames per second
+    window: int | None = Field(None, ge=1)  # frames of a clip that are predicted together
+    window_overlap: int | None = Field(None, ge=0)  # of windows, in frames
+    given_frames: str | None = None  # first:K, last:K or ends:K: which frames of a clip --image gives
     loras: tuple[str, ...] = ()  # PATH[:SCALE] of low-rank changes that are merged into the weights
     embeddings: tuple[Path, ...] = ()  # words that prompts may hold
     base: Path | None = None  # where the model lies that a checkpoint of such changes changes
@@ -112,6 +117,11 @@ def check_one_step(options: SampleOptions, what: str) -> None:
         "--tile": options.tile,
         "--overlap": options.overlap,
         "--exact-tiles": options.exact_tiles or None,
+        "--frames": options.frames,
+        "--fps": options.fps,
+        "--window": options.window,
+        "--window-overlap": options.window_overlap,
+        "--given-frames": options.given_frames,
         "--control": next((path for path, _ in options.controls), None),
         "--control-scale": next((scale for _, scale in options.control_scale), None),
     }

@@ -24,7 +24,7 @@ from diffcli.engine.run.numbers import Numbers, on_their_way
 from diffcli.engine.run.phases import rate
 from diffcli.engine.run.runlog import RunDir, RunLog
 from diffcli.engine.run.showing.best import Best
-from diffcli.engine.run.showing.preview_words import captions
+from diffcli.engine.run.showing.preview_words import captions, rate_of
 from diffcli.engine.run.signals import Interrupted, stop_signals
 from diffcli.engine.run.state import State
 from diffcli.engine.tuning import autocast, compile_network
@@ -293,8 +293,8 @@ class Loop:
         return {"scored": self.score.name} if self.score is not None and "score" in shown else {}
 
     @torch.no_grad()
-    def preview(self) -> Iterator[tuple[Tensor, list[str] | None]]:
-        """Images of the averaged model with captions, always with the same seeds and the conditions of the same rows of data.
+    def preview(self) -> Iterator[tuple[Tensor, list[str] | None, float | None]]:
+        """Images of the averaged model, captions, and frames per second of clips, always with the same seeds and rows of data.
 
         None if the task has no images to show.
         """
@@ -303,7 +303,7 @@ class Loop:
         with at_rest(self.state.averaged), autocast(self.group.device, self.cfg.precision):
             images = self.state.averaged.preview(batch, self.preset.sampler, self.preset.drawing.preview_guidance)
         if images is not None:
-            yield images, captions(self.state.task, fields, self.data.classes, len(images))
+            yield images, captions(self.state.task, fields, self.data.classes, len(images)), rate_of(fields)
 
 
 def wrap(task: Task, phases: Sequence[Phase], group: Group, compiled: bool) -> dict[str, Any]:

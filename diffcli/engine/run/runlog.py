@@ -2,6 +2,7 @@
 
     RUN/ preset.yaml  log.jsonl  tensorboard/  previews/step-00001000.png  checkpoints/step-00001000/
          loss.png, the curves of the log  preview.png, the newest of previews/
+         previews/step-00001000.webp  preview.webp, where clips are modelled
          snapshots/step-00001000-std-0.050.safetensors ... where train.ema is of the kind power
 
 A log line is a function of the step alone, but for `images_per_s`, `data_wait` (the share of time that went by waiting for
@@ -23,15 +24,17 @@ from torch import Tensor
 from diffcli.checkpoint import checkpoints
 from diffcli.config import UserError, quoted
 from diffcli.data.lock import LOCK, only_writer
+from diffcli.engine.draw.clips.lengths import trained_fps
 from diffcli.engine.draw.out_files import whole
+from diffcli.engine.draw.output import write_frames
 from diffcli.engine.draw.pictures import write_png
-from diffcli.engine.draw.sheets.arrangement import Arrangement
+from diffcli.engine.draw.sheets.arrangement import CLIPS, Arrangement
 from diffcli.engine.run.showing import curves, trackers
 from diffcli.fields import to_levels
 from diffcli.preset import Preset
 
 TRACKED = ("tensorboard", "trackio", "wandb")  # where trackers write
-PICTURES = ("loss.png", "preview.png")
+PICTURES = ("loss.png", "preview.png", "preview.webp")
 LEFT = (
     "preset.yaml",
     "log.jsonl",
@@ -157,6 +160,7 @@ class RunLog:
             self._trackers = trackers.opened(preset.train.log, run.path, preset, start)
             self._lines = _rewind(run.log, start)
             taken = self._lines[-1].get("time") if self._lines else None
+            self._fps = trained_fps(preset)
             self._started = time.time() - (float(taken) if isinstance(taken, int | float) else 0.0)
             self._drawn = time.monotonic()  # when the curves were
             self._file = run.log.open("a", encoding="utf-8")
@@ -190,16 +194,27 @@ class RunLog:
             self.curves()
         return record
 
-    def preview(self, step: int, images: Tensor, captions: Sequence[str] | None = None) -> Path:
-        """Writes a grid of images (B, C, H, W) in [-1, 1], and the same as preview.png. captions: one an image."""
+    def preview(
+        self, step: int, images: Tensor, captions: Sequence[str] | None = None, fps: float | None = None
+    ) -> Path:
+        """Writes a grid of images (B, C, H, W) in [-1, 1], and the same as preview.png; returns its path. captions: one an image.
+
+        Of clips (B, C, T, H, W) the grid shows the middle frames, and an animation beside it, of `fps` frames a second, all.
+        """
         path = self.run.path / "previews" / f"step-{step:08d}.png"
-        picture = Arrangement(captions=captions).sheet(to_levels(images).cpu())
-        newest = self.run.path / "preview.png"
+        levels, layout = to_levels(images).cpu(), Arrangement(captions=captions)
+        moving = levels.ndim == CLIPS
+        picture = layout.sheet(levels[:, :, levels.shape[2] // 2] if moving else levels)
         with self.run.writing():
             path.parent.mkdir(exist_ok=True)
             write_png(path, picture)
-            with whole(newest) as partial:
+            with whole(self.run.path / "preview.png") as partial:
                 write_png(partial, picture)
+            if moving:
+                sheets = layout.sheets(levels)
+                for place in (path.with_suffix(".webp"), self.run.path / "preview.webp"):
+                    with whole(place) as partial:
+                        write_frames(partial, sheets, fps or self._fps, exact=True)
             for tracker in self._trackers:
                 tracker.preview(step, picture)
         return path

@@ -6,6 +6,7 @@ loaded. All stages use the classes and prompts of the first.
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.engine.distributed import Group
+from diffcli.engine.draw.clips.frame_by_frame import frame_by_frame
+from diffcli.engine.draw.clips.lengths import draws_clips
 from diffcli.engine.draw.given import Value, from_stage
 from diffcli.engine.draw.pictured.augmenting import augmenting
 from diffcli.engine.draw.pictured.following import pictured
 from diffcli.engine.draw.pictured.succession import check_cascade, reads_classes
+from diffcli.engine.draw.pictured.unfolding import unfolded
 from diffcli.engine.draw.prompts import prompted
 from diffcli.engine.draw.restore.projecting import enlarged_from
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions, draw, request, request_of
+from diffcli.engine.draw.sheets.arrangement import CLIPS
 from diffcli.engine.draw.translation import image_conditioners
 from diffcli.engine.model import Model
 from diffcli.engine.seeds import nth_seed
@@ -83,7 +88,7 @@ class CascadeStage:
         self._batches = kept
 
     def handed_on(self) -> Tensor:
-        """Its images, uint8 (n, C, H, W) on the CPU of every rank; draws them now if they have not been drawn."""
+        """Its images, uint8 (n, C, *S) on the CPU of every rank; draws them now if they have not been drawn."""
         if self._batches is None:
             for _ in self.drawn():
                 pass
@@ -114,11 +119,15 @@ def cascade(
     """The stages of these checkpoints, each when it is its turn; a single one is a cascade, too.
 
     opening: loads a checkpoint. given: see `request`, for the first. animated: the last stage is a Request, whose steps `frames`
-    shows. Raises UserError, before anything is drawn, where a stage
-    does not follow the one before.
+    shows. A folder of pictures stands for each of them; to a model of clips it is one clip, whose frames a later stage draws one
+    by one. Raises UserError, before anything is drawn, where a stage does not follow the one before.
     """
     of, request_last = len(paths), request if animated else request_of
     first = opening(paths[0])
+    if draws_clips(first):
+        check_animated(paths, animated)
+    else:
+        options = unfolded(options, group.leads)
     req = request_last(first, options, given=given) if of == 1 else request_of(first, of_first(first, options), given)
     check_cascade(req, paths[1:], options)
     stage = CascadeStage(1, of, req, group)
@@ -129,13 +138,25 @@ def cascade(
         images, labels, record = stage.handed_on(), stage.labels, stage.req.describe()
         stage.leave()
         model = opening(path)
-        handed = of_next(model, options, len(images), labels)
-        make = request_last if number == of else request_of
-        stage = CascadeStage(
-            number, of, make(model, handed, given=from_stage(model, images, record)), group, labels, words
-        )
-        del model, images
+        made: ImageRequest
+        if images.ndim == CLIPS:
+            made = frame_by_frame(model, options, images, record, partial(of_next, model), labels, request_of)
+        else:
+            make = request_last if number == of else request_of
+            handed = of_next(model, options, len(images), labels)
+            made = make(model, handed, given=from_stage(model, images, record))
+        stage = CascadeStage(number, of, made, group, labels, words)
+        del model, images, made
         yield stage
+
+
+def check_animated(paths: Sequence[Path], animated: bool) -> None:
+    """Raises UserError where the steps of a later stage would be shown of clips."""
+    if animated and len(paths) > 1:
+        raise UserError(
+            f"--then {paths[1]}: draws the frames of clips of {paths[0]} one by one, whose steps no animation shows",
+            "leave --then out, or write the clips themselves: diffcli sample --out clips.mp4",
+        )
 
 
 def words_of(stage: CascadeStage) -> list[str] | None:

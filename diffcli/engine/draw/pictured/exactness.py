@@ -6,6 +6,7 @@ from typing import cast
 
 from diffcli.config import UserError
 from diffcli.diffusion.tiling import Tiles
+from diffcli.diffusion.windows import Windows
 from diffcli.engine.model import Model
 from diffcli.fields import listed
 from diffcli.networks.control import Branch
@@ -50,9 +51,9 @@ def check_exact(tiles: Tiles, model: Model, step: int) -> None:
         raise UserError(problem, f"draw images of such sides, --size {near}, or {LEAVE}")
 
 
-def check_guides(tiles: Tiles | None, models: Mapping[str, Model]) -> None:
+def check_guides(tiles: Tiles | Windows | None, models: Mapping[str, Model]) -> None:
     """Raises UserError where a model that guides cannot be exact in the tiles of the one that it guides."""
-    if tiles is None or not tiles.exact or "weaker" not in models:
+    if not isinstance(tiles, Tiles) or not tiles.exact or "weaker" not in models:
         return
     weaker = models["weaker"]
     task = weaker.task

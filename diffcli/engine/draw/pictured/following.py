@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.diffusion.tiling import Tiles
+from diffcli.diffusion.windows import Windows
 from diffcli.engine.draw.conditions import condition_specs, enlargement
 from diffcli.engine.draw.given import PICTURED, Value, from_files
 from diffcli.engine.draw.pictured.exactness import check_exact, exact_overlap
@@ -32,16 +33,26 @@ class Gathered(NamedTuple):
     sizes: tuple[Size, ...]  # sizes of the images: image i has size i mod K; none if no picture decides
 
 
+class ClipLength(NamedTuple):
+    """frames: of a clip; fps: of it, frames per second; trained: frames of the longest clips of training, if known."""
+
+    frames: int
+    fps: float
+    trained: int | None = None
+
+
 class Frame(NamedTuple):
     """The frame of images of one size for the networks. cut: (height, width) to keep of the drawn images, None: all.
 
-    at_once: images in a batch, where they are predicted in tiles. tiling: of the tiles, for the sidecar.
+    tiles: in which they are predicted, of clips windows of frames; at_once: images in a batch then; tiling: their description,
+    for the sidecar. clip: the length of clips.
     """
 
     cut: Size | None = None
-    tiles: Tiles | None = None
+    tiles: Tiles | Windows | None = None
     at_once: int | None = None
     tiling: dict[str, Any] | None = None
+    clip: ClipLength | None = None
 
     def kept(self, images: Tensor) -> Tensor:
         """Finished images (B, C, H, W), cut to size."""
@@ -49,7 +60,10 @@ class Frame(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """For the sidecar."""
-        return {} if self.tiling is None else {"tiles": self.tiling}
+        if self.clip is None:
+            return {} if self.tiling is None else {"tiles": self.tiling}
+        windows = {} if self.tiling is None else {"windows": self.tiling}
+        return {"clip": {"frames": self.clip.frames, "fps": self.clip.fps, **windows}}
 
 
 WHOLE = Frame()

@@ -13,7 +13,7 @@ from diffcli.engine.draw.restore.projecting import choose_projection
 from diffcli.engine.draw.sample import ImageRequest, SampleOptions
 from diffcli.engine.draw.translation import image_conditioners
 from diffcli.engine.model import Model, without_weights
-from diffcli.fields import listed
+from diffcli.fields import PICTURES, listed
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.super_resolution import SuperResolutionTask
 
@@ -25,7 +25,7 @@ def check_cascade(req: ImageRequest, then: Sequence[Path], options: SampleOption
     if not then:
         return
     check_first(req, then[0], options)
-    model, shape = req.model, req.shape
+    model, shape = req.model, (req.shape[0], *req.shape[-2:])  # a clip is drawn frame by frame
     augmented = bool(augmenting(model.task))
     for path in then:
         try:
@@ -74,7 +74,7 @@ def check_kind(path: Path, model: Model, following: Model) -> str:
     if following.task.spec.kind != "image":
         drawn = f"the field '{following.task.field}' of kind {following.task.spec.kind}, no images"
         raise UserError(f"--then {path}: draws {drawn}", "give it the saved images: --ckpt of it with --image FOLDER")
-    if isinstance(model.task, DiffusionTask) and model.task.spec.kind != "image":
+    if isinstance(model.task, DiffusionTask) and model.task.spec.kind not in PICTURES:
         drawn = f"the field '{model.task.field}' of kind {model.task.spec.kind}, no images"
         raise UserError(f"--then {path}: {model.path} draws {drawn}", "leave --then out")
     fields = pictured(following)

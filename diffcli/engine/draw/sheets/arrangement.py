@@ -18,6 +18,7 @@ from diffcli.engine.draw.sheets.lettering import strips
 
 GAP = 2  # pixels between the images of a grid
 READABLE = 96  # least width in pixels of an image with a caption
+CLIPS = 5  # axes of a tensor of clips
 WIDEST = 20  # largest number of columns that can still be seen
 
 
@@ -34,14 +35,28 @@ class Arrangement(NamedTuple):
     captions: Sequence[str] | None = None
 
     def sheet(self, images: Tensor, description: Mapping[str, Any] | None = None) -> np.ndarray:
-        """uint8 (B, C, H, W) -> one uint8 picture (H', W', C).
+        """uint8 (B, C, H, W) -> one uint8 picture (H', W', C); of clips (B, C, T, H, W) each is a row of its frames.
 
         description: the record of the images, from which the columns follow; None: about a square.
         """
+        if images.ndim == CLIPS:
+            return self._strips(images)
         columns = self.columns or columns_for(description or {})
         if self.captions is not None:
             return grid(captioned(images, self.captions, self.scale), columns)
         return grid(enlarged(images, self.scale or 1), columns)
+
+    def sheets(self, clips: Tensor, description: Mapping[str, Any] | None = None) -> list[np.ndarray]:
+        """uint8 (B, C, T, H, W) -> T pictures, each with one frame of all clips."""
+        return [self.sheet(clips[:, :, frame], description) for frame in range(clips.shape[2])]
+
+    def _strips(self, clips: Tensor) -> np.ndarray:
+        frames = clips.shape[2]
+        under = (
+            None if self.captions is None else [each for text in self.captions for each in (text, *[""] * (frames - 1))]
+        )
+        layout = Arrangement(self.scale, self.columns or frames, under)
+        return layout.sheet(clips.transpose(1, 2).flatten(0, 1))
 
     def describe(self) -> dict[str, Any]:
         """The settings that differ from the defaults, for sidecars."""

@@ -1,10 +1,12 @@
-"""The captions of the images of a preview: class or text of each."""
+"""What is said of the images of a preview: class or text of each, and the frame rate of clips."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from diffcli.fields import Batch
+from diffcli.tasks.conditioners.frame_rate import FPS
 from diffcli.tasks.task import Task
 
 WORDS = ("text", "label")  # the fields of data that people can read
@@ -21,6 +23,12 @@ def captions(task: Task, fields: Batch, classes: Sequence[str] | None, n: int) -
     if not found or any(len(words) != n for words in found):
         return None
     return [" / ".join(parts) for parts in zip(*found, strict=True)]
+
+
+def rate_of(fields: Batch) -> float | None:
+    """Frames per second of the first clip of a preview that is not still; None if the data say none."""
+    rates = torch.as_tensor(fields[FPS]).flatten().tolist() if FPS in fields else []
+    return next((rate for rate in rates if rate > 0), None)
 
 
 def _words(values: Tensor | list[str], classes: Sequence[str] | None) -> list[str]:

@@ -1,0 +1,132 @@
+"""The frames that `--image` gives of clips: still pictures, folders of frames, and clips in memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffcli.config import ImageShape, UserError
+from diffcli.data.pixels import fit
+from diffcli.engine.draw.edits import described, open_picture
+from diffcli.engine.draw.pictured.unfolding import pictures_of
+from diffcli.engine.draw.pictures import MemoryClip, MemoryPicture
+from diffcli.engine.draw.sampling import SampleOptions
+from diffcli.engine.model import Model
+from diffcli.tasks.conditioners.frame_patterns import FramePattern
+
+ENDS = ("first", "last", "ends")  # kinds of patterns that say where the frames are
+
+
+class GivenFilms(NamedTuple):
+    """clips: the frames to give of each, uint8 (C, K, H, W); clip i of a request takes number i mod their number."""
+
+    pattern: FramePattern
+    clips: tuple[Tensor, ...]
+    origin: list[Any]
+
+    def chosen(self, rows: range) -> Tensor:
+        """Of clips `rows`, uint8 (B, C, K, H, W)."""
+        return torch.stack([self.clips[i % len(self.clips)] for i in rows])
+
+
+class GivenFilm(NamedTuple):
+    """One --image. name: as the user knows it; frames: uint8 (C, H, W) each, in order; still: whether it is a single picture."""
+
+    name: str
+    frames: Sequence[np.ndarray]
+    origin: Any
+    still: bool
+
+
+def needed(pattern: FramePattern) -> int:
+    """The number of frames that a pattern gives."""
+    return pattern.number * (2 if pattern.kind == "ends" else 1)
+
+
+def given_films(
+    model: Model,
+    options: SampleOptions,
+    shape: tuple[int, ...],
+    wanted: FramePattern | None,
+    known: Sequence[FramePattern],
+) -> GivenFilms:
+    """The frames that --image gives of clips (C, T, H, W). wanted: where they are, None: what training had and they suffice for.
+
+    known: patterns of training. For `ends` still pictures are taken in pairs. Raises UserError where one cannot be read, or does
+    not have as many frames as the pattern gives.
+    """
+    own = ImageShape(shape[0], *shape[2:])
+    films = [film for path in options.images for film in films_of(path, own)]
+    alone = all(film.still for film in films)
+    pairs = len(films) % 2 == 0 and alone
+    pattern = wanted or suited(model, films, known, shape[1], pairs)
+    if pattern.kind == "ends" and alone:
+        if not pairs:
+            raise UserError(
+                f"--given-frames {pattern} with {len(films)} --image: each clip has a first and a last picture",
+                "give two pictures a clip, the first and the last: --image FIRST --image LAST",
+            )
+        films = [joined(*films[i : i + 2]) for i in range(0, len(films), 2)]
+    for film in films:
+        if len(film.frames) < needed(pattern):
+            count = f"{len(film.frames)} frame{'s' * (len(film.frames) != 1)}"
+            hint = f"give a film or a folder of {needed(pattern)} frames or more"
+            smaller = [each for each in known if each.kind in ENDS and needed(each) <= len(film.frames)]
+            raise UserError(
+                f"--image {film.name}: has {count}, but {pattern} gives {needed(pattern)} of each clip",
+                hint + (f", or fewer of them: --given-frames {smaller[0]}" if smaller else ""),
+            )
+    number = pattern.number
+    picked = []
+    for film in films:
+        first = [] if pattern.kind == "last" else list(film.frames[:number])
+        last = [] if pattern.kind == "first" else list(film.frames[len(film.frames) - number :])
+        picked.append(torch.from_numpy(np.stack([*first, *last], axis=1)))
+    return GivenFilms(pattern, tuple(picked), [film.origin for film in films])
+
+
+def suited(
+    model: Model, films: Sequence[GivenFilm], known: Sequence[FramePattern], frames: int, pairs: bool
+) -> FramePattern:
+    """The pattern of training that gives the most frames that all films have; of equal ones the first. Raises UserError."""
+    least = min(len(film.frames) for film in films)
+    there = max(least, 2 if pairs else 1)
+    fitting = [each for each in known if each.kind in ENDS and needed(each) <= there]
+    fitting = [each for each in fitting if needed(each) <= least] or fitting
+    if fitting:
+        return max(fitting, key=needed)
+    if any(each.kind == "random" for each in known):
+        return FramePattern("first", min(least, frames - 1))
+    names = " or ".join(str(each) for each in known if each.kind in ENDS)
+    count = f"{least} frame{'s' * (least != 1)}"
+    raise UserError(
+        f"--image {films[0].name}: has {count}, but {model.path} was trained with other given frames: {names}",
+        f"give a film or a folder of {min(needed(each) for each in known if each.kind in ENDS)} frames or more",
+    )
+
+
+def joined(first: GivenFilm, last: GivenFilm) -> GivenFilm:
+    """Two pictures as the ends of one clip."""
+    return GivenFilm(first.name, [*first.frames, *last.frames], [first.origin, last.origin], still=False)
+
+
+def films_of(path: Path | MemoryPicture, shape: ImageShape) -> list[GivenFilm]:
+    """What one --image holds, cropped and resized to frames of this shape. Raises UserError where it cannot be read."""
+    if isinstance(path, MemoryClip):
+        frames = [fit(frame, shape) for frame in path.frames]
+        return [GivenFilm(str(path), frames, path.describe(), still=len(frames) == 1)]
+    if isinstance(path, Path) and path.is_dir():
+        opened = pictures_of("--image", path, notes=True)
+        return [
+            GivenFilm(str(path), [_frame(each, shape) for each in opened], [described(each) for each in opened], False)
+        ]
+    return [GivenFilm(str(path), [_frame(path, shape)], described(path), still=True)]
+
+
+def _frame(path: Path | MemoryPicture, shape: ImageShape) -> np.ndarray:
+    picture: Image.Image = open_picture("--image", path)
+    return fit(picture, shape)
