@@ -23,7 +23,7 @@ from diffcli.diffusion.losses import denoising_loss
 from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.diffusion.tiling import Piece, Tiles, tiled
 from diffcli.diffusion.times import LossAware, UniformTimes
-from diffcli.diffusion.windows import Stretch, Windows, in_windows
+from diffcli.diffusion.windows import Windows, in_windows
 from diffcli.fields import LATENT, Batch, FieldSpec, Remedies, Specs, check_fields, joined
 from diffcli.networks.conditioning import Conditioning
 from diffcli.networks.pieces import Cutout, InPieces
@@ -271,12 +271,7 @@ class DiffusionTask(Task):
         if tiles is None:
             return lambda x, t: self.denoiser(x, t, cond)
         if isinstance(tiles, Windows):
-
-            def stretched(x: Tensor, t: Tensor, places: Sequence[Stretch]) -> Prediction:
-                prediction: Prediction = self.denoiser(x, t, cond.stretches(places))
-                return prediction
-
-            return in_windows(stretched, tiles)
+            return in_windows(lambda x, t, places: self.denoiser(x, t, cond.stretches(places)), tiles)
 
         network = InPieces(self.denoiser.network) if tiles.exact else None
 

@@ -230,7 +230,10 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> Tensor | None:
-        """Images (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1] for the run log, one for each row of a batch of data; None if the task has none."""
+        """Images (B, C, H, W) or clips (B, C, T, H, W) in [-1, 1] for the run log, one for each row of a batch of data.
+
+        None if the task has none.
+        """
 
 
 @contextmanager
