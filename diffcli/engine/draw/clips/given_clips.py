@@ -102,7 +102,7 @@ def clip_conditions(
     shape = model.task.shape
     wanted = asked_for(model, options, known)
     if options.images:
-        films = given_films(model, options, shape, wanted, known)
+        films = given_films(model, options, shape, fps, wanted, known)
         check_room(model, options, films, shape[1])
         given = GivenClips(model.task.field, shape, films.pattern, films.chosen, len(films.clips), films.origin)
         return options.model_copy(update={"images": ()}), [*found, given]

@@ -15,6 +15,7 @@ from diffcli.engine.draw.pictures import MemoryClip, MemoryPicture
 from diffcli.engine.draw.sample import SampleOptions, request
 from diffcli.engine.model import Model
 from diffcli.tasks.conditioners.given_frames import GIVEN
+from tests.data.clips.filming import numbers, ramp, write
 from tests.data.making import pixels, png
 from tests.engine.draw.clips.filming import FRAMES, asked, drawn, film_model, film_preset, frames_of
 
@@ -82,6 +83,35 @@ def test_a_folder_of_pictures_is_a_clip(tmp_path: Path) -> None:
         (tmp_path / f"{number}.png").write_bytes(png(frame.numpy()))
     (clip,) = drawn(model(), images=(tmp_path,), given_frames="first:3", n=None)
     assert torch.equal(clip[:, :3], shown(frames))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "frames"])
+def test_a_film_gives_its_first_frames_at_the_speed_of_the_clips(name: str, tmp_path: Path) -> None:
+    """A film of 24 frames a second, of which clips of 12 take every second; a folder has the speed of the clips."""
+    path = write(tmp_path / name, ramp(9, 8, 12), fps=24 if name == "a.mp4" else 12)
+    (clip,) = drawn(model(), images=(path,), given_frames="first:3", n=None)
+    assert numbers(clip[:, :3].numpy()) == ([0, 2, 4] if name == "a.mp4" else [0, 1, 2])
+
+
+def test_of_a_long_film_the_last_frames_are_the_last_of_the_clip(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", ramp(20, 8, 12), fps=12)
+    (clip,) = drawn(model(), images=(path,), given_frames="last:2", n=None)
+    assert numbers(clip[:, 4:].numpy()) == [18, 19]
+
+
+def test_a_folder_of_films_gives_a_clip_each(tmp_path: Path) -> None:
+    for first in (20, 60):
+        write(tmp_path / "films" / f"{first}.gif", ramp(5, 8, 12, first=first), fps=12)
+    clips = drawn(model(), images=(tmp_path / "films",), given_frames="first:3", n=None)
+    assert [numbers(clip[:, :3].numpy()) for clip in clips] == [[0, 1, 2], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.mp4", b"no film"), ("a.gif", b"GIF89a"), ("a.png", b"no picture")])
+def test_a_film_that_cannot_be_read_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    for place in (tmp_path / name, tmp_path / "nowhere.mp4"):
+        with pytest.raises(UserError, match=f"--image {place}"):
+            asked(model(), images=(place,))
 
 
 def test_given_frames_change_the_others_and_a_model_draws_without_them() -> None:
