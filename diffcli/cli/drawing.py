@@ -192,6 +192,7 @@ def sample(
         for stage in cascade([ckpt, *(then or ())], options, group, opened):
             output.check_pictures(out, stage.req.shape, stage.req.model.path)
             output.check_sizes(out, stage.req)
+            output.check_speed(out, stage.req.describe())
             place = out if stage.last else output.stage_path(out, stage.number)
             if stage.number == 1:  # what would be refused when the last stage is drawn
                 output.check_kept(out, stage.req.n, output.suffix_of(stage.req.shape))

@@ -108,13 +108,14 @@ def test_gif_shows_all_frames_of_a_clip_at_each_step_of_denoising(run: Path, cli
         (["--given-frames", "first:3"], ["first:3", "--given-frames first:1 or first:2"]),
         (["--window-overlap", "4"], ["--window-overlap 4", "--window"]),
         (["--tile", "4"], ["--tile 4"]),
+        (["--fps", "60"], ["--fps 60", "--fps 50"]),
     ],
 )
 def test_options_that_a_model_of_clips_cannot_follow_are_refused(
     run: Path, cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
-    cli("sample", "--ckpt", run, "--device", "cpu", "--out", tmp_path / "a.webp", *arguments).refused(*words)
-    assert not (tmp_path / "a.webp").exists()
+    cli("sample", "--ckpt", run, "--device", "cpu", "--out", tmp_path / "a.gif", *arguments).refused(*words)
+    assert not (tmp_path / "a.gif").exists()
 
 
 def test_a_model_of_images_writes_no_film(cli: Cli, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import UserError
-from diffcli.data.clips.film_writing import write_frames
+from diffcli.data.clips.film_writing import check_rate, write_frames
 from diffcli.data.image_formats import SUFFIXES
 from diffcli.engine.draw.out_files import ANIMATIONS, all_or_none, kind_of, whole
 from diffcli.engine.draw.out_files import check_output as check_output
@@ -54,6 +54,12 @@ def check_pictures(path: Path, shape: tuple[int, ...], model: Path) -> None:
             f"--out {path}: {model} draws still images, which do not move",
             f"end --out in .png, name a folder, or animate their denoising: diffcli gif --out {path}",
         )
+
+
+def check_speed(path: Path, description: Mapping[str, Any]) -> None:
+    """Raises UserError, before any work, where a file of clips cannot have their rate. description: of a request."""
+    if (clip := description.get("clip")) and kind_of(path) in ANIMATIONS:
+        check_rate(path, clip["fps"])
 
 
 def check_sizes(path: Path, req: ImageRequest) -> None:

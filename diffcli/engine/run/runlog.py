@@ -23,10 +23,10 @@ from torch import Tensor
 
 from diffcli.checkpoint import checkpoints
 from diffcli.config import UserError, quoted
+from diffcli.data.clips.film_writing import write_frames
 from diffcli.data.lock import LOCK, only_writer
 from diffcli.engine.draw.clips.lengths import trained_fps
 from diffcli.engine.draw.out_files import whole
-from diffcli.engine.draw.output import write_frames
 from diffcli.engine.draw.pictures import write_png
 from diffcli.engine.draw.sheets.arrangement import CLIPS, Arrangement
 from diffcli.engine.run.showing import curves, trackers
