@@ -4,28 +4,31 @@ Every set has one shape, uint8 pixels and int64 labels; its order is that of its
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from diffcli.config import UserError, keys_agree, quoted
+from diffcli.config import Config, UserError, keys_agree, quoted
 from diffcli.data import cifar, mnist
 from diffcli.data.clips.clip_config import Clips
+from diffcli.data.clips.clip_data import clip_specs
 from diffcli.data.cluttered import DigitsSegmentation
 from diffcli.data.dataset import Broken, DataConfig
 from diffcli.data.digits_file import read_digits
 from diffcli.data.files import open_tree
-from diffcli.data.images import ImageData
+from diffcli.data.images import ImageData, Share
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import ClassesFrom, Split
+from diffcli.data.mixture import MixedData, StillClips
 from diffcli.data.modes import Range
 from diffcli.data.moving_digits import MovingDigits
 from diffcli.data.personal import Personal
 from diffcli.data.prepared import Shards
 from diffcli.data.shards import is_prepared
 from diffcli.data.stream.stream_data import Stream, lists_shards
+from diffcli.fields import FieldSpec
 
 
 class Digits(DataConfig):
@@ -136,8 +139,140 @@ class NoData(DataConfig):
         )
 
 
+Single = Digits | DigitsSegmentation | MovingDigits | Mnist | Cifar | Folder | Clips | Shards
+"""Sets with an order of their own, which may be parts of a mixture."""
+
+
+class MixPart(Config):
+    """A part of a mixture. Size, channels and mirroring are those of the mixture."""
+
+    data: Annotated[Single, Field(discriminator="kind")] = Field(
+        description="the set; images become clips of one frame"
+    )
+    weight: PositiveFloat = Field(1.0, description="share of the batches, relative to the other parts of that step")
+    first: PositiveInt = Field(1, description="the first step that may read it")
+    last: PositiveInt | None = Field(None, description="the last step that may read it; null: that of the run")
+
+
+class Mix(DataConfig):
+    """Images and clips in one run: each batch is of one part, chosen by seed and step; images are clips of one frame.
+
+    Previews, validation and scores read the last part, so it is the one that the model is for. Parts take size, channels, grey
+    and flip from the mixture.
+    """
+
+    kind: Literal["mix"] = "mix"
+    parts: tuple[MixPart, ...] = Field(
+        min_length=1, description="sets with weights and steps; the last is that of previews"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, given: Any) -> Any:
+        """Gives parts the keys of the mixture that they leave out."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("parts"), list | tuple):
+            return given
+        keys = {name: given[name] for name in INHERITED if given.get(name) is not None}
+        return {**given, "parts": [_inheriting(part, keys) for part in given["parts"]]}
+
+    @keys_agree
+    def _parts_agree(self) -> Iterator[str]:
+        if self.root is not None:
+            yield f"root is '{self.root}', but each part has its own; set data.parts.0.data.root instead of data.root"
+        if self.size is None:
+            yield "size is left out, and all parts of a mixture have one; set data.size=64 for example"
+        if self.buckets or self.derived or self.captions or self.in_memory is not None or self.crop != "centre":
+            yield "buckets, derived, captions, in_memory and crop are keys of parts; set them in data.parts.0.data"
+        for number, part in enumerate(self.parts):
+            for name in INHERITED:
+                own, whole = getattr(part.data, name), getattr(self, name)
+                if own != whole:
+                    yield (
+                        f"parts.{number}.data.{name} is {own}, but that of the mixture {whole}; "
+                        f"leave it out of the part, and set data.{name}"
+                    )
+            if part.data.buckets:
+                yield f"parts.{number}.data.buckets: parts of a mixture have one size; leave it out"
+            if part.last is not None and part.last < part.first:
+                yield (
+                    f"parts.{number}.last is {part.last}, before its first step {part.first}; "
+                    f"set data.parts.{number}.last higher, or to null"
+                )
+        if (step := idle_step(self.parts)) is not None:
+            yield f"parts leave step {step} without data; let one of them go on: set its last to null, or first to 1"
+
+    @property
+    def specs(self) -> dict[str, FieldSpec]:
+        has = self._sets[-1].specs
+        return has if "clip" in has else clip_specs(self.shape, 1) | {n: s for n, s in has.items() if n != "image"}
+
+    def over(self, name: str) -> FieldSpec:
+        return self._sets[-1].over(name)
+
+    @property
+    def _sets(self) -> list[DataConfig]:
+        """The sets of the parts with the keys of the mixture."""
+        keys = {name: getattr(self, name) for name in INHERITED}
+        return [part.data.model_copy(update=keys) for part in self.parts]
+
+    def absolute(self) -> "Mix":
+        return self.model_copy(
+            update={"parts": tuple(p.model_copy(update={"data": p.data.absolute()}) for p in self.parts)}
+        )
+
+    @property
+    def paths(self) -> list[Path]:
+        return [path for part in self.parts for path in part.data.paths]
+
+    def build(self, split: Split) -> ImageData:
+        """The mixture for `train`; for `test` that split of the last part."""
+        fps = next(filter(None, map(rate_of, reversed(self._sets))), 1.0)
+        if split != "train":
+            return as_clips(self._sets[-1].build(split), fps)
+        sets = [as_clips(each.build(split), fps) for each in self._sets]
+        return MixedData(
+            [Share(data, part.weight, part.first, part.last) for data, part in zip(sets, self.parts, strict=True)]
+        )
+
+
+INHERITED = ("size", "channels", "grey", "flip")
+
+
+def _inheriting(part: Any, keys: Mapping[str, Any]) -> Any:
+    if not isinstance(part, Mapping) or not isinstance(part.get("data"), Mapping):
+        return part
+    return {**part, "data": {**keys, **part["data"]}}
+
+
+def idle_step(parts: Sequence[MixPart]) -> int | None:
+    """The first step that no part reads; None if there is none."""
+    step = 1
+    for part in sorted(parts, key=lambda part: part.first):
+        if part.first > step:
+            return step
+        if part.last is None:
+            return None
+        step = max(step, part.last + 1)
+    return step
+
+
+def as_clips(data: ImageData, fps: float) -> ImageData:
+    """Data with the field clip: themselves, or their images as clips of one frame."""
+    return data if "clip" in data.specs else StillClips(data, fps)
+
+
+def rate_of(config: DataConfig) -> float | None:
+    """Frames per second of the clips of a set, as far as the preset says; the first of several."""
+    match config:
+        case MovingDigits(fps=fps):
+            return fps[0] if isinstance(fps, tuple) else fps
+        case Clips(fps=float() as fps, stride=stride) | Shards(fps=float() as fps, stride=stride):
+            return fps / stride
+    return None
+
+
 AnyData = Annotated[
-    Digits | DigitsSegmentation | MovingDigits | Mnist | Cifar | Folder | Clips | Personal | Shards | Stream | NoData,
+    Single | Personal | Mix | Stream | NoData,
     Field(discriminator="kind"),
 ]
 
@@ -148,10 +283,24 @@ def at_root(config: DataConfig, place: str | Path) -> DataConfig:
         include={"size", "channels", "flip", "in_memory", "crop", "buckets", "captions", "derived", "grey"},
         exclude_unset=True,
     )
+    if isinstance(config, Mix):
+        raise UserError(
+            f"--data {place}: the data of the preset are several sets, data.parts",
+            f"name the place of each: --set {quoted(f'data.parts.0.data.root={place}')}",
+        )
+    if isinstance(config, Clips | Shards) and config.frames is not None:
+        clips = {"frames": config.frames, "fps": config.fps, "stride": config.stride}
+    else:
+        clips = {}
     listed = lists_shards(str(place))
+    if listed and clips:
+        raise UserError(
+            f"--data {place}: clips are read by random access, from a folder of films or a prepared set on disk",
+            "copy the shards with their dataset.json to a folder, and name it: --data DIR",
+        )
     if not listed and not isinstance(config, Shards | Personal):
         if is_prepared(Path(place)):
-            return Shards(root=Path(place), **same)
+            return Shards.model_validate({"root": place, **same, **clips})
         check_finished(Path(place).expanduser(), "--data")
     if isinstance(config, Stream):
         return Stream.model_validate(config.model_dump(exclude_unset=True) | {"shards": str(place)})

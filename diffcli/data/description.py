@@ -21,9 +21,9 @@ from diffcli.data.columns import Texts
 from diffcli.data.dataset import TreeFiles
 from diffcli.data.files import ARCHIVE_ERRORS
 from diffcli.data.images import EncodedFiles, ImageData, ImageOrigin, NamedFiles
+from diffcli.data.joining import Joined
 from diffcli.data.latent_data import LatentImages
 from diffcli.data.pixels import open_image
-from diffcli.data.prepared import Joined
 from diffcli.data.shards import PreparedSet, ShardFiles, open_shards
 from diffcli.data.sidecars import SidecarFiles
 from diffcli.data.stream.stream_data import StreamData

@@ -62,11 +62,12 @@ class ImageData(ABC):
 
     classes: names of the classes, None without classes. labels: int64 (N,) on the CPU, None without labels.
     columns: the other fields by name. in_files: whether reading opens and decodes files, so that worker processes help.
-    origin: the origin of the images, if known.
+    origin: the origin of the images, if known. parts: the sets that a mixture consists of.
     """
 
     in_files = False
     origin: ImageOrigin | None = None
+    parts: "tuple[Share, ...]" = ()
 
     def __init__(
         self,
@@ -169,6 +170,15 @@ class ImageData(ABC):
         count = min(count, len(self))
         rows = torch.arange(count) * len(self) // count
         return self.read(rows), rows
+
+
+class Share(NamedTuple):
+    """A part of a mixture, and its share of the batches from step `first` to step `last`, both included; None: to the end."""
+
+    data: ImageData
+    weight: float = 1.0
+    first: int = 1
+    last: int | None = None
 
 
 class ChosenImages(ImageData):

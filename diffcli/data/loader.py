@@ -109,8 +109,12 @@ def loaded(data: FileImages, in_memory: bool | None) -> ImageData:
 
 
 def on_device(fields: Batch, specs: Specs, device: torch.device) -> dict[str, Any]:
-    """Fields of ImageData.read on a device, converted there by their kind: bytes are copied, not floats, and nothing waits."""
-    there = {name: transfer.moved(v, device) if isinstance(v, Tensor) else v for name, v in fields.items()}
+    """The fields of ImageData.read that `specs` declare, on a device, converted there by their kind.
+
+    Bytes are copied, not floats, and nothing waits.
+    """
+    declared = {name: value for name, value in fields.items() if name in specs}
+    there = {name: transfer.moved(v, device) if isinstance(v, Tensor) else v for name, v in declared.items()}
     return {name: converted(value, specs[name]) for name, value in there.items()}
 
 

@@ -6,6 +6,7 @@ straddle two epochs, and a set may be smaller than a batch. Where images have bu
 each instead.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,8 +15,12 @@ from torch import Tensor
 from diffcli import noise
 from diffcli.config import UserError
 from diffcli.data.buckets import Framing
-from diffcli.data.images import ImageData
+from diffcli.data.images import ImageData, Share
 from diffcli.noise import Domain
+
+BLOCK = 4096  # steps whose parts are chosen at once
+PART_SEEDS, MIXING = 1, 2  # purposes of random numbers of a mixture
+SEED_BITS, WORD = 63, 10  # of a derived number: its bits, and those that a share in [0, 1) does not need
 
 
 class StepRows(NamedTuple):
@@ -117,8 +122,60 @@ class VariantOrder:
         return self.whole.rows(first, last)._replace(variant=int(chosen) % self.count)
 
 
+class MixOrder:
+    """The order of a mixture: each batch is the next one of a part, chosen by its weight among the parts active in that step."""
+
+    def __init__(self, seed: int, parts: Sequence[Share], batch_size: int) -> None:
+        self.seed, self.parts, self.batch_size = seed, parts, batch_size
+        numbers = torch.arange(len(parts))
+        seeds = noise.derive(seed, Domain.VARIANT, numbers, PART_SEEDS).tolist()
+        self.orders = [order_of(part.data, own, batch_size) for part, own in zip(parts, seeds, strict=True)]
+        counts = [len(part.data.variants) for part in parts]
+        self.offsets = [sum(counts[:i]) for i in range(len(counts))]  # of the variants of each part
+        self.before = [torch.zeros(len(parts), dtype=torch.int64)]  # batches of each part before each block of steps
+        self._number, self._block = -1, torch.empty(0, dtype=torch.int64)
+
+    def chosen(self, steps: Tensor) -> Tensor:
+        """int64 (n,): the part of each step, int64 (n,), counted from 0."""
+        words = noise.derive(self.seed, Domain.VARIANT, steps, MIXING) >> WORD
+        share = words.double() / (1 << (SEED_BITS - WORD))  # [0, 1)
+        weights = torch.stack([self._weight(part, steps + 1) for part in self.parts]).cumsum(0)
+        return (share * weights[-1] >= weights[:-1]).sum(0)
+
+    def rows(self, first: int, last: int) -> StepRows:
+        """Positions first <= p < last, all within one batch."""
+        step = first // self.batch_size
+        part, number = self.place(step)
+        shift = (number - step) * self.batch_size
+        own = self.orders[part].rows(first + shift, last + shift)
+        return own._replace(positions=torch.arange(first, last), variant=self.offsets[part] + (own.variant or 0))
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The part of a step, counted from 0, and how many batches of it came before."""
+        block, at = divmod(step, BLOCK)
+        while len(self.before) <= block:
+            counts = self._of(len(self.before) - 1).bincount(minlength=len(self.parts))
+            self.before.append(self.before[-1] + counts)
+        choices = self._of(block)
+        part = int(choices[at])
+        return part, int(self.before[block][part] + (choices[:at] == part).sum())
+
+    def _of(self, block: int) -> Tensor:
+        if block != self._number:
+            self._number, self._block = block, self.chosen(torch.arange(block * BLOCK, (block + 1) * BLOCK))
+        return self._block
+
+    def _weight(self, part: Share, steps: Tensor) -> Tensor:
+        active = steps >= part.first
+        if part.last is not None:
+            active &= steps <= part.last
+        return active.double() * part.weight
+
+
 def order_of(data: ImageData, seed: int, batch_size: int) -> RowOrder:
     """The order in which a run reads its data."""
+    if data.parts:
+        return MixOrder(seed, data.parts, batch_size)
     if len(data.variants) > 1:
         return VariantOrder(seed, data, batch_size)
     return BucketOrder(seed, data.framing, batch_size) if data.framing.buckets else IndexOrder(seed, len(data))
@@ -126,6 +183,8 @@ def order_of(data: ImageData, seed: int, batch_size: int) -> RowOrder:
 
 def epoch_size(data: ImageData, batch_size: int) -> int:
     """Samples that an epoch deals: all of them, or the whole batches that the buckets give."""
+    if data.parts:
+        return sum(epoch_size(part.data, batch_size) for part in data.parts)
     framing = data.framing
     return BucketOrder(0, framing, batch_size).batches * batch_size if framing.buckets else len(data)
 

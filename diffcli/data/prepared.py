@@ -1,29 +1,31 @@
-"""Prepared sets of `diffcli prep-data` as data of a preset, with random access, several of them as one."""
+"""Prepared sets of `diffcli prep-data` as data of a preset, with random access: images, latents or clips."""
 
-import hashlib
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from diffcli.config import ImageShape, UserError, quoted
+from diffcli.config import ImageShape, UserError, keys_agree, quoted
 from diffcli.data.annotators import joined_annotators
 from diffcli.data.buckets import Framing
+from diffcli.data.clips.clip_data import ClipData
+from diffcli.data.clips.clip_keys import Lengths, clip_faults, described_clips, timings
+from diffcli.data.clips.shard_clips import ChosenFiles, ShardClips, long_enough
 from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split
 from diffcli.data.field_notes import FieldNote
-from diffcli.data.images import Column, EncodedFiles, FileImages, ImageData, ImageOrigin
+from diffcli.data.images import Column, FileImages, ImageData
+from diffcli.data.joining import Found, Lacking, agree, find_set, joined, notes_of, origin_of, sides_of
 from diffcli.data.latent_data import LatentImages, Latents
 from diffcli.data.listing import Split
 from diffcli.data.loader import MEMORY_LIMIT, loaded
-from diffcli.data.shards import PreparedSet, ShardFiles, open_shards
+from diffcli.data.shards import ShardFiles
 from diffcli.fields import LATENT, FieldSpec, listed, typed
+
+VIDEO = "video"  # the field of prepared sets that holds videos
 
 
 class Shards(DataConfig):
@@ -39,6 +41,27 @@ class Shards(DataConfig):
         (), description="further prepared sets, joined with root; they must have the same fields"
     )
     validation: Path | None = Field(None, description="prepared set that serves as split test")
+    frames: Lengths | None = Field(
+        None,
+        description="of a set with videos: frames of a clip, or a list of lengths, one a batch; null: images are read",
+    )
+    fps: PositiveFloat | None = Field(
+        None, description="frames per second that videos are resampled to by their time stamps; null: as they are"
+    )
+    stride: PositiveInt = Field(1, description="every how many frames, after resampling, one is taken")
+
+    @keys_agree
+    def _clips_agree(self) -> Iterator[str]:
+        if self.frames is not None:
+            yield from clip_faults(self, self.frames)
+        elif self.fps is not None or self.stride != 1:
+            yield "fps and stride are of clips, and frames is null; set data.frames=16 for example"
+
+    @property
+    def specs(self) -> dict[str, FieldSpec]:
+        if self.frames is None:
+            return super().specs
+        return described_clips(self, timings(self.frames, self.fps, self.stride)[-1])
 
     def absolute(self) -> Self:
         paths = {"root": self.root, "validation": self.validation}
@@ -66,10 +89,12 @@ class Shards(DataConfig):
                 part.verify()
         classes = sets[0].classes
         labels = None if classes is None else torch.cat([part.labels for part in parts if part.labels is not None])
-        framing = self._framing(split, lambda: _sides(sets, parts))
+        framing = self._framing(split, lambda: sides_of(sets, parts))
         notes = notes_of(sets)
         if sets[0].prepared.latents:
             return self._latents(split, sets, parts, notes, labels)
+        if self.frames is not None:
+            return self._clips(split, sets, parts, notes, labels)
         columns = {
             name: self._column(name, note, sets, parts, framing)
             for name, note in notes.items()
@@ -79,10 +104,45 @@ class Shards(DataConfig):
         images.origin = origin_of(sets, parts)
         return self._with_made(loaded(images, self.in_memory))
 
+    def _clips(
+        self,
+        split: Split,
+        sets: list[Found],
+        parts: list[ShardFiles],
+        notes: dict[str, FieldNote],
+        labels: Tensor | None,
+    ) -> ImageData:
+        """The videos of a split, without those too short. Raises UserError if a set has none, or all are too short."""
+        assert self.frames is not None
+        for found in sets:
+            if VIDEO not in found.prepared.fields:
+                raise UserError(
+                    f"data.frames is {self.frames}, but {found.shown} holds no videos",
+                    "use --set data.frames=null for its images, or prepare clips: diffcli prep-data webvid SOURCE --out DIR",
+                )
+        each = timings(self.frames, self.fps, self.stride)
+        lengths = torch.cat([part.films for part in parts])
+        places = long_enough(lengths, each[-1]).nonzero()[:, 0]
+        if not len(places):
+            raise UserError(f"{sets[0].shown}: no video has {each[-1]}", "set data.frames or data.stride lower")
+        framing = Framing(self.shape[1:], self.crop == "random" and split == "train")
+        columns: dict[str, Column] = {
+            name: self._column(name, note, sets, parts, framing, places)
+            for name, note in notes.items()
+            if note.kind in ("text", "vector", "tokens")  # what is of the whole video, not of its middle frame
+        }
+        films = ShardClips(ChosenFiles(joined([part.field(VIDEO) for part in parts]), places))
+        chosen = None if labels is None else labels[places]
+        data = ClipData(films, self.shape, each, chosen, sets[0].classes, columns, framing)
+        short = len(lengths) - len(places)
+        told = (f"left out, too short for {each[-1]}: {short:,} of {len(lengths):,} clips",) if short else ()
+        data.origin = origin_of(sets, parts)._replace(notes=told)
+        return self._with_made(data)
+
     def _latents(
         self,
         split: Split,
-        sets: list["Found"],
+        sets: list[Found],
         parts: list[ShardFiles],
         notes: dict[str, FieldNote],
         labels: Tensor | None,
@@ -127,16 +187,16 @@ class Shards(DataConfig):
         made.origin = origin_of(sets, parts)
         return self._with_made(made)
 
-    def _sets(self, split: Split) -> list["Found"]:
+    def _sets(self, split: Split) -> list[Found]:
         """The sets of a split, in order. Raises UserError if there are none, or if two contradict each other."""
-        first = _find("data.root", self._source(), split)
+        first = find_set("data.root", self._source(), split)
         if split == "test" and self.validation is not None:
-            found = [_find("data.validation", self.validation, split)._replace(classes=first.classes)]
+            found = [find_set("data.validation", self.validation, split)._replace(classes=first.classes)]
             if "test" not in found[0].prepared.splits:
                 found = [found[0]._replace(split="train")]
             agree(first, found[0])
             return found
-        sets = [first, *(_find(f"data.more.{i}", path, split) for i, path in enumerate(self.more))]
+        sets = [first, *(find_set(f"data.more.{i}", path, split) for i, path in enumerate(self.more))]
         for other in sets[1:]:
             agree(first, other)
         there = [found for found in sets if split in found.prepared.splits]
@@ -146,153 +206,17 @@ class Shards(DataConfig):
         return [found._replace(classes=first.classes) for found in there]
 
     def _column(
-        self, name: str, note: FieldNote, sets: list["Found"], parts: list[ShardFiles], framing: Framing
+        self,
+        name: str,
+        note: FieldNote,
+        sets: list[Found],
+        parts: list[ShardFiles],
+        framing: Framing,
+        places: Tensor | None = None,
     ) -> Column:
+        """A field of the samples, or of those at places, int64 (n,)."""
         there = [name in found.prepared.fields for found in sets]
         if not all(there):
             return Lacking(name, note.spec(framing.size), sets[there.index(False)].shown, sets[there.index(True)].shown)
-        return column(joined([part.field(name) for part in parts]), note, framing, sets[0].root)
-
-
-class Found(NamedTuple):
-    """A prepared set that a key names, and the split to read. classes: those of the set of data.root."""
-
-    key: str
-    root: Path
-    prepared: PreparedSet
-    split: Split
-    classes: tuple[str, ...] | None
-
-    @property
-    def shown(self) -> str:
-        return f"{self.key} '{self.root}'"
-
-
-class Joined:
-    """The encoded files of several sets, end to end."""
-
-    def __init__(self, parts: Sequence[EncodedFiles]) -> None:
-        self.parts = tuple(parts)
-        self.ends = list(accumulate(map(len, parts)))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def name(self, index: int) -> str:
-        part, own = self._part(index)
-        return part.name(own)
-
-    def read(self, index: int) -> bytes:
-        part, own = self._part(index)
-        return part.read(own)
-
-    def _part(self, index: int) -> tuple[EncodedFiles, int]:
-        number = bisect_right(self.ends, index)
-        return self.parts[number], index - (self.ends[number - 1] if number else 0)
-
-
-class Lacking:
-    """A field that some of the joined sets lack; refused only if a task reads it."""
-
-    def __init__(self, name: str, spec: FieldSpec, without: str, having: str) -> None:
-        self.name, self.spec, self.without, self.having = name, spec, without, having
-
-    def read(self, indices: Tensor, draws: Tensor | None) -> list[str]:
-        raise UserError(
-            f"{self.without} has no field '{self.name}', which {self.having} has and the task reads",
-            "prepare it with what the other was prepared with (captions, masks or --embed), or leave one of the two out",
-        )
-
-
-def joined(parts: Sequence[EncodedFiles]) -> EncodedFiles:
-    """Several sets of files as one."""
-    return parts[0] if len(parts) == 1 else Joined(parts)
-
-
-def origin_of(sets: Sequence[Found], parts: Sequence[ShardFiles]) -> ImageOrigin:
-    """The origin of the images of joined sets; splits: those that all of them have."""
-    shared = [split for split in sets[0].prepared.splits if all(split in found.prepared.splits for found in sets)]
-    splits = {split: sum(found.prepared.splits[split].count for found in sets) for split in shared}
-    left_out = sum((Counter(found.prepared.left_out) for found in sets), Counter())
-    return ImageOrigin(joined(parts), splits, sum(found.prepared.skipped for found in sets), left_out)
-
-
-def notes_of(sets: Sequence[Found]) -> dict[str, FieldNote]:
-    """The fields of joined sets, each as in the first set that has it; a mask has the classes of all sets."""
-    notes: dict[str, FieldNote] = {}
-    for found in sets:
-        for name, note in found.prepared.fields.items():
-            first = notes.setdefault(name, note)
-            if first.classes is not None and note.classes is not None:
-                notes[name] = first.model_copy(update={"classes": max(first.classes, note.classes)})
-    return notes
-
-
-def agree(first: Found, other: Found) -> None:
-    """Raises UserError with both sets if they differ in channels, classes or embeddings."""
-    one, two = first.prepared, other.prepared
-    compared = [("channels", str(one.channels), str(two.channels)), ("contents", *map(_contents, (one, two)))]
-    if one.classes is not None:
-        compared.append(("classes", _listed(one.classes), _listed(two.classes)))
-    for name in one.fields.keys() & two.fields.keys():
-        compared.append((f"the field {name}", *_notes(one.fields[name], two.fields[name])))
-    for what, mine, theirs in compared:
-        if mine != theirs:
-            raise UserError(
-                f"{first.shown} and {other.shown} cannot be one set: {what} {mine} against {theirs}",
-                f"prepare both alike, or leave {other.key.removesuffix('.0')} out",
-            )
-
-
-def _find(key: str, root: Path, split: Split) -> Found:
-    root = root.expanduser()
-    try:
-        prepared = open_shards(root, key)
-    except UserError as error:
-        if key == "data.root":
-            raise
-        without = "data.validation=null" if key == "data.validation" else "data.more=[]"
-        raise UserError(error.problem, f"{error.hint}; --set {without} goes without it") from error
-    return Found(key, root, prepared, split, prepared.classes)
-
-
-def _contents(prepared: PreparedSet) -> str:
-    return f"latents of {prepared.size} images" if prepared.latents else "images"
-
-
-def _listed(classes: tuple[str, ...] | None) -> str:
-    """Class names in few words, the same for the same names."""
-    if not classes:
-        return "none"
-    digest = hashlib.sha256("\0".join(classes).encode()).hexdigest()[:8]
-    return (
-        ", ".join(classes) if len(classes) < 5 else f"{len(classes)} ({classes[0]} to {classes[-1]}, digest {digest})"
-    )
-
-
-def _notes(one: FieldNote, two: FieldNote) -> tuple[str, str]:
-    """The properties of a field that must agree: the digest of the encoder's weights if both are known, else its name."""
-    both = one.sha256 is not None and two.sha256 is not None
-    return _told(one, both), _told(two, both)
-
-
-def _told(note: FieldNote, digest: bool) -> str:
-    encoder = f"of the encoder {note.encoder}" if note.encoder else ""
-    classes = "" if note.kind != "mask" else {None: "of unknown classes", 2: "of two classes"}.get(note.classes, "")
-    width = (
-        f"{note.width} wide" if note.width else f"{listed(note.shape)}{' in pairs' * note.pair}" if note.shape else ""
-    )
-    read = note.reading if encoder and note.kind in ("vector", "tokens") else ""
-    parts = [note.kind, width, classes, f"weights {note.sha256}" if digest else encoder, read]
-    return " ".join(filter(None, parts))
-
-
-def _sides(sets: Sequence[Found], parts: Sequence[ShardFiles]) -> Tensor:
-    """int64 (N, 2): height and width of every image, from the indexes."""
-    for found, part in zip(sets, parts, strict=True):
-        if not bool(part.sides.all()):
-            raise UserError(
-                f"{found.shown} was prepared by a version that noted no sizes, which data.buckets needs",
-                "run `diffcli prep-data` again, into another folder",
-            )
-    return torch.cat([part.sides for part in parts])
+        files = joined([part.field(name) for part in parts])
+        return column(files if places is None else ChosenFiles(files, places), note, framing, sets[0].root)

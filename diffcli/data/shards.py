@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import Field, NonNegativeInt, StringConstraints, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, StringConstraints, ValidationError
 from torch import Tensor
 
 from diffcli.config import Config, Record, UserError, quoted
 from diffcli.data.field_notes import Digest, FieldName, Notes
+from diffcli.data.files import Span
 from diffcli.data.labels_file import is_labels_file
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
@@ -54,7 +55,8 @@ class Index(Record):
     """The contents of one shard. members: the names of its images; offset and size: their places in the tar.
 
     image_size: (height, width) of all images, None if they differ or there are none; sizes: then those of each.
-    fields: the fields beside the images; notes: their descriptions. values: those that occur in each mask.
+    films: frames and frames per second of each video. fields: the fields beside the images; notes: their descriptions.
+    values: those that occur in each mask.
     """
 
     members: list[str]
@@ -64,12 +66,18 @@ class Index(Record):
     channels: Literal[1, 3]
     image_size: tuple[int, int] | None
     sizes: list[tuple[int, int]] | None = None
+    films: list[tuple[NonNegativeInt, NonNegativeFloat]] | None = None
     fields: dict[FieldName, Members] = Field(default_factory=dict)
     notes: Notes = Field(default_factory=dict)
     values: dict[FieldName, list[NonNegativeInt]] = Field(default_factory=dict)
     skipped: list[Skipped]
     bytes: NonNegativeInt
     sha256: Digest
+
+
+def index_json(index: Index) -> bytes:
+    """The file of an index; without videos it is in the form that earlier versions read."""
+    return index.model_dump_json(exclude=None if index.films else {"films"}).encode()
 
 
 class Shard(Config):
@@ -163,6 +171,7 @@ class ShardFiles:
         self.offset, self.size = _members([shard.members for shard in rows])
         self.labels = _labels(rows, prepared, root)
         self.sides = torch.cat([torch.empty(0, 2, dtype=torch.int64), *(shard.sides for shard in rows)])
+        self.films = torch.cat([torch.empty(0, 2, dtype=torch.float64), *(shard.films for shard in rows)])
         self.fields = {name: _members([shard.fields[name] for shard in rows]) for name in prepared.fields}
 
     def field(self, name: str) -> "ShardFiles":
@@ -173,6 +182,12 @@ class ShardFiles:
 
     def __len__(self) -> int:
         return len(self.shard)
+
+    def span(self, index: int) -> Span:
+        """Where an image, or the member of a field, lies in its shard. Raises UserError as `read` does."""
+        number = int(self.shard[index])
+        _open(self.paths[number], self.shards[number].sha256, self.shards[number].bytes)
+        return Span(self.paths[number], int(self.offset[index]), int(self.size[index]))
 
     def name(self, index: int) -> str:
         shard = int(self.shard[index])
@@ -235,12 +250,14 @@ class _Rows(NamedTuple):
     """The parts of an index in memory, int64 tensors, made shard by shard, since lists of millions take ten times the memory.
 
     members and fields: (2, N), offset and size in the tar; sides: (N, 2), height and width as stored; labels: (N,).
+    films: float64 (N, 2), frames and frames per second of the videos, 0 where they are not known.
     """
 
     members: Tensor
     fields: dict[FieldName, Tensor]
     sides: Tensor
     labels: Tensor
+    films: Tensor
 
     @classmethod
     def of(cls, index: Index, prepared: PreparedSet) -> "_Rows":
@@ -252,6 +269,7 @@ class _Rows(NamedTuple):
             {name: torch.tensor([found.offset, found.size]) for name, found in there.items()},
             torch.tensor(index.sizes or [index.image_size or (0, 0)] * count, dtype=torch.int64).reshape(-1, 2),
             torch.tensor(index.labels or [], dtype=torch.int64),
+            torch.tensor(index.films or [(0, 0.0)] * count, dtype=torch.float64).reshape(-1, 2),
         )
 
 

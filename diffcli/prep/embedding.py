@@ -26,7 +26,7 @@ from diffcli.config import UserError
 from diffcli.data import captions
 from diffcli.data.field_notes import TOKENS, FieldNote, empty_file
 from diffcli.data.pixels import open_image
-from diffcli.data.shards import DATASET, Index, PreparedSet, Shard, open_shards
+from diffcli.data.shards import DATASET, Index, PreparedSet, Shard, index_json, open_shards
 from diffcli.digest import sha256
 from diffcli.encoders.encoder import Encoder, EncoderConfig
 from diffcli.prep.prepare import alone
@@ -230,7 +230,7 @@ def _renote(out: Path, work: Path, shard: Shard, adding: Adding) -> None:
     found = {field: note for field, note in adding.notes.items() if index.notes.get(field, note) != note}
     if found:
         changed = index.model_copy(update={"notes": {**index.notes, **found}})
-        write_whole(out / shard.index, changed.model_dump_json().encode(), work)
+        write_whole(out / shard.index, index_json(changed), work)
 
 
 def _embed_shard(out: Path, work: Path, shard: Shard, adding: Adding, workers: int) -> Iterator[int]:
@@ -256,7 +256,7 @@ def _embed_shard(out: Path, work: Path, shard: Shard, adding: Adding, workers: i
         raise
     changed = _moved(index, spans, adding.notes | index.notes, temporary)
     waiting = work / shard.index
-    write_whole(waiting, changed.model_dump_json().encode(), work)
+    write_whole(waiting, index_json(changed), work)
     temporary.replace(out / shard.tar)
     waiting.replace(out / shard.index)
 

@@ -28,7 +28,7 @@ class Item(NamedTuple):
     name: of the source, for skipped.jsonl. stored: further members by extension, unchanged.
 
     captions: any number of texts. pictures: pictures of the same size that belong to it, such as a mask, by field name.
-    video: an MP4, of which the image is a frame.
+    video: an MP4, of which the image is a frame; film: its number of frames, and of frames per second.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Item(NamedTuple):
     pictures: Mapping[str, Location | np.ndarray] = {}
     video: bytes | None = None
     stored: Mapping[str, bytes] = {}
+    film: tuple[int, float] | None = None
 
 
 class Deferred(Protocol):

@@ -22,7 +22,7 @@ from diffcli.data.field_notes import FieldNote
 from diffcli.data.files import ARCHIVE_ERRORS, printable
 from diffcli.data.modes import Range
 from diffcli.data.pixels import BrokenImage
-from diffcli.data.shards import Index, Members, PreparedSet, Skipped
+from diffcli.data.shards import Index, Members, PreparedSet, Skipped, index_json
 from diffcli.digest import sha256
 from diffcli.prep.encode import Picture, encode, encode_over
 from diffcli.prep.items import Deferred, Item
@@ -57,13 +57,14 @@ class ShardJob(NamedTuple):
 
 
 class WrittenMember(NamedTuple):
-    """An image in the tar: its name, the picture, its label, its members, and the values of its masks."""
+    """An image in the tar: its name, the picture, its label, its members, the values of its masks, and `Item.film`."""
 
     name: str
     picture: Picture
     label: int | None
     spans: Spans
     masks: Values
+    film: tuple[int, float] | None
 
     @property
     def span(self) -> tuple[int, int]:
@@ -94,6 +95,7 @@ def write_shard(job: ShardJob) -> Index:
         channels=max((member.picture.channels for member in members), default=1),
         image_size=next(iter(sizes)) if len(sizes) == 1 else None,
         sizes=[member.picture.size for member in members] if len(sizes) > 1 else None,
+        films=[member.film for member in members if member.film is not None] or None,
         fields=fields_of([member.spans for member in members]),
         notes=dict(job.fields) if members else {},
         values=values_of([member.masks for member in members]),
@@ -102,7 +104,7 @@ def write_shard(job: ShardJob) -> Index:
         sha256=sha256(temporary),
     )
     temporary.replace(job.out / f"{job.stem}.tar")
-    write_whole(job.out / f"{job.stem}.json", index.model_dump_json().encode(), job.work)
+    write_whole(job.out / f"{job.stem}.json", index_json(index), job.work)
     for path in job.spent:
         path.unlink(missing_ok=True)
     return index
@@ -187,7 +189,7 @@ def _write_tar(file: IO[bytes], job: ShardJob) -> tuple[list[WrittenMember], lis
                 continue
             key = f"{number:08d}"
             spans, position = write_sample(tar, key, sample, position)
-            members.append(WrittenMember(f"{key}.{picture.extension}", picture, item.label, spans, masks))
+            members.append(WrittenMember(f"{key}.{picture.extension}", picture, item.label, spans, masks, item.film))
     return members, skipped
 
 

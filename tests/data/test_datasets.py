@@ -17,7 +17,7 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data.clips.clip_config import Clips
 from diffcli.data.cluttered import DigitsSegmentation
 from diffcli.data.dataset import DataConfig
-from diffcli.data.datasets import AnyData, Cifar, Digits, Folder, Mnist, NoData, at_root
+from diffcli.data.datasets import AnyData, Cifar, Digits, Folder, Mix, Mnist, NoData, at_root
 from diffcli.data.images import FileImages, ImageData, MemoryImages
 from diffcli.data.moving_digits import MovingDigits
 from diffcli.data.personal import Personal
@@ -65,6 +65,8 @@ def write(kind: str, root: Path) -> DataConfig:
             for name in ("train/cat/a.mp4", "train/dog/b.gif", "test/cat/c.mp4", "test/dog/d.gif"):
                 filming.write(root / name, filming.ramp(6, 8, 8))
             return Clips(root=root, size=8, frames=3)
+        case "mix":
+            return Mix(size=8, channels=1, parts=[{"data": {"kind": "digits", "size": 8}}])
         case "shards":
             return Shards(root=prepared(root), size=8)
     raise AssertionError(f"no tiny set of kind {kind}: write one here")

@@ -9,8 +9,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from diffcli.config import UserError, keys_agree
 from diffcli.data.broken import left_out, named
 from diffcli.data.buckets import Framing
-from diffcli.data.clips.clip_data import ClipData, clip_specs
+from diffcli.data.clips.clip_data import ClipData
 from diffcli.data.clips.clip_files import FRAME_RATE, RATE_FILE, FoundClips, TreeClips, clips_among
+from diffcli.data.clips.clip_keys import Lengths, clip_faults, described_clips, timings
 from diffcli.data.clips.film import BrokenClip, Timing
 from diffcli.data.clips.probing import broken_clips
 from diffcli.data.columns import Texts
@@ -20,14 +21,6 @@ from diffcli.data.images import Column, ImageData, ImageOrigin
 from diffcli.data.listing import ClassesFrom, Listing, Split, arranged
 from diffcli.data.sidecars import SidecarFiles
 from diffcli.fields import FieldSpec
-
-Lengths = PositiveInt | tuple[PositiveInt, ...]
-
-
-def timings(frames: Lengths, fps: float | None, stride: int) -> tuple[Timing, ...]:
-    """One for each length, the longest last."""
-    lengths = sorted({frames} if isinstance(frames, int) else set(frames))
-    return tuple(Timing(length, fps, stride) for length in lengths)
 
 
 class Clips(DataConfig):
@@ -56,14 +49,7 @@ class Clips(DataConfig):
 
     @keys_agree
     def _clips_agree(self) -> Iterator[str]:
-        if self.frames == ():
-            yield "frames is an empty list; set data.frames=16"
-        if self.in_memory:
-            yield "in_memory is true, but clips are decoded when they are read; leave data.in_memory out"
-        if self.buckets:
-            yield "buckets are of images; leave data.buckets out, or make it a list of lengths: data.frames=[8, 16]"
-        if self.derived:
-            yield "derived fields are made of images, not of clips; leave data.derived out"
+        return clip_faults(self, self.frames)
 
     @property
     def timings(self) -> tuple[Timing, ...]:
@@ -71,8 +57,7 @@ class Clips(DataConfig):
 
     @property
     def specs(self) -> dict[str, FieldSpec]:
-        text = {} if self.captions is None else {"text": FieldSpec("text")}
-        return clip_specs(self.shape, self.timings[-1].frames) | text
+        return described_clips(self, self.timings[-1])
 
     def build(self, split: Split) -> ImageData:
         tree = open_tree(self._source(), "data.root")

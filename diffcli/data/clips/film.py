@@ -8,10 +8,11 @@ of the film. Starts lie on the grid of the frames, and each start from which the
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from diffcli.data.pixels import BrokenImage
 
@@ -38,10 +39,6 @@ class Timing(NamedTuple):
     fps: float | None = None
     stride: int = 1
 
-    def seconds(self, rate: float) -> float:
-        """From the first frame to the last, in a film of this rate."""
-        return (self.frames - 1) * self.stride / (self.fps or rate)
-
     def shown_rate(self, rate: float) -> float:
         """Frames per second of the clip itself."""
         return (self.fps or rate) / self.stride
@@ -59,6 +56,7 @@ class Shot(NamedTuple):
     picture: Callable[[], Image.Image]
 
 
+Number = TypeVar("Number", float, Tensor)
 Fitting = Callable[[Image.Image], np.ndarray]
 """Makes a frame, uint8 (C, H, W), of a picture."""
 
@@ -96,7 +94,7 @@ def taken(film: Film, timing: Timing, share: float, fitted: Fitting) -> Take:
     Raises NoFrames where the film is too short.
     """
     seconds = film.seconds
-    if seconds <= timing.seconds(film.rate):
+    if starts(seconds, film.rate, timing) <= 0:
         seconds = film.measured()
     for _ in range(2):
         frames, end = _from(film, timing, start_of(film, timing, share, seconds), fitted)
@@ -108,11 +106,17 @@ def taken(film: Film, timing: Timing, share: float, fitted: Fitting) -> Take:
 
 def start_of(film: Film, timing: Timing, share: float, seconds: float) -> float:
     """The start of a clip in seconds. Raises NoFrames where a film of this length has none."""
-    rate = timing.fps or film.rate
-    count = math.ceil((seconds - timing.seconds(film.rate)) * rate - ROUNDING - TOLERANCE * rate)
+    count = math.ceil(starts(seconds, film.rate, timing))
     if count < 1:
         raise too_short(film, timing, seconds)
-    return min(int(share * count), count - 1) / rate
+    return min(int(share * count), count - 1) / (timing.fps or film.rate)
+
+
+def starts(seconds: Number, rate: Number, timing: Timing) -> Number:
+    """How many starts a film of this length and rate has, before it is rounded up: above 0 where it is long enough."""
+    grid = timing.fps or rate
+    span = (timing.frames - 1) * timing.stride / grid
+    return (seconds - span - TOLERANCE) * grid - ROUNDING
 
 
 def too_short(film: Film, timing: Timing, seconds: float) -> NoFrames:

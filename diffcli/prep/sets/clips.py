@@ -60,11 +60,20 @@ class Clip(NamedTuple):
         data = fetch(self.place, self.name, self.manners) if isinstance(self.place, str) else read_location(self.place)
         if len(data) > MAX_BYTES:
             raise BrokenImage(self.name, f"it is larger than {MAX_BYTES >> 20} MiB")
-        return Item(self.name, None, middle_frame(data, self.name), self.captions, video=data)
+        found = decoded_clip(data, self.name)
+        return Item(self.name, None, found.middle, self.captions, video=data, film=(found.frames, found.fps))
 
 
-def middle_frame(data: bytes, name: str) -> bytes:
-    """The middle frame of an MP4 as a JPEG. Decodes all frames, and raises BrokenImage for an incomplete clip."""
+class DecodedClip(NamedTuple):
+    """What is known of an MP4 once it was decoded. middle: its middle frame as a JPEG; fps: frames per second on average."""
+
+    middle: bytes
+    frames: int
+    fps: float
+
+
+def decoded_clip(data: bytes, name: str) -> DecodedClip:
+    """Decodes all frames of an MP4, and raises BrokenImage for an incomplete one."""
     if data.lstrip()[:1] == b"<":
         raise BrokenImage(name, "it is HTML, not a video")
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
@@ -74,10 +83,10 @@ def middle_frame(data: bytes, name: str) -> bytes:
         except OSError as error:
             hint = "make room there, or set TMPDIR to another folder"
             raise UserError(f"the folder {tempfile.gettempdir()} does not take a clip: {error}", hint) from error
-        return _middle_frame(Path(file.name), name)
+        return _decoded(Path(file.name), name)
 
 
-def _middle_frame(path: Path, name: str) -> bytes:
+def _decoded(path: Path, name: str) -> DecodedClip:
     from imageio_ffmpeg import read_frames
 
     frames = read_frames(str(path), input_params=["-f", "mp4", "-protocol_whitelist", "file"])
@@ -98,7 +107,7 @@ def _middle_frame(path: Path, name: str) -> bytes:
         raise BrokenImage(name, f"it ends after {count} of about {expected} frames")
     file = io.BytesIO()
     Image.frombytes("RGB", about["size"], middle).save(file, "JPEG", quality=QUALITY)
-    return file.getvalue()
+    return DecodedClip(file.getvalue(), count, about["fps"])
 
 
 def fetch(url: str, name: str, manners: Manners) -> bytes:

@@ -19,7 +19,7 @@ from diffcli.data.shards import ShardFiles, open_shards
 from diffcli.prep.items import Download, SourceOptions
 from diffcli.prep.prepare import prepare
 from diffcli.prep.sets import clips
-from diffcli.prep.sets.clips import Manners, fetch, middle_frame
+from diffcli.prep.sets.clips import Manners, decoded_clip, fetch
 from tests.conftest import Cli
 from tests.data.making import contents, read, run
 from tests.prep.reading import skipped, texts
@@ -123,7 +123,7 @@ def test_local_clips_end_to_end(tmp_path: Path, cli: Cli):
 
 
 def test_the_middle_frame_is_a_jpeg_and_a_cut_clip_is_told():
-    frame = Image.open(io.BytesIO(middle_frame(clip(1, frames=21), "x")))
+    frame = Image.open(io.BytesIO(decoded_clip(clip(1, frames=21), "x").middle))
     assert (frame.format, frame.size) == ("JPEG", (32, 16))
     assert abs(np.asarray(frame).mean() - (20 + 4 * 10)) < 3
     for data, reason in (
@@ -133,9 +133,9 @@ def test_the_middle_frame_is_a_jpeg_and_a_cut_clip_is_told():
         (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/passwd\n", "not an MP4"),
     ):
         with pytest.raises(BrokenImage, match=reason):
-            middle_frame(data, "x")
+            decoded_clip(data, "x")
     with pytest.raises(BrokenImage, match=r"it ends after \d+ of about 60 frames"):
-        middle_frame(without_its_last_frames(clip(0, frames=60)), "x")
+        decoded_clip(without_its_last_frames(clip(0, frames=60)), "x")
 
 
 def without_its_last_frames(data: bytes) -> bytes:
