@@ -208,6 +208,9 @@ class DiffusionConfig(TaskConfig):
         )
         codec = self.codec.build(spec)
         conditioners = [c.build() for c in self.conditioners]
+        for i, each in enumerate(self.conditioners):
+            if each.kind == "frames":
+                each.check_patch(f"task.conditioners.{i}", codec.downscale)
         inner = codec.latent_shape(spec.sides)
         self.network.check_axes(inner)
         outputs = inner[0] * (2 if self.learn_variance else 1)

@@ -1,12 +1,15 @@
 """`sample` and `gif` with a model of clips, as they are typed: films, sheets, folders, arrays, and their records."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import diffcli
 from tests.conftest import TINY, Cli, changed
@@ -91,6 +94,33 @@ def test_a_picture_begins_a_clip_and_the_python_interface_draws_the_same(run: Pa
     assert np.array_equal(model.sample(image=first).numpy(), arrays)
     more = model.sample(image=model.sample(image=first).tensor, given_frames="first:2")
     assert np.array_equal(more.numpy()[:, :2], arrays[:, :2]), "samples give the frames of the next"
+
+
+def test_a_run_on_given_frames_is_shown_in_motion_and_does_not_depend_on_micro_batches(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    own = tree()
+    keys = {
+        "data": own["data"],
+        "task__network": own["task"]["network"],
+        "task__conditioners": own["task"]["conditioners"],
+    }
+    keys |= {"task__field": "clip", "task__drop_condition": 0, "guidance": 1, "train__steps": 2}
+    preset = tiny(**keys, train__every={"log": 1, "preview": 2, "save": 2}, train__optimizer={"kind": "sgd", "lr": 0.1})
+    for name, parts in (("whole", 1), ("parts", 3)):
+        words = ("--run-dir", tmp_path / name, "--set", f"train.accumulate={parts}", "--device", "cpu")
+        done = cli("train", "--preset", preset, *words)
+        assert done.code == 0, done.err
+    one, other = (
+        load_file(tmp_path / name / "checkpoints/step-00000002/task.safetensors") for name in ("whole", "parts")
+    )
+    for name, weight in one.items():
+        assert torch.allclose(weight, other[name], atol=1e-6), name
+    image = Image.open(tmp_path / "whole" / "preview.webp")
+    assert image.n_frames == FRAMES
+    image.seek(1)
+    image.load()
+    assert image.info["duration"] == 100, "milliseconds: as the clips are in the data"
 
 
 def test_gif_shows_all_frames_of_a_clip_at_each_step_of_denoising(run: Path, cli: Cli, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from diffcli.diffusion.samplers import Sampler, Step, last
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw import guides
 from diffcli.engine.draw.clips.given_clips import clip_conditions
-from diffcli.engine.draw.clips.lengths import clip_frame
+from diffcli.engine.draw.clips.lengths import clip_frame, guides_of_length
 from diffcli.engine.draw.conditions import Conditions, always_told, blanks, check_distinct
 from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
 from diffcli.engine.draw.given import Given, Value, choose_given
@@ -264,7 +264,7 @@ def composed(model: Model, gathered: Gathered, size: Size | None, reference: Ref
         changed = overridden(model, sampler, guidance, guide, options)
         sampler, guide = changed.sampler, changed.guide
     check_steps(sampler, options, task)
-    models = guides.load_guides(guide, model, options.overrides)
+    models = guides_of_length(guides.load_guides(guide, model, options.overrides), frame)
     check_guides(frame.tiles, models)
     given = gathered.values if reference is not None else with_hole(model, options, gathered.values)
     values = choose_given(model, given, options.interpolate, sides)

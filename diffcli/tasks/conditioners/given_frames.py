@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from diffcli.config import keys_agree
+from diffcli.config import UserError, keys_agree
 from diffcli.fields import Batch, FieldSpec, Remedies
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.noise import Noise
@@ -131,6 +131,14 @@ class FramesConditionerConfig(ConditionerConfig):
     @property
     def droppable(self) -> bool:
         return self.drop
+
+    def check_patch(self, key: str, downscale: int) -> None:
+        """Raises UserError where frames of pixels would not have the size of latents. key: of this conditioner."""
+        if self.patch != downscale:
+            raise UserError(
+                f"{key}.patch is {self.patch}, but a position of diffusion space is {downscale} pixels wide",
+                f"use --set {key}.patch={downscale}",
+            )
 
     def build(self) -> FramesConditioner:
         return FramesConditioner(self)

@@ -16,6 +16,7 @@ from diffcli.tasks.conditioners.frame_patterns import frame_pattern
 from diffcli.tasks.conditioners.given_frames import GIVEN, FramesConditionerConfig
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from tests.conftest import TINY
+from tests.engine.draw.clips.filming import film_preset, frames_of
 
 T = 6
 LIKE = torch.empty(3, 2, T, 4, 4)
@@ -164,3 +165,12 @@ def test_a_task_has_the_frames_of_its_own_clip_once(conditioners: list[dict[str,
         DiffusionConfig.model_validate({**TINY["task"], "conditioners": conditioners, "drop_condition": 0})
     for word in words:
         assert word in str(caught.value)
+
+
+def test_frames_of_pixels_that_would_not_have_the_size_of_latents_are_refused() -> None:
+    config(patch=8).check_patch("task.conditioners.1", 8)
+    with pytest.raises(UserError, match=r"task\.conditioners\.1\.patch is 1") as caught:
+        config().check_patch("task.conditioners.1", 8)
+    assert "--set task.conditioners.1.patch=8" in caught.value.hint
+    with pytest.raises(UserError, match=r"conditioners\.0\.patch is 2"):
+        film_preset(task__conditioners=[frames_of({"first": 1}, patch=2)]).task.build(film_preset().specs)

@@ -86,6 +86,14 @@ def clip_frame(model: Model, options: SampleOptions, frame: Frame) -> tuple[Mode
     return made, frame._replace(clip=length, tiles=windows, at_once=max(1, options.batch_size // count), tiling=tiling)
 
 
+def guides_of_length(models: Mapping[str, Model], frame: Frame) -> dict[str, Model]:
+    """The models that guide, for clips of the length that is drawn."""
+    if frame.clip is None:
+        return dict(models)
+    frames = frame.clip.frames
+    return {name: lengthened(each, frames) if draws_clips(each) else each for name, each in models.items()}
+
+
 def choose_windows(model: Model, options: SampleOptions, length: ClipLength) -> Windows | None:
     """The windows of clips of a length: --window, or as long as the clips of training; None for clips that fit into one."""
     size = options.window or length.trained or length.frames

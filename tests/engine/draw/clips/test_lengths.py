@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffcli.config import UserError
+from diffcli.engine.draw.clips.lengths import guides_of_length
 from tests.engine.draw.clips.filming import FRAMES, FilmNet, asked, drawn, film_model
 from tests.engine.draw.making import FREE, made
 
@@ -115,6 +116,13 @@ def test_windows_that_cannot_be_are_refused_with_what_to_type(options: dict[str,
 
 def test_a_clip_of_another_size_is_drawn() -> None:
     assert drawn(film_model(), size=(8, 10)).shape == (2, 1, FRAMES, 8, 10)
+
+
+def test_a_weaker_model_guides_clips_of_the_length_that_is_drawn() -> None:
+    model, weaker = film_model(), film_model(data__frames=3)
+    assert guides_of_length({"weaker": weaker}, asked(model, frames=9).frame)["weaker"].task.shape == (1, 9, 4, 6)
+    still = made(**FREE)
+    assert guides_of_length({"weaker": still}, asked(model, frames=9).frame)["weaker"] is still
 
 
 def test_the_network_of_these_tests_looks_two_frames_far() -> None:
