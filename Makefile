@@ -63,6 +63,7 @@ bench: $(DEV) ## training and sampling beside other projects, the samplers, read
 	$(BIN)/python benchmarks/data.py $(if $(CIFAR10),--cifar10 $(CIFAR10))
 	$(BIN)/python benchmarks/latents.py
 	$(BIN)/python benchmarks/save_memory.py
+	$(BIN)/python benchmarks/finetuning.py
 	$(BIN)/python benchmarks/upscaler_training.py
 	$(BIN)/python benchmarks/tiled_upscaling.py
 

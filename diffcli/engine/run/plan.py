@@ -1,34 +1,25 @@
 """The plan of a run for `train --dry-run`: parameters, memory, arithmetic, epochs and paths."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffcli.config import UserError
 from diffcli.data.images import ImageData
 from diffcli.data.order import epoch_size
 from diffcli.data.stream.stream_data import StreamData
-from diffcli.ema import averages
 from diffcli.engine import control_reading
 from diffcli.engine.data_records import check_colours, described
 from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.origin.starting import planned
 from diffcli.engine.run.personal import class_pictures
 from diffcli.engine.run.phases import phases_of
+from diffcli.engine.run.roles.needed_memory import measure, memory, needed, otherwise
 from diffcli.engine.run.roles.parameter_roles import parts
-from diffcli.engine.run.state import build_on_meta, unaveraged
+from diffcli.engine.run.state import build_on_meta
 from diffcli.engine.stage_reading import check_planned
-from diffcli.engine.tuning import autocast
-from diffcli.fields import stub, whole
-from diffcli.noise import Domain, derive
-from diffcli.preset import Preset, TrainConfig
+from diffcli.preset import Preset
 from diffcli.tasks.conditioners.pretrained import PretrainedConditioner
 from diffcli.tasks.task import Phase, Task
-
-GIB = 2**30 / 4  # float32 values in one
 
 
 def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
@@ -48,15 +39,19 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())
     phases = phases_of(task, cfg)
+    learned = sum(p.numel() for p in task.parameters() if p.requires_grad)
     local = max(1, cfg.batch_size // (world * cfg.accumulate))
-    flops, kept = measure(task, preset, phases)
+    measured = measure(task, preset, phases)
     facts = {
-        "parameters": f"{parameters:,}",
+        "parameters": f"{parameters:,}" + (f", of which {learned:,} are trained" if learned < parameters else ""),
         "networks": "; ".join(roles(task, phases)),
-        "flops": f"{flops / 1e9:.3g} GFLOP forward and backward an image, {flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
+        "flops": f"{measured.flops / 1e9:.3g} GFLOP forward and backward an image, "
+        f"{measured.flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
         "parts": "; ".join(part_sizes(task)),
-        "memory": memory(values_kept(task, phases, cfg) | {f"activations of {local} images": kept * local / 4}),
+        "memory": memory(needed(task, phases, cfg, measured, local)),
     }
+    if choices := list(otherwise(preset, specs, measured, local)):
+        facts["memory otherwise"] = ", ".join(f"{key} {total}" for key, total in choices)
     if frozen:
         facts["encoder"] = (
             f"{', '.join(frozen)}: runs in every step, is not counted above; with cached: true the conditioner reads what "
@@ -75,30 +70,6 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
         "previews": f"{run}/previews/step-{cfg.every.preview:08d}.png ..." if cfg.every.preview else "never",
         "checkpoints": f"{run}/checkpoints/step-{cfg.every.save or cfg.steps:08d} ..., the last {cfg.keep_last} kept",
     }
-
-
-def values_kept(task: Task, phases: tuple[Phase, ...], cfg: TrainConfig) -> dict[str, float]:
-    """Numbers of float32 that a training keeps from step to step, by what they are for."""
-    trained = [p for phase in phases for p in task.trained_in(phase.networks)]
-    apart = {id(p) for p in task.parameters_of(unaveraged(task))}
-    hidden, moments = task.hidden(), 0
-    for phase in phases:
-        assert phase.optimizer is not None
-        moments += phase.optimizer.remembered(task.trained_in(phase.networks), hidden)
-    learned = sum(p.numel() for p in trained)
-    return {
-        "trained weights": learned,
-        "frozen weights": sum(p.numel() for p in task.parameters()) - learned,
-        "gradients": learned,
-        "optimizer": moments / 4,
-        "averages": len(averages(cfg.ema)) * sum(p.numel() for p in trained if id(p) not in apart),
-    }
-
-
-def memory(values: Mapping[str, float]) -> str:
-    """Numbers of float32 in GiB, all of them and each that is not 0: `about 1.5 GiB a process: gradients 0.5, ...`."""
-    each = ", ".join(f"{name} {count / GIB:.2g}" for name, count in values.items() if count)
-    return f"about {sum(values.values()) / GIB:.2g} GiB a process: {each}"
 
 
 def part_sizes(task: Task) -> Iterator[str]:
@@ -145,66 +116,6 @@ def roles(task: Task, phases: tuple[Phase, ...]) -> Iterator[str]:
             yield f"{network.name} {count:,} ({by}{averaged}{'' if network.samples else ', not sampled from'})"
 
 
-def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> tuple[int, int]:
-    """(FLOP forward and backward, bytes kept for the backward pass) of one image, counted on meta tensors.
-
-    FLOP of all phases, each by how often it is due; bytes of the phase that keeps most. What of frozen weights is kept in half
-    precision is none of an image: where there are any, the bytes are those that a second image adds.
-    """
-    flops, most = _kept(task, preset, phases, 1)
-    if all(p.requires_grad for p in task.parameters()):
-        return flops, most
-    return flops, _kept(task, preset, phases, 2)[1] - most
-
-
-def _kept(task: Task, preset: Preset, phases: tuple[Phase, ...], images: int) -> tuple[int, int]:
-    """What `measure` tells of a batch of so many images."""
-    told = {**task.reads, **task.trains_on}
-    known = preset.specs  # what reads pictures of any size is trained with those that the data have
-    read = {name: spec if spec.fixed else known.get(name, spec) for name, spec in told.items()}
-    batch = {
-        **{name: stub(whole(spec, preset.data.shape[1:]), images, "meta") for name, spec in read.items()},
-        "position": torch.arange(images),
-        "stream": derive(0, Domain.TRAIN, torch.arange(images)),
-    }
-    flops, most = 0.0, 0
-    for phase in phases:
-        with (
-            task.only(phase.networks),
-            FlopCounterMode(display=False) as counter,
-            kept_bytes() as kept,
-            autocast(torch.device("cpu"), preset.train.precision),
-        ):
-            task(batch, phase.name, preset.train.steps)["loss"].backward()
-        flops, most = flops + counter.get_total_flops() / phase.every, max(most, kept[0])
-    return round(flops), most
-
-
 def running(task: Task) -> list[str]:
     """The models of the frozen encoders that run in every step, which are not loaded to plan."""
     return [m.encoder.config.model for m in task.modules() if isinstance(m, PretrainedConditioner) and m.in_steps]
-
-
-@contextmanager
-def kept_bytes() -> Iterator[list[int]]:
-    """Counts the bytes of distinct tensors that autograd keeps within it, in a list of one number; parameters apart."""
-    total, seen = [0], set()
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if not of_parameter(tensor) and storage._cdata not in seen:
-            seen.add(storage._cdata)
-            total[0] += storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield total
-
-
-def of_parameter(tensor: torch.Tensor) -> bool:
-    """Whether it is a parameter or a copy of one, for example in half precision, which is kept once and not for each image."""
-    function = tensor.grad_fn
-    while function is not None and len(function.next_functions) == 1:
-        function = function.next_functions[0][0]
-    made = function is not None and function.name().endswith("AccumulateGrad")
-    return made or (tensor.is_leaf and tensor.requires_grad)

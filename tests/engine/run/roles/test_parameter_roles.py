@@ -14,8 +14,9 @@ from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.engine.distributed import join
 from diffcli.engine.run.phases import phases_of
-from diffcli.engine.run.plan import measure, memory, part_sizes, values_kept
+from diffcli.engine.run.plan import part_sizes
 from diffcli.engine.run.resume import changes
+from diffcli.engine.run.roles.needed_memory import measure, memory, values_kept
 from diffcli.engine.run.roles.parameter_roles import fits
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_on_meta, build_state
@@ -216,7 +217,7 @@ def test_frozen_weights_are_no_activations_of_a_plan(precision: str) -> None:
     def kept(freeze: list[str]) -> int:
         preset = preset_of(train__freeze=freeze, train__precision=precision)
         task = build_on_meta(preset).train()
-        return measure(task, preset, phases_of(task, preset.train))[1]
+        return measure(task, preset, phases_of(task, preset.train)).an_image
 
     assert kept(["network.down", "network.middle", "network.up"]) <= kept([])
 
