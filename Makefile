@@ -61,6 +61,7 @@ bench: $(DEV) ## training and sampling beside other projects, the samplers, read
 	$(BIN)/python benchmarks/sample_speed.py
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/data.py $(if $(CIFAR10),--cifar10 $(CIFAR10))
+	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/latents.py
 	$(BIN)/python benchmarks/save_memory.py
 	$(BIN)/python benchmarks/finetuning.py

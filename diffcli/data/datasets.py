@@ -155,7 +155,7 @@ class MixPart(Config):
 
 
 class Mix(DataConfig):
-    """Images and clips in one run: each batch is of one part, chosen by seed and step; images are clips of one frame.
+    """Images and clips in one run: each batch is of one part, chosen by seed and step; images are clips of one frame, at rate 0.
 
     Previews, validation and scores read the last part, so it is the one that the model is for. Parts take size, channels, grey
     and flip from the mixture.
@@ -226,10 +226,9 @@ class Mix(DataConfig):
 
     def build(self, split: Split) -> ImageData:
         """The mixture for `train`; for `test` that split of the last part."""
-        fps = next(filter(None, map(rate_of, reversed(self._sets))), 1.0)
         if split != "train":
-            return as_clips(self._sets[-1].build(split), fps)
-        sets = [as_clips(each.build(split), fps) for each in self._sets]
+            return as_clips(self._sets[-1].build(split))
+        sets = [as_clips(each.build(split)) for each in self._sets]
         return MixedData(
             [Share(data, part.weight, part.first, part.last) for data, part in zip(sets, self.parts, strict=True)]
         )
@@ -256,19 +255,9 @@ def idle_step(parts: Sequence[MixPart]) -> int | None:
     return step
 
 
-def as_clips(data: ImageData, fps: float) -> ImageData:
+def as_clips(data: ImageData) -> ImageData:
     """Data with the field clip: themselves, or their images as clips of one frame."""
-    return data if "clip" in data.specs else StillClips(data, fps)
-
-
-def rate_of(config: DataConfig) -> float | None:
-    """Frames per second of the clips of a set, as far as the preset says; the first of several."""
-    match config:
-        case MovingDigits(fps=fps):
-            return fps[0] if isinstance(fps, tuple) else fps
-        case Clips(fps=float() as fps, stride=stride) | Shards(fps=float() as fps, stride=stride):
-            return fps / stride
-    return None
+    return data if "clip" in data.specs else StillClips(data)
 
 
 AnyData = Annotated[

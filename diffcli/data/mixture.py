@@ -17,11 +17,11 @@ IMAGE = "image"
 
 
 class StillClips(ImageData):
-    """The images of a set as clips of one frame. fps: what they are said to have; they show nothing of it."""
+    """The images of a set as clips of one frame. Their frame rate is 0, which stands for a still image."""
 
-    def __init__(self, whole: ImageData, fps: float) -> None:
+    def __init__(self, whole: ImageData) -> None:
         super().__init__(whole.shape, whole.labels, whole.classes)
-        self.whole, self.fps = whole, fps
+        self.whole = whole
         self.framing, self.in_files, self.origin = whole.framing, whole.in_files, whole.origin
         self.reads_images = False
         self.columns = whole.columns
@@ -37,10 +37,10 @@ class StillClips(ImageData):
 
     def select(self, fields: Collection[str]) -> ImageData:
         wanted = {IMAGE if name == CLIP else name for name in fields}
-        return StillClips(self.whole.select(wanted), self.fps)
+        return StillClips(self.whole.select(wanted))
 
     def knowing(self, reads: Specs) -> ImageData:
-        return StillClips(self.whole.knowing(reads), self.fps)
+        return StillClips(self.whole.knowing(reads))
 
     def pixels(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
         """uint8 (B, C, 1, H, W)."""
@@ -49,7 +49,7 @@ class StillClips(ImageData):
     def read(self, indices: Tensor, draws: Tensor | None = None) -> Batch:
         fields = dict(self.whole.read(indices, draws))
         if IMAGE in fields:
-            fields |= {CLIP: fields.pop(IMAGE)[:, :, None], FPS: torch.full((len(indices),), self.fps)}
+            fields |= {CLIP: fields.pop(IMAGE)[:, :, None], FPS: torch.zeros(len(indices))}
         return fields
 
 
