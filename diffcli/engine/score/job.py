@@ -29,7 +29,7 @@ from diffcli.engine.score.pairs.regressed import Enlargements
 from diffcli.engine.score.report import Report
 from diffcli.engine.score.segmented import annotated_side, counted, mask_scores, told_by
 from diffcli.engine.score.sides import Side, chosen_rows, own_side, resolve, spread
-from diffcli.engine.score.sight.viewed import over_clips, without_network
+from diffcli.engine.score.sight.viewed import check_named, over_clips, without_network
 from diffcli.engine.score.translated import Translation, held_out
 from diffcli.engine.stage import StageModel
 from diffcli.metrics.extractor import Extractor
@@ -86,6 +86,7 @@ class Scoring:
     def check(self) -> None:
         """Raises UserError for options that contradict each other, before anything is loaded."""
         self._check_model()
+        check_named(self.metrics, self.features)
         self._check_idle()
         check_compared(self.sides, self.ckpt, self.ref)
         if self.ckpt is None:

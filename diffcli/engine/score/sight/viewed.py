@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
+from diffcli.config import UserError
 from diffcli.engine.score.sides import Side
 from diffcli.metrics.extractor import Extractor
+from diffcli.metrics.fidelity import Fvd
+from diffcli.metrics.metric import Metric
 from diffcli.metrics.motion.over_frames import OverFrames
 from diffcli.metrics.motion.tracking import MOTION, MotionMeasures
 
@@ -14,6 +17,13 @@ class Sized(Protocol):
     """An extractor whose values have the frames of a clip as their first axis."""
 
     def sized(self, frames: int) -> Extractor: ...
+
+
+def check_named(metrics: Iterable[Metric], features: str | None) -> None:
+    """Raises UserError where a metric of whole clips is left to the network of images that is the default."""
+    if features is None and any(isinstance(metric, Fvd) for metric in metrics):
+        hint = "add --features FILE of a TorchScript I3D, r3d_18, or RUN of a classifier of clips"
+        raise UserError("--metrics fvd needs a network of clips, and --features names none", hint)
 
 
 def over_clips(extractor: Extractor, sides: Iterable[Side]) -> Extractor:

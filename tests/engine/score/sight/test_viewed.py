@@ -16,7 +16,7 @@ from diffcli.data.moving_digits import MovingDigits
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.onepass import Use
 from diffcli.engine.score.sides import Side, data_side, resolve
-from diffcli.engine.score.sight.viewed import for_side, over_clips, without_network
+from diffcli.engine.score.sight.viewed import check_named, for_side, over_clips, without_network
 from diffcli.fields import FieldSpec
 from diffcli.metrics.metric import Metric
 from diffcli.metrics.motion.clip_networks import ClipNetwork
@@ -112,6 +112,14 @@ def test_fvd_refuses_a_network_of_images_and_images_a_network_of_clips():
     images = replace(side(), fields={"image": side().fields["image"]})
     with pytest.raises(UserError, match="--features steps reads the field 'clip'"):
         scores(images, ["fvd"], Steps())
+
+
+def test_fvd_without_a_network_of_clips_is_refused_before_anything_is_read():
+    check_named(metrics_by_name(["fvd"]), "r3d_18")
+    check_named(metrics_by_name(["fid"]), None)
+    with pytest.raises(UserError, match="--metrics fvd needs a network of clips") as error:
+        check_named(metrics_by_name(["kid", "fvd"]), None)
+    assert "--features" in error.value.hint
 
 
 def test_motion_is_that_of_the_data_and_jitter_is_seen():
