@@ -166,7 +166,7 @@ class Scoring:
         if "bound" in self.extractors:
             bound.check_options(options)
             self._check_framing("the bound is of whole images of the trained size")
-        else:
+        elif "motion" not in self.extractors:
             idle |= {"--class": options.labels, "--prior": options.prior}
         for flag, value in idle.items():
             if value is not None:
