@@ -25,6 +25,8 @@ Positions = Literal["relative", "rotary"]
 Convolution = Literal["separable", "full"]
 OVER_TIME = "temporal"  # in the name of every parameter of a layer over time, and of no other
 FARTHEST = 32  # frames: pairs that lie farther apart share one bias
+LARGE = 2**14  # numbers of a frame, from which a call for each frame takes less time than its reading from memory
+MANY = 32  # frames, above which all pairs of them are too many
 ROWS = 2**15  # that one attention takes; kernels of CUDA count at most 65,535
 EPS = 1e-6  # of norms of tokens, queries and keys
 
@@ -125,20 +127,42 @@ class Across(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, taps = ctx.saved_tensors  # type: ignore[attr-defined]
         frames: int = ctx.frames  # type: ignore[attr-defined]
-        g, h = (each.unflatten(0, (-1, frames)) for each in (grad, x))
-        pairs = (g[:, 1:], h[:, :-1]), (g, h), (g[:, :-1], h[:, 1:])
-        by_tap = torch.stack([(one * other).sum((0, 1, 3, 4), dtype=taps.dtype) for one, other in pairs])
-        return mixed(grad, taps.flip(0), frames), by_tap, None
+        return mixed(grad, taps.flip(0), frames), products(grad, x, frames).to(taps.dtype), None
 
 
 def mixed(x: Tensor, taps: Tensor, frames: int) -> Tensor:
     """See `Across`."""
     h = x.unflatten(0, (-1, frames))  # (B, T, C, H, W)
     before, now, after = taps.to(x.dtype)[:, :, None, None]
+    large = x.device.type == "cpu" and x[0].numel() >= LARGE
+    if large and not torch.compiler.is_compiling():  # frame by frame, each is read from memory once
+        y = torch.empty_like(h)
+        for clip, made in zip(h, y, strict=True):
+            for t in range(frames):
+                torch.mul(clip[t], now, out=made[t])
+                if t > 0:
+                    made[t].addcmul_(clip[t - 1], before)
+                if t + 1 < frames:
+                    made[t].addcmul_(clip[t + 1], after)
+        return y.flatten(0, 1)
     y = h * now
     y[:, 1:].addcmul_(h[:, :-1], before)
     y[:, :-1].addcmul_(h[:, 1:], after)
     return y.flatten(0, 1)
+
+
+def products(grad: Tensor, x: Tensor, frames: int) -> Tensor:
+    """(3, C): for each channel the products of grad[t] with x[t - 1], x[t] and x[t + 1], summed over all t and positions."""
+    g, h = (each.unflatten(0, (-1, frames)).flatten(3) for each in (grad, x))  # (B, T, C, H W)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    together = x.is_contiguous() and frames <= MANY
+    if together and not torch.compiler.is_compiling():  # of all pairs of frames, as matrices: fewer passes over memory
+        pairs = torch.stack(
+            [torch.bmm(one.transpose(0, 1), other.permute(1, 2, 0)) for one, other in zip(g, h, strict=True)]
+        )
+        return torch.stack([pairs.diagonal(apart, 2, 3).sum((0, 2), dtype=wide) for apart in (-1, 0, 1)])
+    beside = (g[:, 1:], h[:, :-1]), (g, h), (g[:, :-1], h[:, 1:])
+    return torch.stack([(one * other).sum((0, 1, 3), dtype=wide) for one, other in beside])
 
 
 class SeparableOverTime(nn.Module):
@@ -155,7 +179,8 @@ class SeparableOverTime(nn.Module):
 
     def forward(self, x: Tensor, frames: Frames) -> Tensor:
         """x: (B T, C, H, W)."""
-        return x + self.out(Across.apply(x, self.taps, frames.count))
+        y: Tensor = self.out(Across.apply(x, self.taps, frames.count), onto=x)
+        return y
 
 
 class FullOverTime(nn.Module):
@@ -198,7 +223,8 @@ class FrameAttention(nn.Module):
             distance = frames.once("distance", FARTHEST, lambda: distances(frames.count, x.device))
             bias = self.bias[:, distance][None].to(v.dtype)  # (1, heads, T, T)
         parts = zip(q.split(ROWS), k.split(ROWS), v.split(ROWS), strict=True)
-        h = torch.cat([attend(*part, None, bias) for part in parts])
+        made = [attend(*part, None, bias) for part in parts]
+        h = torch.cat(made) if len(made) > 1 else made[0]
         y: Tensor = self.out(h.transpose(1, 2).flatten(2))
         return y
 

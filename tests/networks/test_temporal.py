@@ -323,8 +323,14 @@ def test_rotary_products_depend_on_the_distance_alone() -> None:
         torch.testing.assert_close(along, along[:1].expand_as(along))
 
 
-def test_the_convolution_of_each_channel_is_the_one_of_torch_and_so_is_its_gradient() -> None:
-    x = normal(2 * 5, 3, 2, 4).double().requires_grad_()
+@pytest.mark.parametrize("many", [32, 4])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_convolution_of_each_channel_is_the_one_of_torch_and_so_is_its_gradient(
+    many: int, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(temporal, "MANY", many)
+    monkeypatch.setattr(temporal, "LARGE", many)
+    x = normal(2 * 5, 3, 2, 4).double().contiguous(memory_format=layout).requires_grad_()
     taps = normal(3, 3, seed=2).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x, taps: Across.apply(x, taps, 5), (x, taps))
     lines = x.detach().unflatten(0, (2, 5)).permute(0, 3, 4, 2, 1).flatten(0, 2)  # (B H W, C, T)
