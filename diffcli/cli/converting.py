@@ -123,4 +123,6 @@ def export(
     written = export_diffusers(model.preset, model.task.state_dict(), model.classes, out, next(iter(encoders), None))
     for note in notes(model.preset):
         say(f"note:  {note}")
+    if (word := model.preset.train.embedding) is not None:
+        say(f"note:  the word {word.token} is no part of such a folder: write it beside by --to embedding")
     print(written)

@@ -46,6 +46,13 @@ def grey_digits(folder: Path) -> None:
             Image.fromarray(image[0]).save(folder / str(k) / f"{i}.png")
 
 
+def few_digits(folder: Path) -> None:
+    """A handful of pictures of one thing."""
+    folder.mkdir(parents=True)
+    for i, image in enumerate(pixels(4, 1, 28, 28, seed=6)):
+        Image.fromarray(image[0]).save(folder / f"{i}.png")
+
+
 def one_picture(path: Path) -> None:
     """Of 16 x 16 pixels: what is drawn or restored of it is small, too."""
     Image.fromarray(pixels(1, 3, 16, 16, seed=3)[0].transpose(1, 2, 0)).save(path, "PNG")
@@ -134,6 +141,8 @@ FILES: dict[str, Callable[[Path], object]] = {
     "data/mine": prepared_pictures,
     "low": grey_digits,
     "high": grey_digits,
+    "dark-threes": few_digits,
+    "eights": few_digits,
     "PICTURES": pictures,
     "pictures": pictures,
     "FOLDER": flat,

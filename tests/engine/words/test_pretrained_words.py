@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from diffcli import checkpoint
 from diffcli import preset as presets
 from diffcli.config import UserError
-from diffcli.encoders.learned_words import token_table
+from diffcli.encoders.encoder import EncoderConfig
+from diffcli.encoders.learned_words import LearnedWords, token_table
 from diffcli.engine.model import load_model
 from diffcli.engine.run.plan import plan
 from diffcli.engine.words.word_training import word_readers
@@ -73,6 +74,22 @@ def test_it_is_drawn_and_exchanged(base: Path, learned: Path, cli: Cli, tmp_path
     assert {name: tuple(tensor.shape) for name, tensor in load_file(file).items()} == {TOKEN: (1, WIDTH)}
     assert cli("sample", base, *out, tmp_path / "b.npz", "--embedding", file).code == 0
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_diffusers_loads_the_file_and_reads_the_same(learned: Path, cli: Cli, tmp_path: Path) -> None:
+    import diffusers
+
+    from tests.interop.pipes import stable
+
+    assert cli("export", learned, "--to", "embedding", "--out", tmp_path / "word").code == 0
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(stable(tmp_path / "pipeline"))
+    pipe.load_textual_inversion(str(tmp_path / "word"))
+    encoder = EncoderConfig(model=str(tmp_path / "pipeline"), padding="read").build()
+    words = LearnedWords()
+    words.add(TOKEN, part(learned, "ema")[KEY])
+    with torch.no_grad():
+        theirs = pipe.encode_prompt(f"my {TOKEN} b", "cpu", 1, False)[0]
+    torch.testing.assert_close(encoder.texts([f"my {TOKEN} b"], words=words.requires_grad_(False)).tokens, theirs)
 
 
 def test_a_word_of_another_encoder_is_refused(learned: Path, cli: Cli, keys: dict[str, Any], tmp_path: Path) -> None:
