@@ -43,7 +43,8 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     local = max(1, cfg.batch_size // (world * cfg.accumulate))
     measured = measure(task, preset, phases)
     facts = {
-        "parameters": f"{parameters:,}" + (f", of which {learned:,} are trained" if learned < parameters else ""),
+        "parameters": f"{parameters:,}",
+        **({"trained": f"{learned:,} of them"} if learned < parameters else {}),
         "networks": "; ".join(roles(task, phases)),
         "flops": f"{measured.flops / 1e9:.3g} GFLOP forward and backward an image, "
         f"{measured.flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
