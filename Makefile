@@ -65,6 +65,7 @@ bench: $(DEV) ## training and sampling beside other projects, the samplers, read
 	$(BIN)/python benchmarks/latents.py
 	$(BIN)/python benchmarks/save_memory.py
 	$(BIN)/python benchmarks/finetuning.py
+	$(BIN)/python benchmarks/video.py
 	$(BIN)/python benchmarks/upscaler_training.py
 	$(BIN)/python benchmarks/tiled_upscaling.py
 

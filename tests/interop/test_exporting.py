@@ -153,3 +153,8 @@ def test_what_is_wrong_with_a_first_stage_is_told_at_once_and_mended_goes_out():
     with torch.device("meta"):
         tensors = preset.task.build(preset.specs).state_dict()
     assert exporting.stage_alone(preset, tensors).config["_class_name"] == "AutoencoderKL"
+
+
+def test_a_model_of_clips_is_refused_by_the_layers_that_make_it_one():
+    with pytest.raises(UserError, match=r"task\.network\.temporal"):
+        exporting.check(presets.load("moving-digits"))

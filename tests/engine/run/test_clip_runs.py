@@ -131,9 +131,15 @@ def test_images_and_clips_of_many_lengths_are_one_run_that_resumes_to_the_byte(
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_run_of_one(tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
-    preset, one, two = tiny(**over_time(UNET) | LINEAR), tmp_path / "one", tmp_path / "two"
+def test_two_processes_give_the_run_of_one_with_images_among_the_clips(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    """At first images alone, of which no layer over time gets a gradient on any process."""
+    stills = {"data": {"kind": "digits"}, "last": 2}
+    clips = {"data": {"kind": "moving_digits", "digit": 6, "frames": 3}, "first": 2}
+    keys = {"data": {"kind": "mix", "size": 8, "channels": 1, "parts": [stills, clips]}, "train__steps": 4}
+    preset, one, two = tiny(**over_time(UNET) | keys | LINEAR), tmp_path / "one", tmp_path / "two"
     assert cli("train", "--preset", preset, "--run-dir", one).code == 0
     done = in_ranks("train", "--preset", preset, "--run-dir", two, "--nproc", 2, "--device", "cpu")
     assert done.code == 0, done.err
-    close(one, two, 2)
+    close(one, two, 4)
