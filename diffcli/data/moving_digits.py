@@ -8,6 +8,7 @@ exactly as much. Of two digits the brighter pixel is seen.
 A clip follows from its number, in training from (seed, epoch, number): each epoch the same digits take other ways.
 """
 
+import copy
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -125,14 +126,19 @@ class MovingImages(ImageData):
         columns: dict[str, Column] = {"clip": _Clips(self, config._beside["clip"]), "fps": _Fps(self)}
         one = config.digits == 1
         super().__init__(config.shape, labels if one else None, mnist.DIGITS if one else None, columns)
-        self.config, self.split = config, split
+        self.config = config
 
     @property
     def variants(self) -> tuple[ImageData, ...]:
-        return tuple(
-            MovingImages(self.config.model_copy(update={"frames": length}), self.split).select(self.specs)
-            for length in self.config.lengths
-        )
+        return tuple(self._of(length) for length in self.config.lengths)
+
+    def _of(self, length: int) -> "MovingImages":
+        """The same clips of so many frames, with the same columns beside them."""
+        made = copy.copy(self)
+        made.config = self.config.model_copy(update={"frames": length})
+        own: dict[str, Column] = {"clip": _Clips(made, made.config._beside["clip"]), "fps": _Fps(made)}
+        made.columns = {name: own.get(name, column) for name, column in self.columns.items()}
+        return made
 
     def __len__(self) -> int:
         return len(self.ink)
