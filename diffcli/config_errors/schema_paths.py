@@ -54,8 +54,9 @@ def listed(model: type[BaseModel], tree: Any, path: Place, value: Any) -> list[A
         default = taken(model, tree, path)
         return default if isinstance(default, list) else listed(model, tree, path, None)
     example: list[Any] = _example(_array(_at(model, tree, path)), value, _definitions(model))
-    default = _at(model, tree, path[:-1]).get("properties", {}).get(path[-1], {}).get("default")
-    return list(default) if None in example and default else example  # of words, the schema knows none but the default
+    field = _at(model, tree, path[:-1]).get("properties", {}).get(path[-1], {})
+    known = next((each for each in (field.get("default"), *field.get("examples", ())) if each), None)
+    return list(known) if None in example and known else example  # of words, the schema knows none but those
 
 
 def taken(model: type[BaseModel], tree: Any, path: Place) -> Any:

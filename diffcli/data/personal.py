@@ -36,7 +36,9 @@ Texts = Annotated[tuple[str, ...], Field(min_length=1)]
 class Preserve(Config):
     """Pictures of the class, which keep a model from taking the thing for all of its class."""
 
-    prompts: Texts = Field(description="texts of the class, in turn, as 'a photo of a dog'; [a|the] holds alternatives")
+    prompts: Texts = Field(
+        examples=[["a photo of a dog"]], description="texts of the class, in turn; [a|the] holds alternatives"
+    )
     count: int = Field(100, ge=1, description="pictures that the model in `from` draws before the first step")
     root: Path | None = Field(None, description="folder of pictures of the class; null: they are drawn, into the run")
 

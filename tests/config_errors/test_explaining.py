@@ -1,5 +1,6 @@
 """What an error of a preset says of a value in the wrong form, and that its hint works when it is typed."""
 
+import json
 import shlex
 
 import pytest
@@ -60,6 +61,13 @@ def test_an_empty_list_of_words_is_answered_with_the_default() -> None:
     with pytest.raises(UserError) as error:
         presets.load("digits-lora", ["train.lora.targets=[]"])
     assert "train.lora.targets=[attention]" in error.value.hint
+
+
+def test_an_empty_list_of_texts_without_a_default_is_answered_with_an_example() -> None:
+    for key, example in (("prompts", "a photo of sks dog"), ("preserve.prompts", "a photo of a dog")):
+        data = {"kind": "personal", "root": "x", "token": "sks", "prompts": ["sks"], "preserve": {"prompts": ["dog"]}}
+        told = refused(f"data={json.dumps(data)}", f"data.{key}=[]")
+        assert typed(told.hint) == [f"data.{key}=[{example}]"]
 
 
 def test_a_record_of_a_kind_lists_the_kinds() -> None:
