@@ -17,11 +17,15 @@ from diffcli.config import UserError, quoted
 from diffcli.data.dataset import DataConfig
 from diffcli.data.personal import Personal, Preserve
 from diffcli.digest import sha256
+from diffcli.engine.data_records import check_colours
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.output import numbered, write
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions, draw, load_model, request_of
 from diffcli.engine.records.output_records import sidecar
 from diffcli.engine.run.measuring import Counting, unseen
+from diffcli.engine.run.origin import starting
+from diffcli.engine.run.state import build_on_meta
+from diffcli.engine.words.word_training import check_told
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig
 
@@ -109,7 +113,7 @@ def _again(kept: Preserve, place: Path) -> str:
     return (
         f"copy the whole run again, with its folder {place.name}"
         if kept.root is None
-        else f"name the folder of the run: --set {KEY}.root=DIR"
+        else f"name the folder that has them: --set {KEY}.root=DIR"
     )
 
 
@@ -125,19 +129,51 @@ def drawn_for(preset: Preset, kept: Preserve, place: Path, group: Group, countin
         raise UserError(f"{KEY}: {error.problem}", error.hint, error.also) from error
     if group.agreed(group.leads and stands(place, req)):
         return
-    if group.leads and place.exists():
-        if not sidecar(place).is_file():
-            raise UserError(
-                f"{place}: is there already, and no run of diffcli has drawn it",
-                f"move it away, or name its pictures: --set {KEY}.root={quoted(place)}",
-            )
-        shutil.rmtree(place)
+    check_begins(preset)
+    if group.leads and place.exists() and not sidecar(place).is_file():
+        raise UserError(
+            f"{place}: is there already, and no run of diffcli has drawn it",
+            f"move it away, or name its pictures: --set {KEY}.root={quoted(place)}",
+        )
     drawn = shown(draw(req, group), kept.count, counting)
     if group.leads:
-        write(place, drawn, req.describe())
+        _written(place, drawn, req)
     else:
         for _ in drawn:
             pass
+
+
+def check_begins(preset: Preset) -> None:
+    """Raises UserError where the run of a preset could not begin once its pictures of the class are drawn, which takes long."""
+    data = preset.data.build("train")
+    task = build_on_meta(preset.model_copy(update={"task": preset.task.valueless()}), data.specs)
+    task.check(data.specs)
+    check_colours(preset.data, task, data)
+    starting.planned(preset, task, data.classes)
+    if preset.train.embedding is not None:
+        check_told(data, preset.train.embedding)
+
+
+def _written(place: Path, drawn: Iterator[Finished], req: ImageRequest) -> None:
+    """Writes pictures into a folder, in place of those that are there: all of them or, where a start is killed, none."""
+    begun = place.with_name(f".{place.name}")
+    try:
+        shutil.rmtree(begun, ignore_errors=True)
+        write(begun, drawn, req.describe())
+        if place.exists():
+            shutil.rmtree(place)
+        sidecar(begun).replace(sidecar(place))
+        begun.replace(place)
+    except BaseException as error:
+        shutil.rmtree(begun, ignore_errors=True)
+        sidecar(begun).unlink(missing_ok=True)
+        full = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(full, OSError):
+            raise UserError(
+                f"{KEY}: the pictures of the class cannot be written into {place} ({full.strerror or full})",
+                "free some space, or train into another --run-dir",
+            ) from error
+        raise
 
 
 def stands(place: Path, req: ImageRequest) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from PIL import Image
 from diffcli import checkpoint
 from diffcli import preset as presets
 from diffcli.config import UserError
+from diffcli.engine.draw.sample import draw
+from diffcli.engine.run.personal import class_pictures
 from diffcli.engine.run.plan import plan
 from diffcli.engine.run.runlog import read_log
 from tests.conftest import Cli, changed, in_ranks
@@ -129,6 +132,47 @@ def test_pictures_of_a_start_that_ended_early_are_kept_and_others_drawn_anew(
     fewer = {"data__preserve": {"prompts": ["a seven"], "count": 3}}
     trained_to(other, personal_tree(base, own, **fewer))
     assert len(list((other / "preserved").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+def test_a_start_that_is_stopped_while_it_draws_can_be_made_again(
+    how: str, kept: Path, base: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, tree = tmp_path / "run", personal_tree(base, own, **KEPT)
+    if how == "killed":  # which leaves what was written so far
+        shutil.copytree(kept / "preserved", run / ".preserved")
+        (run / ".preserved" / "000004.png").write_bytes(b"half")
+    else:
+
+        def stopped(*given: Any) -> Any:
+            yield from islice(draw(*given), 1)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(class_pictures, "BATCH", 2)
+            patch.setattr(class_pictures, "draw", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                trained_to(run, tree)
+        assert not [*run.glob("*preserved*"), *run.glob(".preserved*")]
+    trained_to(run, tree)
+    assert not [*run.glob(".preserved*")]
+    there, straight = ([path.read_bytes() for path in sorted((r / "preserved").iterdir())] for r in (run, kept))
+    assert there == straight
+
+
+@pytest.mark.parametrize("fault", ["few", "broken", "targets"])
+def test_what_keeps_a_run_from_beginning_is_said_before_pictures_are_drawn(
+    fault: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_pictures, "draw", lambda *given: pytest.fail("drawn"))
+    root = thing(tmp_path / "own", 2 if fault == "few" else 4)
+    if fault == "broken":
+        (root / "0.png").write_bytes((root / "0.png").read_bytes()[:60])
+    lora = {"train__lora": {"rank": 1, "targets": ["nowhere"]}} if fault == "targets" else {}
+    with pytest.raises(UserError) as told:
+        trained_to(tmp_path / "run", personal_tree(base, root, **KEPT, **lora))
+    assert {"few": "2 pictures", "broken": "0.png", "targets": "nowhere"}[fault] in told.value.problem
+    assert not list((tmp_path / "run").glob("*preserved*"))
 
 
 def test_a_folder_of_that_name_that_no_run_has_written_is_left_alone(base: Path, own: Path, tmp_path: Path) -> None:
