@@ -43,12 +43,10 @@ class BrokenImage(UserError):
     """An image file that cannot be decoded; `reason` says why, `name` which."""
 
     what = "image"
+    remedy = "delete or replace that file, or let `diffcli prep-data` make a set that skips and lists broken files"
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(
-            f"{self.what} {name} cannot be read: {reason}",
-            "delete or replace that file, or let `diffcli prep-data` make a set that skips and lists broken files",
-        )
+        super().__init__(f"{self.what} {name} cannot be read: {reason}", self.remedy)
         self.name, self.reason = name, reason
 
 

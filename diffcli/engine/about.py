@@ -100,7 +100,9 @@ def _lines_of_model(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["image"]:
         channels, *sides = found["image"]
         colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-        yield "draws" if found["sampler"] else "reads", f"images of {listed(tuple(sides))} (HxW), {colour}"
+        frames = [f"{count} frame{'s' * (count != 1)} of " for count in sides[:-2]]  # of clips
+        what = f"{'clips' if frames else 'images'} of {''.join(frames)}{listed(tuple(sides[-2:]))} (HxW), {colour}"
+        yield "draws" if found["sampler"] else "reads", what
     if led := found["control"]:
         fields = ", ".join(led["fields"])
         yield (

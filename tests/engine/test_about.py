@@ -10,6 +10,7 @@ from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.data.description import DataDescription
 from diffcli.engine.about import about, lines
+from diffcli.engine.run.showing.run_facts import next_command
 from diffcli.engine.run.state import build_on_meta
 from tests.conftest import TINY, Cli
 
@@ -98,3 +99,23 @@ def test_no_weights_are_read(trained: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("diffcli.tensor_file.read", refuse)
     monkeypatch.setattr(torch, "load", refuse)
     assert about(trained)["step"] == 4
+
+
+def test_what_to_type_next_asks_for_what_the_model_is_drawn_from() -> None:
+    def asked(*given: str) -> str:
+        conditioners = ["{kind: fps}", *given]
+        made = presets.load("moving-digits", [f"task.conditioners=[{', '.join(conditioners)}]"])
+        return next_command(made, Path("run"))
+
+    assert asked() == asked("{kind: frames, channels: 1, given: {none: 1, first: 1}}") == "sample run"
+    assert asked("{kind: frames, channels: 1, given: {first: 1}}") == "sample run --image FILE"
+    assert asked("{kind: text}") == "sample run --prompt TEXT"
+
+
+def test_a_model_of_clips_draws_clips() -> None:
+    found = {"kind": "checkpoint", "path": "p", "step": 1, "task": "a diffusion model", "name": "n", "parameters": 1}
+    absent = dict.fromkeys(("lora", "word", "control", "classes", "sampler", "from", "data", "next"))
+    rest = {"networks": {}, "version": "1", "bytes": 1}
+    told = lines({**found, **absent, **rest, "image": [1, 6, 20, 24]})
+    assert told["reads"] == "clips of 6 frames of 20x24 (HxW), grey"
+    assert lines({**found, **absent, **rest, "image": [3, 20, 24]})["reads"] == "images of 20x24 (HxW), RGB"

@@ -26,6 +26,10 @@ class BrokenClip(BrokenImage):
     """A clip that cannot be read; `reason` says why, `name` which."""
 
     what = "clip"
+    remedy = (
+        "delete or replace it; or, with data.kind=clips, skip all such: --set data.broken=leave_out; "
+        "where it is too short, a lower data.frames or data.stride takes it"
+    )
 
 
 class NoFrames(Exception):
@@ -123,7 +127,9 @@ def too_short(film: Film, timing: Timing, seconds: float) -> NoFrames:
     rate = timing.fps or film.rate
     shown = math.floor(seconds * rate + ROUNDING + TOLERANCE * rate)
     needed = (timing.frames - 1) * timing.stride + 1
-    return NoFrames(f"it is too short: {shown} frames at {rate:g} a second, where a clip needs {needed}")
+    return NoFrames(
+        f"it is too short: {shown} frame{'s' * (shown != 1)} at {rate:g} a second, where a clip needs {needed}"
+    )
 
 
 def share_of(draw: int) -> float:

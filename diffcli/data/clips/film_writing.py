@@ -9,6 +9,7 @@ that the rate is kept on average, and no frame is missed at its time.
 
 import errno
 import io
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -22,7 +23,7 @@ from diffcli.config import UserError
 from diffcli.data.clips.clip_files import RATE_FILE
 
 TICKS = {".gif": 100, ".webp": 1000}  # units of time in a second
-FASTEST_GIF = 50  # frames a second; viewers show faster ones at 10
+FASTEST = {".gif": 50, ".webp": 1000, ".mp4": 1000}  # frames a second; viewers show a faster .gif at 10
 CRF = 8  # of H.264: the lowest at which a smaller file costs no grey level
 LEVELS = "scale=in_range=pc:out_range=tv:out_color_matrix=bt709:flags=bicubic+accurate_rnd+full_chroma_int"
 TOLD = "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
@@ -51,10 +52,13 @@ def write_frames(path: Path, frames: Sequence[np.ndarray], fps: float, hold: flo
 
 def check_rate(path: Path, fps: float) -> None:
     """Raises UserError where a film of this name cannot have so many frames a second."""
-    if path.suffix.lower() == ".gif" and fps > FASTEST_GIF:
+    suffix = path.suffix.lower()
+    most = FASTEST.get(suffix, math.inf)
+    if fps > most:
+        others = [name for name, highest in FASTEST.items() if highest >= fps]
         raise UserError(
-            f"--fps {fps:g}: a .gif shows at most {FASTEST_GIF} frames a second",
-            f"use --fps {FASTEST_GIF}, or .webp or .mp4",
+            f"--fps {fps:g}: a {suffix} shows at most {most} frames a second",
+            " or ".join([f"use --fps {most}", *others]),
         )
 
 

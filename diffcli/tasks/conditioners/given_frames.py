@@ -129,6 +129,11 @@ class FramesConditionerConfig(ConditionerConfig):
         return [(frame_pattern(text), weight) for text, weight in self.given.items() if weight > 0]
 
     @property
+    def alone(self) -> bool:
+        """Whether clips are drawn without any given frame, too, since training has such."""
+        return any(pattern.kind in ("none", "random") for pattern, _ in self.patterns)
+
+    @property
     def droppable(self) -> bool:
         return self.drop
 

@@ -106,8 +106,11 @@ def test_broken_and_short_clips_are_left_out_counted_and_named(tmp_path: Path):
 
 def test_missing_frames_are_refused_before_anything_is_read(tmp_path: Path):
     (filming.write(tmp_path / "a", filming.ramp(6)) / "003.png").unlink()
-    with pytest.raises(BrokenClip, match=r"002\.png and 004\.png"):
+    with pytest.raises(BrokenClip, match=r"002\.png and 004\.png") as error:
         Clips(root=tmp_path, size=8, frames=2).build("train")
+    assert "data.broken=leave_out" in error.value.hint
+    filming.write(tmp_path / "b.gif", filming.ramp(3))
+    assert len(Clips(root=tmp_path, size=8, frames=2, broken="leave_out").build("train")) == 1
 
 
 def test_a_description_counts_clips_and_their_frames(tmp_path: Path):

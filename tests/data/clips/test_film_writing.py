@@ -11,7 +11,7 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data.clips.clip_data import ClipData
 from diffcli.data.clips.clip_files import TreeClips, clips_among
 from diffcli.data.clips.film import Timing
-from diffcli.data.clips.film_writing import film_ends, starts, write_frames
+from diffcli.data.clips.film_writing import FASTEST, check_rate, film_ends, starts, write_frames
 from diffcli.data.files import open_tree
 
 KINDS = ("a.mp4", "a.webp", "a.gif", "a")
@@ -121,4 +121,14 @@ def test_a_rate_that_a_gif_cannot_have_is_refused(tmp_path: Path):
     with pytest.raises(UserError) as error:
         write_frames(tmp_path / "a.gif", grey_ramp(3), 60)
     assert "--fps 60" in error.value.problem
+    assert "--fps 50" in error.value.hint
     assert ".webp" in error.value.hint
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".mp4"])
+def test_a_rate_whose_frames_last_less_than_a_millisecond_is_refused_with_one_that_goes(suffix: str):
+    with pytest.raises(UserError) as error:
+        check_rate(Path("a" + suffix), 1001)
+    assert "1001" in error.value.problem
+    assert error.value.hint == f"use --fps {FASTEST[suffix]}"
+    check_rate(Path("a" + suffix), FASTEST[suffix])

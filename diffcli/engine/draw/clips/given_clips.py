@@ -123,7 +123,7 @@ def clip_conditions(
             return options, [*found, GivenClips(model.task.field, shape, pattern, read, None, str(reference.name))]
     if wanted is not None:
         raise UserError(f"--given-frames {wanted}: there are no frames to give", "give them: --image FILE|DIR")
-    check_none_known(model, known)
+    check_none_known(model, reader)
     return options, found
 
 
@@ -154,10 +154,10 @@ def check_reads_none(model: Model, options: SampleOptions) -> None:
         )
 
 
-def check_none_known(model: Model, known: Sequence[FramePattern]) -> None:
+def check_none_known(model: Model, reader: FramesConditioner) -> None:
     """Raises UserError where a model always was given frames, and there are none."""
-    if not any(each.kind in ("none", "random") for each in known):
-        names = " or ".join(map(str, known))
+    if not reader.config.alone:
+        names = " or ".join(str(pattern) for pattern, _ in reader.config.patterns)
         raise UserError(
             f"{model.path}: draws what follows from given frames ({names}), and there are none",
             "give a picture, or a film whose frames are given: --image FILE|DIR",

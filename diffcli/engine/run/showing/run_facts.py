@@ -15,9 +15,12 @@ from diffcli.engine.run.plan import roles
 from diffcli.engine.run.runlog import read_log
 from diffcli.preset import Preset
 from diffcli.tasks.conditioners.classes import ClassConditionerConfig
+from diffcli.tasks.conditioners.frame_rate import FpsConditionerConfig
+from diffcli.tasks.conditioners.given_frames import FramesConditionerConfig
 from diffcli.tasks.conditioners.spatial import SpatialConditionerConfig
 from diffcli.tasks.diffusion_config import DiffusionConfig
 
+UNWORDED = (ClassConditionerConfig, FpsConditionerConfig, FramesConditionerConfig)  # conditions that no prompt gives
 LATELY = 10  # log lines, each of one batch, that an accuracy is the mean of
 
 
@@ -82,7 +85,10 @@ def next_command(preset: Preset, run: Path) -> str:
             assert isinstance(task, DiffusionConfig)
             if task.led_by or any(isinstance(each, SpatialConditionerConfig) for each in task.conditioners):
                 return f"sample {place} --image FILE"
-            worded = any(not isinstance(each, ClassConditionerConfig) for each in task.conditioners)
+            framed = [each for each in task.conditioners if isinstance(each, FramesConditionerConfig)]
+            if framed and not any(each.alone for each in framed):
+                return f"sample {place} --image FILE"
+            worded = any(not isinstance(each, UNWORDED) for each in task.conditioners)
             return f"sample {place}" + (" --prompt TEXT" if worded else "")
         case _:
             return f"sample {place} --image FILE"
