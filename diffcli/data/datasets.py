@@ -198,6 +198,12 @@ class Mix(DataConfig):
                     f"parts.{number}.last is {part.last}, before its first step {part.first}; "
                     f"set data.parts.{number}.last higher, or to null"
                 )
+        moving = [getattr(part.data, "frames", None) is not None for part in self.parts]
+        if any(moving) and not moving[-1]:
+            yield (
+                f"parts.{len(moving) - 1}, the last one, has images alone, but previews, validation and scores read it; "
+                f"put a part of clips last, such as data.parts.{moving.index(True)}"
+            )
         if (step := idle_step(self.parts)) is not None:
             yield f"parts leave step {step} without data; let one of them go on: set its last to null, or first to 1"
 

@@ -145,6 +145,7 @@ def test_parts_take_size_channels_and_flip_from_the_mixture_and_may_not_have_oth
         ([{"data": DIGITS}], {"crop": "random"}, "keys of parts"),
         ([{"data": {"kind": "stream", "shards": "a.tar"}}], {}, "stream"),
         ([{"data": DIGITS, "weight": 0}], {}, "weight"),
+        ([{"data": MOVING}, {"data": DIGITS}], {}, "put a part of clips last, such as data.parts.0"),
     ],
 )
 def test_a_mixture_that_cannot_be_read_is_refused_by_its_key(parts: list[dict], keys: dict, named: str):
