@@ -71,6 +71,7 @@ def test_an_imported_pipeline_is_trained_on_and_given_back(
         assert torch.allclose(ours, theirs(x, t, tokens).sample, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_imported_pipeline_is_trained_without_its_encoder_on_what_was_stored_of_captions(
     pictures: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

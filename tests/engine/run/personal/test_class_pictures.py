@@ -225,6 +225,7 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(
     assert not (run / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_is_drawn_and_counts_both_losses(base: Path, own: Path, tmp_path: Path) -> None:
     facts, plainly = (
         plan(presets.build(personal_tree(base, own, **keys), "tiny.yaml"), tmp_path, 1) for keys in (KEPT, {})

@@ -55,6 +55,7 @@ def test_weights_that_a_step_copies_in_half_precision_are_counted_once_and_not_f
     assert more["copies of weights"] == half["copies of weights"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"train__optimizer": {"kind": "adamw8bit"}, "task__network__save_memory": True}])
 def test_what_a_plan_offers_is_what_the_plan_of_that_choice_says(keys: dict[str, object]) -> None:
     origin = StartingPoint(path="somewhere")
