@@ -391,9 +391,13 @@ def test_an_unknown_command_is_refused(cli: Cli) -> None:
     cli("smaple").refused("smaple", "diffcli --help")
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.gif", "a.npy"])
-def test_a_kind_of_file_that_cannot_be_written_is_refused(cli: Cli, trained: Path, tmp_path: Path, name: str) -> None:
-    cli("sample", "--ckpt", trained, "--out", tmp_path / name).refused("--out", name, ".png, .npz or a folder")
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("a.jpg", ".png, .npz"), ("a.npy", ".png, .npz"), ("a.gif", "diffcli gif")]
+)
+def test_a_kind_of_file_that_cannot_be_written_is_refused(
+    cli: Cli, trained: Path, tmp_path: Path, name: str, remedy: str
+) -> None:
+    cli("sample", "--ckpt", trained, "--out", tmp_path / name).refused("--out", name, remedy, "a folder")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a", "a.webm"])

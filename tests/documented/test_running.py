@@ -37,7 +37,10 @@ FORMS = {
 # What says what is missing, which is an error with its remedy
 SAYING = ("diffcli prep-data KIND", "diffcli prep-data pairs")
 # What cannot run on every machine, with the reason
+STORED = "an imported text-to-image model; tests/engine/run/origin/test_imported_models.py trains a small one so"
 ELSEWHERE = {
+    "diffcli prep-data shards --out SET --embed clip-tokens --encoder runs/imported": STORED,
+    "diffcli train --preset mine.yaml --data SET --set task.conditioners.0.cached=true": STORED,
     "diffcli fid --ckpt runs/cifar10-vqvae --ref data/cifar10-shards:test --n 5000 --metrics psnr,ssim,lpips,fid": (
         "weights of LPIPS and Inception, which are not in the package"
     ),

@@ -128,7 +128,7 @@ def test_a_gif_begins_at_the_noised_image(
     assert cli("gif", "--ckpt", trained, "--out", out, *options).code == 0
     told = json.loads(Path(f"{out}.json").read_text())
     assert (told["frames"], told["steps"], told["strength"]) == (2, 1, 0.0001)
-    first = imageio.imread(out, index=0)[..., 0]
+    first = imageio.imread(out, index=0, mode="L")
     assert np.abs(first.astype(int) - pixels(picture())).max() <= 12
 
 

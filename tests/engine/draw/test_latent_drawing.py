@@ -147,7 +147,7 @@ def test_a_gif_of_inpainting_keeps_every_pixel_that_is_not_painted_and_ends_in_t
     edit = ["--ckpt", run, "--image", image, "--mask", tmp_path / "mask.png"]
     assert cli("gif", *edit, "--show", show, "--out", tmp_path / "a.gif").code == 0
     assert cli("sample", *edit, "--out", tmp_path / "x.npz").code == 0
-    frames = np.asarray(imageio.imread(tmp_path / "a.gif", index=None))[..., 0]
+    frames = np.asarray(imageio.imread(tmp_path / "a.gif", index=None, mode="L"))
     given, sample = imageio.imread(image), np.load(tmp_path / "x.npz")["arr_0"][0, ..., 0]
     assert (frames[:, mask == 0] == given[mask == 0]).all()
     assert (frames[-1] == sample).all()
