@@ -14,7 +14,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +24,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from turns import ROOT, Worker
 
-ROOT = Path(__file__).parent.parent
 SIDES, WAYS = ("diffcli", "diffusers"), ("full", "lora", "control")
 BATCH, SIZE, TOKENS, WIDTH, RANK = 8, 32, 16, 64, 8
 CHANNELS = (64, 128, 128)
@@ -185,40 +184,10 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGESIZE") / 2**20
 
 
-class Turns:
-    """A worker in its own process: `turn` makes it work, else it waits."""
-
-    def __init__(self, side: str, way: str) -> None:
-        paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", side, way],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        )
-        self.about = self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"error: a worker ended with exit code {self.process.wait()}")
-        return json.loads(line)
-
-    def turn(self, steps: int) -> float:
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        return self.answer()["rate"]
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def measure(rounds: int, steps: int) -> list[dict[str, Any]]:
     found = []
     for way in WAYS:
-        workers = {side: Turns(side, way) for side in SIDES}
+        workers = {side: Worker(__file__, "--worker", side, way) for side in SIDES}
         rates: dict[str, list[float]] = {side: [] for side in SIDES}
         for _ in range(rounds):
             for side, worker in workers.items():

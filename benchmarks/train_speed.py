@@ -10,52 +10,19 @@ the median counts.
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from turns import ROOT, Worker
+
 OURS, PEERS = "diffcli", ("diffusers", "denoising-diffusion-pytorch")
 PRECISIONS = ("fp32", "bf16")
 Rates = dict[tuple[str, str], list[float]]
-
-
-class Worker:
-    """A contender in its own process: `turn` makes it work, else it waits."""
-
-    def __init__(self, name: str, precision: str, head_dim: int) -> None:
-        command = [sys.executable, __file__, "--worker", name, "--precision", precision, "--head-dim", str(head_dim)]
-        paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        )
-        self.about = self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"error: {' '.join(self.process.args[2:])} ended with exit code {self.process.wait()}")
-        return json.loads(line)
-
-    def turn(self, steps: int) -> float:
-        """Images per second of the median step."""
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        return self.answer()["rate"]
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def work(name: str, precision: str, head_dim: int) -> None:
@@ -78,7 +45,11 @@ def work(name: str, precision: str, head_dim: int) -> None:
 
 def measure(rounds: int, steps: int, head_dim: int, precisions: Sequence[str]) -> tuple[dict[str, Any], Rates]:
     """What every contender is, and its rate in every round."""
-    workers = {(name, p): Worker(name, p, head_dim) for p in precisions for name in (OURS, *PEERS)}
+    workers = {
+        (name, p): Worker(__file__, "--worker", name, "--precision", p, "--head-dim", str(head_dim))
+        for p in precisions
+        for name in (OURS, *PEERS)
+    }
     rates: Rates = {key: [] for key in workers}
     try:
         for i in range(rounds):
