@@ -68,8 +68,8 @@ class LowRank(NamedTuple):
         return len(self.down)
 
     def change(self, scale: float = 1.0) -> Tensor:
-        """(C', C * kernel) float32: scale * alpha / r * B A."""
-        return (scale * self.alpha / self.rank) * (self.up.float().flatten(1) @ self.down.float().flatten(1))
+        """(C', C * kernel) float64: scale * alpha / r * B A."""
+        return (scale * self.alpha / self.rank) * (self.up.double().flatten(1) @ self.down.double().flatten(1))
 
 
 class Lora(nn.Module):
@@ -292,7 +292,7 @@ def of_change(name: str) -> bool:
 
 
 def merged(tensors: Mapping[str, Tensor], changes: Mapping[str, LowRank], scale: float = 1.0) -> dict[str, Tensor]:
-    """A state dict whose weights have taken changes in, in float32: W + scale * alpha / r * B A.
+    """A state dict whose weights have taken changes in: W + scale * alpha / r * B A, in float64 and rounded once.
 
     Raises ValueError naming the first layer that is not there or has another shape.
     """
@@ -304,5 +304,5 @@ def merged(tensors: Mapping[str, Tensor], changes: Mapping[str, LowRank], scale:
             found = "is not there" if name not in result else f"is {list(result[name].shape)}"
             raise ValueError(f"{name} {found}, but its change is {list(change.shape)}")
         weight = result[name]
-        result[name] = (weight.float() + change.view(weight.shape)).to(weight.dtype)
+        result[name] = (weight.double() + change.view(weight.shape)).to(weight.dtype)
     return result

@@ -1,6 +1,6 @@
 """The weights that a checkpoint is used with: its own, its base with its changes, and those of `--lora` on top.
 
-Changes are added to the weights when they are read, in float32, so that drawing costs what it costs without them.
+Changes are added to the weights when they are read, so that drawing costs what it costs without them.
 """
 
 import warnings
