@@ -38,7 +38,7 @@ def blocks(p: Tensor) -> int:
 
 
 class EightBitAdamW(torch.optim.Optimizer):
-    """AdamW of parameters for which `in_bytes` holds. Raises UserError where the package is missing, or lacks the device."""
+    """AdamW of parameters for which `in_bytes` holds. Raises UserError as `kernels` for the device of each."""
 
     def __init__(
         self,
@@ -48,13 +48,11 @@ class EightBitAdamW(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
     ) -> None:
-        self.kernels = kernels()
+        parameters = list(parameters)
+        for device in {p.device for p in parameters}:
+            self.kernels = kernels(device)
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.device.type not in DEVICES:
-                    raise UserError(f"{KEY}, which does not run on {p.device.type}", TORCH_INSTEAD)
 
     def fresh(self, p: Tensor) -> dict[str, Tensor]:
         """The state of a parameter before its first update: shapes, types and devices of all later ones."""
@@ -111,8 +109,10 @@ class EightBitAdamW(torch.optim.Optimizer):
 TORCH_INSTEAD = "use --set train.optimizer.kind=adamw"
 
 
-def kernels() -> Any:
-    """The functions of bitsandbytes. Raises UserError where it is not installed or cannot be loaded."""
+def kernels(device: torch.device) -> Any:
+    """The functions of bitsandbytes. Raises UserError where they do not run on a device, or the package cannot be loaded."""
+    if device.type not in DEVICES:
+        raise UserError(f"{KEY}, which does not run on {device.type}", TORCH_INSTEAD)
     try:
         return import_module("bitsandbytes").functional
     except (ImportError, OSError, RuntimeError, AttributeError) as error:

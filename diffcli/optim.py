@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config, UserError, keys_agree
-from diffcli.eight_bit import EightBitAdamW, in_bytes, state_bytes
+from diffcli.eight_bit import EightBitAdamW, in_bytes, kernels, state_bytes
 
 FLOAT = 4  # bytes
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -38,6 +38,9 @@ class OptimizerConfig(Config):
         self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
     ) -> torch.optim.Optimizer:
         """The optimizer of `parameters`; hidden: the matrices (see `Task.hidden`) among them that some treat apart."""
+
+    def check(self, parameters: list[nn.Parameter], device: torch.device) -> None:
+        """Raises UserError where this machine cannot build it for parameters that will lie on a device."""
 
     @abstractmethod
     def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
@@ -98,6 +101,10 @@ class AdamW8bit(Moments):
     def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
         return sum(state_bytes(p) if in_bytes(p) else 2 * FLOAT * p.numel() for p in parameters)
 
+    def check(self, parameters: list[nn.Parameter], device: torch.device) -> None:
+        if any(in_bytes(p) for p in parameters):
+            kernels(device)
+
     def build(
         self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
     ) -> torch.optim.Optimizer:
@@ -156,14 +163,16 @@ class Muon(Moments):
     def remembered(self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()) -> int:
         return FLOAT * sum(p.numel() * (1 if p in hidden else 2) for p in parameters)
 
-    def build(
-        self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
-    ) -> torch.optim.Optimizer:
+    def check(self, parameters: list[nn.Parameter], device: torch.device) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise UserError(
                 f"train.optimizer.kind is 'muon', which torch {torch.__version__} does not have",
                 "install torch 2.9 or newer, or use --set train.optimizer.kind=adamw",
             )
+
+    def build(
+        self, parameters: list[nn.Parameter], hidden: AbstractSet[nn.Parameter] = frozenset()
+    ) -> torch.optim.Optimizer:
         matrices = [p for p in parameters if p in hidden]
         others = [p for p in parameters if p not in hidden]
         rest = AdamW(lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)

@@ -130,7 +130,8 @@ def test_a_device_without_kernels_is_refused_with_a_way_out() -> None:
 def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"train\.optimizer\.kind is 'adamw8bit'.*bitsandbytes") as caught:
-        AdamW8bit().build([parameter()])
+        AdamW8bit().check([parameter()], torch.device("cpu"))
+    AdamW8bit().check([nn.Parameter(torch.zeros(LEAST - 1))], torch.device("cpu"))  # which needs no kernel
     assert "pip install 'diffcli[lowbit]'" in caught.value.hint
     assert "train.optimizer.kind=adamw" in caught.value.hint
 

@@ -222,7 +222,7 @@ def test_the_learning_rate_and_the_gradients_of_muon_are_those_of_both_its_parts
 def test_muon_without_a_torch_that_has_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(UserError, match=r"train\.optimizer\.kind is 'muon'") as caught:
-        Muon().build(list(network().parameters()))
+        Muon().check(list(network().parameters()), torch.device("cpu"))
     assert "2.9" in caught.value.hint
     assert "adamw" in caught.value.hint
 

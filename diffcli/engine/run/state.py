@@ -202,6 +202,13 @@ def freeze_rest(task: Task, phases: tuple[Phase, ...], cfg: TrainConfig) -> None
     check_parameters(task, phases, cfg)
 
 
+def check_optimizers(task: Task, phases: tuple[Phase, ...], device: torch.device) -> None:
+    """Raises UserError where the optimizer of a phase of `phases_of` cannot be built for the parameters of a task on a device."""
+    for phase in phases:
+        assert phase.optimizer is not None
+        phase.optimizer.check(task.trained_in(phase.networks), device)
+
+
 def build_state(
     preset: Preset, device: torch.device, specs: Specs | None = None, begin: Callable[[Task], None] | None = None
 ) -> State:
@@ -216,6 +223,7 @@ def build_state(
     phases = phases_of(built, preset.train)
     task = place(built, device, preset.train.precision, training=True)
     freeze_rest(task, phases, preset.train)
+    check_optimizers(task, phases, device)
     if begin is not None:
         begin(task)
     names = set(unaveraged(task))

@@ -1,6 +1,7 @@
 """What is left of a run that was stopped at once, or that ended before its first checkpoint."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,3 +67,15 @@ def test_a_run_directory_that_is_no_utf8_is_refused_before_it_is_made(
     folder = os.fsdecode(b"r\xff")
     cli("train", "--preset", tiny(), "--run-dir", tmp_path / folder).refused("--run-dir", "UTF-8", "runs/mine")
     assert not (tmp_path / folder).exists()
+
+
+def test_an_optimizer_that_is_not_installed_is_refused_before_data_are_measured(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr("diffcli.eight_bit.LEAST", 1)
+    monkeypatch.setattr("diffcli.engine.run.train.measure", lambda *given: pytest.fail("measured"))
+    chosen = tiny(train__optimizer={"kind": "adamw8bit"})
+    refused = cli("train", "--preset", chosen, "--run-dir", tmp_path / "run").refused("adamw8bit")
+    assert "diffcli[lowbit]" in refused
+    assert not (tmp_path / "run").exists()

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from diffcli.config import UserError, quoted
 from diffcli.data.dataset import DataConfig
 from diffcli.data.personal import Personal, Preserve
@@ -24,7 +26,8 @@ from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions, dr
 from diffcli.engine.records.output_records import sidecar
 from diffcli.engine.run.measuring import Counting, unseen
 from diffcli.engine.run.origin import starting
-from diffcli.engine.run.state import build_on_meta
+from diffcli.engine.run.phases import phases_of
+from diffcli.engine.run.state import build_on_meta, check_optimizers
 from diffcli.engine.words.word_training import check_told
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -129,7 +132,7 @@ def drawn_for(preset: Preset, kept: Preserve, place: Path, group: Group, countin
         raise UserError(f"{KEY}: {error.problem}", error.hint, error.also) from error
     if group.agreed(group.leads and stands(place, req)):
         return
-    check_begins(preset)
+    check_begins(preset, group.device)
     if group.leads and place.exists() and not sidecar(place).is_file():
         raise UserError(
             f"{place}: is there already, and no run of diffcli has drawn it",
@@ -143,11 +146,12 @@ def drawn_for(preset: Preset, kept: Preserve, place: Path, group: Group, countin
             pass
 
 
-def check_begins(preset: Preset) -> None:
+def check_begins(preset: Preset, device: torch.device) -> None:
     """Raises UserError where the run of a preset could not begin once its pictures of the class are drawn, which takes long."""
     data = preset.data.build("train")
     task = build_on_meta(preset.model_copy(update={"task": preset.task.valueless()}), data.specs)
     task.check(data.specs)
+    check_optimizers(task, phases_of(task, preset.train), device)
     check_colours(preset.data, task, data)
     starting.planned(preset, task, data.classes)
     if preset.train.embedding is not None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def test_a_start_that_is_stopped_while_it_draws_can_be_made_again(
     assert there == straight
 
 
-@pytest.mark.parametrize("fault", ["few", "broken", "targets"])
+@pytest.mark.parametrize("fault", ["few", "broken", "targets", "optimizer"])
 def test_what_keeps_a_run_from_beginning_is_said_before_pictures_are_drawn(
     fault: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,10 +169,17 @@ def test_what_keeps_a_run_from_beginning_is_said_before_pictures_are_drawn(
     root = thing(tmp_path / "own", 2 if fault == "few" else 4)
     if fault == "broken":
         (root / "0.png").write_bytes((root / "0.png").read_bytes()[:60])
-    lora = {"train__lora": {"rank": 1, "targets": ["nowhere"]}} if fault == "targets" else {}
+    if fault == "optimizer":
+        monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+        monkeypatch.setattr("diffcli.eight_bit.LEAST", 1)
+    faulty = {
+        "targets": {"train__lora": {"rank": 1, "targets": ["nowhere"]}},
+        "optimizer": {"train__optimizer": {"kind": "adamw8bit"}},
+    }
     with pytest.raises(UserError) as told:
-        trained_to(tmp_path / "run", personal_tree(base, root, **KEPT, **lora))
-    assert {"few": "2 pictures", "broken": "0.png", "targets": "nowhere"}[fault] in told.value.problem
+        trained_to(tmp_path / "run", personal_tree(base, root, **KEPT, **faulty.get(fault, {})))
+    named = {"few": "2 pictures", "broken": "0.png", "targets": "nowhere", "optimizer": "adamw8bit"}
+    assert named[fault] in told.value.problem
     assert not list((tmp_path / "run").glob("*preserved*"))
 
 
