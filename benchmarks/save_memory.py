@@ -10,8 +10,9 @@ import statistics
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from diffcli.engine.run.roles.needed_memory import kept_bytes
 from diffcli.networks.autoencoder import Autoencoder, AutoencoderConfig
 from diffcli.networks.bottlenecks import Kl
 
@@ -19,17 +20,10 @@ SHAPES = ((64, 4), (128, 2))  # edge of an image, images
 
 
 def kept(network: Autoencoder, x: Tensor) -> int:
-    """Bytes of the storages that a forward keeps, weights left out."""
-    storages: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    """Bytes that a forward keeps for the way back, weights left out."""
+    with kept_bytes(network.parameters()) as kept:
         network(x)
-        return sum(storages.values())
+        return sum(kept)
 
 
 def seconds(network: Autoencoder, x: Tensor) -> float:

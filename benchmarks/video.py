@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffcli.engine.run.roles.needed_memory import kept_bytes
 from diffcli.networks.conditioning import CondShape
 from diffcli.networks.dit import DiTConfig
 from diffcli.networks.temporal import ConvTemporalConfig, TemporalConfig
@@ -58,19 +59,10 @@ class Trainer:
         return time.process_time() - begun
 
     def kept(self) -> int:
-        """Bytes of the storages that a forward keeps."""
-        storages: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            if not isinstance(tensor, nn.Parameter):
-                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            y = self.network(self.x, self.time)
-            total = sum(storages.values())
-        del y
-        return total
+        """Bytes that a forward keeps for the way back, weights left out."""
+        with kept_bytes(self.network.parameters()) as kept:
+            self.network(self.x, self.time)
+            return sum(kept)
 
 
 def main() -> None:
