@@ -110,6 +110,8 @@ class DiscreteSchedule(Schedule):
         left = position.floor().long().clamp(max=self.steps - 1)
         table = _table(self, t.device)
         low, high, share = table[left], table[left + 1], position - left
+        if not self.zero_terminal_snr:  # every entry is finite
+            return torch.lerp(low, high, share)
         return torch.where(high.isinf(), low + 2 * torch.log1p(-share), torch.lerp(low, high, share))
 
     @keys_agree
