@@ -13,7 +13,7 @@ from diffcli.engine.draw.guides import check_named
 from diffcli.engine.run.origin.starting import planned
 from diffcli.engine.run.personal import class_pictures
 from diffcli.engine.run.phases import phases_of
-from diffcli.engine.run.roles.needed_memory import measure, memory, needed, otherwise
+from diffcli.engine.run.roles.needed_memory import arithmetic, measure, memory, needed, otherwise
 from diffcli.engine.run.roles.parameter_roles import parts
 from diffcli.engine.run.state import build_on_meta
 from diffcli.engine.stage_reading import check_planned
@@ -41,13 +41,13 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
     phases = phases_of(task, cfg)
     learned = sum(p.numel() for p in task.parameters() if p.requires_grad)
     local = max(1, cfg.batch_size // (world * cfg.accumulate))
-    measured = measure(task, preset, phases)
+    flops, measured = arithmetic(task, preset, phases), measure(task, preset, phases)
     facts = {
         "parameters": f"{parameters:,}",
         **({"trained": f"{learned:,} of them"} if learned < parameters else {}),
         "networks": "; ".join(roles(task, phases)),
-        "flops": f"{measured.flops / 1e9:.3g} GFLOP forward and backward an image, "
-        f"{measured.flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
+        "flops": f"{flops / 1e9:.3g} GFLOP forward and backward an image, "
+        f"{flops * cfg.batch_size / 1e12:.3g} TFLOP a step",
         "parts": "; ".join(part_sizes(task)),
         "memory": memory(needed(task, phases, cfg, measured, local)),
     }

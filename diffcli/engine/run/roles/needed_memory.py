@@ -29,16 +29,15 @@ GIB = 2**30 / 4  # float32 values in one
 RANK = 8  # of the low-rank changes that a plan speaks of
 
 
-class StepCounts(NamedTuple):
-    """Of a step: FLOP forward and backward of an image, bytes that the way back needs of an image, and of the weights."""
+class StepBytes(NamedTuple):
+    """Bytes that the way back of a step needs of an image, and of the weights."""
 
-    flops: int
     an_image: int
     weights: int  # in half precision or folded, whatever the number of images
 
 
 def needed(
-    task: Task, phases: tuple[Phase, ...], cfg: TrainConfig, measured: StepCounts, images: int
+    task: Task, phases: tuple[Phase, ...], cfg: TrainConfig, measured: StepBytes, images: int
 ) -> dict[str, float]:
     """Numbers of float32 that fill the memory of a training, by what they are for; images: of one forward."""
     of_step = {
@@ -48,7 +47,7 @@ def needed(
     return values_kept(task, phases, cfg) | of_step
 
 
-def otherwise(preset: Preset, specs: Specs | None, measured: StepCounts, images: int) -> Iterator[tuple[str, str]]:
+def otherwise(preset: Preset, specs: Specs | None, measured: StepBytes, images: int) -> Iterator[tuple[str, str]]:
     """(`key=value`, `1.5 GiB`) of each single change of a preset that would need more or less memory, built on meta.
 
     measured: of the preset as it is. What cannot be built is passed over.
@@ -111,16 +110,22 @@ def memory(values: Mapping[str, float]) -> str:
     return f"about {sum(values.values()) / GIB:.2g} GiB a process: {each}"
 
 
-def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> StepCounts:
-    """What a step of a task on the meta device computes and keeps.
-
-    FLOP of all phases, each by how often it is due; bytes of the phase that keeps most. A second image tells what each adds.
-    """
-    flops, cast = 0.0, CastOnMeta(HALVES.get(preset.train.precision))
+def arithmetic(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> int:
+    """FLOP forward and backward of an image, of a task on the meta device: of all phases, each by how often it is due."""
+    flops = 0.0
     for phase in phases:
         with task.only(phase.networks), FlopCounterMode(display=False) as counter:
             _loss(task, preset, phase, 1).backward()
         flops += counter.get_total_flops() / phase.every
+    return round(flops)
+
+
+def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> StepBytes:
+    """What a step of a task on the meta device keeps: bytes of the phase that keeps most.
+
+    A second image tells what each adds.
+    """
+    cast = CastOnMeta(HALVES.get(preset.train.precision))
     found = []
     for phase in phases:  # without the way back, on which layers that are computed again would be cast by no one
         kept = []
@@ -130,7 +135,7 @@ def measure(task: Task, preset: Preset, phases: tuple[Phase, ...]) -> StepCounts
             kept.append(counted)
         (one, copies), (two, _) = kept
         found.append((two - one, copies + max(0, 2 * one - two)))
-    return StepCounts(round(flops), *max(found))
+    return StepBytes(*max(found))
 
 
 def _loss(task: Task, preset: Preset, phase: Phase, images: int) -> torch.Tensor:
