@@ -5,6 +5,7 @@ Everything is float64 where x is, so that identities can be held to rounding.
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -56,27 +57,33 @@ class Mixture(NamedTuple):
 
     def posterior(self, schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(E[x0 | x_t], Var[x0 | x_t]), both exact."""
-        alpha, sigma = (over(c, x) for c in schedule.alpha_sigma(t))
-        logits, means, variances = [], [], []
-        for w, m, s in zip(*self, strict=True):
-            total = alpha**2 * s**2 + sigma**2
-            logits.append(math.log(w) - total.log() / 2 - (x - alpha * m) ** 2 / (2 * total))
-            means.append(m + alpha * s**2 / total * (x - alpha * m))
-            variances.append((s**2 * sigma**2 / total).expand_as(x))
-        # not softmax, whose rounding depends on the batch where it reduces over the first axis
-        share = (torch.stack(logits) - torch.stack(logits).max(0).values).exp()
-        share = share / share.sum(0)
-        mean = (share * torch.stack(means)).sum(0)
-        square = (share * (torch.stack(variances) + torch.stack(means) ** 2)).sum(0)
-        return mean, square - mean**2
+        return self._posterior(x, *(over(c, x) for c in schedule.alpha_sigma(t)))
 
     def denoise(self, schedule: Schedule) -> Denoise:
         """The denoiser that minimises the squared error on this data."""
 
         def ideal(x: Tensor, t: Tensor) -> Prediction:
-            return prediction(schedule, x, t, self.posterior(schedule, x, t)[0])
+            alpha, sigma = (over(c, x) for c in schedule.alpha_sigma(t))
+            x0, _ = self._posterior(x, alpha, sigma)
+            return Prediction(x0, (x - alpha * x0) / sigma)
 
         return ideal
+
+    def _posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        if len(self.weights) == 1:
+            (m,), (s,) = self.means, self.stds
+            total = (alpha * s) ** 2 + sigma**2
+            return m + alpha * s**2 / total * (x - alpha * m), ((s * sigma) ** 2 / total).expand_as(x)
+        w, m, s = (torch.tensor(each, dtype=x.dtype).view(-1, *[1] * x.ndim) for each in self)  # (K, 1, ...)
+        total = (alpha * s) ** 2 + sigma**2
+        off = x - alpha * m  # (K, B, C, *S)
+        logits = (w.log() - total.log() / 2) - off**2 / (2 * total)
+        # not softmax, whose rounding depends on the batch where it reduces over the first axis
+        share = (logits - logits.amax(0)).exp()
+        share = share / share.sum(0)
+        means = m + alpha * s**2 / total * off
+        mean = (share * means).sum(0)
+        return mean, (share * ((s * sigma) ** 2 / total + means**2)).sum(0) - mean**2
 
     def ode(self, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The exact probability-flow map from t to s; for one Gaussian only."""
@@ -132,12 +139,16 @@ class TargetNetwork(nn.Module):
 
 def time_from_network_time(schedule: Schedule, time: Tensor) -> Tensor:
     """t (B,) float64 from what the network is told (B,)."""
-    low, high = torch.full((len(time),), schedule.cleanest).double(), torch.ones(len(time)).double()
+    return torch.tensor([_time_of(schedule, each) for each in time.tolist()], dtype=torch.float64)
+
+
+@cache  # walks of one schedule ask for the same times
+def _time_of(schedule: Schedule, time: float) -> float:
+    low, high = torch.tensor(schedule.cleanest).double(), torch.ones(()).double()
     for _ in range(60):
         middle = (low + high) / 2
-        above = schedule.network_time(middle) > time
-        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-    return schedule.snap(high)
+        low, high = (low, middle) if schedule.network_time(middle) > time else (middle, high)
+    return float(schedule.snap(high))
 
 
 class Counting(Noise):

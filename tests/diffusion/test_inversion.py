@@ -1,7 +1,6 @@
 """DDIM inversion: back to the noise, and DDIM from there to the image."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -30,15 +29,14 @@ def there_and_back(schedule: Schedule, steps: int, data: Mixture = DATA, refinem
 
 @pytest.mark.parametrize("schedule", [Linear(steps=100_000), Cosine(steps=100_000), Flow(), Edm()], ids=kind)
 def test_inverting_and_drawing_again_returns_the_image_with_an_error_that_falls_with_the_steps(schedule):
-    errors = [there_and_back(schedule, n) for n in (50, 100, 200, 400)]
-    observed = [math.log2(a / b) for a, b in pairwise(errors)]
-    assert min(observed) > 0.7, (errors, observed)
-    assert errors[-1] < 0.05
+    few, many = (there_and_back(schedule, n) for n in (100, 400))
+    assert math.log2(few / many) / 2 > 0.7  # the order, over two doublings
+    assert many < 0.05
 
 
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Flow(), Edm()], ids=kind)
 def test_refinements_make_the_inverse_exact(schedule):
-    plain, once, often = (there_and_back(schedule, 50, refinements=n) for n in (0, 1, 30))
+    plain, once, often = (there_and_back(schedule, 50, refinements=n) for n in (0, 1, 10))
     assert once < plain / 3
     assert often < 1e-6
 

@@ -158,12 +158,14 @@ def noise(n: int) -> Noise:
 
 
 def test_the_bound_of_a_denoiser_that_knows_the_image_is_what_the_prior_and_the_last_step_cost():
-    """Every step is the exact posterior, so that only beta tilde of the second step blurs the grey levels: hardly."""
+    """Every step is the exact posterior, so that only beta tilde of the second step blurs the grey levels."""
     x0, _ = images(3, dtype=torch.float64)
-    *between, last, prior = bits_per_dim(knows(x0, Linear()), Linear(), x0, noise(3), "small")
+    schedule = Linear(steps=200)
+    *between, last, prior = bits_per_dim(knows(x0, schedule), schedule, x0, noise(3), "small")
     for term in between:
         torch.testing.assert_close(term.bits, torch.zeros(3).double(), rtol=0, atol=1e-9)
-    small = transition(Linear(), torch.tensor(0.002).double(), torch.tensor(0.001).double()).var_small
+    second, first = torch.tensor([2, 1], dtype=torch.float64) / 200
+    small = transition(schedule, second, first).var_small
     inside = math.erf(HALF_BIN / math.sqrt(2 * float(small)))  # the probability that a pixel rounds to its own level
     assert float(last.bits.mean()) == pytest.approx(-math.log2(inside), rel=1e-6)
     assert float(prior.bits.max()) < 1e-4
@@ -202,7 +204,7 @@ def reversal(std: float, schedule: DiscreteSchedule):
 
 def test_the_bound_of_a_perfect_model_is_the_entropy_of_its_data_and_a_worse_model_pays_more():
     """Grey levels of N(0, 0.25^2): on average log2(sqrt(2 pi e) 0.25 / bin) = 7.04 bits."""
-    schedule, n = Linear(steps=100), 40
+    schedule, n = Linear(steps=50), 40
     x0 = to_levels(0.25 * noise(n)(torch.empty(n, 1, 16, 16, dtype=torch.float64)))
     entropy = -torch.distributions.Normal(0, 0.25).log_prob(x0).mean() / math.log(2) - math.log2(2 * HALF_BIN)
     bits = {

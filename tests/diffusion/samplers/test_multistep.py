@@ -99,7 +99,7 @@ def test_a_first_move_of_the_sde_solver_is_the_step_of_ddpm(schedule):
 def test_a_mixture_is_drawn_from_a_start_without_signal(cls, schedule):
     x = Noise([1], CPU)(torch.empty(1, 1, 100, 200, dtype=torch.float64))
     noise = Noise([2], CPU)
-    end = last(cls(steps=150).trajectory(MIXTURE.denoise(schedule), schedule, x, noise)).x
+    end = last(cls(steps=60).trajectory(MIXTURE.denoise(schedule), schedule, x, noise)).x
     assert float(end.mean()) == pytest.approx(MIXTURE.mean, abs=0.03)
     assert float(end.std()) == pytest.approx(MIXTURE.std, rel=0.02)
 

@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from functools import cache
 from itertools import pairwise, product
 
 import pytest
@@ -61,6 +62,7 @@ VARIANTS = [
     EdmHeun(steps=8, s_churn=4, s_noise=1.003),
 ]
 PATHS = [*SCHEDULES, Linear(zero_terminal_snr=True)]
+SMOOTH = [Linear(steps=3200), Cosine(steps=3200)]  # the points of their tables lie so close that no order is lost
 KINDS_OF_PATH = [Cosine(), Flow(), Edm(), Linear(zero_terminal_snr=True)]  # for what takes long
 
 
@@ -114,7 +116,7 @@ def test_a_perfect_prediction_is_returned(cls, schedule):
     """By every sampler on every kind of path, and on every path by some sampler."""
     x0 = start(3).float().clamp(-1, 1)
     x = Noise([5, 6, 7], CPU)(x0)
-    for steps in (1, 7, 30):
+    for steps in (1, 9):
         end = last(cls(steps=steps).trajectory(knows(x0, schedule), schedule, x, Noise([5, 6, 7], CPU)))
         torch.testing.assert_close(end.x, x0, rtol=0, atol=1e-5)
 
@@ -129,18 +131,18 @@ def test_a_perfect_prediction_is_returned_after_very_many_steps(cls, schedule, s
     torch.testing.assert_close(end.x, x0, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", [s for s in FINE if s in KINDS_OF_PATH], ids=kind)
-@pytest.mark.parametrize("sampler", [cls(steps=8) for cls in (*ORDER, *ADAPTIVE)], ids=name)
-def test_one_dimensional_gaussians_are_carried_to_their_data(sampler, schedule):
+@pytest.mark.parametrize(
+    ("cls", "schedule"), paired([*ORDER, *ADAPTIVE], [s for s in FINE if s in KINDS_OF_PATH]), ids=kind
+)
+def test_one_dimensional_gaussians_are_carried_to_their_data(cls, schedule):
     """With 200 steps every solver follows the exact probability-flow map from noise to data."""
     x = start()
-    end = last(
-        sampler.model_copy(update={"steps": 200}).trajectory(DATA.denoise(schedule), schedule, x, Noise([0], CPU))
-    )
+    end = last(cls(steps=200).trajectory(DATA.denoise(schedule), schedule, x, Noise([0], CPU)))
     exact = DATA.ode(schedule, x, torch.tensor(1.0), torch.tensor(0.0))
     torch.testing.assert_close(end.x, exact, rtol=0, atol=0.025)
 
 
+@cache
 def error(sampler: Sampler, schedule: Schedule, until: float) -> float:
     """Greatest distance from the exact probability-flow map at time `until`, which lies on the grid."""
     x, begin = start(), sampler.times(schedule)[0]
@@ -154,8 +156,7 @@ def orders(errors: list[float]) -> list[float]:
     return [math.log2(a / b) for a, b in pairwise(errors)]
 
 
-@pytest.mark.parametrize("cls", ORDER, ids=kind)
-@pytest.mark.parametrize("schedule", [Linear(steps=3200), Cosine(steps=3200), Flow()], ids=kind)
+@pytest.mark.parametrize(("cls", "schedule"), [*product(ORDER, [Flow()]), *paired([*ORDER], SMOOTH)], ids=kind)
 def test_each_solver_converges_with_its_order_between_two_noisy_times(cls, schedule):
     class Between(cls):
         def times(self, schedule: Schedule) -> torch.Tensor:
@@ -167,8 +168,7 @@ def test_each_solver_converges_with_its_order_between_two_noisy_times(cls, sched
         assert observed == pytest.approx([ORDER[cls]], abs=0.2)
 
 
-@pytest.mark.parametrize("cls", ORDER, ids=kind)
-@pytest.mark.parametrize("schedule", [Linear(steps=3200), Cosine(steps=3200), Flow()], ids=kind)
+@pytest.mark.parametrize(("cls", "schedule"), [*product(ORDER, [Flow()]), *paired([*ORDER], SMOOTH)], ids=kind)
 def test_each_solver_converges_with_its_order_from_pure_noise(cls, schedule):
     """Up to t = 0.2: near 0 the VP path's sigma grows like a root of t, where no solver in t keeps its order.
 
@@ -205,8 +205,7 @@ def test_flow_euler_is_ddim_on_the_flow_path():
     torch.testing.assert_close(end.x, euler, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("sampler", VARIANTS, ids=name)
-@pytest.mark.parametrize("schedule", [Cosine(), Flow()], ids=kind)
+@pytest.mark.parametrize(("sampler", "schedule"), paired(VARIANTS, [Cosine(), Flow()]), ids=named)
 def test_an_image_is_the_same_alone_and_in_a_batch(sampler, schedule):
     seeds, like = [11, 3, 2**63, -7, 5], torch.empty(5, 3, 5, 7)
     denoise = MIXTURE.denoise(schedule)
@@ -246,7 +245,7 @@ def test_samplers_without_an_order_are_stochastic(cls):
 
 @pytest.mark.parametrize(
     ("schedule", "steps"),
-    [*((schedule, steps) for schedule in SCHEDULES for steps in (7, 50)), (Cosine(), 1000)],
+    [*((schedule, 7) for schedule in SCHEDULES), (Flow(), 50), (Cosine(steps=50), 50)],
     ids=kind,
 )
 def test_ddim_with_eta_one_is_ddpm(schedule, steps):
@@ -278,7 +277,7 @@ def test_ddim_takes_sigma_of_song_on_strided_grids(schedule):
 def test_heads_of_every_target_walk_the_same_trajectory(cls, schedule):
     ideal, x = MIXTURE.denoise(schedule), start(2).float()
     # the oracle in the network finds trained times from what it is told, and on EDM's path those that it is told apart
-    sampler = cls(steps=20, spacing="karras" if isinstance(schedule, Edm) else "uniform")
+    sampler = cls(steps=8, spacing="karras" if isinstance(schedule, Edm) else "uniform")
     expected = last(sampler.trajectory(ideal, schedule, x.double(), Noise([1, 2], CPU)))
     for target in TARGETS:
         if target == "eps" and schedule.leftover_signal == 0:
@@ -309,5 +308,5 @@ def test_the_memory_of_a_walk_does_not_grow_with_its_steps(cls: type[Sampler]) -
         last(cls(steps=steps).trajectory(denoise, Cosine(), x, Noise([0], CPU)))
         return most
 
-    few, many = most_alive(12), most_alive(120)
+    few, many = most_alive(12), most_alive(36)
     assert many == few <= 24

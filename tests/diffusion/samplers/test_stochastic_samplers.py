@@ -12,6 +12,7 @@ from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2MSde, EdmHeun, Eu
 from diffcli.diffusion.schedule import Cosine, Flow, Linear, Schedule, transition
 from diffcli.noise import Noise
 from tests.diffusion.oracle import Mixture, gaussian, kind, moments, prediction
+from tests.pairing import paired
 
 DATA = gaussian(0.3, 0.5)
 MIXTURE = Mixture((0.3, 0.7), (-0.8, 0.5), (0.2, 0.1))
@@ -32,18 +33,20 @@ def learned(data: Mixture, schedule: Schedule, steps: int) -> Denoise:
     return ideal
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Flow(), Linear(zero_terminal_snr=True)], ids=kind)
+ANCESTRAL = {
+    "small": Ddpm(steps=1000, variance="small"),
+    "large": Ddpm(steps=1000, variance="large"),
+    "ddim": Ddim(steps=1000, eta=1),
+    "euler_ancestral": EulerAncestral(steps=1000),
+    "dpmpp_2m_sde": DpmPlusPlus2MSde(steps=1000),
+    "edm_heun": EdmHeun(steps=100, spacing="karras", s_churn=20),
+}
+
+
 @pytest.mark.parametrize(
-    "sampler",
-    [
-        Ddpm(steps=1000, variance="small"),
-        Ddpm(steps=1000, variance="large"),
-        Ddim(steps=1000, eta=1),
-        EulerAncestral(steps=1000),
-        DpmPlusPlus2MSde(steps=1000),
-        EdmHeun(steps=100, spacing="karras", s_churn=20),
-    ],
-    ids=["small", "large", "ddim", "euler_ancestral", "dpmpp_2m_sde", "edm_heun"],
+    ("sampler", "schedule"),
+    paired([*ANCESTRAL.values()], [Cosine(), Flow(), Linear(zero_terminal_snr=True)]),
+    ids=[f"{name}-{kind}" for name, kind in paired([*ANCESTRAL], ["cosine", "flow", "without signal"])],
 )
 def test_ancestral_samplers_give_a_gaussian_its_mean_and_deviation(sampler, schedule):
     mean, std = moments(sampler, DATA.denoise(schedule), schedule)
