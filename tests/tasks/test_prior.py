@@ -12,6 +12,7 @@ from diffcli.tasks.conditioners.slots import unit_variance
 from diffcli.tasks.conditioners.stored import IMAGE, TEXT
 from diffcli.tasks.prior import PriorConfig, PriorTask
 
+pytestmark = pytest.mark.xdist_group("prior")  # one trained model serves several of them
 DDIM = Ddim(steps=12)
 
 
@@ -83,7 +84,7 @@ def test_an_mlp_learns_a_rotation_and_beats_the_identity_on_texts_it_has_not_see
     rotation = torch.linalg.qr(normal(dim, dim, 9)).Q
     text, held_out = normal(512, dim, 0), normal(256, dim, 1)
     task = build(dim, kind="mlp", width=64, depth=2)
-    fit(task, text, text @ rotation, steps=300)
+    fit(task, text, text @ rotation, steps=150, lr=1e-2)
     right = held_out @ rotation
     learned = F.cosine_similarity(translated(task, held_out), right).mean()
     assert learned > 0.9
@@ -95,10 +96,10 @@ def modes() -> tuple[PriorTask, torch.Tensor, torch.Tensor]:
     """A trained diffusion prior, three texts, and the centres of two modes: text 0 -> 0, text 1 -> 1, text 2 -> either."""
     dim = 8
     texts, centres = torch.linalg.qr(normal(dim, 3, 3)).Q.T, torch.linalg.qr(normal(dim, 2, 4)).Q.T
-    which = torch.arange(512) % 3
-    mode = torch.where(which < 2, which, (torch.arange(512) // 3) % 2)
+    which = torch.arange(96) % 3
+    mode = torch.where(which < 2, which, (torch.arange(96) // 3) % 2)
     task = build(dim, kind="diffusion", width=64, depth=2)
-    fit(task, texts[which], centres[mode] + 0.05 * normal(512, dim, 5), steps=400)
+    fit(task, texts[which], centres[mode] + 0.05 * normal(96, dim, 5), steps=200)
     return task, texts, unit_variance(centres)
 
 
