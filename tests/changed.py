@@ -1,12 +1,15 @@
 """Which tests to run for what changed: `python -m tests.changed` prints them, and `make test-fast` runs them.
 
 Changed is what differs from the branch `main`, or from the last commit where that is main. The test file that mirrors a changed
-one stands for it; where there is none, the files of the deepest folder that mirrors its folder.
+one stands for it; where there is none, those files of the deepest folder that mirrors its folder which import it; if none does,
+those that import a file which imports it, and where nothing in that folder comes near it all of them.
 """
 
+import re
 import subprocess
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from functools import cache
+from pathlib import Path, PurePath, PurePosixPath
 
 ROOT = Path(__file__).parent.parent
 ALWAYS = ("tests/test_layers.py",)  # takes a second and knows every file
@@ -25,6 +28,10 @@ BY_ANOTHER_NAME = {  # files beside the folders of the package, whose tests stan
     "diffcli/preset.py": ("tests/test_presets.py", "tests/test_preset_schema.py"),
     "diffcli/transfer.py": ("tests/tasks/test_waits.py", "tests/data/test_loader.py"),
     "tests/conftest.py": ("tests/cli/test_commands.py",),
+}
+
+THROUGH_A_FIXTURE = {  # tests of a part of the package that they do not import
+    "diffcli/cli": ("tests/cli/test_bad_input.py", "tests/cli/test_commands.py"),
 }
 
 
@@ -56,11 +63,38 @@ def _mirrors_of(path: PurePosixPath, root: Path) -> list[str]:
     folder = mirrored.parent
     while not any((root / folder).glob("test_*.py")) and folder.name != "tests":
         folder = folder.parent
-    return (
-        []
-        if folder.name == "tests"
-        else sorted(str(folder / found.name) for found in (root / folder).glob("test_*.py"))
-    )
+    if folder.name == "tests":
+        return []
+    return _nearest(path, sorted((root / folder).glob("test_*.py")), root)
+
+
+def _nearest(path: PurePosixPath, tests: list[Path], root: Path) -> list[str]:
+    """Of these tests the ones that import a file of the package; else those that import what imports it; else all."""
+    module = _name(path)
+    beside = {name for name, imported in _package(root / path.parts[0]).items() if module in imported}
+    direct = [test for test in tests if module in _imported(test)]
+    found = direct or [test for test in tests if beside & _imported(test)] or tests
+    always = THROUGH_A_FIXTURE.get("/".join(path.parts[:2]), ())
+    return [*(test.relative_to(root).as_posix() for test in found), *always]
+
+
+def _name(path: PurePath) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def _package(folder: Path) -> dict[str, frozenset[str]]:
+    """The modules of a package, and what each imports."""
+    return {_name(file.relative_to(folder.parent)): _imported(file) for file in folder.rglob("*.py")}
+
+
+@cache
+def _imported(file: Path) -> frozenset[str]:
+    """The modules that a file imports, and what it imports from them, as dotted names."""
+    names = set()
+    for module, what in re.findall(r"^ *from ([\w.]+) import (\([^)]*\)|.*)$", file.read_text(), re.MULTILINE):
+        names |= {module, *(f"{module}.{name}" for name in re.findall(r"\w+", what))}
+    return frozenset(names | {*re.findall(r"^ *import ([\w.]+)", file.read_text(), re.MULTILINE)})
 
 
 def _git(root: Path, *arguments: str) -> list[str]:

@@ -28,6 +28,22 @@ def test_a_file_that_no_test_mirrors_has_those_of_its_folder() -> None:
     assert all(path.startswith("tests/cli/") for path in found if path != "tests/test_layers.py")
 
 
+def test_of_a_folder_only_the_tests_that_come_near_a_file_are_run_for_it(tmp_path: Path) -> None:
+    files = {
+        "diffcli/a/near.py": "from diffcli.a import (\n    far,\n)",
+        "diffcli/a/far.py": "",
+        "diffcli/a/alone.py": "",
+        "tests/a/test_one.py": "from diffcli.a.near import x",
+        "tests/a/test_two.py": "    import diffcli.a.other",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = {name: set(mirrors_of([f"diffcli/a/{name}.py"], tmp_path)) - {*ALWAYS} for name in ("near", "far", "alone")}
+    both = {"tests/a/test_one.py", "tests/a/test_two.py"}
+    assert found == {"near": {"tests/a/test_one.py"}, "far": {"tests/a/test_one.py"}, "alone": both}
+
+
 def test_every_file_of_the_package_has_a_test_and_every_test_is_there() -> None:
     files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "diffcli").rglob("*.py"))
     found = {file: {*mirrors_of([file])} - {*ALWAYS} for file in files}
