@@ -13,6 +13,7 @@ from diffcli.interop.imported import Imported
 from diffcli.networks.conditioning import Conditioning
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
+from tests.networks.waking import normals
 
 CPU = torch.device("cpu")
 STAGE: dict[str, Any] = {  # a tiny first stage of diffusers
@@ -42,13 +43,15 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def wake(model: Model, seed: int = 1, keep: str = "") -> Model:
     """Random numbers in every parameter but `keep`: no zero, no one hides a layer that was left out or swapped."""
+    parameters = dict(model.named_parameters())
+    drawings = normals([parameter.numel() for parameter in parameters.values()], first=1000 * seed)
     with torch.no_grad():
-        for i, (name, parameter) in enumerate(model.named_parameters()):
+        for (name, parameter), values in zip(parameters.items(), drawings, strict=True):
             if name == keep:
                 continue
             gain = name.endswith("weight") and parameter.ndim == 1
             fan_in = max(parameter[0].numel(), 1)
-            drawn = noise(*parameter.shape, seed=1000 * seed + i) * min(fan_in**-0.5, 0.3)
+            drawn = values.view_as(parameter) * min(fan_in**-0.5, 0.3)
             parameter.copy_(1 + drawn if gain else drawn)
     return model.eval()
 

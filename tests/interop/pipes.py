@@ -12,6 +12,7 @@ from diffcli.noise import Noise
 from tests.encoders.making import WIDTH, tiny_text_tower
 from tests.interop.making import CPU, STAGE, TRANSFORMING, wake
 
+STEPS = 8  # of a walk that two programs compare
 UNET = TRANSFORMING | {"cross_attention_dim": WIDTH}
 CONTROL: dict[str, Any] = {k: v for k, v in TRANSFORMING.items() if k not in ("sample_size", "up_block_types")} | {
     "cross_attention_dim": WIDTH,
@@ -98,19 +99,21 @@ def start(seeds: list[int], *shape: int) -> Tensor:
 
 
 def drawn(folder: Path, seeds: list[int], shape: tuple[int, ...], own: bool = False, **call: Any) -> Any:
-    """uint8 (n, H, W, C): what StableDiffusionPipeline draws from our noise in 20 steps of DDIM, or of its own scheduler."""
+    """uint8 (n, H, W, C): what StableDiffusionPipeline draws from our noise in STEPS steps of DDIM, or of its own scheduler."""
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
     pipe.scheduler = pipe.scheduler if own else trailing(pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     size = {"height": shape[1] * factor, "width": shape[2] * factor}
-    return levels(pipe(latents=start(seeds, *shape), num_inference_steps=20, output_type="np", **size, **call).images)
+    return levels(
+        pipe(latents=start(seeds, *shape), num_inference_steps=STEPS, output_type="np", **size, **call).images
+    )
 
 
 def walked(pipe: Any, x: Tensor, predict: Any) -> Any:
-    """uint8 (n, H, W, C): latents x after 20 steps of its own scheduler and the first stage; predict(x, t): the noise."""
+    """uint8 (n, H, W, C): latents x after STEPS steps of its own scheduler and the first stage; predict(x, t): the noise."""
     stage, scheduler = getattr(pipe, "vqvae", None) or pipe.vae, pipe.scheduler
-    scheduler.set_timesteps(20)
+    scheduler.set_timesteps(STEPS)
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(predict(x, t), t, x).prev_sample

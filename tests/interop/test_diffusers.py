@@ -1,6 +1,7 @@
 """UNet2DModel and DDPMPipeline of diffusers: in through `import`, out through `export`, the same outputs and images."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,20 @@ def pipeline(folder: Path, scheduler: Any = None, **options: Any) -> tuple[diffu
     return made, folder / "pipeline"
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A UNet2DModel with random weights, saved. Do not change it."""
+    folder = tmp_path_factory.mktemp("plain")
+    unet().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DDPMPipeline of such a network, saved. Do not change it."""
+    return pipeline(tmp_path_factory.mktemp("plain_pipeline"))[1]
+
+
 def config_with(folder: Path, file: str, **changes: Any) -> None:
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -99,26 +114,17 @@ def config_with(folder: Path, file: str, **changes: Any) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_a_unet_of_diffusers_gives_the_same_outputs(variant: str, tmp_path: Path):
+def test_a_unet_of_diffusers_gives_the_same_outputs_and_goes_out_as_it_came(variant: str, tmp_path: Path):
     theirs = unet(**VARIANTS[variant])
     theirs.save_pretrained(tmp_path / "model")
     imported = importing.load(tmp_path / "model", None)
     assert "no scheduler" in imported.notes[0]
     task, labels = loaded(imported), labels_for(theirs)
     x = noise(4, *imported.preset.data.shape)
-    close(network(task)(x, TIMES, condition(task, labels, x)), theirs(x, TIMES, labels).sample)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.no_grad()
-def test_what_came_in_goes_out_and_is_the_same_model(variant: str, tmp_path: Path):
-    theirs = unet(**VARIANTS[variant])
-    theirs.save_pretrained(tmp_path / "model")
-    imported = importing.load(tmp_path / "model", None)
+    expected = theirs(x, TIMES, labels).sample
+    close(network(task)(x, TIMES, condition(task, labels, x)), expected)
     out = export_diffusers(imported.preset, imported.tensors, None, tmp_path / "out")
-    again = diffusers.DDPMPipeline.from_pretrained(out).unet.eval()
-    x, labels = noise(4, *imported.preset.data.shape), labels_for(theirs)
-    close(again(x, TIMES, labels).sample, theirs(x, TIMES, labels).sample)
+    close(diffusers.DDPMPipeline.from_pretrained(out).unet.eval()(x, TIMES, labels).sample, expected)
 
 
 @torch.no_grad()
@@ -155,8 +161,8 @@ def test_weights_under_the_old_names_of_attention_and_in_a_pickle_are_read(tmp_p
         ("out_channels", 4),
     ],
 )
-def test_what_our_unet_has_not_is_refused_by_key(key: str, value: object, tmp_path: Path):
-    unet().save_pretrained(tmp_path)
+def test_what_our_unet_has_not_is_refused_by_key(key: str, value: object, plain: Path, tmp_path: Path):
+    shutil.copytree(plain, tmp_path, dirs_exist_ok=True)
     config_with(tmp_path, "config.json", **{key: value})
     with pytest.raises(UserError, match=rf"config\.json: {key} is ") as error:
         importing.load(tmp_path, None)
@@ -177,8 +183,10 @@ def test_what_our_unet_has_not_is_refused_by_key(key: str, value: object, tmp_pa
     ],
     ids=str,
 )
-def test_a_scheduler_that_ours_cannot_be_is_refused_by_key(changes: dict[str, Any], named: str, tmp_path: Path):
-    _, folder = pipeline(tmp_path)
+def test_a_scheduler_that_ours_cannot_be_is_refused_by_key(
+    changes: dict[str, Any], named: str, plain_pipeline: Path, tmp_path: Path
+):
+    folder = shutil.copytree(plain_pipeline, tmp_path / "pipeline")
     config_with(folder, "scheduler/scheduler_config.json", **changes)
     with pytest.raises(UserError, match=rf"scheduler_config\.json: .*{named}"):
         importing.load(folder, None)
@@ -337,9 +345,8 @@ def test_names_of_classes_and_the_row_for_no_class_come_back(dropped: float, tmp
     ids=str,
 )
 @torch.no_grad()
-def test_keys_of_ours_become_keys_or_weights_of_theirs(network_keys: dict[str, Any], tmp_path: Path):
-    unet().save_pretrained(tmp_path / "model")
-    raw = importing.load(tmp_path / "model", None).preset.model_dump(mode="json")
+def test_keys_of_ours_become_keys_or_weights_of_theirs(network_keys: dict[str, Any], plain: Path, tmp_path: Path):
+    raw = importing.load(plain, None).preset.model_dump(mode="json")
     raw["task"]["network"] |= network_keys
     preset = presets.build(raw, "ours")
     task = wake(preset.task.build(preset.specs))
@@ -363,9 +370,10 @@ def test_keys_of_ours_become_keys_or_weights_of_theirs(network_keys: dict[str, A
         ("data.size", 15, "task.network.mult"),
     ],
 )
-def test_what_diffusers_cannot_express_is_refused_by_key(key: str, value: object, named: str, tmp_path: Path):
-    unet().save_pretrained(tmp_path)
-    raw = importing.load(tmp_path, None).preset.model_dump(mode="json")
+def test_what_diffusers_cannot_express_is_refused_by_key(
+    key: str, value: object, named: str, plain: Path, tmp_path: Path
+):
+    raw = importing.load(plain, None).preset.model_dump(mode="json")
     raw["task"]["network"] |= {"blocks": ["res", "attention"], "attend_at": [16, 8]}
     flow = ["task.schedule.kind=flow"] if value == "flow" else []
     sizes = ["task.network.attend_at=[8]"] if key == "data.size" else []

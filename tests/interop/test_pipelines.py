@@ -19,10 +19,13 @@ from diffcli.interop.exporting import export_diffusers
 from tests.conftest import Cli
 from tests.encoders.making import tiny_text_tower
 from tests.interop.making import CPU, close, loaded, network, noise, wake
-from tests.interop.pipes import STABLE, STAGE, drawn, stable, start, transformer, unconditional, vae, walked
+from tests.interop.pipes import STABLE, STAGE, STEPS, drawn, stable, start, transformer, unconditional, vae, walked
 from tests.ranks import Alone
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside diffusers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # inside diffusers
+    pytest.mark.xdist_group("pipelines"),  # one pipeline serves most of them
+]
 
 TEXTS = ["a cat", "two dogs"]
 
@@ -46,7 +49,7 @@ def config_with(folder: Path, file: str, **changes: Any) -> None:
 
 
 def images(cli: Cli, ckpt: Path, out: Path, *options: object) -> np.ndarray:
-    done = cli("sample", "--ckpt", ckpt, "--out", out, "--sampler", "ddim", "--steps", 20, "--seed", 5, *options)
+    done = cli("sample", "--ckpt", ckpt, "--out", out, "--sampler", "ddim", "--steps", STEPS, "--seed", 5, *options)
     assert done.code == 0, done.err
     found: np.ndarray = np.load(out)["arr_0"]
     return found
@@ -62,7 +65,7 @@ def alike(found: np.ndarray, expected: np.ndarray) -> None:
 def test_it_draws_the_same_images_as_diffusers_from_the_same_noise(
     cli: Cli, pipeline: Path, ours: Path, tmp_path: Path
 ) -> None:
-    """20 steps of DDIM, guidance 7.5, which the checkpoint knows; with a negative prompt, too."""
+    """Steps of DDIM, guidance 7.5, which the checkpoint knows; with a negative prompt, too."""
     prompts = [word for text in TEXTS for word in ("--prompt", text)]
     found = images(cli, ours, tmp_path / "x.npz", *prompts)
     alike(found, drawn(pipeline, [5, 6], (4, 8, 8), prompt=TEXTS, guidance_scale=7.5))
@@ -159,8 +162,7 @@ def test_a_transformer_with_its_first_stage_draws_the_same_and_goes_out_again(cl
     alike(walked(again, begin, guided(again)), expected)
 
 
-@pytest.mark.parametrize("clean", [True, False], ids=["set_alpha_to_one", "noise left"])
-@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(("clean", "offset"), [(True, 0), (False, 1)], ids=["set_alpha_to_one", "noise left"])
 def test_ddim_as_stable_diffusion_sets_it_up_draws_the_same_images_and_goes_out_as_it_came(
     cli: Cli, tmp_path: Path, clean: bool, offset: int
 ) -> None:
