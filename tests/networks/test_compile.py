@@ -91,7 +91,12 @@ def assert_close(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], bf16: boo
 
 @pytest.mark.parametrize(
     ("name", "bf16", "training"),
-    [("unet", True, True), ("dit", True, True), ("unet, plain", False, False), ("dit, rotary", False, False)],
+    [
+        ("unet", True, True),
+        ("dit, rotary", False, False),
+        pytest.param("dit", True, True, marks=pytest.mark.slow),
+        pytest.param("unet, plain", False, False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_network_is_one_graph_for_batches_of_every_size(name: str, bf16: bool, training: bool) -> None:
     """It was 20 graphs in bf16: the attention switched torch's kernels, and each layer compiled by itself."""

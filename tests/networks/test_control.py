@@ -139,7 +139,9 @@ def test_saving_memory_gives_the_same_gradients_and_keeps_less(name: str) -> Non
     assert saved[1] < plain[1]
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "name", ["unet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("folded unet", "dit"))]
+)
 def test_a_controlled_network_compiles_as_one_graph_and_gives_the_same(name: str) -> None:
     torch._dynamo.reset()
     network, graphs = rouse(built(name)).eval(), Graphs()

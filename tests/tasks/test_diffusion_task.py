@@ -118,8 +118,7 @@ def test_pixels_are_clipped_and_unbounded_codes_are_not():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("sampler", [Ddim(steps=4), Ddpm(steps=4)], ids=["ddim", "ddpm"])
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(("sampler", "guidance"), [(Ddim(steps=4), 3.0), (Ddpm(steps=4), 1.0)], ids=["ddim", "ddpm"])
 def test_an_image_depends_on_its_seed_and_label_alone(sampler, guidance):
     task = build()
     seeds, labels = [4, 2**40, -3], torch.tensor([3, 0, 1])
@@ -131,8 +130,7 @@ def test_an_image_depends_on_its_seed_and_label_alone(sampler, guidance):
     assert torch.equal(again.x, together.x)
 
 
-@pytest.mark.parametrize("learn_variance", [False, True])
-@pytest.mark.parametrize("sizes", [[4, 4, 4], [12], [1, 7, 4]])
+@pytest.mark.parametrize(("sizes", "learn_variance"), [([4, 4, 4], False), ([12], False), ([1, 7, 4], True)])
 def test_micro_batches_are_one_batch(sizes, learn_variance):
     """Weighted by their share, whatever their sizes: loss, terms and gradients."""
     task, whole = build(drop_condition=0.3, learn_variance=learn_variance, target="eps"), batch(12)

@@ -87,9 +87,14 @@ def test_outside_the_interval_stands_the_conditional_branch_and_inside_plain_gui
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "guide", [Guide(interval=(0.5, 2)), Guide(rescale=0.7), Guide(threshold=0.9), Guide(rescale=1, threshold=0.5)]
+    ("guide", "judged"),
+    [
+        (Guide(interval=(0.5, 2)), True),
+        (Guide(rescale=0.7), False),
+        (Guide(threshold=0.9), True),
+        (Guide(rescale=1, threshold=0.5), False),
+    ],
 )
-@pytest.mark.parametrize("judged", [False, True])
 def test_an_image_depends_on_its_seed_and_label_alone_however_it_is_guided(guide, judged):
     task, guiding = build(), Guiding(guide, classifier=judge() if judged else None)
     whole = task.denoise(FIELDS, 3, 3, guiding)(noise(1, 2, 3), T)

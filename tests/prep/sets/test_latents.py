@@ -133,9 +133,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(root: Path, tmp_path: Path) -> 
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize(
-    ("kind", "flip"), [("kl", False), ("kl", True), ("vq", False)], ids=["kl", "kl mirrored", "vq"]
-)
+@pytest.mark.parametrize(("kind", "flip"), [("kl", True), ("vq", False)], ids=["kl mirrored", "vq"])
 def test_training_on_latents_is_training_on_the_images(
     cli: Cli, root: Path, tmp_path: Path, kind: str, flip: bool
 ) -> None:
