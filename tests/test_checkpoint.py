@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from torch import Tensor
 from diffcli import checkpoint
 from diffcli.config import UserError
 from diffcli.noise import Noise
+from tests import warm
+from tests.conftest import WAIT
 
 FILES = ["checkpoint.json", "ema.safetensors", "optimizer.safetensors", "task.safetensors"]
 RECORD = {"preset": {"name": "tiny", "lr": 2e-4}, "classes": ["cat", "dog"], "version": "1.2"}
@@ -244,25 +247,22 @@ def test_pruning_keeps_every_nth_step_for_good(tmp_path):
     assert [int(path.name[5:]) for path in checkpoint.checkpoints(tmp_path)] == [20, 40, 50]
 
 
-CRASH = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from diffcli import checkpoint
-real = checkpoint.save_file
-def die(tensors, path, metadata):
-    real(tensors, path, metadata=metadata)
-    if "optimizer" in path.name:
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.save_file = die
-checkpoint.save(Path(sys.argv[1]), 20, dict.fromkeys(checkpoint.PARTS, {"w": torch.ones(3)}), {})
-"""
+def killed_half_way(root: str) -> None:
+    """Saves step 20 and is killed when its second file is written."""
+    real = checkpoint.save_file
+
+    def die(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        real(tensors, path, metadata=metadata)
+        if "optimizer" in path.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.save_file = die  # type: ignore[assignment]
+    checkpoint.save(Path(root), 20, {part: {"w": torch.ones(3)} for part in checkpoint.PARTS}, {})
 
 
 def test_a_writer_killed_half_way_leaves_the_earlier_checkpoint_the_newest(tmp_path):
     earlier = save(tmp_path, 10)
-    environment = os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])}
-    assert subprocess.run([sys.executable, "-c", CRASH, str(tmp_path)], env=environment).returncode == -9
+    assert warm.ranks(1, killed_half_way, str(tmp_path), limit=WAIT, env={})[0] == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 2  # the half-written folder is there, hidden
     assert checkpoint.locate(tmp_path) == earlier
     assert_parts(read(earlier), parts())
@@ -277,25 +277,17 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert os.listdir(tmp_path) == [path.name]
 
 
-WRITER = """
-import sys
-from pathlib import Path
-import torch
-from diffcli import checkpoint
-root, value = Path(sys.argv[1]), float(sys.argv[2])
-for _ in range(15):
-    checkpoint.save(root, 20, dict.fromkeys(checkpoint.PARTS, {"w": torch.full((200_000,), value)}), {"who": value})
-"""
+def write_often(root: str) -> None:
+    """Saves one step again and again; its values say which process wrote."""
+    who = float(os.environ["RANK"])
+    whole = {part: {"w": torch.full((200_000,), who)} for part in checkpoint.PARTS}
+    for _ in range(15):
+        checkpoint.save(Path(root), 20, whole, {"who": who})
 
 
 def test_two_writers_of_one_step_leave_a_whole_checkpoint_of_one_of_them(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), who], env=environment, stderr=subprocess.PIPE)
-        for who in ("1", "2")
-    ]
-    errors = [writer.communicate(timeout=120)[1].decode() for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0], errors
+    code, _, errors = warm.ranks(2, write_often, str(tmp_path), limit=WAIT, env={})
+    assert code == 0, errors
     path = checkpoint.locate(tmp_path)
     record, found = checkpoint.read_record(path), read(path)
     assert checkpoint.is_whole(path)

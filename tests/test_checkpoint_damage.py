@@ -60,8 +60,11 @@ def test_a_pickle_in_the_place_of_a_part_is_refused(tmp_path):
 def test_nothing_in_the_project_unpickles():
     """torch.load reads weights of others only with weights_only=True, which builds tensors and runs nothing."""
     package = Path(checkpoint.__file__).parent
-    for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    texts = {path: path.read_text() for path in package.rglob("*.py")}
+    for path, text in texts.items():
+        if "pickle" not in text and "torch.load" not in text:  # which takes a second less than to parse them all
+            continue
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}

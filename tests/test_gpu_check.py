@@ -49,6 +49,8 @@ def test_what_is_missing_or_fails_is_left_out_by_name_and_the_rest_goes_on(monke
 
     monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(gpu_check.gpu_contenders, "build", build)
+    monkeypatch.setattr(gpu_check.gc, "collect", lambda: 0)  # nothing was built
+    monkeypatch.setattr(gpu_check.torch.compiler, "reset", lambda: None)
     notes: list[str] = []
     until = gpu_check.time.monotonic() + 100
     rows = list(gpu_check.measurements(gpu_check.torch.device("cpu"), True, until, notes))

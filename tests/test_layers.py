@@ -11,6 +11,7 @@ import pytest
 
 import diffcli
 
+pytestmark = pytest.mark.xdist_group("layers")  # the files of the package are parsed once
 PACKAGE = Path(diffcli.__file__).parent
 MAX_LINES = 350
 MAX_FILES = 15  # of a folder; two parts of the package are lists of alike things

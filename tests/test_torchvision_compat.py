@@ -49,6 +49,7 @@ def test_missing_operators_are_declared_once_and_stay_uncallable(broken_torchvis
     assert python(code, broken_torchvision).splitlines() == ["True True ()", "()", "refused"]
 
 
+@pytest.mark.slow
 def test_without_the_shim_that_torchvision_fails(broken_torchvision: Path):
     code = "try:\n    import torchvision\nexcept RuntimeError as error:\n    print(error)"
     assert "operator torchvision::nms does not exist" in python(code, broken_torchvision)

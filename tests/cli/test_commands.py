@@ -190,9 +190,10 @@ def test_the_estimate_of_arithmetic_counts_every_convolution(planned: Any) -> No
     assert 3.5 < ratio < 4.1
 
 
-@pytest.mark.parametrize("objective", ["task.times.kind=loss_aware", "task.coupling=optimal_transport"])
-def test_a_dry_run_counts_objectives_that_look_at_values(planned: Any, objective: str) -> None:
-    assert planned("--set", objective)[1]["flops"] == planned()[1]["flops"]
+def test_a_dry_run_counts_objectives_that_look_at_values(planned: Any) -> None:
+    plain = planned()[1]["flops"]
+    for objective in ("task.times.kind=loss_aware", "task.coupling=optimal_transport"):
+        assert planned("--set", objective)[1]["flops"] == plain
 
 
 def test_a_dry_run_without_its_data_says_so(planned: Any) -> None:

@@ -21,7 +21,10 @@ from tests.encoders.making import WIDTH
 from tests.interop.making import CPU, close, noise
 from tests.interop.pipes import control_net, stable
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inside diffusers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),  # inside diffusers
+    pytest.mark.xdist_group("control nets"),  # one model serves most of them
+]
 
 TIME = torch.tensor([3.0, 700.0])
 

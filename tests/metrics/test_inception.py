@@ -13,6 +13,8 @@ from diffcli.metrics.extractor import Extracted
 from diffcli.metrics.inception import INCEPTION_FILE, INCEPTION_URL, InceptionFeatures
 from diffcli.noise import Noise
 
+pytestmark = pytest.mark.xdist_group("inception")  # one network serves most of them
+
 
 @functools.cache
 def random_state() -> dict[str, torch.Tensor]:
@@ -36,6 +38,11 @@ def weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "random.pth"
     torch.save(random_state(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def inception(weights) -> InceptionFeatures:
+    return InceptionFeatures(weights)
 
 
 @pytest.fixture(autouse=True)
@@ -101,10 +108,9 @@ def test_a_truncated_weights_file_is_refused(tmp_path, weights):
         InceptionFeatures(tmp_path / "cut.pth")
 
 
-def test_inception_gives_the_features_of_torch_fidelity(weights):
+def test_inception_gives_the_features_of_torch_fidelity(weights, inception):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    inception = InceptionFeatures(weights)
     found = seen(inception, images(3))
     direct = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))
     features, logits = direct(images(3))
@@ -115,15 +121,13 @@ def test_inception_gives_the_features_of_torch_fidelity(weights):
     assert torch.equal(found["logits"], logits)
 
 
-def test_grey_images_are_repeated_to_three_channels(weights):
-    inception = InceptionFeatures(weights)
+def test_grey_images_are_repeated_to_three_channels(inception):
     grey = images(1)
     coloured = seen(inception, grey.repeat(1, 3, 1, 1))
     assert torch.equal(seen(inception, grey)["features"], coloured["features"])
 
 
-def test_weights_other_than_the_official_ones_are_named_and_noted(weights):
-    inception = InceptionFeatures(weights)
+def test_weights_other_than_the_official_ones_are_named_and_noted(inception):
     assert inception.name.startswith("inception-v3-fidelity-")
     assert "do not compare with published" in inception.notes[0]
 

@@ -22,7 +22,10 @@ from diffcli.networks.lora import LowRank, merged
 from tests.interop.making import noise
 from tests.interop.pipes import stable, transformer, unconditional
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+    pytest.mark.xdist_group("exchange"),  # three models serve all of them
+]
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "proj_in")
 TIME = torch.tensor([7, 420])
 

@@ -24,6 +24,7 @@ from tests.conftest import Cli
 from tests.data.making import contents, run
 from tests.prep.server import FAILURES, GOOD, WebServer, colour, serving
 
+pytestmark = pytest.mark.xdist_group("download")  # one download serves most of them
 pytest.importorskip("img2dataset")
 SIZE, ROUNDS = 40, 3
 OPTIONS = SourceOptions(picked=Picked(min_size=30), download=Download(threads=32, timeout=1, retries=0))
