@@ -1,6 +1,7 @@
 """Sampling speed beside diffusers on this machine: one model, one sampler, images/s, median ratios and peak memory.
 
-    python benchmarks/sample_speed.py [--rounds 5] [--steps 20] [--batch 32] [--json FILE]
+    python benchmarks/sample_speed.py [--rounds 5] [--steps 20] [--batch 32] [--only fp32]
+        [--clock processor] [--json FILE]
 
 The model is the U-Net of peers.py (channels 64, 128, 128, attention at 16x16, 32x32x3) with random weights, written as a
 checkpoint of this project and exported for diffusers, so that both read the same weights; DDIM, uniform steps. Ours is what
@@ -10,11 +11,8 @@ alternate, and a round's ratio compares neighbours in time. The images of both a
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +22,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from train_speed import machine, spread
+from turns import CLOCKS, Worker, add_clock
+
 import diffcli.torchvision_compat  # noqa: F401  before diffusers imports torchvision
-from benchmarks.train_speed import machine, spread
 from diffcli import preset as presets
 from diffcli.engine.tuning import FAST_BF16, cpu_flags
 
@@ -111,16 +111,17 @@ def theirs(folder: Path, steps: int, batch: int) -> Contender:
     return Contender(f"diffusers {diffusers.__version__}", run)
 
 
-def work(folder: Path, name: str, steps: int, batch: int) -> None:
+def work(folder: Path, name: str, steps: int, batch: int, clock: str) -> None:
     """The worker's side: build, draw once into FOLDER, then answer every line with a rate and the peak of its memory."""
     contender = theirs(folder, steps, batch) if name == THEIRS else ours(folder, name, steps, batch)
-    start = time.perf_counter()
+    now = CLOCKS[clock]
+    start = now()
     torch.save(contender.draw(), folder / f"{name}.pt")
-    print(json.dumps({"about": contender.about, "first_s": time.perf_counter() - start}), flush=True)
+    print(json.dumps({"about": contender.about, "first_s": now() - start}), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start = now()
         contender.draw()
-        rate = batch / (time.perf_counter() - start)
+        rate = batch / (now() - start)
         print(json.dumps({"rate": rate, "peak_mb": peak_mb()}), flush=True)
 
 
@@ -129,33 +130,6 @@ def peak_mb() -> float:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), float("nan"))
-
-
-class Worker:
-    """A contender in its own process."""
-
-    def __init__(self, folder: Path, name: str, steps: int, batch: int) -> None:
-        command = [sys.executable, __file__, "--folder", str(folder), "--worker", name]
-        command += ["--steps", str(steps), "--batch", str(batch)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
-        )
-        self.name, self.first = name, self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"error: the worker '{self.name}' ended with exit code {self.process.wait()}")
-        return json.loads(line)
-
-    def turn(self) -> dict[str, Any]:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def difference(folder: Path, name: str) -> float:
@@ -170,23 +144,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps of a batch (default 20)")
     parser.add_argument("--batch", type=int, default=32, help="images of a batch (default 32)")
     parser.add_argument("--only", nargs="*", default=OURS, help="which of ours to measure")
+    add_clock(parser)
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return work(args.folder, args.worker, args.steps, args.batch)
+        return work(args.folder, args.worker, args.steps, args.batch, args.clock)
+    if 1000 % args.steps:
+        parser.error(
+            f"--steps {args.steps} does not divide 1000, so diffusers takes other times; type --steps 20 for example"
+        )
     fast = FAST_BF16 & cpu_flags()
     names = [name for name in args.only if fast or not name.startswith("bf16")]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder)
-        workers = {name: Worker(folder, name, args.steps, args.batch) for name in (*names, THEIRS)}
+        same = "--folder", place, "--steps", str(args.steps), "--batch", str(args.batch), "--clock", args.clock
+        workers = {name: Worker(__file__, *same, "--worker", name) for name in (*names, THEIRS)}
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
         try:
             for i in range(args.rounds):
                 for name, worker in workers.items():
-                    found[name].append(worker.turn())
+                    found[name].append(worker.told())
                 shown = ", ".join(f"{name} {found[name][-1]['rate']:.2f}" for name in workers)
                 print(f"round {i + 1}/{args.rounds}: {shown}", file=sys.stderr, flush=True)
         finally:
@@ -198,12 +178,11 @@ def main() -> None:
     pairs += [(f"bf16{c}", f"fp32{c}") for c in ("", " compiled") if {f"bf16{c}", f"fp32{c}"} <= set(names)]
     ratios = {f"{a} / {b}": [x / y for x, y in zip(rates[a], rates[b], strict=True)] for a, b in pairs}
     print("  ".join(f"{key} {value}" for key, value in machine().items()))
-    print(
-        f"\nDDIM, {args.steps} steps, batches of {args.batch}, {SIZE}x{SIZE}x3; median of {args.rounds} rounds (least to most)\n"
-    )
+    what = f"DDIM, {args.steps} steps, batches of {args.batch}, {SIZE}x{SIZE}x3"
+    print(f"\n{what}, {args.clock} time; median of {args.rounds} rounds (least to most)\n")
     print(f"  {'':18s}{'images/s':28s}{'peak MB':>10s}{'first batch s':>15s}{'levels from theirs':>20s}")
     for name, values in rates.items():
-        peak, first = found[name][-1]["peak_mb"], workers[name].first["first_s"]
+        peak, first = found[name][-1]["peak_mb"], workers[name].about["first_s"]
         print(f"  {name:18s}{spread(values, 2):28s}{peak:10.0f}{first:15.1f}{apart.get(name, 0.0):20.3f}")
     print("\nratio: median of the rounds (least to most)")
     for name, values in ratios.items():
@@ -211,7 +190,7 @@ def main() -> None:
     if not fast:
         print(f"\nbf16 was skipped: the processor has none of {', '.join(sorted(FAST_BF16))}, so it would be emulated")
     if args.json:
-        about = {name: worker.first["about"] for name, worker in workers.items()}
+        about = {name: worker.about["about"] for name, worker in workers.items()}
         told = {
             "machine": machine(),
             "command": sys.argv,

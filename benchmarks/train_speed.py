@@ -1,6 +1,7 @@
 """Training speed beside other projects: images/s and median ratios on this machine.
 
-    python benchmarks/train_speed.py [--rounds 5] [--steps 3] [--head-dim 64] [--only fp32] [--json FILE]
+    python benchmarks/train_speed.py [--rounds 5] [--steps 3] [--head-dim 64] [--only fp32]
+        [--clock processor] [--json FILE]
 
 Every contender (see peers.py) lives in a process of its own, so that no allocator setting leaks; one at a time works, and
 they alternate, so that a slow minute of the machine meets all of them. A round's ratio compares neighbours in time; told
@@ -13,23 +14,22 @@ import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from turns import ROOT, Worker
+from turns import CLOCKS, ROOT, Worker, add_clock
 
 OURS, PEERS = "diffcli", ("diffusers", "denoising-diffusion-pytorch")
 PRECISIONS = ("fp32", "bf16")
 Rates = dict[tuple[str, str], list[float]]
 
 
-def work(name: str, precision: str, head_dim: int) -> None:
+def work(name: str, precision: str, head_dim: int, clock: str) -> None:
     """The worker's side: build, say what was built, then answer every line with a turn of so many steps."""
     from peers import BATCH, CONTENDERS
 
-    contender = CONTENDERS[name](precision, head_dim)
+    contender, now = CONTENDERS[name](precision, head_dim), CLOCKS[clock]
     contender.step()
     about = contender._replace(step=None)._asdict()
     print(json.dumps(about), flush=True)
@@ -37,16 +37,19 @@ def work(name: str, precision: str, head_dim: int) -> None:
         contender.step()
         times = []
         for _ in range(int(line)):
-            start = time.perf_counter()
+            start = now()
             contender.step()
-            times.append(time.perf_counter() - start)
+            times.append(now() - start)
         print(json.dumps({"rate": BATCH / statistics.median(times)}), flush=True)
 
 
-def measure(rounds: int, steps: int, head_dim: int, precisions: Sequence[str]) -> tuple[dict[str, Any], Rates]:
+def measure(
+    rounds: int, steps: int, head_dim: int, precisions: Sequence[str], clock: str
+) -> tuple[dict[str, Any], Rates]:
     """What every contender is, and its rate in every round."""
+    same = "--head-dim", str(head_dim), "--clock", clock
     workers = {
-        (name, p): Worker(__file__, "--worker", name, "--precision", p, "--head-dim", str(head_dim))
+        (name, p): Worker(__file__, "--worker", name, "--precision", p, *same)
         for p in precisions
         for name in (OURS, *PEERS)
     }
@@ -107,19 +110,20 @@ def main() -> None:
         "--head-dim", type=int, default=64, help="channels an attention head, in all three (default 64)"
     )
     parser.add_argument("--only", choices=PRECISIONS, help="one precision, where the processor has no bf16 of its own")
+    add_clock(parser)
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return work(args.worker, args.precision, args.head_dim)
+        return work(args.worker, args.precision, args.head_dim, args.clock)
     sys.path.insert(0, str(ROOT))
-    about, rates = measure(args.rounds, args.steps, args.head_dim, [args.only] if args.only else PRECISIONS)
+    about, rates = measure(args.rounds, args.steps, args.head_dim, [args.only] if args.only else PRECISIONS, args.clock)
     found = ratios(rates, chosen_precision())
     print("  ".join(f"{key} {value}" for key, value in machine().items()))
     for name, side in about.items():
         print(f"{name} {side['version']}: {side['parameters']:,} parameters, attention heads: {side['heads']}")
-    print(f"\nimages/s: median of {args.rounds} rounds (least to most)")
+    print(f"\nimages/s ({args.clock} time): median of {args.rounds} rounds (least to most)")
     for (name, precision), values in rates.items():
         print(f"  {f'{name} {precision}':44s}{spread(values, 1)}")
     print("\nratio: median of the rounds (least to most)")

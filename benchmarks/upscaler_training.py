@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.train_speed import machine, spread
+from train_speed import machine, spread
+from turns import CLOCKS, add_clock
+
 from diffcli import preset as presets
 from diffcli.data.pixels import to_image, to_png
 from diffcli.engine.distributed import join
@@ -62,7 +63,7 @@ def tree(name: str, conditional: bool, root: Path, flags: argparse.Namespace) ->
 
 def seconds(steps: Iterator[object], count: int, clock: str) -> float:
     """The median time of so many steps."""
-    found, now = [], time.perf_counter if clock == "wall" else time.process_time
+    found, now = [], CLOCKS[clock]
     for _ in range(count):
         begun = now()
         next(steps)
@@ -78,9 +79,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--workers", type=int, default=1, help="that read images and make conditions of them")
-    parser.add_argument(
-        "--clock", choices=("wall", "processor"), default="wall", help="the latter is of the training process alone"
-    )
+    add_clock(parser)  # without the workers that read
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
     flags = parser.parse_args()
