@@ -157,14 +157,14 @@ class CastOnMeta(TorchFunctionMode):
 
     def __init__(self, half: torch.dtype | None) -> None:
         super().__init__()
-        self.half = half
+        self.wanted = {} if half is None else {**dict.fromkeys(IN_HALF, half), **dict.fromkeys(IN_FULL, torch.float32)}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        wanted = {**dict.fromkeys(IN_HALF, self.half), **dict.fromkeys(IN_FULL, torch.float32)}.get(func)
+        wanted = self.wanted.get(func)
         kwargs = kwargs or {}
-        if self.half is None or wanted is None:
+        if wanted is None:
             return func(*args, **kwargs)
 
         def cast(x: Any) -> Any:
