@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     ConfigDict,
     Field,
@@ -30,6 +29,7 @@ from diffcli.diffusion.samplers import AnySampler, Ddim
 from diffcli.ema import AnyEma
 from diffcli.encoders.learned_words import WordConfig
 from diffcli.fields import FieldSpec
+from diffcli.lookup.plain_yaml import written
 from diffcli.lookup.preset_files import find, key_and_value, read
 from diffcli.networks.lora import LoraConfig
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
@@ -266,7 +266,7 @@ def build(raw: object, source: str, overrides: Iterable[str] = (), data: str | N
 
 def dump(preset: Preset) -> str:
     """The resolved preset as YAML; `load` gives the same preset back."""
-    return yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, width=120)
+    return written(preset.model_dump(mode="json"), width=120)
 
 
 def _of_kind(given: Any, place: str) -> Any:

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from diffcli import preset as presets
 from diffcli.config import UserError
+from diffcli.lookup.plain_yaml import parsed
 
 
 def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
@@ -56,3 +58,34 @@ def test_data_given_by_a_flag_have_the_keys_of_their_own_kind() -> None:
     with pytest.raises(UserError, match=r"data\.lanez is not a known key") as told:
         presets.load("digits", ["data.lanez=2"], url)
     assert "did you mean 'lanes'" in told.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: {b: 1}\nc: [x, 'y', 1e3, yes, ~]\n",
+        "- {x?: 1}",  # what follows is read otherwise by libyaml
+        "{a? b: 1}",
+        "!",
+        "|#\n",
+        "a:\tb",
+        "- \ufeff",
+    ],
+)
+def test_the_quick_reader_reads_what_the_strict_one_reads(text: str) -> None:
+    try:
+        expected: object = yaml.safe_load(text)
+    except yaml.YAMLError:
+        with pytest.raises(yaml.YAMLError):
+            parsed(text)
+    else:
+        assert parsed(text) == expected
+
+
+def test_what_is_no_yaml_is_told_in_the_words_of_the_strict_reader() -> None:
+    for text in ("a: [1", "a: b: c", "'"):
+        with pytest.raises(yaml.YAMLError) as strict:
+            yaml.safe_load(text)
+        with pytest.raises(yaml.YAMLError) as ours:
+            parsed(text)
+        assert str(ours.value) == str(strict.value)
