@@ -16,7 +16,7 @@ from diffcli.data.clips.clip_config import Clips
 from diffcli.data.clips.clip_data import clip_specs
 from diffcli.data.cluttered import DigitsSegmentation
 from diffcli.data.dataset import Broken, DataConfig
-from diffcli.data.digits_file import read_digits
+from diffcli.data.digits_file import fitted_digits, read_digits
 from diffcli.data.files import open_tree
 from diffcli.data.images import ImageData, Share
 from diffcli.data.leftovers import check_finished
@@ -51,8 +51,7 @@ class Digits(DataConfig):
             )
 
     def build(self, split: Split) -> ImageData:
-        images, labels, _ = read_digits(split)
-        return self._arrays(images, labels, mnist.DIGITS)
+        return self._arrays(fitted_digits(split, self.shape), read_digits(split)[1].copy(), mnist.DIGITS)
 
 
 class Mnist(DataConfig):

@@ -140,6 +140,17 @@ def test_the_embedded_digits_are_mnists_test_images_in_two_parts():
     assert counts.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
+def test_digits_that_a_reader_changes_are_whole_for_the_next_one():
+    """They are decoded once in a process."""
+    first, again = Digits(size=8).build("train"), Digits(size=8).build("train")
+    expected = again.images.clone(), again.labels.clone()
+    first.images.zero_()
+    first.labels.zero_()
+    other = Digits(size=8).build("train")
+    assert torch.equal(other.images, expected[0])
+    assert torch.equal(other.labels, expected[1])
+
+
 def test_digits_take_no_root(tmp_path: Path):
     with pytest.raises(ValidationError, match="comes with diffcli"):
         Digits(root=tmp_path)
