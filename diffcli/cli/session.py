@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,7 +32,7 @@ def run(app: typer.Typer) -> int:
         show_anything(stream)
     try:
         with showing_notes():
-            code = typer.main.get_command(app)(prog_name="diffcli", standalone_mode=False)
+            code = _command(app)(prog_name="diffcli", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -41,6 +42,12 @@ def run(app: typer.Typer) -> int:
         return 0
     except Exception as error:
         return _exit_code(error)
+
+
+@lru_cache(maxsize=1)
+def _command(app: typer.Typer) -> Callable[..., Any]:
+    """The parser of all commands, made once: a program that runs many commands waits for it with the first alone."""
+    return typer.main.get_command(app)
 
 
 def leave(code: int) -> NoReturn:

@@ -100,7 +100,7 @@ def write(lines: Iterable[Mapping[str, Any]], path: Path, title: str) -> bool:
     drawn = picture(lines, title)
     if drawn is not None:
         partial = path.with_name(f".{path.name}.partial")
-        drawn.save(partial, "PNG")
+        drawn.save(partial, "PNG", compress_level=1)  # a plain picture is small at any level, and this the fastest
         partial.replace(path)
     return drawn is not None
 
@@ -131,7 +131,7 @@ def panel(curves: Mapping[str, Points], title: str) -> Image.Image:
         _draw_curve(draw, [spot(*point) for point in _thinned(points)], _pale(colour), FINE)
         _draw_curve(draw, [spot(*point) for point in _thinned(smooth(points))], colour, 2 * FINE)
     _legend(draw, font, title, curves, (left, 8 * FINE))
-    return image.resize(SIZE, Image.Resampling.LANCZOS)
+    return image.reduce(FINE)
 
 
 def _legend(
