@@ -54,7 +54,9 @@ def narrow(words: Sequence[str]) -> list[str]:
     preset = preset_of(words)
     tree = yaml.safe_load(presets.dump(preset))
     settings = ["train.batch_size=2", "train.workers=0", "train.every.preview=0", "train.curve.warmup=0"]
-    settings += [f"data.size={EDGE // 2}"] if (tree["data"].get("size") or 0) > EDGE else []
+    large = (tree["data"].get("size") or 0) > EDGE
+    settings += [f"data.size={EDGE // 2}"] if large else []
+    settings += ["task.network.attend_at=[8]"] if large and (tree["task"].get("network") or {}).get("attend_at") else []
     settings += ["train.ema.every=1"] if isinstance(preset.train.ema, PowerEma) else []
     settings += ["data.preserve.count=2"] if tree["data"].get("preserve") else []
     settings += ["sampler.steps=2"] if tree.get("sampler") and preset.task.kind in ("diffusion", "prior") else []

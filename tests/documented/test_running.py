@@ -47,6 +47,7 @@ ELSEWHERE = {
     "diffcli import FILE.pt --as imagenet64-adm --out DIR": "a file of 296 M parameters; tests/interop reads small ones",
     "diffcli import FILE.pt --as dit-xl-2 --out DIR": "a file of 675 M parameters; tests/interop reads small ones",
 }
+DRAWN = {"samples.npz": "sample", "denoise.gif": "gif"}  # by which command
 RUNS = {  # those that a page takes for granted and that are not called as a preset is
     "demo": ["digits"],
     "demo-classifier": ["digits-classifier"],
@@ -94,7 +95,7 @@ class Folder:
     def make(self, name: str) -> None:
         """Makes a stand-in of this name, or that of the folder it lies in, if there is one and no command made it."""
         place = next((each for each in self.files if name == each or name.startswith(f"{each}/")), name)
-        known = place in {*self.files, *TABLES, *EMBEDDED, "samples.npz"} or place.startswith("runs/")
+        known = place in {*self.files, *TABLES, *EMBEDDED, *DRAWN} or place.startswith("runs/")
         if not known or (self.root / place).exists():
             return
         (self.root / place).parent.mkdir(parents=True, exist_ok=True)
@@ -106,9 +107,9 @@ class Folder:
             self.make(CLIP)
             captioned(self.root / place)
             self.done("prep-data", "shards", "--out", place, "--embed", "clip", "--encoder", CLIP)
-        elif place == "samples.npz":
+        elif place in DRAWN:
             self.make("runs/digits")
-            self.done("sample", "runs/digits", "--n", "4", "--out", place)
+            self.done(DRAWN[place], "runs/digits", "--n", "4", "--out", place)
         else:
             self.borrow(place)
 
