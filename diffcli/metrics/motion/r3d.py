@@ -1,7 +1,8 @@
 """torchvision's r3d_18 as a network of clips, for FVD. Nothing is downloaded.
 
-Frames are resized to 128x171 (bilinear, antialiased), cropped to the middle 112x112 and standardised; the features are the 512
-before the last layer. Source: Tran et al. 2018 (arXiv 1711.11248), torchvision's weights for Kinetics-400.
+Clips are prepared as torchvision's own transform of these weights does: frames resized to 128x171 (bilinear, without
+antialiasing) and rounded to 256 levels, cropped to the middle 112x112, standardised. The features are the 512 before the last
+layer. Source: Tran et al. 2018 (arXiv 1711.11248), torchvision's weights for Kinetics-400.
 """
 
 import hashlib
@@ -27,8 +28,8 @@ R3D_MEAN, R3D_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 class R3d18(ClipNetwork):
     """torchvision's r3d_18 with the weights of a file, or those in torch hub's cache."""
 
-    layer = "avgpool (512)"
-    protocol = "resized to 128x171, bilinear; middle 112x112; standardised"
+    layer = "avgpool (512), prepared as by torchvision"
+    protocol = "resized to 128x171, bilinear without antialiasing, in 256 levels; middle 112x112; standardised"
     gives: Mapping[str, tuple[int, ...]] = {"features": (512,), "logits": (400,)}
 
     def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu") -> None:
@@ -57,7 +58,7 @@ class R3d18(ClipNetwork):
 
     def values(self, clips: Tensor) -> dict[str, Tensor]:
         frames = coloured(clips).movedim(2, 1).flatten(0, 1)
-        resized = F.interpolate((frames + 1) / 2, (128, 171), mode="bilinear", antialias=True)
+        resized = F.interpolate((frames + 1) * 127.5, (128, 171), mode="bilinear").round() / 255
         top, left = (128 - 112) // 2, round((171 - 112) / 2)
         cut = resized[..., top : top + 112, left : left + 112]
         mean, std = (cut.new_tensor(values)[:, None, None] for values in (R3D_MEAN, R3D_STD))

@@ -74,18 +74,20 @@ def test_r3d_weights_that_are_not_there_are_named_with_their_place(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_r3d_gives_the_features_before_the_last_layer_of_torchvisions_own(tmp_path: Path):
+def test_r3d_gives_the_features_before_the_last_layer_of_torchvisions_own_with_its_own_transform(tmp_path: Path):
     import diffcli.torchvision_compat  # noqa: F401, I001
-    from torchvision.models.video import r3d_18
+    from torchvision.models.video import R3D_18_Weights, r3d_18
 
     torch.manual_seed(0)
     whole = r3d_18(weights=None).eval()
     torch.save(whole.state_dict(), tmp_path / "r3d.pth")
     network = R3d18(tmp_path / "r3d.pth")
     assert "do not compare" in network.notes[0]
-    found = network({"clip": ramp(8)}, range(2))
-    assert found["features"].shape == (2, 512)
-    flat = (ramp(8).float() / 255).expand(-1, 3, -1, -1, -1)[..., :1, :1].expand(-1, -1, -1, 112, 112)
-    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)))
+    clips = torch.randint(
+        0, 256, (1, 3, 4, 250, 330), dtype=torch.uint8
+    )  # larger than 128x171: antialiasing would show
+    found = network({"clip": clips}, range(1))
+    assert found["features"].shape == (1, 512)
+    prepared = R3D_18_Weights.KINETICS400_V1.transforms()(clips.movedim(2, 1).contiguous())
     with torch.no_grad():
-        torch.testing.assert_close(found["logits"], whole((flat - mean) / std), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found["logits"], whole(prepared), rtol=1e-3, atol=1e-3)
