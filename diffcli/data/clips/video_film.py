@@ -179,6 +179,22 @@ def picture(frame: Any) -> Image.Image:
         threads=1,
         **colours,
     )
-    pixels = made.to_ndarray()
-    turns = round(frame.rotation / 90) % 4
-    return Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels)
+    return Image.fromarray(upright(made.to_ndarray(), placing(frame)))
+
+
+def placing(frame: Any) -> np.ndarray | None:
+    """The matrix that places a pixel (x, y) as it is shown, as (x, y) @ matrix, up to a factor; None: as it is stored."""
+    for each in frame.side_data:
+        if each.type.name == "DISPLAYMATRIX":
+            return np.frombuffer(bytes(each), dtype=np.int32).reshape(3, 3)[:2, :2].astype(np.float64)
+    return None
+
+
+def upright(pixels: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """Pixels (H, W, C) mirrored and turned by quarters as a matrix says. Source: ISO/IEC 14496-12, 8.3.2 (tkhd)."""
+    if matrix is None:
+        return pixels
+    if np.linalg.det(matrix) < 0:  # mirrored from left to right, then turned
+        pixels, matrix = pixels[:, ::-1], matrix * [[-1], [1]]
+    turns = round(np.arctan2(-matrix[0, 1], matrix[0, 0]) / (np.pi / 2)) % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns))

@@ -14,6 +14,7 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data.clips.clip_data import ClipData
 from diffcli.data.clips.clip_files import RATE_FILE, TreeClips, clips_among, misnumbered
 from diffcli.data.clips.film import BrokenClip, Timing
+from diffcli.data.clips.video_film import upright
 from diffcli.data.files import open_tree
 from diffcli.data.order import epoch_draws
 from tests.data.clips import filming
@@ -141,6 +142,22 @@ def test_a_film_of_a_turned_camera_is_upright(tmp_path: Path, turn: int):
         container.mux(stream.encode())
     clip, _ = clips(tmp_path, Timing(1), size=16).take(0)
     assert np.abs(clip[:, 0].transpose(1, 2, 0).astype(int) - scene).max() < 30
+
+
+@pytest.mark.parametrize("axes", [[[1, 0], [0, 1]], [[0, 1], [1, 0]]])
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_pixels_are_turned_and_mirrored_as_the_matrix_of_a_film_places_them(
+    axes: list[list[int]], signs: tuple[int, int]
+):
+    stored = np.arange(6).reshape(2, 3)
+    matrix = np.array(axes) * signs
+    y, x = np.indices(stored.shape)
+    placed = np.stack([x, y], -1) @ matrix  # (x, y) of each pixel, up to where the picture begins
+    placed -= placed.min((0, 1))
+    shown = np.empty(stored.shape if axes[0][0] else stored.shape[::-1], dtype=int)
+    shown[placed[..., 1], placed[..., 0]] = stored
+    found = upright(stored[..., None].astype(np.uint8), 65536.0 * matrix)
+    assert found[..., 0].tolist() == shown.tolist()
 
 
 def damaged(folder: Path, fault: str) -> Path:
