@@ -47,9 +47,9 @@ def named(files: NamedFiles, broken: Faults) -> str:
     return told + ", ..." * (len(broken) > MOST_NAMED)
 
 
-def left_out(files: NamedFiles, broken: Faults, what: str = "images") -> str:
+def left_out(files: NamedFiles, broken: Faults, what: str = "images", why: str = "cannot be decoded") -> str:
     """A note on files that are left out."""
-    return f"left out, since they cannot be decoded: {len(broken):,} of {len(files):,} {what}: {named(files, broken)}"
+    return f"left out, since they {why}: {len(broken):,} of {len(files):,} {what}: {named(files, broken)}"
 
 
 class _Probing(Dataset):

@@ -1,7 +1,8 @@
 """The preset keys of clips, `data: {kind: clips, ...}`: folders of videos, of animations and of numbered frames."""
 
 from collections.abc import Iterator
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -10,7 +11,7 @@ from diffcli.config import UserError, keys_agree
 from diffcli.data.broken import left_out, named
 from diffcli.data.buckets import Framing
 from diffcli.data.clips.clip_data import ClipData
-from diffcli.data.clips.clip_files import FRAME_RATE, RATE_FILE, FoundClips, TreeClips, clips_among
+from diffcli.data.clips.clip_files import ANIMATIONS, FRAME_RATE, RATE_FILE, VIDEOS, FoundClips, TreeClips, clips_among
 from diffcli.data.clips.clip_keys import Lengths, clip_faults, described_clips, timings
 from diffcli.data.clips.film import BrokenClip, Timing
 from diffcli.data.clips.probing import broken_clips
@@ -19,6 +20,7 @@ from diffcli.data.dataset import Broken, DataConfig, no_split
 from diffcli.data.files import FileTree, open_tree
 from diffcli.data.images import Column, ImageData, ImageOrigin
 from diffcli.data.listing import ClassesFrom, Listing, Split, arranged
+from diffcli.data.naming import given_as
 from diffcli.data.sidecars import SidecarFiles
 from diffcli.fields import FieldSpec
 
@@ -47,6 +49,8 @@ class Clips(DataConfig):
         description="clips that cannot be read or are too short: refuse stops the run; leave_out looks at all first, skips these",
     )
 
+    remedy: ClassVar[str] = BrokenClip.remedy
+
     @keys_agree
     def _clips_agree(self) -> Iterator[str]:
         return clip_faults(self, self.frames)
@@ -60,7 +64,7 @@ class Clips(DataConfig):
         return described_clips(self, self.timings[-1])
 
     def build(self, split: Split) -> ImageData:
-        tree = open_tree(self._source(), "data.root")
+        tree = open_tree(self._folder(), "data.root")
         found = clips_among(tree, "data.root")
         names = list(found.clips)
         listings = arranged(names, tree, self.classes, found.others + tree.passed, what="clips")
@@ -77,10 +81,17 @@ class Clips(DataConfig):
         texts = SidecarFiles(tree, listing.names) if self.captions is None else None
         columns: dict[str, Column] = {"text": Texts(texts)} if texts and texts.captioned else {}
         framing = Framing(self.shape[1:], self.crop == "random" and split == "train")
-        data = ClipData(files, self.shape, self.timings, labels, listing.classes, columns, framing)
+        data = ClipData(files, self.shape, self.timings, labels, listing.classes, columns, framing, self.remedy)
         counts = {name: len(each.names) for name, each in listings.splits.items()} | {split: len(files)}
         data.origin = ImageOrigin(files, counts, left_out=listings.left_out, notes=(*listings.notes, *notes))
         return self._with_made(data)
+
+    def _folder(self) -> Path:
+        """The source. Raises UserError where it is one film, which is no archive."""
+        source = self._source()
+        if source.is_file() and source.suffix.lower() in (*VIDEOS, *ANIMATIONS):
+            raise UserError(f"data.root is '{source}', which is a single film", given_as("data.root", "its folder"))
+        return source
 
     @property
     def _folder_fps(self) -> float:
@@ -92,7 +103,7 @@ class Clips(DataConfig):
         if self.broken == "refuse":
             for index in range(len(files)):
                 if fault := files.fault(index):
-                    raise BrokenClip(files.name(index), fault)
+                    raise BrokenClip(files.name(index), fault, self.remedy)
             return listing, ()
         broken = broken_clips(ClipData(files, self.shape, self.timings))
         if not broken:
@@ -103,5 +114,5 @@ class Clips(DataConfig):
         kept = [row for row in range(len(files)) if row not in broken]
         labels = None if listing.labels is None else [listing.labels[row] for row in kept]
         return Listing([listing.names[row] for row in kept], labels, listing.classes), (
-            left_out(files, broken, "clips"),
+            left_out(files, broken, "clips", "cannot be read or are too short"),
         )

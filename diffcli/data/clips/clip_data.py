@@ -34,7 +34,10 @@ def clip_specs(shape: ImageShape, frames: int) -> dict[str, FieldSpec]:
 
 
 class ClipData(ImageData):
-    """Clips that are decoded when they are read. shape: of a frame; timings: one for each length, the longest last."""
+    """Clips that are decoded when they are read. shape: of a frame; timings: one for each length, the longest last.
+
+    remedy: the hint for a clip that cannot be read.
+    """
 
     in_files = True
 
@@ -47,8 +50,10 @@ class ClipData(ImageData):
         classes: Sequence[str] | None = None,
         columns: Mapping[str, Column] | None = None,
         framing: Framing | None = None,
+        remedy: str = BrokenClip.remedy,
     ) -> None:
         super().__init__(shape, labels, classes, columns)
+        self.remedy = remedy
         self.files, self.timings = files, tuple(timings)
         self.framing = framing or self.framing
         self.reads_images = False
@@ -91,16 +96,19 @@ class ClipData(ImageData):
         """One clip, uint8 (C, T, H, W), and its frames per second. share: see `taken`; at: of its crop. Raises BrokenClip."""
         try:
             with self.files.film(index) as film:
-                take = taken(film, self.timing, share, _Frame(self.shape, at))
+                take = taken(film, self.timing, share, Alike(self.shape, at))
         except NoFrames as error:
-            raise BrokenClip(self.files.name(index), str(error)) from error
+            raise self._broken(index, str(error)) from error
         except BrokenImage as error:
-            raise BrokenClip(self.files.name(index), f"{error.name}: {error.reason}") from error
+            raise self._broken(index, f"{error.name}: {error.reason}") from error
         except (OSError, *ARCHIVE_ERRORS) as error:
             if is_momentary(error):
                 raise unreadable_clip(self.files.name(index), error) from error
-            raise BrokenClip(self.files.name(index), str(error) or type(error).__name__) from error
+            raise self._broken(index, str(error) or type(error).__name__) from error
         return np.stack(take.frames, axis=1), take.fps
+
+    def _broken(self, index: int, reason: str) -> BrokenClip:
+        return BrokenClip(self.files.name(index), reason, self.remedy)
 
     def _clips(self, indices: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
         shape = (self.shape.channels, self.timing.frames, self.shape.height, self.shape.width)
@@ -117,10 +125,10 @@ class ClipData(ImageData):
         return made
 
 
-class _Frame:
-    """Crops and resizes the frames of one clip alike. Raises NoFrames where one has another size than the first."""
+class Alike:
+    """Crops and resizes the frames of one film alike. Raises NoFrames where one has another size than the first."""
 
-    def __init__(self, shape: ImageShape, at: Place | None) -> None:
+    def __init__(self, shape: ImageShape, at: Place | None = None) -> None:
         self.shape, self.at = shape, at
         self.size: tuple[int, int] | None = None
 

@@ -31,6 +31,10 @@ class BrokenClip(BrokenImage):
         "where it is too short, a lower data.frames or data.stride takes it"
     )
 
+    def __init__(self, name: str, reason: str, remedy: str = remedy) -> None:
+        self.remedy = remedy
+        super().__init__(name, reason)
+
 
 class NoFrames(Exception):
     """A film that is too short, or none: its text is the reason."""

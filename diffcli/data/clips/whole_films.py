@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 from diffcli.config import UserError
 from diffcli.data.clips.clip_config import Clips
@@ -12,7 +13,15 @@ from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree
 from diffcli.data.pixels import BrokenImage
 
 
-def whole_films(folder: Path) -> Clips | None:
+class WholeFilms(Clips):
+    """Films that are clips themselves."""
+
+    remedy: ClassVar[str] = (
+        "delete or replace it: films that are scored are all of one length, that of the first by name"
+    )
+
+
+def whole_films(folder: Path) -> WholeFilms | None:
     """The films below a folder as data with the size and the number of frames of the first; None where there are none.
 
     Raises UserError where it cannot be read.
@@ -28,7 +37,7 @@ def whole_films(folder: Path) -> Clips | None:
     except (NoFrames, BrokenImage, OSError, *ARCHIVE_ERRORS) as error:
         reason = str(error) or type(error).__name__
         raise UserError(f"{folder / first} cannot be read: {reason}", "give a folder of whole films") from error
-    return Clips(root=folder, size=size, frames=frames)
+    return WholeFilms(root=folder, size=size, frames=frames)
 
 
 def _holds_films(tree: FileTree) -> bool:

@@ -135,3 +135,10 @@ def test_keys_that_clips_do_not_have_are_refused_with_a_remedy(keys: dict, named
     with pytest.raises(ValidationError) as error:
         Clips(size=8, **keys)
     assert named in str(error.value)
+
+
+def test_a_single_film_in_place_of_a_folder_is_refused_with_its_folder(tmp_path: Path):
+    path = filming.write(tmp_path / "a.mp4", filming.ramp(8))
+    with pytest.raises(UserError, match=rf"data\.root is '{path}'") as error:
+        Clips(root=path, size=8, frames=4).build("train")
+    assert "folder as --data" in error.value.hint

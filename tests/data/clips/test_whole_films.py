@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffcli.data.clips.film import BrokenClip
 from diffcli.data.clips.film_writing import write_frames
 from diffcli.data.clips.whole_films import whole_films
 
@@ -27,6 +28,17 @@ def test_films_come_back_with_all_their_frames(tmp_path: Path, suffix: str):
     clips = config.build("train").read(torch.arange(3))["clip"]
     wanted = torch.from_numpy(np.stack([frames(seed) for seed in range(3)])).permute(0, 4, 1, 2, 3)
     assert (clips.int() - wanted.int()).abs().max() <= 2
+
+
+def test_a_film_that_is_shorter_than_the_first_is_refused_with_what_films_of_a_score_are(tmp_path: Path):
+    for name, count in (("a.webp", 5), ("b.webp", 3)):
+        write_frames(tmp_path / name, frames(1, count), fps=10, exact=True)
+    config = whole_films(tmp_path)
+    assert config is not None
+    with pytest.raises(BrokenClip, match=r"b\.webp.*3 frames") as error:
+        config.build("train").read(torch.arange(2))
+    assert "length" in error.value.hint
+    assert "data.frames" not in error.value.hint, "a key that no score has"
 
 
 def test_a_folder_of_pictures_holds_no_films(tmp_path: Path):

@@ -173,9 +173,10 @@ def most_used(reader: FramesConditioner) -> FramePattern:
 def check_room(model: Model, options: SampleOptions, films: GivenFilms, frames: int) -> None:
     """Raises UserError where as many frames are given as the clips have, or more."""
     if (count := needed(films.pattern)) >= frames:
+        given = f"{count} frame{'s' * (count != 1)} ({films.pattern})"
         raise UserError(
-            f"--image {options.images[0]}: gives {count} frames ({films.pattern}) of clips of {frames}, so none is left to draw",
-            f"draw longer clips: --frames {2 * count}, or give fewer",
+            f"--image {options.images[0]}: gives {given} of clips of {frames}, so none is left to draw",
+            f"draw longer clips: --frames {2 * count}",
         )
 
 

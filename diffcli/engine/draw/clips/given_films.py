@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError
+from diffcli.data.clips.clip_data import Alike
 from diffcli.data.clips.clip_files import SHOWN, TreeClips, clips_among, readable
 from diffcli.data.clips.film import TOLERANCE, Film, NoFrames, Shot
 from diffcli.data.clips.picture_films import animated
@@ -59,7 +60,8 @@ class Reading(NamedTuple):
 
     def frames(self, film: Film, shape: ImageShape) -> list[np.ndarray]:
         """uint8 (C, H, W) each; of a long film the first `most` and the last `most` alone."""
-        shots = (fit(shot.picture(), shape) for shot in shown_at(film, self.fps))
+        fitted = Alike(shape)
+        shots = (fitted(shot.picture()) for shot in shown_at(film, self.fps))
         first = list(islice(shots, self.most))
         return first if self.ahead else [*first, *deque(shots, maxlen=self.most)]
 
@@ -162,6 +164,8 @@ def films_of(path: Path | MemoryPicture, shape: ImageShape, reading: Reading) ->
         return [GivenFilm(str(path), frames, path.describe(), still=len(frames) == 1)]
     if isinstance(path, Path):
         try:
+            if not path.exists():
+                raise UserError(f"--image {path}: is not there", "give a picture, a film or a folder of frames")
             if path.is_dir():
                 return _in_folder(path, shape, reading)
             if _moves(path):
@@ -169,7 +173,7 @@ def films_of(path: Path | MemoryPicture, shape: ImageShape, reading: Reading) ->
                     frames = reading.frames(film, shape)
                 return [GivenFilm(str(path), frames, described(path), still=len(frames) == 1)]
         except (NoFrames, BrokenImage, OSError, *ARCHIVE_ERRORS) as error:
-            reason = error.reason if isinstance(error, BrokenImage) else str(error)
+            reason = f"{error.name}: {error.reason}" if isinstance(error, BrokenImage) else str(error)
             raise UserError(
                 f"--image {path}: {reason}", f"give a picture, or a film that can be read: {SHOWN}"
             ) from error

@@ -106,6 +106,17 @@ def test_a_folder_of_films_gives_a_clip_each(tmp_path: Path) -> None:
     assert [numbers(clip[:, :3].numpy()) for clip in clips] == [[0, 1, 2], [4, 5, 6]]
 
 
+def test_a_folder_with_a_frame_that_cannot_be_read_or_has_another_size_is_refused_with_what_is_wrong(
+    tmp_path: Path,
+) -> None:
+    folder = write(tmp_path / "frames", ramp(3, 8, 12))
+    write(tmp_path / "larger", ramp(1, 16, 12))
+    for content, words in ((b"no picture", "001.png"), ((tmp_path / "larger/000.png").read_bytes(), "8x12 and 16x12")):
+        (folder / "001.png").write_bytes(content)
+        with pytest.raises(UserError, match=f"--image {folder}: .*{words}"):
+            asked(model(), images=(folder,), given_frames="first:3")
+
+
 @pytest.mark.parametrize(("name", "content"), [("a.mp4", b"no film"), ("a.gif", b"GIF89a"), ("a.png", b"no picture")])
 def test_a_film_that_cannot_be_read_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
