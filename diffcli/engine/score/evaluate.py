@@ -83,7 +83,10 @@ class Gathering:
             self._about_limit(name, side, use)
         looked = [side.size or 0 if name not in uses else uses[name].rows_of(side) for name in wanted]
         units = [self.extractors[name].unit for name in wanted]
-        return Counted(side.name, max(looked, default=side.size), shape, cached, next(iter(units), "images"))
+        unit = next(iter(units), "images")
+        clip = side.fields.get("clip") if unit == "clips" else None
+        frames = clip.shape[1] if clip and clip.shape else None
+        return Counted(side.name, max(looked, default=side.size), shape, cached, unit, frames)
 
     def _cache_file(self, side: Side, own: Mapping[str, Summary]) -> Path | None:
         """The cache file for the features of a reference; None on processes that do not lead."""
@@ -129,13 +132,21 @@ def evaluate(
     if not group.leads:
         return None
     results = [Result(metric, metric.compute(summaries), metric.more(summaries)) for metric in metrics]
-    warnings += _about_sizes(counted)
+    warnings += _about_sizes(counted) + _about_lengths(counted)
     warnings += [warning for metric in metrics for warning in metric.warnings(summaries)]
     warnings += dict.fromkeys(note for each in notes for note in each)
     described = _described(sides, extractors)
     for name, count in gathering.counts.items():
         described[name] |= {"n": count}
     return Report(results, described, counted.get("samples"), counted["reference"], warnings, details or {})
+
+
+def _about_lengths(counted: Mapping[Role, Counted]) -> list[str]:
+    lengths = [counted[role].frames for role in ("samples", "reference") if role in counted]
+    if len(lengths) == 2 and lengths[0] and lengths[1] and lengths[0] != lengths[1]:
+        told = " and ".join(map(str, lengths))
+        return [f"the sides have clips of {told} frames: scores of whole clips compare between equal lengths alone"]
+    return []
 
 
 def _about_sizes(counted: Mapping[Role, Counted]) -> list[str]:

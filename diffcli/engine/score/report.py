@@ -26,11 +26,14 @@ class Counted:
     shape: ImageShape | None = None  # None for statistics and cached references
     cached: bool = False
     unit: str = "images"
+    frames: int | None = None  # of each clip; None of images
     given: bool = False  # mean and covariance come from statistics in the file, not from its images
 
     def __str__(self) -> str:
-        count = f"an unknown number of {self.unit}" if self.n is None else f"{self.n} {self.unit}"
-        size = f" of {size_text(self.shape)}" if self.shape else ""
+        unit = self.unit.removesuffix("s") if self.n == 1 else self.unit
+        count = f"an unknown number of {unit}" if self.n is None else f"{self.n} {unit}"
+        size = f" of {frames_text(self.frames)}" if self.frames else ""
+        size += f" of {size_text(self.shape)}" if self.shape else ""
         given = "; mean and covariance are those in the file" if self.given else ""
         return f"{self.name}, {count}{size}" + (" (cached)" if self.cached else "") + given
 
@@ -104,6 +107,11 @@ class Report:
             "warnings": list(self.warnings),
             **self.details,
         }
+
+
+def frames_text(frames: int) -> str:
+    """A number of frames, for messages."""
+    return f"{frames} frame{'s' * (frames != 1)}"
 
 
 def size_text(shape: ImageShape) -> str:

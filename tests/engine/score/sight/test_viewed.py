@@ -102,6 +102,18 @@ def test_fvd_is_the_distance_of_the_gaussians_of_the_features_of_clips():
     assert scores(samples, ["fvd"], Steps(), reference)["fvd"] == pytest.approx(frechet(*moments[2:], *moments[:2]))
 
 
+def test_the_report_says_how_long_clips_are_and_warns_where_the_sides_differ():
+    def report(frames: int):
+        sides = {"samples": side(frames=frames), "reference": side(frames=6)}
+        found = evaluate(metrics_by_name(["fvd"]), sides, {"features": Steps()}, ALONE)
+        assert found is not None
+        return found
+
+    assert "60 clips of 6 frames of 16x16x1" in str(report(6).reference)
+    assert not [warning for warning in report(6).warnings if "frames" in warning]
+    assert [warning for warning in report(5).warnings if "5 and 6 frames" in warning]
+
+
 def test_fvd_refuses_a_network_of_images_and_images_a_network_of_clips():
     with pytest.raises(UserError, match="--metrics fvd: toy sees no clips") as error:
         scores(side(), ["fvd"], Toy())
