@@ -79,7 +79,7 @@ def _parts(p: "Progress", begun_at: int) -> list[LinePart]:
     """The text of a progress bar after a step."""
     losses = [LinePart(1, f"{name} {value:.4f}") for name, value in p.losses.items()]
     more = [
-        LinePart(3, f"{p.images_per_s:.0f} images/s"),
+        LinePart(3, f"{p.images_per_s:.0f} {p.unit}/s"),
         LinePart(4, f"data wait {p.data_wait:.0%}"),
         LinePart(2, f"{duration(_left(p, begun_at))} left"),
     ]
@@ -119,7 +119,7 @@ def _lines(steps: "Iterator[Progress]") -> "Progress | None":
 def _line(p: "Progress", begun_at: int) -> str:
     written = [part for part in p.event.split(", ") if part not in ("", "log")]
     values = [f"{name} {value:.4f}" for name, value in distinct(p.values).items()]
-    rate = [f"{p.images_per_s:.0f} images/s", f"data wait {p.data_wait:.0%}", f"{duration(_left(p, begun_at))} left"]
+    rate = [f"{p.images_per_s:.0f} {p.unit}/s", f"data wait {p.data_wait:.0%}", f"{duration(_left(p, begun_at))} left"]
     now = time.strftime("%H:%M:%S")
     return "  ".join([f"step {p.step}/{p.steps}", now, *values, *rate, *(f"wrote {each}" for each in written)])
 

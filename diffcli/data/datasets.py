@@ -162,7 +162,9 @@ class Mix(DataConfig):
 
     kind: Literal["mix"] = "mix"
     parts: tuple[MixPart, ...] = Field(
-        min_length=1, description="sets with weights and steps; the last is that of previews"
+        min_length=1,
+        examples=[[{"data": {"kind": "clips", "root": "DIR"}}]],
+        description="sets with weights and steps; the last is that of previews",
     )
 
     @model_validator(mode="before")

@@ -178,6 +178,11 @@ class Task(nn.Module, ABC):
         """The fields of the data that it reads, as it was built for them; other fields are not read from disk."""
 
     @property
+    def unit(self) -> str:
+        """What its batches consist of, in the plural, for people."""
+        return "clips" if any(spec.kind == "clip" for spec in self.reads.values()) else "images"
+
+    @property
     def trains_on(self) -> Specs:
         """Further fields, which its loss reads where the data have them, and nothing else does."""
         return {}

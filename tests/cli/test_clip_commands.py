@@ -111,6 +111,9 @@ def test_a_run_on_given_frames_is_shown_in_motion_and_does_not_depend_on_micro_b
         words = ("--run-dir", tmp_path / name, "--set", f"train.accumulate={parts}", "--device", "cpu")
         done = cli("train", "--preset", preset, *words)
         assert done.code == 0, done.err
+        assert f"{tmp_path / name}/preview.webp" in done.err, "what there is to look at"
+        assert "clips/s" in done.err
+        assert "images/s" not in done.err
     one, other = (
         load_file(tmp_path / name / "checkpoints/step-00000002/task.safetensors") for name in ("whole", "parts")
     )

@@ -48,6 +48,16 @@ def test_the_setting_of_a_hint_builds(setting: str) -> None:
     presets.build(TREE, "mine.yaml", [f"{key}={value}"])
 
 
+@pytest.mark.parametrize("parts", [{"parts": []}, {}])
+def test_the_parts_of_a_mixture_are_shown_by_one_that_builds(parts: dict[str, Any]) -> None:
+    clips = TREE | presets.load("moving-digits").model_dump(mode="json")
+    with pytest.raises(UserError, match=r"data\.parts") as caught:
+        presets.build(clips | {"data": {"kind": "mix", "size": 16, "channels": 1} | parts}, "mine.yaml")
+    typed = re.search(r"--set (\S.*)$", caught.value.hint)
+    assert typed is not None
+    presets.build(clips | {"data": {"kind": "mix", "size": 16, "channels": 1}}, "mine.yaml", shlex.split(typed[1]))
+
+
 @pytest.mark.parametrize("key", ["name", "train.steps", "data", "task", "train"])
 def test_what_is_missing_is_a_setting_or_a_part_of_the_file(key: str) -> None:
     tree = copy.deepcopy(TREE)

@@ -45,6 +45,7 @@ class Progress(NamedTuple):
     data_wait: float = 0.0  # and their share of all of its training
     notes: tuple[str, ...] = ()  # notes on the data, and new remarks on the numbers
     trained: float = 0.0  # seconds that the steps of this session took
+    unit: str = "images"  # what batches consist of, in the plural
 
     @property
     def losses(self) -> dict[str, float]:
@@ -166,7 +167,7 @@ class Loop:
                         said, advice = remarks, []
                         written = event if s.step == step else ""
                         speed = clocked["images_per_s"]
-                        spent = waits.waited, waits.share, notes, waits.trained
+                        spent = waits.waited, waits.share, notes, waits.trained, self.state.task.unit
                         yield Progress(s.step, cfg.steps, s.values, speed, written, *spent)
                     if stopping and step < cfg.steps:
                         raise Interrupted

@@ -12,7 +12,7 @@ from diffcli.data.stream.stream_data import StreamData
 from diffcli.engine.distributed import Group
 from diffcli.engine.run.loop import Loop, Progress
 from diffcli.engine.run.plan import roles
-from diffcli.engine.run.runlog import read_log
+from diffcli.engine.run.runlog import PICTURES, read_log
 from diffcli.preset import Preset
 from diffcli.tasks.conditioners.classes import ClassConditionerConfig
 from diffcli.tasks.conditioners.frame_rate import FpsConditionerConfig
@@ -57,7 +57,7 @@ def ending(loop: Loop, last: Progress, first: int) -> dict[str, str]:
     preset, run, steps = loop.preset, loop.run, last.step - first
     rate = steps * preset.train.batch_size / max(last.trained, 1e-9)
     facts = {
-        "done": f"{steps:,} steps in {_spoken(last.trained)}, {rate:.3g} images/s, "
+        "done": f"{steps:,} steps in {_spoken(last.trained)}, {rate:.3g} {last.unit}/s, "
         f"{last.data_wait:.0%} of the time spent waiting for data"
     }
     logged = _logged(run.log, "loss")
@@ -65,8 +65,8 @@ def ending(loop: Loop, last: Progress, first: int) -> dict[str, str]:
         facts["loss"] = f"{last.losses['loss']:.4f} at step {last.step:,}; the first in the log is {logged[0]:.4f}"
     if right := _logged(run.log, "accuracy")[-LATELY:]:
         lines = f"{len(right)} log line{'s' * (len(right) > 1)}"
-        facts["accuracy"] = f"{sum(right) / len(right):.0%}, of the training images in the last {lines}"
-    shown = [str(run.path / name) for name in ("loss.png", "preview.png") if (run.path / name).is_file()]
+        facts["accuracy"] = f"{sum(right) / len(right):.0%}, of the training {last.unit} in the last {lines}"
+    shown = [str(run.path / name) for name in PICTURES if (run.path / name).is_file()]
     if shown:
         facts["look at"] = ", ".join(shown)
     facts["next"] = f"diffcli {next_command(preset, run.path)}"
