@@ -1,7 +1,8 @@
 """Writes pictures as a film: .mp4, .webp, .gif or a folder of PNGs; what was written is read back and compared.
 
 An .mp4 is H.264 in the form that all players show: 4:2:0, limited range, matrix of BT.709, all of it said in the file. Grey
-levels come back within 2; colours have half the resolution. It has even sides: an odd one gets its last row or column twice.
+levels of smooth pictures come back within 2, at sharp edges single pixels within 7; colours have half the resolution. It has even
+sides: an odd one gets its last row or column twice.
 A .webp has every level as it is if `exact`. A .gif has 256 colours a frame: its own where it has no more. Times in a .gif are
 in hundredths of a second and in a .webp in thousandths: each frame begins at the last such time that is not after its own, so
 that the rate is kept on average, and no frame is missed at its time.
@@ -44,7 +45,7 @@ def write_frames(path: Path, frames: Sequence[np.ndarray], fps: float, hold: flo
     elif suffix == ".mp4":
         _write_mp4(path, frames, fps, hold)
     else:
-        data = _animation(
+        data = encoded(
             suffix, frames, fps, hold, exact
         )  # in memory: an encoder that fails tries again when it is forgotten
         path.write_bytes(data)
@@ -79,8 +80,8 @@ def _image(frame: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(frame[..., 0] if frame.shape[-1] == 1 else frame))
 
 
-def _animation(suffix: str, frames: Sequence[np.ndarray], fps: float, hold: float, exact: bool) -> bytes:
-    """The bytes of a .gif or .webp. Raises OSError where they do not hold what was written."""
+def encoded(suffix: str, frames: Sequence[np.ndarray], fps: float, hold: float = 0.0, exact: bool = False) -> bytes:
+    """The bytes of a .gif or .webp; see `write_frames`. Raises OSError where they do not hold what was written."""
     ticks = TICKS[suffix]
     times = starts(len(frames), fps, ticks)
     times[-1] = max(times[-1], times[-2] + round(hold * ticks))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffcli.checkpoint import checkpoints
 from diffcli.config import UserError, quoted
-from diffcli.data.clips.film_writing import write_frames
+from diffcli.data.clips.film_writing import FASTEST, encoded, write_frames
 from diffcli.data.lock import LOCK, only_writer
 from diffcli.engine.draw.clips.lengths import trained_fps
 from diffcli.engine.draw.out_files import whole
@@ -210,13 +210,15 @@ class RunLog:
             write_png(path, picture)
             with whole(self.run.path / "preview.png") as partial:
                 write_png(partial, picture)
+            film = None
             if moving:
-                sheets = layout.sheets(levels)
+                sheets, rate = layout.sheets(levels), fps or self._fps
                 for place in (path.with_suffix(".webp"), self.run.path / "preview.webp"):
                     with whole(place) as partial:
-                        write_frames(partial, sheets, fps or self._fps, exact=True)
+                        write_frames(partial, sheets, rate, exact=True)
+                film = encoded(".gif", sheets, min(rate, FASTEST[".gif"])) if self._trackers else None
             for tracker in self._trackers:
-                tracker.preview(step, picture)
+                tracker.preview(step, picture, film)
         return path
 
     def curves(self) -> None:

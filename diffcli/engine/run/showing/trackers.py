@@ -27,8 +27,8 @@ class Tracker(Protocol):
     def line(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of a step, by name."""
 
-    def preview(self, step: int, picture: np.ndarray) -> None:
-        """A picture, uint8 (H, W, C) with C 1 or 3."""
+    def preview(self, step: int, picture: np.ndarray, film: bytes | None = None) -> None:
+        """A picture, uint8 (H, W, C) with C 1 or 3. film: a GIF of its size that moves, for trackers that can show it."""
 
     def close(self) -> None:
         """Writes what is still open."""
@@ -66,7 +66,15 @@ class TensorBoard:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def preview(self, step: int, picture: np.ndarray) -> None:
+    def preview(self, step: int, picture: np.ndarray, film: bytes | None = None) -> None:
+        if film is not None:
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            height, width, channels = picture.shape
+            shown = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=film)
+            writer: Any = self._board.file_writer
+            writer.add_summary(Summary(value=[Summary.Value(tag="preview", image=shown)]), step)
+            return
         self._board.add_image("preview", picture, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -96,7 +104,7 @@ class WeightsAndBiases:
     def line(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({"step": step, **values})
 
-    def preview(self, step: int, picture: np.ndarray) -> None:
+    def preview(self, step: int, picture: np.ndarray, film: bytes | None = None) -> None:
         self._run.log(
             {"step": step, "preview": self._image(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)}
         )
@@ -122,7 +130,7 @@ class Trackio:
     def line(self, step: int, values: Mapping[str, float]) -> None:
         self._trackio.log(dict(values), step=step)
 
-    def preview(self, step: int, picture: np.ndarray) -> None:
+    def preview(self, step: int, picture: np.ndarray, film: bytes | None = None) -> None:
         colours = np.repeat(picture, 3, axis=2) if picture.shape[-1] == 1 else picture
         self._trackio.log({"preview": self._trackio.Image(colours)}, step=step)
 

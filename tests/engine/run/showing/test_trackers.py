@@ -1,6 +1,7 @@
 """Where a run's numbers and pictures go beside its own files."""
 
 import importlib.util
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from diffcli import preset as presets
 from diffcli.config import UserError
+from diffcli.engine.run.runlog import RunDir, RunLog
 from diffcli.engine.run.showing import trackers
 from diffcli.engine.run.showing.trackers import check_trackers, kept_id, opened
 from tests.conftest import TINY, Cli
@@ -70,6 +74,21 @@ def test_wandb_is_offline_unless_asked_and_a_resumed_run_is_the_same(
     assert told[1] == {"step": 1, "preview": ("image", (4, 6))}
     assert told[2]["step"] == 5
     assert ("finish",) in recorder.calls
+
+
+def test_tensorboard_shows_previews_of_clips_in_motion(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = RunLog(RunDir(tmp_path / "run"), 0, PRESET)
+    levels = torch.linspace(-1, 1, 5).view(1, 1, 5, 1, 1).expand(2, 1, 5, 4, 6)
+    log.preview(3, levels, fps=80)
+    log.close()
+    (told,) = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload().Images("preview")
+    film = Image.open(io.BytesIO(told.encoded_image_string))
+    assert (told.step, film.format, film.n_frames) == (3, "GIF", 5)
+    assert (told.width, told.height) == film.size == Image.open(tmp_path / "run/preview.png").size
+    film.seek(1)
+    assert film.info["duration"] == 20, "milliseconds: no .gif is faster"
 
 
 def test_trackio_is_told_the_same(recorder: Recorder, tmp_path: Path) -> None:
