@@ -34,6 +34,7 @@ from diffcli.cli.options import (
     UseEma,
 )
 from diffcli.cli.parsing import choices
+from diffcli.cli.parsing.clip_options import ClipFps, Frames, GivenByReference, Window, WindowOverlap
 from diffcli.cli.parsing.control_options import Control, ControlScale, named_scales, scaled_paths
 from diffcli.cli.parsing.weight_options import BaseModel, Embedding, Lora
 
@@ -94,6 +95,11 @@ def fid(
     ddim_eta: Eta = None,
     guidance: Guidance = None,
     overrides: ScoreSet = None,
+    frames: Frames = None,
+    fps: ClipFps = None,
+    given_frames: GivenByReference = None,
+    window: Window = None,
+    window_overlap: WindowOverlap = None,
     augment: Augment = None,
     tile: Tile = None,
     overlap: Overlap = None,
@@ -129,7 +135,13 @@ def fid(
 
     how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled, "project": project}
     how |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
-    how |= {"loras": tuple(lora or ()), "base": base, "embeddings": tuple(embedding or ())}
+    how |= {"frames": frames, "fps": fps, "window": window, "window_overlap": window_overlap}
+    how |= {
+        "given_frames": given_frames,
+        "loras": tuple(lora or ()),
+        "base": base,
+        "embeddings": tuple(embedding or ()),
+    }
     how |= {"controls": scaled_paths(control, "--control"), "control_scale": named_scales(control_scale)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
     scoring = job.Scoring(

@@ -1,4 +1,4 @@
-"""The options of `sample` for models of clips; imports no torch."""
+"""The options of `sample` and `fid` for models of clips; imports no torch."""
 
 from typing import Annotated
 
@@ -37,6 +37,16 @@ GivenFrames = Annotated[
         help="The frames of a clip that --image gives, as a picture, a film or a folder of frames: its first K, its last K, or "
         "K at both ends.",
         show_default="those of training that --image has",
+        rich_help_panel=CLIPS,
+    ),
+]
+GivenByReference = Annotated[
+    str | None,
+    typer.Option(
+        "--given-frames",
+        metavar="first:K|last:K|ends:K",
+        help="The frames that a clip of --ref gives to each clip that is drawn: its first K, its last K, or K at both ends.",
+        show_default="those that most clips of training had",
         rich_help_panel=CLIPS,
     ),
 ]

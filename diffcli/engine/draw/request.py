@@ -156,7 +156,9 @@ class Request:
     def scored_under(self) -> dict[str, Any]:
         """For a report: conditions that are rows of a reference, and the prior, if there are any."""
         described = {key: value for each in self.conditions for key, value in each.describe(range(0), []).items()}
-        return {key: described[key] for key in ("conditions", "prior") if described.get(key) is not None}
+        return {
+            key: described[key] for key in ("conditions", "prior", "given_frames") if described.get(key) is not None
+        }
 
     def notes(self) -> list[str]:
         """Warnings about the conditions."""

@@ -38,13 +38,10 @@ from diffcli.metrics.overlap import EXTRACTOR
 from diffcli.metrics.scores import METRICS, metrics_by_name
 from diffcli.tasks.super_resolution import SuperResolutionTask
 
-FRAMING = {
-    "--augment": "augment",
-    "--tile": "tile",
-    "--overlap": "overlap",
-    "--exact-tiles": "exact_tiles",
-    "--no-tile": "whole",
-}
+CLIPS = ("frames", "fps", "window", "window_overlap", "given_frames")
+FRAMING = {  # flags of large and of noised pictures and of clips, each with its option
+    f"--{name.replace('_', '-')}": name for name in ("augment", "tile", "overlap", "exact_tiles", *CLIPS)
+} | {"--no-tile": "whole"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class Scoring:
                 raise UserError(problem, f"leave {flag} out, or score a model with --ckpt RUN --ref B")
 
     def _check_framing(self, what: str) -> None:
-        """Refuses options of large and of noised pictures if no images of a model are drawn."""
+        """Refuses these options if no images of a model are drawn."""
         for flag, name in FRAMING.items():
             value = getattr(self.options, name)
             if value is not None and value is not False:

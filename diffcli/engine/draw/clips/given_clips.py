@@ -122,7 +122,12 @@ def clip_conditions(
             check_reference(model, reference, shape, there, pattern)
             return options, [*found, GivenClips(model.task.field, shape, pattern, read, None, str(reference.name))]
     if wanted is not None:
-        raise UserError(f"--given-frames {wanted}: there are no frames to give", "give them: --image FILE|DIR")
+        hint = (
+            "give them: --image FILE|DIR"
+            if reference is None
+            else "give a reference of clips: --ref moving-digits:test"
+        )
+        raise UserError(f"--given-frames {wanted}: there are no frames to give", hint)
     check_none_known(model, reader)
     return options, found
 

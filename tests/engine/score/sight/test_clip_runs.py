@@ -14,6 +14,8 @@ DATA = {"kind": "moving_digits", "size": 8, "digit": 6, "frames": 4}
 UNET = "{kind: unet, width: 8, mult: [1], blocks: [res], attend_at: [], middle: [res], head_dim: 8, temporal: {attention: false}}"
 TASKS = {
     "video": f"{{kind: diffusion, field: clip, network: {UNET}, conditioners: [{{kind: class, num_classes: 10, dim: 8}}]}}",
+    "follows": f"{{kind: diffusion, field: clip, network: {UNET}, conditioners: [{{kind: frames, channels: 1, "
+    "given: {first:1: 0.4, first:3: 0.6}}]}",
     "frames": "{kind: classifier, num_classes: 10, network: {kind: convnet, width: 4}}",
     "clips": "{kind: classifier, field: clip, num_classes: 10, network: {kind: clip_convnet, width: 4}}",
 }
@@ -63,3 +65,18 @@ def test_motion_alone_needs_no_network_and_whole_clips_need_one_of_clips(cli: Cl
     assert json.loads(same.out)["scores"]["fvd"] == pytest.approx(0, abs=1e-9)
     given = ("--ckpt", runs / "video", "--n", 6, "--metrics", "fvd", "--features", runs / "frames")
     cli("fid", *given).refused("--metrics fvd", "sees no clips", "r3d_18")
+
+
+def test_clips_are_scored_of_a_length_and_from_given_frames_that_are_asked_for(cli: Cli, runs: Path):
+    given = ("--ref", f"{runs / 'video.yaml'}:test", "--n", 4, "--steps", 1, "--metrics", "motion", "--device", "cpu")
+    longer = cli("fid", runs / "video", *given, "--class", "all", "--frames", 6)
+    assert longer.code == 0, longer.err
+    assert "6 and 4 frames" in longer.err
+    told = [
+        json.loads(cli("fid", runs / "follows", *given, "--json", "--given-frames", f"first:{k}").out)["given_frames"]
+        for k in (1, 3)
+    ]
+    assert told == ["first:1", "first:3"]
+    cli("fid", runs / "follows", *given, "--given-frames", "first:2").refused("first:2", "first:1 or first:3")
+    side = f"{runs / 'video.yaml'}:test"
+    cli("fid", side, side, "--metrics", "motion", "--given-frames", "first:1").refused("--given-frames", "--ckpt")
