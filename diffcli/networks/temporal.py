@@ -85,7 +85,8 @@ class NetworkOverTime(NetworkConfig):
         if len(shape) == 3 and self.temporal is not None:
             raise UserError(
                 f"task.network.temporal is for clips, but task.field names images, which are {found} in diffusion space",
-                "use --set task.network.temporal=null, or --set task.field=clip",
+                "use --set task.network.temporal=null, or --set task.field=clip with data of clips: a prepared set gives its "
+                "videos with --set data.frames=16",
             )
         if len(shape) not in (3, 4):
             super().check_axes(shape)
