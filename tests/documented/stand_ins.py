@@ -65,6 +65,14 @@ def large_picture(path: Path) -> None:
     )
 
 
+def films(folder: Path) -> None:
+    """Two animations of ten frames, eight a second."""
+    folder.mkdir(parents=True)
+    for number in range(2):
+        first, *rest = [Image.fromarray(frame) for frame in pixels(10, 1, 40, 40, seed=number)[:, 0]]
+        first.save(folder / f"{number}.gif", save_all=True, append_images=rest, duration=125)
+
+
 def hole(path: Path) -> None:
     mask = np.zeros((32, 32), np.uint8)
     mask[8:20, 8:20] = 255
@@ -139,6 +147,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "cifar-10-binary.tar.gz": packed_cifar,
     "data/imagenet256": prepared_pictures,
     "data/mine": prepared_pictures,
+    "films": films,
     "low": grey_digits,
     "high": grey_digits,
     "dark-threes": few_digits,
