@@ -44,8 +44,8 @@ GivenByReference = Annotated[
     str | None,
     typer.Option(
         "--given-frames",
-        metavar="first:K|last:K|ends:K",
-        help="The frames that a clip of --ref gives to each clip that is drawn: its first K, its last K, or K at both ends.",
+        metavar="first:K|last:K|ends:K|none",
+        help="The frames that a clip of --ref gives each clip that is drawn: its first K, its last K, K at both ends, or none.",
         show_default="those that most clips of training had",
         rich_help_panel=CLIPS,
     ),

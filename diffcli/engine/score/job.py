@@ -9,6 +9,7 @@ from typing import Any
 
 from diffcli.config import ImageShape, UserError, quoted
 from diffcli.engine.distributed import Group
+from diffcli.engine.draw.clips.given_clips import reads_frames
 from diffcli.engine.draw.pictured.controls import led
 from diffcli.engine.draw.reconstruction import check_idle
 from diffcli.engine.draw.request import Request
@@ -285,7 +286,7 @@ class Scoring:
 
     def _of_images(self, model: Model, group: Group, watch: Watch | None, about: dict[str, Any]) -> Report | None:
         """Scores of a model that draws images."""
-        needed = row_fields(model)
+        needed = row_fields(model) or reads_frames(model)
         conditions = deriving(model, fitted(model, self._reference(model), self.ref)) if needed else None
         req = request(model, self.options, conditions)
         sides: dict[Role, Side] = {"reference": conditions or self._reference(model)}

@@ -121,15 +121,16 @@ def clip_conditions(
             there = rows.specs[model.task.field].shape
             check_reference(model, reference, shape, there, pattern)
             return options, [*found, GivenClips(model.task.field, shape, pattern, read, None, str(reference.name))]
-    if wanted is not None:
-        hint = (
-            "give them: --image FILE|DIR"
-            if reference is None
-            else "give a reference of clips: --ref moving-digits:test"
-        )
-        raise UserError(f"--given-frames {wanted}: there are no frames to give", hint)
-    check_none_known(model, reader)
+    source = "--image FILE|DIR" if reference is None else "--ref of clips, NAME:SPLIT or a folder of films"
+    if wanted is not None and wanted.kind != "none":
+        raise UserError(f"--given-frames {wanted}: there are no frames to give", f"give them: {source}")
+    check_none_known(model, reader, source)
     return options, found
+
+
+def reads_frames(model: Model) -> bool:
+    """Whether given frames condition a model."""
+    return any(isinstance(each, FramesConditioner) for each in model.task.modules())
 
 
 def asked_for(model: Model, options: SampleOptions, known: Sequence[FramePattern]) -> FramePattern | None:
@@ -141,7 +142,8 @@ def asked_for(model: Model, options: SampleOptions, known: Sequence[FramePattern
         found = frame_pattern(options.given_frames)
     except ValueError as error:
         raise UserError(f"{flag}: names no frames", "use first:K, last:K or ends:K") from error
-    if found.kind not in ENDS:
+    own = found.kind == "none" and not options.images  # clips of its own, although a reference could give frames
+    if found.kind not in ENDS and not own:
         raise UserError(f"{flag}: says nothing of where the frames are", "use first:K, last:K or ends:K")
     if not any(each.covers(found) for each in known):
         names = " or ".join(str(each) for each in known if each.kind in ENDS)
@@ -159,13 +161,13 @@ def check_reads_none(model: Model, options: SampleOptions) -> None:
         )
 
 
-def check_none_known(model: Model, reader: FramesConditioner) -> None:
-    """Raises UserError where a model always was given frames, and there are none."""
+def check_none_known(model: Model, reader: FramesConditioner, source: str) -> None:
+    """Raises UserError where a model always was given frames, and there are none. source: what could give them."""
     if not reader.config.alone:
         names = " or ".join(str(pattern) for pattern, _ in reader.config.patterns)
         raise UserError(
             f"{model.path}: draws what follows from given frames ({names}), and there are none",
-            "give a picture, or a film whose frames are given: --image FILE|DIR",
+            f"give a picture, or a film whose frames are given: {source}",
         )
 
 

@@ -72,11 +72,11 @@ def test_clips_are_scored_of_a_length_and_from_given_frames_that_are_asked_for(c
     longer = cli("fid", runs / "video", *given, "--class", "all", "--frames", 6)
     assert longer.code == 0, longer.err
     assert "6 and 4 frames" in longer.err
-    told = [
-        json.loads(cli("fid", runs / "follows", *given, "--json", "--given-frames", f"first:{k}").out)["given_frames"]
-        for k in (1, 3)
-    ]
-    assert told == ["first:1", "first:3"]
+    for words, pattern in (((), "first:3"), (("--given-frames", "first:1"), "first:1")):
+        done = cli("fid", runs / "follows", *given, "--json", *words)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["given_frames"] == pattern
+    cli("fid", runs / "follows", *given, "--given-frames", "none").refused("none", "first:1 or first:3")
     cli("fid", runs / "follows", *given, "--given-frames", "first:2").refused("first:2", "first:1 or first:3")
     side = f"{runs / 'video.yaml'}:test"
     cli("fid", side, side, "--metrics", "motion", "--given-frames", "first:1").refused("--given-frames", "--ckpt")
