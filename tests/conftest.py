@@ -22,9 +22,9 @@ from diffcli.cli import session
 from diffcli.cli.app import app
 from tests import warm
 
-settings.register_profile("ci", derandomize=True)  # there the change is judged, not the luck of the day
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+settings.register_profile("here", deadline=None)  # an example's milliseconds say who else is at work
+settings.register_profile("ci", derandomize=True, deadline=None)  # there the change is judged, not the luck of the day
+settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 ROOT = Path(__file__).parent.parent
 WAIT = 120  # seconds that a subprocess may take on a loaded machine
