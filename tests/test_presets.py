@@ -335,7 +335,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(st.tuples(PATHS, VALUES).map("=".join), st.text(max_size=20)), max_size=3))
 def test_no_override_gives_anything_but_a_preset_or_a_users_error(overrides: list[str]) -> None:
     with suppress(UserError):

@@ -91,7 +91,7 @@ def test_every_epoch_is_a_permutation_and_epochs_differ():
 
 
 @given(n=st.integers(1, 30), batch_size=st.integers(1, 40), first=st.integers(0, 50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_position_p_reads_the_permutation_of_its_epoch(n: int, batch_size: int, first: int):
     batch = read(numbered(n), batch_size, first + 1, first=first)[first + 1]
     position = torch.arange(first * batch_size, (first + 1) * batch_size)
@@ -102,7 +102,7 @@ def test_position_p_reads_the_permutation_of_its_epoch(n: int, batch_size: int, 
 
 
 @given(n=st.integers(1, 30), batch_size=st.integers(1, 20), world=st.integers(1, 8), first=st.integers(0, 20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_shares_of_the_ranks_make_up_the_batch_of_one_process(n: int, batch_size: int, world: int, first: int):
     data, step = numbered(n), first + 1
     whole = read(data, batch_size, step, first=first, flip=True)[step]

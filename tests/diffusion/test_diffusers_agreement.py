@@ -100,6 +100,7 @@ def test_ddpm_agrees_with_diffusers(ours, theirs, steps, schedule):
     torch.testing.assert_close(end.x, final, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow  # on parts of it: the quick test above
 def test_ddpm_agrees_with_diffusers_on_the_whole_grid():
     network, x, schedule = model(), noise_start(), Linear()
     other = tables(diffusers.DDPMScheduler(**common(schedule), clip_sample=False), schedule, 1000)

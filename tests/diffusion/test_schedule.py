@@ -290,7 +290,7 @@ def test_transition_between_neighbours_is_the_posterior_of_ho(schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=kind)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.floats(1e-3, 1), st.floats(0, 0.999))
 def test_transition_carries_the_marginal_at_t_to_the_marginal_at_s(schedule, end, share):
     t = torch.tensor(end, dtype=torch.float64)

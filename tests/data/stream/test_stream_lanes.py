@@ -46,7 +46,7 @@ def test_blocks_are_shuffled_differently_by_seed_lane_and_number() -> None:
     assert len(set(map(tuple, orders))) == len(orders)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     batch=st.integers(3, 9),
     world=st.integers(1, 3),
