@@ -65,16 +65,25 @@ def read(path: Path) -> FileContents:
     return FileContents(tensors, digest.hexdigest())
 
 
+def entries(path: Path) -> list[TensorEntry]:
+    """The tensors of a file, of which the header alone is read. Raises OSError and ValueError as `read` does."""
+    return _headed(path)[0]
+
+
 def metadata(path: Path) -> dict[str, str]:
     """The strings in the header of a file, which alone is read. Raises OSError and ValueError as `read` does."""
-    with path.open("rb", buffering=0) as file:
-        size = path.stat().st_size
-        _, text = _header(file, size)
-    _entries(text, size - 8 - len(text))
-    found = _object(text).get(METADATA, {})
+    found = _headed(path)[1].get(METADATA, {})
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise ValueError(f"its header says {METADATA}: {found!r:.40}")
     return found
+
+
+def _headed(path: Path) -> tuple[list[TensorEntry], dict[str, Any]]:
+    """The tensors that the header of a file describes, and the header itself."""
+    with path.open("rb", buffering=0) as file:
+        size = path.stat().st_size
+        _, text = _header(file, size)
+    return _entries(text, size - 8 - len(text)), _object(text)
 
 
 def _header(file: BinaryIO, size: int) -> tuple[bytes, bytes]:

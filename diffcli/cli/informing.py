@@ -8,7 +8,9 @@ import typer
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A run, a checkpoint, an export or a set that prep-data wrote.")],
+    path: Annotated[
+        Path, typer.Argument(help="A run, a checkpoint, an export, a LoRA, or a set that prep-data wrote.")
+    ],
     as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
 ) -> None:
     """Describe what is at a path: steps, size, classes, data and what to type next; reads no weights."""

@@ -1,8 +1,9 @@
 """Describes a run, a checkpoint, an export or a prepared set, as one record of JSON values and as lines for people.
 
-    {"schema": 1, "kind": "run" | "checkpoint" | "export" | "prepared set", "path": ..., and what that kind has}
+    {"schema": 1, "kind": "run" | "checkpoint" | "export" | "prepared set" | "lora" | "word", "path": ..., and what that kind has}
 
-Weights and images are not read: everything comes from records, indexes and the headers of files.
+Weights and images are not read: everything comes from records, indexes and the headers of files. The small files of changes and
+of words that libraries share are read.
 """
 
 import json
@@ -16,6 +17,7 @@ from diffcli.config import UserError, quoted
 from diffcli.data.description import DataDescription, describe_set
 from diffcli.data.shards import is_prepared
 from diffcli.engine.data_records import recorded
+from diffcli.engine.lora.adapter_facts import adapter, adapter_lines
 from diffcli.engine.model import Model, without_weights
 from diffcli.fields import listed
 from diffcli.lookup.checkpoint_files import runs_inside
@@ -41,6 +43,8 @@ def about(path: Path) -> dict[str, Any]:
     kept = checkpoint.checkpoints(path / "checkpoints") if path.is_dir() else []
     if kept:
         return _headed("run", path) | _of_run(path, kept)
+    if (shared := adapter(path)) is not None:
+        return _headed(shared["kind"], path) | shared | _sizes(path)
     if path.is_file() or (path / checkpoint.RECORD).is_file() or checkpoint.checkpoints(path):
         return _headed("checkpoint", path) | _of_model(path)
     if (path / "preset.yaml").is_file():
@@ -49,7 +53,7 @@ def about(path: Path) -> dict[str, Any]:
             f"wait for its first one (train.every.save), or see {path / 'log.jsonl'}",
         )
     raise UserError(
-        f"{path}: is no run, checkpoint, export or prepared set",
+        f"{path}: is no run, checkpoint, export, prepared set or LoRA",
         runs_inside(path)
         or f"give one that diffcli wrote; images become a set by `diffcli prep-data folder {quoted(path)} --out DIR`",
     )
@@ -67,6 +71,8 @@ def lines(found: Mapping[str, Any]) -> dict[str, str]:
             parts = {name: f"{part['class']}, {_bytes(part['bytes'])}" for name, part in found["parts"].items()}
             pipeline = {"pipeline": found["pipeline"]} if found["pipeline"] else {}
             return facts | pipeline | parts | {"next": f"diffcli import {quoted(found['path'])} --out DIR"}
+        case "lora" | "word":
+            return facts | {"size": _bytes(found["bytes"])} | adapter_lines(found)
         case _:
             return facts | dict(_lines_of_model(found))
 

@@ -86,6 +86,11 @@ def read(path: Path) -> ForeignChanges:
     return ForeignChanges(changes, len(texts))
 
 
+def named_as_change(name: str) -> bool:
+    """Whether a tensor of this name belongs to a low-rank change, or to one of a method that is refused."""
+    return PART.fullmatch(name) is not None or any(mark in name for mark in OTHER)
+
+
 def inside(path: Path) -> Path:
     """The file of weights that a path means. Raises UserError where there is none."""
     if not path.is_dir():
