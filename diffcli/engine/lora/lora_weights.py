@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from diffcli import checkpoint, tensor_file
+from diffcli import preset as presets
 from diffcli.config import Note, UserError, quoted
 from diffcli.digest import sha256
 from diffcli.engine.loading import read_to_sample
@@ -151,6 +152,13 @@ def applied(
         raise UserError(
             f"--lora {lora.text}: was trained with task.target {there}, but {found} is used with {here}",
             f"draw with it alone: --ckpt {quoted(lora.path)}",
+        )
+    trained_as = presets.build(record["preset"], str(place)).task
+    levels, used = (getattr(each, "schedule", None) for each in (trained_as, preset.task))
+    if levels != used:
+        notes.append(
+            f"--lora {lora.text}: was trained with task.schedule {levels!r}, but {found} is used with {used!r}: noise levels and "
+            f"times mean something else to it; as it was trained it is drawn with by --ckpt {quoted(lora.path)} alone"
         )
     contents = checkpoint.read_contents(place, "ema", record)
     parameters = {name for name, _ in task.named_parameters()}

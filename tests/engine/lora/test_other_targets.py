@@ -1,12 +1,13 @@
 """Changes that were trained to predict something else, or other classes, than the model that they are added to."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from diffcli import checkpoint
-from diffcli.config import UserError
+from diffcli.config import Note, UserError
 from tests.conftest import TINY
 from tests.engine.lora.test_lora_runs import LORA, base, last, run_to, weights
 
@@ -20,6 +21,15 @@ def test_changes_of_another_target_are_refused_by_its_name(base: Path, tmp_path:
     with pytest.raises(UserError, match=f"task.target {other}"):
         weights(base, loras=[str(run)])
     weights(run, loras=[str(run)])
+
+
+def test_changes_of_another_schedule_are_added_with_a_note(base: Path, tmp_path: Path) -> None:
+    run = run_to(tmp_path / "run", 1, base, task__schedule={"kind": "linear", "steps": 1000})
+    with pytest.warns(Note, match=r"--lora .*task\.schedule .*linear"):
+        weights(base, loras=[str(run)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Note)
+        weights(run, loras=[str(run)])
 
 
 def test_a_table_of_other_classes_is_not_mixed_with_that_of_the_model(
