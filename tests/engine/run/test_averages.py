@@ -1,6 +1,7 @@
 """Several averages in one run: each is that of a run of its own, survives a resume, and any width comes out of snapshots."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,29 @@ def files(run: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture
-def trained_with(tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> Callable[..., Path]:
-    """Trains the tiny preset with some train.ema for 6 steps, saved every 3."""
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    """A folder, and the runs in it by what they were trained with. Do not change them."""
+    return tmp_path_factory.mktemp("averages"), {}
 
-    def train(name: str, ema: Any, steps: int = 6, **keys: Any) -> Path:
-        every = {"log": 1, "preview": 0, "save": 3}
-        preset = tiny(train__ema=ema, train__every=every, train__steps=6, train__keep_last=9, **keys)
-        outcome = cli("train", "--preset", preset, "--run-dir", tmp_path / name, "--steps", steps)
-        assert outcome.code == 0, outcome.err
-        return tmp_path / name
+
+@pytest.fixture
+def trained_with(
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, runs: tuple[Path, dict[str, Path]]
+) -> Callable[..., Path]:
+    """A copy of the tiny preset's run with some train.ema of 6 steps, saved every 3."""
+    folder, made = runs
+
+    def train(name: str, ema: Any, steps: int = 6) -> Path:
+        key = json.dumps([ema, steps])
+        if key not in made:
+            every = {"log": 1, "preview": 0, "save": 3}
+            preset = tiny(train__ema=ema, train__every=every, train__steps=6, train__keep_last=9)
+            run = folder / str(len(made))
+            outcome = cli("train", "--preset", preset, "--run-dir", run, "--steps", steps)
+            assert outcome.code == 0, outcome.err
+            made[key] = run
+        return Path(shutil.copytree(made[key], tmp_path / name))
 
     return train
 
