@@ -165,29 +165,39 @@ def changed(tree: dict[str, Any], **keys: Any) -> dict[str, Any]:
     return copy
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the tiny preset, with changes, and returns its file."""
+def writing(tree: dict[str, Any], folder: Path) -> Callable[..., Path]:
+    """What writes a preset, with changes, into a folder, and returns its file."""
 
     def write(name: str = "tiny", **keys: Any) -> Path:
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(f"# {name} - for tests\n" + yaml.safe_dump(changed(TINY, name=name, **keys), sort_keys=False))
+        path = folder / f"{name}.yaml"
+        path.write_text(f"# {name} - for tests\n" + yaml.safe_dump(changed(tree, name=name, **keys), sort_keys=False))
         return path
 
     return write
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the tiny preset, 4 steps, two checkpoints; its weights differ from their average. Do not change it."""
+def trained_to_its_end(tree: dict[str, Any], path: Path) -> Path:
+    """Trains a preset, in this process, into a run, which it returns."""
     from diffcli import preset as presets
     from diffcli.engine.distributed import join
     from diffcli.engine.run.runlog import RunDir
     from diffcli.engine.run.train import train
 
-    run = RunDir(tmp_path_factory.mktemp("trained") / "run")
+    run = RunDir(path)
     run.claim()
     with join("cpu") as group:
-        for _ in train(presets.build(TINY, "tiny.yaml"), run, group):
+        for _ in train(presets.build(tree, "tiny.yaml"), run, group):
             pass
     return run.path
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the tiny preset, with changes, and returns its file."""
+    return writing(TINY, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the tiny preset, 4 steps, two checkpoints; its weights differ from their average. Do not change it."""
+    return trained_to_its_end(TINY, tmp_path_factory.mktemp("trained") / "run")

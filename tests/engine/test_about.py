@@ -12,7 +12,8 @@ from diffcli.data.description import DataDescription
 from diffcli.engine.about import about, lines
 from diffcli.engine.run.showing.run_facts import next_command
 from diffcli.engine.run.state import build_on_meta
-from tests.conftest import TINY, Cli
+from tests.conftest import Cli
+from tests.engine.one_level import SMALL
 
 
 def test_a_run_tells_steps_model_data_and_what_to_type(cli: Cli, trained: Path) -> None:
@@ -21,7 +22,7 @@ def test_a_run_tells_steps_model_data_and_what_to_type(cli: Cli, trained: Path) 
     found = json.loads(done.out)
     assert found["kind"] == "run"
     assert (found["step"], found["steps"], found["checkpoints"]) == (4, 4, [2, 4])
-    assert found["parameters"] == sum(p.numel() for p in build_on_meta(presets.build(TINY, "")).parameters())
+    assert found["parameters"] == sum(p.numel() for p in build_on_meta(presets.build(SMALL, "")).parameters())
     assert found["image"] == [1, 8, 8]
     assert found["classes"] == list("0123456789")
     assert found["sampler"]["kind"] == "ddim"

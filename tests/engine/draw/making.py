@@ -15,7 +15,8 @@ from diffcli.noise import Noise
 from diffcli.tasks.conditioners.conditioner import UNSEEDED, Conditioner, cond_shape
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.diffusion_config import DiffusionConfig
-from tests.conftest import TINY, changed
+from tests.conftest import changed
+from tests.engine.one_level import SMALL
 from tests.networks.waking import wake
 
 FREE = {"task__conditioners": [], "task__drop_condition": 0, "guidance": 1}
@@ -40,7 +41,7 @@ class Pictured(Conditioner):
 
 def made(**keys: Any) -> Model:
     """The tiny preset with changes as a model, its weights random."""
-    return random_model(presets.build(changed(TINY, **keys), "made.yaml"), "made")
+    return random_model(presets.build(changed(SMALL, **keys), "made.yaml"), "made")
 
 
 def random_model(preset: presets.Preset, name: str) -> Model:

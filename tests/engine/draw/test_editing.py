@@ -14,8 +14,9 @@ from PIL import Image
 from diffcli import checkpoint
 from diffcli.digest import sha256
 from diffcli.engine.draw.sample import SampleOptions, load_model, request
-from tests.conftest import TINY, Cli, changed, in_ranks
+from tests.conftest import Cli, changed, in_ranks
 from tests.engine.draw.test_sample import LAST, off_by_at_most_one_level
+from tests.engine.one_level import SMALL
 
 Draw = Callable[..., tuple[np.ndarray, dict[str, Any]]]
 
@@ -215,7 +216,7 @@ def _train(path: Path, **keys: Any) -> Path:
     run = RunDir(path)
     run.claim()
     with join("cpu") as group:
-        for _ in train(presets.build(changed(TINY, **keys), "tiny.yaml"), run, group):
+        for _ in train(presets.build(changed(SMALL, **keys), "tiny.yaml"), run, group):
             pass
     return run.path
 
@@ -340,7 +341,7 @@ def test_flags_that_contradict_each_other_are_refused(
 def test_a_weaker_model_of_other_things_is_refused(
     cli: Cli, trained: Path, tmp_path: Path, keys: dict[str, Any], words: list[str]
 ) -> None:
-    other = _train(tmp_path / "other", **keys)
+    other = _train(tmp_path / "other", train__steps=1, **keys)
     outcome = cli("sample", "--ckpt", trained, "--out", tmp_path / "a.png", "--set", f"guide.weaker={other}")
     outcome.refused("guide.weaker", str(other), *words)
 
@@ -357,7 +358,7 @@ def test_a_classifier_of_other_things_is_refused(
     cli: Cli, trained: Path, tmp_path: Path, keys: dict[str, Any], words: list[str]
 ) -> None:
     task = {"kind": "classifier", "num_classes": 10, "network": {"width": 4}, "schedule": {"kind": "linear"}}
-    other = _train(tmp_path / "other", **({"task": task, "guidance": 1, "sampler": None} | keys))
+    other = _train(tmp_path / "other", train__steps=1, **({"task": task, "guidance": 1, "sampler": None} | keys))
     outcome = cli("sample", "--ckpt", trained, "--out", tmp_path / "a.png", "--set", f"guide.classifier={other}")
     outcome.refused("guide.classifier", str(other), *words)
 

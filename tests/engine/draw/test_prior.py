@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from diffcli.encoders.encoder import EncoderConfig
-from tests.conftest import TINY, Cli, changed
+from tests.conftest import Cli, changed
 from tests.data.making import prepared
 from tests.encoders.making import POOLED, WIDTH, tiny_clip
+from tests.engine.one_level import SMALL
 from tests.engine.score.test_prior_scores import DIFFUSION, PRIOR
 
 CAPTIONS = ["a red cat", "the blue dog", "one green bird", "a fish", "two mice", "some ants"]
@@ -47,7 +48,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepared(root / "narrow", {"train": narrow})
     told = {"kind": "embedding", "field": "clip_image", "width": POOLED, "dim": 8, "encoder": {"model": str(clip)}}
     model = changed(
-        TINY, data={"kind": "shards", "size": 8, "root": str(root / "set")}, task__conditioners=[told],
+        SMALL, data={"kind": "shards", "size": 8, "root": str(root / "set")}, task__conditioners=[told],
         train__steps=3, train__batch_size=4, train__optimizer__lr=0.05,
     )  # fmt: skip
     trained_on(model, root / "model")
@@ -151,7 +152,7 @@ def test_a_prior_that_does_not_fit_is_refused(prior: str, words: tuple[str, ...]
     done.refused(*words)
 
 
-SMALL = (
+SCALED_DOWN = (
     "data.more=[]", "data.size=8", "train.steps=2", "train.batch_size=4", "train.workers=0", "train.curve.warmup=0",
     "train.precision=fp32", "train.every={log: 1, preview: 2, save: 2, validate: 2}",
 )  # fmt: skip
@@ -162,7 +163,7 @@ SMALL_NET = (
 
 
 def scaled_down(cli: Cli, house: Path, run: Path, preset: str, *overrides: str) -> Path:
-    changes = [f for item in (*SMALL, f"data.validation={house / 'set'}", *overrides) for f in ("--set", item)]
+    changes = [f for item in (*SCALED_DOWN, f"data.validation={house / 'set'}", *overrides) for f in ("--set", item)]
     where = ("--data", house / "set", "--run-dir", run, "--device", "cpu")
     done = cli("train", "--preset", preset, *where, *changes)
     assert done.code == 0, done.err

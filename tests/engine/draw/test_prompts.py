@@ -21,7 +21,8 @@ from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.train import train
 from diffcli.noise import Noise
 from diffcli.tasks.guide import Guide
-from tests.conftest import TINY, Cli, changed
+from tests.conftest import Cli, changed
+from tests.engine.one_level import SMALL
 
 TEXT = {"kind": "text", "width": 8, "depth": 1, "heads": 2, "length": 40}
 CLASS = {"kind": "class", "num_classes": 10, "dim": 8}
@@ -41,7 +42,7 @@ def run_of(folder: Path, **keys: Any) -> Path:
     run = RunDir(folder / "run")
     run.claim()
     with join("cpu") as group:
-        for _ in train(presets.build(changed(TINY, **SPEAKING | keys), "tiny.yaml"), run, group):
+        for _ in train(presets.build(changed(SMALL, **SPEAKING | keys), "tiny.yaml"), run, group):
             pass
     return run.path
 

@@ -12,13 +12,14 @@ from diffcli.engine.draw.rows import choose_rows
 from diffcli.engine.draw.sample import SampleOptions, load_model, request
 from diffcli.engine.draw.translation import choose_prior
 from diffcli.engine.score.sides import resolve
-from tests.conftest import TINY, Cli, changed
+from tests.conftest import Cli, changed
 from tests.data.making import prepared
 from tests.encoders.making import POOLED
 from tests.engine.draw.test_prior import CAPTIONS, house, trained_on  # noqa: F401  a fixture
+from tests.engine.one_level import SMALL
 
 TEXT_MODEL = changed(
-    TINY,
+    SMALL,
     task__conditioners=[{"kind": "text", "width": 8, "depth": 1, "heads": 2, "length": 24, "gives": "vector"}],
     task__schedule={"kind": "cosine", "steps": 8},
     train__steps=2,
@@ -38,7 +39,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of RGB images, for its features."""
     tree = changed(
-        TINY, data__channels=3, task={"kind": "classifier", "num_classes": 10, "network": {"width": 4}},
+        SMALL, data__channels=3, task={"kind": "classifier", "num_classes": 10, "network": {"width": 4}},
         sampler=None, guidance=None, train__steps=1,
     )  # fmt: skip
     return trained_on(tree, tmp_path_factory.mktemp("features") / "run")

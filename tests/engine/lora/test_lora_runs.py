@@ -23,7 +23,8 @@ from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_on_meta, build_state
 from diffcli.engine.run.train import train
 from diffcli.networks.lora import low_rank, merged, of_change
-from tests.conftest import TINY, Cli, changed, in_ranks
+from tests.conftest import Cli, changed, in_ranks
+from tests.engine.one_level import SMALL, TWO_LEVELS
 from tests.engine.run.test_exact_resume import LINEAR, bytes_of
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ LORA = {"rank": 2, "alpha": 3, "targets": ["all"]}
 
 def tree(base: Path | None, **keys: Any) -> dict[str, Any]:
     begins = {} if base is None else {"from": str(base)}
-    return changed(TINY, **{"train__log": [], "train__lora": LORA, **begins, **keys})
+    return changed(SMALL, **{"train__log": [], "train__lora": LORA, **begins, **keys})
 
 
 def run_to(path: Path, steps: int, base: Path | None, given: Path | None = None, **keys: Any) -> Path:
@@ -105,7 +106,7 @@ def test_it_learns_and_its_base_stays_to_the_bit(base: Path, adapted: Path) -> N
 def test_before_its_first_step_it_draws_as_its_base(base: Path) -> None:
     preset = presets.build(tree(base), "tiny.yaml")
     state = build_state(preset, CPU)
-    whole = build_state(presets.build(changed(TINY), "tiny.yaml"), CPU).task
+    whole = build_state(presets.build(changed(SMALL), "tiny.yaml"), CPU).task
     names = set(whole.state_dict())
     assert {name for name in state.task.state_dict() if not of_change(name)} == names
     assert {name for name, p in state.task.named_parameters() if p.requires_grad} == {
@@ -192,7 +193,7 @@ def test_without_its_base_it_is_merged_first(pair: Path, tiny: Callable[..., Pat
 def test_another_base_is_refused(pair: Path, cli: Cli, tmp_path: Path) -> None:
     other = tmp_path / "other"
     with join("cpu") as group:
-        for _ in train(presets.build(changed(TINY, seed=5), "tiny.yaml"), RunDir(other), group):
+        for _ in train(presets.build(changed(SMALL, seed=5), "tiny.yaml"), RunDir(other), group):
             pass
     found = cli("sample", pair / "adapted", "--n", 2, "--out", tmp_path / "x.npz", "--base", other)
     found.refused("--base", "weights")
@@ -260,12 +261,14 @@ def test_merged_it_is_a_whole_checkpoint_that_needs_no_base(pair: Path, cli: Cli
 
 def test_its_matrices_go_out_and_come_in_to_the_bit(base: Path, adapted: Path, cli: Cli, tmp_path: Path) -> None:
     """The network has residual blocks alone, which diffusers has where it resamples by a convolution."""
-    keys = {"task__network__resample": "conv", "train__steps": 2}
+    keys = {"task__network__resample": "conv", **TWO_LEVELS}
     with join("cpu") as group:
-        for _ in train(presets.build(changed(TINY, **keys), "tiny.yaml"), RunDir(tmp_path / "whole"), group):
+        for _ in train(
+            presets.build(changed(SMALL, **keys, train__steps=2), "tiny.yaml"), RunDir(tmp_path / "whole"), group
+        ):
             pass
     targets = LORA | {"targets": ["conv1", "*.conv"]}
-    run = run_to(tmp_path / "run", 4, tmp_path / "whole", train__lora=targets, task__network__resample="conv")
+    run = run_to(tmp_path / "run", 4, tmp_path / "whole", train__lora=targets, **keys)
     for form in ("peft", "kohya"):
         done = cli("export", run, "--to", form, "--out", tmp_path / form)
         assert done.code == 0, done.err

@@ -21,7 +21,15 @@ from tests.networks.waking import normal
 
 CPU = torch.device("cpu")
 DATA = {"kind": "moving_digits", "size": 8, "digit": 6, "frames": 3}
-UNET = {"kind": "unet", "width": 8, "mult": [1, 2], "blocks": ["res", "attention"], "attend_at": [4], "head_dim": 8}
+UNET = {
+    "kind": "unet",
+    "width": 8,
+    "mult": [1],
+    "blocks": ["res", "attention"],
+    "middle": ["res"],
+    "attend_at": [8],
+    "head_dim": 8,
+}
 DIT = {"kind": "dit", "patch": 2, "width": 16, "depth": 2, "heads": 2}
 IMAGES: dict[str, Any] = {"data": DATA, "train__steps": 2, "train__batch_size": 4}
 

@@ -15,7 +15,8 @@ from diffcli.config import UserError
 from diffcli.engine.control_reading import begun
 from diffcli.engine.run.runlog import read_log
 from diffcli.tasks.control.led_weights import digest_of, own_tensors
-from tests.conftest import Cli, in_ranks
+from tests.conftest import TINY, Cli, in_ranks, trained_to_its_end
+from tests.engine.one_level import SMALL, TWO_LEVELS
 from tests.engine.run.test_exact_resume import LINEAR, bytes_of, close, lines
 from tests.engine.run.test_latent_runs import run as latent
 
@@ -34,18 +35,24 @@ def led(run: Path, **keys: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two levels, whose branch gains more than rounding within four linear steps. Do not change it."""
+    return trained_to_its_end(TINY, tmp_path_factory.mktemp("deep") / "run")
+
+
+@pytest.fixture(scope="module")
 def control(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     """A run that leads the session's tiny run, 4 steps. Do not change it."""
     from diffcli import preset as presets
     from diffcli.engine.distributed import join
     from diffcli.engine.run.runlog import RunDir
     from diffcli.engine.run.train import train
-    from tests.conftest import TINY, changed
+    from tests.conftest import changed
 
     run = RunDir(tmp_path_factory.mktemp("control") / "run")
     run.claim()
     with join("cpu") as group:
-        for _ in train(presets.build(changed(TINY, **led(trained)), "led.yaml"), run, group):
+        for _ in train(presets.build(changed(SMALL, **led(trained)), "led.yaml"), run, group):
             pass
     return run.path
 
@@ -93,17 +100,17 @@ def test_a_run_is_complete_without_the_model_and_resumes_to_the_byte(
 
 
 def test_micro_batches_give_the_run_of_whole_batches(
-    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, trained: Path
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, deep: Path
 ) -> None:
-    preset, whole, parts = tiny(**led(trained) | LINEAR), tmp_path / "whole", tmp_path / "parts"
+    preset, whole, parts = tiny(**led(deep) | LINEAR | TWO_LEVELS), tmp_path / "whole", tmp_path / "parts"
     assert cli("train", "--preset", preset, "--run-dir", whole).code == 0
     assert cli("train", "--preset", preset, "--run-dir", parts, "--set", "train.accumulate=2").code == 0
     close(whole, parts, 4)
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_run_of_one(tiny: Callable[..., Path], cli: Cli, tmp_path: Path, trained: Path) -> None:
-    preset, one, two = tiny(**led(trained) | LINEAR), tmp_path / "one", tmp_path / "two"
+def test_two_processes_give_the_run_of_one(tiny: Callable[..., Path], cli: Cli, tmp_path: Path, deep: Path) -> None:
+    preset, one, two = tiny(**led(deep) | LINEAR | TWO_LEVELS), tmp_path / "one", tmp_path / "two"
     assert cli("train", "--preset", preset, "--run-dir", one).code == 0
     done = in_ranks("train", "--preset", preset, "--run-dir", two, "--nproc", 2, "--device", "cpu")
     assert done.code == 0, done.err
@@ -197,9 +204,9 @@ def test_dry_run_says_who_is_trained_and_looks_at_the_model_where_it_is_there(
 def test_weights_of_another_shape_than_their_record_says_are_named() -> None:
     from diffcli import preset as presets
     from diffcli.engine.control_reading import Led, install
-    from tests.conftest import TINY, changed
+    from tests.conftest import changed
 
-    chosen = presets.build(changed(TINY, **led(Path("x"))), "led.yaml")
+    chosen = presets.build(changed(SMALL, **led(Path("x"))), "led.yaml")
     task = chosen.task.build(chosen.specs)
     with pytest.raises(UserError) as told:
         install(task, Led(Path("x"), {}, chosen, {"denoiser.network.stem.weight": torch.zeros(3)}))

@@ -15,16 +15,17 @@ from diffcli.engine.run.measuring import shown
 from diffcli.fields import Batch
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.task import Ranks
-from tests.conftest import TINY, Cli, changed
+from tests.conftest import Cli, changed
 from tests.data.stream.streaming import write_shards
+from tests.engine.one_level import SMALL
 
 CPU = torch.device("cpu")
-SMALL = {"train__batch_size": 700, "train__accumulate": 3, "data__flip": True}  # batches that end in the next pass
+UNEVEN = {"train__batch_size": 700, "train__accumulate": 3, "data__flip": True}  # batches that end in the next pass
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_all_processes_together_are_shown_every_image_as_it_is(world: int) -> None:
-    preset = presets.build(changed(TINY, **SMALL), "tiny")
+    preset = presets.build(changed(SMALL, **UNEVEN), "tiny")
     data = preset.data.build("train")
     parts = [list(shown(preset, Group(rank, world, CPU), data, None)) for rank in range(world)]
     seen = torch.cat([batch["index"] for part in parts for batch in part])
@@ -35,7 +36,7 @@ def test_all_processes_together_are_shown_every_image_as_it_is(world: int) -> No
 
 
 def test_no_more_is_shown_than_a_task_wants_to_see() -> None:
-    preset = presets.build(changed(TINY, **SMALL), "tiny")
+    preset = presets.build(changed(SMALL, **UNEVEN), "tiny")
     data = preset.data.build("train")
     assert sum(len(batch["index"]) for batch in shown(preset, Group(0, 1, CPU), data, 1000)) == 1400
 
@@ -46,7 +47,7 @@ def test_all_of_a_stream_are_as_many_as_its_record_says_or_a_fixed_number(
 ) -> None:
     monkeypatch.setattr(measuring, "OF_A_STREAM", 20)
     source = {"kind": "stream", "shards": write_shards(tmp_path, [5, 5]), "size": 2, "channels": 1, "lanes": 2}
-    tree = changed(TINY, data=source, task__conditioners=[], task__drop_condition=0, guidance=None)
+    tree = changed(SMALL, data=source, task__conditioners=[], task__drop_condition=0, guidance=None)
     preset = presets.build(changed(tree, train__batch_size=4), "stream")
     data = preset.data.build("train")
     assert isinstance(data, StreamData)

@@ -14,8 +14,9 @@ from diffcli.engine.run.loop import Loop
 from diffcli.engine.run.numbers import Numbers
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_state, resolved
-from tests.conftest import TINY, changed
+from tests.conftest import changed
 from tests.counting import META, count
+from tests.engine.one_level import SMALL
 
 WAYS: dict[str, dict[str, Any]] = {
     "adamw": {},
@@ -27,7 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "times by past losses": {"task__times": {"kind": "loss_aware"}},
     "masks in one step": {
         "data": {"kind": "digits_segmentation", "size": 8},
-        "task": {"kind": "segmentation", "network": TINY["task"]["network"]},
+        "task": {"kind": "segmentation", "network": SMALL["task"]["network"]},
         "guidance": 1,
     },
     "masks by diffusion": {
@@ -47,7 +48,7 @@ QUICK = ("adamw", "accumulated", "masks by diffusion", "muon")
 def loop(device: torch.device, path: Path, **keys: Any) -> Loop:
     """The loop of a new run of the tiny preset."""
     group = Group(0, 1, device)
-    preset = resolved(presets.build(changed(TINY, **keys), "tiny"), device)
+    preset = resolved(presets.build(changed(SMALL, **keys), "tiny"), device)
     with torch.device(device if device.type == "meta" else "cpu"):
         state = build_state(preset, device)
     return Loop(preset, RunDir(path), group, state, preset.data.build("train"), {})

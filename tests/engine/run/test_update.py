@@ -12,7 +12,8 @@ from torch import Tensor
 from diffcli import preset as presets
 from diffcli.engine.run.runlog import read_log
 from diffcli.engine.run.state import build_state
-from tests.conftest import TINY, Cli, changed
+from tests.conftest import Cli, changed
+from tests.engine.one_level import SMALL
 
 # plain descent moves the weights by rate * gradient, so that a step's length tells the rate and how the gradient was scaled
 DESCENT = {
@@ -24,7 +25,7 @@ DESCENT = {
 
 def moves(run: Path, **keys: object) -> list[float]:
     """How far each step of a run of the tiny preset moved the weights."""
-    first = build_state(presets.build(changed(TINY, **keys), "tiny"), torch.device("cpu")).task.state_dict()
+    first = build_state(presets.build(changed(SMALL, **keys), "tiny"), torch.device("cpu")).task.state_dict()
     saved = sorted((run / "checkpoints").iterdir())
     states = [first, *(load_file(folder / "task.safetensors") for folder in saved)]
     return [distance(one, other) for one, other in pairwise(states)]

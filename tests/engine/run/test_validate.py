@@ -19,15 +19,16 @@ from diffcli.engine.run.state import build_state
 from diffcli.engine.run.validation import SEED, Validation
 from diffcli.fields import to_float
 from diffcli.noise import Domain
-from tests.conftest import TINY, Cli, changed, in_ranks
+from tests.conftest import Cli, changed, in_ranks
 from tests.data.making import encoded
+from tests.engine.one_level import SMALL
 
 ALONE = Group(0, 1, torch.device("cpu"))
 VALIDATED = {"train__every": {"log": 2, "preview": 0, "save": 2, "validate": 2}, "train__validate_images": 11}
 
 
 def build(**keys: object) -> tuple[preset.Preset, torch.nn.Module]:
-    found = preset.build(changed(TINY, **(VALIDATED | keys)), "tiny")
+    found = preset.build(changed(SMALL, **(VALIDATED | keys)), "tiny")
     return found, build_state(found, ALONE.device).ema.module
 
 
@@ -46,7 +47,7 @@ def test_it_depends_neither_on_batches_nor_on_the_hour(keys: dict):
     chosen, task = build(**keys)
     one = Validation(chosen, ALONE, task)
     other = Validation(
-        preset.build(changed(TINY, **VALIDATED, **keys, train__batch_size=4, seed=5), "tiny"), ALONE, task
+        preset.build(changed(SMALL, **VALIDATED, **keys, train__batch_size=4, seed=5), "tiny"), ALONE, task
     )
     objective = task.objective
     first = one.loss(task)

@@ -18,6 +18,7 @@ from diffcli.engine.score.bound import VariationalBound
 from diffcli.noise import Noise
 from diffcli.prep.prepare import prepare
 from tests.conftest import Cli, in_ranks
+from tests.engine.one_level import SMALL
 from tests.engine.score.making import pixels, write_folder, write_npz
 
 STEPS = 12
@@ -39,9 +40,9 @@ def train(factory: pytest.TempPathFactory, schedule: dict, learn_variance: bool)
     from diffcli.engine.distributed import join
     from diffcli.engine.run.runlog import RunDir
     from diffcli.engine.run.train import train
-    from tests.conftest import TINY, changed
+    from tests.conftest import changed
 
-    tree = changed(TINY, task__schedule=schedule, task__learn_variance=learn_variance, train__steps=2)
+    tree = changed(SMALL, task__schedule=schedule, task__learn_variance=learn_variance, train__steps=2)
     found = RunDir(factory.mktemp("bits") / "run")
     found.claim()
     with join("cpu") as group:

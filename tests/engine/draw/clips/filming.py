@@ -16,10 +16,11 @@ from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.network import NetworkConfig
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig
-from tests.conftest import TINY, changed
+from tests.conftest import changed
 from tests.data.making import pixels
 from tests.data.test_specs import Clips
 from tests.engine.draw.making import random_model
+from tests.engine.one_level import SMALL
 
 CPU = torch.device("cpu")
 FRAMES, SIZE = 6, (4, 6)
@@ -90,7 +91,7 @@ class FilmPreset(Preset):
 def film_preset(**keys: Any) -> FilmPreset:
     """The tiny preset for clips of 1 channel, 6 frames of 4x6, under no conditions."""
     alone = {"task__conditioners": [], "task__drop_condition": 0, "guidance": 1, "train__steps": 2}
-    tree = changed({**TINY, "task": {}, "data": {}}, **(alone | keys))
+    tree = changed({**SMALL, "task": {}, "data": {}}, **(alone | keys))
     tree["data"] = {"kind": "films", "size": list(SIZE), "channels": 1} | tree["data"]
     task = {"kind": "diffusion", "field": "clip", "target": "v", "network": {"kind": "film"}}
     return FilmPreset.model_validate({**tree, "task": task | tree["task"]})

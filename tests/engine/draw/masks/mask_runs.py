@@ -8,14 +8,14 @@ from diffcli.engine.distributed import join
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.train import train
 from diffcli.preset import Preset
-from tests.conftest import TINY
+from tests.engine.one_level import SMALL
 
 SIZE = 8
 
 
 def tree(kind: str, classes: int = 2) -> dict[str, Any]:
     """The preset of a run of one of the two kinds of tasks."""
-    found = copy.deepcopy(TINY) | {"guidance": 1}
+    found = copy.deepcopy(SMALL) | {"guidance": 1}
     found["data"] = {"kind": "digits_segmentation", "size": SIZE}
     network = found["task"]["network"]
     if kind == "segmentation":

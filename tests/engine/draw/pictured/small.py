@@ -10,8 +10,9 @@ from PIL import Image
 from diffcli import __version__, checkpoint
 from diffcli import preset as presets
 from diffcli.engine.model import Model, load_model
-from tests.conftest import TINY, changed
+from tests.conftest import changed
 from tests.engine.draw.making import FREE, random_model
+from tests.engine.one_level import SMALL
 
 LOW: dict[str, Any] = {"kind": "spatial", "field": "low_res", "channels": 1}
 EDGES: dict[str, Any] = {"kind": "spatial", "field": "edges", "channels": 1}
@@ -23,13 +24,13 @@ def upscaler(**keys: Any) -> dict[str, Any]:
     """The preset of a model that makes 16x16 out of 8x8; keys as in `changed`, such as data__size=32."""
     derived = [{"kind": "low_res", "factor": 2}]
     made = {"data__size": 16, "data__derived": derived, "task__conditioners": [LOW], "sampler__steps": 2}
-    return changed(TINY, **{**FREE, "task__conditioners": [LOW], **made, **keys})
+    return changed(SMALL, **{**FREE, "task__conditioners": [LOW], **made, **keys})
 
 
 def from_edges(**keys: Any) -> dict[str, Any]:
     """The preset of a model that makes 8x8 images of their edges."""
     told = {"data__derived": [{"kind": "edges"}], "task__conditioners": [EDGES], "sampler__steps": 2}
-    return changed(TINY, **{**FREE, **told, **keys})
+    return changed(SMALL, **{**FREE, **told, **keys})
 
 
 def saved(folder: Path, tree: dict[str, Any], classes: tuple[str, ...] | None = None) -> Path:

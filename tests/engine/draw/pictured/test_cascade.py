@@ -11,10 +11,11 @@ from PIL import Image
 
 from diffcli.engine import model as models
 from diffcli.engine.model import Model, load_model
-from tests.conftest import TINY, Cli, changed, in_ranks
+from tests.conftest import Cli, changed, in_ranks
 from tests.engine.draw.making import FREE
 from tests.engine.draw.masks import mask_runs
 from tests.engine.draw.pictured.small import CLASSES, LOW, from_edges, picture, saved, upscaler
+from tests.engine.one_level import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("stages")
     middle = upscaler(task__conditioners=[LOW, CLASSES], task__drop_condition=0.1, guidance=2, sampler__steps=3)
     return [
-        saved(root / "base", TINY),
+        saved(root / "base", SMALL),
         saved(root / "middle", middle),
         saved(root / "last", upscaler(data__size=32, sampler__steps=1)),
     ]
@@ -136,7 +137,7 @@ def test_augmentation_is_that_of_the_stages_that_know_of_it(cli: Cli, stages: li
 @pytest.mark.parametrize(
     ("tree", "words"),
     [
-        (TINY, ["conditioned on no picture", "upscaler"]),
+        (SMALL, ["conditioned on no picture", "upscaler"]),
         (upscaler(data__channels=3, task__conditioners=[{**LOW, "channels": 3}]), ["3 channels", "have 1"]),
         (upscaler(data__size=32), ["of 16x16", "are 8x8", "--size 16x16"]),
         (from_edges(data__size=16), ["'edges' of 16x16", "are 8x8"]),
@@ -176,7 +177,7 @@ def test_captions_of_a_cascade_are_those_of_its_first_stage(cli: Cli, stages: li
     run(cli, stages, tmp_path / "x.png", "--n", 2, "--class", 3, "--captions")
     with Image.open(tmp_path / "x.png") as made:
         assert made.height > 2 + 96 + 2, "nothing stands under the images"
-    free = saved(tmp_path / "free", changed(TINY, **FREE))
+    free = saved(tmp_path / "free", changed(SMALL, **FREE))
     last = saved(tmp_path / "last", upscaler())
     done = cli("sample", "--ckpt", free, "--then", last, "--n", 1, "--captions", "--out", tmp_path / "y.png")
     done.refused("--captions", "no prompt or class")
@@ -208,7 +209,7 @@ def test_projection_is_that_of_the_stages_that_enlarge(cli: Cli, tmp_path: Path)
 
 
 def test_a_stage_of_classes_wants_images_that_have_one(cli: Cli, stages: list[Path], tmp_path: Path) -> None:
-    free = saved(tmp_path / "free", changed(TINY, **FREE))
+    free = saved(tmp_path / "free", changed(SMALL, **FREE))
     done = cli("sample", "--ckpt", free, "--then", stages[1], "--n", 1, "--out", tmp_path / "x.png")
     done.refused("draws classes", "have none")
     done = cli("sample", "--ckpt", free, "--then", tmp_path / "none", "--n", 1, "--out", tmp_path / "x.png")

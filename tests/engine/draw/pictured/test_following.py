@@ -21,6 +21,7 @@ from diffcli.fields import to_float
 from tests.conftest import Cli, changed
 from tests.engine.draw.making import FREE
 from tests.engine.draw.pictured.small import CLASSES, EDGES, LOW, from_edges, opened, picture, saved, upscaler
+from tests.engine.one_level import TWO_LEVELS
 
 ALONE = Group(0, 1, torch.device("cpu"))
 
@@ -213,7 +214,6 @@ def test_a_model_of_several_pictures_is_told_which_is_which(cli: Cli, tmp_path: 
         (["--field", "low_ras=a.png"], ["'low_ras'", "does not read it", "low_res"]),
         (["--field", "low_res=a.png", "--field", "low_res=b.png"], ["--field low_res", "given twice"]),
         (["--field", "low_res"], ["low_res is no NAME=FILE"]),
-        (["--image", "a.png", "--tile", 7], ["--tile 7", "multiples of 2", "try --tile"]),
         (["--image", "a.png", "--tile", 8, "--overlap", 8], ["--overlap 8", "at most"]),
         (["--image", "a.png", "--tile", 8, "--no-tile"], ["--tile 8 with --no-tile"]),
         (["--image", "a.png", "--augment", 0.2], ["--augment 0.2", "task.conditioners.0.augment"]),
@@ -225,6 +225,12 @@ def test_what_does_not_fit_is_one_error(
     picture(tmp_path / "a.png")
     given = [str(o).replace("a.png", str(tmp_path / "a.png")) for o in options]
     cli("sample", "--ckpt", up, "--out", tmp_path / "x.png", *given).refused(*words)
+
+
+def test_a_tile_that_the_levels_of_a_network_do_not_halve_is_refused(cli: Cli, tmp_path: Path) -> None:
+    low, deep = picture(tmp_path / "a.png"), saved(tmp_path / "deep", changed(upscaler(), **TWO_LEVELS))
+    done = cli("sample", "--ckpt", deep, "--out", tmp_path / "x.png", "--image", low, "--tile", 7)
+    done.refused("--tile 7", "multiples of 2", "try --tile")
 
 
 def test_a_model_that_reads_no_picture_refuses_a_field(cli: Cli, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from diffcli.facade import LoadedModel
 from diffcli.fields import to_float
 from tests.conftest import Cli
 from tests.engine.draw.making import FREE, encoding, made, random_model
+from tests.engine.one_level import TWO_LEVELS
 from tests.latents import latent_tree, stage_checkpoint
 from tests.pairing import paired
 
@@ -72,7 +73,7 @@ def test_what_was_measured_is_what_the_final_images_measure(loss: str, sampler: 
 
 
 def test_a_file_of_low_resolution_is_what_the_image_of_it_shows(tmp_path: Path) -> None:
-    model, low = made(**FREE, **COLOURED), picture(tmp_path / "low.png", (4, 4))
+    model, low = made(**FREE, **COLOURED, **TWO_LEVELS), picture(tmp_path / "low.png", (4, 4))
     drawn = images(asked(model, "sr2:box", low, tmp_path, n=2)).float()
     levels = torch.from_numpy(np.asarray(Image.open(low)).copy()).permute(2, 0, 1)
     inside = (drawn > 0) & (drawn < 255)

@@ -10,7 +10,8 @@ from PIL import Image
 from diffcli import preset as presets
 from diffcli.engine.run.origin.new_continuation import written
 from diffcli.tasks.diffusion_config import DiffusionConfig
-from tests.conftest import TINY, Cli, changed
+from tests.conftest import Cli, changed
+from tests.engine.one_level import SMALL
 
 
 def pictures(folder: Path, classes: list[str], colour: bool = False) -> Path:
@@ -34,7 +35,7 @@ def test_it_trains_the_model_on_for_the_classes_of_the_pictures(
     assert chosen.origin is not None
     assert chosen.origin.path == trained
     assert isinstance(chosen.task, DiffusionConfig)
-    source = presets.build(TINY, "tiny")
+    source = presets.build(SMALL, "tiny")
     assert isinstance(source.task, DiffusionConfig)
     assert chosen.task.network == source.task.network
     assert (chosen.task.target, chosen.task.schedule) == (source.task.target, source.task.schedule)
@@ -71,7 +72,7 @@ def test_a_model_of_another_kind_or_of_nowhere_is_refused(trained: Path, cli: Cl
 
 
 def test_what_is_written_without_defaults_reads_as_the_same() -> None:
-    tree = changed(TINY, task__codec={"kind": "pixels", "scale": 0.5}, task__weight={"kind": "min_snr", "gamma": 3})
+    tree = changed(SMALL, task__codec={"kind": "pixels", "scale": 0.5}, task__weight={"kind": "min_snr", "gamma": 3})
     task = presets.build(tree, "tiny").task
     plain = yaml.safe_load(yaml.safe_dump(written(task)))
     assert presets.build(tree | {"task": plain}, "tiny").task == task

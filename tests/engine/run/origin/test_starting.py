@@ -19,7 +19,8 @@ from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.train import begun
 from diffcli.tasks.codecs.latent import LatentCodec
 from diffcli.tasks.diffusion import DiffusionTask
-from tests.conftest import TINY, Cli, changed
+from tests.conftest import Cli, changed
+from tests.engine.one_level import SMALL
 from tests.latents import latent_tree, stage_checkpoint
 from tests.tasks.autoencoder.stages import ADVERSARIAL, NETWORK
 
@@ -49,9 +50,9 @@ def test_the_first_loss_is_that_of_the_source_to_the_bit_and_all_else_begins_ane
         averaged, trained = loop.state.averaged.state_dict(), loop.state.task.state_dict()
         assert all(torch.equal(value, trained[name]) for name, value in averaged.items())
 
-    tree = changed(TINY, seed=7, **{"from": {"path": str(trained), "weights": weights}})
+    tree = changed(SMALL, seed=7, **{"from": {"path": str(trained), "weights": weights}})
     taken = at_start(tmp_path / "run", tree, check)
-    assert taken["taken"].startswith("50,001 of 50,001")
+    assert taken["taken"].startswith("10,257 of 10,257")
     assert set(taken) == {"taken"}
 
 
@@ -70,7 +71,7 @@ def test_a_run_names_its_source_by_digest_and_goes_on_without_it(
     shutil.copytree(source, tmp_path / "source")
     begins = cli("train", "--preset", preset, "--from", tmp_path / "source", "--run-dir", run, "--steps", 2)
     assert begins.code == 0, begins.err
-    assert "50,001 of 50,001" in begins.err
+    assert "10,257 of 10,257" in begins.err
     shutil.rmtree(tmp_path / "source")
     resumed = cli("resume", run, "--steps", 4)
     assert resumed.code == 0, resumed.err
@@ -89,7 +90,7 @@ def test_a_run_names_its_source_by_digest_and_goes_on_without_it(
     assert named["path"].endswith("step-00000004")
     told = cli("info", run).out
     assert digest[:12] in told
-    assert "50,001 of 50,001" in told
+    assert "10,257 of 10,257" in told
     assert json.loads(cli("info", run, "--json").out)["from"] == named
     assert cli("sample", run, "--n", 1, "--out", tmp_path / "a.png").code == 0
 
@@ -102,7 +103,7 @@ def test_a_plan_says_what_would_be_taken_and_reads_no_weights(
     shutil.copytree(source, damaged)
     plan = cli("train", "--preset", few, "--from", damaged, "--dry-run")
     assert plan.code == 0, plan.err
-    assert "# taken: 50,001 of 50,017 parameters" in plan.out
+    assert "# taken: 10,257 of 10,273 parameters" in plan.out
     assert "taken for 0, 1" in plan.out
     assert "new for 10, 11" in plan.out
     assert "task.target=v" in plan.out
@@ -162,7 +163,7 @@ def test_a_first_stage_goes_on_with_codebook_and_discriminator(tmp_path: Path) -
     """k-means does not set the codebook again; what only training needs comes from the file of the trained weights."""
     stage = {"kind": "autoencoder", "network": NETWORK, "bottleneck": {"kind": "vq", "codes": 8}}
     keys = {"guidance": 1, "task": stage | {"adversarial": ADVERSARIAL | {"start": 1}}, "train__log": []}
-    tree = changed(TINY, **keys, train__steps=2)
+    tree = changed(SMALL, **keys, train__steps=2)
     with join("cpu") as group, begun(presets.build(tree, "a"), RunDir(tmp_path / "a"), group) as beginning:
         list(beginning.loop.steps(0))
         known = {name: value.clone() for name, value in beginning.loop.state.averaged.state_dict().items()}

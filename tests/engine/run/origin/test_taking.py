@@ -17,7 +17,8 @@ from diffcli.networks.attention_blocks import CrossAttentionBlock
 from diffcli.networks.dit import TokenReader
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.task import Task
-from tests.conftest import TINY, changed
+from tests.conftest import changed
+from tests.engine.one_level import SMALL
 from tests.networks.waking import normal, wake
 
 DIT = {"kind": "dit", "width": 16, "depth": 2, "heads": 2, "patch": 2}
@@ -30,7 +31,7 @@ CROSS = ["res", "cross_attention", "attention", "res"]
 
 
 def preset_of(**keys: Any) -> presets.Preset:
-    return presets.build(changed(TINY, **({"guidance": 1, "task__drop_condition": 0} | keys)), "tiny.yaml")
+    return presets.build(changed(SMALL, **({"guidance": 1, "task__drop_condition": 0} | keys)), "tiny.yaml")
 
 
 def task_of(preset: presets.Preset, seed: int = 0) -> DiffusionTask:
@@ -208,7 +209,7 @@ def test_another_network_is_refused_and_its_first_tensors_are_named(keys: dict[s
 
 
 def test_a_model_of_another_kind_is_refused() -> None:
-    classifier = presets.build(changed(TINY, guidance=1, task={"kind": "classifier", "num_classes": 10}), "tiny.yaml")
+    classifier = presets.build(changed(SMALL, guidance=1, task={"kind": "classifier", "num_classes": 10}), "tiny.yaml")
     task = classifier.task.build(classifier.specs)
     with pytest.raises(UserError, match="a diffusion model"):
         matched(task, model_of(), None, [])
@@ -217,13 +218,13 @@ def test_a_model_of_another_kind_is_refused() -> None:
 def test_rows_of_a_classifier_follow_names_too() -> None:
     def made(count: int) -> Task:
         preset = presets.build(
-            changed(TINY, guidance=1, task={"kind": "classifier", "num_classes": count}), "tiny.yaml"
+            changed(SMALL, guidance=1, task={"kind": "classifier", "num_classes": count}), "tiny.yaml"
         )
         return preset.task.build(preset.specs)
 
     source, task = made(2), made(3)
     wake(source)
-    preset = presets.build(changed(TINY, guidance=1, task={"kind": "classifier", "num_classes": 2}), "tiny.yaml")
+    preset = presets.build(changed(SMALL, guidance=1, task={"kind": "classifier", "num_classes": 2}), "tiny.yaml")
     model = Model(Path("runs/source"), 4, preset, source, ("a", "b"), True, "")
     fresh = task.state_dict()["network.head.weight"].clone()
     found = matched(task, model, ("b", "c", "a"), source.state_dict())

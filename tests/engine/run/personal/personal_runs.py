@@ -13,7 +13,8 @@ from diffcli import preset as presets
 from diffcli.engine.distributed import join
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.train import train
-from tests.conftest import TINY, changed
+from tests.conftest import changed
+from tests.engine.one_level import SMALL
 
 TEXTS: dict[str, Any] = {
     "data__captions": {"templates": ["a {name}"]},
@@ -35,7 +36,7 @@ def trained_to(path: Path, tree: dict[str, Any], given: Path | None = None) -> P
 
 def of_texts(path: Path, **keys: Any) -> Path:
     """A run of a model that is trained on digits and their captions."""
-    return trained_to(path, changed(TINY, **{**TEXTS, **keys}))
+    return trained_to(path, changed(SMALL, **{**TEXTS, **keys}))
 
 
 def thing(folder: Path, count: int = 4) -> Path:
@@ -58,7 +59,7 @@ def personal_tree(base: Path | None, root: Path, **keys: Any) -> dict[str, Any]:
         "prompts": ["a sks [seven|7]"],
     }
     begins = {} if base is None else {"from": str(base)}
-    return changed(TINY, **{**TEXTS, "data": data, "train__batch_size": 4, "data__captions": None, **begins, **keys})
+    return changed(SMALL, **{**TEXTS, "data": data, "train__batch_size": 4, "data__captions": None, **begins, **keys})
 
 
 def last(run: Path) -> Path:

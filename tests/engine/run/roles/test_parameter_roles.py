@@ -1,6 +1,5 @@
 """`train.freeze` and `train.lr_scale`: which parameters a run leaves as they are, and how fast it trains the others."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from diffcli.engine.run.roles.parameter_roles import fits
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_on_meta, build_state
 from diffcli.engine.run.train import train
-from tests.conftest import TINY, changed, in_ranks
+from tests.conftest import TINY, changed, in_ranks, writing
 
 CPU = torch.device("cpu")
 FROZEN = ["network.down", "denoiser.network.stem.*", "*.embedding.time.0.bias"]
@@ -223,10 +222,8 @@ def test_frozen_weights_are_no_activations_of_a_plan(precision: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_is_not_frozen_as_one_does(
-    straight: Path, tiny: Callable[..., Path], tmp_path: Path
-) -> None:
-    preset = tiny(**(KEYS | LINEAR))
+def test_two_processes_train_what_is_not_frozen_as_one_does(straight: Path, tmp_path: Path) -> None:
+    preset = writing(TINY, tmp_path)(**(KEYS | LINEAR))
     for name, more in (("one", ()), ("two", ("--nproc", 2, "--set", "train.accumulate=3"))):
         done = in_ranks("train", "--preset", preset, "--run-dir", tmp_path / name, *more)
         assert done.code == 0, done.err

@@ -9,22 +9,23 @@ import torch
 from diffcli import preset as presets
 from diffcli.engine.run.showing.preview_words import captions
 from diffcli.engine.run.state import build_on_meta
-from tests.conftest import TINY, Cli, changed
+from tests.conftest import Cli, changed
+from tests.engine.one_level import SMALL
 
 CLASSES = list("0123456789")
 
 
 def test_images_of_classes_have_their_names_and_unconditional_ones_nothing() -> None:
     fields = {"label": torch.tensor([3, 0]), "text": ["a", "b"]}
-    assert captions(build_on_meta(presets.build(TINY, "")), fields, CLASSES, 2) == ["3", "0"]
-    assert captions(build_on_meta(presets.build(TINY, "")), fields, None, 2) == ["3", "0"]
-    free = presets.build(changed(TINY, task__conditioners=[], task__drop_condition=0.0, guidance=1.0), "")
+    assert captions(build_on_meta(presets.build(SMALL, "")), fields, CLASSES, 2) == ["3", "0"]
+    assert captions(build_on_meta(presets.build(SMALL, "")), fields, None, 2) == ["3", "0"]
+    free = presets.build(changed(SMALL, task__conditioners=[], task__drop_condition=0.0, guidance=1.0), "")
     assert captions(build_on_meta(free), fields, CLASSES, 2) is None
 
 
 def test_texts_stand_beside_classes() -> None:
     both = [{"kind": "class", "num_classes": 10, "dim": 8}, {"kind": "text", "width": 8, "depth": 1, "heads": 2}]
-    tree = changed(TINY, task__conditioners=both, task__network__middle=["cross_attention"], guidance=1.0)
+    tree = changed(SMALL, task__conditioners=both, task__network__middle=["cross_attention"], guidance=1.0)
     task = build_on_meta(presets.build(tree, ""))
     assert captions(task, {"label": torch.tensor([1]), "text": ["a cat"]}, CLASSES, 1) == ["a cat / 1"]
 

@@ -18,9 +18,10 @@ from diffcli.config import UserError
 from diffcli.engine.run.runlog import RunDir, RunLog
 from diffcli.engine.run.showing import trackers
 from diffcli.engine.run.showing.trackers import check_trackers, kept_id, opened
-from tests.conftest import TINY, Cli
+from tests.conftest import Cli
+from tests.engine.one_level import SMALL
 
-PRESET = presets.build(TINY, "tiny")
+PRESET = presets.build(SMALL, "tiny")
 
 
 class Recorder(SimpleNamespace):

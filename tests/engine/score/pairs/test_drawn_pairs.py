@@ -28,8 +28,9 @@ from diffcli.fields import to_float, to_levels
 from diffcli.metrics.adherence import edges_f1
 from diffcli.metrics.nearness import psnr_of_bytes, ssim_of_bytes
 from diffcli.metrics.scores import metrics_by_name
-from tests.conftest import ROOT, TINY, Cli, changed, in_ranks
+from tests.conftest import ROOT, Cli, changed, in_ranks
 from tests.engine.draw.making import random_model
+from tests.engine.one_level import SMALL
 from tests.engine.score.making import ALONE
 
 UPSCALER = {
@@ -53,12 +54,12 @@ REGRESSION = UPSCALER | {
 
 
 def model_of(tree: dict[str, Any]) -> Model:
-    return random_model(presets.build(changed(TINY, **tree), "pairs.yaml"), "pairs")
+    return random_model(presets.build(changed(SMALL, **tree), "pairs.yaml"), "pairs")
 
 
 def save(path: Path, tree: dict[str, Any]) -> Path:
     """A run directory of an untrained model."""
-    built = presets.build(changed(TINY, **tree), "pairs.yaml")
+    built = presets.build(changed(SMALL, **tree), "pairs.yaml")
     weights = random_model(built, "pairs").task.state_dict()
     record = {"preset": built.model_dump(mode="json"), "classes": None, "version": "0"}
     checkpoint.save(path / "checkpoints", 7, {"ema": weights, "task": weights, "optimizer": {}}, record)

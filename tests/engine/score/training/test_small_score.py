@@ -9,9 +9,10 @@ import pytest
 
 from diffcli import checkpoint
 from diffcli.engine.run.runlog import read_log
-from tests.conftest import TINY, Cli, changed
+from tests.conftest import Cli, changed
+from tests.engine.one_level import SMALL
 
-CLASSIFIER = changed(TINY, task={"kind": "classifier", "num_classes": 10}, guidance=None, sampler=None)
+CLASSIFIER = changed(SMALL, task={"kind": "classifier", "num_classes": 10}, guidance=None, sampler=None)
 
 
 @pytest.fixture(scope="module")
