@@ -19,7 +19,7 @@ from diffcli.engine.draw.sample import draw as finished
 from diffcli.engine.draw.sheets.arrangement import GAP
 from diffcli.engine.records.output_records import sidecar
 from diffcli.noise import Noise
-from tests.conftest import Cli, in_subprocess
+from tests.conftest import Cli, in_ranks, in_subprocess
 
 LAST = "checkpoints/step-00000004"
 
@@ -80,13 +80,14 @@ def test_seeds_go_on_past_the_first_batch_of_64(trained: Path) -> None:
         off_by_at_most_one_level(images(1, seed=3 + i).numpy(), many[i : i + 1].numpy())
 
 
+@pytest.mark.parametrize("launched", [in_ranks, pytest.param(in_subprocess, marks=pytest.mark.slow)])
 def test_images_do_not_depend_on_the_number_of_processes(
-    draw: Callable[..., np.ndarray], trained: Path, tmp_path: Path
+    draw: Callable[..., np.ndarray], trained: Path, tmp_path: Path, launched: Cli
 ) -> None:
     """To the byte: each process computes batches of the same size as one process would."""
     options = ["--n", 7, "--batch-size", 2, "--class", "random", "--sampler", "ddpm"]
     out = tmp_path / "two.npz"
-    done = in_subprocess("sample", "--ckpt", trained, "--out", out, "--nproc", 2, *options)
+    done = launched("sample", "--ckpt", trained, "--out", out, "--nproc", 2, *options)
     assert done.code == 0, done.err
     assert done.out == f"{out}\n"
     assert done.err == ""

@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from diffcli.engine.run.runlog import CLOCKED, read_log
+from tests import warm
 from tests.conftest import WAIT, Cli, finish, in_ranks, start
 
 FILES = ["checkpoint.json", "ema.safetensors", "optimizer.safetensors", "task.safetensors"]
 
-# 40 steps, saved at 20 and 40; the preview of step 25 takes seconds, so that the kill finds lines past the checkpoint
+# 40 steps, saved at 20 and 40; a kill in the preview of step 25 finds lines past the checkpoint
 FORTY = {
     "train__steps": 40,
     "train__every": {"log": 1, "preview": 25, "save": 20},
     "train__previews": 1,
-    "sampler__steps": 200,
     "task__network__dropout": 0.2,
     "data__flip": True,
     "task__drop_condition": 0.3,
@@ -64,6 +64,10 @@ def kill_in_preview(process: subprocess.Popen[str], run: Path) -> None:
         os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=WAIT)
     assert process.returncode == -signal.SIGKILL
+    killed_past_its_checkpoint(run)
+
+
+def killed_past_its_checkpoint(run: Path) -> None:
     assert [p.name for p in sorted((run / "checkpoints").glob("step-*"))] == ["step-00000020"]
     assert [line["step"] for line in read_log(run / "log.jsonl")] == list(range(1, 26))
 
@@ -82,7 +86,10 @@ def test_a_run_killed_and_resumed_is_the_run_in_one_go_to_the_byte(
 ) -> None:
     preset = tiny(**FORTY, train__precision=precision)
     killed, straight = tmp_path / "killed", tmp_path / "straight"
-    kill_in_preview(start("train", "--preset", preset, "--run-dir", killed), killed)
+    words = ("train", "--preset", str(preset), "--run-dir", str(killed))
+    code, _, told = warm.ranks(1, warm.killed_in_its_preview, *words, limit=WAIT, env={})
+    assert code == -signal.SIGKILL, told
+    killed_past_its_checkpoint(killed)
     assert cli("resume", killed).code == 0
     assert cli("train", "--preset", preset, "--run-dir", straight).code == 0
     same_run(killed, straight)
@@ -92,7 +99,7 @@ def test_a_run_killed_and_resumed_is_the_run_in_one_go_to_the_byte(
 def test_two_processes_killed_and_resumed_are_two_in_one_go_to_the_byte(
     tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    preset = tiny(**FORTY, train__batch_size=5)  # uneven shares
+    preset = tiny(**FORTY, train__batch_size=5, sampler__steps=200)  # uneven shares; a preview that takes seconds
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     kill_in_preview(start("train", "--preset", preset, "--run-dir", killed, "--nproc", 2), killed)
     resumed = in_ranks("resume", killed, "--nproc", 2)

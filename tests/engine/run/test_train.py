@@ -25,7 +25,9 @@ from diffcli.engine.run.loop import Loop
 from diffcli.engine.run.measuring import split
 from diffcli.engine.run.runlog import RunDir, RunLog, read_log
 from diffcli.engine.run.state import build_state
-from tests.conftest import TINY, WAIT, Cli, environment, finish, start
+from tests import warm
+from tests.conftest import WAIT, Cli, environment, start
+from tests.engine.one_level import SMALL
 
 ENDLESS = {"train__steps": 100_000, "train__every": {"log": 1, "preview": 0, "save": 0}}
 
@@ -38,10 +40,10 @@ def logged(run: Path) -> list[int]:
     return [line["step"] for line in read_log(run / "log.jsonl")]
 
 
-def wait_for_steps(process: subprocess.Popen[str], run: Path, steps: int) -> None:
+def wait_for_steps(process: subprocess.Popen[str] | warm.Started, run: Path, steps: int) -> None:
     deadline = time.monotonic() + WAIT
     while len(logged(run)) < steps:
-        assert process.poll() is None, finish(process).err
+        assert process.poll() is None, process.communicate(WAIT)[1]
         assert time.monotonic() < deadline, "nothing was logged"
         time.sleep(0.02)
 
@@ -138,9 +140,9 @@ def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint_usable(
 def test_a_full_disk_under_the_log_is_told_once_and_names_the_checkpoint(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.claim()
-    state = build_state(presets.build(TINY, "tiny.yaml"), torch.device("cpu"))
+    state = build_state(presets.build(SMALL, "tiny.yaml"), torch.device("cpu"))
     checkpoint.save(run.checkpoints, 3, state.parts(), {})
-    log = RunLog(run, 0, presets.build(TINY, "tiny"))
+    log = RunLog(run, 0, presets.build(SMALL, "tiny"))
     log._file.close()
     log._file = open("/dev/full", "a")  # noqa: SIM115  the log closes it
     with pytest.raises(UserError, match=r"No space left on device.*step-00000003 stays usable"):
@@ -151,22 +153,28 @@ def test_a_full_disk_under_the_log_is_told_once_and_names_the_checkpoint(tmp_pat
 @pytest.mark.parametrize(
     ("number", "nproc"),
     [
-        (signal.SIGINT, 1),
+        (signal.SIGINT, None),  # forked, in place of a Python that is started
+        (signal.SIGTERM, None),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_says_how_to_resume_and_the_run_goes_on(
-    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, number: int, nproc: int
+    tiny: Callable[..., Path], cli: Cli, tmp_path: Path, number: int, nproc: int | None
 ) -> None:
     run = tmp_path / "a run"
-    process = start("train", "--preset", tiny(**ENDLESS), "--run-dir", run, "--nproc", nproc)
+    words = [str(word) for word in ("train", "--preset", tiny(**ENDLESS), "--run-dir", run)]
+    if nproc is None:
+        process: subprocess.Popen[str] | warm.Started = warm.Started(warm.diffcli, tuple(words), {}, tmp_path / "told")
+    else:
+        process = start(*words, "--nproc", nproc)
     wait_for_steps(process, run, 2)
     process.send_signal(number)
-    done = finish(process)
-    assert done.code == 130, done.err
-    assert f"interrupted; go on with: diffcli resume '{run}'" in done.err
-    assert "Traceback" not in done.err
+    _, told = process.communicate(timeout=WAIT)
+    assert process.returncode == 130, told
+    assert f"interrupted; go on with: diffcli resume '{run}'" in told
+    assert "Traceback" not in told
     (stopped,) = steps_saved(run)
     assert logged(run) == list(range(1, stopped + 1))
     assert checkpoint.is_whole(run / "checkpoints" / f"step-{stopped:08d}")

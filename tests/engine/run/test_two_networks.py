@@ -1,11 +1,7 @@
 """Several networks and phases in one loop: the same on any number of processes, resumed exactly, every role kept."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +18,14 @@ from diffcli.engine.run.runlog import read_log
 from diffcli.engine.run.state import build_on_meta, build_state
 from diffcli.tasks.task import Batch
 from tests import warm
-from tests.conftest import WAIT, environment
+from tests.conftest import WAIT
 from tests.engine.run.test_exact_resume import FILES, bytes_of, close, lines
-from tests.engine.run.two_networks import SLOW_PREVIEW, PairConfig, PairTask, in_this_process, pair, trained
+from tests.engine.run.two_networks import KILLED, PairConfig, PairTask, in_this_process, pair, trained
 
 CPU = torch.device("cpu")
 CONSTANT = {
     "train__phases": {"critic": {"curve": {"kind": "constant"}}}
 }  # not stretched where a run goes on for longer
-MODULE = "tests.engine.run.two_networks"
 
 
 def on_two(run: Path, **keys: Any) -> None:
@@ -83,19 +78,12 @@ def test_half_the_steps_and_then_the_rest_are_all_of_them_to_the_byte(tmp_path: 
 
 
 def test_a_run_killed_and_resumed_is_the_run_in_one_go_to_the_byte(tmp_path: Path) -> None:
-    """The preview of step 6 takes long, so that the kill finds lines past the checkpoint of step 4."""
+    """In the preview of step 6: the kill finds lines past the checkpoint of step 4."""
     keys = {"train__every": {"log": 1, "preview": 6, "save": 4}}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(
-        [sys.executable, "-m", MODULE, str(killed), json.dumps(keys)], env=environment(**{SLOW_PREVIEW: "1000"})
-    )
-    deadline = time.monotonic() + WAIT
-    while len(lines(killed)) < 6:
-        assert process.poll() is None
-        assert time.monotonic() < deadline, "step 6 was never logged"
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait(WAIT) == -signal.SIGKILL
+    code, _, told = warm.ranks(1, in_this_process, str(killed), json.dumps(keys), limit=WAIT, env={KILLED: "1"})
+    assert code == -signal.SIGKILL, told
+    assert len(lines(killed)) == 6
     assert [p.name for p in checkpoint.checkpoints(killed / "checkpoints")] == ["step-00000004"]
     trained(killed, **keys)
     trained(whole, **keys)

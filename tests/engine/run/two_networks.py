@@ -1,4 +1,4 @@
-"""A task of two phases for tests, and `python -m tests.engine.run.two_networks RUN [KEYS]`, which trains or resumes it.
+"""A task of two phases for tests, and the calls that train or resume it.
 
 A generator makes an image of noise and a label, and a critic tells images of the data from its own. Beside them stand a frozen
 network that the loss alone needs (as a perceptual one), a frozen one that sampling needs (as a first stage), and one that is
@@ -8,8 +8,7 @@ trained and sampled from, but not averaged. A buffer outside of them all counts 
 import json
 import math
 import os
-import sys
-import time
+import signal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +28,11 @@ from diffcli.optim import AdamW, LinearDecay
 from diffcli.preset import Preset
 from diffcli.tasks.task import Network, Phase, Ranks, Task
 from diffcli.tasks.task_config import TaskConfig
-from tests.conftest import TINY, changed
+from tests.conftest import changed
+from tests.engine.one_level import SMALL
 
 WIDTH, CLASSES, LATENT = 12, 10, 4
-SLOW_PREVIEW = "SLOW_PREVIEW"  # seconds that a preview takes, for a kill that finds the run within it
+KILLED = "KILLED"  # where this variable is set, a preview ends its process as kill -9 does
 
 
 class PairTask(Task):
@@ -97,7 +97,8 @@ class PairTask(Task):
 
     def preview(self, batch: Batch, sampler: Sampler, guidance: float) -> None:
         assert not any(part.training for part in self.modules())
-        time.sleep(float(os.environ.get(SLOW_PREVIEW, "0")))
+        if KILLED in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class PairConfig(TaskConfig):
@@ -129,7 +130,7 @@ EIGHT = {
 
 def pair(**keys: Any) -> PairPreset:
     """The preset: 8 steps, saved at 4 and 8; keys as for `changed`."""
-    tree = changed({**TINY, "task": {}}, **(EIGHT | keys))
+    tree = changed({**SMALL, "task": {}}, **(EIGHT | keys))
     return PairPreset.model_validate(tree)
 
 
@@ -144,7 +145,3 @@ def trained(path: Path, **keys: Any) -> list[Progress]:
 def in_this_process(path: str, keys: str) -> None:
     """As `trained`, with keys as JSON: the call of a process of its own."""
     trained(Path(path), **json.loads(keys))
-
-
-if __name__ == "__main__":
-    in_this_process(*sys.argv[1:])
