@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from diffcli.config import RunFailed, UserError
+from diffcli.data.clips.mp4_index import counted_frames
 from diffcli.data.files import Location, read_location
 from diffcli.data.pixels import BrokenImage
 from diffcli.prep.download.fetching import AGENT, OPT_OUTS
@@ -83,17 +84,19 @@ def decoded_clip(data: bytes, name: str) -> DecodedClip:
         except OSError as error:
             hint = "make room there, or set TMPDIR to another folder"
             raise UserError(f"the folder {tempfile.gettempdir()} does not take a clip: {error}", hint) from error
-        return _decoded(Path(file.name), name)
+        return _decoded(Path(file.name), name, counted_frames(data))
 
 
-def _decoded(path: Path, name: str) -> DecodedClip:
+def _decoded(path: Path, name: str, counted: int | None) -> DecodedClip:
+    """counted: its frames by its index, since the length in its header may be that of its sound."""
     from imageio_ffmpeg import read_frames
 
     frames = read_frames(str(path), input_params=["-f", "mp4", "-protocol_whitelist", "file"])
     count, middle = 0, b""
     try:
         about = next(frames)
-        expected = round(about["duration"] * about["fps"])
+        timed = round(about["duration"] * about["fps"])
+        expected = timed if counted is None else min(counted, timed)
         for count, frame in enumerate(frames, start=1):
             if count <= max(1, (expected + 1) // 2):
                 middle = frame
