@@ -189,7 +189,7 @@ def test_a_cascade_from_python_is_that_of_the_command_line(
 
 
 def test_pictures_are_given_by_the_name_of_their_field_or_as_image(tmp_path: Path) -> None:
-    up = diffcli.load(saved(tmp_path / "up", upscaler()), device="cpu")
+    up = diffcli.load(saved(tmp_path / "up", upscaler(task__network__mult=[1, 2])), device="cpu")
     files = [picture(tmp_path / "in" / f"{i}.png", seed=i) for i in range(2)]
     levels = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files]))[:, None]
     expected = up.sample(low_res=levels).tensor
