@@ -106,9 +106,7 @@ class Noise:
         self.draw = 0
 
     def words(self, blocks: int) -> Tensor:
-        """The next draw of every stream: (B, 4, blocks) int64 in [0, 2^32). On the meta device nothing is computed."""
-        if self.key.is_meta:
-            return self.key.new_empty(len(self.key), 4, blocks)
+        """The next draw of every stream: (B, 4, blocks) int64 in [0, 2^32)."""
         counter = torch.arange(blocks, device=self.key.device)[None]
         words = philox(self.key, (counter, self.draw, int(self.domain), self.lane))
         self.draw += 1

@@ -276,12 +276,3 @@ def test_noise_costs_less_than_three_percent_of_a_training_step():
     share = statistics.median(ratios)
     print(f"noise takes {share:.2%} of a training step")
     assert share < 0.03
-
-
-def test_on_the_meta_device_a_draw_has_the_shape_of_any_other():
-    def drawn(device: str) -> list[torch.Tensor]:
-        noise = Noise(torch.arange(3, device=device), torch.device(device))
-        return [noise(torch.zeros(3, 2, 5, dtype=torch.float16, device=device)), noise.unit(), noise.words(7)]
-
-    for real, made in zip(drawn("cpu"), drawn("meta"), strict=True):
-        assert (made.shape, made.dtype, made.is_meta) == (real.shape, real.dtype, True)
