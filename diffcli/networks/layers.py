@@ -129,13 +129,16 @@ class GroupNorm(nn.Module):
         """x: (B, C, *S). modulation: (B, 2C), (B, C), or None for the plain norm. The result has x's memory format."""
         if modulation is not None and modulation.shape[1] == x.shape[1]:
             x, modulation = x + modulation.unflatten(1, (-1, *[1] * (x.ndim - 2))), None
-        if x.device.type != "cpu" and memory_format(x) is not torch.contiguous_format:
+        layout = memory_format(x)
+        if x.device.type != "cpu" and layout is not torch.contiguous_format:
             return self.last(x, modulation)
+        if slow_on_cpu(x):
+            return self(x.contiguous(), modulation).contiguous(memory_format=layout)
         if modulation is None:
             return torch.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         scale, shift = modulation.unflatten(1, (-1, *[1] * (x.ndim - 2))).chunk(2, dim=1)  # (B, C, 1, 1) each
         # the compiler fuses the modulation itself, and would take a number of groups for a constant
-        if torch.compiler.is_compiling() or memory_format(x) is not torch.contiguous_format:
+        if torch.compiler.is_compiling() or layout is not torch.contiguous_format:
             y = torch.group_norm(x, self.groups, self.weight, self.bias, self.eps)
             return torch.addcmul(shift, y, 1 + scale)
         # the whole batch as one image with B x C channels: the modulation is then the norm's own gain and offset, which
@@ -162,6 +165,16 @@ class GroupNorm(nn.Module):
         gain, offset = gain.to(h).unflatten(1, each), offset.to(h).unflatten(1, each)  # (B or 1, G, C / G, 1, 1)
         gain = gain * (var + self.eps).rsqrt()
         return torch.addcmul(offset - mean * gain, h, gain).flatten(1, 2).to(x.dtype)
+
+
+def slow_on_cpu(x: Tensor) -> bool:
+    """Whether torch's norm of x on the CPU takes longer than two copies: in half precision, channels last, of few positions.
+
+    Below 1,024 positions its kernel for channels last reads single values; in the contiguous layout it is 10 to 20 times as fast.
+    """
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    few = x.shape[2:].numel() < 1024
+    return half and few and memory_format(x) is not torch.contiguous_format and not torch.compiler.is_compiling()
 
 
 def set_norms(network: nn.Module, groups: int, eps: float) -> None:
@@ -307,11 +320,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Te
     mask: bool (B, M) over the items of k and v, at least one True in each row; False items are not read. bias: added to the
     products, of a shape that broadcasts to (B, heads, L, M); there is no mask beside it.
 
-    On the CPU in bf16 the backward pass of torch's fused kernel is slow, so up to a few hundred positions training uses two
-    matrix products and a softmax; longer sequences would need too much memory that way.
+    On the CPU in bf16 torch's fused kernel is slow, most of all backwards, so up to a few hundred positions two matrix products
+    and a softmax take its place; longer sequences would need too much memory that way. Compiled, that gains backwards alone.
     """
     read = bias if mask is None else mask[:, None, None]  # (B, 1, 1, M), the same for every head and query
-    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad
+    gains = q.requires_grad or not torch.compiler.is_compiling()
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and gains
     if not slow or q.shape[-2] > UNFUSED_LENGTH:
         return F.scaled_dot_product_attention(q, k, v, read)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT

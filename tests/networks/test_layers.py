@@ -102,6 +102,27 @@ def test_the_norm_of_channels_last_has_statistics_of_float32(told: bool) -> None
     torch.testing.assert_close(y.double(), exact, rtol=8e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("edge", [8, 40])
+def test_the_norm_in_half_precision_is_that_of_float32_and_keeps_the_layout(edge: int, told: bool) -> None:
+    """On the CPU, where maps of few positions take another way than large ones."""
+    norm, x = wake(GroupNorm(64)), normal(3, 64, edge, edge).bfloat16().contiguous(memory_format=torch.channels_last)
+    given = normal(3, 128, seed=1).bfloat16() if told else None
+    y = norm(x, given)
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    exact = norm(x.float(), None if given is None else given.float())
+    torch.testing.assert_close(y.float(), exact, rtol=2e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_is_that_of_float32(masked: bool) -> None:
+    q, k, v = (normal(2, 3, 6, 8, seed=i).bfloat16() for i in range(3))
+    mask = torch.arange(6) < torch.tensor([[6], [2]]) if masked else None
+    exact = F.scaled_dot_product_attention(*(z.float() for z in (q, k, v)), None if mask is None else mask[:, None, None])
+    torch.testing.assert_close(attend(q, k, v, mask).float(), exact, rtol=2e-2, atol=2e-2)
+
+
 def test_group_norm_takes_clips_in_either_layout() -> None:
     norm, x = wake(GroupNorm(64)), normal(2, 64, 3, 4, 5)
     told = normal(2, 128, seed=1)
