@@ -178,9 +178,14 @@ def quoted(argument: Path | str) -> str:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`choose one of a, b, c (did you mean 'b'?)`; the guess only if a name is similar."""
+    """`did you mean 'b'? Choose one of a, b, c`; the guess only if a name is similar."""
     choices = list(choices)
-    close = get_close_matches(word.lower(), [c.lower() for c in choices], n=1, cutoff=0.5)
-    guess = next((c for c in choices if close and c.lower() == close[0]), None)
-    listed = ", ".join(choices)
-    return f"choose one of {listed}" + (f" (did you mean '{guess}'?)" if guess else "")
+    guess, listed = closest(word, choices), ", ".join(choices)
+    return f"choose one of {listed}" if guess is None else f"did you mean '{guess}'? Choose one of {listed}"
+
+
+def closest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that a misspelt word may mean; None where none is similar."""
+    names = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    return names[close[0]] if close else None

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diffcli.config import Config, UserError, did_you_mean
+from diffcli.config import Config, UserError, closest
 from diffcli.networks.attention_blocks import PatchAttention, TokenAttention
 from diffcli.networks.channel_blocks import ClassAttention
 from diffcli.networks.dit import PatchConv, SelfAttention, TokenReader
@@ -263,8 +263,8 @@ def nothing(target: str, parts: Mapping[str, nn.Module], layers: Mapping[str, nn
     if target in GROUPS:
         return UserError(f"{key}.targets: '{target}' matches no layer of this model", f"choose one of {known}")
     endings = Counter(name.rpartition(".")[2] for name in layers)
-    close = did_you_mean(target.rpartition(".")[2], [*GROUPS, *(e for e in endings if not e.isdecimal())])
-    guess = f" {close[close.index('(') :]}" if "(did you mean" in close else ""
+    close = closest(target.rpartition(".")[2], [*GROUPS, *(e for e in endings if not e.isdecimal())])
+    guess = f" (did you mean '{close}'?)" if close else ""
     some = ", ".join(list(layers)[:SHOWN])
     return UserError(
         f"{key}.targets: '{target}' matches no layer{guess}",
