@@ -84,7 +84,7 @@ def watch_preparation(reports: "Iterator[PrepReport]") -> str:
                 before = last.fetched.total() if before is None else before  # by a run that was killed
                 rate = (last.fetched.total() - before) / max(time.monotonic() - started, 1e-3)
                 ends = ", ".join(f"{count} {end}" for end, count in last.fetched.most_common())
-                show("downloading", last.fetched.total(), last.total - last.done, f"{rate:.0f} images/s  {ends}")
+                show("downloading", last.fetched.total(), last.total - last.done, f"{rate:.0f} {last.unit}/s  {ends}")
     for reason, count in sorted(last.reasons.items(), key=lambda pair: -pair[1]):
         say(f"{count:>9}  {reason}")
     from diffcli.config import quoted
@@ -94,7 +94,7 @@ def watch_preparation(reports: "Iterator[PrepReport]") -> str:
     say_all(holds.lines, (*last.notes, *holds.remarks))
     say(f"train on it: diffcli train --preset NAME --data {quoted(last.out)}")
     skipped = f", {last.skipped} skipped (see {last.out / 'skipped.jsonl'})" if last.skipped else ""
-    return f"{last.out}: {last.written} images{skipped}"
+    return f"{last.out}: {last.written} {last.unit}{skipped}"
 
 
 def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:

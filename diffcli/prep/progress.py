@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffcli.data.shards import Index, Skipped
+from diffcli.prep.kinds import KINDS
 
 TIMEOUT, BROKEN_OFF, NO_CONNECTION = "timeout", "connection broken off", "no connection"
 KINDS_OF_FAILURE = [
@@ -57,6 +58,11 @@ class PrepReport(NamedTuple):
     @property
     def done(self) -> int:
         return self.written + self.skipped
+
+    @property
+    def unit(self) -> str:
+        """What is counted, in the plural, for people."""
+        return "clips" if self.kind in KINDS and KINDS[self.kind].clips else "images"
 
     def plus(self, index: Index) -> "PrepReport":
         """This report after one more shard."""

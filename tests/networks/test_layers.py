@@ -119,7 +119,9 @@ def test_the_norm_in_half_precision_is_that_of_float32_and_keeps_the_layout(edge
 def test_attention_in_bf16_is_that_of_float32(masked: bool) -> None:
     q, k, v = (normal(2, 3, 6, 8, seed=i).bfloat16() for i in range(3))
     mask = torch.arange(6) < torch.tensor([[6], [2]]) if masked else None
-    exact = F.scaled_dot_product_attention(*(z.float() for z in (q, k, v)), None if mask is None else mask[:, None, None])
+    exact = F.scaled_dot_product_attention(
+        *(z.float() for z in (q, k, v)), None if mask is None else mask[:, None, None]
+    )
     torch.testing.assert_close(attend(q, k, v, mask).float(), exact, rtol=2e-2, atol=2e-2)
 
 

@@ -110,6 +110,7 @@ def test_local_clips_end_to_end(tmp_path: Path, cli: Cli):
     table(root / "results_2M_val.csv", ["101,u,PT1S,page1,held out"])
     done = cli("prep-data", "webvid", root, "--out", tmp_path / "out", "--workers", 1)
     assert done.code == 0, done.err
+    assert "3 clips" in done.out
     assert videos(tmp_path / "out") == [CLIPS[0], CLIPS[2]]
     assert videos(tmp_path / "out", "test") == [CLIPS[1]]
     assert texts(tmp_path / "out") == [["A cat, slowly"], ["猫"]]

@@ -39,10 +39,10 @@ class StepBytes(NamedTuple):
 def needed(
     task: Task, phases: tuple[Phase, ...], cfg: TrainConfig, measured: StepBytes, images: int
 ) -> dict[str, float]:
-    """Numbers of float32 that fill the memory of a training, by what they are for; images: of one forward."""
+    """Numbers of float32 that fill the memory of a training, by what they are for; images: of one forward, or clips."""
     of_step = {
         "copies of weights": measured.weights / 4,
-        f"activations of {images} images": measured.an_image * images / 4,
+        f"activations of {images} {task.unit}": measured.an_image * images / 4,
     }
     return values_kept(task, phases, cfg) | of_step
 
