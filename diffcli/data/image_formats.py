@@ -39,6 +39,7 @@ SUFFIXES = suffixes(
     "png apng jpg jpeg jpe jfif jif pjpeg pjp webp bmp dib gif tif tiff ppm pgm pbm pnm avif avifs heic heif hif jp2 j2k jpf"
     " jpx j2c jpc tga qoi pcx psd sgi dds"
 )
+VIDEOS = suffixes("mp4 m4v mov webm mkv avi")
 SHOWN_SUFFIXES = ".png .jpg .webp .gif .tif .bmp .avif and others that Pillow reads"
 SUFFIXES_OF = {"HEIF": suffixes("heic heif hif"), "AVIF": suffixes("avif avifs")}
 PLUGINS = {"HEIF": "pillow_heif", "AVIF": "pillow_avif"}  # packages for formats that not every Pillow has

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from diffcli.config import UserError, quoted
 from diffcli.data.files import FileTree
-from diffcli.data.image_formats import SHOWN_SUFFIXES, images_among
+from diffcli.data.image_formats import SHOWN_SUFFIXES, VIDEOS, images_among
 from diffcli.data.labels_file import labelled_names
 from diffcli.data.naming import given_as
 
@@ -101,6 +101,8 @@ def _no_images(tree: FileTree, key: str, needs: Sequence[str]) -> UserError:
     hint = given_as(key, f"a folder of images ({SHOWN_SUFFIXES})")
     if "dataset.json" in tree.names:
         hint = f"it is a prepared set, which `diffcli train --preset NAME --data {quoted(tree.source)}` takes as it is"
+    if any(suffix in VIDEOS for suffix in counted):
+        hint = f"films are data of kind clips, as in `diffcli train --preset ucf101-64 --data {quoted(tree.source)}`"
     if any(name.endswith(".parquet") for name in tree.names):
         hint = f"images within .parquet are read by `diffcli prep-data parquet {quoted(tree.source)} --out DIR`"
     return UserError(

@@ -259,6 +259,9 @@ def test_the_folder_around_an_archive_does_not_count(tmp_path: Path):
 def test_what_makes_no_sense_is_the_users_error():
     with pytest.raises(UserError, match=r"x is 'archive\.tar', which holds no images"):
         list_images(tree("notes.txt"), "x")
+    with pytest.raises(UserError, match=r"2 \.mp4") as films:
+        list_images(tree("a/1.mp4", "a/2.mp4"), "x")
+    assert "ucf101-64" in films.value.hint
     with pytest.raises(UserError, match=r"loose\.png lies beside the class folders cat"):
         list_images(tree("cat/1.png", "loose.png"), "x")
     with pytest.raises(UserError, match="class folder 'c', which the training images do not have"):

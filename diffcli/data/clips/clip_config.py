@@ -11,13 +11,14 @@ from diffcli.config import UserError, keys_agree
 from diffcli.data.broken import left_out, named
 from diffcli.data.buckets import Framing
 from diffcli.data.clips.clip_data import ClipData
-from diffcli.data.clips.clip_files import ANIMATIONS, FRAME_RATE, RATE_FILE, VIDEOS, FoundClips, TreeClips, clips_among
+from diffcli.data.clips.clip_files import ANIMATIONS, FRAME_RATE, RATE_FILE, FoundClips, TreeClips, clips_among
 from diffcli.data.clips.clip_keys import Lengths, clip_faults, described_clips, timings
 from diffcli.data.clips.film import BrokenClip, Timing
 from diffcli.data.clips.probing import broken_clips
 from diffcli.data.columns import Texts
 from diffcli.data.dataset import Broken, DataConfig, no_split
 from diffcli.data.files import FileTree, open_tree
+from diffcli.data.image_formats import VIDEOS
 from diffcli.data.images import Column, ImageData, ImageOrigin
 from diffcli.data.listing import ClassesFrom, Listing, Split, arranged
 from diffcli.data.naming import given_as

@@ -16,10 +16,9 @@ from diffcli.data.clips.picture_films import FolderFilm, animated, animation
 from diffcli.data.clips.span_file import SpanFile
 from diffcli.data.clips.video_film import opened
 from diffcli.data.files import FileTree, Location, Span, open_location, read_location, size_of
-from diffcli.data.image_formats import TEXTS, is_image, suffixes
+from diffcli.data.image_formats import TEXTS, VIDEOS, is_image, suffixes
 from diffcli.data.naming import given_as
 
-VIDEOS = suffixes("mp4 m4v mov webm mkv avi")
 ANIMATIONS = suffixes("gif webp")
 SHOWN = ".mp4 .mov .webm .mkv .avi .gif .webp, or folders of numbered pictures"
 RATE_FILE = "fps.txt"  # in a folder of frames: how many are shown a second

@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from diffcli.config import UserError
 from diffcli.data.clips.clip_config import Clips
-from diffcli.data.clips.clip_files import ANIMATIONS, FRAME_RATE, RATE_FILE, VIDEOS, TreeClips, clips_among
+from diffcli.data.clips.clip_files import ANIMATIONS, FRAME_RATE, RATE_FILE, TreeClips, clips_among
 from diffcli.data.clips.film import NoFrames
 from diffcli.data.clips.picture_films import animated, animation
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree, open_tree
+from diffcli.data.image_formats import VIDEOS
 from diffcli.data.pixels import BrokenImage
 
 
