@@ -79,6 +79,7 @@ def train(
     flags = [f"{key}={value}" for key, value in (("train.steps", steps), ("seed", seed)) if value is not None]
     chosen = starting_from(presets.load(preset, [*(overrides or []), *flags], data), start_from, from_weights)
     run = RunDir(run_dir or Path("runs") / chosen.name)
+    run.check_apart(chosen.data.root)
     how = Launch(nproc, nnodes, node_rank, rdzv_endpoint)
     if dry_run:
         session.print_plan(chosen, run.path, device, how)

@@ -1,7 +1,7 @@
 """The files of a folder that belong to a data set, the same for `train`, `prep-data` and `fid`.
 
 Links to files and folders are followed, except a link to a folder that contains it, which would never end. Names that begin
-with a dot, folders of systems and viewers (IGNORED), and pipes, sockets and devices are ignored.
+with a dot, folders of systems and viewers (IGNORED), runs of diffcli below it, and pipes, sockets and devices are ignored.
 """
 
 import os
@@ -13,12 +13,13 @@ IGNORED = frozenset(
     | {"Thumbs.db", "ehthumbs.db", "desktop.ini"}
 )
 NO_FILE = "pipes, sockets or devices"
+RUN = "run folders"  # those that `train` writes: their previews are no data
 
 
 class Walk:
     """The content of a folder. files: by path below it; empty: folders without a file, without hidden ones.
 
-    passed: the names of ignored files, `.ipynb_checkpoints` or NO_FILE, with their number. Raises OSError for an unreadable
+    passed: the names of ignored files, `.ipynb_checkpoints`, RUN or NO_FILE, with their number. Raises OSError for an unreadable
     folder.
     """
 
@@ -29,11 +30,11 @@ class Walk:
         self._enter(root, "", frozenset())
 
     def _enter(self, folder: Path, below: str, around: frozenset[str]) -> int:
-        """Adds the content of a folder; returns its number of files. around: the real paths of the folders around it."""
+        """Adds the content of a folder; returns its number of files and runs. around: the real paths of the folders around it."""
         real = os.path.realpath(folder)
         if real in around:
             return 0
-        before = len(self.files)
+        before, runs = len(self.files), 0
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
         for entry in found:
@@ -41,13 +42,21 @@ class Walk:
             if is_ignored(entry.name):
                 self.passed[shown_ignored(entry.name)] += 1
             elif entry.is_dir():
-                if not self._enter(folder / entry.name, f"{path}/", around | {real}):
+                if is_run(folder / entry.name):
+                    runs += 1
+                elif not self._enter(folder / entry.name, f"{path}/", around | {real}):
                     self.empty.append(path)
             elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # reading it says so
                 self.files[path] = folder / entry.name
             else:
                 self.passed[NO_FILE] += 1
-        return len(self.files) - before
+        self.passed += Counter({RUN: runs})
+        return len(self.files) - before + runs
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is one that `train` has written."""
+    return (folder / "preset.yaml").is_file() and (folder / "checkpoints").is_dir()
 
 
 def is_ignored(part: str) -> bool:

@@ -423,6 +423,11 @@ def test_a_run_directory_that_cannot_be_made_is_refused(
     cli("train", "--preset", tiny(), "--run-dir", tmp_path / name).refused("--run-dir", name, "cannot be written")
 
 
+def test_a_run_in_the_folder_of_its_data_is_refused(tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
+    data = ["--set", "data={kind: folder, size: 8}", "--data", images(tmp_path / "mine", "a", "b")]
+    cli("train", "--preset", tiny(), *data, "--run-dir", tmp_path / "mine").refused("--run-dir", "runs/mine")
+
+
 def test_a_run_with_checkpoints_is_never_trained_over(tiny: Callable[..., Path], cli: Cli, run: Path) -> None:
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     cli("train", "--preset", tiny(), "--run-dir", run).refused(str(run), "step-00000004", f"diffcli resume {run}")

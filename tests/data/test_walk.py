@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffcli.data.datasets import Folder
 from diffcli.data.shards import open_shards
-from diffcli.data.walk import NO_FILE, Walk
+from diffcli.data.walk import NO_FILE, RUN, Walk
 from diffcli.engine.score.sides import resolve
 from diffcli.prep.prepare import prepare
 from tests.data import making
@@ -28,13 +28,24 @@ def cluttered(tmp_path: Path) -> Path:
         (root / name).write_bytes(b"\0\5\x16\7")
     os.mkfifo(root / "cat/pipe.png")
     (root / "empty").mkdir()
+    making.class_folders(root / "runs/cats/previews", ("step",))
+    (root / "runs/cats/checkpoints").mkdir()
+    (root / "runs/cats/preset.yaml").write_text("name: cats")
     return root
 
 
 def test_what_is_no_data_is_passed_over_and_counted(cluttered: Path):
     walk = Walk(cluttered)
     assert sorted(walk.files) == [f"{c}/{n:03d}.png" for c in ("cat", "dog") for n in range(3)]
-    assert walk.passed == {".ipynb_checkpoints": 1, "._*": 1, "__MACOSX": 1, "@eaDir": 1, ".x.png": 1, NO_FILE: 1}
+    assert walk.passed == {
+        ".ipynb_checkpoints": 1,
+        "._*": 1,
+        "__MACOSX": 1,
+        "@eaDir": 1,
+        ".x.png": 1,
+        NO_FILE: 1,
+        RUN: 1,
+    }
     assert walk.empty == ["cat/back", "empty"]
 
 

@@ -79,6 +79,14 @@ class RunDir:
                 f"--run-dir {self.path}: cannot be written ({error.strerror})", "give a folder of yours with --run-dir"
             ) from error
 
+    def check_apart(self, data: Path | None) -> None:
+        """Raises UserError where the directory is the folder of the data, among which its previews would lie."""
+        if data is not None and self.path.resolve() == data.expanduser().resolve():
+            problem = f"--run-dir {self.path}: is the folder of the data"
+            raise UserError(
+                problem, f"give another, such as --run-dir {quoted(Path('runs') / self.path.resolve().name)}"
+            )
+
     def check_new(self) -> None:
         """Raises UserError where the directory holds a run that can be resumed."""
         found = checkpoints(self.checkpoints)
