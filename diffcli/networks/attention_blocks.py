@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from diffcli.networks.dropout import Dropout, MaskBits
 from diffcli.networks.frames import of_clips
-from diffcli.networks.layers import BlockOptions, GroupNorm, Pointwise, Signal, attend, zero
+from diffcli.networks.group_norm import GroupNorm
+from diffcli.networks.layers import BlockOptions, Pointwise, Signal, attend, zero
 from diffcli.networks.patches import patchify, unpatchify
 
 

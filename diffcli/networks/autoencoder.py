@@ -16,8 +16,9 @@ from diffcli.fields import Fault, misfit
 from diffcli.networks.bottleneck import Bottleneck, Coded
 from diffcli.networks.bottlenecks import AnyBottleneck
 from diffcli.networks.dropout import mask_bits, number_dropouts
+from diffcli.networks.group_norm import set_norms
 from diffcli.networks.image_coder import Aside, CoderOptions, ImageDecoder, ImageEncoder
-from diffcli.networks.layers import Pointwise, set_norms, zero
+from diffcli.networks.layers import Pointwise, zero
 from diffcli.networks.network import listed
 from diffcli.networks.saving import SAVE_MEMORY
 from diffcli.networks.vector_quantiser import Vq

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcli.networks.autoencoder import Autoencoder
+from diffcli.networks.group_norm import GroupNorm
 from diffcli.networks.image_coder import Aside, CoderBlock, CoderLevel
-from diffcli.networks.layers import GroupNorm
 from diffcli.networks.split_norms import Enough, RunningMoments, added, grouped, normed, standing_in
 
 

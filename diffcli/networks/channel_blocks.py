@@ -8,7 +8,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcli.networks.layers import BlockOptions, GroupNorm, Pointwise, Signal, attend, zero
+from diffcli.networks.group_norm import GroupNorm
+from diffcli.networks.layers import BlockOptions, Pointwise, Signal, attend, zero
 
 
 class ClassAttention(nn.Module):

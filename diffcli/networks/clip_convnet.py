@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config
-from diffcli.networks.layers import GroupNorm
+from diffcli.networks.group_norm import GroupNorm
 
 
 class ClipConvNetConfig(Config):

@@ -13,16 +13,8 @@ from torch import Tensor, nn
 
 from diffcli.networks.dropout import Dropout
 from diffcli.networks.frames import TimeLayers
-from diffcli.networks.layers import (
-    ACTIVATIONS,
-    BlockOptions,
-    GroupNorm,
-    Pointwise,
-    ResBlock,
-    Signal,
-    modulation,
-    zero,
-)
+from diffcli.networks.group_norm import GroupNorm
+from diffcli.networks.layers import ACTIVATIONS, BlockOptions, Pointwise, ResBlock, Signal, modulation, zero
 
 LAYERS = 4  # of a dense block, each a quarter as wide as what the block gives
 

@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config, ImageShape
-from diffcli.networks.layers import Embedding, GroupNorm
+from diffcli.networks.group_norm import GroupNorm
+from diffcli.networks.layers import Embedding
 
 
 class ConvNetConfig(Config):

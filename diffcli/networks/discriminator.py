@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffcli.config import Config
-from diffcli.networks.layers import GroupNorm
+from diffcli.networks.group_norm import GroupNorm
 
 LAST = 3  # least pixels of a side for the two layers of stride 1
 WIDEST = 8  # of a layer, in widths of the first

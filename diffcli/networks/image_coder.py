@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcli.networks.dropout import Dropout, MaskBits
-from diffcli.networks.layers import Attention, EnlargingConv, GroupNorm, Pointwise, zero
+from diffcli.networks.group_norm import GroupNorm
+from diffcli.networks.layers import Attention, EnlargingConv, Pointwise, zero
 from diffcli.networks.saving import run
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcli.networks.channel_blocks import PositionMean
-from diffcli.networks.layers import GroupNorm
+from diffcli.networks.group_norm import GroupNorm
 from diffcli.networks.split_norms import Enough, RunningMoments, added, grouped, normed, standing_in
 
 Calls = Iterable[Callable[[], object]]

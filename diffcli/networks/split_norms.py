@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffcli.networks.layers import GroupNorm
+from diffcli.networks.group_norm import GroupNorm
 
 Stand = TypeVar("Stand", bound=Callable[..., Tensor])
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -17,7 +17,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from diffcli.config import Config, UserError
 from diffcli.networks.frames import Frames
-from diffcli.networks.layers import GroupNorm, Pointwise, attend, sinusoid, zero
+from diffcli.networks.group_norm import GroupNorm
+from diffcli.networks.layers import Pointwise, attend, sinusoid, zero
 from diffcli.networks.network import NetworkConfig
 from diffcli.networks.patches import Rotation, rotate
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from diffcli.config import Config, ImageShape
 from diffcli.networks.blocks import BlockName
 from diffcli.networks.conditioning import CondShape
-from diffcli.networks.layers import GroupNorm, HeadOrder, Signal
+from diffcli.networks.group_norm import GroupNorm
+from diffcli.networks.layers import HeadOrder, Signal
 from diffcli.networks.levels import Level
 from diffcli.networks.unet import UNet, UNetConfig
 

@@ -23,18 +23,17 @@ from diffcli.networks.blocks import BLOCKS, BlockName, stages
 from diffcli.networks.conditioning import Conditioning, CondShape, joined_by
 from diffcli.networks.dropout import mask_bits, number_dropouts
 from diffcli.networks.frames import folded, frames_of, of_each_frame, unfolded
+from diffcli.networks.group_norm import GroupNorm, set_norms
 from diffcli.networks.layers import (
     Activation,
     BlockOptions,
     Embed,
     Embedding,
-    GroupNorm,
     HeadOrder,
     Padding,
     Resample,
     Signal,
     Size,
-    set_norms,
     zero,
 )
 from diffcli.networks.levels import Level, Stage

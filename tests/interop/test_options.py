@@ -6,7 +6,8 @@ import torch
 from diffcli.config import ImageShape, UserError
 from diffcli.networks.conditioning import CondShape
 from diffcli.networks.dit import DiT, DiTConfig
-from diffcli.networks.layers import Attention, BlockOptions, ConvResample, GroupNorm, Signal
+from diffcli.networks.group_norm import GroupNorm
+from diffcli.networks.layers import Attention, BlockOptions, ConvResample, Signal
 from diffcli.networks.unet import UNet, UNetConfig
 from tests.interop.making import close, noise, wake
 

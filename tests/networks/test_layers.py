@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from diffcli.networks.group_norm import GroupNorm
 from diffcli.networks.layers import (
     Attention,
     BlockOptions,
-    GroupNorm,
     HeadOrder,
     Pointwise,
     ResBlock,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffcli.networks.channel_blocks import PositionMean
 from diffcli.networks.conditioning import Conditioning, CondShape
 from diffcli.networks.dit import DiTConfig
-from diffcli.networks.layers import GroupNorm
+from diffcli.networks.group_norm import GroupNorm
 from diffcli.networks.pieces import Cutout, InPieces
 from diffcli.networks.split_norms import standing_in
 from diffcli.networks.unet import UNetConfig

@@ -13,7 +13,8 @@ from typing import Any
 from diffcli.config import ImageShape, UserError
 from diffcli.interop import blockers
 from diffcli.interop.foreign import Foreign, one_sided
-from diffcli.networks.layers import Attention, GroupNorm
+from diffcli.networks.group_norm import GroupNorm
+from diffcli.networks.layers import Attention
 from diffcli.networks.unet import UNet, stages
 
 PERIOD = 10_000

@@ -85,7 +85,7 @@ def test_images_do_not_depend_on_the_number_of_processes(
     draw: Callable[..., np.ndarray], trained: Path, tmp_path: Path, launched: Cli
 ) -> None:
     """To the byte: each process computes batches of the same size as one process would."""
-    options = ["--n", 7, "--batch-size", 2, "--class", "random", "--sampler", "ddpm"]
+    options = ["--n", 7, "--batch-size", 2, "--class", "random", "--sampler", "ddpm", "--precision", "fp32"]
     out = tmp_path / "two.npz"
     done = launched("sample", "--ckpt", trained, "--out", out, "--nproc", 2, *options)
     assert done.code == 0, done.err

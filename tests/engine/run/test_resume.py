@@ -243,7 +243,7 @@ def test_a_network_is_frozen_in_resuming_and_the_person_is_told(cli: Cli, run: P
     assert all(torch.equal(weights[name], before[name]) for name in tables)
     assert cli("sample", "--ckpt", run, "--no-ema", "--n", 1, "--out", run / "one.png").code == 0
     cli("resume", run, "--steps", 7, "--set", "train.phases.maine.every=2").refused(
-        "phases.maine", "choose one of main"
+        "phases.maine", "did you mean 'main'"
     )
 
 

@@ -21,6 +21,7 @@ from diffcli.networks.conditioning import Conditioning
 from diffcli.tasks.diffusion import DiffusionTask
 from tests.conftest import Cli
 from tests.encoders.making import WIDTH
+from tests.engine.run.origin.layout import as_in_training
 from tests.interop.pipes import stable
 from tests.networks.waking import normal
 
@@ -48,7 +49,7 @@ def test_an_imported_pipeline_is_trained_on_and_given_back(
     assert made.code == 0, made.err
     keys = ["train.steps=1", "train.log=[]", "train.curve={kind: constant}", "train.freeze=[network.down]"]
     chosen = completed(presets.load("mine.yaml", keys))
-    source = load_model(Path("imported"), CPU).task.train()
+    source = as_in_training(load_model(Path("imported"), CPU).task).train()
     with join("cpu") as group, begun(chosen, RunDir(tmp_path / "run"), group) as beginning:
         loop = beginning.loop
         _, batch = next(loop.feed.batches(0))

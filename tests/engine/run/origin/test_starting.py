@@ -21,6 +21,7 @@ from diffcli.tasks.codecs.latent import LatentCodec
 from diffcli.tasks.diffusion import DiffusionTask
 from tests.conftest import Cli, changed
 from tests.engine.one_level import SMALL
+from tests.engine.run.origin.layout import as_in_training
 from tests.latents import latent_tree, stage_checkpoint
 from tests.tasks.autoencoder.stages import ADVERSARIAL, NETWORK
 
@@ -40,7 +41,7 @@ def at_start(path: Path, tree: dict[str, Any], check: Check) -> dict[str, str]:
 def test_the_first_loss_is_that_of_the_source_to_the_bit_and_all_else_begins_anew(
     trained: Path, tmp_path: Path, weights: str
 ) -> None:
-    source = load_model(trained, CPU, use_ema=weights == "ema").task.train()
+    source = as_in_training(load_model(trained, CPU, use_ema=weights == "ema").task).train()
 
     def check(loop: Loop) -> None:
         _, batch = next(loop.feed.batches(0))
