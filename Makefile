@@ -37,7 +37,7 @@ demo: $(STAMP) ## train on digits, draw, animate and score some: about 4 minutes
 	$(DIFFCLI) gif --ckpt runs/demo --class all --n 10 --out runs/demo/denoise.gif
 	$(DIFFCLI) fid --ckpt runs/demo --n 1000 --seed 1000 --features runs/demo-classifier --metrics fid,accuracy
 
-test: $(DEV) ## the quick tests: about 8 minutes on 2 cores
+test: $(DEV) ## the quick tests: 6 to 10 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '$(QUICK)' -n auto --dist loadgroup
 
 test-fast: $(DEV) ## the tests of what changed since main
