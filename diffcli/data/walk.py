@@ -8,6 +8,8 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from diffcli.data.lock import LOCK
+
 IGNORED = frozenset(
     {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
     | {"Thumbs.db", "ehthumbs.db", "desktop.ini"}
@@ -55,8 +57,8 @@ class Walk:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is one that `train` has written."""
-    return (folder / "preset.yaml").is_file() and (folder / "checkpoints").is_dir()
+    """Whether `train` has written a folder, or diffcli is writing into it."""
+    return (folder / LOCK).is_file() or ((folder / "preset.yaml").is_file() and (folder / "checkpoints").is_dir())
 
 
 def is_ignored(part: str) -> bool:

@@ -31,6 +31,8 @@ def cluttered(tmp_path: Path) -> Path:
     making.class_folders(root / "runs/cats/previews", ("step",))
     (root / "runs/cats/checkpoints").mkdir()
     (root / "runs/cats/preset.yaml").write_text("name: cats")
+    (root / "runs/begun").mkdir()
+    (root / "runs/begun/.lock").write_text("")
     return root
 
 
@@ -44,7 +46,7 @@ def test_what_is_no_data_is_passed_over_and_counted(cluttered: Path):
         "@eaDir": 1,
         ".x.png": 1,
         NO_FILE: 1,
-        RUN: 1,
+        RUN: 2,
     }
     assert walk.empty == ["cat/back", "empty"]
 
