@@ -1,9 +1,11 @@
 """The files of a folder that belong to a data set, the same for `train`, `prep-data` and `fid`.
 
 Links to files and folders are followed, except a link to a folder that contains it, which would never end. Names that begin
-with a dot, folders of systems and viewers (IGNORED), runs of diffcli below it, and pipes, sockets and devices are ignored.
+with a dot, folders of systems and viewers (IGNORED), what diffcli wrote (runs below it, grids of samples beside their
+records), and pipes, sockets and devices are ignored.
 """
 
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -15,14 +17,16 @@ IGNORED = frozenset(
     | {"Thumbs.db", "ehthumbs.db", "desktop.ini"}
 )
 NO_FILE = "pipes, sockets or devices"
-RUN = "run folders"  # those that `train` writes: their previews are no data
+RUN = "folders of runs"  # those that `train` writes: their previews are no data
+GRID = "grids of samples"  # with records beside them
+LARGEST_RECORD = 1 << 20  # bytes
 
 
 class Walk:
     """The content of a folder. files: by path below it; empty: folders without a file, without hidden ones.
 
-    passed: the names of ignored files, `.ipynb_checkpoints`, RUN or NO_FILE, with their number. Raises OSError for an unreadable
-    folder.
+    passed: the names of ignored files, `.ipynb_checkpoints`, RUN, GRID or NO_FILE, with their number. Raises OSError for an
+    unreadable folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -39,7 +43,10 @@ class Walk:
         before, runs = len(self.files), 0
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
-        for entry in found:
+        grids = grids_among(folder, {entry.name for entry in found})
+        self.passed += Counter({GRID: len(grids)})
+        records = {f"{name}.json" for name in grids}
+        for entry in (entry for entry in found if entry.name not in grids | records):
             path = below + entry.name
             if is_ignored(entry.name):
                 self.passed[shown_ignored(entry.name)] += 1
@@ -59,6 +66,19 @@ class Walk:
 def is_run(folder: Path) -> bool:
     """Whether `train` has written a folder, or diffcli is writing into it."""
     return (folder / LOCK).is_file() or ((folder / "preset.yaml").is_file() and (folder / "checkpoints").is_dir())
+
+
+def grids_among(folder: Path, names: set[str]) -> set[str]:
+    """The files of a folder that, as the records beside them say, `sample` or `gif` made of several images."""
+    return {name for name in names if f"{name}.json" in names and _is_record_of_several(folder / f"{name}.json")}
+
+
+def _is_record_of_several(path: Path) -> bool:
+    try:
+        told = json.loads(path.read_text("utf-8")) if path.stat().st_size <= LARGEST_RECORD else None
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and {"checkpoint", "weights_sha256"} <= told.keys() and told.get("n") != 1
 
 
 def is_ignored(part: str) -> bool:

@@ -1,5 +1,6 @@
 """One walk of a folder for all commands: what is followed, what is passed over, and that it is said."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from diffcli.data.datasets import Folder
 from diffcli.data.shards import open_shards
-from diffcli.data.walk import NO_FILE, RUN, Walk
+from diffcli.data.walk import GRID, NO_FILE, RUN, Walk
 from diffcli.engine.score.sides import resolve
 from diffcli.prep.prepare import prepare
 from tests.data import making
@@ -49,6 +50,17 @@ def test_what_is_no_data_is_passed_over_and_counted(cluttered: Path):
         RUN: 2,
     }
     assert walk.empty == ["cat/back", "empty"]
+
+
+def test_a_grid_of_samples_is_no_image_and_a_single_sample_is_one(tmp_path: Path):
+    making.class_folders(tmp_path, ("cat",))
+    for number, n in enumerate((16, 1)):
+        record = {"checkpoint": "runs/cats", "weights_sha256": "0", "n": n}
+        (tmp_path / f"cat/{number:03d}.png.json").write_text(json.dumps(record))
+    (tmp_path / "cat/002.png.json").write_text('{"caption": "a cat"}')
+    walk = Walk(tmp_path)
+    assert sorted(walk.files) == [f"cat/{name}" for name in ("001.png", "001.png.json", "002.png", "002.png.json")]
+    assert walk.passed == {GRID: 1}
 
 
 def test_training_preparing_and_scoring_see_the_same_images(cluttered: Path, tmp_path: Path):
