@@ -8,6 +8,8 @@ from diffcli.config import UserError, quoted
 Seeds = int | tuple[int, ...]
 MOST = 1_000_000  # that a text may name
 LONGEST = 1000  # digits of one
+LIMIT = 2**63
+SHOWN = 40  # letters of a text that an error repeats
 FORMS = "give a whole number from 0, a list or a range, for example --seed 5, --seed 1,5,9 or --seed 0-15"
 
 
@@ -30,7 +32,7 @@ def read_seeds(text: str) -> Seeds:
     """
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 1 and _is_number(parts[0]):
-        return int(parts[0])
+        return _bounded(int(parts[0]), text)
     found: list[int] = []
     for part in parts:
         first, dash, last = part.partition("-")
@@ -38,7 +40,7 @@ def read_seeds(text: str) -> Seeds:
         if not (_is_number(first) and _is_number(last)):
             what = f"'{part}' is no seed" if part else "names no seed between two commas" if text else "names no seed"
             raise UserError(f"--seed {quoted(text)}: {what}", FORMS)
-        low, high = int(first), int(last)
+        low, high = int(first), _bounded(int(last), text)
         if high < low:
             raise UserError(f"--seed {text}: the range {part} ends before it begins", f"write {high}-{low}")
         if len(found) + high - low >= MOST:
@@ -47,6 +49,13 @@ def read_seeds(text: str) -> Seeds:
         found += range(low, high + 1)
     check_distinct_seeds(tuple(found))
     return tuple(found)
+
+
+def _bounded(seed: int, text: str) -> int:
+    """The seed, which `train --seed` would take, too: from 2^64 on noise would repeat that of small seeds."""
+    if seed >= LIMIT:
+        raise UserError(f"--seed {text[:SHOWN]}: a seed must be below {LIMIT}", FORMS)
+    return seed
 
 
 def _is_number(text: str) -> bool:

@@ -48,6 +48,8 @@ def test_a_text_names_a_seed_a_list_or_ranges_with_both_ends(text: str, seeds: S
         (["--seed", "1.5"], "1.5", "whole number"),
         (["--seed=-2"], "-2", "whole number"),
         (["--seed", "0-9999999999"], "0-9999999999", "--seed 0 --n N"),
+        (["--seed", 2**64], "18446744073709551616", "whole number"),
+        (["--seed", f"0-3,{2**63}"], "9223372036854775808", "whole number"),
         (["--seed", "1,5", "--n", 3], "--n 3", "leave --n out"),
         (["--seed", "1,5,9", "--interpolate", 4], "--interpolate 4", "name two seeds"),
     ],

@@ -26,6 +26,8 @@ def kind_of(path: Path) -> str:
 
 def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) -> None:
     """Raises UserError, before any work, where `path` cannot become a file of one of these kinds (or a folder)."""
+    if not path.name:
+        raise UserError(f"--out {path}: names no file", "give a name, for example --out samples.png")
     kind = kind_of(path)
     folder = folder_allowed and not kind
     if not folder and kind not in suffixes:
