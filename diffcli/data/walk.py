@@ -43,7 +43,7 @@ class Walk:
         before, runs = len(self.files), 0
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
-        grids = grids_among(folder, {entry.name for entry in found})
+        grids = grids_among(folder, {entry.name for entry in found if not entry.is_dir()})
         self.passed += Counter({GRID: len(grids)})
         records = {f"{name}.json" for name in grids}
         for entry in (entry for entry in found if entry.name not in grids | records):

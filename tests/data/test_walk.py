@@ -58,8 +58,11 @@ def test_a_grid_of_samples_is_no_image_and_a_single_sample_is_one(tmp_path: Path
         record = {"checkpoint": "runs/cats", "weights_sha256": "0", "n": n}
         (tmp_path / f"cat/{number:03d}.png.json").write_text(json.dumps(record))
     (tmp_path / "cat/002.png.json").write_text('{"caption": "a cat"}')
+    record = {"checkpoint": "runs/cats", "weights_sha256": "0", "n": 3}  # of a folder of samples, one image each
+    (tmp_path / "cat.json").write_text(json.dumps(record))
     walk = Walk(tmp_path)
-    assert sorted(walk.files) == [f"cat/{name}" for name in ("001.png", "001.png.json", "002.png", "002.png.json")]
+    kept = ("001.png", "001.png.json", "002.png", "002.png.json")
+    assert sorted(walk.files) == ["cat.json", *(f"cat/{name}" for name in kept)]
     assert walk.passed == {GRID: 1}
 
 
