@@ -9,7 +9,7 @@ PIP := --disable-pip-version-check --progress-bar on -c constraints.txt
 QUICK := not slow and not gpu
 GIVEN := $(filter command environment,$(origin PYTHON))
 
-.PHONY: help install dev demo test test-fast test-slow check format bench gpu-check judge clean
+.PHONY: help install dev demo test test-fast test-slow check format schema bench gpu-check judge clean
 .DEFAULT_GOAL := help
 
 help: ## say what can be made
@@ -54,6 +54,10 @@ check: $(DEV) ## lint, formatting, types
 format: $(DEV) ## rewrite the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+schema: $(DEV) ## write the schema of presets anew, after a change of their keys
+	$(BIN)/python -c 'import json; from diffcli.preset import Preset; print(json.dumps(Preset.model_json_schema(), indent=1))' > .schema.json
+	mv .schema.json diffcli/lookup/preset.schema.json
 
 bench: $(DEV) ## training and sampling beside other projects, the samplers, readers beside other readers: about 20 minutes
 	$(BIN)/python -m pip install $(PIP) -e '.[bench]'

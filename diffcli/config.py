@@ -87,10 +87,10 @@ class Config(Record):
     @model_validator(mode="before")
     @classmethod
     def _a_switch_is_no_number(cls, given: Any) -> Any:
-        """Lets `batch_size: yes` fail as a number: YAML reads it as true, which pydantic would take for 1."""
+        """Lets `batch_size: yes` fail as a number: YAML reads it as true."""
         if not isinstance(given, Mapping):
             return given
-        hidden = {name: _hidden(value) for name, value in given.items()}
+        hidden = {name: no_switch(value) for name, value in given.items()}
         changed = {name: value for name, value in hidden.items() if value is not given[name] and cls._counts(name)}
         return {**given, **changed} if changed else given
 
@@ -117,11 +117,12 @@ class _Switch:
         return repr(self.value)
 
 
-def _hidden(value: Any) -> Any:
+def no_switch(value: Any) -> Any:
+    """A value, or a list of values, in which true and false fail as numbers, which pydantic would take for 1 and 0."""
     if isinstance(value, bool):
         return _Switch(value)
     few = isinstance(value, list | tuple) and len(value) <= LONGEST_LIST
-    return [_hidden(each) for each in value] if few and any(isinstance(each, bool) for each in value) else value
+    return [no_switch(each) for each in value] if few and any(isinstance(each, bool) for each in value) else value
 
 
 def _kinds_in(annotation: Any) -> list[Any]:

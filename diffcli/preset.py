@@ -21,7 +21,7 @@ from pydantic import (
 
 from diffcli.config import Config, UserError, keys_agree
 from diffcli.config_errors import explain
-from diffcli.config_errors.schema_paths import default_kind, forms, known_keys
+from diffcli.config_errors.schema_paths import known_keys
 from diffcli.data.dataset import DataConfig
 from diffcli.data.datasets import AnyData, at_root
 from diffcli.data.stream.stream_data import Stream
@@ -30,7 +30,8 @@ from diffcli.ema import AnyEma
 from diffcli.encoders.learned_words import WordConfig
 from diffcli.fields import FieldSpec
 from diffcli.lookup.plain_yaml import written
-from diffcli.lookup.preset_files import find, key_and_value, read
+from diffcli.lookup.preset_files import find, read
+from diffcli.lookup.raw_preset import copied, overridden
 from diffcli.networks.lora import LoraConfig
 from diffcli.optim import AdamW, AnyCurve, AnyOptimizer, Constant
 from diffcli.tasks.autoencoder.autoencoder_config import AutoencoderTaskConfig
@@ -250,12 +251,9 @@ def build(raw: object, source: str, overrides: Iterable[str] = (), data: str | N
     """Validates a raw tree, a mapping, after overrides; `source` names it in errors. data: the place of its data, --data."""
     if not isinstance(raw, Mapping):
         raise UserError(f"{source}: holds no preset", "it was changed by hand: copy it again from where it was written")
-    tree: dict[str, Any] = _copy(raw)
-    if data is not None and "data" in tree:
-        tree["data"] = _of_kind(tree["data"], data)
-    changed: list[str] = []
-    for item in overrides:
-        changed.append(_override(tree, item, changed))
+    if data is not None and "data" in raw:
+        raw = {**raw, "data": _of_kind(raw["data"], data)}
+    tree, changed = overridden(raw, overrides, Preset)
     tree = filled(tree)
     try:
         preset = Preset.model_validate(tree)
@@ -278,7 +276,7 @@ def _of_kind(given: Any, place: str) -> Any:
         return given
     if isinstance(config, type(at_place) | Stream):
         return given
-    return _copy(at_place.model_dump(include={"kind"}) | at_place.model_dump(exclude_unset=True))
+    return copied(at_place.model_dump(include={"kind"}) | at_place.model_dump(exclude_unset=True))
 
 
 def _rooted(config: DataConfig, place: str, source: str) -> DataConfig:
@@ -287,62 +285,3 @@ def _rooted(config: DataConfig, place: str, source: str) -> DataConfig:
     except ValidationError as error:
         message, _, remedy = str(error.errors()[0]["ctx"]["error"]).partition("; ")
         raise UserError(f"{source} with --data {place}: {message}", remedy) from None
-
-
-def _override(tree: dict[str, Any], item: str, changed: Sequence[str]) -> str:
-    """Applies one `KEY=VALUE` (VALUE in YAML) after those of `changed`; returns KEY."""
-    key, given = key_and_value(item)
-    node: Any = tree
-    path: list[int | str] = []
-    *parents, last = key.split(".")
-    for part in parents:
-        path.append(int(part) if isinstance(node, list) and part.isdecimal() else part)
-        if isinstance(node, list):
-            node = _item(node, part, key)
-        else:
-            child = node.get(part)
-            if not isinstance(child, dict | list):
-                kind = default_kind(Preset, tree, path)
-                child = node[part] = {"kind": kind} if kind else {}
-            node = child
-    if isinstance(node, list):
-        _item(node, last, key)
-        node[int(last)] = given
-    elif last == "kind" and path and node.get("kind", given) != given:
-        before = forms(Preset, tree, path)
-        node["kind"] = given
-        _keep_shared(node, before, forms(Preset, tree, path), ["kind", *(c.removeprefix(key[:-4]) for c in changed)])
-    else:
-        node[last] = given
-    return key
-
-
-def _keep_shared(
-    node: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], given: Sequence[str]
-) -> None:
-    """Drops keys of the file that the new kind does not have; keys of --set are never dropped.
-
-    Records, and lists of them, stay if both kinds have the same form under that name. before, after: what each key may hold.
-    """
-    for name, value in list(node.items()):
-        plain = not isinstance(value, dict) and not (
-            isinstance(value, list) and any(isinstance(v, dict) for v in value)
-        )
-        shared = name in after and (plain or before.get(name) == after[name])
-        if not shared and not any(g == name or g.startswith(f"{name}.") for g in given):
-            del node[name]
-
-
-def _item(items: list[Any], index: str, key: str) -> Any:
-    if not index.isdecimal() or int(index) >= len(items):
-        raise UserError(
-            f"--set {key}: '{index}' is not an item of a list of {len(items)}",
-            "count from 0, as in task.conditioners.0",
-        )
-    return items[int(index)]
-
-
-def _copy(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {k: _copy(v) for k, v in node.items()}
-    return [_copy(v) for v in node] if isinstance(node, list | tuple) else node

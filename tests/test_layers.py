@@ -26,7 +26,8 @@ ROWS: list[set[str]] = [
     {"preset"},
     {"tasks", "prep"},
     {"diffusion", "networks", "encoders", "data", "metrics", "optim", "ema", "checkpoint"},
-    {"fields", "noise", "digest", "tensor_file", "torchvision_compat", "config_errors", "lookup", "eight_bit"},
+    {"fields", "noise", "digest", "tensor_file", "torchvision_compat", "lookup", "eight_bit"},
+    {"config_errors"},
     {"config", "transfer", "kmeans"},
     {"__init__"},
 ]

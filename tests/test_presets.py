@@ -363,7 +363,7 @@ def test_the_wheel_holds_the_presets_and_the_digits(tmp_path: Path) -> None:
         for name, path in SHIPPED.items():
             assert file.read(f"diffcli/presets/{name}.yaml") == path.read_bytes()
         assert "diffcli/data/digits/t10k-images-idx3-ubyte.gz" in names
-        assert "diffcli/cli/app.py" in names
+        assert {"diffcli/cli/app.py", "diffcli/lookup/preset.schema.json"} <= names
         assert not any(name.startswith("tests") for name in names)
         entry = next(name for name in names if name.endswith("entry_points.txt"))
         assert b"diffcli = diffcli.cli.app:main" in file.read(entry)

@@ -68,7 +68,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run/--no-dry-run", help="Print the plan; train nothing.")] = False,
 ) -> None:
     """Train a model from a preset into a run directory."""
-    door.check_preset(preset, overrides or [])
+    door.check_preset(preset, overrides or [], data)
     if start_from is not None:
         door.check_checkpoint(start_from)
     from diffcli import preset as presets

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from diffcli.engine.seeds import Seeds
 
 
-def check_preset(name: str, overrides: Sequence[str]) -> None:
-    """Raises UserError for an unknown preset, a file that is not YAML, and a --set without KEY=VALUE."""
+def check_preset(name: str, overrides: Sequence[str], data: str | None = None) -> None:
+    """Raises UserError for an unknown preset, a file that is not YAML, and a --set that no preset takes; data: that of --data."""
     from diffcli.lookup import preset_files
 
-    preset_files.read(preset_files.find(name))
+    path = preset_files.find(name)
+    raw = preset_files.read(path)
     check_settings(overrides)
+    if overrides:
+        from diffcli.lookup.raw_preset import check_values
+
+        check_values(raw, str(path), overrides, apart=() if data is None else ("data",))
 
 
 def check_settings(overrides: Sequence[str]) -> None:

@@ -1,6 +1,5 @@
 """`diffcli presets`: list, show, check and describe presets."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -104,6 +103,6 @@ def presets_new(
 @presets_app.command("schema", cls=HelpfulCommand)
 def presets_schema() -> None:
     """Print the JSON schema of presets."""
-    from diffcli.preset import Preset
+    from diffcli.lookup.raw_preset import PRESET
 
-    print(json.dumps(Preset.model_json_schema(), indent=1))
+    print(PRESET.path.read_text(encoding="utf-8"), end="")

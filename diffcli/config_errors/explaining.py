@@ -7,7 +7,17 @@ from pydantic import BaseModel, ValidationError
 
 from diffcli.config import UserError, did_you_mean
 from diffcli.config_errors.agreements import contradictions
-from diffcli.config_errors.schema_paths import kinds, known_keys, length, listed, record, setting, taken, value_at
+from diffcli.config_errors.schema_paths import (
+    Described,
+    kinds,
+    known_keys,
+    length,
+    listed,
+    record,
+    setting,
+    taken,
+    value_at,
+)
 
 TEXTS = {
     "missing": ("{key} is missing", "add it to the file, or --set {setting}"),
@@ -41,20 +51,26 @@ DEMANDS = {  # of a value, by pydantic's name for the mistake
 class Mistake(NamedTuple):
     """One thing that is wrong with a tree: at which path, what it is, and what to type.
 
-    between: the keys below the path are right by themselves and contradict each other.
+    between: the keys below the path are right by themselves and contradict each other. type: pydantic's name for it.
     """
 
     path: list[int | str]
     problem: str
     hint: str
     between: bool = False
+    type: str = ""
 
 
 def explain(
     error: ValidationError, tree: dict[str, Any], model: type[BaseModel], source: str, changed: Sequence[str]
 ) -> UserError:
-    """All mistakes of a tree that a validation refused, the first in full. `changed`: keys that --set gave."""
-    first, *others = all_mistakes(error, tree, model)
+    """All mistakes of a tree that a validation refused. source: its name; changed: keys that --set gave."""
+    return in_one(all_mistakes(error, tree, model), source, changed)
+
+
+def in_one(found: Sequence[Mistake], source: str, changed: Sequence[str]) -> UserError:
+    """One error of several mistakes, the first in full. source, changed: see `explain`."""
+    first, *others = found
     begins = _where(source, first.path, changed)
     more = f" (and {len(others)} more mistake{'s' if len(others) > 1 else ''})" if others else ""
     also = []
@@ -72,7 +88,7 @@ def all_mistakes(error: ValidationError, tree: dict[str, Any], model: type[BaseM
     return [*found, *(each for each in hidden if each not in found)]
 
 
-def mistakes(error: ValidationError, tree: dict[str, Any], model: type[BaseModel]) -> list[Mistake]:
+def mistakes(error: ValidationError, tree: dict[str, Any], model: Described) -> list[Mistake]:
     """One mistake for each wrong value, also if pydantic tried it in several forms."""
     found: list[Mistake] = []
     seen: list[list[int | str]] = []
@@ -85,7 +101,8 @@ def mistakes(error: ValidationError, tree: dict[str, Any], model: type[BaseModel
         if each["type"] == "value_error" and isinstance(value_at(tree, path), Mapping):
             found.append(_disagreement(path, str(each["ctx"]["error"])))
         else:
-            found.append(Mistake(path, *(reshaped or _told(each, path, model, tree))))
+            problem, hint = reshaped or _told(each, path, model, tree)
+            found.append(Mistake(path, problem, hint, type=each["type"]))
     return found
 
 
@@ -96,7 +113,7 @@ def _disagreement(path: list[int | str], message: str) -> Mistake:
 
 
 def _told(
-    mistake: Mapping[str, Any], path: Sequence[int | str], model: type[BaseModel], tree: dict[str, Any]
+    mistake: Mapping[str, Any], path: Sequence[int | str], model: Described, tree: dict[str, Any]
 ) -> tuple[str, str]:
     """Problem and hint of a wrong value whose form is right."""
     key, kind, context = ".".join(map(str, path)), mistake["type"], mistake.get("ctx", {})
@@ -124,7 +141,7 @@ def _told(
     return problem.format(**words), hint.format(**words)
 
 
-def _setting(model: type[BaseModel], tree: dict[str, Any], path: Sequence[int | str]) -> str:
+def _setting(model: Described, tree: dict[str, Any], path: Sequence[int | str]) -> str:
     """`KEY=VALUE` for --set with a value that the key takes; VALUE itself where the schema tells none, as of a name."""
     value = taken(model, tree, path) if path else None
     return f"{'.'.join(map(str, path))}=VALUE" if value is None else setting(tree, path, value)
@@ -170,7 +187,7 @@ def _meant(error: ValidationError, tree: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def _reshaped(
-    mistake: Mapping[str, Any], path: Sequence[int | str], model: type[BaseModel], tree: dict[str, Any]
+    mistake: Mapping[str, Any], path: Sequence[int | str], model: Described, tree: dict[str, Any]
 ) -> tuple[str, str] | None:
     """Problem and hint of a value that must be a list, perhaps of a certain length, or a record, and is not; else None."""
     kind = mistake["type"]

@@ -3,10 +3,12 @@
 A path is a sequence of keys and list indices of the tree; unions are followed by the `kind` that the tree gives.
 """
 
+import json
 import shlex
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel
@@ -16,36 +18,50 @@ Node = dict[str, Any]
 WIDE = 10**6  # letters of a line that YAML must not break
 
 
-def known_keys(model: type[BaseModel], tree: Any, path: Place) -> list[str]:
+class SchemaFile(NamedTuple):
+    """A file that stands for the config which it describes."""
+
+    path: Path
+
+    def model_json_schema(self) -> Node:
+        """The JSON schema."""
+        found: Node = json.loads(self.path.read_text(encoding="utf-8"))
+        return found
+
+
+Described = type[BaseModel] | SchemaFile
+
+
+def known_keys(model: Described, tree: Any, path: Place) -> list[str]:
     """The keys that the schema allows at a path, following each node's `kind`."""
     return list(_at(model, tree, path).get("properties", {}))
 
 
-def forms(model: type[BaseModel], tree: Any, path: Place) -> dict[str, Node]:
+def forms(model: Described, tree: Any, path: Place) -> dict[str, Node]:
     """The schema of each key at a path, without its default and description: equal for keys with the same values."""
     notes = ("default", "description", "title", "examples")
     keys: dict[str, Node] = _at(model, tree, path).get("properties", {})
     return {name: {part: value for part, value in node.items() if part not in notes} for name, node in keys.items()}
 
 
-def default_kind(model: type[BaseModel], tree: Any, path: Place) -> str | None:
+def default_kind(model: Described, tree: Any, path: Place) -> str | None:
     """The `kind` that a key takes where the file leaves it out; None where it has none."""
     field = _at(model, tree, path[:-1]).get("properties", {}).get(path[-1], {})
     default = field.get("default")
     return default.get("kind") if isinstance(default, dict) else None
 
 
-def kinds(model: type[BaseModel], tree: Any, path: Place) -> list[str]:
+def kinds(model: Described, tree: Any, path: Place) -> list[str]:
     """The values of `kind` at a path; empty if there is no choice."""
     return list(_mapping(_at(model, tree, path)))
 
 
-def length(model: type[BaseModel], tree: Any, path: Place) -> int | None:
+def length(model: Described, tree: Any, path: Place) -> int | None:
     """The length of the list at a path, if the schema fixes it."""
     return len(_array(_at(model, tree, path)).get("prefixItems", ())) or None
 
 
-def listed(model: type[BaseModel], tree: Any, path: Place, value: Any) -> list[Any]:
+def listed(model: Described, tree: Any, path: Place, value: Any) -> list[Any]:
     """A list that the schema takes at a path, made of a value that was meant where it is not None and can be one of it."""
     items = _resolve(_array(_at(model, tree, path)).get("items", {}), _definitions(model), value)
     types = {form["type"] for form in (items, *items.get("anyOf", ())) if "type" in form}
@@ -59,7 +75,7 @@ def listed(model: type[BaseModel], tree: Any, path: Place, value: Any) -> list[A
     return list(known) if None in example and known else example  # of words, the schema knows none but those
 
 
-def taken(model: type[BaseModel], tree: Any, path: Place) -> Any:
+def taken(model: Described, tree: Any, path: Place) -> Any:
     """A value that the schema takes at a path: its default, an example, or one within its limits; None where there is none."""
     field = _at(model, tree, path[:-1]).get("properties", {}).get(path[-1], {})
     node = _at(model, tree, path)
@@ -70,7 +86,7 @@ def taken(model: type[BaseModel], tree: Any, path: Place) -> Any:
     return listed(model, tree, path, None) if node.get("type") == "array" else _simple(node)
 
 
-def record(model: type[BaseModel], tree: Any, path: Place, name: object) -> Node:
+def record(model: Described, tree: Any, path: Place, name: object) -> Node:
     """KEY: VALUE pairs that the schema accepts at a path, one if possible; name: of the entry, if every name is allowed."""
     node = _at(model, tree, path)
     if "properties" in node:
@@ -81,7 +97,7 @@ def record(model: type[BaseModel], tree: Any, path: Place, name: object) -> Node
     return {name: pair} if pair else {}
 
 
-def stand_in(model: type[BaseModel], tree: Any, path: Place) -> Any:
+def stand_in(model: Described, tree: Any, path: Place) -> Any:
     """A value that the schema may take at a path, without the keys that a record needs; None where none is known."""
     node = _at(model, tree, path)
     if choice := list(_mapping(node)):
@@ -118,8 +134,8 @@ def value_at(tree: Any, path: Place) -> Any:
     return tree
 
 
-def _at(model: type[BaseModel], tree: Any, path: Place) -> Node:
-    schema = _schema(model)
+def _at(model: Described, tree: Any, path: Place) -> Node:
+    schema = schema_of(model)
     node, definitions = schema, _definitions(model)
     for part in path:
         tree = value_at(tree, [part])
@@ -132,12 +148,13 @@ def _at(model: type[BaseModel], tree: Any, path: Place) -> Node:
 
 
 @cache
-def _schema(model: type[BaseModel]) -> Node:
+def schema_of(model: Described) -> Node:
+    """The JSON schema of a config."""
     return model.model_json_schema()
 
 
-def _definitions(model: type[BaseModel]) -> Node:
-    return _schema(model).get("$defs", {})
+def _definitions(model: Described) -> Node:
+    return schema_of(model).get("$defs", {})
 
 
 def _item(node: Node, number: int) -> Node:
