@@ -1,6 +1,8 @@
 """Writes samples: one grid, a folder of files or an .npz, each with a .json sidecar; and animations."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.data.clips.film_writing import check_rate, write_frames
-from diffcli.data.image_formats import SUFFIXES
+from diffcli.data.image_formats import SUFFIXES, VIDEOS
+from diffcli.data.walk import is_ignored
 from diffcli.engine.draw.out_files import ANIMATIONS, all_or_none, kind_of, whole
 from diffcli.engine.draw.out_files import check_output as check_output
 from diffcli.engine.draw.pictures import MemoryPicture, write_png
@@ -74,16 +77,45 @@ def check_sizes(path: Path, req: ImageRequest) -> None:
 
 
 def check_kept(path: Path, n: int, suffix: str = STILL) -> None:
-    """Raises UserError where a folder would keep other images beside the n that are asked for. suffix: of their files."""
-    names = set(numbered(n, suffix))
-    written = [] if kind_of(path) else [*path.glob("*.png"), *path.glob(f"*{CLIP}")]
-    stale = sorted({p.name for p in written} - names)
+    """Raises UserError where a folder would keep other images, or folders, beside the n images that are asked for.
+
+    suffix: of their files.
+    """
+    stale = [] if kind_of(path) else foreign(path, set(numbered(n, suffix)))
     if stale:
-        others = f" and {len(stale) - 1} other images that are" if len(stale) > 1 else ", which is"
+        others = f"{in_all(len(stale) - 1)}, which {'is' if len(stale) == 1 else 'are'}"
         raise UserError(
             f"--out {path}: holds {stale[0]}{others} not among the {n} requested",
             "give an empty folder, so that it holds these images alone",
         )
+
+
+def foreign(folder: Path, ours: Container[str]) -> list[str]:
+    """Pictures and films in a folder that have none of our names, and the folders in it, with a / behind their names; sorted.
+
+    A folder that holds the images of an earlier stage of a cascade is ours.
+    """
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if entry.name not in ours and not is_ignored(entry.name)]
+    folders = [f"{each.name}/" for each in found if each.is_dir() and not _is_stage(Path(each.path))]
+    return sorted(folders + [each.name for each in found if not each.is_dir() and _is_picture(each.name)])
+
+
+def in_all(more: int) -> str:
+    """` and 2 others` behind the first of several names; nothing behind a single one."""
+    return f" and {more} other{'s' if more > 1 else ''}" if more else ""
+
+
+def _is_stage(folder: Path) -> bool:
+    """Whether a folder is one that `sample --then` writes for an earlier stage, and holds nothing else."""
+    names = (each.name for each in folder.iterdir()) if re.fullmatch(r"stage-\d+", folder.name) else ["of others"]
+    return all(is_ignored(name) or re.fullmatch(rf"\d{{6,}}({STILL}|{CLIP})", name) for name in names)
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES | VIDEOS
 
 
 def numbered(n: int, suffix: str = STILL) -> list[str]:

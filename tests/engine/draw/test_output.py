@@ -163,3 +163,34 @@ def test_a_grid_without_a_gap_is_preferred_to_a_squarer_one_with() -> None:
         36: 6,
         100: 10,
     }
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        (["cats/a.jpg", "dogs/b.jpg"], "holds cats/ and 1 other, which are not among the 2 requested"),
+        (["photo.JPG"], "holds photo.JPG, which is not among the 2 requested"),
+        (["deep/er/film.mp4"], "holds deep/, which is"),
+        (["stage-1/000000.png", "stage-2/photo.png"], "holds stage-2/, which is"),  # classes of patients
+    ],
+)
+def test_a_folder_that_holds_pictures_of_others_at_any_depth_gets_no_samples(
+    cli: Cli, trained: Path, tmp_path: Path, held: list[str], said: str
+) -> None:
+    out = tmp_path / "data"
+    for name in held:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    before = sorted(out.rglob("*"))
+    cli("sample", trained, "--n", 2, "--out", out).refused(f"--out {out}: {said}", "give an empty folder")
+    assert sorted(out.rglob("*")) == before
+
+
+def test_a_folder_may_hold_texts_hidden_files_and_former_samples(cli: Cli, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "drawn"
+    for name in ("notes.txt", ".cache/a.png", "stage-1/000000.png", "stage-1/000001.webp", "000000.png"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    done = cli("sample", trained, "--n", 2, "--out", out)
+    assert done.code == 0, done.err
+    assert (out / "000001.png").is_file()

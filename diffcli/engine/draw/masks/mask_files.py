@@ -26,6 +26,7 @@ from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.masks.segmenting import BINARY, Segmenter, decided, variance
 from diffcli.engine.draw.out_files import all_or_none, kind_of, whole
+from diffcli.engine.draw.output import foreign, in_all
 from diffcli.engine.draw.pictures import write_png
 from diffcli.engine.draw.sheets.arrangement import grid
 from diffcli.engine.model import Model
@@ -116,13 +117,13 @@ def unique_names(files: Sequence[Path]) -> list[str]:
 
 
 def check_folder(path: Path, names: Sequence[str]) -> None:
-    """Raises UserError where a folder holds other pictures than the masks that are to be written."""
+    """Raises UserError where a folder holds other pictures than the masks that are to be written, or folders."""
     ours = {f"{name}-{part}.png" for name in names for part in PARTS}
-    stale = [] if kind_of(path) else sorted({p.name for p in path.glob("*.png")} - ours)
+    stale = [] if kind_of(path) else foreign(path, ours)
     if stale:
-        others = f" and {len(stale) - 1} other images" if len(stale) > 1 else ""
         raise UserError(
-            f"--out {path}: holds {stale[0]}{others} that are not masks of these images", "give an empty folder"
+            f"--out {path}: holds {stale[0]}{in_all(len(stale) - 1)}, not masks of these images alone",
+            "give an empty folder",
         )
 
 
