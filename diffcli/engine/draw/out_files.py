@@ -33,10 +33,11 @@ def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) ->
     if not folder and kind not in suffixes:
         kinds = ", ".join(suffixes) + (" or a folder" if folder_allowed else "")
         raise UserError(f"--out {path}: cannot write '{kind or 'a folder'}'", f"end it in one of {kinds}")
-    parent = path if folder else path.parent
+    missing = missing_folders(path if folder else path.parent)
+    place = missing[0].parent if missing else path if folder else path.parent
+    longest = max([path.name, *(each.name for each in missing)], key=len)  # a name may be too long for the file system
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        probe = parent / f".{path.name}.{os.getpid()}.probe"  # every worker of --nproc runs this
+        probe = place / f".{longest}.{os.getpid()}.probe"  # every worker of --nproc runs this
         probe.touch()
         probe.unlink()
         if path.is_dir() and not folder:
@@ -45,6 +46,25 @@ def check_output(path: Path, suffixes: tuple[str, ...], folder_allowed: bool) ->
         raise UserError(
             f"--out {path}: cannot be written ({error.strerror})", "give a place that you may write to"
         ) from error
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folders that are to be made for this one to be there, the outermost first."""
+    return [each for each in [*reversed(folder.parents), folder] if not os.path.lexists(each)]
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Makes a folder and those around it. After an error those that are new and empty are gone again."""
+    new = missing_folders(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in reversed(new):
+            with suppress(OSError):  # others may have put files there
+                each.rmdir()
+        raise
 
 
 @contextmanager
@@ -62,18 +82,20 @@ def whole(path: Path) -> Iterator[Path]:
 def all_or_none(path: Path) -> Iterator[list[Path]]:
     """A list for the files that are written for `--out path`, each before it is: where one cannot be, all of them are removed.
 
-    Raises UserError that names `path` in place of OSError, as of a full disk.
+    Makes the folders, and removes those of them that stay empty. Raises UserError that names `path` in place of OSError, as of a
+    full disk.
     """
-    new = not path.exists()
+    folder = path.parent if kind_of(path) else path
     begun: list[Path] = []
     try:
-        yield begun
+        with made(folder):
+            try:
+                yield begun
+            except OSError:
+                for file in begun:
+                    file.unlink(missing_ok=True)
+                raise
     except OSError as error:
-        for file in begun:
-            file.unlink(missing_ok=True)
-        if new and path.is_dir():
-            with suppress(OSError):  # others may have put files there
-                path.rmdir()
         raise UserError(
             f"--out {path}: cannot be written ({error.strerror or error})", "free some space, or give another place"
         ) from error

@@ -146,8 +146,6 @@ def write(
     names = numbered(description["n"], suffix)
     check_kept(path, len(names), suffix)
     with all_or_none(path) as begun:
-        if not kind_of(path):
-            path.mkdir(exist_ok=True)
         if kind_of(path) == ".npz":
             write_npz(path, drawn)
         elif kind_of(path) == ".png":

@@ -1,7 +1,7 @@
 """Bytes, grids, files and animations."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -10,7 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcli.engine.draw.output import pick
+from diffcli.config import UserError
+from diffcli.engine.draw.out_files import check_output
+from diffcli.engine.draw.output import pick, write
+from diffcli.engine.draw.sample import Finished
 from diffcli.engine.draw.sheets.arrangement import GAP, columns_for, grid, squarest
 from diffcli.fields import to_levels
 from diffcli.noise import Noise
@@ -194,3 +197,33 @@ def test_a_folder_may_hold_texts_hidden_files_and_former_samples(cli: Cli, train
     done = cli("sample", trained, "--n", 2, "--out", out)
     assert done.code == 0, done.err
     assert (out / "000001.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["new/folder", "new/er/a.png", "new/er/a.npz"])
+def test_a_refused_drawing_leaves_no_folders(cli: Cli, trained: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    cli("sample", trained, "--n", 2, "--class", 99, "--out", out).refused("--class 99")
+    cli("sample", tmp_path / "gone", "--out", out).refused("gone")
+    cli("gif", trained, "--class", 99, "--out", out.with_name("a.gif")).refused("--class 99")
+    assert list(tmp_path.iterdir()) == []
+    assert cli("sample", trained, "--n", 2, "--out", out).code == 0
+    assert out.exists()
+
+
+def test_folders_of_a_drawing_that_breaks_off_are_gone_but_for_those_that_hold_something(tmp_path: Path) -> None:
+    out, kept = tmp_path / "new/er", tmp_path / "kept/er"
+
+    def drawn() -> Iterator[Finished]:
+        kept.parent.joinpath("mine.txt").write_text("of another program")
+        raise KeyboardInterrupt
+        yield
+
+    for folder in (kept, out):
+        with pytest.raises(KeyboardInterrupt):
+            write(folder, drawn(), {"n": 1})
+    assert {path.name for path in tmp_path.rglob("*")} == {"kept", "mine.txt"}
+
+
+def test_a_folder_whose_name_is_too_long_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        check_output(tmp_path / ("n" * 300) / "a.png", (".png",), folder_allowed=False)

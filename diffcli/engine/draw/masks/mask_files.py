@@ -137,7 +137,6 @@ def write_masks(path: Path, seg: Segmenter, pictures: SourceImages, probabilitie
             with whole(path) as partial:
                 write_png(partial, grid(torch.stack(rows), 1 + len(PARTS)))
         else:
-            path.mkdir(parents=True, exist_ok=True)
             for name, (image, p) in zip(pictures.names, _each(pictures, probabilities), strict=True):
                 _write_one(path / name, image, p, begun)
     record = seg.describe() | stated(seg.classes) | {"images": _listed(pictures), "skipped": pictures.skipped}
