@@ -69,6 +69,10 @@ def train(
 ) -> None:
     """Train a model from a preset into a run directory."""
     door.check_preset(preset, overrides or [], data)
+    from diffcli.lookup.flags_and_settings import TRAINING, check_agreement
+
+    flags = {"--steps": steps, "--seed": seed, "--from": start_from, "--from-weights": from_weights, "--data": data}
+    check_agreement(overrides or (), TRAINING, flags)
     if start_from is not None:
         door.check_checkpoint(start_from)
     from diffcli import preset as presets
@@ -76,8 +80,8 @@ def train(
     from diffcli.engine.run.origin.starting import starting_from
     from diffcli.engine.run.runlog import RunDir
 
-    flags = [f"{key}={value}" for key, value in (("train.steps", steps), ("seed", seed)) if value is not None]
-    chosen = starting_from(presets.load(preset, [*(overrides or []), *flags], data), start_from, from_weights)
+    said = [f"{key}={value}" for key, value in (("train.steps", steps), ("seed", seed)) if value is not None]
+    chosen = starting_from(presets.load(preset, [*(overrides or []), *said], data), start_from, from_weights)
     run = RunDir(run_dir or Path("runs") / chosen.name)
     run.check_apart(chosen.data.root)
     how = Launch(nproc, nnodes, node_rank, rdzv_endpoint)
@@ -108,7 +112,9 @@ def resume(
     door.check_settings(overrides or [])
     from diffcli.engine.distributed import Launch
     from diffcli.engine.run.resume import reopen
+    from diffcli.lookup.flags_and_settings import TRAINING, check_agreement
 
+    check_agreement(overrides or (), TRAINING, {"--steps": steps})
     flags = [] if steps is None else [f"train.steps={steps}"]
     chosen, run, start = reopen(run_dir, from_step, [*(overrides or []), *flags])
     session.run_training(chosen, run, start, device, Launch(nproc), base)

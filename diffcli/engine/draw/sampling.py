@@ -16,6 +16,7 @@ from diffcli.engine.draw.restore.wishes import check_flags
 from diffcli.engine.model import Model
 from diffcli.engine.records import encoder_records
 from diffcli.engine.seeds import check_seeds, seed_count
+from diffcli.lookup.flags_and_settings import SAMPLING, check_agreement
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig
 from diffcli.tasks.guide import Drawing, Guide
@@ -65,6 +66,8 @@ class SampleOptions(EditOptions):
 
     def check(self) -> None:
         super().check()
+        flags = {"--sampler": self.sampler, "--steps": self.steps, "--ddim-eta": self.eta}
+        check_agreement(self.overrides, SAMPLING, flags)
         check_seeds(self.seed, self.n, self.interpolate)
         if not isinstance(self.seed, int) and self.interpolate is not None and self.images:
             raise UserError("--seed names two seeds, and --image two pictures to go between", "leave out one of them")
