@@ -18,8 +18,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from diffcli.config import Config
-
-MAX_STD = 0.29  # the mean of all steps alike has 12^-0.5 = 0.2887
+from diffcli.lookup.widths import MAX_STD
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Std = Annotated[float, Field(gt=0, lt=MAX_STD)]

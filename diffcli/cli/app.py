@@ -73,8 +73,9 @@ def train(
 
     flags = {"--steps": steps, "--seed": seed, "--from": start_from, "--from-weights": from_weights, "--data": data}
     check_agreement(overrides or (), TRAINING, flags)
-    if start_from is not None:
-        door.check_checkpoint(start_from)
+    door.check_data(preset, data, overrides or [])
+    door.check_start(preset, overrides or [], start_from, from_weights)
+    door.check_device(device)
     from diffcli import preset as presets
     from diffcli.engine.distributed import Launch
     from diffcli.engine.run.origin.starting import starting_from
@@ -108,15 +109,17 @@ def resume(
     nproc: Nproc = 1,
 ) -> None:
     """Continue a run from its newest checkpoint, to the same result as without the interruption."""
-    door.check_run(run_dir)
-    door.check_settings(overrides or [])
-    from diffcli.engine.distributed import Launch
-    from diffcli.engine.run.resume import reopen
     from diffcli.lookup.flags_and_settings import TRAINING, check_agreement
 
+    door.check_run(run_dir)
     check_agreement(overrides or (), TRAINING, {"--steps": steps})
-    flags = [] if steps is None else [f"train.steps={steps}"]
-    chosen, run, start = reopen(run_dir, from_step, [*(overrides or []), *flags])
+    settings = [*(overrides or []), *([] if steps is None else [f"train.steps={steps}"])]
+    door.check_resumed(run_dir, from_step, settings)
+    door.check_device(device)
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.run.resume import reopen
+
+    chosen, run, start = reopen(run_dir, from_step, settings)
     session.run_training(chosen, run, start, device, Launch(nproc), base)
 
 
@@ -137,6 +140,10 @@ def ema(
     """Write averages of a run's weights as checkpoints that sample and fid take."""
     door.check_run(run_dir)
     widths, rates = numbers("--std", std), numbers("--rate", rate)
+    from diffcli.lookup.widths import check_widths
+
+    check_widths(widths)
+    check_widths(widths)
     from diffcli.engine.run.averages import write_averages
 
     for written in write_averages(run_dir, widths, rates, out):

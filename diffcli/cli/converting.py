@@ -48,12 +48,14 @@ def import_weights(
     ] = "hint",
 ) -> None:
     """Turn published weights (diffusers, Stable Diffusion, OpenAI U-Nets, DiT, SiT, taming) into a checkpoint."""
+    from diffcli.lookup.given_paths import check_empty
+
     door.check_import(source, preset)
+    check_empty(out)
     from diffcli import preset as presets
     from diffcli.cli.console import say
     from diffcli.interop import importing
 
-    importing.check_empty(out)
     imported = importing.load(source, None if preset is None else presets.load(preset), base, field)
     for note in imported.notes:
         say(f"note:  {note}")
@@ -88,6 +90,9 @@ def export(
     door.check_checkpoint(ckpt)
     door.check_loras(lora or [])
     from diffcli.config import UserError
+    from diffcli.lookup.given_paths import check_empty
+
+    check_empty(out)
 
     if merge and to is not None:
         raise UserError(f"--merge with --to {to}: it writes a checkpoint of diffcli", "leave out --merge or --to")

@@ -3,11 +3,13 @@
 Whatever depends on the content of a preset, checkpoint or data set is checked by the engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffcli.cli.parsing.choices import METRICS, SAMPLERS
+
+FROM_FILES = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "folder", "clips")  # kinds of data
 
 if TYPE_CHECKING:
     from diffcli.engine.seeds import Seeds
@@ -34,6 +36,110 @@ def check_settings(overrides: Sequence[str]) -> None:
 
     for item in overrides:
         key_and_value(item)
+
+
+def check_start(preset: str, overrides: Sequence[str], start_from: Path | None, weights: str | None) -> None:
+    """Raises UserError for a --from that is no checkpoint, and for --from-weights without a model to start from."""
+    if start_from is not None:
+        check_checkpoint(start_from)
+    elif weights is not None:
+        from diffcli.lookup import preset_files
+        from diffcli.tasks.starting_point import check_weights_of
+
+        named = "from" in preset_files.read(preset_files.find(preset)) or any(o.startswith("from") for o in overrides)
+        check_weights_of(weights, Path() if named else None)
+
+
+def check_data(preset: str, data: str | None, overrides: Sequence[str]) -> None:
+    """Raises UserError for a --data that is not there, where the kind of the preset's data reads files from any path."""
+    if data is None or any(mark in data for mark in ("://", *"{*?[")) or any(o.startswith("data") for o in overrides):
+        return
+    from diffcli.data.files import check_there
+    from diffcli.lookup import preset_files
+
+    given = preset_files.read(preset_files.find(preset)).get("data")
+    if isinstance(given, dict) and given.get("kind") in FROM_FILES:
+        check_there(Path(data).expanduser().absolute(), "data.root")
+
+
+def check_device(name: str) -> None:
+    """Raises UserError for --device cuda with a torch that cannot have it."""
+    if name == "cuda":
+        from diffcli.lookup import torch_build
+
+        torch_build.check_device(name)
+
+
+def check_drawn_by(
+    ckpt: Path, labels: str | None, overrides: Sequence[str], sampler: str | None, eta: float | None
+) -> None:
+    """Raises UserError for a --class that a checkpoint does not know, and a --set that its sampling does not have."""
+    from diffcli.lookup.changeable import check_sampling
+
+    check_sampling(overrides)
+    if labels in (None, "all", "random") and not overrides:
+        return
+    from diffcli.lookup.checkpoint_files import glance, locate
+
+    preset = glance(ckpt).get("preset")
+    if not isinstance(preset, dict):
+        return
+    if overrides:
+        from diffcli.lookup.raw_preset import check_values
+
+        switched = () if sampler is None and eta is None else ("sampler",)
+        check_values(preset, str(locate(ckpt)), overrides, apart=switched)
+    if labels not in (None, "all", "random"):
+        check_class(glance(ckpt), str(labels))
+
+
+def check_pictures(images: Sequence[Path] | None, mask: Path | None, fields: Sequence[str] | None) -> None:
+    """Raises UserError where --image, --mask or --field names a file that is not there."""
+    from diffcli.cli.parsing.values import named_files
+    from diffcli.lookup import given_paths
+
+    given = [("--image", path) for path in images or ()]
+    given += [] if mask is None else [("--mask", mask)]
+    given += [(f"--field {name}", path) for name, paths in named_files(list(fields or ())) for path in paths]
+    given_paths.check_pictures(given)
+
+
+def check_layout(out: Path, layout: Mapping[str, Any]) -> None:
+    """Raises UserError for options of a grid where --out is none. layout: by their flags."""
+    from diffcli.engine.draw.out_files import check_arrangement
+
+    check_arrangement(out, (".png", ".mp4", ".webp", ".gif"), layout)
+
+
+def check_class(record: Mapping[str, Any], name: str) -> None:
+    """Raises UserError for a class that a model conditioned on classes does not have. record: of its checkpoint."""
+    conditioners = record["preset"].get("task", {}).get("conditioners") or ()
+    count = next((each.get("num_classes") for each in conditioners if each.get("kind") == "class"), None)
+    names = record.get("classes")
+    if isinstance(count, int) and (names is None or isinstance(names, list)):
+        from diffcli.engine.class_names import class_id
+
+        class_id(name, None if names is None else tuple(names), count)
+
+
+def check_resumed(run: Path, from_step: int | None, overrides: Sequence[str]) -> None:
+    """Raises UserError for a --set that a resumed run cannot have, and for a run that is at its last step already."""
+    check_settings(overrides)
+    from diffcli.lookup.changeable import check_resuming
+
+    check_resuming(overrides)
+    from diffcli.lookup.checkpoint_files import RECORD, checkpoints, glance
+
+    kept = checkpoints(run / "checkpoints")
+    record = glance(kept[-1]) if kept and from_step is None else {}
+    preset = record.get("preset")
+    if not isinstance(preset, dict) or not isinstance(record.get("step"), int):
+        return
+    from diffcli.lookup.raw_preset import check_values
+    from diffcli.lookup.run_ends import check_to_do
+
+    check_values(preset, f"{kept[-1]}/{RECORD}", overrides)
+    check_to_do(run, record["step"], preset, overrides)
 
 
 def check_sampler(name: str | None) -> None:

@@ -161,12 +161,16 @@ def sample(
     seeds = door.seeds(seed, n, interpolate)
     kinds = (".png", ".npz", ".mp4", ".webp", ".gif")
     door.check_drawing(ckpt, out, kinds, True, sampler, overrides or [], lora or [])
+    door.check_drawn_by(ckpt, labels, overrides or [], sampler, ddim_eta)
+    door.check_pictures(image, mask, field)
+    door.check_layout(out, {"--captions": captions, "--scale": scale, "--columns": columns})
+    door.check_device(device)
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output
     from diffcli.engine.draw.pictured.cascade import cascade
     from diffcli.engine.draw.prompts import read_prompts
-    from diffcli.engine.draw.sheets.arrangement import Arrangement, check_arrangement
+    from diffcli.engine.draw.sheets.arrangement import Arrangement
 
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength, "compare": compare}
     edit |= {"restore": restore, "degrade": degrade, "project": project}
@@ -180,9 +184,6 @@ def sample(
     edit |= {"window": window, "window_overlap": window_overlap}
     options = sampling(n, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
     output.check_apart(out, options)
-    check_arrangement(
-        out, (".png", ".mp4", ".webp", ".gif"), {"--captions": captions, "--scale": scale, "--columns": columns}
-    )
     if segments(ckpt, options, ensemble, then):
         segment(ckpt, out, options, ensemble, ema, device, nproc)
         return
@@ -268,6 +269,9 @@ def gif(
     ckpt = the_checkpoint("gif", named, ckpt)
     seeds = door.seeds(seed, n)
     door.check_drawing(ckpt, out, (".gif", ".mp4", ".webp"), False, sampler, overrides or [], lora or [])
+    door.check_drawn_by(ckpt, labels, overrides or [], sampler, ddim_eta)
+    door.check_pictures(image, mask, field)
+    door.check_device(device)
     from diffcli.cli.console import track
     from diffcli.engine.distributed import Launch
     from diffcli.engine.draw import output

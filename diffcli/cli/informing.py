@@ -14,6 +14,9 @@ def info(
     as_json: Annotated[bool, typer.Option("--json/--no-json", help="Print one JSON object.")] = False,
 ) -> None:
     """Describe what is at a path: steps, size, classes, data and what to type next; reads no weights."""
+    from diffcli.lookup.given_paths import check_described
+
+    check_described(path)
     from diffcli.engine.about import about, lines
 
     found = about(path)

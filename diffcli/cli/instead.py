@@ -90,14 +90,16 @@ def repeat(context: typer.Context, like: Path) -> None:
     import warnings
 
     from diffcli.config import UserError
-    from diffcli.engine.records import output_records as records
+    from diffcli.engine.records.record_files import read_record
 
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}  # type: ignore[union-attr]
     other = [param for param in context.command.params if param.name in given - FREE]
     if other:
         flag = _typed(other[0], context.params)
         raise UserError(f"--like {like} with {flag}: the record says all that makes the images", f"leave out {flag}")
-    record = records.read_record(like)
+    record = read_record(like)
+    from diffcli.engine.records import output_records as records
+
     words = records.repeated(like, record, str(context.info_name))
     for note in records.differences(record):
         warnings.warn(note, stacklevel=1)

@@ -175,8 +175,10 @@ def prep_data(
 ) -> None:
     """Turn a data set into WebDataset shards with an index."""
     from diffcli.config import UserError
+    from diffcli.data.set_folder import check_own
     from diffcli.prep.kinds import require_source
 
+    shown = value_range(levels)
     if kind == "shards":
         out, source = require_set(embed, source, out), None
     else:
@@ -187,6 +189,8 @@ def prep_data(
         raise UserError(
             f"--no-resume: {out} is not empty", "leave --no-resume out to go on there, or give an empty --out"
         )
+    if kind != "shards":
+        check_own(out)
     from diffcli.cli.console import watch_preparation
     from diffcli.prep.items import Download, Picked, SourceOptions
     from diffcli.prep.prepare import prepare
@@ -198,7 +202,7 @@ def prep_data(
         url_col=url_col,
         field=field,
         classes=classes.value,
-        range=value_range(levels),
+        range=shown,
         picked=Picked(min_size=min_size, encode=encode.value, quality=quality, obey_opt_out=obey_opt_out),
         latents=encoding(kind, source, first_stage, size, half, flip_pair, device),
         download=Download(distributor=distributor.value, threads=threads, timeout=timeout, retries=retries),
@@ -212,11 +216,11 @@ def prep_data(
 
 def value_range(text: str | None) -> "Range | None":
     """The two numbers of --range. Raises UserError where they are none."""
+    if text is None:
+        return None
     from diffcli.config import UserError
     from diffcli.data.modes import Range
 
-    if text is None:
-        return None
     try:
         low, high = map(float, text.split(","))
         if not low < high < float("inf") or low == float("-inf"):

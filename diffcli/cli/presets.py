@@ -79,6 +79,11 @@ def presets_new(
     start_from: FromModel = None,
 ) -> None:
     """Write a commented preset that fits your own pictures."""
+    from diffcli.data.files import check_there
+    from diffcli.lookup.preset_files import new_file
+
+    new_file(name)
+    check_there(data, "data.root")
     if start_from is not None:
         door.check_checkpoint(start_from)
     from diffcli.cli.console import say

@@ -119,7 +119,8 @@ def fid(
     nproc: Nproc = 1,
 ) -> None:
     """Score images, or samples of a checkpoint, against a reference: FID, KID, IS, precision, recall, accuracy, bits."""
-    from diffcli.engine.score.compared import apart, check_compared
+    from diffcli.engine.score.compared import apart, check_compared, check_sides
+    from diffcli.lookup.given_paths import check_features, check_weights
 
     door.check_metrics(metrics)
     door.check_sampler(sampler)
@@ -128,7 +129,13 @@ def fid(
     check_compared(compared, model, ref)
     if model is not None:
         door.check_checkpoint(model)
+        drawing = [item for item in overrides or () if not item.startswith("metrics.")]
+        door.check_drawn_by(model, labels, drawing, sampler, ddim_eta)
+    check_sides([*compared, *([] if ref is None else [ref])])
     door.check_loras(lora or [])
+    check_features(features)
+    check_weights(weights)
+    door.check_device(device)
     from diffcli.cli.console import counting, say
     from diffcli.engine.distributed import Launch
     from diffcli.engine.score import job

@@ -26,7 +26,7 @@ from diffcli.data.modes import Range
 from diffcli.data.moving_digits import MovingDigits
 from diffcli.data.personal import Personal
 from diffcli.data.prepared import Shards
-from diffcli.data.shards import is_prepared
+from diffcli.data.set_folder import is_prepared
 from diffcli.data.stream.stream_data import Stream, lists_shards
 from diffcli.fields import FieldSpec
 

@@ -129,6 +129,12 @@ class FileTree:
         return str(self.source / name)
 
 
+def check_there(source: Path, key: str) -> None:
+    """Raises UserError where there is nothing at a path. key: the option that names it."""
+    if not source.exists():
+        raise UserError(f"{key} is '{source}', which does not exist", given_as(key, "a path that is there"))
+
+
 def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
     """The files of a folder or of a .tar, .tar.gz, .tar.xz, .tar.bz2 or .zip archive.
 
@@ -137,8 +143,7 @@ def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
     into `work`.
     """
     with _opening(source, key, f"{key} is '{source}', which"):
-        if not source.exists():
-            raise UserError(f"{key} is '{source}', which does not exist", given_as(key, "a path that is there"))
+        check_there(source, key)
         if source.is_dir():
             walk = Walk(source)
             return FileTree(source, walk.files, walk.passed, walk.empty)

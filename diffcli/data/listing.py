@@ -4,7 +4,6 @@ Only the names of a FileTree are used, so a folder and an archive of that folder
 """
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -14,9 +13,9 @@ from diffcli.config import UserError, quoted
 from diffcli.data.files import FileTree
 from diffcli.data.image_formats import SHOWN_SUFFIXES, VIDEOS, images_among
 from diffcli.data.labels_file import labelled_names
-from diffcli.data.naming import given_as
+from diffcli.data.naming import Split as Split
+from diffcli.data.naming import alike, given_as
 
-Split = Literal["train", "test"]
 ClassesFrom = Literal["folders", "prefix"]
 SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -88,11 +87,6 @@ def split_named(folder: str) -> Split | None:
     """The split that the name of a folder means, such as `Training`, `test_set` or `val2017`; None for other names."""
     match = SPLIT_FOLDER.fullmatch(folder.lower())
     return SPLIT_NAMES[match[1]] if match else None
-
-
-def alike(name: str) -> str:
-    """A name in NFC, because systems store é as one character or as two."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _no_images(tree: FileTree, key: str, needs: Sequence[str]) -> UserError:

@@ -24,13 +24,12 @@ from torch import Tensor
 from diffcli.config import Config, Record, UserError, quoted
 from diffcli.data.field_notes import Digest, FieldName, Notes
 from diffcli.data.files import Span
-from diffcli.data.labels_file import is_labels_file
 from diffcli.data.leftovers import check_finished
 from diffcli.data.listing import Split
 from diffcli.data.naming import given_as
+from diffcli.data.set_folder import DATASET
 from diffcli.digest import sha256, stands_in
 
-DATASET = "dataset.json"
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+\.(tar|json)$")]  # never a path
 AGAIN = (
     "run `diffcli prep-data` with the same arguments again: it rewrites what is missing (delete broken shards first)"
@@ -131,11 +130,6 @@ class PreparedSet(Config):
     licence: str
     splits: dict[Split, PreparedSplit] = Field(min_length=1)
     request: PrepRequest
-
-
-def is_prepared(path: Path) -> bool:
-    """Whether `diffcli prep-data` finished a set in this folder."""
-    return (file := path.expanduser() / DATASET).is_file() and not is_labels_file(file)
 
 
 def open_shards(root: Path, key: str) -> PreparedSet:

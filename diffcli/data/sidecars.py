@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from diffcli.data.captions import MAX_BYTES, NOT_UTF8, decoded, from_json, to_bytes
 from diffcli.data.faults import is_momentary
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree
-from diffcli.data.listing import alike
+from diffcli.data.naming import alike
 from diffcli.data.pixels import BrokenImage
 
 SIDECARS = (".txt", ".caption", ".json")

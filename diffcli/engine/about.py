@@ -15,12 +15,13 @@ from typing import Any
 from diffcli import checkpoint
 from diffcli.config import UserError, quoted
 from diffcli.data.description import DataDescription, describe_set
-from diffcli.data.shards import is_prepared
+from diffcli.data.set_folder import is_prepared
 from diffcli.engine.data_records import recorded
 from diffcli.engine.lora.adapter_facts import adapter, adapter_lines
 from diffcli.engine.model import Model, without_weights
 from diffcli.fields import listed
 from diffcli.lookup.checkpoint_files import runs_inside
+from diffcli.lookup.given_paths import check_described
 from diffcli.networks.lora import Lora
 
 SCHEMA = 1
@@ -34,8 +35,7 @@ SHOWN_DIGITS = 12  # of a digest
 
 def about(path: Path) -> dict[str, Any]:
     """Describes what is at `path`. Raises UserError if diffcli did not write it."""
-    if not path.exists():
-        raise UserError(f"{path}: does not exist", "give a run, a checkpoint, an export or a prepared set")
+    check_described(path)
     if path.is_dir() and is_prepared(path):
         return _headed("prepared set", path) | _described(describe_set(path, "the prepared set")) | _sizes(path)
     if path.is_dir() and ((path / INDEX).is_file() or _class_of(path / CONFIG)):

@@ -14,7 +14,7 @@ from diffcli.data.description import DataDescription, describe, differences, fir
 from diffcli.data.fitting import fitted
 from diffcli.data.images import EncodedFiles, ImageData
 from diffcli.data.latent_data import LatentImages
-from diffcli.data.listing import alike
+from diffcli.data.naming import alike
 from diffcli.data.stream.stream_data import StreamData
 from diffcli.preset import Preset
 from diffcli.tasks.task import Task

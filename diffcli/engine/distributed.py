@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diffcli.config import RunFailed, UserError, did_you_mean
+from diffcli.lookup.torch_build import no_cuda
 
 T = TypeVar("T")
 
@@ -155,9 +156,7 @@ def pick_device(name: DeviceName, nproc: int = 1) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "--device cuda: no CUDA device is available", "use --device cpu, or install a CUDA build of torch"
-        )
+        raise no_cuda()
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: no Apple GPU is available", "use --device cpu")
     if name == "cuda":

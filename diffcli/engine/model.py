@@ -20,6 +20,7 @@ from diffcli.engine.records import encoder_records
 from diffcli.engine.tuning import choose_precision, compile_network, has_tf32, tune
 from diffcli.engine.words import word_files, word_training
 from diffcli.fields import OVER_PIXELS, PICTURES, Specs, from_record
+from diffcli.lookup.changeable import moves_encoder
 from diffcli.networks.weightless import weightless
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion import DiffusionTask
@@ -95,7 +96,7 @@ def load_model(
     chosen = choose_precision(precision, device)
     found = checkpoint.locate(path)
     record = checkpoint.read_record(found)
-    moved = filter(encoder_records.moves, overrides)
+    moved = filter(moves_encoder, overrides)
     resolved = preset_to_draw(record, found, moved)
     part = "ema" if use_ema else "task"
     if not checkpoint.holds(part, found, record) and checkpoint.holds("ema", found, record):

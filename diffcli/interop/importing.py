@@ -15,6 +15,7 @@ from diffcli.interop.unets import openai, openai_classifier
 from diffcli.interop.unets.places import CLASSES, class_rules
 from diffcli.interop.weight_files import ForeignTensors, Rule, read, read_with_arguments
 from diffcli.lookup.checkpoint_files import weights_to_import
+from diffcli.lookup.given_paths import check_empty
 from diffcli.networks.dit import DiT
 from diffcli.networks.unet import UNet
 from diffcli.preset import Preset
@@ -52,12 +53,6 @@ def save(imported: Imported, out: Path, source: Path) -> Path:
         **imported.record,
     }
     return checkpoint.save_average(checkpoint.step_dir(out, 0), imported.tensors, record)
-
-
-def check_empty(out: Path) -> None:
-    """Raises UserError if --out already exists."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: is not empty", "give a new or empty folder")
 
 
 def from_file(path: Path, given: Preset | None) -> Imported:

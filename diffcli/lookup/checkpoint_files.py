@@ -1,6 +1,8 @@
 """Finds checkpoints and the one that a path means; reads no weights and imports no torch."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from diffcli.config import UserError, quoted
 
@@ -40,6 +42,15 @@ def locate(path: Path) -> Path:
             or "give the run directory that `diffcli train` printed, or wait for its first checkpoint (train.every.save)",
         )
     return found[-1]
+
+
+def glance(path: Path) -> dict[str, Any]:
+    """The record of the checkpoint that PATH means, unchecked, for early answers; empty where it cannot be read so simply."""
+    try:
+        found = json.loads((locate(path) / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -3,6 +3,7 @@
 A name means ./presets/NAME.yaml, else the file of that name that is shipped in the package.
 """
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from diffcli.config import UserError, did_you_mean, quoted
 from diffcli.lookup.plain_yaml import KeyTwice, parsed
 
 NOT_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)  # PyYAML on 2024-13-45, !!timestamp x, [[[[...
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 COMPARE = "compare it with `diffcli presets show digits`"
 
 
@@ -44,6 +46,25 @@ def find(name: str) -> Path:
         hint = f"type --preset {quoted(own)} for the file" if own.is_file() else did_you_mean(name, sorted(presets))
         raise UserError(f"--preset {name}: no such preset", hint)
     return presets[name]
+
+
+def new_file(name: str) -> tuple[str, Path]:
+    """The name and the file of a new preset. Raises UserError where it is none, is taken, or the file is there already."""
+    name = name.removesuffix(".yaml")
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"NAME is '{name}': must be letters, digits and ._-",
+            "type for example `diffcli presets new photos --data DIR`",
+        )
+    if name in available():
+        raise UserError(
+            f"NAME is '{name}', which a preset of `diffcli presets list` has already",
+            f"give another, such as my-{name}",
+        )
+    target = Path(f"{name}.yaml")
+    if target.exists():
+        raise UserError(f"{target} is there already", "give another NAME, or delete that file")
+    return name, target
 
 
 def read(path: Path) -> dict[str, Any]:

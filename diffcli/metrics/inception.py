@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.fields import Specs
+from diffcli.lookup.given_paths import check_weights
 from diffcli.metrics.extractor import IMAGES, Extracted, check_images
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # the hex digits begin its SHA-256
@@ -67,9 +68,11 @@ def read_weights(path: Path, explicit: bool) -> tuple[dict[str, Tensor], str]:
     """State dict of a weights file and its SHA-256, read without running any code in it. Raises UserError."""
     where = f"--weights {path}" if explicit else str(path)
     hint = f"download {INCEPTION_URL} and put it at {hub_path()}, or name it with --weights FILE"
+    if explicit:
+        check_weights(path)
     if not path.is_file():
-        what = "is not a file" if explicit else "is not there: the weights of --features inception are missing"
-        raise UserError(f"{where} {what}", f"{hint}; or score with --features RUN, a classifier trained by diffcli")
+        problem = f"{where} is not there: the weights of --features inception are missing"
+        raise UserError(problem, f"{hint}; or score with --features RUN, a classifier trained by diffcli")
     try:
         raw = path.read_bytes()
         state = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from diffcli.config import UserError
 from diffcli.data.leftovers import REQUEST
-from diffcli.data.shards import PrepRequest, is_prepared, open_shards
+from diffcli.data.set_folder import is_prepared
+from diffcli.data.shards import PrepRequest, open_shards
 from diffcli.prep.items import LatentOptions, Picked
 from diffcli.prep.shard import write_whole
 

@@ -26,7 +26,8 @@ from diffcli.config import UserError
 from diffcli.data import captions
 from diffcli.data.field_notes import TOKENS, FieldNote, empty_file
 from diffcli.data.pixels import open_image
-from diffcli.data.shards import DATASET, Index, PreparedSet, Shard, index_json, open_shards
+from diffcli.data.set_folder import DATASET
+from diffcli.data.shards import Index, PreparedSet, Shard, index_json, open_shards
 from diffcli.digest import sha256
 from diffcli.encoders.encoder import Encoder, EncoderConfig
 from diffcli.prep.prepare import alone

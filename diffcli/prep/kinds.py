@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffcli.config import UserError, did_you_mean
+from diffcli.data.files import check_there
 
+PATTERNS = ("webdataset", "parquet")  # kinds whose SOURCE may stand for several files
 CELEBA = "give img_align_celeba.zip of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or the folder with it"
 AFHQ = "give afhq_v2.zip or afhq.zip of https://github.com/clovaai/stargan-v2, or the folder with its train and test"
 FFHQ = "give the folder images1024x1024 or thumbnails128x128 of https://github.com/NVlabs/ffhq-dataset, or a zip of it"
@@ -160,9 +162,11 @@ KINDS: dict[str, Kind] = {
 
 
 def require_source(kind: str, source: Path | None) -> Path:
-    """The source. Raises UserError if none was given, with what to get, and for an unknown kind."""
+    """The source. Raises UserError if none was given, with what to get, if it is not there, and for an unknown kind."""
     if kind not in KINDS:
         raise UserError(f"prep-data KIND is '{kind}'", did_you_mean(kind, [*KINDS, "shards"]))
     if source is None:
         raise UserError(f"prep-data {kind} needs a SOURCE", KINDS[kind].where)
+    if kind not in PATTERNS:
+        check_there(source, "SOURCE")
     return source

@@ -22,7 +22,8 @@ from diffcli.data.files import WriteError, printable, unreadable
 from diffcli.data.leftovers import REQUEST, WORK, tidied
 from diffcli.data.listing import Split
 from diffcli.data.lock import only_writer
-from diffcli.data.shards import DATASET, Index, PreparedSet, PreparedSplit, PrepRequest, Shard, Skipped, is_prepared
+from diffcli.data.set_folder import DATASET, check_own
+from diffcli.data.shards import Index, PreparedSet, PreparedSplit, PrepRequest, Shard, Skipped
 from diffcli.digest import sha256
 from diffcli.prep.asking import check_request
 from diffcli.prep.items import SOURCE, PrepSource, SourceOptions, Wanted
@@ -120,16 +121,8 @@ def _broken(source: Path, skipped: Skipped) -> UserError:
 
 def _claim(out: Path) -> Path:
     """Makes the folder and its work folder. Raises UserError if it holds other files than a prepared set or part of one."""
-    if out.is_file():
-        raise UserError(f"--out is '{out}', which is a file", "give a folder that is new or empty")
+    check_own(out)
     work = out / WORK
-    begun = work.is_dir() and ((work / REQUEST).is_file() or not any(out.glob("[!.]*")))  # else it is a stranger's
-    if out.is_dir() and not is_prepared(out) and not begun:
-        other = next((path.name for path in sorted(out.iterdir()) if not path.name.startswith(".")), None)
-        if other:
-            raise UserError(
-                f"--out is '{out}', which holds other files ('{other}')", "give a folder that is new or empty"
-            )
     work.mkdir(parents=True, exist_ok=True)
     return work
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from diffcli.config import Config
+from diffcli.config import Config, UserError
 
 Weights = Literal["ema", "raw"]
 
@@ -25,6 +25,15 @@ class StartingPoint(Config):
     def absolute(self) -> "StartingPoint":
         """The same, found from any folder."""
         return self.model_copy(update={"path": self.path.expanduser().absolute()})
+
+
+def check_weights_of(weights: str | None, path: Path | None) -> None:
+    """Raises UserError for --from-weights without a model to start from."""
+    if weights is not None and path is None:
+        raise UserError(
+            f"--from-weights {weights}: there is no model to start from",
+            "name it: --from RUN, or leave --from-weights out",
+        )
 
 
 def named(given: Mapping[str, Any], name: str, alias: str) -> dict[str, Any]:

@@ -501,9 +501,9 @@ def test_an_error_of_a_worker_is_told_once_by_the_parent(trained: Path, tmp_path
         (["a", "b", "--ref", "c"], ["--ref c", "--ckpt"]),
         (["a", "--ckpt", "run"], ["either", "--ref"]),
         (["a", "b"], ["a"]),
-        (["a", "b", "--precision", "bf16"], ["--precision bf16", "leave --precision out"]),
-        (["a", "b", "--compile"], ["--compile with two sides", "--ckpt"]),
-        (["a", "b", "--steps", "5"], ["--steps 5", "--ckpt"]),
+        (["digits:train", "digits:test", "--precision", "bf16"], ["--precision bf16", "leave --precision out"]),
+        (["digits:train", "digits:test", "--compile"], ["--compile with two sides", "--ckpt"]),
+        (["digits:train", "digits:test", "--steps", "5"], ["--steps 5", "--ckpt"]),
     ],
 )
 def test_scores_without_two_sides_are_refused(

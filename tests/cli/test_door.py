@@ -1,5 +1,6 @@
 """Mistakes of the keyboard are answered before anything heavy is imported."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,30 +23,51 @@ AT_ONCE = [
     "resume nowhere", "ema nowhere --out x --std 0.1", "sample", "sample nowhere", "sample . --sampler dimm",
     "sample . --out a.jpg", "sample . --steps 0", "sample . --seed 3-1", "gif . --seed 1,2 --n 3", "gif nowhere",
     "gif . --out a.png", "export nowhere --out x",
-    "import nowhere --out x", "fid", "fid a b --metrics fiid", "prep-data mnist", "prep-data minst", "prep-data mnist .",
+    "import nowhere --out x", "info nowhere", "presets new x/y --data .", "presets new mine --data nowhere",
+    "train --preset digits --from-weights raw", "train --preset cifar10 --data nowhere", "fid . nowhere",
+    "fid . . --features nowhere", "fid . . --weights nowhere", "prep-data folder nowhere --out x", "sample --like nowhere.png",
+    "fid", "fid a b --metrics fiid", "prep-data mnist", "prep-data minst", "prep-data mnist .",
 ]  # fmt: skip
 FINE = ["--help", "presets list", "presets show digits", "presets schema"]
 HEAVY = {"torch", "numpy", "PIL", "imageio", "scipy", "webdataset", "torchvision"}
 
 
-def test_what_flags_alone_decide_is_answered_without_torch(tmp_path: Path) -> None:
+def answered_without(heavy: set[str], lines: list[str], folder: Path) -> None:
     """All in one process, which imports what each of them would: a start of Python costs more than the answers."""
     script = f"""
 import shlex, sys
 from diffcli.cli import session
 from diffcli.cli.app import app
-for line in {AT_ONCE!r}:
+for line in {lines!r}:
     sys.argv = ["diffcli", *shlex.split(line)]
     code = session.run(app)
-    heavy = {HEAVY!r} & sys.modules.keys()
+    heavy = {heavy!r} & sys.modules.keys()
     assert not heavy, f"{{line}} imports {{sorted(heavy)}}"
     assert code == (0 if line in {FINE!r} else 2), f"{{line}}: {{code}}"
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment(), cwd=tmp_path
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_flags_alone_decide_is_answered_without_torch(tmp_path: Path) -> None:
+    answered_without(HEAVY, AT_ONCE, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+OF_A_RUN = [
+    "sample RUN --class house", "sample RUN --class 77", "gif RUN --class house", "sample RUN --set train.steps=3",
+    "sample RUN --set sampler.stepz=3", "sample RUN --set sampler.steps=-3", "fid RUN --set sampler.steps=-3",
+    "sample RUN --image nowhere.png", "sample RUN --mask nowhere.png", "sample RUN --field hint=nowhere.png",
+    "sample RUN --scale 3 --out squares", "fid RUN --ref nowhere", "fid RUN --features nowhere", "resume RUN",
+    "resume RUN --set train.stepz=1", "resume RUN --set task.kind=prior", "resume RUN --set train.steps=-1",
+    "export RUN --out RUN", "prep-data folder . --out RUN", "ema RUN --out x --std 0.5", "sample --like RUN",
+   
+]  # fmt: skip
+
+
+def test_what_the_record_of_a_run_decides_is_answered_without_torch(trained: Path, tmp_path: Path) -> None:
+    lines = [line.replace("RUN", shlex.quote(str(trained))) for line in OF_A_RUN]
+    answered_without({"torch", "scipy", "webdataset", "torchvision"}, lines, tmp_path)
 
 
 def test_the_door_knows_every_sampler_metric_and_kind_of_data() -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from diffcli.data import captions
 from diffcli.data.field_notes import FieldNote, is_mask
 from diffcli.data.prepared import Shards
-from diffcli.data.shards import DATASET, Index, Members, PreparedSet, PreparedSplit, PrepRequest, Shard
+from diffcli.data.set_folder import DATASET
+from diffcli.data.shards import Index, Members, PreparedSet, PreparedSplit, PrepRequest, Shard
 from diffcli.digest import sha256
 from diffcli.prep.prepare import PrepReport, prepare
 

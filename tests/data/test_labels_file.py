@@ -9,7 +9,8 @@ import torch
 
 from diffcli.config import UserError
 from diffcli.data.datasets import Folder
-from diffcli.data.shards import is_prepared, open_shards
+from diffcli.data.set_folder import is_prepared
+from diffcli.data.shards import open_shards
 from tests.data.making import pixels, png, read, run
 
 NAMES = [f"{number // 2:05d}/img{number:08d}.png" for number in range(6)]

@@ -16,7 +16,8 @@ from diffcli.data import shards
 from diffcli.data.images import ImageData
 from diffcli.data.pixels import decode
 from diffcli.data.prepared import Shards
-from diffcli.data.shards import Index, PreparedSplit, is_prepared, open_shards
+from diffcli.data.set_folder import is_prepared
+from diffcli.data.shards import Index, PreparedSplit, open_shards
 from diffcli.digest import sha256
 from diffcli.prep.prepare import prepare
 from tests.data import making

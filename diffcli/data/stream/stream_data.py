@@ -29,7 +29,8 @@ from diffcli.data.images import ImageData
 from diffcli.data.listing import Split
 from diffcli.data.loader import MEMORY_LIMIT
 from diffcli.data.sample_labels import EXTENSIONS, label_in
-from diffcli.data.shards import DATASET, PreparedSet
+from diffcli.data.set_folder import DATASET
+from diffcli.data.shards import PreparedSet
 from diffcli.data.stream.dealing import StreamFeed
 from diffcli.data.stream.lanes import Fault, LaneEntry, LaneSource, Order
 from diffcli.data.stream.layout import Layout, fields_of

@@ -22,6 +22,7 @@ from diffcli.digest import sha256
 from diffcli.engine.draw.pictures import FilePicture, MemoryPicture
 from diffcli.engine.draw.restore.measured import Measured
 from diffcli.fields import to_float
+from diffcli.lookup.given_paths import unreadable
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
 
@@ -188,9 +189,7 @@ def open_picture(
     except BrokenImage as error:
         raise UserError(f"{flag} {path}: {error.reason}", "give an image file, PNG or JPEG for example") from error
     except OSError as error:
-        raise UserError(
-            f"{flag} {path}: cannot be read ({error.strerror})", "give the path of an image file"
-        ) from error
+        raise unreadable(flag, path, error.strerror) from error
 
 
 def described(path: Path | MemoryPicture) -> dict[str, str]:

@@ -3,21 +3,18 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from diffcli.config import Note, UserError, did_you_mean
-from diffcli.data.listing import alike
+from diffcli.config import Note, UserError
+from diffcli.engine.class_names import class_id
 from diffcli.engine.draw.conditions import Conditions
 from diffcli.engine.draw.guides import class_count
 from diffcli.engine.model import Model
 from diffcli.fields import Batch, FieldSpec, Specs
 from diffcli.noise import Domain, Noise
-
-FEW_CLASSES = 20  # that a hint can still list
 
 
 @dataclass(frozen=True)
@@ -97,20 +94,3 @@ def _chosen(which: Sequence[int | str], names: tuple[str, ...] | None, count: in
         if number in model.untrained:
             warnings.warn(f"--class {each}: {model.path} was trained on no image of that class", Note, stacklevel=2)
     return found
-
-
-def class_id(which: str | int, classes: tuple[str, ...] | None, count: int) -> int:
-    """The number of a class given by name (exact, then without case) or by number; an int is always a number."""
-    names = [alike(name) for name in classes or ()] if isinstance(which, str) else []
-    which = alike(str(which))
-    for known in (names, [name.lower() for name in names]):
-        if which in known or which.lower() in known:
-            return known.index(which if which in known else which.lower())
-    if which.isdecimal() and int(which) < count:
-        return int(which)
-    if which.lstrip("-").isdecimal():
-        raise UserError(
-            f"--class {which}: the model has the classes 0 to {count - 1}", f"use 0 to {count - 1}, all or random"
-        )
-    shown = names if len(names) <= FEW_CLASSES else get_close_matches(which, names, n=5, cutoff=0.3)
-    raise UserError(f"--class {which or repr(which)}: no such class", did_you_mean(which, [*shown, "all", "random"]))

@@ -4,9 +4,10 @@ Imports nothing heavy, so that a mistake is answered at once.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from diffcli.config import UserError
 
@@ -65,6 +66,20 @@ def made(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # others may have put files there
                 each.rmdir()
         raise
+
+
+def check_arrangement(path: Path, kinds: Sequence[str], layout: Mapping[str, Any]) -> None:
+    """Raises UserError, before any work, for layout options if the output is no file of these kinds.
+
+    layout: the options by their flags; None and False were not given.
+    """
+    for flag, value in layout.items():
+        if value is not None and value is not False and kind_of(path) not in kinds:
+            shown = flag if value is True else f"{flag} {value}"
+            raise UserError(
+                f"{shown} with --out {path}: only {' and '.join(kinds)} are laid out; elsewhere images stay as they are",
+                f"end --out in {kinds[0]}, or leave {flag} out",
+            )
 
 
 @contextmanager

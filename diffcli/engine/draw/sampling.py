@@ -14,8 +14,8 @@ from diffcli.engine.draw.edits import EditOptions
 from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.draw.restore.wishes import check_flags
 from diffcli.engine.model import Model
-from diffcli.engine.records import encoder_records
 from diffcli.engine.seeds import check_seeds, seed_count
+from diffcli.lookup.changeable import check_sampling
 from diffcli.lookup.flags_and_settings import SAMPLING, check_agreement
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig
@@ -170,12 +170,7 @@ def choose_sampler(model: Model, options: SampleOptions) -> Sampler:
 
 def overridden(model: Model, sampler: Sampler, guidance: float, guide: Guide, options: SampleOptions) -> Preset:
     """`--set sampler.KEY=VALUE` and `--set guide.KEY=VALUE`, validated as in a preset; settings of training stay."""
-    for item in options.overrides:
-        if not item.startswith(("sampler.", "guide.")) and not encoder_records.moves(item):
-            raise UserError(
-                f"--set {item}: sampling changes sampler.* and guide.* keys only, and where an encoder's model lies",
-                "train another model to change the rest",
-            )
+    check_sampling(options.overrides)
     chosen = {"sampler": sampler.model_dump(mode="json"), "guidance": guidance, "guide": guide.model_dump(mode="json")}
     return preset.build(model.preset.model_dump(mode="json") | chosen, str(model.path), options.overrides)
 

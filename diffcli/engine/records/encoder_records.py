@@ -4,7 +4,6 @@ A checkpoint's record says `encoders: {"task.conditioners.0": {model, library, s
 those that its conditioners name, and those that made the embeddings it was trained on.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,6 @@ from diffcli.data.images import ImageData
 from diffcli.encoders.encoder import EncoderConfig
 from diffcli.tasks.conditioners.pretrained import PretrainedConditioner
 from diffcli.tasks.task import Task
-
-MOVED = re.compile(r"task\.conditioners\.\d+\.encoder\.model=")
-
-
-def moves(item: str) -> bool:
-    """Whether a `--set` item gives a new place of an encoder; its weights must be the same."""
-    return MOVED.match(item) is not None
 
 
 def agreed(task: Task, data: ImageData, before: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -17,23 +17,18 @@ from diffcli import __version__, checkpoint
 from diffcli.config import Note, UserError, quoted
 from diffcli.digest import sha256
 from diffcli.engine.draw.out_files import whole
+from diffcli.engine.records.record_files import OURS, raw_record, sidecar
 from diffcli.interop.adapters import lora_names
 from diffcli.lookup.checkpoint_files import is_checkpoint
 
-OURS = {"checkpoint", "version"}  # keys that every record has
 ADDED = {"loras": "--lora", "embeddings": "--embedding"}  # what is added to the weights, by key: its flag
 LIKE = ("sample", "gif")  # commands that repeat their records
-
-
-def sidecar(path: Path) -> Path:
-    """The record of an output."""
-    return path.with_name(f"{path.name}.json")
 
 
 def check_record(path: Path) -> None:
     """Raises UserError, before any work, where the record of an output would take the place of another file."""
     place = sidecar(path)
-    if place.exists() and not _read(place).keys() >= OURS:
+    if place.exists() and not raw_record(place).keys() >= OURS:
         raise UserError(
             f"--out {path}: its record {place} would overwrite a file that is no record of diffcli",
             f"move that file away, or give another --out, for example {quoted(path.with_name(f'drawn-{path.name}'))}",
@@ -54,16 +49,6 @@ def write_record(path: Path, description: Mapping[str, Any]) -> None:
             f"{path} is written, but its record {place} cannot be ({error.strerror})",
             "free some space, and draw again where you want to repeat it with --like",
         ) from error
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The record that a path names: itself, or that of an output. Raises UserError."""
-    places = [path] if path.suffix == ".json" else [sidecar(path), path.with_suffix(".json")]
-    found = next((record for place in places if (record := _read(place)).keys() >= OURS), None)
-    if found is None:
-        hint = "give an output of `diffcli sample` or `gif` beside its record, or the record itself, for example samples.png.json"
-        raise UserError(f"--like {path}: {'is no record' if path.exists() else 'there is no such record'}", hint)
-    return found
 
 
 def repeated(path: Path, record: Mapping[str, Any], command: str = "sample") -> list[str]:
@@ -149,11 +134,3 @@ def differences(record: Mapping[str, Any]) -> list[Note]:
     if record["version"] == __version__:
         return []
     return [Note(f"the record was written by diffcli {record['version']}, this is {__version__}: images may differ")]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

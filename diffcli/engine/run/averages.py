@@ -13,10 +13,11 @@ from torch import Tensor
 
 from diffcli import checkpoint, preset
 from diffcli.config import UserError, quoted
-from diffcli.ema import MAX_STD, Ema, PowerEma, Profile, coefficients, exponential, power
+from diffcli.ema import Ema, PowerEma, Profile, coefficients, exponential, power
 from diffcli.engine.lora.lora_training import to_write
 from diffcli.engine.run.runlog import SUPERSEDED, RunDir
 from diffcli.engine.run.state import below, build_on_meta, saved_averages, unaveraged_keys
+from diffcli.lookup.widths import check_widths
 from diffcli.tasks.task import Task
 
 Record = dict[str, Any]
@@ -63,11 +64,7 @@ def write_averages(path: Path, stds: Sequence[float], rates: Sequence[float], ou
     """Checkpoints below `out` with the power averages of these widths and the exponential ones of these rates."""
     if not stds and not rates:
         raise UserError("--std: missing", "name the averages to make, for example --std 0.05,0.1 or --rate 0.999")
-    for std in stds:
-        if not 0 < std < MAX_STD:
-            raise UserError(
-                f"--std {std}: a width relative to the run is above 0 and below {MAX_STD}", "try --std 0.05,0.1"
-            )
+    check_widths(stds)
     names = [power(std).name for std in stds]
     for std, name in zip(stds, names, strict=True):
         if names.count(name) > 1:

@@ -6,7 +6,6 @@ and condition dropout for guidance.
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -27,7 +26,6 @@ from diffcli.lookup import preset_files
 from diffcli.networks.unet import UNetConfig
 
 NewTask = Literal["diffusion", "classifier"]
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST, LONGEST_OF_FEW = 64, 32  # pixels along the longer side of the images that a new model makes
 STEP = 8  # pixels; sides are multiples of this where images are made smaller
 ALIKE = 0.9  # share of the images that must have one shape before the model's images get it
@@ -69,20 +67,7 @@ def write(name: str, data: Path, make: Callable[[str, Findings], tuple[str, Find
 
     Raises UserError as `write_new` does, before it writes.
     """
-    name = name.removesuffix(".yaml")
-    if not NAME.fullmatch(name):
-        raise UserError(
-            f"NAME is '{name}': must be letters, digits and ._-",
-            "type for example `diffcli presets new photos --data DIR`",
-        )
-    if name in preset_files.available():
-        raise UserError(
-            f"NAME is '{name}', which a preset of `diffcli presets list` has already",
-            f"give another, such as my-{name}",
-        )
-    target = Path(f"{name}.yaml")
-    if target.exists():
-        raise UserError(f"{target} is there already", "give another NAME, or delete that file")
+    name, target = preset_files.new_file(name)
     text, found = make(name, look_at(data))
     presets.build(yaml.safe_load(text), str(target))
     target.write_text(text, encoding="utf-8")

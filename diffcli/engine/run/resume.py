@@ -8,19 +8,13 @@ from typing import Any, NamedTuple
 from diffcli import checkpoint, preset
 from diffcli.config import UserError, quoted
 from diffcli.engine.distributed import speaks
-from diffcli.engine.records import encoder_records
 from diffcli.engine.run.phases import phases_of, rate
 from diffcli.engine.run.runlog import SUPERSEDED, RunDir
 from diffcli.engine.run.state import build_on_meta, same_state
+from diffcli.lookup.changeable import check_resuming, may_change, moves_encoder
 from diffcli.lookup.checkpoint_files import run_directory
+from diffcli.lookup.run_ends import nothing_to_do
 from diffcli.preset import Preset
-
-MOVABLE = (
-    "data.root",
-    "data.shards",
-    "data.test_shards",
-    "data.preserve.root",
-)  # keys of data that may lie elsewhere by now
 
 
 class Edits(NamedTuple):
@@ -46,13 +40,7 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
     Only the record is read here; every process checks the digests of the files when it loads them, before the run is changed.
     """
     run = RunDir(run_directory(path))
-    for item in overrides:
-        if not _may_change(item):
-            raise UserError(
-                f"--set {item}: a resumed run changes train.* keys only, and data.root, data.shards or the model of an encoder "
-                "where they have moved; its data, task and seed stay",
-                "train into another --run-dir to change them",
-            )
+    check_resuming(overrides)
     try:
         start = choose(run, from_step)
     except UserError:
@@ -68,10 +56,7 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
     raw = edited.applied(record.get("preset"))
     resolved = preset.build(raw, f"{start}/{checkpoint.RECORD}", [*edited.moved, *overrides])
     if record["step"] >= resolved.train.steps:
-        raise UserError(
-            f"{path}: is at step {record['step']} of {resolved.train.steps}: there is nothing left to do",
-            f"give more: diffcli resume {quoted(path)} --steps {record['step'] * 2}",
-        )
+        raise nothing_to_do(path, record["step"], resolved.train.steps)
     return resolved, run, start
 
 
@@ -91,26 +76,18 @@ def edits(run: RunDir) -> Edits:
     found = Edits({}, [], [])
     for key in changed:
         item = f"{key}={json.dumps(after.get(key))}"
-        if not _may_change(item):
+        if not may_change(item):
             raise UserError(
                 f"{run.preset}: {key} is {after.get(key)!r}, was {before.get(key)!r}; a resumed run changes train.* only",
                 f"put {key} back, or train another run: diffcli train --preset {quoted(run.preset)} --run-dir ANOTHER",
             )
         found.notes.append(f"{run.preset}: {key} is {after.get(key)!r}, was {before.get(key)!r}")
         section, name, *_ = key.split(".")
-        if encoder_records.moves(item):
+        if moves_encoder(item):
             found.moved.append(item)
         else:
             found.tree.setdefault(section, {})[name] = now[section][name]
     return found
-
-
-def _may_change(item: str) -> bool:
-    """Whether a resumed run may change what `KEY=VALUE` names."""
-    key = item.partition("=")[0]
-    if key.startswith(("train.lora", "train.embedding")):  # what is changed is a part of what the checkpoint holds
-        return False
-    return key.startswith("train.") or key in MOVABLE or encoder_records.moves(item)
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

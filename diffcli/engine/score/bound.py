@@ -14,9 +14,9 @@ from diffcli.diffusion.likelihood import Term, Variance, bits_per_dim
 from diffcli.diffusion.samplers import Ddpm
 from diffcli.diffusion.schedule import DiscreteSchedule
 from diffcli.engine.draw.request import Request, SampleOptions
-from diffcli.engine.records import encoder_records
 from diffcli.engine.score.onepass import Watch
 from diffcli.fields import Remedies, Specs, check_classes, check_fields, converted
+from diffcli.lookup.changeable import moves_encoder
 from diffcli.metrics.extractor import Extracted
 from diffcli.noise import Noise
 
@@ -136,7 +136,7 @@ def check_walk(options: SampleOptions) -> None:
 
 def walks(item: str) -> bool:
     """Whether a `--set` item changes the steps of sampling; variance and the place of an encoder do not."""
-    return not (item.startswith("sampler.variance=") or encoder_records.moves(item))
+    return not (item.startswith("sampler.variance=") or moves_encoder(item))
 
 
 def _chain(req: Request) -> tuple[DiscreteSchedule, Variance]:

@@ -1,10 +1,37 @@
 """The arguments of `fid`: two sides, or a checkpoint and perhaps a reference. Imports nothing heavy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from diffcli.config import UserError
+from diffcli.config import UserError, did_you_mean
+from diffcli.data.naming import SPLITS, Split
 from diffcli.lookup.checkpoint_files import is_checkpoint
+from diffcli.lookup.preset_files import find
+
+KINDS = (
+    "a folder of images or films, .npz samples, .npz statistics, a prepared data set or NAME:SPLIT of a preset's data"
+)
+
+
+def split_named(text: str) -> Split:
+    """The split of NAME:SPLIT. Raises UserError where a side, which is no path, is not that."""
+    _, colon, split = text.rpartition(":")
+    if not colon:
+        raise UserError(f"{text} does not exist", f"give {KINDS} (such as digits:train)")
+    chosen = next((s for s in SPLITS if s == split), None)
+    if chosen is None:
+        raise UserError(f"{text}: '{split}' is not a split", did_you_mean(split, SPLITS))
+    return chosen
+
+
+def check_sides(texts: Iterable[str]) -> None:
+    """Raises UserError where one is neither a path that is there nor NAME:SPLIT of a set or preset that is there."""
+    for text in texts:
+        if not Path(text).expanduser().exists():
+            split_named(text)
+            name = text.rpartition(":")[0]
+            if not Path(name).expanduser().exists():
+                find(name)
 
 
 def apart(given: Sequence[str], ckpt: Path | None) -> tuple[tuple[str, ...], Path | None]:

@@ -7,13 +7,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from diffcli.config import ImageShape, UserError, did_you_mean
+from diffcli.config import ImageShape, UserError
 from diffcli.engine.model import load_model
 from diffcli.engine.score.report import size_text
 from diffcli.engine.score.sight.clip_classifier import ClipClassifier
 from diffcli.engine.score.sight.conversion import converted
 from diffcli.engine.score.sight.tower import TowerFeatures
 from diffcli.fields import Specs, to_float
+from diffcli.lookup.given_paths import check_features
 from diffcli.metrics.extractor import IMAGES, Extracted, Extractor, check_images
 from diffcli.metrics.inception import InceptionFeatures
 from diffcli.metrics.motion.clip_networks import TorchScriptI3d
@@ -85,14 +86,8 @@ def extractor_for(features: str, weights: Path | None = None, device: torch.devi
         from diffcli.metrics.motion.r3d import R3d18  # which imports torchvision
 
         return R3d18(weights, device)
+    check_features(features)
     path = Path(features).expanduser()
-    if not path.exists():
-        raise UserError(
-            f"--features {features}: is neither an extractor nor a run",
-            did_you_mean(features, ["inception", R3D])
-            + ", or give the run directory of a classifier trained by diffcli, "
-            "a TorchScript file of an I3D or the folder of a CLIP",
-        )
     if weights is not None:
         raise UserError(f"--weights {weights} given with --features {features}, which brings its own", "drop --weights")
     if path.is_file() and path.suffix != EXPORTED:

@@ -13,13 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from diffcli import __version__, preset
-from diffcli.config import UserError, did_you_mean, quoted
+from diffcli.config import UserError, quoted
 from diffcli.data.broken import broken_among, left_out, named
 from diffcli.data.clips.whole_films import whole_films
 from diffcli.data.dataset import DataConfig, TreeFiles
@@ -32,26 +32,23 @@ from diffcli.data.listing import Split
 from diffcli.data.loader import WORTH_WORKERS
 from diffcli.data.pixels import channels_first, open_image, read_size
 from diffcli.data.prepared import Shards
-from diffcli.data.shards import DATASET, is_prepared, open_shards
+from diffcli.data.set_folder import DATASET, is_prepared
+from diffcli.data.shards import open_shards
 from diffcli.data.stream.stream_data import Stream
 from diffcli.data.walk import Walk
 from diffcli.digest import sha256
 from diffcli.engine.model import Model
 from diffcli.engine.score import npz
 from diffcli.engine.score.cache import cache_folder, write_whole
+from diffcli.engine.score.compared import KINDS, split_named
 from diffcli.fields import Batch, FieldSpec, Specs, joined
 from diffcli.lookup.checkpoint_files import is_checkpoint
 from diffcli.metrics.statistics import Statistics
 
-SPLITS: tuple[Split, ...] = get_args(Split)
-KINDS = (
-    "a folder of images or films, .npz samples, .npz statistics, a prepared data set or NAME:SPLIT of a preset's data"
-)
 STAGE = re.compile(
     r"((?:.*/)?stage-[^/]*)\.json"
 )  # the record of an earlier stage, which `diffcli sample --then` leaves
 READERS = 4  # threads that decode ahead; Pillow releases the interpreter lock
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -95,12 +92,8 @@ def resolve(text: str, size: int | tuple[int, int] | None = None, always: bool =
                 f"{text} is a {path.suffix or 'plain'} file, not a side that can be scored", f"give {KINDS}"
             )
         return npz_side(path)
-    name, colon, split = text.rpartition(":")
-    if not colon:
-        raise UserError(f"{text} does not exist", f"give {KINDS} (such as digits:train)")
-    chosen = next((s for s in SPLITS if s == split), None)
-    if chosen is None:
-        raise UserError(f"{text}: '{split}' is not a split", did_you_mean(split, SPLITS))
+    name = text.rpartition(":")[0]
+    chosen = split_named(text)
     prepared = Path(name).expanduser()
     if is_prepared(prepared):
         return prepared_side(prepared, chosen, size, always)

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from diffcli.config import UserError, quoted
 from diffcli.data.captions import clean
 from diffcli.data.files import FileTree, open_tree
-from diffcli.data.listing import Split, alike
+from diffcli.data.listing import Split
+from diffcli.data.naming import alike
 from diffcli.data.pixels import BrokenImage
 from diffcli.data.sidecars import Sidecars, read_sidecar
 from diffcli.digest import sha256

@@ -17,7 +17,8 @@ from diffcli.config import UserError
 from diffcli.engine.draw import output
 from diffcli.engine.draw.out_files import all_or_none, whole
 from diffcli.engine.draw.sample import Finished
-from diffcli.engine.records.output_records import sidecar, write_record
+from diffcli.engine.records.output_records import write_record
+from diffcli.engine.records.record_files import sidecar
 
 TOLD = {"checkpoint": "c", "version": "1", "n": 4}
 IMAGES = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from diffcli.engine.distributed import Group, join
 from diffcli.engine.draw.sample import SampleOptions, class_id, load_model, request
 from diffcli.engine.draw.sample import draw as finished
 from diffcli.engine.draw.sheets.arrangement import GAP
-from diffcli.engine.records.output_records import sidecar
+from diffcli.engine.records.record_files import sidecar
 from diffcli.noise import Noise
 from tests.conftest import Cli, in_ranks, in_subprocess
 

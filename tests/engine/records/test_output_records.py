@@ -8,6 +8,7 @@ import pytest
 
 from diffcli.config import UserError
 from diffcli.engine.records import output_records as records
+from diffcli.engine.records.record_files import read_record
 from tests.conftest import Cli
 
 TOLD = {"checkpoint": "c", "version": "0", "n": 1, "seeds": [3]}
@@ -89,13 +90,13 @@ def test_a_checkpoint_that_is_gone_is_named_with_what_to_do(cli: Cli, trained: P
 
 def test_records_of_before_are_found_and_say_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps(TOLD))
-    found = records.read_record(tmp_path / "s.png")
+    found = read_record(tmp_path / "s.png")
     assert found == TOLD
     with pytest.raises(UserError) as told:
         records.repeated(tmp_path / "s.png", found)
     assert "diffcli sample c --n 1 --seed 3" in told.value.hint
     with pytest.raises(UserError, match="no such record"):
-        records.read_record(tmp_path / "t.png")
+        read_record(tmp_path / "t.png")
     gif = TOLD | {"command": "diffcli gif c --out x.gif"}
     with pytest.raises(UserError, match="diffcli gif"):
         records.repeated(tmp_path / "x.gif", gif)

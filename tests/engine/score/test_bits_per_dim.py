@@ -165,13 +165,14 @@ def test_what_has_no_bound_is_refused_with_its_remedy(run: Path, flow: Path, cli
     assert "--ckpt RUN" in refused("digits:train", "digits:test", "--metrics", "bpd")
     assert "--guidance 3" in refused("--ckpt", run, "--metrics", "bpd", "--guidance", 3)
     assert "--class 1" in refused("--ckpt", run, "--metrics", "bpd", "--class", 1)
+    (weights := tmp_path / "w.pt").touch()
     for flags in (
         ("--sampler", "ddim"),
         ("--steps", 5),
         ("--ddim-eta", 0.5),
         ("--set", "guide.rescale=0.5"),
         ("--features", "inception"),
-        ("--weights", "w.pt"),
+        ("--weights", weights),
     ):
         assert f"{flags[0]} {flags[1]} with --metrics bpd" in refused("--ckpt", run, "--metrics", "bpd", *flags)
     learned = "--sampler", "ddpm", "--set", "sampler.variance=learned"

@@ -5,15 +5,12 @@ Enlarging repeats pixels (nearest neighbour), so the picture shows exactly what 
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffcli.config import UserError
-from diffcli.engine.draw.out_files import kind_of
 from diffcli.engine.draw.sheets.lettering import strips
 
 GAP = 2  # pixels between the images of a grid
@@ -62,20 +59,6 @@ class Arrangement(NamedTuple):
         """The settings that differ from the defaults, for sidecars."""
         chosen = {"scale": self.scale, "columns": self.columns, "captions": self.captions is not None or None}
         return {name: value for name, value in chosen.items() if value is not None}
-
-
-def check_arrangement(path: Path, kinds: Sequence[str], layout: Mapping[str, Any]) -> None:
-    """Raises UserError, before any work, for layout options if the output is no file of these kinds.
-
-    layout: the options by their flags; None and False were not given.
-    """
-    for flag, value in layout.items():
-        if value is not None and value is not False and kind_of(path) not in kinds:
-            shown = flag if value is True else f"{flag} {value}"
-            raise UserError(
-                f"{shown} with --out {path}: only {' and '.join(kinds)} are laid out; elsewhere images stay as they are",
-                f"end --out in {kinds[0]}, or leave {flag} out",
-            )
 
 
 def grid(images: Tensor, columns: int | None = None) -> np.ndarray:

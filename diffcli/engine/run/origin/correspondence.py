@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffcli.data.listing import alike
+from diffcli.data.naming import alike
 from diffcli.networks.dit import DiT
 from diffcli.networks.trunk import AttentionPool
 from diffcli.networks.unet import UNet

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffcli.config import UserError
 from diffcli.engine.model import Model
 from diffcli.engine.run.origin import taking
 from diffcli.engine.run.origin.correspondence import Classes
-from diffcli.engine.run.origin.source_reading import FLAG, KEY, SourceModel, described, read
+from diffcli.engine.run.origin.source_reading import KEY, SourceModel, described, read
 from diffcli.engine.stage_reading import FirstStage, codec_of, digest_of
 from diffcli.networks.lora import of_change
 from diffcli.preset import Preset
-from diffcli.tasks.starting_point import StartingPoint
+from diffcli.tasks.starting_point import StartingPoint, check_weights_of
 from diffcli.tasks.task import Task
 
 FIRST_STAGE = "codec.first_stage."  # in front of its weights in a model of latents
@@ -95,11 +94,8 @@ def starting_from(preset: Preset, path: Path | None, weights: str | None) -> Pre
     """The preset with what the flags say of the model to start from. Raises UserError for weights of none."""
     if path is None and weights is None:
         return preset
-    place = path or (preset.origin and preset.origin.path)
-    if place is None:
-        raise UserError(
-            f"{FLAG}-weights {weights}: there is no model to start from",
-            f"name it: {FLAG} RUN, or leave {FLAG}-weights out",
-        )
+    place = path or (None if preset.origin is None else preset.origin.path)
+    check_weights_of(weights, place)
+    assert place is not None
     known = preset.origin.weights if preset.origin and path is None else "ema"
     return preset.model_copy(update={"origin": StartingPoint(path=place, weights=weights or known)})

@@ -23,7 +23,7 @@ from diffcli.engine.data_records import check_colours
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.output import numbered, write
 from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions, draw, load_model, request_of
-from diffcli.engine.records.output_records import sidecar
+from diffcli.engine.records.record_files import sidecar
 from diffcli.engine.run.measuring import Counting, unseen
 from diffcli.engine.run.origin import starting
 from diffcli.engine.run.phases import phases_of

@@ -10,7 +10,8 @@ from pathlib import Path
 from diffcli.config import ImageShape, UserError, quoted
 from diffcli.data.dataset import NoSplit
 from diffcli.data.prepared import Shards
-from diffcli.data.shards import is_prepared, open_shards
+from diffcli.data.set_folder import is_prepared
+from diffcli.data.shards import open_shards
 from diffcli.engine.model import Model
 from diffcli.engine.score.floor_scores import Floor, Size, floors
 from diffcli.engine.score.onepass import Watch

@@ -74,7 +74,7 @@ def test_a_score_may_be_of_projected_samples(cli: Cli, tmp_path: Path) -> None:
     assert projected["scores"]["consistency"] > projected["floors"][0]["consistency"]
     assert projected["project"]["factor"] == 2
     assert "project" not in plain
-    cli("fid", "a.npz", "b.npz", "--project").refused("--project with two sides")
+    cli("fid", "digits:train", "digits:test", "--project").refused("--project with two sides")
 
 
 def test_python_projects() -> None:

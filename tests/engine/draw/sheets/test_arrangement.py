@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from diffcli.config import UserError
-from diffcli.engine.draw.sheets.arrangement import GAP, Arrangement, check_arrangement, grid
+from diffcli.engine.draw.out_files import check_arrangement
+from diffcli.engine.draw.sheets.arrangement import GAP, Arrangement, grid
 from tests.conftest import Cli
 
 LEVELS = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5).byte()

@@ -243,7 +243,7 @@ def test_pairs_are_drawn_in_tiles_and_under_noise_as_sample_draws_them(tmp_path:
 
 
 def test_options_of_large_pictures_are_refused_where_none_are_drawn(cli: Cli, trained: Path, tmp_path: Path) -> None:
-    cli("fid", "a.npz", "b.npz", "--tile", 8).refused("--tile 8 with two sides")
+    cli("fid", "digits:train", "digits:test", "--tile", 8).refused("--tile 8 with two sides")
     cli("fid", trained, "--metrics", "bpd", "--exact-tiles").refused("--exact-tiles", "the bound")
     cli("fid", save(tmp_path / "run", UPSCALER), "--metrics", "psnr", "--augment", 0.2).refused("--augment 0.2")
 
@@ -278,7 +278,7 @@ def test_what_cannot_be_scored_in_pairs_is_refused(cli: Cli, tmp_path: Path, tra
         (["--ckpt", trained, "--metrics", "consistency"], ["draws under no picture"]),
         (["--ckpt", run, "--metrics", "psnr,fid", "--mean-of", 2], ["--mean-of 2", "smoother"]),
         (["--ckpt", trained, "--metrics", "fid", "--mean-of", 2], ["--mean-of 2", "psnr, ssim or lpips"]),
-        (["a.npz", "b.npz", "--metrics", "consistency"], ["needs a model"]),
+        (["digits:train", "digits:test", "--metrics", "consistency"], ["needs a model"]),
         (["--ckpt", run, "--metrics", "psnr", "--ref", tmp_path / "a.npz"], ["originals", "NAME:SPLIT"]),
     ):
         np.savez(tmp_path / "a.npz", arr_0=np.zeros((3, 16, 16, 1), np.uint8))

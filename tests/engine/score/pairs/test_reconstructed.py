@@ -282,7 +282,9 @@ def test_the_command_prints_scores_beside_their_floor(
 def test_what_does_not_fit_a_first_stage_is_refused(tmp_path: Path, cli: Cli) -> None:
     run, other = save_run(tmp_path / "run", FIRST_STAGE), save_run(tmp_path / "other", DIFFUSION)
     cpu = ("--device", "cpu")
-    cli("fid", "a.npz", "b.npz", "--metrics", "psnr", *cpu).refused("--metrics psnr needs a model", "--ckpt")
+    cli("fid", "digits:train", "digits:test", "--metrics", "psnr", *cpu).refused(
+        "--metrics psnr needs a model", "--ckpt"
+    )
     cli("fid", "--ckpt", other, "--metrics", "psnr,fid", *cpu).refused("is a diffusion model, no first stage")
     judge = save_run(tmp_path / "judge", "{kind: classifier, num_classes: 10, network: {width: 4}}")
     cli("fid", "--ckpt", judge, "--metrics", "psnr", *cpu).refused("judge", "is a classifier, no first stage")

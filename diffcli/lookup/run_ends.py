@@ -1,0 +1,30 @@
+"""Whether a run that is resumed has steps left."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffcli.config import UserError, quoted
+from diffcli.lookup.preset_files import read
+from diffcli.lookup.raw_preset import PRESET, overridden
+
+
+def nothing_to_do(run: Path, step: int, steps: int) -> UserError:
+    """The error for a run that is at its last step."""
+    return UserError(
+        f"{run}: is at step {step} of {steps}: there is nothing left to do",
+        f"give more: diffcli resume {quoted(run)} --steps {step * 2}",
+    )
+
+
+def check_to_do(run: Path, step: int, preset: Mapping[str, Any], settings: Sequence[str]) -> None:
+    """Raises UserError where a run is at its last step, as far as its files tell. preset: raw, as its checkpoint recorded it.
+
+    --set and --steps say how many steps there are, and else RUN/preset.yaml, if it was edited.
+    """
+    trees = [overridden(preset, settings, PRESET)[0]]
+    if not any(item.startswith("train.steps=") for item in settings) and (run / "preset.yaml").is_file():
+        trees.append(read(run / "preset.yaml"))
+    ends = [tree.get("train", {}).get("steps") for tree in trees]
+    if all(isinstance(end, int) and step >= end for end in ends):
+        raise nothing_to_do(run, step, max(ends))
