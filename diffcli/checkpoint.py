@@ -24,8 +24,9 @@ from torch import Tensor
 from diffcli import tensor_file
 from diffcli.config import UserError
 from diffcli.digest import sha256, stands_in
-from diffcli.lookup.checkpoint_files import RECORD, checkpoints, step_dir
+from diffcli.lookup.checkpoint_files import RECORD, SUPERSEDED, checkpoints, step_dir
 from diffcli.lookup.checkpoint_files import locate as locate
+from diffcli.lookup.dependents import Dependent, dependents
 
 FORMAT = 1
 HEADER = "diffcli"  # key of the record in the metadata of ema.safetensors
@@ -92,14 +93,31 @@ def export(file: Path, weights: Tensors, record: Mapping[str, Any]) -> Path:
     return file
 
 
-def prune(root: Path, keep: int, forever: int = 0) -> None:
+def prune(root: Path, keep: int, forever: int = 0) -> dict[Path, list[Dependent]]:
     """Removes all but the newest `keep` checkpoints and those whose step is a multiple of `forever`, if that is not 0.
 
+    Those that other runs need stay, and are not counted. Returns the ones that stay for this reason alone, with their dependents.
     A checkpoint is renamed before its files are deleted, so no reader finds half of one.
     """
-    for path in checkpoints(root)[:-keep]:
-        if not forever or int(path.name[5:]) % forever:
-            _discard(path)
+    found = checkpoints(root)
+    needed = [path for path in found if dependents(path)]
+    free = [path for path in found if path not in needed]
+    spared = {}
+    for path in [*free[:-keep], *(each for each in found[:-keep] if each in needed)]:
+        if (not forever or int(path.name[5:]) % forever) and (by := _discard(path)):
+            spared[path] = by
+    return spared
+
+
+def set_aside(path: Path, name: str | None = None) -> Path:
+    """Moves a checkpoint or a file to `superseded` in its folder, as `name` or its own, numbered if taken. Returns its path."""
+    wanted = kept = path.parent / SUPERSEDED / (name or path.name)
+    kept.parent.mkdir(exist_ok=True)
+    number = 0
+    while kept.exists():
+        number += 1
+        kept = wanted.with_stem(f"{wanted.stem}-{number}")
+    return path.rename(kept)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -250,9 +268,10 @@ def _own(root: Path, purpose: str, path: Path) -> Path:
 
 
 def _put(partial: Path, final: Path) -> None:
-    """Renames `partial` to `final` and replaces what another writer has put there."""
+    """Renames `partial` to `final` and replaces what another writer has put there; what others need is set aside."""
     while True:
-        _discard(final)
+        if _discard(final):
+            set_aside(final)
         try:
             partial.rename(final)
         except OSError as error:
@@ -262,13 +281,22 @@ def _put(partial: Path, final: Path) -> None:
             return
 
 
-def _discard(path: Path) -> None:
-    """Renames a folder, then deletes it, so no reader finds half of it; does nothing if it does not exist."""
+def _discard(path: Path) -> list[Dependent]:
+    """Renames a folder, then deletes it, so no reader finds half of it; does nothing if it does not exist.
+
+    One that others need stays; returns them.
+    """
+    if found := dependents(path):
+        return found
     gone = _own(path.parent, "removed", path)
     shutil.rmtree(gone, ignore_errors=True)
     with suppress(FileNotFoundError):
         path.rename(gone)
+    if found := dependents(gone):  # by a run that has begun since
+        gone.rename(path)
+        return found
     shutil.rmtree(gone, ignore_errors=True)
+    return []
 
 
 def _sweep(root: Path) -> None:

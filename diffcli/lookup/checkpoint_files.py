@@ -8,6 +8,7 @@ from diffcli.config import UserError, quoted
 
 RECORD = "checkpoint.json"
 WEIGHTS = ".safetensors"
+SUPERSEDED = "superseded"  # folder for what an earlier course of a run has left
 ANY = "give a run directory, a checkpoint folder or a .safetensors file"
 SHOWN = 8  # runs that a hint names
 PRESETS = (".yaml", ".yml")

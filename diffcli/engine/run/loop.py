@@ -19,6 +19,7 @@ from diffcli.ema import PowerEma, at_rest, snapshot_every
 from diffcli.engine.distributed import Group
 from diffcli.engine.run.averages import store
 from diffcli.engine.run.feed import open_feed
+from diffcli.engine.run.keeping import Keeping
 from diffcli.engine.run.measuring import GroupRanks, split
 from diffcli.engine.run.numbers import Numbers, on_their_way
 from diffcli.engine.run.phases import rate
@@ -116,6 +117,7 @@ class Loop:
         self.preset, self.cfg, self.run, self.group = preset, preset.train, run, group
         self.state, self.data, self.record, self.validate, self.score = state, data, record, validate, score
         self.feed = open_feed(preset, group, data, record.pop("feed", None))
+        self.keeping = Keeping(run.checkpoints, preset.train)
         self.trained = {phase.name: state.task.trained_in(phase.networks) for phase in state.phases}
         self.others = {
             phase: [p for other, parameters in self.trained.items() if other != phase for p in parameters]
@@ -163,7 +165,8 @@ class Loop:
                     if due or stopping:
                         event = self.after(step, settled[-1].values, found[-1], clocked, due, stopping, log)
                     for s, remarks in zip(settled, found, strict=True):
-                        notes = (*advice, *self.feed.notes(), *(remark for remark in remarks if remark not in said))
+                        new = [remark for remark in remarks if remark not in said]
+                        notes = (*advice, *self.keeping.notes(), *self.feed.notes(), *new)
                         said, advice = remarks, []
                         written = event if s.step == step else ""
                         speed = clocked["images_per_s"]
@@ -276,7 +279,7 @@ class Loop:
         if "save" in due or stopping:
             parts, record = self.state.parts(), self.record | self.feed.kept
             written.append(str(checkpoint.save(self.run.checkpoints, step, parts, record)))
-            checkpoint.prune(self.run.checkpoints, self.cfg.keep_last, self.cfg.keep_every)
+            self.keeping.prune()
         if self.best is not None and "score" in shown:
             kept = self.best.keep(
                 step, shown["score"], self.scored(shown)["scored"], self.state.parts, self.record | self.feed.kept

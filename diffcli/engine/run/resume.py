@@ -9,10 +9,11 @@ from diffcli import checkpoint, preset
 from diffcli.config import UserError, quoted
 from diffcli.engine.distributed import speaks
 from diffcli.engine.run.phases import phases_of, rate
-from diffcli.engine.run.runlog import SUPERSEDED, RunDir
+from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_on_meta, same_state
 from diffcli.lookup.changeable import check_resuming, may_change, moves_encoder
 from diffcli.lookup.checkpoint_files import run_directory
+from diffcli.lookup.dependents import dependents
 from diffcli.lookup.run_ends import nothing_to_do
 from diffcli.preset import Preset
 
@@ -172,14 +173,17 @@ def changes(changed: Preset, start: Path) -> list[str]:
     return notes
 
 
-def set_aside(root: Path, start: Path) -> None:
-    """Moves checkpoints below `root` that are newer than `start` away, so that the newest one always belongs to this run."""
+def set_aside(root: Path, start: Path) -> list[str]:
+    """Moves checkpoints below `root` that are newer than `start` away, so that the newest one always belongs to this run.
+
+    Returns a note for each that other runs need.
+    """
+    notes = []
     for path in checkpoint.checkpoints(root):
         if path.name > start.name:
-            kept = root / SUPERSEDED / path.name
-            kept.parent.mkdir(exist_ok=True)
-            number = 0
-            while kept.exists():
-                number += 1
-                kept = kept.with_name(f"{path.name}-{number}")
-            path.rename(kept)
+            needed, kept = dependents(path), checkpoint.set_aside(path)
+            if needed:
+                notes.append(
+                    f"{path} is moved to {kept}, where those that need it find it: {', '.join(map(str, needed))}"
+                )
+    return notes

@@ -31,6 +31,7 @@ from diffcli.engine.draw.pictures import write_png
 from diffcli.engine.draw.sheets.arrangement import CLIPS, Arrangement
 from diffcli.engine.run.showing import curves, trackers
 from diffcli.fields import to_levels
+from diffcli.lookup.checkpoint_files import SUPERSEDED
 from diffcli.preset import Preset
 
 TRACKED = ("tensorboard", "trackio", "wandb")  # where trackers write
@@ -43,7 +44,6 @@ LEFT = (
     "snapshots",
     *TRACKED,
 )  # what a run writes beside its checkpoints
-SUPERSEDED = "superseded"  # folder for the leftovers of earlier runs
 REDRAWN = 20.0  # seconds between two drawings of the curves
 CLOCKED = ("images_per_s", "data_wait", "time")  # the fields of a log line that differ from run to run
 

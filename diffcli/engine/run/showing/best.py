@@ -6,7 +6,6 @@ from typing import Any
 
 from diffcli import checkpoint
 from diffcli.config import UserError
-from diffcli.engine.run.runlog import SUPERSEDED
 
 NAME = "best"
 
@@ -23,10 +22,7 @@ class Best:
         if record["step"] <= start:
             self.score = float(record["score"])
             return
-        kept = root / SUPERSEDED / f"{NAME}-{record['step']:08d}"
-        kept.parent.mkdir(exist_ok=True)
-        if not kept.exists():
-            (root / NAME).rename(kept)
+        checkpoint.set_aside(root / NAME, f"{NAME}-{record['step']:08d}")
 
     def keep(self, step: int, score: float, scored: str, parts: Any, record: Mapping[str, Any]) -> Path | None:
         """Writes the checkpoint of a step if its score is the lowest so far. scored: the description of the score."""
