@@ -1,12 +1,13 @@
 """The model that a checkpoint of low-rank changes was trained on: named in its record, read from where it lies.
 
 A record says `base: {path, beside, step, weights, sha256}`: the checkpoint of the base, also as seen from the run, so that both
-may move together; its step; which of its weights, ema or raw; and their digest, which does not depend on where they lie.
+may move together; its step; which of its weights, ema or raw; and their digest, which does not depend on where they lie. A base
+that is not there any more, or is another by now, is sought by its digest among the checkpoints beside it.
 """
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from diffcli import checkpoint
 from diffcli.config import UserError, quoted
 from diffcli.engine.loading import read_to_sample
+from diffcli.lookup.dependents import beside, holder, is_there, same_weights
 from diffcli.tasks.task import Task
 
 RECORD = "base"  # key of a checkpoint's record
@@ -49,44 +51,80 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 def noted(base: BaseWeights, step: int, weights: WeightsName, run: Path) -> dict[str, Any]:
     """The entry of a record, for a run in a directory."""
-    path = base.path.absolute()
-    beside = os.path.relpath(path, run.absolute())
-    return {"path": str(path), "beside": beside, "step": step, "weights": weights, "sha256": base.digest}
+    path = (holder(base.path) or base.path).absolute()
+    from_run = os.path.relpath(path, run.absolute())
+    return {"path": str(path), "beside": from_run, "step": step, "weights": weights, "sha256": base.digest}
 
 
 def places(entry: Mapping[str, Any], found: Path) -> list[Path]:
     """Where the base of a located checkpoint may lie: where it lay, and where it lies as seen from the run."""
     inside_run = found.is_dir() and found.parent.name == "checkpoints"
     run = found.absolute().parent.parent if inside_run else found.absolute().parent
-    return [Path(str(entry["path"])), run / str(entry.get("beside", ""))]
+    return [Path(str(entry["path"])), Path(os.path.normpath(run / str(entry.get("beside", ""))))]
 
 
-def located(entry: Mapping[str, Any], found: Path, given: Path | None = None) -> Path:
-    """The checkpoint of the base of another. given: what --base names. Raises UserError where it is not there."""
-    if given is not None:
+def candidates(entry: Mapping[str, Any], found: Path) -> Iterator[Path]:
+    """The checkpoints that may be the base of a located one, likeliest first: where it lay, and where it may have been moved."""
+    known = places(entry, found)
+    yield from (path for path in known if is_there(path))
+    for place in known:
+        yield from same_weights(place, str(entry["sha256"]))
+    for path in (each for place in known for each in beside(place)):
         try:
-            return checkpoint.locate(given.expanduser())
-        except UserError as error:
-            raise UserError(f"--base {error.problem}", error.hint) from None
-    there = next((path for path in places(entry, found) if path.exists()), None)
-    if there is None:
-        raise UserError(
-            f"{found}: is a change of {entry['path']}, which is not there",
-            f"say where that model lies now: --base PATH (step {entry['step']}, weights {str(entry['sha256'])[:SHOWN]}...)",
-        )
-    return checkpoint.locate(there)
+            if checkpoint.read_record(path).get("step") == entry["step"]:
+                yield path
+        except UserError:
+            continue
+
+
+def present(entry: Mapping[str, Any], found: Path) -> Path | None:
+    """Where the base of a located checkpoint lies, as far as can be said without its weights; None: nowhere."""
+    known = places(entry, found)
+    marked = [path for place in known for path in same_weights(place, str(entry["sha256"]))]
+    return next((path for path in known if path in marked), None) or next(
+        iter([*marked, *(path for path in known if is_there(path))]), None
+    )
+
+
+def given_base(given: Path) -> Path:
+    """The checkpoint that --base names. Raises UserError."""
+    try:
+        return checkpoint.locate(given.expanduser())
+    except UserError as error:
+        raise UserError(f"--base {error.problem}", error.hint) from None
 
 
 def read(task: Task, entry: Mapping[str, Any], found: Path, given: Path | None = None) -> BaseWeights:
-    """The weights of the base of a located checkpoint, whose task this is. Raises UserError where they have changed."""
-    path = located(entry, found, given)
-    base = of_checkpoint(task, path, entry["weights"])
-    if base.digest != entry["sha256"]:
+    """The weights of the base of a located checkpoint, whose task this is. given: what --base names.
+
+    Raises UserError where they are not there, or have changed.
+    """
+    tried: dict[Path, BaseWeights | UserError] = {}
+    for path in candidates(entry, found) if given is None else [given_base(given)]:
+        if path in tried:
+            continue
+        try:
+            base = of_checkpoint(task, path, entry["weights"])
+        except UserError as error:
+            tried[path] = error
+            continue
+        if base.digest == entry["sha256"]:
+            return base
+        tried[path] = base
+    digest, lay = f"weights {str(entry['sha256'])[:SHOWN]}...", Path(str(entry["path"]))
+    first = next((other for path, other in tried.items() if given is not None or path in places(entry, found)), None)
+    if isinstance(first, UserError):
+        raise first
+    if first is not None:
         raise UserError(
-            f"{found}: is a change of weights {str(entry['sha256'])[:SHOWN]}..., but {path} has {base.digest[:SHOWN]}...",
-            f"say where the model of {quoted(entry['path'])} at step {entry['step']} lies now: --base PATH",
+            f"{found}: is a change of {digest}, but {first.path} has {first.digest[:SHOWN]}...",
+            f"say where the model of {quoted(lay)} at step {entry['step']} lies now: --base PATH",
         )
-    return base
+    others = f"; no checkpoint in {lay.parent} has them" if lay.parent.is_dir() else ""
+    raise UserError(
+        f"{found}: is a change of {lay}, which is not there",
+        f"say where that model lies now: --base PATH (step {entry['step']}, {digest}{others})",
+    )
 
 
 def of_checkpoint(task: Task, path: Path, weights: WeightsName) -> BaseWeights:

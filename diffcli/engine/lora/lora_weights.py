@@ -141,10 +141,12 @@ def applied(
             f"give it as --embedding {quoted(lora.path)}",
         )
     if entry["sha256"] != identity.digest:
+        lies = lora_bases.present(entry, place)
         raise UserError(
             f"--lora {lora.text}: changes {entry['path']}, weights {entry['sha256'][: lora_bases.SHOWN]}..., but {found} "
             f"{'has' if identity.own else 'changes'} {identity.digest[: lora_bases.SHOWN]}...",
-            f"give the model that it was trained on: --ckpt {quoted(entry['path'])}"
+            "give the model that it was trained on: "
+            + (f"--ckpt {quoted(lies)}" if lies else f"--ckpt PATH, as {entry['path']} is not there any more")
             + (" --no-ema" if entry["weights"] == "raw" else ""),
         )
     there, here = record["preset"]["task"].get("target"), preset.task.model_dump(mode="json").get("target")

@@ -171,7 +171,8 @@ def test_both_move_together(pair: Path, adapted: Path, tmp_path: Path) -> None:
 
 
 def test_a_base_that_is_gone_is_told_and_found_by_base(pair: Path, adapted: Path, cli: Cli, tmp_path: Path) -> None:
-    moved = (pair / "base").rename(tmp_path / "hidden")
+    (tmp_path / "far").mkdir()
+    moved = (pair / "base").rename(tmp_path / "far" / "hidden")
     out = tmp_path / "x.npz"
     told = cli("sample", pair / "adapted", "--n", 2, "--out", out).refused("--base", "step 4")
     assert str(tmp_path / "elsewhere") in told
@@ -183,11 +184,12 @@ def test_a_base_that_is_gone_is_told_and_found_by_base(pair: Path, adapted: Path
 
 
 def test_without_its_base_it_is_merged_first(pair: Path, tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:
-    (pair / "base").rename(tmp_path / "away")
+    (tmp_path / "far").mkdir()
+    (pair / "base").rename(tmp_path / "far" / "away")
     kept = last(pair / "adapted")
     told = cli("train", "--preset", tiny(), "--from", kept, "--run-dir", tmp_path / "run")
     told.refused("from", f"diffcli export {kept} --base PATH --merge --out DIR")
-    assert cli("export", kept, "--base", tmp_path / "away", "--merge", "--out", tmp_path / "whole").code == 0
+    assert cli("export", kept, "--base", tmp_path / "far" / "away", "--merge", "--out", tmp_path / "whole").code == 0
 
 
 def test_another_base_is_refused(pair: Path, cli: Cli, tmp_path: Path) -> None:

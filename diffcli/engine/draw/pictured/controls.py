@@ -20,6 +20,7 @@ from diffcli.engine.casting import call_in
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model, load_model
 from diffcli.lookup.checkpoint_files import step_dir
+from diffcli.lookup.dependents import beside, is_there
 from diffcli.networks.control import Branch, Controlled
 from diffcli.tasks.conditioners.hints import HintConditioner
 from diffcli.tasks.control.controlled_task import ControlledTask
@@ -101,7 +102,9 @@ def joined(model: Model, path: Path) -> Model:
         raise UserError(
             f"{flag}: leads the weights {str(note.get('sha256'))[:12]}... of {note.get('from')}, but those of {model.path} are "
             f"{digest[:12]}...",
-            f"give --ckpt {quoted(led_place(note))}, or train a control of this model: task.control.from",
+            f"give --ckpt {quoted(lies)}, or train a control of this model: task.control.from"
+            if (lies := led_place(note))
+            else f"that model is gone, and the run holds it: give --ckpt {quoted(path)}, and leave {flag} out",
         )
     other = load_model(found, model.device, precision=model.precision)
     assert isinstance(other.task, ControlledTask)
@@ -118,10 +121,18 @@ def check_apart(model: Model, other: Model, flag: str) -> None:
         )
 
 
-def led_place(note: Mapping[str, Any]) -> str:
-    """Where a model that is led lay: in a run that may have gone on since, the checkpoint of its step, if that is kept."""
-    found = step_dir(Path(str(note.get("from"))) / "checkpoints", int(note.get("step") or 0))
-    return str(found) if found.is_dir() else str(note.get("from"))
+def led_place(note: Mapping[str, Any]) -> Path | None:
+    """Where the weights of a model that is led lie: in its run, which may have gone on since. None where they are gone."""
+    named, step = Path(str(note.get("from"))).expanduser(), note.get("step") or 0
+    kept = step_dir(named / "checkpoints", int(step))
+    for place in filter(is_there, dict.fromkeys([kept, named, *beside(kept), *beside(named)])):
+        try:
+            record = checkpoint.read_record(place)
+            if record.get("step") == step and weights_digest(place, record) == note.get("sha256"):
+                return place
+        except UserError:
+            continue
+    return None
 
 
 def led_digest(model: Model) -> str:
@@ -130,7 +141,12 @@ def led_digest(model: Model) -> str:
     note = record.get(control_reading.RECORD)
     if isinstance(note, Mapping):
         return str(note.get("sha256"))
-    return digest_of(own_tensors(checkpoint.read_part(model.path, "ema", record)))
+    return weights_digest(model.path, record)
+
+
+def weights_digest(path: Path, record: Mapping[str, Any]) -> str:
+    """The digest of the weights of a located checkpoint that is not led."""
+    return digest_of(own_tensors(checkpoint.read_part(path, "ema", record)))
 
 
 def with_branches(model: Model, other: Model) -> Model:
