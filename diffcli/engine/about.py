@@ -8,7 +8,7 @@ of words that libraries share are read.
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from diffcli.data.description import DataDescription, describe_set
 from diffcli.data.set_folder import is_prepared
 from diffcli.engine.data_records import recorded
 from diffcli.engine.lora.adapter_facts import adapter, adapter_lines
+from diffcli.engine.lora.lora_bases import present
 from diffcli.engine.model import Model, without_weights
 from diffcli.fields import listed
 from diffcli.lookup.checkpoint_files import runs_inside
+from diffcli.lookup.dependents import beside, dependents
 from diffcli.lookup.given_paths import check_described
 from diffcli.networks.lora import Lora
 
@@ -127,6 +129,9 @@ def _lines_of_model(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         which = "averaged" if origin["weights"] == "ema" else "raw"
         yield "from", f"{origin['path']}, step {origin['step']:,}, {which} weights {origin['sha256'][:12]}..."
         yield from origin["taken"].items()
+    if by := found.get("needed_by"):
+        where = {each["checkpoint"]: f", {Path(each['checkpoint']).name}" * (found["kind"] == "run") for each in by}
+        yield "needed by", "; ".join(f"{each['path']} ({each['role']}{where[each['checkpoint']]})" for each in by)
     if found["data"]:
         yield from _of_data(DataDescription.model_validate(found["data"])).items()
     yield "written", f"by diffcli {found['version']}, {_bytes(found['bytes'])}"
@@ -154,6 +159,7 @@ def _of_run(path: Path, kept: list[Path]) -> dict[str, Any]:
         "steps": record["preset"]["train"]["steps"],
         "best": _best(best) if (best / checkpoint.RECORD).is_file() else None,
         "logged": _last_line(path / "log.jsonl"),
+        "needed_by": _needed_by(beside(kept[-1])),
     }
 
 
@@ -186,20 +192,39 @@ def _of_model(path: Path) -> dict[str, Any]:
         "next": _next(model, path),
         "lora": _changes(model),
         "word": _word(model),
+        "needed_by": _needed_by([model.path]),
     } | _sizes(model.path)
+
+
+def _needed_by(checkpoints: Iterable[Path]) -> list[dict[str, str]]:
+    """What goes on needing checkpoints: its place, the key of its preset that names one, and which."""
+    return [
+        {"path": str(each.path), "role": each.role, "checkpoint": str(path)}
+        for path in checkpoints
+        for each in dependents(path)
+    ]
 
 
 def _word(model: Model) -> dict[str, Any] | None:
     """Of a run of a new word: the word, what it began as, and the base that it was learned with."""
     word = model.preset.train.embedding
-    return None if word is None else {**word.model_dump(mode="json"), "base": model.base and dict(model.base)}
+    return (
+        None if word is None else {**word.model_dump(mode="json"), "base": model.base and _base(model.base, model.path)}
+    )
+
+
+def _base(entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The base of a located checkpoint. now: where it lies, as far as can be said without its weights; None: nowhere."""
+    place = present(entry, path)
+    return {**entry, "now": None if place is None else str(place)}
 
 
 def _line_of_base(base: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     """Nothing where it is merged into the checkpoint."""
     if base is not None:
         digest = f"{base['sha256'][:SHOWN_DIGITS]}..."
-        yield "base", f"{base['path']}, step {base['step']:,}, {base['weights']} weights {digest}"
+        moved = "" if base["now"] == base["path"] else f", now {base['now']}" if base["now"] else ", which is not there"
+        yield "base", f"{base['path']}{moved}, step {base['step']:,}, {base['weights']} weights {digest}"
 
 
 def _changes(model: Model) -> dict[str, Any] | None:
@@ -212,7 +237,7 @@ def _changes(model: Model) -> dict[str, Any] | None:
     task = build_on_meta(model.preset, model.fields)
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     return {
-        "base": dict(model.base),
+        "base": _base(model.base, model.path),
         **lora.model_dump(mode="json"),
         "alpha": lora.strength,
         "layers": sum(isinstance(module, Lora) for module in task.modules()),

@@ -15,7 +15,9 @@ from diffcli import checkpoint, preset
 from diffcli.config import UserError, quoted
 from diffcli.ema import Ema, PowerEma, Profile, coefficients, exponential, power
 from diffcli.engine.lora.lora_training import to_write
-from diffcli.engine.run.runlog import SUPERSEDED, RunDir
+from diffcli.engine.lora.lora_weights import warn
+from diffcli.engine.records.needed_sources import mark, needed_sources
+from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import below, build_on_meta, saved_averages, unaveraged_keys
 from diffcli.lookup.widths import check_widths
 from diffcli.tasks.task import Task
@@ -55,9 +57,7 @@ def set_aside_snapshots(run: RunDir, step: int) -> None:
     """Moves snapshots after `step` away, because a run resumed there writes its own."""
     for path in run.snapshots.glob("step-*.safetensors"):
         if int(path.name.split("-")[1]) > step:
-            kept = run.snapshots / SUPERSEDED / path.name
-            kept.parent.mkdir(exist_ok=True)
-            path.replace(kept)
+            checkpoint.set_aside(path)
 
 
 def write_averages(path: Path, stds: Sequence[float], rates: Sequence[float], out: Path) -> Iterator[Path]:
@@ -77,10 +77,17 @@ def write_averages(path: Path, stds: Sequence[float], rates: Sequence[float], ou
     chosen = [pick(newest, record, rate) for rate in rates]
     kept = usable_snapshots(run, record) if stds else []
     for name, weights in chosen:
-        yield checkpoint.save_average(out / name, weights, {**record, "average": {"kind": "rate", "name": name}})
+        yield _written(out / name, weights, {**record, "average": {"kind": "rate", "name": name}})
     for i, weights in enumerate(reconstruct(kept, stds) if stds else []):
         about = {"kind": "power", "std": stds[i], "snapshots": [s.path.name for s in kept]}
-        yield checkpoint.save_average(out / names[i], weights, {**kept[-1].record, "average": about})
+        yield _written(out / names[i], weights, {**kept[-1].record, "average": about})
+
+
+def _written(place: Path, weights: dict[str, Tensor], record: Record) -> Path:
+    """A checkpoint for sampling; one of changes of another model needs that, as its run does."""
+    made = checkpoint.save_average(place, weights, record)
+    warn(mark(needed_sources(preset.build(record.get("preset"), str(place)), record), place))
+    return made
 
 
 def pick(path: Path, record: Record, rate: float) -> tuple[str, dict[str, Tensor]]:

@@ -21,6 +21,7 @@ from diffcli.engine.draw.guides import check_named
 from diffcli.engine.lora import lora_runs
 from diffcli.engine.lora.lora_training import changing, check_base
 from diffcli.engine.records import encoder_records
+from diffcli.engine.records.needed_sources import mark, needed_sources
 from diffcli.engine.run.averages import set_aside_snapshots
 from diffcli.engine.run.loop import Loop, Progress, Score
 from diffcli.engine.run.measuring import Counting, measure
@@ -193,14 +194,16 @@ def prepare(
         group.barrier()
     record |= changed_from
     loop = Loop(preset, run, group, state, data, record, validate, score)  # refuses a feed that cannot go on
+    kept: list[str] = []
     if group.leads:
         with run.writing():
             if start is None:
                 run.begin()
             else:
-                set_aside(run.checkpoints, start)
+                kept += set_aside(run.checkpoints, start)
                 set_aside_snapshots(run, first)
             run.preset.write_text(dump(preset))
+        kept += mark(needed_sources(preset, record), run.path)
     changed = [] if found is None else data_records.changes_of(holds, found)
-    notes = (*holds.remarks, *changed, *(begins.notes if begins else ()))
+    notes = (*holds.remarks, *changed, *(begins.notes if begins else ()), *kept)
     return Beginning(loop, first, holds, notes, begins.facts if begins else {})
