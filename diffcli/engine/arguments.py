@@ -167,7 +167,7 @@ def settings_of(value: Any) -> tuple[str, ...]:
 
 def path_of(name: str, value: Any) -> Path:
     """A path. Raises UserError where the value is none."""
-    if not isinstance(value, str | Path):
+    if not isinstance(value, str | Path) or value == "":
         raise UserError(
             f"{name} is {value!r}: must be a path", f'give a text or a pathlib.Path, as {name}="runs/digits"'
         )

@@ -423,9 +423,8 @@ def test_a_run_directory_that_cannot_be_made_is_refused(
     cli("train", "--preset", tiny(), "--run-dir", tmp_path / name).refused("--run-dir", name, "cannot be written")
 
 
-@pytest.mark.parametrize("out", ["", "."])
-def test_an_output_without_a_name_is_refused(cli: Cli, run: Path, out: str) -> None:
-    cli("sample", run, "--n", 1, "--out", out).refused("--out .", "samples.png")
+def test_an_output_without_a_name_is_refused(cli: Cli, run: Path) -> None:
+    cli("sample", run, "--n", 1, "--out", ".").refused("--out .", "samples.png")
 
 
 def test_a_run_in_the_folder_of_its_data_is_refused(tiny: Callable[..., Path], cli: Cli, tmp_path: Path) -> None:

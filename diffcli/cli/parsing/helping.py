@@ -7,6 +7,8 @@ from typing import Any
 
 import typer.core
 
+from diffcli.cli.parsing.empty_values import refuse_empty_values
+
 WIDEST = 120  # columns of help
 OPTIONS, RUN, DRAWING, CHANGING = "Options", "The run", "What to draw", "Changing pictures"
 HOW, WHERE = "How to draw", "Where and how to compute"
@@ -50,7 +52,12 @@ EXAMPLES = {
 
 
 class HelpfulCommand(typer.core.TyperCommand):
-    """A command whose help is wrapped text with examples and groups."""
+    """A command whose help is wrapped text with examples and groups, and whose values are not empty."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:  # of a shell that completes words
+            refuse_empty_values(self, ctx, args)
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         self.format_usage(ctx, formatter)
