@@ -138,7 +138,7 @@ def run_training(
     from diffcli.engine.lora.lora_training import check_base
     from diffcli.engine.run.origin.source_reading import described
     from diffcli.engine.run.personal.class_pictures import check_preserving
-    from diffcli.engine.run.resume import changes, edits
+    from diffcli.engine.run.resume import changes, edits, hints_to_resume
     from diffcli.engine.run.showing import run_facts
     from diffcli.engine.run.showing.trackers import check_trackers
     from diffcli.engine.run.signals import Interrupted
@@ -150,7 +150,9 @@ def run_training(
     pick_device(device, how.nproc)  # type: ignore[arg-type]
     check_processes(preset, how.world)
     check_trackers(preset.train.log)
-    preset = completed(fitted_to_data(preset))
+    in_its_words = nullcontext if start is None else hints_to_resume
+    with in_its_words():
+        preset = completed(fitted_to_data(preset))
     with tidied(run.path) if speaks() else nullcontext():
         if speaks():
             check_base(preset)
@@ -172,7 +174,10 @@ def run_training(
             scoring = SmallScore
 
         def work(group: "Group") -> None:
-            with begun(preset, run, group, start, counting if group.leads else None, scoring, base) as ready:
+            with (
+                in_its_words(),
+                begun(preset, run, group, start, counting if group.leads else None, scoring, base) as ready,
+            ):
                 if group.leads:
                     say_facts({**run_facts.beginning(ready.loop, ready.first, ready.holds.facts), **ready.taken})
                     say_all((), ready.notes)

@@ -1,7 +1,9 @@
 """Resuming a run: the checkpoint to continue from, and the changes to its preset."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,8 @@ from diffcli.lookup.checkpoint_files import run_directory
 from diffcli.lookup.dependents import dependents
 from diffcli.lookup.run_ends import nothing_to_do
 from diffcli.preset import Preset
+
+AS_DATA = re.compile(r"--data (PATH|DIR|FOLDER)")  # of a hint
 
 
 class Edits(NamedTuple):
@@ -59,6 +63,20 @@ def reopen(path: Path, from_step: int | None, overrides: Sequence[str]) -> tuple
     if record["step"] >= resolved.train.steps:
         raise nothing_to_do(path, record["step"], resolved.train.steps)
     return resolved, run, start
+
+
+@contextmanager
+def hints_to_resume() -> Iterator[None]:
+    """Errors about data of a new run, in the words of `resume`, which has no --data; the commands in them stay."""
+    try:
+        yield
+    except UserError as error:
+        parts = error.hint.split("`")
+        parts[::2] = (AS_DATA.sub(r"--set data.root=\1", part) for part in parts[::2])
+        if parts == error.hint.split("`"):
+            raise
+        hint = "`".join(parts).replace(" (or --set data.root=PATH)", "")
+        raise UserError(error.problem, hint, error.also) from error
 
 
 def edits(run: RunDir) -> Edits:

@@ -22,6 +22,7 @@ from diffcli.config import UserError
 from diffcli.data import lock
 from diffcli.data.lock import only_writer
 from diffcli.engine.distributed import pick_device
+from diffcli.engine.run.resume import hints_to_resume
 from diffcli.engine.run.runlog import read_log
 from diffcli.tasks.diffusion import DiffusionTask
 from tests.conftest import WAIT, Cli, environment, finish, start
@@ -81,7 +82,8 @@ def test_a_run_is_resumed_from_any_folder_and_after_its_data_have_moved(
     done = cli("resume", run, "--steps", 5)
     assert done.code == 0, done.err
     (tmp_path / "images").rename(moved)
-    cli("resume", run, "--steps", 6).refused("data.root", str(tmp_path / "images"))
+    told = cli("resume", run, "--steps", 6).refused("data.root", str(tmp_path / "images"), "--set data.root=PATH")
+    assert "--data" not in told  # which resume does not have
     done = cli("resume", run, "--steps", 6, "--set", "data.root=../moved")
     assert done.code == 0, done.err
     assert steps_saved(run) == [5, 6]
@@ -89,6 +91,13 @@ def test_a_run_is_resumed_from_any_folder_and_after_its_data_have_moved(
     assert root.is_absolute()
     assert root.samefile(moved)
     cli("resume", run, "--steps", 7, "--set", "data.size=16").refused("--set data.size=16", "data.root")
+
+
+def test_hints_about_data_are_those_of_resume_but_for_the_commands_in_them() -> None:
+    hint = "run `diffcli prep-data KIND SOURCE --out a`, or `diffcli train --data DIR`, or give a folder as --data DIR"
+    with pytest.raises(UserError) as caught, hints_to_resume():
+        raise UserError("data.root is 'a'", hint)
+    assert caught.value.hint == hint.removesuffix("--data DIR") + "--set data.root=DIR"
 
 
 def test_a_second_writer_is_told_who_is_writing_and_changes_nothing(cli: Cli, run: Path, tiny, tmp_path: Path) -> None:
