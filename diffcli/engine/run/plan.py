@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from diffcli.config import UserError
 from diffcli.data.images import ImageData
 from diffcli.data.order import epoch_size
@@ -35,6 +37,7 @@ def plan(preset: Preset, run: Path, world: int) -> dict[str, str]:
         task.check(data.specs)
         check_colours(preset.data, task, data)
         check_planned(preset, task, data)
+        check_first(task, data)
     taken, warned = planned(preset, task, None if data is None else data.classes)
     frozen = running(task)
     parameters = sum(p.numel() for p in task.parameters())
@@ -97,11 +100,19 @@ def amounts(data: ImageData, batch_size: int, steps: int) -> dict[str, str]:
 
 
 def _data(preset: Preset) -> tuple[ImageData | None, str]:
-    """The training data, without decoding; if there are none, the reason."""
+    """The training data, without decoding; if none are there, the reason. Raises UserError for what is there and is refused."""
     try:
         return preset.data.model_copy(update={"in_memory": False}).build("train"), ""
     except UserError as error:
+        if any(path.exists() for path in preset.data.paths):
+            raise
         return None, error.problem
+
+
+def check_first(task: Task, data: ImageData) -> None:
+    """Raises UserError where not even the first sample can be read, of data that are read by random access."""
+    if not isinstance(data, StreamData):
+        data.select(task.reads).knowing(task.reads).read(torch.zeros(1, dtype=torch.int64))
 
 
 def roles(task: Task, phases: tuple[Phase, ...]) -> Iterator[str]:
