@@ -26,7 +26,7 @@ from diffcli.data.listing import ClassesFrom, Listing, Split, list_images
 from diffcli.data.loader import loaded
 from diffcli.data.modes import GREY, Range
 from diffcli.data.pixels import fit_all, read_size
-from diffcli.data.sidecars import SidecarFiles
+from diffcli.data.sidecars import SidecarFiles, on_tables
 from diffcli.fields import FieldSpec
 
 Broken = Literal["refuse", "leave_out"]
@@ -165,6 +165,8 @@ class DataConfig(Config):
         files = TreeFiles(tree, listing.names)
         texts = SidecarFiles(tree, listing.names) if captions_beside else None
         columns = {"text": Texts(texts)} if texts and texts.captioned else None
+        if captions_beside and columns is None:
+            notes = (*notes, *on_tables(tree))
         framing = self._framing(split, files.sides)
         images = FileImages(files, self.shape, labels, listing.classes, columns, framing, levels)
         if levels is None and (note := range_note(files.first(LOOKED_AT), "data.range=[{}]")):

@@ -8,12 +8,15 @@ import posixpath
 import re
 from collections.abc import Iterable, Sequence
 
+from diffcli.config import quoted
 from diffcli.data.captions import MAX_BYTES, NOT_UTF8, decoded, from_json, to_bytes
 from diffcli.data.faults import is_momentary
 from diffcli.data.files import ARCHIVE_ERRORS, FileTree
 from diffcli.data.naming import alike
 from diffcli.data.pixels import BrokenImage
 
+TABLES = frozenset({".jsonl", ".csv", ".tsv", ".parquet"})
+METADATA = frozenset({"metadata", "captions", "caption", "results", "prompts", "annotations"})  # tables of captions
 SIDECARS = (".txt", ".caption", ".json")
 CAPTION_FOLDERS = frozenset({"captions", "caption", "texts", "text", "txt", "prompts", "descriptions"})
 IMAGE_FOLDERS = frozenset({"images", "image", "imgs", "img", "pictures", "photos"})
@@ -53,6 +56,17 @@ def _without_folders(path: str) -> str:
     """A path without the folders that separate images from captions."""
     *folders, name = alike(path).split("/")
     return "/".join([*(f for f in folders if f.lower() not in CAPTION_FOLDERS | IMAGE_FOLDERS), name])
+
+
+def on_tables(tree: FileTree) -> list[str]:
+    """A note on the tables of a tree that may hold captions, which prep-data alone reads; none where there are none."""
+    paths = [(posixpath.splitext(posixpath.basename(name).lower()), name) for name in tree.names]
+    found = [name for (stem, suffix), name in paths if stem in METADATA and suffix in TABLES]
+    if not found:
+        return []
+    more = f" and {len(found) - 1} more tables" if len(found) > 1 else ""
+    prepared = f"`diffcli prep-data folder {quoted(tree.source)} --out DIR`"
+    return [f"{found[0]}{more} may hold captions, and is not read: type {prepared}, and give that DIR as the data"]
 
 
 def read_sidecar(tree: FileTree, name: str, image: str) -> Sequence[str]:

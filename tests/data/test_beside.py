@@ -80,3 +80,15 @@ def test_a_momentary_fault_leaves_no_image_out(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("diffcli.data.dataset.read_location", fail)
     with pytest.raises(UserError, match="Input/output"):
         Folder(root=root, size=8, broken="leave_out").build("train")
+
+
+def test_a_table_of_captions_is_said_not_to_be_read_and_what_reads_it(tmp_path: Path):
+    root = folder(tmp_path / "my set", "a.png", "b.png")
+    (root / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a cat"}\n')
+    (root / "sizes.csv").write_text("file,size\n")
+    data = Folder(root=root, size=8).build("train")
+    (note,) = describe(data).remarks
+    assert note.startswith("metadata.jsonl may hold captions, and is not read: type ")
+    assert f"`diffcli prep-data folder '{root}' --out DIR`" in note
+    (root / "a.txt").write_text("a cat")
+    assert describe(Folder(root=root, size=8).build("train")).remarks == []

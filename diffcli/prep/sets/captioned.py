@@ -17,14 +17,12 @@ from diffcli.data.files import FileTree, open_tree
 from diffcli.data.listing import Split
 from diffcli.data.naming import alike
 from diffcli.data.pixels import BrokenImage
-from diffcli.data.sidecars import Sidecars, read_sidecar
+from diffcli.data.sidecars import METADATA, TABLES, Sidecars, read_sidecar
 from diffcli.digest import sha256
 from diffcli.prep.download.tables import CAPTION_COLUMNS, Table, open_table_file
 from diffcli.prep.items import SOURCE, Broken, Deferred, Item, Items, PrepSource, SourceOptions, fingerprint
 from diffcli.prep.sets.folders import FileItems, images_of
 
-TABLES = frozenset({".jsonl", ".csv", ".tsv", ".parquet"})
-METADATA = frozenset({"metadata", "captions", "caption", "results", "prompts", "annotations"})  # tables that are read
 MOST_NAMED = 3  # files in one note
 IMAGE_COLUMNS = (
     "file_name",
