@@ -76,6 +76,8 @@ def train(
     door.check_data(preset, data, overrides or [])
     door.check_start(preset, overrides or [], start_from, from_weights)
     door.check_device(device)
+    if not dry_run:
+        door.check_new_run(preset, overrides or [], run_dir)
     from diffcli import preset as presets
     from diffcli.engine.distributed import Launch
     from diffcli.engine.run.origin.starting import starting_from

@@ -3,6 +3,7 @@
 Whatever depends on the content of a preset, checkpoint or data set is checked by the engine.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,20 @@ def check_data(preset: str, data: str | None, overrides: Sequence[str]) -> None:
     given = preset_files.read(preset_files.find(preset)).get("data")
     if isinstance(given, dict) and given.get("kind") in FROM_FILES:
         check_there(Path(data).expanduser().absolute(), "data.root")
+
+
+def check_new_run(preset: str, overrides: Sequence[str], run_dir: Path | None) -> None:
+    """Raises UserError where a run would begin in a directory that holds one, or that is a file."""
+    if "LOCAL_RANK" in os.environ:
+        return  # its launcher has looked, and another worker may have saved already
+    from diffcli.lookup import preset_files
+    from diffcli.lookup.run_folders import check_new
+
+    if run_dir is None and not any(item.startswith("name=") for item in overrides):
+        name = preset_files.read(preset_files.find(preset)).get("name")
+        run_dir = Path("runs") / name if isinstance(name, str) else None
+    if run_dir is not None:
+        check_new(run_dir)
 
 
 def check_device(name: str) -> None:
@@ -136,7 +151,7 @@ def check_resumed(run: Path, from_step: int | None, overrides: Sequence[str]) ->
     if not isinstance(preset, dict) or not isinstance(record.get("step"), int):
         return
     from diffcli.lookup.raw_preset import check_values
-    from diffcli.lookup.run_ends import check_to_do
+    from diffcli.lookup.run_folders import check_to_do
 
     check_values(preset, f"{kept[-1]}/{RECORD}", overrides)
     check_to_do(run, record["step"], preset, overrides)

@@ -93,7 +93,7 @@ def mistakes(error: ValidationError, tree: dict[str, Any], model: Described) -> 
     found: list[Mistake] = []
     seen: list[list[int | str]] = []
     for each in _meant(error, tree):
-        path = plain_path(tree, each["loc"])
+        path = plain_path(tree, each)
         if any(path[: len(place)] == place for place in seen):
             continue
         reshaped = _reshaped(each, path, model, tree)
@@ -155,15 +155,16 @@ def demand(mistake: Mapping[str, Any]) -> str:
     return mistake["msg"] if wanted is None else wanted.format(**mistake.get("ctx", {}))
 
 
-def plain_path(tree: Any, loc: Sequence[int | str]) -> list[int | str]:
-    """pydantic's location without the tags of unions, which are no keys of the file."""
+def plain_path(tree: Any, mistake: Mapping[str, Any]) -> list[int | str]:
+    """Where one of pydantic's errors is, without the tags of unions and forms of values, which are no keys of the file."""
     path: list[int | str] = []
-    node = tree
+    node, loc = tree, mistake["loc"]
     for i, part in enumerate(loc):
         if isinstance(node, dict):
-            tag = part not in node and (part == node.get("kind") or i + 1 < len(loc))
+            absent = i + 1 == len(loc) and mistake["type"] == "missing"
+            tag = part not in node and not absent
         else:
-            tag = isinstance(part, str) and node is not None  # the form of a number or list
+            tag = isinstance(part, str) and node is not None
         if tag:
             continue
         path.append(part)
@@ -177,7 +178,7 @@ def plain_path(tree: Any, loc: Sequence[int | str]) -> list[int | str]:
 def _meant(error: ValidationError, tree: dict[str, Any]) -> list[dict[str, Any]]:
     """The errors without those for forms that the value does not have: for a list, errors about numbers, for example."""
     found: list[Any] = error.errors(include_url=False)
-    paths = [plain_path(tree, each["loc"]) for each in found]
+    paths = [plain_path(tree, each) for each in found]
 
     def meant(each: dict[str, Any], path: list[int | str]) -> bool:
         deeper = any(other[: len(path)] == path and other != path for other in paths)

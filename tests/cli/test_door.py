@@ -61,6 +61,7 @@ OF_A_RUN = [
     "sample RUN --scale 3 --out squares", "fid RUN --ref nowhere", "fid RUN --features nowhere", "resume RUN",
     "resume RUN --set train.stepz=1", "resume RUN --set task.kind=prior", "resume RUN --set train.steps=-1",
     "export RUN --out RUN", "prep-data folder . --out RUN", "ema RUN --out x --std 0.5", "sample --like RUN",
+    "train --preset digits --run-dir RUN", "train --preset digits --run-dir RUN/preset.yaml",
    
 ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from diffcli.engine.run.state import build_on_meta, same_state
 from diffcli.lookup.changeable import check_resuming, may_change, moves_encoder
 from diffcli.lookup.checkpoint_files import run_directory
 from diffcli.lookup.dependents import dependents
-from diffcli.lookup.run_ends import nothing_to_do
+from diffcli.lookup.run_folders import nothing_to_do
 from diffcli.preset import Preset
 
 AS_DATA = re.compile(r"--data (PATH|DIR|FOLDER)")  # of a hint

@@ -32,6 +32,7 @@ from diffcli.engine.draw.sheets.arrangement import CLIPS, Arrangement
 from diffcli.engine.run.showing import curves, trackers
 from diffcli.fields import to_levels
 from diffcli.lookup.checkpoint_files import SUPERSEDED
+from diffcli.lookup.run_folders import check_new, unwritable
 from diffcli.preset import Preset
 
 TRACKED = ("tensorboard", "trackio", "wandb")  # where trackers write
@@ -61,7 +62,7 @@ class RunDir:
 
     def claim(self) -> None:
         """Makes the directory for a new run. Raises UserError if it holds a run, is in use or cannot be written."""
-        self.check_new()
+        check_new(self.path)
         try:
             str(self.path).encode()
         except UnicodeEncodeError:
@@ -75,9 +76,7 @@ class RunDir:
             with only_writer(self.path):
                 pass
         except OSError as error:
-            raise UserError(
-                f"--run-dir {self.path}: cannot be written ({error.strerror})", "give a folder of yours with --run-dir"
-            ) from error
+            raise unwritable(self.path, error.strerror) from error
 
     def check_apart(self, data: Path | None) -> None:
         """Raises UserError where the directory is the folder of the data, among which its previews would lie."""
@@ -85,15 +84,6 @@ class RunDir:
             problem = f"--run-dir {self.path}: is the folder of the data"
             raise UserError(
                 problem, f"give another, such as --run-dir {quoted(Path('runs') / self.path.resolve().name)}"
-            )
-
-    def check_new(self) -> None:
-        """Raises UserError where the directory holds a run that can be resumed."""
-        found = checkpoints(self.checkpoints)
-        if found:
-            raise UserError(
-                f"--run-dir {self.path}: already holds checkpoints up to {found[-1].name}",
-                f"go on with `diffcli resume {quoted(self.path)}`, or give another --run-dir",
             )
 
     def leftovers(self) -> list[Path]:

@@ -34,6 +34,7 @@ from diffcli.engine.run.validation import Validation
 from diffcli.engine.tuning import tune
 from diffcli.engine.words.word_training import begin_word, check_told
 from diffcli.fields import to_record
+from diffcli.lookup.run_folders import check_new
 from diffcli.preset import Preset, dump
 from diffcli.tasks.prior import PriorConfig
 from diffcli.tasks.task import Task
@@ -113,7 +114,7 @@ def begun(
         check_named(preset.drawing.named)
     with run.locked() if group.leads else nullcontext():
         if start is None and group.leads:
-            run.check_new()
+            check_new(run.path)
         try:
             yield prepare(preset, run, group, start, counting, scoring, base)
         except BaseException:

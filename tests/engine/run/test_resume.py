@@ -279,6 +279,7 @@ def test_more_processes_than_cuda_devices_are_refused_before_anything_starts(
     tiny: Callable[..., Path], cli: Cli, tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("diffcli.lookup.torch_build.check_device", lambda name: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for device in ("cuda", "auto"):
         done = cli("train", "--preset", tiny(), "--run-dir", tmp_path / "new", "--device", device, "--nproc", 4)

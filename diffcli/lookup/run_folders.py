@@ -1,12 +1,30 @@
-"""Whether a run that is resumed has steps left."""
+"""Whether a run can begin or go on in a directory. Imports nothing heavy."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffcli.config import UserError, quoted
+from diffcli.lookup.checkpoint_files import checkpoints
 from diffcli.lookup.preset_files import read
 from diffcli.lookup.raw_preset import PRESET, overridden
+
+
+def check_new(run: Path) -> None:
+    """Raises UserError where --run-dir is a file, or holds a run that can be resumed."""
+    if run.is_file():
+        raise unwritable(run, "File exists")
+    found = checkpoints(run / "checkpoints")
+    if found:
+        raise UserError(
+            f"--run-dir {run}: already holds checkpoints up to {found[-1].name}",
+            f"go on with `diffcli resume {quoted(run)}`, or give another --run-dir",
+        )
+
+
+def unwritable(run: Path, reason: str | None) -> UserError:
+    """The error for a directory that a run cannot be written into."""
+    return UserError(f"--run-dir {run}: cannot be written ({reason})", "give a folder of yours with --run-dir")
 
 
 def nothing_to_do(run: Path, step: int, steps: int) -> UserError:
