@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 KEYS = ("caption", "captions", "text", "texts", "prompt", "description", "sentence", "sentences", "comment")  # of JSON
+EMPTY = frozenset({"", "none", "null", "nan"})  # what programs write into a cell of a table without a caption
 MAX_BYTES = 1 << 20  # of the captions of one image
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 BOM = "\ufeff"
@@ -64,6 +65,11 @@ def texts(value: object) -> tuple[str, ...]:
     if isinstance(value, float) and math.isnan(value):  # how tables of numbers mark an empty cell
         return ()
     return () if value is None or isinstance(value, dict | bool) else (str(value),)
+
+
+def in_cell(value: object) -> tuple[str, ...]:
+    """The captions in a cell of a table, without words that stand for an empty cell."""
+    return tuple(text for text in texts(value) if text.strip().lower() not in EMPTY)
 
 
 def chosen(count: int, draw: int | None) -> int:

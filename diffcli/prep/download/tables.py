@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError, did_you_mean
-from diffcli.data.captions import KEYS, UTF16_MARKS, decoded, texts
+from diffcli.data.captions import KEYS, UTF16_MARKS, decoded, in_cell, texts
 from diffcli.data.files import ARCHIVE_ERRORS, Location, open_location
 
 CAPTION_COLUMNS = (*KEYS, "title", "name")  # in any case
@@ -37,6 +37,10 @@ class Row(NamedTuple):
     def texts(self, column: str) -> tuple[str, ...]:
         """The values of a cell that may hold one text or a list of them."""
         return texts(self.cells.get(column))
+
+    def captions(self, column: str) -> tuple[str, ...]:
+        """The captions in a cell."""
+        return in_cell(self.cells.get(column))
 
 
 class Table:

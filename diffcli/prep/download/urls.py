@@ -88,7 +88,7 @@ def _columns(table: Table, options: SourceOptions) -> tuple[str, str, list[UrlRo
 def _row(row: Row, url: str, caption: str) -> UrlRow:
     if row.fault:
         return UrlRow(f"{REFUSED}row {row.line}: {row.fault}", "")
-    return _checked(row.cells.get(url), row.texts(caption))
+    return _checked(row.cells.get(url), row.captions(caption))
 
 
 def _checked(url: object, found: object) -> UrlRow:

@@ -139,7 +139,7 @@ class Listed:
                 self.broken.append(Broken(f"{where}: {clean(path)}" if path else where, fault))
                 continue
             known = self.captions.setdefault(name, [])
-            known += [text for text in row.texts(caption) if text not in known]
+            known += [text for text in row.captions(caption) if text not in known]
 
     def _find(self, path: str, folder: str) -> tuple[str | None, str]:
         """The image that a cell names, or why there is none: relative to the table, to SOURCE, or to the folder of all images.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffcli.config import UserError, did_you_mean
-from diffcli.data.captions import clean, texts
+from diffcli.data.captions import clean, in_cell
 from diffcli.data.listing import Split
 from diffcli.data.sample_labels import KEYS, label_of_value, set_labels
 from diffcli.data.walk import Walk
@@ -67,7 +67,7 @@ class ParquetItems:
             return Broken(name, f"its image is not in the file, but at '{path}'" if path else "it has no image")
         if isinstance(label, str):
             return Broken(name, label)
-        found = texts(cells[self.columns.caption]) if self.columns.caption else ()
+        found = in_cell(cells[self.columns.caption]) if self.columns.caption else ()
         return Item(name, label, data, tuple(filter(None, map(clean, found))))
 
 

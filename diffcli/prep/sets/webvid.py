@@ -57,7 +57,7 @@ class ClipItems:
         name = f"{self.table.name}, line {row.line}" + (f": {video}" if video else "")
         if row.fault:
             return Broken(name, row.fault)
-        captions = tuple(filter(None, map(clean, row.texts(self.columns.caption))))
+        captions = tuple(filter(None, map(clean, row.captions(self.columns.caption))))
         if self.columns.url is not None:
             return Clip(name, captions, "".join(row.texts(self.columns.url)).strip(), self.manners)
         if video in self.files:

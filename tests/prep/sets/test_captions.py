@@ -251,3 +251,17 @@ def test_the_beginnings_of_file_names_are_classes_where_they_shall_be(tmp_path: 
     assert read(tmp_path / "out", 8, 3)["label"].tolist() == [0, 1, 1]
     cli("prep-data", "folder", root, "--out", tmp_path / "out").refused("--classes prefix")
     cli("prep-data", "mnist", root, "--out", tmp_path / "m", "--classes", "prefix").refused("--classes", "folder")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_words_for_an_empty_cell_are_no_captions(tmp_path: Path, suffix: str):
+    root = images(tmp_path / "in", "a.png b.png c.png d.png")
+    cells = {"a.png": "None", "b.png": " null ", "c.png": "NaN", "d.png": "None of the cats"}
+    if suffix == ".jsonl":
+        lines = [json.dumps({"file_name": name, "text": text}) for name, text in cells.items()]
+    else:
+        lines = [("," if suffix == ".csv" else "\t").join(row) for row in [("file_name", "text"), *cells.items()]]
+    (root / f"captions{suffix}").write_text("\n".join(lines) + "\n")
+    report = run("folder", root, tmp_path / "out")
+    assert texts(tmp_path / "out") == [[""], [""], [""], ["None of the cats"]]
+    assert any("3 images have no caption" in note for note in report.notes)
