@@ -1,8 +1,8 @@
 """The files of a folder that belong to a data set, the same for `train`, `prep-data` and `fid`.
 
 Links to files and folders are followed, except a link to a folder that contains it, which would never end. Names that begin
-with a dot, folders of systems and viewers (IGNORED), what diffcli wrote (runs below it, grids of samples beside their
-records), and pipes, sockets and devices are ignored.
+with a dot, folders of systems and viewers (IGNORED), what diffcli wrote (runs below it, sets that it is
+preparing, grids of samples beside their records), and pipes, sockets and devices are ignored.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from diffcli.data.leftovers import WORK
 from diffcli.data.lock import LOCK
 
 IGNORED = frozenset(
@@ -18,6 +19,7 @@ IGNORED = frozenset(
 )
 NO_FILE = "pipes, sockets or devices"
 RUN = "folders of runs"  # those that `train` writes: their previews are no data
+BEGUN_SET = "folders of sets that prep-data has not finished"
 GRID = "grids of samples"  # with records beside them
 LARGEST_RECORD = 1 << 20  # bytes
 
@@ -25,8 +27,8 @@ LARGEST_RECORD = 1 << 20  # bytes
 class Walk:
     """The content of a folder. files: by path below it; empty: folders without a file, without hidden ones.
 
-    passed: the names of ignored files, `.ipynb_checkpoints`, RUN, GRID or NO_FILE, with their number. Raises OSError for an
-    unreadable folder.
+    passed: the names of ignored files, `.ipynb_checkpoints`, RUN, BEGUN_SET, GRID or NO_FILE, with their number. Raises OSError
+    for an unreadable folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -53,13 +55,13 @@ class Walk:
             elif entry.is_dir():
                 if is_run(folder / entry.name):
                     runs += 1
+                    self.passed[BEGUN_SET if (folder / entry.name / WORK).is_dir() else RUN] += 1
                 elif not self._enter(folder / entry.name, f"{path}/", around | {real}):
                     self.empty.append(path)
             elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):  # reading it says so
                 self.files[path] = folder / entry.name
             else:
                 self.passed[NO_FILE] += 1
-        self.passed += Counter({RUN: runs})
         return len(self.files) - before + runs
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffcli.data.datasets import Folder
 from diffcli.data.shards import open_shards
-from diffcli.data.walk import GRID, NO_FILE, RUN, Walk
+from diffcli.data.walk import BEGUN_SET, GRID, NO_FILE, RUN, Walk
 from diffcli.engine.score.sides import resolve
 from diffcli.prep.prepare import prepare
 from tests.data import making
@@ -34,6 +34,8 @@ def cluttered(tmp_path: Path) -> Path:
     (root / "runs/cats/preset.yaml").write_text("name: cats")
     (root / "runs/begun").mkdir()
     (root / "runs/begun/.lock").write_text("")
+    (root / "sets/begun/.work").mkdir(parents=True)
+    (root / "sets/begun/.lock").write_text("")
     return root
 
 
@@ -48,6 +50,7 @@ def test_what_is_no_data_is_passed_over_and_counted(cluttered: Path):
         ".x.png": 1,
         NO_FILE: 1,
         RUN: 2,
+        BEGUN_SET: 1,
     }
     assert walk.empty == ["cat/back", "empty"]
 
