@@ -39,6 +39,7 @@ ARCHIVE_ERRORS = (
     zlib.error,
 )
 ZIP_MODE = 16  # bits by which the mode of a file lies above the other attributes in a zip
+TWICE = "members that a later one of the same name replaces"
 LOST = "links that lead to nothing in their archive"
 COPY_CHUNK = 1 << 20  # bytes
 MAX_IN_MEMORY = 4 << 30  # largest size in bytes of a compressed tar that is unpacked in memory
@@ -147,7 +148,9 @@ def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:
         if source.is_dir():
             walk = Walk(source)
             return FileTree(source, walk.files, walk.passed, walk.empty)
-        return FileTree(source, dict(_members(source, str(source), work)))
+        members = list(_members(source, str(source), work))
+        found = dict(members)
+        return FileTree(source, found, {TWICE: len(members) - len(found)})
 
 
 def unfold(tree: FileTree, pattern: re.Pattern[str], key: str, work: Path | None = None) -> FileTree:
@@ -313,6 +316,8 @@ def _zip_members(source: Path) -> Iterator[tuple[str, ZipEntry | None]]:
             continue
         if info.flag_bits & 1:
             raise UserError(f"{source} is encrypted ('{name}')", "unpack it with its password, then give the folder")
+        if name in files:
+            yield name, files[name]  # the later one counts, as in a tar
         files[name] = ZipEntry(source, info.filename, info.file_size)
         if stat.S_ISLNK(info.external_attr >> ZIP_MODE):
             links[name] = target_in(name, os.fsdecode(read_location(files.pop(name))))

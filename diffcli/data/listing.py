@@ -106,14 +106,18 @@ def _no_images(tree: FileTree, key: str, needs: Sequence[str]) -> UserError:
 
 
 def _wrapper(names: list[str], folder: bool) -> str:
-    """The folders around everything, as 'name/'. A lone `train/` is a split; a lone folder of images in a folder is a class."""
+    """The folders around everything, as 'name/'. A lone `train/` is a split; a lone folder of images in a folder is a class.
+
+    An archive is one of the folder around everything in it, so that a lone folder of images in that one is a class.
+    """
     wrapper = ""
     while True:
         tops = {name.removeprefix(wrapper).partition("/")[:2] for name in names}
         top, slash = next(iter(tops))
         if len(tops) > 1 or not slash:
             loose = any(not slash for _, slash in tops)
-            return "" if folder and loose else wrapper
+            around = "" if folder else wrapper[: wrapper.find("/") + 1]
+            return around if loose else wrapper
         if split_named(top):
             return wrapper
         wrapper += f"{top}/"

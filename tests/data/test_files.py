@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffcli.config import UserError
-from diffcli.data.files import LOST, FileTree, open_tree
+from diffcli.data.files import LOST, TWICE, FileTree, open_tree
 from diffcli.data.listing import list_images
 
 NAMES = {"b/two.png": b"2", "a/one.png": b"1" * 600, ".hidden/x.png": b"h", "__MACOSX/a/._one.png": b"m"}
@@ -254,6 +254,23 @@ def test_the_folder_around_an_archive_does_not_count(tmp_path: Path):
     assert list_images(tree("photos/1.png", "photos/2.png"), "x").splits["train"].classes is None
     (tmp_path / "cat").mkdir()
     assert list_images(tree("cat/1.png", source=tmp_path), "x").splits["train"].classes == ("cat",)
+
+
+def test_a_lone_class_in_the_folder_around_an_archive_is_a_class_as_in_that_folder(tmp_path: Path):
+    assert list_images(tree("photos/cat/1.png", "photos/cat/2.png"), "x").splits["train"].classes == ("cat",)
+    (tmp_path / "photos").mkdir()
+    found = list_images(tree("cat/1.png", "cat/2.png", source=tmp_path / "photos"), "x")
+    assert found.splits["train"].classes == ("cat",)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_of_one_name_are_counted_and_the_last_one_is_read(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        for content in (b"one", b"two", b"three"):
+            packed.writestr("a.png", content)
+    found = open_tree(tmp_path / "a.zip", "x")
+    assert found.read("a.png") == b"three"
+    assert found.passed == {TWICE: 2}
 
 
 def test_what_makes_no_sense_is_the_users_error():
