@@ -7,12 +7,11 @@ fits, the name of a module for all below it, and what stands before the first do
 """
 
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from diffcli.config import UserError
+from diffcli.config import UserError, closest
 from diffcli.preset import TrainConfig
 from diffcli.tasks.task import Phase, Task
 
@@ -86,7 +85,7 @@ def _meant(pattern: str, names: list[str]) -> str:
     """What to type in the place of a pattern that fits nothing."""
     modules = dict.fromkeys(".".join(name.split(".")[:depth]) for name in names for depth in range(1, 6))
     forms = dict.fromkeys(form for module in modules for form in _forms(module))
-    close = get_close_matches(pattern.rstrip("*").rstrip("."), forms, n=1, cutoff=0.5)
+    close = closest(pattern.rstrip("*").rstrip("."), forms)
     there = parts(names)
     shown = ", ".join(there[:SHOWN]) + ", ..." * (len(there) > SHOWN)
-    return f"choose of {shown}" + (f" (did you mean '{close[0]}'?)" if close else "")
+    return f"choose of {shown}" + ("" if close is None else f" (did you mean '{close}'?)")

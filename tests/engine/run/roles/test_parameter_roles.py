@@ -172,6 +172,7 @@ def test_the_loop_trains_a_part_at_the_rate_of_its_factor(tmp_path: Path) -> Non
     ("keys", "words"),
     [
         ({"train__freeze": ["network.dwn.*"]}, ["train.freeze", "'network.dwn.*'", "did you mean 'network.down'"]),
+        ({"train__freeze": ["NETWORK.DWN.*"]}, ["train.freeze", "'NETWORK.DWN.*'", "did you mean 'network.down'"]),
         ({"train__freeze": ["denoiser", "conditioners"]}, ["train.freeze", "main", "train.freeze=[]"]),
         ({"train__lr_scale": {"nework.up": 2}}, ["train.lr_scale", "'nework.up'", "did you mean 'network.up'"]),
         ({"train__lr_scale": {"network.up": 0}}, ["lr_scale is 0", "'network.up'", "train.freeze=[network.up]"]),
