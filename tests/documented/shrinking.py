@@ -28,6 +28,7 @@ def small(words: Sequence[str]) -> list[str]:
             rest[i + 1] = str(min(int(rest[i + 1]), EDGE))
     match command:
         case "train":
+            rest = [f"train.steps={STEPS}" if word.startswith("train.steps=") else word for word in rest]
             rest += [word for setting in narrow(rest) for word in ("--set", setting)] + ["--steps", str(STEPS)]
         case "resume":  # a run that was stopped one step before its end
             rest = [*rest[:1], "--steps", str(int(max(Path(rest[0], "checkpoints").glob("step-*")).name[5:]) + 1)]
