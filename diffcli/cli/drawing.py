@@ -250,7 +250,7 @@ def gif(
     base: BaseModel = None,
     precision: PrecisionOption = PrecisionChoice.auto,
     compiled: Compile = False,
-    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.", callback=finite)] = 10,
+    fps: Annotated[float, typer.Option(min=0.1, max=1000, help="Frames per second.", callback=finite)] = 10,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames in all, evenly spread.", show_default="the noise, then one a step")
     ] = None,

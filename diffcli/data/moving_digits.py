@@ -15,11 +15,12 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from diffcli.config import keys_agree
 from diffcli.data import mnist
+from diffcli.data.clips.clip_keys import FrameRate
 from diffcli.data.dataset import DataConfig
 from diffcli.data.digits_file import read_digits
 from diffcli.data.images import Column, ImageData
@@ -45,7 +46,7 @@ class MovingDigits(DataConfig):
         16,
         description="frames of a clip; a list: each batch of training has one of these lengths, all else the longest",
     )
-    fps: PositiveFloat | tuple[PositiveFloat, ...] = Field(
+    fps: FrameRate | tuple[FrameRate, ...] = Field(
         10.0, description="frames a second; of several values each clip has one, so digits take longer steps at fewer"
     )
     digits: Literal[1, 2] = Field(1, description="digits in a clip; only clips of one have a class")

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from diffcli.config import ImageShape, UserError, keys_agree, quoted
 from diffcli.data.annotators import joined_annotators
 from diffcli.data.buckets import Framing
 from diffcli.data.clips.clip_data import ClipData
-from diffcli.data.clips.clip_keys import Lengths, clip_faults, described_clips, timings
+from diffcli.data.clips.clip_keys import FrameRate, Lengths, clip_faults, described_clips, timings
 from diffcli.data.clips.shard_clips import ChosenFiles, ShardClips, long_enough
 from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split
@@ -45,7 +45,7 @@ class Shards(DataConfig):
         None,
         description="of a set with videos: frames of a clip, or a list of lengths, one a batch; null: images are read",
     )
-    fps: PositiveFloat | None = Field(
+    fps: FrameRate | None = Field(
         None, description="frames per second that videos are resampled to by their time stamps; null: as they are"
     )
     stride: PositiveInt = Field(1, description="every how many frames, after resampling, one is taken")

@@ -23,6 +23,7 @@ ClipFps = Annotated[
     typer.Option(
         "--fps",
         min=0.1,
+        max=1000,
         help="Frames per second of a clip: of its file, and for a model that was trained on them the speed that it draws.",
         show_default="as in training",
         callback=finite,

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from diffcli.config import UserError, keys_agree
 from diffcli.data.broken import left_out, named
 from diffcli.data.buckets import Framing
 from diffcli.data.clips.clip_data import ClipData
 from diffcli.data.clips.clip_files import ANIMATIONS, FRAME_RATE, RATE_FILE, FoundClips, TreeClips, clips_among
-from diffcli.data.clips.clip_keys import Lengths, clip_faults, described_clips, timings
+from diffcli.data.clips.clip_keys import FrameRate, Lengths, clip_faults, described_clips, timings
 from diffcli.data.clips.film import BrokenClip, Timing
 from diffcli.data.clips.probing import broken_clips
 from diffcli.data.columns import Texts
@@ -38,7 +38,7 @@ class Clips(DataConfig):
         16,
         description="frames of a clip; a list: each batch of training has one of these lengths, all else the longest",
     )
-    fps: PositiveFloat | None = Field(
+    fps: FrameRate | None = Field(
         None, description="frames per second that films are resampled to by their time stamps; null: as they are"
     )
     stride: PositiveInt = Field(1, description="every how many frames, after resampling, one is taken")

@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, Validation
 
 from diffcli import preset
 from diffcli.config import UserError, did_you_mean
+from diffcli.data.clips.clip_keys import FrameRate
 from diffcli.diffusion.samplers import AnySampler, Sampler
 from diffcli.engine.draw.conditions import Conditions
 from diffcli.engine.draw.edits import EditOptions
@@ -54,7 +55,7 @@ class SampleOptions(EditOptions):
     exact_tiles: bool = False  # tiles with the result of the whole image
     whole: bool = False  # large images are not cut into tiles
     frames: int | None = Field(None, ge=1)  # of a clip
-    fps: float | None = Field(None, gt=0)  # of a clip, frames per second
+    fps: FrameRate | None = None  # of a clip, frames per second
     window: int | None = Field(None, ge=1)  # frames of a clip that are predicted together
     window_overlap: int | None = Field(None, ge=0)  # of windows, in frames
     given_frames: str | None = None  # first:K, last:K or ends:K: which frames of a clip --image gives
