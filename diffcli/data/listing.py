@@ -5,7 +5,8 @@ Only the names of a FileTree are used, so a folder and an archive of that folder
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -151,10 +152,18 @@ def _check_beside(paths: dict[str, str], tops: Mapping[str, Split | None], tree:
     if len({tops[top] for top in named}) == 1 and deep.isdisjoint(named):
         return  # a class called `train` beside `car`
     others = sorted(top for top, split in tops.items() if not split) or ["images"]
+    meant = (_misspelt(top, {tops[name] for name in named}) for top in others)
+    guess = next((f"rename {top} to {split}, or " for top, split in zip(others, meant, strict=True) if split), "")
     raise UserError(
         f"{tree.source} holds the splits {_few(named)} beside {_few(others)}: as classes, test images would be trained on",
-        f"move {others[0]} out of it, or name {tree.source}/{named[0]}",
+        f"{guess}move {others[0]} out of it, or name {tree.source}/{named[0]}",
     )
+
+
+def _misspelt(folder: str, there: Collection[Split | None]) -> str | None:
+    """The name of a split that is not there, which the name of a folder nearly is, as `trian`."""
+    close = get_close_matches(folder.lower(), [name for name, split in SPLIT_NAMES.items() if split not in there], n=1)
+    return next(iter(close), None)
 
 
 def _few(names: list[str]) -> str:

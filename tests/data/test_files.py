@@ -243,6 +243,18 @@ def test_folders_named_as_splits_are_splits(name: str):
     assert flat["test"].classes is None
 
 
+def test_a_misspelt_split_is_guessed_and_nothing_else():
+    hints = {}
+    for folder in ("trian", "tset", "cat", "images"):
+        with pytest.raises(UserError, match=f"beside {folder}") as caught:
+            list_images(tree(f"{folder}/a/1.png", f"{'train' if folder == 'tset' else 'test'}/a/2.png"), "x")
+        hints[folder] = caught.value.hint
+    assert hints["trian"].startswith("rename trian to train, or move trian out")
+    assert hints["tset"].startswith("rename tset to test, or ")
+    assert hints["cat"].startswith("move cat out")
+    assert hints["images"].startswith("move images out")
+
+
 def test_a_class_called_train_among_others_is_a_class():
     assert list_images(tree("train/1.png", "car/2.png"), "x").splits["train"].classes == ("car", "train")
 
