@@ -52,15 +52,22 @@ def check_start(preset: str, overrides: Sequence[str], start_from: Path | None, 
 
 
 def check_data(preset: str, data: str | None, overrides: Sequence[str]) -> None:
-    """Raises UserError for a --data that is not there, where the kind of the preset's data reads files from any path."""
+    """Raises UserError for a --data that is not there, where the kind of the preset's data says that it must be."""
     if data is None or any(mark in data for mark in ("://", *"{*?[")) or any(o.startswith("data") for o in overrides):
         return
-    from diffcli.data.files import check_there
+    from diffcli.config import UserError
+    from diffcli.data.naming import COMES_WITH, check_there, no_root
     from diffcli.lookup import preset_files
 
-    given = preset_files.read(preset_files.find(preset)).get("data")
-    if isinstance(given, dict) and given.get("kind") in FROM_FILES:
-        check_there(Path(data).expanduser().absolute(), "data.root")
+    path = preset_files.find(preset)
+    given = preset_files.read(path).get("data")
+    kind = given.get("kind") if isinstance(given, dict) else None
+    place = Path(data).expanduser().absolute()
+    if kind in FROM_FILES:
+        check_there(place, "data.root")
+    elif kind in COMES_WITH and not place.exists():
+        problem, _, remedy = no_root(kind).partition("; ")
+        raise UserError(f"{path} with --data {data}: {problem}", remedy)
 
 
 def check_new_run(preset: str, overrides: Sequence[str], run_dir: Path | None) -> None:
@@ -92,20 +99,29 @@ def check_drawn_by(
     from diffcli.lookup.changeable import check_sampling
 
     check_sampling(overrides)
-    if labels in (None, "all", "random") and not overrides:
+    chosen = labels if labels not in (None, "all", "random") else None
+    if chosen is None and not overrides:
         return
+    from diffcli.engine.record_checks import check_class
     from diffcli.lookup.checkpoint_files import glance, locate
+    from diffcli.lookup.raw_preset import check_values
 
-    preset = glance(ckpt).get("preset")
-    if not isinstance(preset, dict):
-        return
-    if overrides:
-        from diffcli.lookup.raw_preset import check_values
+    record = glance(ckpt)
+    switched = () if sampler is None and eta is None else ("sampler",)
+    check_values(record.get("preset"), str(locate(ckpt)), overrides, apart=switched)
+    if chosen is not None:
+        check_class(record, chosen)
 
-        switched = () if sampler is None and eta is None else ("sampler",)
-        check_values(preset, str(locate(ckpt)), overrides, apart=switched)
-    if labels not in (None, "all", "random"):
-        check_class(glance(ckpt), str(labels))
+
+def check_conditions(ckpt: Path, prompts: Sequence[str] | None, clips: Mapping[str, float | str | None]) -> None:
+    """Raises UserError for prompts, and for options of clips, by their flags, that a checkpoint takes none of."""
+    if prompts or any(value is not None for value in clips.values()):
+        from diffcli.engine.record_checks import check_clips, check_prompts
+        from diffcli.lookup.checkpoint_files import glance, locate
+
+        record, path = glance(ckpt), locate(ckpt)
+        check_prompts(record, path, prompts or ())
+        check_clips(record, path, clips)
 
 
 def check_pictures(images: Sequence[Path] | None, mask: Path | None, fields: Sequence[str] | None) -> None:
@@ -124,17 +140,6 @@ def check_layout(out: Path, layout: Mapping[str, Any]) -> None:
     from diffcli.engine.draw.out_files import check_arrangement
 
     check_arrangement(out, (".png", ".mp4", ".webp", ".gif"), layout)
-
-
-def check_class(record: Mapping[str, Any], name: str) -> None:
-    """Raises UserError for a class that a model conditioned on classes does not have. record: of its checkpoint."""
-    conditioners = record["preset"].get("task", {}).get("conditioners") or ()
-    count = next((each.get("num_classes") for each in conditioners if each.get("kind") == "class"), None)
-    names = record.get("classes")
-    if isinstance(count, int) and (names is None or isinstance(names, list)):
-        from diffcli.engine.class_names import class_id
-
-        class_id(name, None if names is None else tuple(names), count)
 
 
 def check_resumed(run: Path, from_step: int | None, overrides: Sequence[str]) -> None:

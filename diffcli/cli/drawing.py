@@ -162,6 +162,7 @@ def sample(
     kinds = (".png", ".npz", ".mp4", ".webp", ".gif")
     door.check_drawing(ckpt, out, kinds, True, sampler, overrides or [], lora or [])
     door.check_drawn_by(ckpt, labels, overrides or [], sampler, ddim_eta)
+    door.check_conditions(ckpt, prompt, {"--frames": frames, "--fps": fps, "--window": window})
     door.check_pictures(image, mask, field)
     door.check_layout(out, {"--captions": captions, "--scale": scale, "--columns": columns})
     door.check_device(device)

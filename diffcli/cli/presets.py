@@ -79,7 +79,7 @@ def presets_new(
     start_from: FromModel = None,
 ) -> None:
     """Write a commented preset that fits your own pictures."""
-    from diffcli.data.files import check_there
+    from diffcli.data.naming import check_there
     from diffcli.lookup.preset_files import new_file
 
     new_file(name)

@@ -21,6 +21,7 @@ from diffcli.data.dataset import DataConfig
 from diffcli.data.digits_file import read_digits
 from diffcli.data.images import ImageData, MemoryImages
 from diffcli.data.listing import Split
+from diffcli.data.naming import no_root
 from diffcli.fields import FieldSpec
 from diffcli.noise import Domain, Noise, derive
 
@@ -47,10 +48,7 @@ class DigitsSegmentation(DataConfig):
     @keys_agree
     def _embedded(self) -> Iterator[str]:
         if self.root is not None:
-            yield (
-                "root must not be set for kind 'digits_segmentation', which comes with diffcli; "
-                "run `diffcli prep-data pairs SOURCE --out DIR` on images and masks of yours, then type --data DIR"
-            )
+            yield no_root(self.kind)
 
     @property
     def specs(self) -> dict[str, FieldSpec]:

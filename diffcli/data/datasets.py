@@ -24,6 +24,7 @@ from diffcli.data.listing import ClassesFrom, Split
 from diffcli.data.mixture import MixedData, StillClips
 from diffcli.data.modes import Range
 from diffcli.data.moving_digits import MovingDigits
+from diffcli.data.naming import no_root
 from diffcli.data.personal import Personal
 from diffcli.data.prepared import Shards
 from diffcli.data.set_folder import is_prepared
@@ -44,11 +45,7 @@ class Digits(DataConfig):
     @keys_agree
     def _embedded(self) -> Iterator[str]:
         if self.root is not None:
-            yield (
-                "root must not be set for kind 'digits', which comes with diffcli; "
-                "write a preset for your own pictures by `diffcli presets new NAME --data DIR`, or, for these 28x28 digits, "
-                "add --set data.kind=folder for a folder of images, or =mnist for the four files"
-            )
+            yield no_root(self.kind)
 
     def build(self, split: Split) -> ImageData:
         return self._arrays(fitted_digits(split, self.shape), read_digits(split)[1].copy(), mnist.DIGITS)

@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple
 
 from diffcli.config import UserError, quoted
 from diffcli.data.faults import is_momentary, zip_faults
-from diffcli.data.naming import given_as
+from diffcli.data.naming import check_there, given_as
 from diffcli.data.tar_links import list_tar, safe_name, target_in, with_links
 from diffcli.data.walk import Walk, ignored_part, shown_ignored
 from diffcli.digest import LOOK, stands_in
@@ -128,12 +128,6 @@ class FileTree:
     def shown(self, name: str) -> str:
         """The path of a file, for messages."""
         return str(self.source / name)
-
-
-def check_there(source: Path, key: str) -> None:
-    """Raises UserError where there is nothing at a path. key: the option that names it."""
-    if not source.exists():
-        raise UserError(f"{key} is '{source}', which does not exist", given_as(key, "a path that is there"))
 
 
 def open_tree(source: Path, key: str, work: Path | None = None) -> FileTree:

@@ -25,6 +25,7 @@ from diffcli.data.dataset import DataConfig
 from diffcli.data.digits_file import read_digits
 from diffcli.data.images import Column, ImageData
 from diffcli.data.listing import Split
+from diffcli.data.naming import no_root
 from diffcli.fields import FieldSpec
 from diffcli.noise import Domain, Noise, derive
 
@@ -86,7 +87,7 @@ class MovingDigits(DataConfig):
     @keys_agree
     def _embedded(self) -> Iterator[str]:
         if self.root is not None:
-            yield "root must not be set for kind 'moving_digits', which comes with diffcli; leave data.root out"
+            yield no_root(self.kind)
         if self.cut_anew:
             yield f"{self.cut_anew} is for image files, and moving digits are computed; leave it out of data"
         if self.digit > min(self.shape[1:]):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffcli.config import UserError, did_you_mean
-from diffcli.data.files import check_there
+from diffcli.data.naming import check_there
 
 PATTERNS = ("webdataset", "parquet")  # kinds whose SOURCE may stand for several files
 CELEBA = "give img_align_celeba.zip of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, or the folder with it"

@@ -13,6 +13,7 @@ from diffcli.engine.draw.conditions import Conditions, condition_specs
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.draw.translation import Prior, choose_prior
 from diffcli.engine.model import Model
+from diffcli.engine.record_checks import without_texts
 from diffcli.fields import Batch, Specs
 from diffcli.tasks.conditioners.stored import IMAGE, EmbeddingConditioner
 from diffcli.tasks.guide import Guide
@@ -90,10 +91,7 @@ def choose_prompts(
     given = options.prompts
     if not prompted(model):
         if given:
-            raise UserError(
-                f"--prompt {given[0]!r}: {model.path} was not trained on texts",
-                "leave --prompt out, or give the checkpoint of a model with a conditioner of texts or embeddings",
-            )
+            raise without_texts(given[0], model.path)
         choose_prior(model, options.prior, needed=False)
         return None
     if not given:

@@ -8,6 +8,7 @@ from diffcli.diffusion.windows import Windows
 from diffcli.engine.draw.pictured.following import ClipLength, Frame
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model, lengthened
+from diffcli.engine.record_checks import without_clips
 from diffcli.preset import Preset
 from diffcli.tasks.conditioners.frame_rate import FPS
 from diffcli.tasks.diffusion import DiffusionTask
@@ -31,8 +32,7 @@ def check_no_clips(model: Model, options: SampleOptions) -> None:
     }
     for flag, value in given.items():
         if value is not None:
-            shown = f"{value:g}" if isinstance(value, float) else value
-            raise UserError(f"{flag} {shown}: {model.path} draws still images, no clips", f"leave {flag} out")
+            raise without_clips(flag, value, model.path)
 
 
 def clip_length(model: Model, options: SampleOptions) -> ClipLength:
