@@ -26,7 +26,7 @@ from diffcli.config import UserError
 from diffcli.digest import sha256, stands_in
 from diffcli.lookup.checkpoint_files import RECORD, SUPERSEDED, checkpoints, step_dir
 from diffcli.lookup.checkpoint_files import locate as locate
-from diffcli.lookup.dependents import Dependent, dependents
+from diffcli.lookup.dependents import is_marked
 
 FORMAT = 1
 HEADER = "diffcli"  # key of the record in the metadata of ema.safetensors
@@ -93,20 +93,17 @@ def export(file: Path, weights: Tensors, record: Mapping[str, Any]) -> Path:
     return file
 
 
-def prune(root: Path, keep: int, forever: int = 0) -> dict[Path, list[Dependent]]:
+def prune(root: Path, keep: int, forever: int = 0) -> list[Path]:
     """Removes all but the newest `keep` checkpoints and those whose step is a multiple of `forever`, if that is not 0.
 
-    Those that other runs need stay, and are not counted. Returns the ones that stay for this reason alone, with their dependents.
+    Those that are marked as needed stay, and are not counted. Returns the ones that stay for this reason alone.
     A checkpoint is renamed before its files are deleted, so no reader finds half of one.
     """
     found = checkpoints(root)
-    needed = [path for path in found if dependents(path)]
+    needed = [path for path in found if is_marked(path)]
     free = [path for path in found if path not in needed]
-    spared = {}
-    for path in [*free[:-keep], *(each for each in found[:-keep] if each in needed)]:
-        if (not forever or int(path.name[5:]) % forever) and (by := _discard(path)):
-            spared[path] = by
-    return spared
+    old = [*free[:-keep], *(each for each in found[:-keep] if each in needed)]
+    return [path for path in old if (not forever or int(path.name[5:]) % forever) and not _discard(path)]
 
 
 def set_aside(path: Path, name: str | None = None) -> Path:
@@ -270,7 +267,7 @@ def _own(root: Path, purpose: str, path: Path) -> Path:
 def _put(partial: Path, final: Path) -> None:
     """Renames `partial` to `final` and replaces what another writer has put there; what others need is set aside."""
     while True:
-        if _discard(final):
+        if not _discard(final):
             set_aside(final)
         try:
             partial.rename(final)
@@ -281,22 +278,22 @@ def _put(partial: Path, final: Path) -> None:
             return
 
 
-def _discard(path: Path) -> list[Dependent]:
+def _discard(path: Path) -> bool:
     """Renames a folder, then deletes it, so no reader finds half of it; does nothing if it does not exist.
 
-    One that others need stays; returns them.
+    Returns whether it is gone: one that is marked as needed stays.
     """
-    if found := dependents(path):
-        return found
+    if is_marked(path):
+        return False
     gone = _own(path.parent, "removed", path)
     shutil.rmtree(gone, ignore_errors=True)
     with suppress(FileNotFoundError):
         path.rename(gone)
-    if found := dependents(gone):  # by a run that has begun since
+    if is_marked(gone):  # by a run that has begun since
         gone.rename(path)
-        return found
+        return False
     shutil.rmtree(gone, ignore_errors=True)
-    return []
+    return True
 
 
 def _sweep(root: Path) -> None:

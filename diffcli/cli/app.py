@@ -73,10 +73,10 @@ def train(
 
     flags = {"--steps": steps, "--seed": seed, "--from": start_from, "--from-weights": from_weights, "--data": data}
     check_agreement(overrides or (), TRAINING, flags)
-    door.check_data(preset, data, overrides or [])
     door.check_start(preset, overrides or [], start_from, from_weights)
     door.check_device(device)
-    if not dry_run:
+    if not dry_run:  # which may be for another machine
+        door.check_data(preset, data, overrides or [])
         door.check_new_run(preset, overrides or [], run_dir)
     from diffcli import preset as presets
     from diffcli.engine.distributed import Launch
@@ -144,7 +144,6 @@ def ema(
     widths, rates = numbers("--std", std), numbers("--rate", rate)
     from diffcli.lookup.widths import check_widths
 
-    check_widths(widths)
     check_widths(widths)
     from diffcli.engine.run.averages import write_averages
 

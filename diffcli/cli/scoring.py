@@ -134,7 +134,7 @@ def fid(
     check_sides([*compared, *([] if ref is None else [ref])])
     door.check_loras(lora or [])
     check_features(features)
-    check_weights(weights)
+    check_weights(weights, features)
     door.check_device(device)
     from diffcli.cli.console import counting, say
     from diffcli.engine.distributed import Launch

@@ -63,7 +63,8 @@ def _core(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> CoreSchema
         case {"$ref": _}:
             return core_schema.definition_reference_schema(_name(node))
         case {"const": _} | {"enum": _}:
-            return _number(core_schema.literal_schema(_values(node)))
+            choices = core_schema.literal_schema(_values(node))
+            return choices if any(isinstance(each, bool) for each in _values(node)) else _number(choices)
         case {"discriminator": {"propertyName": key}, "oneOf": forms}:
             tags = {tag: core(form) for form in forms for tag in _values(definitions[_name(form)]["properties"][key])}
             return core_schema.tagged_union_schema(tags, key)
@@ -75,13 +76,16 @@ def _core(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> CoreSchema
             return _number(core_schema.int_schema(**_bounds(node)))
         case {"type": "number"}:
             return _number(core_schema.float_schema(**_bounds(node), allow_inf_nan=False))
+        case {"type": "string"}:
+            return core_schema.str_schema()
         case {"type": "array", "prefixItems": items}:
             return core_schema.tuple_schema([core(each) for each in items])
         case {"type": "array"}:
             return core_schema.tuple_variable_schema(core(node.get("items", {})))
         case {"type": "object", "properties": properties}:
             fields = {
-                name: core_schema.typed_dict_field(core(each), required=False) for name, each in properties.items()
+                name: core_schema.typed_dict_field(core(each), required=name in node.get("required", ()))
+                for name, each in properties.items()
             }
             return core_schema.typed_dict_schema(fields, extra_behavior="forbid")
         case {"type": "object"}:

@@ -26,6 +26,7 @@ TEXTS = {
     "union_tag_not_found": ("{key} has no kind", "add kind: {guess}"),
     "literal_error": ("{key} is {shown}", "{guess}"),
 }
+ABSENT = object()  # below a key that a tree does not have
 WHOLE_NUMBER, NUMBER, SWITCH = "must be a whole number", "must be a number", "must be true or false"
 LISTS = {"tuple_type", "list_type", "too_short"}  # mistakes of a value that must be a list
 RECORDS = {"dict_type", "model_type", "model_attributes_type"}  # of one that must consist of keys
@@ -164,14 +165,14 @@ def plain_path(tree: Any, mistake: Mapping[str, Any]) -> list[int | str]:
             absent = i + 1 == len(loc) and mistake["type"] == "missing"
             tag = part not in node and not absent
         else:
-            tag = isinstance(part, str) and node is not None
+            tag = isinstance(part, str) and node is not ABSENT
         if tag:
             continue
         path.append(part)
         try:
             node = node[part]
         except (KeyError, IndexError, TypeError):
-            node = None
+            node = ABSENT
     return path
 
 

@@ -69,10 +69,12 @@ def listed(model: Described, tree: Any, path: Place, value: Any) -> list[Any]:
     if numeric and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         default = taken(model, tree, path)
         return default if isinstance(default, list) else listed(model, tree, path, None)
-    example: list[Any] = _example(_array(_at(model, tree, path)), value, _definitions(model))
+    example = _example(_array(_at(model, tree, path)), value, _definitions(model))
     field = _at(model, tree, path[:-1]).get("properties", {}).get(path[-1], {})
     known = next((each for each in (field.get("default"), *field.get("examples", ())) if each), None)
-    return list(known) if None in example and known else example  # of words, the schema knows none but those
+    if isinstance(example, list) and None not in example:
+        return example
+    return list(known) if isinstance(known, list | tuple) else [value]  # of words, the schema knows no others
 
 
 def taken(model: Described, tree: Any, path: Place) -> Any:

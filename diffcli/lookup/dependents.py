@@ -3,8 +3,8 @@
     step-00001000/needed-by.json    [{"role": "train.lora", "path": "/.../runs/digits-lora", "sha256": "..."}]
 
 role: the key of the dependent's preset that names the checkpoint. path: of the dependent. sha256: the digest by which its records
-name the weights, null where they name the place alone. A dependent that is gone needs nothing any more, nor does another run in
-its place. One that was renamed, or moved together with the checkpoint, is found by the digest.
+name the weights, null where they name the place alone. One that was renamed, or moved together with the checkpoint, is found by
+the digest. One that is not found may have been moved elsewhere, so that the checkpoint stays until its list is deleted.
 """
 
 import json
@@ -60,6 +60,21 @@ def dependents(folder: Path) -> list[Dependent]:
     known = listed_dependents(folder)
     found = ((each, _present(each, folder, {one.path for one in known})) for each in known)
     return list(dict.fromkeys(each._replace(path=place) for each, place in found if place is not None))
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether a checkpoint has a list: it is not removed, also if none of those in it is found, who may have been moved."""
+    return (folder / FILE).exists()
+
+
+def needing(folder: Path) -> str:
+    """Those in the list of a checkpoint, for notes; where none of them is found, what to do if they are gone for good."""
+    present = dependents(folder)
+    if present:
+        return f"needed by {', '.join(map(str, present))}"
+    named = ", ".join(map(str, listed_dependents(folder)))
+    known = f"needed by {named}, not found there any more" if named else f"{FILE} in it cannot be read"
+    return f"{known}; delete {folder / FILE} if nothing needs it"
 
 
 def add_dependent(folder: Path, new: Dependent) -> None:

@@ -23,12 +23,13 @@ def check_agreement(settings: Iterable[str], keys: Mapping[str, str], values: Ma
 
     keys: the key of each flag. values: of flags; None where one is not given.
     """
-    last = dict(map(key_and_value, settings))
+    last = {key: (value, item) for item in settings for key, value in [key_and_value(item)]}
     for flag, value in values.items():
         for key in (keys[flag], *OTHERS.get(keys[flag], ())):
-            if value is not None and key in last and not _same(value, last[key]):
+            set_to, item = last.get(key, (None, ""))
+            if value is not None and set_to is not None and not _same(value, set_to):
                 raise UserError(
-                    f"{flag} {value} with --set {key}={last[key]}: two values for one key, {key}",
+                    f"{flag} {value} with --set {item}: two values for one key, {key}",
                     f"leave one of them out: {flag}, or --set {key}",
                 )
 
@@ -37,5 +38,6 @@ def _same(value: Any, set_to: Any) -> bool:
     if isinstance(set_to, Mapping):  # of `from`, whose other keys the flag leaves as they are
         return "path" not in set_to or _same(value, set_to["path"])
     if isinstance(value, Path | str):
-        return Path(value) == Path(str(set_to))  # a/ is a
+        one, other = (Path(str(each)).expanduser().absolute() for each in (value, set_to))
+        return one == other
     return bool(value == set_to) or str(value) == str(set_to)

@@ -7,6 +7,8 @@ from diffcli.config import UserError, did_you_mean
 from diffcli.lookup.checkpoint_files import PRESETS, locate
 
 EXTRACTORS = ("inception", "r3d_18")  # names that --features takes beside paths
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # the hex digits begin its SHA-256
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 DESCRIBED = "give a run, a checkpoint, an export or a prepared set"
 
 
@@ -41,10 +43,15 @@ def check_features(features: str | None) -> None:
     )
 
 
-def check_weights(path: Path | None) -> None:
-    """Raises UserError where --weights of an extractor is no file."""
-    if path is not None and not path.is_file():
-        hint = "give the file of an extractor's weights, or score with --features RUN, a classifier trained by diffcli"
+def check_weights(path: Path | None, features: str | None = None) -> None:
+    """Raises UserError where --weights is given for features that bring their own, or is no file."""
+    if path is None:
+        return
+    if features is not None and features.lower() not in EXTRACTORS:
+        raise UserError(f"--weights {path} given with --features {features}, which brings its own", "drop --weights")
+    if not path.is_file():
+        first = f"download {INCEPTION_URL} and give that file" if features in (None, "inception") else "give their file"
+        hint = f"{first}, or score with --features RUN, a classifier trained by diffcli"
         raise UserError(f"--weights {path} is not a file", hint)
 
 

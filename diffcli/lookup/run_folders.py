@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcli.config import UserError, quoted
+from diffcli.config_errors.schema_paths import value_at
 from diffcli.lookup.checkpoint_files import checkpoints
 from diffcli.lookup.preset_files import read
 from diffcli.lookup.raw_preset import PRESET, overridden
@@ -43,6 +44,6 @@ def check_to_do(run: Path, step: int, preset: Mapping[str, Any], settings: Seque
     trees = [overridden(preset, settings, PRESET)[0]]
     if not any(item.startswith("train.steps=") for item in settings) and (run / "preset.yaml").is_file():
         trees.append(read(run / "preset.yaml"))
-    ends = [tree.get("train", {}).get("steps") for tree in trees]
-    if all(isinstance(end, int) and step >= end for end in ends):
+    ends = [value_at(tree, ["train", "steps"]) for tree in trees]
+    if all(type(end) is int and step >= end for end in ends):
         raise nothing_to_do(run, step, max(ends))

@@ -16,11 +16,8 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.fields import Specs
-from diffcli.lookup.given_paths import check_weights
+from diffcli.lookup.given_paths import INCEPTION_FILE, INCEPTION_URL, check_weights
 from diffcli.metrics.extractor import IMAGES, Extracted, check_images
-
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # the hex digits begin its SHA-256
-INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
 
 class InceptionFeatures:

@@ -94,3 +94,9 @@ def test_a_suffix_may_be_written_in_capitals(cli: Cli, trained: Path, tmp_path: 
     assert done.code == 0, done.err
     assert (tmp_path / name).stat().st_size
     assert {path.suffix for path in tmp_path.iterdir()} == {Path(name).suffix, ".json"}
+
+
+def test_a_plan_may_be_for_data_of_another_machine(cli: Cli) -> None:
+    done = cli("train", "--preset", "mnist", "--data", "/nowhere", "--dry-run", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert "data.root is '/nowhere', which does not exist" in done.out

@@ -138,3 +138,21 @@ def test_a_setting_gives_its_value_back_through_a_shell_and_yaml(value: object) 
 def test_a_setting_inside_a_list_gives_the_whole_list() -> None:
     tree = {"items": [{"kind": "one", "width": 3}, {"kind": "two"}]}
     assert setting(tree, ["items", 0, "width"], 4) == "'items=[{kind: one, width: 4}, {kind: two}]'"
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "setting"),
+    [
+        ("digits", "data.size=null", "data.size=28"),
+        ("moving-digits", "data.frames=null", "data.frames=16"),
+        ("digits", "data.size={kind: x}", "data.size=28"),
+        ("cifar10-class", "train.phases.main.optimizer.betas=0.5", "'train.phases.main.optimizer.betas=[0.5]'"),
+    ],
+)
+def test_the_form_of_a_value_is_no_key(name: str, override: str, setting: str) -> None:
+    """pydantic ends the place of a mistake by the form that it tried, as `tuple[int, int]`."""
+    with pytest.raises(UserError) as refused:
+        presets.load(name, [override])
+    assert refused.value.problem.count(override.partition("=")[0])
+    assert "[" not in refused.value.problem.partition(" is ")[0]
+    assert f"--set {setting}" in refused.value.hint

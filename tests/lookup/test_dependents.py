@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 from multiprocessing import get_context
 from pathlib import Path
 
 from diffcli import checkpoint
-from diffcli.lookup.dependents import FILE, Dependent, add_dependent, dependents, holder, same_weights
+from diffcli.lookup.dependents import FILE, Dependent, add_dependent, dependents, holder, needing, same_weights
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -96,14 +97,25 @@ def test_pruning_keeps_what_is_needed_and_counts_the_others(tmp_path: Path) -> N
     kept, lora = [source(tmp_path, step) for step in (1, 2, 3, 4)], tmp_path / "runs" / "lora"
     add_dependent(kept[0], Dependent("train.lora", run(lora), DIGEST))
     spared = checkpoint.prune(kept[0].parent, 2)
-    assert {path: [each.path for each in by] for path, by in spared.items()} == {kept[0]: [lora]}
+    assert spared == [kept[0]]
+    assert str(lora) in needing(kept[0])
     assert checkpoint.checkpoints(kept[0].parent) == [kept[0], *kept[2:]]
     add_dependent(kept[3], Dependent("train.lora", lora, DIGEST))
-    assert checkpoint.prune(kept[0].parent, 1).keys() == {kept[0]}  # the newest stays anyway, and is not counted
+    assert checkpoint.prune(kept[0].parent, 1) == [kept[0]]  # the newest stays anyway, and is not counted
     assert checkpoint.checkpoints(kept[0].parent) == [kept[0], *kept[2:]]
-    lora.rename(tmp_path / "gone")
-    assert checkpoint.prune(kept[0].parent, 1) == {}
-    assert checkpoint.checkpoints(kept[0].parent) == kept[3:]
+    shutil.move(lora, tmp_path / "elsewhere" / "lora")
+    assert checkpoint.prune(kept[0].parent, 1) == [kept[0]]
+    assert f"delete {kept[0] / FILE}" in needing(kept[0])
+    (kept[0] / FILE).unlink()
+    assert checkpoint.prune(kept[0].parent, 1) == []
+    assert checkpoint.checkpoints(kept[0].parent) == kept[2:]
+
+
+def test_a_checkpoint_with_a_damaged_list_is_kept(tmp_path: Path) -> None:
+    kept = [source(tmp_path, step) for step in (1, 2)]
+    (kept[0] / FILE).write_text("[")
+    assert checkpoint.prune(kept[0].parent, 1) == [kept[0]]
+    assert "cannot be read" in needing(kept[0])
 
 
 def test_a_run_that_begins_while_its_base_is_being_removed_keeps_it(tmp_path: Path, monkeypatch: object) -> None:
@@ -116,7 +128,7 @@ def test_a_run_that_begins_while_its_base_is_being_removed_keeps_it(tmp_path: Pa
         return rename(path, to)
 
     monkeypatch.setattr(Path, "rename", begins)  # type: ignore[attr-defined]
-    assert checkpoint.prune(kept.parent, 1).keys() == {kept}
+    assert checkpoint.prune(kept.parent, 1) == [kept]
     assert checkpoint.checkpoints(kept.parent) == [kept, newest]
 
 

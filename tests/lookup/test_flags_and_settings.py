@@ -38,6 +38,8 @@ def test_a_flag_and_a_setting_that_say_the_same_are_fine(cli: Cli, trained: Path
     assert done.code == 0, done.err
     check_agreement(["sampler.eta=0.5"], SAMPLING, {"--ddim-eta": 0.5, "--steps": None})
     check_agreement(["data.root=sets/a/"], TRAINING, {"--data": "sets/a"})
+    check_agreement([f"data.root={Path('sets/a').absolute()}"], TRAINING, {"--data": "sets/a"})
+    check_agreement(["data.root=null"], TRAINING, {"--data": "sets/a"})
     check_agreement(["from.weights=raw", "from={weights: raw}"], TRAINING, {"--from": Path("runs/a")})
 
 

@@ -65,6 +65,8 @@ def test_a_wrong_setting_is_told_without_the_configs_as_with_them(setting: str) 
         ["train={}"],
         ["from=runs/x"],
         ["train.steps=-1", "task={}"],  # two mistakes, of which one is not certain
+        ["train.steps=-1", "from.kind=x"],  # a key is missing beside
+        ["train.steps=-1", "name=3"],
     ],
 )
 def test_what_only_a_config_knows_is_left_to_it(overrides: list[str]) -> None:
@@ -150,3 +152,10 @@ def test_a_shipped_preset_passes() -> None:
     for name, path in preset_files.available().items():
         raw = yaml.safe_load(path.read_text())
         check_values(raw, name, [f"name={name}", f"train.steps={raw['train']['steps']}"])
+
+
+def test_a_key_that_may_only_be_true_takes_it() -> None:
+    raw = preset_files.read(preset_files.find("digits-segmentation"))
+    check_values(raw, "digits-segmentation", ["task.codec.clip=true"])
+    whole = presets.load("digits-segmentation").model_dump(mode="json")
+    assert refusal(check_values, whole, "digits-segmentation", ["train.steps=-1"]) is not None

@@ -9,8 +9,9 @@ import torch
 
 import diffcli.torchvision_compat  # noqa: F401 - before torch-fidelity
 from diffcli.config import UserError
+from diffcli.lookup.given_paths import INCEPTION_FILE, INCEPTION_URL
 from diffcli.metrics.extractor import Extracted
-from diffcli.metrics.inception import INCEPTION_FILE, INCEPTION_URL, InceptionFeatures
+from diffcli.metrics.inception import InceptionFeatures
 from diffcli.noise import Noise
 
 pytestmark = pytest.mark.xdist_group("inception")  # one network serves most of them

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from diffcli import checkpoint
+from diffcli.lookup.dependents import needing
 from diffcli.preset import TrainConfig
 
 
@@ -18,9 +19,8 @@ class Keeping:
         """Removes old checkpoints that no other run needs."""
         spared = checkpoint.prune(self.root, self.cfg.keep_last, self.cfg.keep_every)
         for path in (each for each in spared if each not in self.noted):
-            needing = ", ".join(map(str, spared[path]))
-            self.pending.append(f"{path} is kept beside the newest {self.cfg.keep_last}: needed by {needing}")
-        self.noted |= spared.keys()
+            self.pending.append(f"{path} is kept beside the newest {self.cfg.keep_last}: {needing(path)}")
+        self.noted |= set(spared)
 
     def notes(self) -> list[str]:
         """The notes since the last call."""

@@ -15,7 +15,7 @@ from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.state import build_on_meta, same_state
 from diffcli.lookup.changeable import check_resuming, may_change, moves_encoder
 from diffcli.lookup.checkpoint_files import run_directory
-from diffcli.lookup.dependents import dependents
+from diffcli.lookup.dependents import is_marked, needing
 from diffcli.lookup.run_folders import nothing_to_do
 from diffcli.preset import Preset
 
@@ -199,9 +199,7 @@ def set_aside(root: Path, start: Path) -> list[str]:
     notes = []
     for path in checkpoint.checkpoints(root):
         if path.name > start.name:
-            needed, kept = dependents(path), checkpoint.set_aside(path)
-            if needed:
-                notes.append(
-                    f"{path} is moved to {kept}, where those that need it find it: {', '.join(map(str, needed))}"
-                )
+            kept = checkpoint.set_aside(path)
+            if is_marked(kept):
+                notes.append(f"{path} is moved to {kept}, where those that need it find it: {needing(kept)}")
     return notes

@@ -14,7 +14,7 @@ from diffcli.engine.score.sight.clip_classifier import ClipClassifier
 from diffcli.engine.score.sight.conversion import converted
 from diffcli.engine.score.sight.tower import TowerFeatures
 from diffcli.fields import Specs, to_float
-from diffcli.lookup.given_paths import check_features
+from diffcli.lookup.given_paths import check_features, check_weights
 from diffcli.metrics.extractor import IMAGES, Extracted, Extractor, check_images
 from diffcli.metrics.inception import InceptionFeatures
 from diffcli.metrics.motion.clip_networks import TorchScriptI3d
@@ -88,8 +88,7 @@ def extractor_for(features: str, weights: Path | None = None, device: torch.devi
         return R3d18(weights, device)
     check_features(features)
     path = Path(features).expanduser()
-    if weights is not None:
-        raise UserError(f"--weights {weights} given with --features {features}, which brings its own", "drop --weights")
+    check_weights(weights, features)
     if path.is_file() and path.suffix != EXPORTED:
         return TorchScriptI3d(path, device)
     if (path / "config.json").is_file():
