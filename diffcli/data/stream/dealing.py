@@ -233,7 +233,7 @@ class StreamFeed:
         for reason in part.faults:
             self.say_once(f"broken shard: {reason}; going on with the next", reason)
         if part.broken:
-            self.say_once(f"broken sample, skipped: {part.broken[0]} (the log counts further ones)", "sample")
+            self.say_once(f"sample left out: {part.broken[0]} (the log counts further ones)", "sample")
         for remark in sorted(part.remarks):
             self.say_once(REMARKS[remark], remark)
 
