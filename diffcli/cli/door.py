@@ -1,6 +1,7 @@
-"""Checks of flags that run before torch is imported, so that a typing mistake is reported at once.
+"""Checks that run before torch is imported, so that a typing mistake is reported at once.
 
-Whatever depends on the content of a preset, checkpoint or data set is checked by the engine.
+They look at flags, at names of files, at the raw tree of a preset and at the record of a checkpoint, as far as these tell for
+certain. The engine checks everything else, and these again, by the same functions.
 """
 
 import os
