@@ -5,6 +5,7 @@ from typing import Any
 MAY_BE_EMPTY = {
     "prompt",
     "negative_prompt",
+    "seed",
     "overrides",
     "std",
     "rate",
