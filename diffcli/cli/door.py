@@ -114,15 +114,29 @@ def check_drawn_by(
         check_class(record, chosen)
 
 
-def check_conditions(ckpt: Path, prompts: Sequence[str] | None, clips: Mapping[str, float | str | None]) -> None:
+def check_conditions(ckpt: Path, prompts: Mapping[str, str | None], clips: Mapping[str, float | str | None]) -> None:
     """Raises UserError for prompts, and for options of clips, by their flags, that a checkpoint takes none of."""
-    if prompts or any(value is not None for value in clips.values()):
+    if any(value is not None for value in [*prompts.values(), *clips.values()]):
         from diffcli.engine.record_checks import check_clips, check_prompts
         from diffcli.lookup.checkpoint_files import glance, locate
 
         record, path = glance(ckpt), locate(ckpt)
-        check_prompts(record, path, prompts or ())
+        check_prompts(record, path, prompts)
         check_clips(record, path, clips)
+
+
+def check_models(then: Sequence[Path] | None, base: Path | None, controls: Sequence[Path]) -> None:
+    """Raises UserError where --then, --base or --control names no checkpoint."""
+    from diffcli.config import UserError
+
+    given = [("--then ", path) for path in then or ()]
+    given += [] if base is None else [("--base ", base)]
+    given += [(f"--control {path}: ", path) for path in controls]
+    for begin, path in given:
+        try:
+            check_checkpoint(path.expanduser())
+        except UserError as error:
+            raise UserError(f"{begin}{error.problem}", error.hint) from None
 
 
 def check_pictures(images: Sequence[Path] | None, mask: Path | None, fields: Sequence[str] | None) -> None:

@@ -77,7 +77,7 @@ def sampling(
     **edit: Any,
 ) -> "SampleOptions":
     """The sampling options, in the same order for all commands."""
-    from diffcli.engine.draw.sample import SampleOptions
+    from diffcli.engine.options.sample_options import SampleOptions
 
     options = SampleOptions(
         n=n,
@@ -161,17 +161,7 @@ def sample(
     seeds = door.seeds(seed, n, interpolate)
     kinds = (".png", ".npz", ".mp4", ".webp", ".gif")
     door.check_drawing(ckpt, out, kinds, True, sampler, overrides or [], lora or [])
-    door.check_drawn_by(ckpt, labels, overrides or [], sampler, ddim_eta)
-    door.check_conditions(ckpt, prompt, {"--frames": frames, "--fps": fps, "--window": window})
-    door.check_pictures(image, mask, field)
-    door.check_layout(out, {"--captions": captions, "--scale": scale, "--columns": columns})
-    door.check_device(device)
-    from diffcli.cli.console import track
-    from diffcli.engine.distributed import Launch
-    from diffcli.engine.draw import output
-    from diffcli.engine.draw.pictured.cascade import cascade
-    from diffcli.engine.draw.prompts import read_prompts
-    from diffcli.engine.draw.sheets.arrangement import Arrangement
+    from diffcli.engine.options.prompt_files import read_prompts
 
     edit: dict[str, Any] = {"images": tuple(image or ()), "mask": mask, "strength": strength, "compare": compare}
     edit |= {"restore": restore, "degrade": degrade, "project": project}
@@ -184,6 +174,19 @@ def sample(
     edit |= {"frames": frames, "fps": fps, "given_frames": given_frames}
     edit |= {"window": window, "window_overlap": window_overlap}
     options = sampling(n, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
+    door.check_drawn_by(ckpt, labels, overrides or [], sampler, ddim_eta)
+    texts = {"--prompt": next(iter(options.prompts), None), "--negative-prompt": negative_prompt}
+    door.check_conditions(ckpt, texts, {"--frames": frames, "--fps": fps, "--window": window})
+    door.check_pictures(image, mask, field)
+    door.check_layout(out, {"--captions": captions, "--scale": scale, "--columns": columns})
+    door.check_device(device)
+    door.check_models(then, base, [path for path, _ in options.controls])
+    from diffcli.cli.console import track
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.draw import output
+    from diffcli.engine.draw.pictured.cascade import cascade
+    from diffcli.engine.draw.sheets.arrangement import Arrangement
+
     output.check_apart(out, options)
     if segments(ckpt, options, ensemble, then):
         segment(ckpt, out, options, ensemble, ema, device, nproc)
@@ -270,16 +273,7 @@ def gif(
     ckpt = the_checkpoint("gif", named, ckpt)
     seeds = door.seeds(seed, n)
     door.check_drawing(ckpt, out, (".gif", ".mp4", ".webp"), False, sampler, overrides or [], lora or [])
-    door.check_drawn_by(ckpt, labels, overrides or [], sampler, ddim_eta)
-    door.check_pictures(image, mask, field)
-    door.check_device(device)
-    from diffcli.cli.console import track
-    from diffcli.engine.distributed import Launch
-    from diffcli.engine.draw import output
-    from diffcli.engine.draw import sample as engine
-    from diffcli.engine.draw.pictured.cascade import cascade
-    from diffcli.engine.draw.prompts import read_prompts
-    from diffcli.engine.draw.sheets.arrangement import Arrangement
+    from diffcli.engine.options.prompt_files import read_prompts
 
     texts = read_prompts(prompt or (), prompts)
     asked = labels == "all" or image or field or texts or not isinstance(seeds, int)
@@ -292,6 +286,17 @@ def gif(
     edit |= {"negative_prompt": negative_prompt, "precision": precision.value, "compile": compiled, "size": sides(size)}
     edit |= {"loras": tuple(lora or ()), "base": base, "embeddings": tuple(embedding or ())}
     options = sampling(shown, labels, seeds, sampler, steps, ddim_eta, guidance, overrides, batch_size, **edit)
+    door.check_drawn_by(ckpt, labels, overrides or [], sampler, ddim_eta)
+    door.check_pictures(image, mask, field)
+    door.check_device(device)
+    door.check_models(then, base, [path for path, _ in options.controls])
+    from diffcli.cli.console import track
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.draw import output
+    from diffcli.engine.draw import sample as engine
+    from diffcli.engine.draw.pictured.cascade import cascade
+    from diffcli.engine.draw.sheets.arrangement import Arrangement
+
     output.check_apart(out, options)
 
     def work(group: "Group") -> None:

@@ -119,7 +119,7 @@ def fid(
     nproc: Nproc = 1,
 ) -> None:
     """Score images, or samples of a checkpoint, against a reference: FID, KID, IS, precision, recall, accuracy, bits."""
-    from diffcli.engine.score.compared import apart, check_compared, check_sides
+    from diffcli.engine.score.compared import apart, check_compared, check_sides, check_unused
     from diffcli.lookup.given_paths import check_features, check_weights
 
     door.check_metrics(metrics)
@@ -131,15 +131,6 @@ def fid(
         door.check_checkpoint(model)
         drawing = [item for item in overrides or () if not item.startswith("metrics.")]
         door.check_drawn_by(model, labels, drawing, sampler, ddim_eta)
-    check_sides([*compared, *([] if ref is None else [ref])])
-    door.check_loras(lora or [])
-    check_features(features)
-    check_weights(weights, features)
-    door.check_device(device)
-    from diffcli.cli.console import counting, say
-    from diffcli.engine.distributed import Launch
-    from diffcli.engine.score import job
-
     how: dict[str, Any] = {"prior": prior, "precision": precision.value, "compile": compiled, "project": project}
     how |= {"augment": augment, "tile": tile, "overlap": overlap, "exact_tiles": exact_tiles, "whole": no_tile}
     how |= {"frames": frames, "fps": fps, "window": window, "window_overlap": window_overlap}
@@ -151,6 +142,17 @@ def fid(
     }
     how |= {"controls": scaled_paths(control, "--control"), "control_scale": named_scales(control_scale)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
+    if model is None:
+        check_unused(compared, options)
+    check_sides([*compared, *([] if ref is None else [ref])])
+    door.check_loras(lora or [])
+    check_features(features)
+    check_weights(weights, features)
+    door.check_device(device)
+    from diffcli.cli.console import counting, say
+    from diffcli.engine.distributed import Launch
+    from diffcli.engine.score import job
+
     scoring = job.Scoring(
         compared,
         model,

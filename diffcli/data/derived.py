@@ -15,7 +15,8 @@ from torch import Tensor
 
 from diffcli.config import Config, UserError, keys_agree
 from diffcli.data.edges import canny, grey, smoothed, xdog
-from diffcli.data.lowering import Kernel, lowered
+from diffcli.data.kernels import Kernel
+from diffcli.data.lowering import lowered
 from diffcli.fields import FieldSpec, Specs
 from diffcli.noise import Domain, derive
 

@@ -1,13 +1,11 @@
 """Smaller pictures by named, antialiased kernels: the protocol of low-resolution conditions and of their scores."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-Kernel = Literal["bicubic", "lanczos", "bilinear", "box"]
+from diffcli.data.kernels import Kernel
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,

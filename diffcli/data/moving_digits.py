@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffcli.config import keys_agree
 from diffcli.data import mnist
-from diffcli.data.clips.clip_keys import FrameRate
+from diffcli.data.clips.rates import FrameRate
 from diffcli.data.dataset import DataConfig
 from diffcli.data.digits_file import read_digits
 from diffcli.data.images import Column, ImageData

@@ -12,7 +12,8 @@ from diffcli.config import ImageShape, UserError, keys_agree, quoted
 from diffcli.data.annotators import joined_annotators
 from diffcli.data.buckets import Framing
 from diffcli.data.clips.clip_data import ClipData
-from diffcli.data.clips.clip_keys import FrameRate, Lengths, clip_faults, described_clips, timings
+from diffcli.data.clips.clip_keys import Lengths, clip_faults, described_clips, timings
+from diffcli.data.clips.rates import FrameRate
 from diffcli.data.clips.shard_clips import ChosenFiles, ShardClips, long_enough
 from diffcli.data.columns import column
 from diffcli.data.dataset import DataConfig, no_split

@@ -5,7 +5,7 @@ Imports nothing heavy.
 Records are looked at as far as they tell for certain; the model itself is asked the same when it is loaded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -41,19 +41,21 @@ def check_class(record: Mapping[str, Any], name: str) -> None:
         class_id(name, None if names is None else tuple(names), count)
 
 
-def without_texts(prompt: str, path: Path) -> UserError:
+def without_texts(flag: str, prompt: str, path: Path) -> UserError:
     """The error for a prompt that a model cannot read."""
     return UserError(
-        f"--prompt {prompt!r}: {path} was not trained on texts",
-        "leave --prompt out, or give the checkpoint of a model with a conditioner of texts or embeddings",
+        f"{flag} {prompt!r}: {path} was not trained on texts",
+        f"leave {flag} out, or give the checkpoint of a model with a conditioner of texts or embeddings",
     )
 
 
-def check_prompts(record: Mapping[str, Any], path: Path, prompts: Sequence[str]) -> None:
-    """Raises UserError for prompts where a diffusion model is conditioned on nothing, or on classes alone."""
+def check_prompts(record: Mapping[str, Any], path: Path, given: Mapping[str, str | None]) -> None:
+    """Raises UserError for a prompt where a diffusion model is conditioned on nothing, or on classes alone. given: by flag."""
     kinds = {each.get("kind") for each in _conditioners(record)}
-    if prompts and _task(record).get("kind") == "diffusion" and kinds <= {"class"}:
-        raise without_texts(prompts[0], path)
+    if _task(record).get("kind") == "diffusion" and kinds <= {"class"}:
+        for flag, prompt in given.items():
+            if prompt is not None:
+                raise without_texts(flag, prompt, path)
 
 
 def without_clips(flag: str, value: float | str, path: Path) -> UserError:

@@ -24,9 +24,9 @@ AT_ONCE = [
     "sample . --out a.jpg", "sample . --steps 0", "sample . --seed 3-1", "gif . --seed 1,2 --n 3", "gif nowhere",
     "gif . --out a.png", "export nowhere --out x",
     "import nowhere --out x", "info nowhere", "presets new x/y --data .", "presets new mine --data nowhere",
-    "train --preset digits --from-weights raw", "train --preset cifar10 --data nowhere", "fid . nowhere",
+    "train --preset digits --from-weights raw", "train --preset cifar10 --data nowhere",
     "train --preset digits --data nowhere", "train --preset moving-digits --data nowhere",
-    "fid . . --features nowhere", "fid . . --weights nowhere", "prep-data folder nowhere --out x", "sample --like nowhere.png",
+    "prep-data folder nowhere --out x", "sample --like nowhere.png",
     "fid", "fid a b --metrics fiid", "prep-data mnist", "prep-data minst", "prep-data mnist .",
 ]  # fmt: skip
 FINE = ["--help", "presets list", "presets show digits", "presets schema"]
@@ -58,6 +58,10 @@ def test_what_flags_alone_decide_is_answered_without_torch(tmp_path: Path) -> No
 OF_A_RUN = [
     "sample RUN --class house", "sample RUN --class 77", "sample RUN --prompt hi", "sample RUN --frames 3",
     "gif RUN --class house", "sample RUN --set train.steps=3",
+    "sample RUN --negative-prompt hi", "sample RUN --strength 0.5", "gif RUN --strength 0.5", "sample RUN --compare",
+    "sample RUN --tile 8 --no-tile", "sample RUN --restore sr3 --image .", "sample RUN --steps 3 --set sampler.steps=4",
+    "sample RUN --then nowhere", "sample RUN --base nowhere", "sample RUN --control nowhere", "sample RUN --prompts nowhere",
+    "fid . nowhere", "fid . . --features nowhere", "fid . . --weights nowhere", "fid . . --steps 3", "fid . . --tile 8",
     "sample RUN --set sampler.stepz=3", "sample RUN --set sampler.steps=-3", "fid RUN --set sampler.steps=-3",
     "sample RUN --image nowhere.png", "sample RUN --mask nowhere.png", "sample RUN --field hint=nowhere.png",
     "sample RUN --scale 3 --out squares", "fid RUN --ref nowhere", "fid RUN --features nowhere", "resume RUN",

@@ -12,9 +12,10 @@ from diffcli.data.broken import left_out, named
 from diffcli.data.buckets import Framing
 from diffcli.data.clips.clip_data import ClipData
 from diffcli.data.clips.clip_files import ANIMATIONS, FRAME_RATE, RATE_FILE, FoundClips, TreeClips, clips_among
-from diffcli.data.clips.clip_keys import FrameRate, Lengths, clip_faults, described_clips, timings
+from diffcli.data.clips.clip_keys import Lengths, clip_faults, described_clips, timings
 from diffcli.data.clips.film import BrokenClip, Timing
 from diffcli.data.clips.probing import broken_clips
+from diffcli.data.clips.rates import FrameRate
 from diffcli.data.columns import Texts
 from diffcli.data.dataset import Broken, DataConfig, no_split
 from diffcli.data.files import FileTree, open_tree

@@ -1,9 +1,8 @@
 """What the preset keys of clips mean, whichever kind of data has them: `frames`, `fps`, `stride`."""
 
 from collections.abc import Iterator
-from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from diffcli.data.clips.clip_data import clip_specs
 from diffcli.data.clips.film import Timing
@@ -11,7 +10,6 @@ from diffcli.data.dataset import DataConfig
 from diffcli.fields import FieldSpec
 
 Lengths = PositiveInt | tuple[PositiveInt, ...]
-FrameRate = Annotated[float, Field(gt=0, le=1000)]  # frames per second; no film that is shown to people has more
 
 
 def timings(frames: Lengths, fps: float | None, stride: int) -> tuple[Timing, ...]:

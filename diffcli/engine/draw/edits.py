@@ -8,10 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from diffcli.config import Config, ImageShape, UserError
+from diffcli.config import ImageShape, UserError
 from diffcli.data.pixels import BrokenImage, fit, open_image
 from diffcli.diffusion.denoiser import Denoise
 from diffcli.diffusion.editing import noised, slerp
@@ -21,50 +20,14 @@ from diffcli.diffusion.samplers import Sampler
 from diffcli.digest import sha256
 from diffcli.engine.draw.pictures import FilePicture, MemoryPicture
 from diffcli.engine.draw.restore.measured import Measured
+from diffcli.engine.options.edit_options import EditOptions
 from diffcli.fields import to_float
 from diffcli.lookup.given_paths import unreadable
 from diffcli.noise import Noise
 from diffcli.tasks.diffusion import DiffusionTask
 
-STRENGTH = 0.6  # the noise level of an image to be varied; with a mask it is 1
 REFINEMENTS = 3  # of each move of an inversion
 WHITE = 128  # grey level from which a mask marks a pixel
-
-
-class EditOptions(Config):
-    """The flags; see `check` for those that exclude each other."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    images: tuple[Path | MemoryPicture, ...] = ()
-    mask: Path | MemoryPicture | None = None
-    strength: float | None = Field(None, gt=0, le=1)
-    interpolate: int | None = Field(None, ge=2)
-
-    def check(self) -> None:
-        """Raises UserError for flags that contradict each other, before anything is read."""
-        if self.interpolate is not None:
-            for flag, value in (("--mask", self.mask), ("--strength", self.strength)):
-                if value is not None:
-                    raise UserError(
-                        f"{flag} {value} with --interpolate {self.interpolate}: images are met at pure noise",
-                        f"leave out {flag} or --interpolate",
-                    )
-            if len(self.images) not in (0, 2):
-                raise UserError(
-                    f"--interpolate {self.interpolate} with {len(self.images)} --image: it goes from one to another",
-                    "give --image twice, or not at all for images between two seeds",
-                )
-        elif not self.images:
-            for flag, value in (("--mask", self.mask), ("--strength", self.strength)):
-                if value is not None:
-                    raise UserError(f"{flag} {value}: there is no image to change", "give one with --image FILE")
-
-    @property
-    def level(self) -> float:
-        """The time that images are noised to."""
-        varied = self.images and self.mask is None and self.interpolate is None
-        return self.strength or (STRENGTH if varied else 1.0)
 
 
 class Edit(NamedTuple):

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,23 +16,6 @@ from diffcli.engine.record_checks import without_texts
 from diffcli.fields import Batch, Specs
 from diffcli.tasks.conditioners.stored import IMAGE, EmbeddingConditioner
 from diffcli.tasks.guide import Guide
-
-
-def read_prompts(given: Sequence[str], file: Path | None) -> tuple[str, ...]:
-    """The prompts of --prompt, then the lines of the file, UTF-8, without blank ones. Raises UserError if it has none."""
-    if file is None:
-        return tuple(map(captions.clean, given))
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompts {file}: is not UTF-8 ({error.reason})", "save it as UTF-8 text") from error
-    except OSError as error:
-        hint = "give a text file with one prompt a line"
-        raise UserError(f"--prompts {file}: cannot be read ({error.strerror})", hint) from error
-    found = tuple(filter(None, map(captions.clean, lines)))
-    if not found:
-        raise UserError(f"--prompts {file}: holds no prompt", "write one prompt a line into it")
-    return (*map(captions.clean, given), *found)
 
 
 @dataclass(frozen=True)
@@ -91,7 +73,7 @@ def choose_prompts(
     given = options.prompts
     if not prompted(model):
         if given:
-            raise without_texts(given[0], model.path)
+            raise without_texts("--prompt", given[0], model.path)
         choose_prior(model, options.prior, needed=False)
         return None
     if not given:
@@ -122,7 +104,7 @@ def choose_negative(
         return None
     flag = f"--negative-prompt {text!r}"
     if not prompted(model):
-        raise UserError(f"{flag}: {model.path} was not trained on texts", "leave --negative-prompt out")
+        raise without_texts("--negative-prompt", text, model.path)
     if guidance == 1:
         raise UserError(
             f"{flag} with --guidance 1, which evaluates the prompt alone",

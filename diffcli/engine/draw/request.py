@@ -22,7 +22,7 @@ from diffcli.engine.draw import guides
 from diffcli.engine.draw.clips.given_clips import clip_conditions
 from diffcli.engine.draw.clips.lengths import clip_frame, guides_of_length
 from diffcli.engine.draw.conditions import Conditions, always_told, blanks, check_distinct
-from diffcli.engine.draw.edits import Edit, EditOptions, NoNoise, read_edit
+from diffcli.engine.draw.edits import Edit, NoNoise, read_edit
 from diffcli.engine.draw.given import Given, Value, choose_given
 from diffcli.engine.draw.labels import choose_labels
 from diffcli.engine.draw.pictured import controls
@@ -46,6 +46,7 @@ from diffcli.engine.draw.sampling import (
 )
 from diffcli.engine.draw.translation import choose_prior
 from diffcli.engine.model import Model
+from diffcli.engine.options.edit_options import EditOptions
 from diffcli.engine.seeds import Seeds, nth_seed
 from diffcli.fields import Batch, to_levels
 from diffcli.noise import streams

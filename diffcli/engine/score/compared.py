@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffcli.config import UserError, did_you_mean
 from diffcli.data.naming import SPLITS, Split
@@ -11,6 +12,31 @@ from diffcli.lookup.preset_files import find
 KINDS = (
     "a folder of images or films, .npz samples, .npz statistics, a prepared data set or NAME:SPLIT of a preset's data"
 )
+
+if TYPE_CHECKING:
+    from diffcli.engine.options.sample_options import SampleOptions
+
+CLIPS = ("frames", "fps", "window", "window_overlap", "given_frames")
+FRAMING = {  # flags of large and of noised pictures and of clips, each with its option
+    f"--{name.replace('_', '-')}": name for name in ("augment", "tile", "overlap", "exact_tiles", *CLIPS)
+} | {"--no-tile": "whole"}
+UNUSED = {  # flags of sampling, each with its option
+    "--class": "labels",
+    "--prior": "prior",
+    "--sampler": "sampler",
+    "--steps": "steps",
+    "--ddim-eta": "eta",
+    "--guidance": "guidance",
+    "--precision": "precision",
+    "--compile": "compile",
+    "--project": "project",
+    **FRAMING,
+    "--lora": "loras",
+    "--embedding": "embeddings",
+    "--base": "base",
+    "--control": "controls",
+    "--control-scale": "control_scale",
+}
 
 
 def split_named(text: str) -> Split:
@@ -51,3 +77,18 @@ def check_compared(sides: Sequence[str], ckpt: Path | None, ref: str | None) -> 
         raise UserError(f"fid takes either A B or --ckpt, both given: {' '.join(sides)}", "use --ref for the reference")
     if ckpt is None and ref is not None:
         raise UserError(f"--ref {ref} goes with --ckpt", "type diffcli fid A B, the reference second")
+
+
+def check_unused(sides: Sequence[str], options: "SampleOptions") -> None:
+    """Raises UserError for a sampling option beside two sides, of which nothing is drawn."""
+    from diffcli.engine.options.sample_options import SampleOptions
+
+    fresh = SampleOptions()
+    for flag, name in UNUSED.items():
+        given = getattr(options, name)
+        if given != getattr(fresh, name):
+            value = "" if given is True or isinstance(given, tuple) else f" {given}"
+            raise UserError(
+                f"{flag}{value} with two sides ({' '.join(sides)}): no model is sampled",
+                f"leave {flag} out, or score a model with --ckpt RUN --ref B",
+            )

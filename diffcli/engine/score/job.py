@@ -18,7 +18,7 @@ from diffcli.engine.draw.sample import Model, SampleOptions, load_model, request
 from diffcli.engine.score import bound, generated
 from diffcli.engine.score.cache import cache_folder
 from diffcli.engine.score.checks import OPTION, metric_options
-from diffcli.engine.score.compared import check_compared
+from diffcli.engine.score.compared import FRAMING, check_compared, check_unused
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import extractor_for
 from diffcli.engine.score.onepass import Watch, share
@@ -38,11 +38,6 @@ from diffcli.metrics.metric import Metric, Role
 from diffcli.metrics.overlap import EXTRACTOR
 from diffcli.metrics.scores import METRICS, metrics_by_name
 from diffcli.tasks.super_resolution import SuperResolutionTask
-
-CLIPS = ("frames", "fps", "window", "window_overlap", "given_frames")
-FRAMING = {  # flags of large and of noised pictures and of clips, each with its option
-    f"--{name.replace('_', '-')}": name for name in ("augment", "tile", "overlap", "exact_tiles", *CLIPS)
-} | {"--no-tile": "whole"}
 
 
 @dataclass(frozen=True)
@@ -88,32 +83,7 @@ class Scoring:
         self._check_idle()
         check_compared(self.sides, self.ckpt, self.ref)
         if self.ckpt is None:
-            self._check_unused()
-
-    def _check_unused(self) -> None:
-        """Refuses sampling options if nothing is drawn."""
-        options, fresh = self.options, SampleOptions()
-        flags = {
-            "--class": "labels",
-            "--prior": "prior",
-            "--sampler": "sampler",
-            "--steps": "steps",
-            "--ddim-eta": "eta",
-        }
-        flags |= {"--guidance": "guidance", "--precision": "precision", "--compile": "compile", "--project": "project"}
-        flags |= FRAMING | {
-            "--lora": "loras",
-            "--embedding": "embeddings",
-            "--base": "base",
-            "--control": "controls",
-            "--control-scale": "control_scale",
-        }
-        for flag, name in flags.items():
-            if getattr(options, name) != getattr(fresh, name):
-                given = getattr(options, name)
-                value = "" if given is True or isinstance(given, tuple) else f" {given}"
-                problem = f"{flag}{value} with two sides ({' '.join(self.sides)}): no model is sampled"
-                raise UserError(problem, f"leave {flag} out, or score a model with --ckpt RUN --ref B")
+            check_unused(self.sides, self.options)
 
     def _check_framing(self, what: str) -> None:
         """Refuses these options if no images of a model are drawn."""

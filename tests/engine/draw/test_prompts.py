@@ -13,10 +13,11 @@ from PIL import Image, ImageFont
 from diffcli import preset as presets
 from diffcli.config import UserError
 from diffcli.engine.distributed import join
-from diffcli.engine.draw.prompts import choose_prompts, read_prompts
+from diffcli.engine.draw.prompts import choose_prompts
 from diffcli.engine.draw.sample import SampleOptions, load_model, request
 from diffcli.engine.draw.sheets.arrangement import READABLE, captioned, columns_for, grid
 from diffcli.engine.draw.sheets.lettering import MOST_LINES, lines
+from diffcli.engine.options.prompt_files import read_prompts
 from diffcli.engine.run.runlog import RunDir
 from diffcli.engine.run.train import train
 from diffcli.noise import Noise

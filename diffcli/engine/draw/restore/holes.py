@@ -14,10 +14,11 @@ from diffcli.config import ImageShape, UserError
 from diffcli.data.derived import MIDDLE, Hole
 from diffcli.diffusion.operators import Known
 from diffcli.engine.draw.conditions import condition_specs
-from diffcli.engine.draw.edits import EditOptions, described, read_edit
+from diffcli.engine.draw.edits import described, read_edit
 from diffcli.engine.draw.given import Value
 from diffcli.engine.draw.restore.measured import Batches, Measured
 from diffcli.engine.model import Model
+from diffcli.engine.options.edit_options import EditOptions
 from diffcli.fields import listed, to_levels
 from diffcli.tasks.codecs.pixel import PixelCodec
 from diffcli.tasks.diffusion import DiffusionTask

@@ -15,10 +15,12 @@ from torch import Tensor
 from diffcli.config import ImageShape, UserError
 from diffcli.data.pixels import fit
 from diffcli.diffusion.operators import Operator
-from diffcli.engine.draw.edits import EditOptions, described, open_picture, read_mask
+from diffcli.engine.draw.edits import described, open_picture, read_mask
 from diffcli.engine.draw.restore.measured import Batches, Measured, pixels
-from diffcli.engine.draw.restore.wishes import Wish, wished
+from diffcli.engine.draw.restore.wishes import operator_of
 from diffcli.engine.model import Model
+from diffcli.engine.options.edit_options import EditOptions
+from diffcli.engine.options.restore_wish import Wish, wished
 from diffcli.fields import misfit, to_float, to_levels
 from diffcli.tasks.diffusion import DiffusionTask
 
@@ -66,7 +68,7 @@ def read_restoration(model: Model, options: EditOptions, restore: str, degrade: 
     painted = None
     if options.mask is not None:
         painted = read_mask(options.mask, opened, options.images, shape)
-    operator = wish.operator(size, painted)
+    operator = operator_of(wish, size, painted)
     originals = None
     if degrade:
         originals = _fitted(opened, shape)

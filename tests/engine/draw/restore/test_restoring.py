@@ -16,8 +16,8 @@ from diffcli.diffusion.operators import Operator
 from diffcli.diffusion.samplers import Ddim, Ode, Sampler, last
 from diffcli.engine.distributed import Group
 from diffcli.engine.draw.request import Request
-from diffcli.engine.draw.restore.wishes import LOSSES, Wish, wished
 from diffcli.engine.draw.sample import Model, SampleOptions, draw, request, request_of
+from diffcli.engine.options.restore_wish import LOSSES, Wish, wished
 from diffcli.engine.stage_reading import completed
 from diffcli.facade import LoadedModel
 from diffcli.fields import to_float
