@@ -129,7 +129,7 @@ def check_models(then: Sequence[Path] | None, base: Path | None, controls: Seque
     """Raises UserError where --then, --base or --control names no checkpoint."""
     from diffcli.config import UserError
 
-    given = [("--then ", path) for path in then or ()]
+    given = [(f"--then {path}: ", path) for path in then or ()]
     given += [] if base is None else [("--base ", base)]
     given += [(f"--control {path}: ", path) for path in controls]
     for begin, path in given:
