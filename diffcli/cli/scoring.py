@@ -119,7 +119,7 @@ def fid(
     nproc: Nproc = 1,
 ) -> None:
     """Score images, or samples of a checkpoint, against a reference: FID, KID, IS, precision, recall, accuracy, bits."""
-    from diffcli.engine.score.compared import apart, check_compared, check_sides, check_unused
+    from diffcli.engine.score.compared import apart, check_compared, check_modelled, check_sides, check_unused
     from diffcli.lookup.given_paths import check_features, check_weights
 
     door.check_metrics(metrics)
@@ -143,6 +143,7 @@ def fid(
     how |= {"controls": scaled_paths(control, "--control"), "control_scale": named_scales(control_scale)}
     options = sampling(n, labels, seed, sampler, steps, ddim_eta, guidance, overrides, batch_size, **how)
     if model is None:
+        check_modelled([name.strip().lower() for name in metrics.split(",")])
         check_unused(compared, options)
     check_sides([*compared, *([] if ref is None else [ref])])
     door.check_loras(lora or [])

@@ -10,6 +10,7 @@ import pytest
 
 from diffcli.cli.parsing.choices import METRICS, SAMPLERS
 from diffcli.diffusion.samplers import AnySampler
+from diffcli.engine.score.compared import OF_A_MODEL
 from diffcli.metrics import scores
 from diffcli.prep.kinds import KINDS
 from diffcli.prep.openers import OPENERS
@@ -62,6 +63,8 @@ OF_A_RUN = [
     "sample RUN --tile 8 --no-tile", "sample RUN --restore sr3 --image .", "sample RUN --steps 3 --set sampler.steps=4",
     "sample RUN --then nowhere", "sample RUN --base nowhere", "sample RUN --control nowhere", "sample RUN --prompts nowhere",
     "fid . nowhere", "fid . . --features nowhere", "fid . . --weights nowhere", "fid . . --steps 3", "fid . . --tile 8",
+    "fid . . --metrics psnr",
+    "fid . . --metrics dice", "fid . . --metrics mse", "sample RUN --interpolate 3 --n 4",
     "sample RUN --set sampler.stepz=3", "sample RUN --set sampler.steps=-3", "fid RUN --set sampler.steps=-3",
     "sample RUN --image nowhere.png", "sample RUN --mask nowhere.png", "sample RUN --field hint=nowhere.png",
     "sample RUN --scale 3 --out squares", "fid RUN --ref nowhere", "fid RUN --features nowhere", "resume RUN",
@@ -75,6 +78,16 @@ OF_A_RUN = [
 def test_what_the_record_of_a_run_decides_is_answered_without_torch(trained: Path, tmp_path: Path) -> None:
     lines = [line.replace("RUN", shlex.quote(str(trained))) for line in OF_A_RUN]
     answered_without({"torch", "scipy", "webdataset", "torchvision"}, lines, tmp_path)
+
+
+def test_the_door_knows_which_metrics_need_a_model() -> None:
+    asked = {kind: {need.extractor for need in metric().needs} for kind, metric in scores.METRICS.items()}
+    for who, extractors in (
+        ("a prior", {"translation"}),
+        ("a model that tells masks", {"segmentation"}),
+        ("a model", {"bound", "reconstruction", "condition"}),
+    ):
+        assert {kind for kind, found in asked.items() if found & extractors} == set(OF_A_MODEL[who])
 
 
 def test_the_door_knows_every_sampler_metric_and_kind_of_data() -> None:

@@ -268,10 +268,6 @@ def check_idle(model: Model, options: SampleOptions) -> None:
 
 def check_count(options: SampleOptions) -> None:
     """Raises UserError for --n if another option determines the number of images, and for --compare without a pair."""
-    if options.n is not None and options.interpolate is not None:
-        raise UserError(
-            f"--n {options.n} with --interpolate {options.interpolate}: both say how many images", "leave --n out"
-        )
     if options.n is not None and options.images:
         problem = f"--n {options.n} with {len(options.images)} --image: each image is reconstructed once"
         raise UserError(problem, "leave --n out")

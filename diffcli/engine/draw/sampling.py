@@ -78,10 +78,6 @@ def choose_n(options: SampleOptions, conditions: Sequence[Conditions]) -> int:
     Raises UserError where there are fewer seeds than prompts, pictures or named classes.
     """
     if options.interpolate is not None:
-        if options.n is not None:
-            raise UserError(
-                f"--n {options.n} with --interpolate {options.interpolate}: both say how many images", "leave --n out"
-            )
         return options.interpolate
     count = seed_count(options.seed)
     if count is not None and options.n is None:

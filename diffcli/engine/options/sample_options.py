@@ -57,6 +57,9 @@ class SampleOptions(EditOptions):
         flags = {"--sampler": self.sampler, "--steps": self.steps, "--ddim-eta": self.eta}
         check_agreement(self.overrides, SAMPLING, flags)
         check_seeds(self.seed, self.n, self.interpolate)
+        if self.interpolate is not None and self.n is not None:
+            problem = f"--n {self.n} with --interpolate {self.interpolate}: both say how many images"
+            raise UserError(problem, "leave --n out")
         if not isinstance(self.seed, int) and self.interpolate is not None and self.images:
             raise UserError("--seed names two seeds, and --image two pictures to go between", "leave out one of them")
         if self.compare and not self.images:

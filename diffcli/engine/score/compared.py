@@ -38,6 +38,27 @@ UNUSED = {  # flags of sampling, each with its option
     "--control-scale": "control_scale",
 }
 
+OF_A_MODEL = {  # metrics that are of no two sides, by what they need
+    "a prior": ("cosine", "mse", "retrieval"),
+    "a model that tells masks": ("dice", "iou", "ged", "hm_iou", "ece"),
+    "a model": ("bpd", "psnr", "ssim", "lpips", "consistency", "follows"),
+}
+
+
+def without_model(metrics: str, who: str) -> UserError:
+    """The error for a comma list of metrics that need a model, one of OF_A_MODEL, where two sides are given."""
+    place = "B" if who == "a model" else "SET:test"
+    return UserError(
+        f"--metrics {metrics} needs {who}", f"type diffcli fid --ckpt RUN --ref {place} --metrics {metrics}"
+    )
+
+
+def check_modelled(metrics: Sequence[str]) -> None:
+    """Raises UserError where two sides are given for metrics that all need one kind of model."""
+    for who, kinds in OF_A_MODEL.items():
+        if set(metrics) <= set(kinds):
+            raise without_model(",".join(metrics), who)
+
 
 def split_named(text: str) -> Split:
     """The split of NAME:SPLIT. Raises UserError where a side, which is no path, is not that."""

@@ -18,7 +18,7 @@ from diffcli.engine.draw.sample import Model, SampleOptions, load_model, request
 from diffcli.engine.score import bound, generated
 from diffcli.engine.score.cache import cache_folder
 from diffcli.engine.score.checks import OPTION, metric_options
-from diffcli.engine.score.compared import FRAMING, check_compared, check_unused
+from diffcli.engine.score.compared import FRAMING, check_compared, check_unused, without_model
 from diffcli.engine.score.evaluate import evaluate
 from diffcli.engine.score.features import extractor_for
 from diffcli.engine.score.onepass import Watch, share
@@ -105,12 +105,9 @@ class Scoring:
                 ours = [kind for kind, metric in METRICS.items() if metric().needs[0].extractor == alone]
                 raise UserError(f"--metrics {names}: {other} {lacks}", f"choose among {', '.join(ours)}")
             if self.ckpt is None and kinds:
-                hint = f"type diffcli fid --ckpt RUN --ref SET:test --metrics {names}"
-                raise UserError(f"--metrics {names} needs {who}", hint)
+                raise without_model(names, who)
         if self.ckpt is None and {"bound", "reconstruction", "condition"} & self.extractors.keys():
-            raise UserError(
-                f"--metrics {names} needs a model", f"type diffcli fid --ckpt RUN --ref B --metrics {names}"
-            )
+            raise without_model(names, "a model")
         if of_pairs := self.extractors.get("reconstruction"):
             for kind in self.extractors.get("bound", ()):
                 problem = f"--metrics {names}: {kind} is of a diffusion model, {of_pairs[0]} of a first stage or of drawn pairs"
