@@ -15,9 +15,9 @@ from torch import Tensor
 
 from diffcli.config import Config, UserError, keys_agree
 from diffcli.data.edges import canny, grey, smoothed, xdog
-from diffcli.data.kernels import Kernel
 from diffcli.data.lowering import lowered
 from diffcli.fields import FieldSpec, Specs
+from diffcli.lookup.kernels import Kernel
 from diffcli.noise import Domain, derive
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffcli.data.kernels import Kernel
+from diffcli.lookup.kernels import Kernel
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,

@@ -26,7 +26,7 @@ COMES_WITH = {  # kinds of data that are part of the package, and what to type f
 
 
 def no_root(kind: str) -> str:
-    """ "what is wrong; what to do" of data.root for a kind of COMES_WITH."""
+    """What is wrong with data.root for a kind of COMES_WITH, and behind a semicolon what to do."""
     return f"root must not be set for kind '{kind}', which comes with diffcli; {COMES_WITH[kind]}"
 
 

@@ -7,13 +7,12 @@ picture constant, so that pixels in [-1, 1] times any scale may be measured. Sum
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-Kernel = Literal["bicubic", "lanczos", "bilinear", "box"]
-KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+from diffcli.lookup.kernels import Kernel
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, Pillow's grey
 LEAST_GAIN = 0.1  # share of the largest singular value below which a blur counts as having lost a frequency

@@ -11,9 +11,10 @@ from torch import Tensor
 from diffcli.diffusion.denoiser import Denoise, Prediction
 from diffcli.diffusion.editing import projected, pursued
 from diffcli.diffusion.guidance import clip_x0
-from diffcli.diffusion.operators import KERNELS, Kernel, Known, Luma, Operator, blurred, blurring, lowered, resizing
+from diffcli.diffusion.operators import Known, Luma, Operator, blurred, blurring, lowered, resizing
 from diffcli.diffusion.samplers import Ddim, Ddpm, DpmPlusPlus2M, Sampler, last
 from diffcli.diffusion.schedule import Cosine, Flow, Linear
+from diffcli.lookup.kernels import KERNELS, Kernel
 from diffcli.noise import Noise
 from tests.diffusion.oracle import Mixture, kind
 from tests.pairing import paired

@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple, get_args
 
 from diffcli.config import UserError, did_you_mean
-from diffcli.data.kernels import KERNELS, Kernel
+from diffcli.lookup.kernels import KERNELS, Kernel
 
 Loss = Literal["sr2", "sr4", "colour", "blur", "mask"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)

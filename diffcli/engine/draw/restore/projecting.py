@@ -9,9 +9,10 @@ from torch import Tensor
 
 from diffcli.config import UserError
 from diffcli.data.derived import LowRes
-from diffcli.diffusion.operators import Kernel, Separable, lowered
+from diffcli.diffusion.operators import Separable, lowered
 from diffcli.engine.draw.restore.measured import Batches, Measured, pixels
 from diffcli.engine.model import Model
+from diffcli.lookup.kernels import Kernel
 from diffcli.tasks.diffusion import DiffusionTask
 
 
