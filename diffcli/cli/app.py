@@ -83,8 +83,8 @@ def train(
     from diffcli.engine.run.origin.starting import starting_from
     from diffcli.engine.run.runlog import RunDir
 
-    said = [f"{key}={value}" for key, value in (("train.steps", steps), ("seed", seed)) if value is not None]
-    chosen = starting_from(presets.load(preset, [*(overrides or []), *said], data), start_from, from_weights)
+    given = [f"{key}={value}" for key, value in (("train.steps", steps), ("seed", seed)) if value is not None]
+    chosen = starting_from(presets.load(preset, [*(overrides or []), *given], data), start_from, from_weights)
     run = RunDir(run_dir or Path("runs") / chosen.name)
     run.check_apart(chosen.data.root)
     how = Launch(nproc, nnodes, node_rank, rdzv_endpoint)

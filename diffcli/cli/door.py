@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffcli.cli.parsing.choices import METRICS, SAMPLERS
+from diffcli.cli.session import WORKER
 
 FROM_FILES = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "folder", "clips")  # kinds of data
 
@@ -73,7 +74,7 @@ def check_data(preset: str, data: str | None, overrides: Sequence[str]) -> None:
 
 def check_new_run(preset: str, overrides: Sequence[str], run_dir: Path | None) -> None:
     """Raises UserError where a run would begin in a directory that holds one, or that is a file."""
-    if "LOCAL_RANK" in os.environ:
+    if WORKER in os.environ:
         return  # its launcher has looked, and another worker may have saved already
     from diffcli.lookup import preset_files
     from diffcli.lookup.run_folders import check_new

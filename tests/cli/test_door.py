@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
+from diffcli.cli.door import FROM_FILES
 from diffcli.cli.parsing.choices import METRICS, SAMPLERS
+from diffcli.config import UserError
+from diffcli.data.dataset import DataConfig
+from diffcli.data.datasets import AnyData
+from diffcli.data.naming import COMES_WITH
 from diffcli.diffusion.samplers import AnySampler
 from diffcli.engine.score.compared import OF_A_MODEL
 from diffcli.metrics import scores
@@ -88,6 +94,19 @@ def test_the_door_knows_which_metrics_need_a_model() -> None:
         ("a model", {"bound", "reconstruction", "condition"}),
     ):
         assert {kind for kind, found in asked.items() if found & extractors} == set(OF_A_MODEL[who])
+
+
+def test_the_door_knows_which_kinds_of_data_need_files_and_which_come_with_the_package(tmp_path: Path) -> None:
+    """For both, what it answers is what the data themselves say."""
+    for kind in FROM_FILES:
+        config = TypeAdapter[DataConfig](AnyData).validate_python(
+            {"kind": kind, "root": tmp_path / "nowhere", "size": 8}
+        )
+        with pytest.raises(UserError, match=r"data\.root is '.*nowhere', which does not exist"):
+            config.build("train")
+    for kind in COMES_WITH:
+        with pytest.raises(ValidationError, match=f"root must not be set for kind '{kind}'"):
+            TypeAdapter[DataConfig](AnyData).validate_python({"kind": kind, "root": tmp_path})
 
 
 def test_the_door_knows_every_sampler_metric_and_kind_of_data() -> None:
