@@ -25,6 +25,7 @@ from diffcli.data.dataset import DataConfig
 from diffcli.data.digits_file import read_digits
 from diffcli.data.images import Column, ImageData
 from diffcli.data.listing import Split
+from diffcli.data.look_alikes import centres_of, group_of
 from diffcli.data.naming import no_root
 from diffcli.fields import FieldSpec
 from diffcli.noise import Domain, Noise, derive
@@ -38,6 +39,7 @@ class MovingDigits(DataConfig):
 
     Fields: clip, fps, image (one frame: the first, in training a random one) and, of one digit, label.
     digits: in a clip. digit: edge of the square of a digit in pixels. speed: lowest and highest, in pixels a second.
+    groups: see `look_alikes`; the label is then the group of the digit at rest.
     """
 
     kind: Literal["moving_digits"] = "moving_digits"
@@ -55,6 +57,12 @@ class MovingDigits(DataConfig):
         14, description="edge in pixels of the square that a digit keeps to, its black border too"
     )
     speed: tuple[float, float] = Field((8.0, 20.0), description="lowest and highest speed of a digit, pixels a second")
+    groups: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="in place of the classes so many groups of digits that look alike, found without labels; null: classes",
+    )
 
     @field_validator("fps")
     @classmethod
@@ -95,6 +103,11 @@ class MovingDigits(DataConfig):
                 f"digit is {self.digit} pixels, more than the {min(self.shape[1:])} of the shorter side of a frame; "
                 f"set data.digit={min(self.shape[1:])} or a higher data.size"
             )
+        if self.groups and self.digits > 1:
+            yield (
+                f"groups is {self.groups}, but clips of {self.digits} digits have no label; "
+                "set data.groups=null or data.digits=1"
+            )
 
     @property
     def specs(self) -> dict[str, FieldSpec]:
@@ -124,10 +137,16 @@ class MovingImages(ImageData):
     """The clips of a split, computed when they are read. ink: the digits, (N, digit, digit) in [0, 1], not to be changed."""
 
     def __init__(self, config: MovingDigits, split: Split) -> None:
+        labels: Tensor | None
         self.ink, labels, self.numbers = sized_digits(split, config.digit)
         columns: dict[str, Column] = {"clip": _Clips(self, config._beside["clip"]), "fps": _Fps(self)}
-        one = config.digits == 1
-        super().__init__(config.shape, labels if one else None, mnist.DIGITS if one else None, columns)
+        names: tuple[str, ...] | None = mnist.DIGITS
+        if config.digits > 1:
+            labels, names = None, None
+        elif config.groups:
+            labels = group_of(self.ink, learned_centres(config.digit, config.groups))
+            names = tuple(f"group {number}" for number in range(config.groups))
+        super().__init__(config.shape, labels, names, columns)
         self.config = config
 
     @property
@@ -216,6 +235,12 @@ def sized_digits(split: Split, edge: int) -> tuple[Tensor, Tensor, Tensor]:
     if edge != ink.shape[-1]:
         ink = F.interpolate(ink, (edge, edge), mode="bilinear", antialias=True)
     return ink[:, 0], torch.from_numpy(labels), torch.from_numpy(numbers)
+
+
+@lru_cache(maxsize=4)
+def learned_centres(edge: int, count: int) -> Tensor:
+    """The centres of the groups of the training digits of this size, not to be changed."""
+    return centres_of(sized_digits("train", edge)[0], count)
 
 
 def fold(x: Tensor, length: Tensor) -> Tensor:

@@ -39,6 +39,19 @@ def test_the_set_declares_clip_frame_rate_a_frame_and_the_digit():
     assert fields["fps"].tolist() == [10] * 40
 
 
+def test_groups_of_look_alikes_take_the_place_of_the_classes_and_change_no_clip():
+    plain, grouped = (MovingDigits(size=16, digit=12, frames=2, groups=count).build("train") for count in (None, 20))
+    assert grouped.specs["label"] == FieldSpec("classes", (), tuple(f"group {number}" for number in range(20)))
+    assert torch.equal(plain.read(ROWS)["clip"], grouped.read(ROWS)["clip"])
+    counts = torch.bincount(grouped.labels, minlength=20)
+    assert counts.min() > 0
+    together = torch.zeros(20, 10).index_put_((grouped.labels, plain.labels), torch.ones(len(plain)), accumulate=True)
+    assert together.amax(1).sum() > 0.6 * len(plain), "a group is mostly of one digit"
+    held_out = MovingDigits(size=16, digit=12, frames=2, groups=20).build("test")
+    digits = Digits().build("test").labels
+    assert (together.argmax(1)[held_out.labels] == digits).float().mean() > 0.6, "groups are those of training"
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_clip_shows_the_digit_of_its_number_and_the_splits_share_none(split: str):
     data, digits = MovingDigits().build(split), Digits().build(split)
@@ -166,6 +179,8 @@ def test_training_batches_hold_the_clip_as_values_and_mirror_it_with_its_frame()
         ({"frames": 0}, "frames"),
         ({"frames": ()}, "data.frames"),
         ({"digits": 3}, "digits"),
+        ({"digits": 2, "groups": 10}, "groups"),
+        ({"groups": 1}, "groups"),
         ({"crop": "random"}, "crop"),
     ],
 )

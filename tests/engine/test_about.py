@@ -105,7 +105,8 @@ def test_no_weights_are_read(trained: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_to_type_next_asks_for_what_the_model_is_drawn_from() -> None:
     def asked(*given: str) -> str:
         conditioners = ["{kind: fps}", *given]
-        made = presets.load("moving-digits", [f"task.conditioners=[{', '.join(conditioners)}]"])
+        unled = ["task.drop_condition=0", "guidance=1"]
+        made = presets.load("moving-digits", [f"task.conditioners=[{', '.join(conditioners)}]", *unled])
         return next_command(made, Path("run"))
 
     assert asked() == asked("{kind: frames, channels: 1, given: {none: 1, first: 1}}") == "sample run"

@@ -30,7 +30,8 @@ class ClassConditioner(Conditioner):
 
     def remedies(self, key: str) -> Remedies:
         return Remedies(
-            lacking="choose data with class labels, or take the class conditioner out: --set task.conditioners=[]",
+            lacking="choose data with class labels, or take the class conditioner out: "
+            "--set task.conditioners=[] --set task.drop_condition=0 --set guidance=1",
             classes=f"use --set {key}.num_classes={{found}}, or choose data with {self.num_classes} classes at most",
         )
 
