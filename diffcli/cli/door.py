@@ -15,7 +15,7 @@ from diffcli.cli.session import WORKER
 FROM_FILES = ("mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "folder", "clips")  # kinds of data
 
 if TYPE_CHECKING:
-    from diffcli.engine.seeds import Seeds
+    from diffcli.engine.options.seeds import Seeds
 
 
 def check_preset(name: str, overrides: Sequence[str], data: str | None = None) -> None:
@@ -104,7 +104,7 @@ def check_drawn_by(
     chosen = labels if labels not in (None, "all", "random") else None
     if chosen is None and not overrides:
         return
-    from diffcli.engine.record_checks import check_class
+    from diffcli.engine.options.record_checks import check_class
     from diffcli.lookup.checkpoint_files import glance, locate
     from diffcli.lookup.raw_preset import check_values
 
@@ -118,7 +118,7 @@ def check_drawn_by(
 def check_conditions(ckpt: Path, prompts: Mapping[str, str | None], clips: Mapping[str, float | str | None]) -> None:
     """Raises UserError for prompts, and for options of clips, by their flags, that a checkpoint takes none of."""
     if any(value is not None for value in [*prompts.values(), *clips.values()]):
-        from diffcli.engine.record_checks import check_clips, check_prompts
+        from diffcli.engine.options.record_checks import check_clips, check_prompts
         from diffcli.lookup.checkpoint_files import glance, locate
 
         record, path = glance(ckpt), locate(ckpt)
@@ -189,7 +189,7 @@ def check_sampler(name: str | None) -> None:
 
 def seeds(text: str, n: int | None, interpolate: int | None = None) -> "Seeds":
     """What --seed names. Raises UserError where it is no seed, or contradicts --n or --interpolate."""
-    from diffcli.engine.seeds import check_seeds, read_seeds
+    from diffcli.engine.options.seeds import check_seeds, read_seeds
 
     found = read_seeds(text)
     check_seeds(found, n, interpolate)

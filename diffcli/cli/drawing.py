@@ -61,7 +61,7 @@ from diffcli.cli.parsing.weight_options import BaseModel, Embedding, Lora
 if TYPE_CHECKING:
     from diffcli.engine.distributed import Group
     from diffcli.engine.draw.sample import SampleOptions
-    from diffcli.engine.seeds import Seeds
+    from diffcli.engine.options.seeds import Seeds
 
 
 def sampling(

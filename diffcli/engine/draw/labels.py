@@ -12,7 +12,7 @@ from diffcli.config import Note, UserError
 from diffcli.engine.draw.conditions import Conditions
 from diffcli.engine.draw.guides import class_count
 from diffcli.engine.model import Model
-from diffcli.engine.record_checks import class_id
+from diffcli.engine.options.record_checks import class_id
 from diffcli.fields import Batch, FieldSpec, Specs
 from diffcli.noise import Domain, Noise
 

@@ -12,7 +12,7 @@ from diffcli.engine.draw.conditions import Conditions, condition_specs
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.draw.translation import Prior, choose_prior
 from diffcli.engine.model import Model
-from diffcli.engine.record_checks import without_texts
+from diffcli.engine.options.record_checks import without_texts
 from diffcli.fields import Batch, Specs
 from diffcli.tasks.conditioners.stored import IMAGE, EmbeddingConditioner
 from diffcli.tasks.guide import Guide

@@ -22,7 +22,7 @@ from diffcli.engine.draw.edits import described, open_picture
 from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.draw.sampling import DEFAULT_N, SampleOptions, check_one_step
 from diffcli.engine.model import Model
-from diffcli.engine.seeds import Seeds, nth_seed, seed_count
+from diffcli.engine.options.seeds import Seeds, nth_seed, seed_count
 from diffcli.engine.stage import StageModel
 from diffcli.fields import listed, to_float, to_levels
 from diffcli.noise import Noise

@@ -47,7 +47,7 @@ from diffcli.engine.draw.sampling import (
 from diffcli.engine.draw.translation import choose_prior
 from diffcli.engine.model import Model
 from diffcli.engine.options.edit_options import EditOptions
-from diffcli.engine.seeds import Seeds, nth_seed
+from diffcli.engine.options.seeds import Seeds, nth_seed
 from diffcli.fields import Batch, to_levels
 from diffcli.noise import streams
 from diffcli.tasks.diffusion import DiffusionTask

@@ -12,7 +12,7 @@ from diffcli.engine.draw.conditions import Conditions
 from diffcli.engine.model import Model
 from diffcli.engine.options.sample_options import SampleOptions as SampleOptions
 from diffcli.engine.options.sample_options import check_one_step as check_one_step
-from diffcli.engine.seeds import seed_count
+from diffcli.engine.options.seeds import seed_count
 from diffcli.lookup.changeable import check_sampling
 from diffcli.preset import Preset
 from diffcli.tasks.diffusion_config import DiffusionConfig

@@ -9,7 +9,7 @@ from diffcli.data.clips.rates import FrameRate
 from diffcli.engine.draw.pictures import MemoryPicture
 from diffcli.engine.options.edit_options import EditOptions
 from diffcli.engine.options.restore_wish import check_flags
-from diffcli.engine.seeds import check_seeds
+from diffcli.engine.options.seeds import check_seeds
 from diffcli.lookup.flags_and_settings import SAMPLING, check_agreement
 
 

@@ -11,8 +11,8 @@ from diffcli.data.loader import on_device
 from diffcli.diffusion.samplers import Sampler
 from diffcli.engine.draw.request import SampleOptions, check_steps, choose_sampler, overridden
 from diffcli.engine.model import Model
+from diffcli.engine.options.seeds import nth_seed
 from diffcli.engine.score.sides import Side, own_side, resolve
-from diffcli.engine.seeds import nth_seed
 from diffcli.fields import FieldSpec, Remedies, Specs, check_fields
 from diffcli.metrics.extractor import Extracted
 from diffcli.tasks.conditioners.slots import unit_variance

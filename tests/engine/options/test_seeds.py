@@ -14,7 +14,7 @@ from diffcli.engine.draw.masks.segmenting import check_options
 from diffcli.engine.draw.pictured.cascade import of_next
 from diffcli.engine.draw.reconstruction import reconstruction
 from diffcli.engine.draw.sample import SampleOptions, draw, load_model, request
-from diffcli.engine.seeds import Seeds, check_seeds, nth_seed, read_seeds
+from diffcli.engine.options.seeds import Seeds, check_seeds, nth_seed, read_seeds
 from diffcli.noise import Noise
 from tests.conftest import Cli
 from tests.engine.draw.making import encoding, made

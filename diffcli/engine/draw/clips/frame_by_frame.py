@@ -17,7 +17,7 @@ from diffcli.engine.draw.given import from_stage
 from diffcli.engine.draw.sample import ImageRequest, sampled, spans
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model
-from diffcli.engine.seeds import nth_seed
+from diffcli.engine.options.seeds import nth_seed
 
 SHARED = ("seeds", "labels", "prompts")  # entries of a sidecar with one value an image
 

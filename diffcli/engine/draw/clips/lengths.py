@@ -8,7 +8,7 @@ from diffcli.diffusion.windows import Windows
 from diffcli.engine.draw.pictured.following import ClipLength, Frame
 from diffcli.engine.draw.sampling import SampleOptions
 from diffcli.engine.model import Model, lengthened
-from diffcli.engine.record_checks import without_clips
+from diffcli.engine.options.record_checks import without_clips
 from diffcli.preset import Preset
 from diffcli.tasks.conditioners.frame_rate import FPS
 from diffcli.tasks.diffusion import DiffusionTask

@@ -28,7 +28,7 @@ from diffcli.engine.draw.sample import Finished, ImageRequest, SampleOptions, dr
 from diffcli.engine.draw.sheets.arrangement import CLIPS
 from diffcli.engine.draw.translation import image_conditioners
 from diffcli.engine.model import Model
-from diffcli.engine.seeds import nth_seed
+from diffcli.engine.options.seeds import nth_seed
 from diffcli.tasks.diffusion import DiffusionTask
 
 Opening = Callable[[Path], Model]

@@ -15,11 +15,11 @@ from diffcli.engine.draw.request import Request
 from diffcli.engine.draw.rows import row_fields
 from diffcli.engine.draw.sample import sampled
 from diffcli.engine.model import Model
+from diffcli.engine.options.seeds import nth_seed
 from diffcli.engine.score.pairs.followed import CONDITION, OTHER, named
 from diffcli.engine.score.pairs.pair_scores import ORIGINAL
 from diffcli.engine.score.pairs.reconstructed import originals
 from diffcli.engine.score.sides import Side, data_side, over
-from diffcli.engine.seeds import nth_seed
 from diffcli.fields import OVER_PIXELS, Batch, FieldSpec
 from diffcli.tasks.super_resolution import SuperResolutionConfig
 
