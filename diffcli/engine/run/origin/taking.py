@@ -13,6 +13,7 @@ from diffcli.config import UserError, quoted
 from diffcli.engine.model import Model
 from diffcli.engine.run.origin.correspondence import Classes, Move, joined, pairs, rules
 from diffcli.engine.run.origin.source_reading import KEY
+from diffcli.engine.run.origin.unasked import Unasked, unasked
 from diffcli.engine.run.roles.parameter_roles import parts
 from diffcli.fields import listed
 from diffcli.networks.lora import of_change
@@ -42,6 +43,7 @@ class Taking(NamedTuple):
     """What is taken, by our key, and what is not. zeroed: new inputs, which are 0 so that the model begins as the source.
 
     new: ours without a source. left_out: the source's without a use. share: of the main network that is taken, 0 to 1.
+    unasked: classes that are gone, of which a bias keeps what the source was told where none was asked for.
     """
 
     moves: dict[str, Move]
@@ -50,6 +52,7 @@ class Taking(NamedTuple):
     new: tuple[str, ...]
     left_out: tuple[str, ...]
     share: float
+    unasked: tuple[Unasked, ...] = ()
 
     def covers(self, names: Iterable[str]) -> bool:
         """Whether all of these tensors are those of the source."""
@@ -87,7 +90,9 @@ def matched(ours: Task, model: Model, names: Classes, available: Iterable[str], 
             new.append(key)
     used = {move.key for move in moves.values()} | {same.get(misfit.name, "") for misfit in misfits}
     left_out = tuple(key for key in there if key not in used)
-    taking = Taking(moves, tuple(zeroed), tuple(misfits), tuple(new), left_out, _share(ours, theirs, moves, shapes))
+    share, kept = _share(ours, theirs, moves, shapes), [pair.theirs for pair in pairs(ours, theirs)]
+    gone = tuple(each for each in unasked(ours, theirs, kept) if each.bias in moves)
+    taking = Taking(moves, tuple(zeroed), tuple(misfits), tuple(new), left_out, share, gone)
     if taking.share < LEAST:
         raise _another(model, taking)
     return taking
@@ -163,6 +168,8 @@ def take(task: Task, taking: Taking, tensors: Mapping[str, Tensor]) -> None:
         state[key].copy_(move.made(state[key], tensors[move.key]))
     for key in taking.zeroed:
         state[key].zero_()
+    for each in taking.unasked:
+        state[each.bias].add_(each.made(tensors).to(state[each.bias]))
 
 
 def told(task: Task, model: Model, taking: Taking, names: Classes) -> dict[str, str]:
@@ -180,6 +187,8 @@ def told(task: Task, model: Model, taking: Taking, names: Classes) -> dict[str, 
     ]
     if quiet := [*parted, *taking.zeroed]:
         facts["added as 0"] = _few(quiet) + ": it begins as if this were not there"
+    if gone := [each.condition for each in taking.unasked]:
+        facts["no classes"] = f"{_few(gone)} of the source: it begins as the source does where no class is asked for"
     if taking.misfits:
         facts["fresh"] = _few([str(misfit) for misfit in taking.misfits])
     grids = [name for name, move in taking.moves.items() if move.grid]

@@ -62,13 +62,13 @@ def started(model: Model, names: tuple[str, ...] | None = None, **keys: Any) -> 
     return task, found
 
 
-def predicted(task: Task, labels: list[int]) -> Prediction:
-    """What a task makes of one noisy batch under conditions of every kind that it knows."""
+def predicted(task: Task, labels: list[int], asked: bool = True) -> Prediction:
+    """What a task makes of one noisy batch under conditions of every kind that it knows, or with all of them left out."""
     assert isinstance(task, DiffusionTask)
     n = len(labels)
     batch = {"label": torch.tensor(labels), "edges": normal(n, 2, 8, 8, seed=3), "text": ["a cat", "two"][:n]}
     x, t = normal(n, 1, 8, 8, seed=4), torch.linspace(0.2, 0.7, n)
-    cond = task.condition(batch, torch.ones(n, dtype=torch.bool), x, seeds=torch.arange(n))
+    cond = task.condition(batch, torch.full((n,), asked), x, seeds=torch.arange(n))
     with torch.no_grad():
         return task.denoiser(x, t, cond)  # type: ignore[no-any-return]
 
@@ -144,6 +144,33 @@ def test_conditions_that_are_gone_leave_the_others_in_their_place() -> None:
     assert torch.equal(mine["conditioners.1.embedding.weight"], theirs["conditioners.0.embedding.weight"])
     vectors = "denoiser.network.embedding.vector.weight"
     assert torch.equal(mine[vectors], theirs[vectors][:, :8])
+
+
+@pytest.mark.parametrize(
+    ("left", "drop"),
+    [([], 0), ([EDGES], 0), ([WORDS | {"width": 4, "gives": "vector"}], 0.1)],
+    ids=["nothing", "a sketch", "a text"],
+)
+@pytest.mark.parametrize("network", [{}, {"task__network": DIT}], ids=["unet", "dit"])
+def test_without_its_classes_a_model_begins_as_the_source_that_is_asked_for_none(
+    network: dict[str, Any], left: list[dict[str, Any]], drop: float
+) -> None:
+    before = {**network, "task__conditioners": [*left, CLASS], "task__drop_condition": 0.1}
+    model = model_of(**before)
+    task, found = started(model, **network, task__conditioners=left, task__drop_condition=drop)
+    assert [each.condition for each in found.unasked] == [f"task.conditioners.{len(left)}"]
+    assert same(predicted(task, [1, 2], asked=False), predicted(model.task, [1, 2], asked=False))
+    assert "no classes" in told(task, model, found, None)
+
+
+def test_classes_as_wide_as_a_transformer_leave_their_null_row() -> None:
+    model = model_of(task__network=DIT, task__conditioners=[WIDE], task__drop_condition=0.1)
+    task, _ = started(model, task__network=DIT, task__conditioners=[])
+    assert same(predicted(task, [1, 2]), predicted(model.task, [1, 2], asked=False))
+
+
+def test_a_model_that_always_had_a_class_has_nothing_to_begin_from() -> None:
+    assert started(model_of(), task__conditioners=[])[1].unasked == ()
 
 
 def test_rows_of_classes_follow_their_names_and_the_null_row_stays() -> None:
