@@ -88,10 +88,12 @@ def matched(ours: Task, model: Model, names: Classes, available: Iterable[str], 
             zeroed.append(key)
         else:
             new.append(key)
+    kept = [pair.theirs for pair in pairs(ours, theirs)]
+    gone = tuple(each for each in unasked(ours, theirs, kept) if each.bias in moves and each.read <= there.keys())
     used = {move.key for move in moves.values()} | {same.get(misfit.name, "") for misfit in misfits}
+    used = used.union(*(each.read for each in gone))
     left_out = tuple(key for key in there if key not in used)
-    share, kept = _share(ours, theirs, moves, shapes), [pair.theirs for pair in pairs(ours, theirs)]
-    gone = tuple(each for each in unasked(ours, theirs, kept) if each.bias in moves)
+    share = _share(ours, theirs, moves, shapes)
     taking = Taking(moves, tuple(zeroed), tuple(misfits), tuple(new), left_out, share, gone)
     if taking.share < LEAST:
         raise _another(model, taking)

@@ -18,8 +18,7 @@ NETWORK = "denoiser.network"
 
 
 class Reader(NamedTuple):
-    """Where a network reads the time and the vectors of conditions. layer: of the vectors; None: there is none, or they are added
-    as they are."""
+    """Where a network reads time and conditions. time: its last layer. layer: of the vectors; None: added as they are."""
 
     time: str
     layer: str | None
@@ -38,6 +37,11 @@ class Unasked(NamedTuple):
     layer: str | None
     columns: tuple[int, int]
     offset: str | None
+
+    @property
+    def read(self) -> set[str]:
+        """The keys of the source's tensors that it is made of."""
+        return {key for key in (self.table, self.layer, self.offset) if key is not None}
 
     def made(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """(E,) float32, of the source's tensors."""

@@ -161,6 +161,7 @@ def test_without_its_classes_a_model_begins_as_the_source_that_is_asked_for_none
     assert [each.condition for each in found.unasked] == [f"task.conditioners.{len(left)}"]
     assert same(predicted(task, [1, 2], asked=False), predicted(model.task, [1, 2], asked=False))
     assert "no classes" in told(task, model, found, None)
+    assert not found.left_out
 
 
 def test_classes_as_wide_as_a_transformer_leave_their_null_row() -> None:
