@@ -145,7 +145,9 @@ class MovingImages(ImageData):
             labels, names = None, None
         elif config.groups:
             labels = group_of(self.ink, learned_centres(config.digit, config.groups))
-            names = tuple(f"group {number} of {config.groups}" for number in range(config.groups))
+            names = tuple(
+                f"group {number} of {config.groups} at {config.digit} pixels" for number in range(config.groups)
+            )
         super().__init__(config.shape, labels, names, columns)
         self.config = config
 

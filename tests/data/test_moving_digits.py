@@ -41,7 +41,9 @@ def test_the_set_declares_clip_frame_rate_a_frame_and_the_digit():
 
 def test_groups_of_look_alikes_take_the_place_of_the_classes_and_change_no_clip():
     plain, grouped = (MovingDigits(size=16, digit=12, frames=2, groups=count).build("train") for count in (None, 20))
-    assert grouped.specs["label"] == FieldSpec("classes", (), tuple(f"group {number} of 20" for number in range(20)))
+    assert grouped.specs["label"] == FieldSpec(
+        "classes", (), tuple(f"group {number} of 20 at 12 pixels" for number in range(20))
+    )
     assert torch.equal(plain.read(ROWS)["clip"], grouped.read(ROWS)["clip"])
     counts = torch.bincount(grouped.labels, minlength=20)
     assert counts.min() > 0

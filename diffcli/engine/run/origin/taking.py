@@ -3,7 +3,7 @@
 A network of which less than half fits is another one, and is refused: it would be a run from random weights in disguise.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ class Taking(NamedTuple):
     new: tuple[str, ...]
     left_out: tuple[str, ...]
     share: float
-    unasked: tuple[Unasked, ...] = ()
+    unasked: Sequence[Unasked] = ()
 
     def covers(self, names: Iterable[str]) -> bool:
         """Whether all of these tensors are those of the source."""
@@ -89,7 +89,7 @@ def matched(ours: Task, model: Model, names: Classes, available: Iterable[str], 
         else:
             new.append(key)
     kept = [pair.theirs for pair in pairs(ours, theirs)]
-    gone = tuple(each for each in unasked(ours, theirs, kept) if each.bias in moves and each.read <= there.keys())
+    gone = [each for each in unasked(ours, theirs, kept) if each.bias in moves and each.read <= there.keys()]
     used = {move.key for move in moves.values()} | {same.get(misfit.name, "") for misfit in misfits}
     used = used.union(*(each.read for each in gone))
     left_out = tuple(key for key in there if key not in used)

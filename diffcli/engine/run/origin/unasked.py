@@ -3,12 +3,13 @@
 What the source's network is then told, the null row of its table, is the same for every image, so it becomes part of a bias.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from diffcli.networks.dit import DiT
+from diffcli.networks.lora import of_change
 from diffcli.networks.unet import UNet
 from diffcli.tasks.conditioners.classes import ClassConditioner
 from diffcli.tasks.diffusion import DiffusionTask
@@ -18,7 +19,7 @@ NETWORK = "denoiser.network"
 
 
 class Reader(NamedTuple):
-    """Where a network reads time and conditions. time: its last layer. layer: of the vectors; None: added as they are."""
+    """Where a network reads time and vectors. time: its last layer. layer: of the vectors; None: they are added as they are."""
 
     time: str
     layer: str | None
@@ -52,25 +53,35 @@ class Unasked(NamedTuple):
         return told if self.offset is None else told + tensors[self.offset].float()
 
 
-def unasked(ours: Task, theirs: Task, kept: Collection[nn.Module]) -> Iterator[Unasked]:
-    """The classes that are gone. kept: the source's modules that have one of ours. None where training left no class out."""
+def unasked(ours: Task, theirs: Task, kept: Collection[nn.Module]) -> list[Unasked]:
+    """The classes that are gone. kept: the source's modules that have one of ours.
+
+    None where ours would not begin as the source all the same: if training left no class out, if another vector is gone too, or
+    if those that stay are read in another way; and none for low-rank changes, which leave every bias as it is.
+    """
     if not isinstance(ours, DiffusionTask) or not isinstance(theirs, DiffusionTask) or not theirs.drop_condition:
-        return
+        return []
     mine, other = reader(ours.denoiser.network), reader(theirs.denoiser.network)
-    if mine is None or other is None:
-        return
-    end, whole = 0, sum(conditioner.shape.vector for conditioner in theirs.named_conditioners.values())
-    alone = mine.layer is None and other.layer is not None
-    for i, (name, conditioner) in enumerate(theirs.named_conditioners.items()):
+    if mine is None or other is None or any(of_change(name) for name, _ in ours.named_parameters()):
+        return []
+    told = [(name, c) for name, c in theirs.named_conditioners.items() if c.shape.vector]
+    gone = [name for name, c in told if not any(c is each for each in kept)]
+    direct = mine.layer is None and any(c.shape.vector for c in ours.named_conditioners.values())
+    if direct or any(name in gone and not isinstance(c, ClassConditioner) for name, c in told):
+        return []
+    if other.layer is None and len(told) > 1:  # each is added to a part of the width alone
+        return []
+    found: list[Unasked] = []
+    end = 0
+    for name, conditioner in told:
         begin, end = end, end + conditioner.shape.vector
-        if not isinstance(conditioner, ClassConditioner) or begin == end or any(conditioner is each for each in kept):
-            continue
-        if other.layer is None and end - begin < whole:  # it is added to a part of the width alone
-            continue
-        layer = other.layer and f"{NETWORK}.{other.layer}.weight"
-        offset = f"{NETWORK}.{other.layer}.bias" if alone else None
-        bias, alone = f"{NETWORK}.{mine.layer or mine.time}.bias", False
-        yield Unasked(name, bias, f"conditioners.{i}.embedding.weight", layer, (begin, end), offset)
+        if name in gone:
+            layer = other.layer and f"{NETWORK}.{other.layer}.weight"
+            alone = mine.layer is None and other.layer is not None and not found
+            offset = f"{NETWORK}.{other.layer}.bias" if alone else None
+            table = f"{name.removeprefix('task.')}.embedding.weight"
+            found.append(Unasked(name, f"{NETWORK}.{mine.time}.bias", table, layer, (begin, end), offset))
+    return found
 
 
 def reader(network: nn.Module) -> Reader | None:

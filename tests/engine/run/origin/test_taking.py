@@ -15,6 +15,7 @@ from diffcli.engine.run.origin.correspondence import Move, class_rows, columns, 
 from diffcli.engine.run.origin.taking import Taking, matched, take, told, warnings
 from diffcli.networks.attention_blocks import CrossAttentionBlock
 from diffcli.networks.dit import TokenReader
+from diffcli.networks.lora import LoraConfig, attach
 from diffcli.tasks.diffusion import DiffusionTask
 from diffcli.tasks.task import Task
 from tests.conftest import changed
@@ -164,14 +165,44 @@ def test_without_its_classes_a_model_begins_as_the_source_that_is_asked_for_none
     assert not found.left_out
 
 
-def test_classes_as_wide_as_a_transformer_leave_their_null_row() -> None:
+VECTOR = WORDS | {"width": 4, "gives": "vector"}
+
+
+@pytest.mark.parametrize("after", [[], [VECTOR]], ids=["nothing", "a text"])
+def test_classes_as_wide_as_a_transformer_leave_their_null_row(after: list[dict[str, Any]]) -> None:
     model = model_of(task__network=DIT, task__conditioners=[WIDE], task__drop_condition=0.1)
-    task, _ = started(model, task__network=DIT, task__conditioners=[])
+    task, _ = started(model, task__network=DIT, task__conditioners=after)
     assert same(predicted(task, [1, 2]), predicted(model.task, [1, 2], asked=False))
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([CLASS, VECTOR], []),
+        ([CLASS, VECTOR | {"width": 16}], [VECTOR | {"width": 16}]),
+        ([CLASS | {"dim": 8}, VECTOR | {"width": 8}], [VECTOR | {"width": 8}]),
+        ([CLASS], [VECTOR | {"width": 16}]),
+    ],
+    ids=["a text is gone", "a text is then added as it is", "both were parts of the width", "a text comes as it is"],
+)
+def test_nothing_is_promised_where_other_vectors_change(
+    before: list[dict[str, Any]], after: list[dict[str, Any]]
+) -> None:
+    model = model_of(task__network=DIT, task__conditioners=before, task__drop_condition=0.1)
+    task, found = started(model, task__network=DIT, task__conditioners=after)
+    assert "no classes" not in told(task, model, found, None)
+    assert any("embedding" in name for name in found.left_out), "the table of classes"
+
+
+def test_low_rank_changes_of_a_model_of_classes_leave_its_biases() -> None:
+    model = model_of(task__drop_condition=0.1)
+    task = task_of(preset_of(task__conditioners=[]), seed=2)
+    attach({"denoiser": task.denoiser}, LoraConfig(rank=1, targets=("conv1",)))
+    assert matched(task, model, None, model.task.state_dict()).unasked == []
+
+
 def test_a_model_that_always_had_a_class_has_nothing_to_begin_from() -> None:
-    assert started(model_of(), task__conditioners=[])[1].unasked == ()
+    assert started(model_of(), task__conditioners=[])[1].unasked == []
 
 
 def test_rows_of_classes_follow_their_names_and_the_null_row_stays() -> None:
