@@ -54,6 +54,12 @@ TINY: dict[str, Any] = {
 }
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`make test-slow` takes every test, on machines without a GPU, too."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 class Outcome(NamedTuple):
     """What a command left behind."""
 

@@ -198,8 +198,10 @@ class Task(nn.Module, ABC):
 
     def advice(self, has: Specs) -> list[str]:
         """What is allowed with these fields but probably not meant, one sentence each."""
+        key = {name: key for key, conditioner in self.named_conditioners.items() for name in conditioner.reads}
         return [
-            f"the data have {found} classes of '{name}', the model {count}: the rest is never trained; set num_classes to {found}"
+            f"the data have {found} classes of '{name}', the model {count}: the rest is never trained; "
+            f"--set {key.get(name, 'task')}.num_classes={found} leaves them out"
             for name, spec in self.reads.items()
             if name in has
             and (count := spec.class_count) is not None
