@@ -130,5 +130,5 @@ def test_classes_that_the_data_never_had_are_told_and_not_drawn_unless_asked_for
     room = model.task.advice({"image": FieldSpec("image", (1, 8, 8)), "label": FieldSpec("classes", (), 2)})
     assert len(room) == 1
     assert "2 classes of 'label'" in room[0]
-    assert "num_classes to 2" in room[0]
+    assert "task.conditioners.0.num_classes=2" in room[0]
     assert not model.task.advice({"label": FieldSpec("classes", (), 10)})
