@@ -25,16 +25,9 @@ LOSSES = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}  # relative
 
 
 def devices(*cpu_marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
-    """Runs a test on the CPU, with these marks there, and on a CUDA device where there is one."""
+    """Runs a test on the CPU, with these marks there, and on a CUDA device where there is one (conftest.py)."""
     names = [pytest.param("cpu", marks=cpu_marks), pytest.param("cuda", marks=pytest.mark.gpu)]
     return pytest.mark.parametrize("device", names)
-
-
-@pytest.fixture(autouse=True)
-def there(request: pytest.FixtureRequest) -> None:
-    """Leaves the CUDA half of a test out where there is no such device, as on most machines; its CPU half always runs."""
-    if request.getfixturevalue("device") == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
 
 
 def images(device: str, precision: str, compile: bool = False, n: int = 6, batch_size: int = 6) -> torch.Tensor:
